@@ -1,0 +1,94 @@
+"""The records that cross the walls between rooms: items of a plan, features in batches, and the status of an item.
+
+T texts, V videos, L tokens, F frames, D embed_dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+SCHEMA = "glscl.cache/1"
+STREAMS = ("video", "text")
+
+
+class Status(IntEnum):
+    """What became of one item; stored as uint8 in the array `status`."""
+
+    OK = 0
+    MISSING = 1  # no such file
+    DECODE_ERROR = 2  # the file gives no frame at all
+    PARTIAL = 3  # frames until an error part-way; they are kept
+    TIMED_OUT = 4  # the decoder made no progress within the time limit, or died
+
+    @property
+    def usable(self) -> bool:
+        return self in (Status.OK, Status.PARTIAL)
+
+
+class VideoItem(NamedTuple):
+    """One gallery entry: a video file, or the part [start, end) seconds of one. `path` is None where no file was found."""
+
+    id: str
+    split: str
+    path: str | None
+    start: float | None = None
+    end: float | None = None
+
+
+class TextItem(NamedTuple):
+    """One caption. `text` is what is encoded (white space folded); `original` only where it differs from `text`."""
+
+    id: str
+    video: str
+    split: str
+    text: str
+    original: str | None = None
+
+
+class Expected(NamedTuple):
+    """Published size of a split; None where nothing is published."""
+
+    captions: int | None
+    videos: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotations:
+    """What a dataset reader returns: every video and caption of the chosen splits, with what it dropped and why."""
+
+    dataset: str
+    videos: list[VideoItem]
+    texts: list[TextItem]
+    expected: dict[str, Expected] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # one line each: what was dropped, counted, and the reason
+
+
+class TextFeatures(NamedTuple):
+    """A batch of encoded captions: raw projected features, not L2-normalised.
+
+    Attributes:
+        text_features: (T, D) pooled text feature, the projected state at end-of-text.
+        token_features: (T, L, D) projected states of all tokens, or None where a cache holds none.
+        token_mask: (T, L) bool, True = real token; None exactly where `token_features` is.
+    """
+
+    text_features: torch.Tensor
+    token_features: torch.Tensor | None = None
+    token_mask: torch.Tensor | None = None
+
+
+class VideoFeatures(NamedTuple):
+    """A batch of encoded videos: raw projected features, not L2-normalised.
+
+    Attributes:
+        frame_features: (V, F, D) projected frame features; padded frames are zero.
+        frame_mask: (V, F) bool, True = real frame; every video has at least one.
+    """
+
+    frame_features: torch.Tensor
+    frame_mask: torch.Tensor

@@ -1,0 +1,41 @@
+"""The contract: records, fingerprint, stores. One path holds features, captions, ids, splits and failures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from glscl.cache.schema import Annotations, Expected, Status, TextFeatures, TextItem, VideoFeatures, VideoItem
+
+if TYPE_CHECKING:
+    from glscl.cache.feature_table import FeatureTable
+    from glscl.cache.store import STORES, Split, Store, StoreSpec, create_store, open_store
+
+__all__ = [
+    "STORES",
+    "Annotations",
+    "Expected",
+    "FeatureTable",
+    "Split",
+    "Status",
+    "Store",
+    "StoreSpec",
+    "TextFeatures",
+    "TextItem",
+    "VideoFeatures",
+    "VideoItem",
+    "create_store",
+    "open_store",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # zarr, h5py and torch are imported on first use, so that `glscl --help` answers at once.
+    if name == "FeatureTable":
+        from glscl.cache.feature_table import FeatureTable
+
+        return FeatureTable
+    if name in __all__:
+        from glscl.cache import store
+
+        return getattr(store, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,132 @@
+"""Writing that survives being killed: aside, fsynced, then made visible in one step."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from glscl.errors import CacheFormatError, StorageError
+
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+@contextlib.contextmanager
+def storage_errors(path: os.PathLike[str] | str, doing: str = "write") -> Iterator[None]:
+    """Turn what the operating system (or h5py) says about a failing disk into one StorageError."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        message, mend = _explain(error, path, doing)
+        raise StorageError(message, mend=mend) from error
+
+
+def _explain(error: OSError, path: os.PathLike[str] | str, doing: str) -> tuple[str, str]:
+    code = error.errno
+    text = str(error)
+    if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
+        return f"Cannot {doing} {os.fspath(path)}: the disk is full", "Free some space and run the same command again"
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"Cannot {doing} {os.fspath(path)}: no permission to write there", "Choose another folder with --out"
+    if code in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        return f"Cannot {doing} {os.fspath(path)}: a file stands where a folder is expected, or the reverse", (
+            "Choose another folder with --out"
+        )
+    return f"Cannot {doing} {os.fspath(path)}: {error.strerror or text}", "Run the same command again once the disk is well"
+
+
+def sync_directory(path: Path) -> None:
+    """Make names in a directory durable; silently nothing where the system cannot (Windows)."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def sync_tree(path: Path) -> None:
+    """fsync one file, or every file and folder below a folder."""
+    if path.is_dir():
+        for folder, _, files in os.walk(path):
+            for name in files:
+                _sync_file(Path(folder, name))
+            sync_directory(Path(folder))
+    else:
+        _sync_file(path)
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_aside(path: Path, data: bytes) -> Path:
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    return aside
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`: a reader sees the old content or the new, never half of it."""
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = _write_aside(path, data)
+        os.replace(aside, path)
+        sync_directory(path.parent)
+
+
+def put_if_absent(path: Path, data: bytes) -> bool:
+    """Create `path` with `data` unless it exists; exactly one of several competing writers gets True."""
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = _write_aside(path, data)
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            # A file system without hard links: reserve the name, then replace it by the complete file.
+            try:
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+            except FileExistsError:
+                return False
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+        sync_directory(path.parent)
+        return True
+
+
+def dump_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def load_json(path: Path, what: str) -> dict[str, Any]:
+    """Read a JSON object; anything else is a CacheFormatError naming the file."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CacheFormatError(f"{path} is not {what}: {error}") from error
+    if not isinstance(value, dict):
+        raise CacheFormatError(f"{path} is not {what}: found a {type(value).__name__}, expected an object")
+    return value

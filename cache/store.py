@@ -1,0 +1,688 @@
+"""A cache on disk: a directory of immutable shards that become visible one by one, each by one atomic commit.
+
+    store.json                      written once: schema, format, configuration, fingerprint, splits, sizes
+    plan/{video,text}.jsonl         ordered items; shard i = items [i·K, (i+1)·K)
+    shards/{stream}/<shard>-<attempt>[.h5]      never modified
+    commits/{stream}/<shard>[.r<revision>].json put-if-absent, last of all; the highest revision counts
+    backbone/pieces.safetensors     first text blocks, positions, logit_scale, feature of a black frame
+    partial/                        where shards are written aside; left-overs of killed writers, safe to delete
+    manifest.json                   all commits, when complete; with store.json all that a reader needs
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from glscl.cache.files import (
+    dump_json,
+    load_json,
+    put_if_absent,
+    storage_errors,
+    sync_directory,
+    sync_tree,
+    write_atomically,
+)
+from glscl.cache.fingerprint import annotation_hash, differences, fingerprint
+from glscl.cache.hdf5_store import Hdf5Shards
+from glscl.cache.layout import FEATURE_DTYPES, FLOAT, LAYOUT, decode_features, numpy_dtype, unpack_strings
+from glscl.cache.schema import SCHEMA, STREAMS, Annotations, Expected, Status, TextItem, VideoItem
+from glscl.cache.zarr_store import ZarrShards
+from glscl.errors import (
+    CacheCorruptError,
+    CacheFormatError,
+    CacheIncompleteError,
+    FingerprintError,
+    InputError,
+    NotFoundError,
+    StorageError,
+    UsageError,
+)
+
+_OWN_NAMES = {"store.json", "plan", "shards", "commits", "backbone", "partial", "manifest.json", "zarr.json"}
+
+
+class ShardFormat(Protocol):
+    """How the arrays of one shard become bytes. Everything else about a cache is the same for all formats."""
+
+    name: str
+    suffix: str
+
+    def prepare_root(self, root: Path, streams: tuple[str, ...]) -> None:
+        """Make `root` itself openable by the format's own tools, where it has such a notion."""
+
+    def write(self, path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, str]) -> None:
+        """Write a new file or folder; durability and visibility are the caller's."""
+
+    def read(self, path: Path, name: str) -> np.ndarray:
+        """One array through the format's library, checksums verified."""
+
+    def map(self, path: Path, names: list[str]) -> dict[str, np.ndarray]:
+        """Arrays as read-only memory maps where the raw bytes lie plainly in the file, else as `read`."""
+
+
+STORES: dict[str, ShardFormat] = {"zarr": ZarrShards(), "hdf5": Hdf5Shards()}
+
+
+class Split(NamedTuple):
+    """A split is a contiguous run of each stream: `videos` and `texts` are ranges of item numbers."""
+
+    videos: range
+    texts: range
+    expected: Expected
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreSpec:
+    """Everything that is decided before the first shard is written.
+
+    Attributes:
+        configuration: what decides the values (backbone, preprocessing, tokenizer, sampling, …), JSON-able; hashed.
+        annotations: videos and captions, in order; sorted by split here.
+        embed_dim: D.
+        dtype: "float16", "float32" or "bfloat16".
+        tokens: whether token features are stored.
+        shard_items: items a shard, by stream.
+        provenance: command, versions, paths; stored, not hashed.
+    """
+
+    configuration: Mapping[str, Any]
+    annotations: Annotations
+    embed_dim: int
+    dtype: str = "float16"
+    tokens: bool = True
+    shard_items: Mapping[str, int] = field(default_factory=lambda: {"video": 256, "text": 4096})
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Commit(NamedTuple):
+    """The record that makes one shard part of the cache."""
+
+    stream: str
+    shard: int
+    revision: int
+    items: tuple[int, int]
+    path: str  # below the cache
+    arrays: dict[str, dict[str, Any]]  # name → shape, dtype, crc32
+    failures: list[dict[str, Any]]
+
+
+def create_store(path: os.PathLike[str] | str, spec: StoreSpec, format: str = "zarr") -> Store:
+    """Create a cache, or open the one that stands there if it was made from the same specification.
+
+    Args:
+        path: folder of the cache; created with its parents.
+        spec: what will be stored.
+        format: a key of `STORES`.
+
+    Raises:
+        UsageError: unknown format or dtype, or the cache there has another format.
+        InputError: duplicate ids, or a caption whose split is not its video's.
+        FingerprintError: another configuration or other annotations stand there.
+        CacheFormatError: the folder holds something else.
+        StorageError: it cannot be written.
+    """
+    root = Path(path)
+    if format not in STORES:
+        raise UsageError(f"Unknown cache format {format!r}; there are {', '.join(STORES)}")
+    if spec.dtype not in FEATURE_DTYPES:
+        raise UsageError(f"Unknown feature dtype {spec.dtype!r}; there are {', '.join(FEATURE_DTYPES)}")
+    annotations, splits = _arrange(spec.annotations)
+    configuration = {
+        **spec.configuration,
+        "dataset": annotations.dataset,
+        "annotations": annotation_hash(annotations.videos, annotations.texts),
+        "embed_dim": spec.embed_dim,
+        "dtype": spec.dtype,
+        "tokens": spec.tokens,
+    }
+    mark = fingerprint(configuration)
+    if (root / "store.json").exists():
+        store = open_store(root)
+        if store.fingerprint != mark:
+            raise FingerprintError(
+                f"{root} holds another cache ({'; '.join(differences(store.configuration, configuration)[:3])})",
+                mend="Choose another folder with --out, or delete that one first",
+            )
+        if store.header["format"] != format:
+            raise UsageError(
+                f"{root} is a {store.header['format']} cache; asked for {format}",
+                mend=f"Use --format {store.header['format']}, or another folder with --out",
+            )
+        store.plan = annotations
+        return store
+    with storage_errors(root, "create the cache"):
+        root.mkdir(parents=True, exist_ok=True)
+        foreign = sorted(n for n in os.listdir(root) if n not in _OWN_NAMES and not n.startswith("."))
+        if foreign:
+            raise CacheFormatError(
+                f"{root} is not a glscl cache and not empty: found {', '.join(foreign[:3])}, expected store.json",
+                mend="Choose another folder with --out",
+            )
+        write_atomically(root / "plan" / "video.jsonl", _jsonl(annotations.videos))
+        write_atomically(root / "plan" / "text.jsonl", _jsonl(annotations.texts))
+        for stream in STREAMS:
+            for part in ("shards", "commits"):
+                (root / part / stream).mkdir(parents=True, exist_ok=True)
+        STORES[format].prepare_root(root, STREAMS)
+        header = {
+            "schema": SCHEMA,
+            "format": format,
+            "fingerprint": mark,
+            "configuration": configuration,
+            "streams": {
+                "video": {"items": len(annotations.videos), "shard_items": int(spec.shard_items["video"])},
+                "text": {"items": len(annotations.texts), "shard_items": int(spec.shard_items["text"])},
+            },
+            "splits": {
+                name: {
+                    "videos": [split.videos.start, split.videos.stop],
+                    "texts": [split.texts.start, split.texts.stop],
+                    "expected_videos": split.expected.videos,
+                    "expected_captions": split.expected.captions,
+                }
+                for name, split in splits.items()
+            },
+            "notes": list(annotations.notes),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "provenance": dict(spec.provenance),
+        }
+        if not put_if_absent(root / "store.json", dump_json(header)):
+            return create_store(path, spec, format)  # another launch was a moment faster: compare with what it wrote
+    store = open_store(root)
+    store.plan = annotations
+    return store
+
+
+def open_store(path: os.PathLike[str] | str) -> Store:
+    """Open a cache for reading (and for committing what it lacks).
+
+    Raises:
+        NotFoundError: nothing is there.
+        CacheFormatError: something else is there, or a schema this version cannot read.
+    """
+    root = Path(path)
+    if not root.exists():
+        raise NotFoundError(f"No cache at {root}", mend="Make one: glscl extract --dataset NAME --out " + str(root))
+    if not (root / "store.json").is_file():
+        raise CacheFormatError(f"{root} is not a glscl cache: it has no store.json")
+    header = load_json(root / "store.json", "the head of a glscl cache")
+    if header.get("schema") != SCHEMA:
+        raise CacheFormatError(f"{root} has schema {header.get('schema')!r}; this version reads {SCHEMA!r}")
+    try:
+        if header["format"] not in STORES:
+            raise CacheFormatError(f"{root} has format {header['format']!r}; known are {', '.join(STORES)}")
+        if fingerprint(header["configuration"]) != header["fingerprint"]:
+            raise CacheFormatError(f"{root}/store.json was changed: its configuration does not give its fingerprint")
+        return Store(root, header)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, CacheFormatError):
+            raise
+        raise CacheFormatError(f"{root}/store.json is not the head of a glscl cache: {error!r}") from error
+
+
+class Store:
+    """One open cache. Obtain it from `open_store` or `create_store`.
+
+    Attributes:
+        path: the folder.
+        header: the content of store.json.
+        splits: name → Split.
+        plan: the annotations with the files as this run found them (after `create_store`), else as recorded.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+        self.path = path
+        self.header = header
+        self.format = STORES[header["format"]]
+        self.fingerprint: str = header["fingerprint"]
+        self.configuration: dict[str, Any] = header["configuration"]
+        self.embed_dim: int = int(header["configuration"]["embed_dim"])
+        self.dtype: str = header["configuration"]["dtype"]
+        self.has_tokens: bool = bool(header["configuration"]["tokens"])
+        self.num_items = {stream: int(header["streams"][stream]["items"]) for stream in STREAMS}
+        self.shard_items = {stream: int(header["streams"][stream]["shard_items"]) for stream in STREAMS}
+        self.splits = {
+            name: Split(
+                range(*entry["videos"]),
+                range(*entry["texts"]),
+                Expected(entry["expected_captions"], entry["expected_videos"]),
+            )
+            for name, entry in header["splits"].items()
+        }
+        self._commits: dict[str, dict[int, Commit]] | None = None
+
+    # --- what is there -----------------------------------------------------------------------------------------
+
+    @cached_property
+    def plan(self) -> Annotations:
+        return Annotations(
+            dataset=self.configuration["dataset"],
+            videos=[VideoItem(**row) for row in self._plan_rows("video")],
+            texts=[TextItem(**row) for row in self._plan_rows("text")],
+            expected={name: split.expected for name, split in self.splits.items()},
+            notes=list(self.header.get("notes", [])),
+        )
+
+    def _plan_rows(self, stream: str) -> Iterator[dict[str, Any]]:
+        path = self.path / "plan" / f"{stream}.jsonl"
+        try:
+            with open(path, encoding="utf-8") as file:
+                yield from (json.loads(line) for line in file)
+        except FileNotFoundError as error:
+            raise CacheCorruptError(f"{path} is missing") from error
+        except (ValueError, TypeError) as error:
+            raise CacheCorruptError(f"{path} cannot be read: {error}") from error
+
+    def num_shards(self, stream: str) -> int:
+        return -(-self.num_items[stream] // self.shard_items[stream])
+
+    def shard_range(self, stream: str, shard: int) -> range:
+        size = self.shard_items[stream]
+        return range(shard * size, min((shard + 1) * size, self.num_items[stream]))
+
+    def commits(self, stream: str) -> dict[int, Commit]:
+        """Committed shards by number, the highest revision of each."""
+        if self._commits is None:
+            self._commits = self._read_manifest() or self._read_commits()
+        return self._commits[stream]
+
+    def refresh(self) -> None:
+        """Look again at what other writers have committed."""
+        self._commits = None
+
+    def pending(self, stream: str) -> list[int]:
+        """Numbers of the shards that nobody has committed yet."""
+        return [shard for shard in range(self.num_shards(stream)) if shard not in self.commits(stream)]
+
+    @property
+    def complete(self) -> bool:
+        return not any(self.pending(stream) for stream in STREAMS)
+
+    def failures(self) -> list[dict[str, Any]]:
+        """`[{"id", "reason", "status"}]` of every item without features, or with fewer than it should have."""
+        return [failure for shard in sorted(self.commits("video")) for failure in self.commits("video")[shard].failures]
+
+    def _read_manifest(self) -> dict[str, dict[int, Commit]] | None:
+        path = self.path / "manifest.json"
+        if not path.exists():
+            return None
+        manifest = load_json(path, "the manifest of a glscl cache")
+        if manifest.get("fingerprint") != self.fingerprint:
+            raise CacheCorruptError(f"{path} belongs to another cache (fingerprint {manifest.get('fingerprint')})")
+        try:
+            return {s: {int(c["shard"]): _commit(c) for c in manifest["streams"][s]} for s in STREAMS}
+        except (KeyError, TypeError, ValueError) as error:
+            raise CacheCorruptError(f"{path} cannot be read: {error!r}", mend="Delete it and extract again") from error
+
+    def _read_commits(self) -> dict[str, dict[int, Commit]]:
+        found: dict[str, dict[int, Commit]] = {stream: {} for stream in STREAMS}
+        for stream in STREAMS:
+            for path in sorted((self.path / "commits" / stream).glob("[0-9]*.json")):
+                row = load_json(path, "a commit of a glscl cache")
+                try:
+                    commit = _commit(row)
+                except (KeyError, TypeError, ValueError) as error:
+                    raise CacheCorruptError(f"{path} cannot be read: {error!r}") from error
+                known = found[stream].get(commit.shard)
+                if known is None or known.revision < commit.revision:
+                    found[stream][commit.shard] = commit
+        return found
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    def arrays(
+        self,
+        stream: str,
+        names: Sequence[str] | None = None,
+        *,
+        items: range | None = None,
+        raw: bool = False,
+    ) -> dict[str, np.ndarray]:
+        """Arrays over all shards (or over a run of items), boundaries made to fit.
+
+        Args:
+            stream: "video" or "text".
+            names: which arrays; all by default.
+            items: item numbers, a contiguous range; all by default.
+            raw: bfloat16 stays uint16 and `video_index` stays as planned.
+
+        Returns:
+            name → array: `values` (R, D), `offsets` (n + 1,) int64, `pooled` (n, D), `status` (n,) uint8, … as
+            docs/cache-format.md lists them. bfloat16 comes as float32. In `video_index` a caption whose video gave no
+            frames has −1.
+
+        Raises:
+            CacheIncompleteError: a shard that is needed is not committed.
+            CacheCorruptError: a shard contradicts its commit.
+        """
+        layout = LAYOUT[stream]
+        names = list(layout) if names is None else list(names)
+        items = range(self.num_items[stream]) if items is None else items
+        need = sorted({*names} | {layout[name].boundaries for name in names if layout[name].boundaries} - {None})
+        pieces: dict[str, list[np.ndarray]] = {name: [] for name in need}
+        size = self.shard_items[stream]
+        for shard in range(items.start // size, -(-items.stop // size)) if len(items) else ():
+            commit = self._committed(stream, shard)
+            mapped = self._mapped(commit, need)
+            first = max(items.start, commit.items[0]) - commit.items[0]
+            last = min(items.stop, commit.items[1]) - commit.items[0]
+            for name in need:
+                spec = layout[name]
+                if spec.along == "items":
+                    pieces[name].append(mapped[name][first:last])
+                elif spec.along == "boundaries":
+                    pieces[name].append(np.diff(mapped[name][first : last + 1]))
+                else:
+                    bounds = mapped[spec.boundaries]
+                    pieces[name].append(mapped[name][int(bounds[first]) : int(bounds[last])])
+        out = {}
+        for name in names:
+            spec = layout[name]
+            dtype = numpy_dtype(spec, self.dtype)
+            columns = (self.embed_dim,) if spec.columns else ()
+            joined = np.concatenate(pieces[name]) if pieces[name] else np.zeros((0, *columns), dtype)
+            if spec.along == "boundaries":
+                joined = np.concatenate([np.zeros(1, np.int64), np.cumsum(joined, dtype=np.int64)])
+            elif spec.dtype == FLOAT and not raw:
+                joined = decode_features(joined, self.dtype)
+            elif name == "video_index" and not raw:
+                usable = np.isin(self.arrays("video", ["status"])["status"], [s for s in Status if s.usable])
+                joined = np.where((joined >= 0) & usable[joined], joined, -1) if len(usable) else joined * 0 - 1
+            out[name] = joined
+        return out
+
+    def take_rows(self, stream: str, name: str, rows: np.ndarray, *, items: range | None = None) -> np.ndarray:
+        """Some rows of a ragged array without reading the others.
+
+        Args:
+            rows: (k,) int64, rising; numbered within `items`, as the `offsets` of `arrays(stream, items=items)` do.
+
+        Returns:
+            (k, …) in the stored dtype.
+        """
+        spec = LAYOUT[stream][name]
+        items = range(self.num_items[stream]) if items is None else items
+        dtype, columns = numpy_dtype(spec, self.dtype), (self.embed_dim,) if spec.columns else ()
+        out = np.empty((len(rows), *columns), dtype)
+        size, base, done = self.shard_items[stream], 0, 0
+        for shard in range(items.start // size, -(-items.stop // size)) if len(items) else ():
+            commit = self._committed(stream, shard)
+            mapped = self._mapped(commit, [name, spec.boundaries])
+            first = max(items.start, commit.items[0]) - commit.items[0]
+            last = min(items.stop, commit.items[1]) - commit.items[0]
+            start, stop = (int(mapped[spec.boundaries][i]) for i in (first, last))
+            upto = int(np.searchsorted(rows, base + stop - start))
+            np.take(mapped[name], rows[done:upto] - base + start, axis=0, out=out[done:upto])
+            base, done = base + stop - start, upto
+        if done != len(rows):
+            raise IndexError(f"row {rows[done]} of {base} {stream} rows")
+        return out
+
+    def ids(self, stream: str, items: range | None = None) -> list[str]:
+        found = self.arrays(stream, ["id_bytes", "id_offsets"], items=items)
+        return unpack_strings(found["id_bytes"], found["id_offsets"])
+
+    def captions(self, items: range | None = None) -> list[str]:
+        found = self.arrays("text", ["text_bytes", "text_offsets"], items=items)
+        return unpack_strings(found["text_bytes"], found["text_offsets"])
+
+    def backbone_pieces(self) -> dict[str, np.ndarray]:
+        """Tensors of the backbone that heads start from (docs/cache-format.md); empty where none were stored."""
+        from safetensors.numpy import load_file
+
+        path = self.path / "backbone" / "pieces.safetensors"
+        if not path.exists():
+            return {}
+        try:
+            return load_file(path)
+        except Exception as error:  # safetensors raises its own, undocumented type
+            raise CacheCorruptError(f"{path} cannot be read: {error}") from error
+
+    def verify_shard(self, stream: str, shard: int) -> list[str]:
+        """Read one shard back through the format's library; every contradiction with its commit, as a line."""
+        commit = self._committed(stream, shard)
+        where = self.path / commit.path
+        problems, arrays = [], {}
+        for name, expected in commit.arrays.items():
+            try:
+                array = self.format.read(where, name)
+            except Exception as error:  # libraries raise whatever they like on damaged files
+                problems.append(f"{commit.path}: {name} cannot be read: {_first_line(error)}")
+                continue
+            if list(array.shape) != expected["shape"] or array.dtype.name != expected["dtype"]:
+                problems.append(f"{commit.path}: {name} is {array.dtype.name}{list(array.shape)}, expected {expected}")
+            elif zlib.crc32(np.ascontiguousarray(array)) != expected["crc32"]:
+                problems.append(f"{commit.path}: {name} does not have the checksum it was committed with")
+            else:
+                arrays[name] = array
+        for name, array in arrays.items():
+            spec = LAYOUT[stream][name]
+            if spec.along == "boundaries" and (len(array) == 0 or array[0] != 0 or (np.diff(array) < 0).any()):
+                problems.append(f"{commit.path}: {name} does not rise from 0")
+            if spec.dtype == FLOAT and not np.isfinite(decode_features(array, self.dtype)).all():
+                problems.append(f"{commit.path}: {name} has NaN or infinite values")
+            if spec.along == "rows" and spec.boundaries in arrays and len(array) != arrays[spec.boundaries][-1]:
+                problems.append(f"{commit.path}: {name} has {len(array)} rows, {spec.boundaries} says otherwise")
+        return problems
+
+    def _committed(self, stream: str, shard: int) -> Commit:
+        commit = self.commits(stream).get(shard)
+        if commit is None:
+            done = len(self.commits(stream))
+            raise CacheIncompleteError(
+                f"{self.path} is not complete: {done} of {self.num_shards(stream)} {stream} shards are there",
+                mend=f"Finish it: {self.resume_command}",
+            )
+        return commit
+
+    @property
+    def resume_command(self) -> str:
+        return self.header.get("provenance", {}).get("command") or f"glscl extract --out {self.path}"
+
+    def _mapped(self, commit: Commit, names: list[str]) -> dict[str, np.ndarray]:
+        where = self.path / commit.path
+        mend = f"See what is damaged: glscl inspect {self.path} --verify"
+        try:
+            mapped = self.format.map(where, names)
+        except FileNotFoundError as error:
+            raise CacheCorruptError(f"{where} is committed but not there", mend=mend) from error
+        except Exception as error:  # libraries raise whatever they like on damaged files
+            raise CacheCorruptError(f"{where} cannot be read: {_first_line(error)}", mend=mend) from error
+        for name, array in mapped.items():
+            expected = commit.arrays[name]
+            if list(array.shape) != expected["shape"] or array.dtype.name != expected["dtype"]:
+                raise CacheCorruptError(
+                    f"{where}: {name} is {array.dtype.name}{list(array.shape)}, "
+                    f"expected {expected['dtype']}{expected['shape']}",
+                    mend=mend,
+                )
+        return mapped
+
+    # --- writing -----------------------------------------------------------------------------------------------
+
+    def commit(
+        self,
+        stream: str,
+        shard: int,
+        arrays: Mapping[str, np.ndarray],
+        *,
+        failures: Sequence[Mapping[str, Any]] = (),
+        ledger: Sequence[Mapping[str, Any]] = (),
+        revision: int = 0,
+    ) -> bool:
+        """Write one shard aside, make it durable, then commit it.
+
+        Args:
+            arrays: exactly the arrays of `LAYOUT[stream]`, in the stored dtypes (`glscl.cache.shard` makes them).
+            failures: `{"id", "reason", "status"}` of the items that failed.
+            ledger: one record an item: how it was decoded, how long it took.
+            revision: 0 at first; a higher one replaces the shard for every reader that opens the cache afterwards.
+
+        Returns:
+            False where another writer has committed this shard (and revision) first; its shard stands.
+
+        Raises:
+            StorageError: the disk is full or failing; everything committed stays as it is.
+        """
+        self._check_arrays(stream, shard, arrays)
+        items = self.shard_range(stream, shard)
+        name = f"{shard:05d}-{uuid.uuid4().hex[:8]}{self.format.suffix}"
+        aside = self.path / "partial" / name
+        final = self.path / "shards" / stream / name
+        attributes = {"schema": SCHEMA, "stream": stream, "fingerprint": self.fingerprint, "dtype": self.dtype}
+        try:
+            with storage_errors(self.path):
+                aside.parent.mkdir(exist_ok=True)
+                try:
+                    self.format.write(aside, arrays, attributes)
+                except RuntimeError as error:  # h5py wraps some write errors so
+                    raise StorageError(f"Cannot write {aside}: {_first_line(error)}") from error
+                sync_tree(aside)
+                os.rename(aside, final)
+                sync_directory(final.parent)
+                row = {
+                    "stream": stream,
+                    "shard": shard,
+                    "revision": revision,
+                    "items": [items.start, items.stop],
+                    "path": final.relative_to(self.path).as_posix(),
+                    "arrays": {
+                        n: {"shape": list(a.shape), "dtype": a.dtype.name, "crc32": zlib.crc32(np.ascontiguousarray(a))}
+                        for n, a in arrays.items()
+                    },
+                    "failures": [dict(failure) for failure in failures],
+                    "ledger": [dict(record) for record in ledger],
+                    "host": socket.gethostname(),
+                    "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                }
+                suffix = f".r{revision}" if revision else ""
+                won = put_if_absent(self.path / "commits" / stream / f"{shard:05d}{suffix}.json", dump_json(row))
+        except BaseException:
+            _remove(aside)
+            raise
+        if won:
+            self.commits(stream)[shard] = _commit(row)
+        else:
+            _remove(final)
+            self.refresh()
+        return won
+
+    def finish(self) -> None:
+        """Write manifest.json. Raises CacheIncompleteError while a shard is missing."""
+        self._commits = self._read_commits()
+        for stream in STREAMS:
+            for shard in self.pending(stream)[:1]:
+                self._committed(stream, shard)
+        streams = {s: [c._asdict() for _, c in sorted(self.commits(s).items())] for s in STREAMS}
+        manifest = {"schema": SCHEMA, "fingerprint": self.fingerprint, "complete": True, "streams": streams}
+        write_atomically(self.path / "manifest.json", dump_json(manifest))
+        shutil.rmtree(self.path / "partial", ignore_errors=True)
+
+    def write_backbone_pieces(self, pieces: Mapping[str, np.ndarray]) -> None:
+        """Store the tensors that heads start from; once, the first writer's stand."""
+        from safetensors.numpy import save
+
+        if not (self.path / "backbone" / "pieces.safetensors").exists():
+            put_if_absent(self.path / "backbone" / "pieces.safetensors", save(dict(pieces)))
+
+    def _check_arrays(self, stream: str, shard: int, arrays: Mapping[str, np.ndarray]) -> None:
+        layout, count = LAYOUT[stream], len(self.shard_range(stream, shard))
+        if set(arrays) != set(layout):
+            raise ValueError(f"a {stream} shard holds {sorted(layout)}, given {sorted(arrays)}")
+        for name, spec in layout.items():
+            lengths = {"items": count, "boundaries": count + 1}
+            length = int(arrays[spec.boundaries][-1]) if spec.boundaries else lengths[spec.along]
+            expected = (length, self.embed_dim) if spec.columns else (length,)
+            dtype = numpy_dtype(spec, self.dtype)
+            if arrays[name].shape != expected or arrays[name].dtype != dtype:
+                raise ValueError(
+                    f"{name} of {stream} shard {shard} is {arrays[name].dtype}{arrays[name].shape}, expected {dtype}{expected}"
+                )
+
+
+def _commit(row: Mapping[str, Any]) -> Commit:
+    return Commit(
+        str(row["stream"]),
+        int(row["shard"]),
+        int(row["revision"]),
+        (int(row["items"][0]), int(row["items"][1])),
+        str(row["path"]),
+        dict(row["arrays"]),
+        list(row["failures"]),
+    )
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _jsonl(rows: Sequence[VideoItem] | Sequence[TextItem]) -> bytes:
+    def compact(row: VideoItem | TextItem) -> dict[str, Any]:
+        return {k: v for k, v in row._asdict().items() if v is not None or k == "path"}
+
+    return "".join(json.dumps(compact(row), ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "surrogatepass")
+
+
+def _arrange(annotations: Annotations) -> tuple[Annotations, dict[str, Split]]:
+    """Items sorted by split (stable, in order of first appearance), checked, and the runs that the splits became."""
+    order: dict[str, int] = {}
+    for item in (*annotations.videos, *annotations.texts):
+        order.setdefault(item.split, len(order))
+    videos = sorted(annotations.videos, key=lambda item: order[item.split])
+    texts = sorted(annotations.texts, key=lambda item: order[item.split])
+    split_of_video: dict[str, str] = {}
+    for video in videos:
+        if video.id in split_of_video:
+            raise InputError(f"The video id {video.id!r} of {annotations.dataset} stands twice")
+        split_of_video[video.id] = video.split
+    seen: set[str] = set()
+    for text in texts:
+        if text.id in seen:
+            raise InputError(f"The caption id {text.id!r} of {annotations.dataset} stands twice")
+        seen.add(text.id)
+        if split_of_video.get(text.video, text.split) != text.split:
+            raise InputError(
+                f"The caption {text.id!r} is in split {text.split!r}, its video {text.video!r} in "
+                f"{split_of_video[text.video]!r}: a video belongs to one split"
+            )
+    splits = {}
+    for name in order:
+        splits[name] = Split(
+            _run([v.split for v in videos], name),
+            _run([t.split for t in texts], name),
+            annotations.expected.get(name, Expected(None, None)),
+        )
+    arranged = Annotations(
+        dataset=annotations.dataset,
+        videos=videos,
+        texts=texts,
+        expected=annotations.expected,
+        notes=annotations.notes,
+    )
+    return arranged, splits
+
+
+def _run(splits: list[str], name: str) -> range:
+    count = splits.count(name)
+    start = splits.index(name) if count else 0
+    return range(start, start + count)

@@ -1,0 +1,319 @@
+"""What every head shares: the two one-sided encodings, the tiled score, the options, the feature adapters.
+
+T texts, V videos, L tokens, F frames, D embed_dim.
+
+A head is written as three small methods; the rest is here.
+
+    text_side(TextFeatures)    -> NamedTuple   what a text contributes, computed once per text
+    video_side(VideoFeatures)  -> NamedTuple   what a video contributes, computed once per video
+    pair_scores(text, video)   -> (T, V)       the only part whose cost grows with T x V
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from glscl.cache.schema import TextFeatures, VideoFeatures
+from glscl.errors import UsageError
+from glscl.train_head.heads.layers import build_adapter
+
+Encoded = TypeVar("Encoded", bound=tuple)
+
+MAX_LOGIT_SCALE = math.log(100.0)
+
+
+class HeadOutput(NamedTuple):
+    """Result of `head(text, video)`.
+
+    Attributes:
+        similarity: (T, V), before the logit scale.
+        auxiliary: name -> scalar loss, already weighted; empty in evaluation mode.
+    """
+
+    similarity: Tensor
+    auxiliary: dict[str, Tensor]
+
+
+class Initialisation(NamedTuple):
+    """What `Head.initialise_from_backbone` did: parameter names that were set, and the reason for each that was not."""
+
+    initialised: list[str]
+    skipped: list[str]
+
+
+class VectorSide(NamedTuple):
+    """One side of a head whose score is a dot product of vectors: (N, D), L2-normalised."""
+
+    vectors: Tensor
+
+
+class Head(nn.Module, ABC):
+    """A text-video similarity that is learned on cached features.
+
+    Args:
+        embed_dim: D of the features.
+        options: the subclass's own options, stored so that the head can be rebuilt.
+        logit_scale: initial log τ; a head without temperature keeps 0.
+        adapter: "none", "linear" or "mlp", the residual feature adapters under the head; they change nothing at start.
+
+    Attributes:
+        options: every option of the head; `build_head(name, embed_dim=..., **options)` rebuilds it. JSON-able.
+        needs_tokens: whether the text side reads token features.
+        query_independent: whether a video is one vector, so that it can be indexed.
+        tile_bytes: working memory of one tile of pairs; None chooses by device.
+    """
+
+    needs_tokens: bool = False
+    query_independent: bool = False
+    has_logit_scale: bool = True
+    mask_padding: bool = True
+    tile_bytes: int | None = None
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        options: Mapping[str, Any] | None = None,
+        logit_scale: float | None = None,
+        adapter: str = "none",
+    ) -> None:
+        super().__init__()
+        if embed_dim < 1:
+            raise UsageError(f"embed_dim must be at least 1, found {embed_dim}")
+        if logit_scale is None:
+            logit_scale = MAX_LOGIT_SCALE if self.has_logit_scale else 0.0
+        self.embed_dim = embed_dim
+        self.options: dict[str, Any] = {**(options or {}), "logit_scale": float(logit_scale), "adapter": adapter}
+        self.logit_scale = nn.Parameter(torch.tensor(float(logit_scale)), requires_grad=self.has_logit_scale)
+        self.text_adapter = build_adapter(adapter, embed_dim)
+        self.video_adapter = build_adapter(adapter, embed_dim)
+
+    # ---- what a head defines -------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def text_side(self, text: TextFeatures) -> Any:
+        """What the texts contribute, a NamedTuple of tensors with the text on the first dimension."""
+
+    @abstractmethod
+    def video_side(self, video: VideoFeatures) -> Any:
+        """What the videos contribute, a NamedTuple of tensors with the video on the first dimension."""
+
+    @abstractmethod
+    def pair_scores(self, text: Any, video: Any) -> Tensor:
+        """(T, V) similarity of a tile of encoded texts and videos, before the logit scale."""
+
+    def pair_bytes(self, text: Any, video: Any) -> int:
+        """Bytes of working memory `pair_scores` takes for one text-video pair, backward included."""
+        return 2 * text[0].element_size()
+
+    def auxiliary_losses(self, text: Any, video: Any) -> dict[str, Tensor]:
+        """Further losses of a training batch in which text i belongs to video i; scalars, already weighted."""
+        return {}
+
+    # ---- what callers use ----------------------------------------------------------------------------------------
+
+    def forward(self, text: TextFeatures, video: VideoFeatures) -> HeadOutput:
+        """Similarity of every text with every video, and in training mode the auxiliary losses."""
+        encoded_text, encoded_video = self.encode_text(text), self.encode_video(video)
+        auxiliary = self.auxiliary_losses(encoded_text, encoded_video) if self.training else {}
+        return HeadOutput(self.score(encoded_text, encoded_video), auxiliary)
+
+    def encode_text(self, text: TextFeatures) -> Any:
+        """The one-sided work for texts.
+
+        Args:
+            text: features of any floating dtype; they are cast to the dtype of the parameters.
+
+        Raises:
+            UsageError: features of another size than the head's, or no token features for a head that needs them.
+        """
+        self._check_dim("text", text.text_features)
+        pooled = self._adapt(self.text_adapter, text.text_features)
+        tokens = mask = None
+        if self.needs_tokens:
+            if text.token_features is None or text.token_mask is None:
+                raise UsageError(
+                    f"{type(self).__name__} reads token features and these captions have none",
+                    mend="Extract again with --tokens, or choose a head that needs pooled text only",
+                )
+            self._check_dim("token", text.token_features)
+            mask = attendable(text.token_mask)
+            tokens = self._mask(self._adapt(self.text_adapter, self._mask(text.token_features, mask)), mask)
+        return self._settle(self.text_side(TextFeatures(pooled, tokens, mask)))
+
+    def encode_video(self, video: VideoFeatures) -> Any:
+        """The one-sided work for videos; see `encode_text`."""
+        self._check_dim("frame", video.frame_features)
+        mask = attendable(video.frame_mask)
+        frames = self._mask(self._adapt(self.video_adapter, self._mask(video.frame_features, mask)), mask)
+        return self._settle(self.video_side(VideoFeatures(frames, mask)))
+
+    def score(self, encoded_text: Any, encoded_video: Any) -> Tensor:
+        """(T, V) similarity, before the logit scale.
+
+        Pairs are computed in tiles of bounded memory, always in the dtype of the parameters (autocast would round a
+        cosine to three digits). With gradients, a score of several tiles recomputes each tile in the backward pass
+        instead of keeping its intermediates.
+        """
+        num_texts, num_videos = len(encoded_text[0]), len(encoded_video[0])
+        text_step, video_step = self._tile_shape(encoded_text, encoded_video)
+        recompute = torch.is_grad_enabled() and (text_step < num_texts or video_step < num_videos)
+        rows = []
+        for start in range(0, max(num_texts, 1), text_step):
+            texts = slice_items(encoded_text, start, start + text_step)
+            row = []
+            for begin in range(0, max(num_videos, 1), video_step):
+                videos = slice_items(encoded_video, begin, begin + video_step)
+                if recompute:
+                    row.append(checkpoint(self._tile, texts, videos, use_reentrant=False))
+                else:
+                    row.append(self._tile(texts, videos))
+            rows.append(row[0] if len(row) == 1 else torch.cat(row, dim=1))
+        return rows[0] if len(rows) == 1 else torch.cat(rows)  # (T, V)
+
+    def initialise_from_backbone(self, pieces: Mapping[str, Tensor]) -> Initialisation:
+        """Start from parts of the backbone where the head has matching ones.
+
+        Args:
+            pieces: tensors under open_clip's names: `logit_scale`, `positional_embedding`, and the first blocks of the
+                text transformer as `transformer.resblocks.{i}.…`.
+
+        Returns:
+            The names that were set, and one line for each that was not.
+        """
+        result = Initialisation([], [])
+        if self.has_logit_scale:
+            if "logit_scale" in pieces:
+                with torch.no_grad():
+                    self.logit_scale.copy_(pieces["logit_scale"].reshape(()).clamp(max=MAX_LOGIT_SCALE))
+                result.initialised.append("logit_scale")
+            else:
+                result.skipped.append("logit_scale: the backbone has none")
+        for name, module in self.named_modules():
+            if module is not self and hasattr(module, "initialise_from_backbone"):
+                part = module.initialise_from_backbone(pieces)
+                result.initialised.extend(f"{name}.{key}" for key in part.initialised)
+                result.skipped.extend(f"{name}.{key}" for key in part.skipped)
+        return result
+
+    # ---- inside --------------------------------------------------------------------------------------------------
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.logit_scale.dtype
+
+    def _check_dim(self, what: str, features: Tensor) -> None:
+        if features.shape[-1] != self.embed_dim:
+            raise UsageError(
+                f"{what} features are {features.shape[-1]}-d, the head was built for embed_dim {self.embed_dim}"
+            )
+
+    def _adapt(self, adapter: nn.Module | None, features: Tensor) -> Tensor:
+        features = features.to(self.dtype)
+        return features if adapter is None else adapter(features)
+
+    def _mask(self, features: Tensor, mask: Tensor) -> Tensor:
+        return features.masked_fill(~mask.unsqueeze(-1), 0.0) if self.mask_padding else features
+
+    def _settle(self, encoded: Encoded) -> Encoded:
+        """Bring what autocast left in half precision back to the dtype of the parameters."""
+        return type(encoded)(*(field.to(self.dtype) if field.is_floating_point() else field for field in encoded))
+
+    def _tile(self, text: Any, video: Any) -> Tensor:
+        with torch.autocast(device_type=text[0].device.type, enabled=False):
+            return self.pair_scores(text, video)
+
+    def _tile_shape(self, text: Any, video: Any) -> tuple[int, int]:
+        """Texts and videos a tile: as square as the budget allows, because matrix products like that."""
+        num_texts, num_videos = max(len(text[0]), 1), max(len(video[0]), 1)
+        budget = self.tile_bytes or default_tile_bytes(text[0].device)
+        pairs = max(budget // max(self.pair_bytes(text, video), 1), 1)
+        if pairs >= num_texts * num_videos:
+            return num_texts, num_videos
+        text_step = min(num_texts, max(math.isqrt(pairs), pairs // num_videos))
+        return text_step, max(min(num_videos, pairs // text_step), 1)
+
+
+class VectorHead(Head):
+    """A head that makes one vector of every video and of every text; their dot product is the similarity."""
+
+    query_independent = True
+
+    def pair_scores(self, text: VectorSide, video: VectorSide) -> Tensor:
+        return text.vectors @ video.vectors.T  # (T, V)
+
+    def text_side(self, text: TextFeatures) -> VectorSide:
+        return VectorSide(F.normalize(text.text_features, dim=-1))
+
+    def text_vectors(self, encoded_text: VectorSide) -> Tensor:
+        """(T, D) L2-normalised vectors, whose dot products with `video_vectors` are the similarities."""
+        return encoded_text.vectors
+
+    def video_vectors(self, encoded_video: VectorSide) -> Tensor:
+        """(V, D) L2-normalised vectors, ready for an index."""
+        return encoded_video.vectors
+
+
+def default_tile_bytes(device: torch.device) -> int:
+    """Working memory of a tile: on a GPU what keeps it busy, on a CPU what stays near its caches."""
+    if torch.is_grad_enabled():
+        return 1 << 30 if device.type == "cuda" else 1 << 28
+    return 1 << 28 if device.type == "cuda" else 1 << 24
+
+
+def slice_items(encoded: Encoded, start: int, stop: int) -> Encoded:
+    """Items [start, stop) of an encoded side."""
+    return type(encoded)(*(field[start:stop] for field in encoded))
+
+
+def attendable(mask: Tensor) -> Tensor:
+    """The mask as bool; an item without any real entry is opened whole, so that softmax stays finite over its zeros."""
+    mask = mask.bool()
+    return mask | ~mask.any(dim=-1, keepdim=True)
+
+
+def masked_softmax(logits: Tensor, mask: Tensor, dim: int) -> Tensor:
+    """Softmax along `dim` in which masked-out entries weigh exactly 0."""
+    return logits.masked_fill(~mask, torch.finfo(logits.dtype).min).softmax(dim)
+
+
+def mean_of_normalised(features: Tensor, mask: Tensor) -> Tensor:
+    """CLIP4Clip's pooling (Luo et al. 2022, section 3.3): `n(mean over real entries of n(x))`.
+
+    Args:
+        features: (N, F, D).
+        mask: (N, F) bool.
+
+    Returns:
+        (N, D), L2-normalised; zero where all features are zero.
+    """
+    weights = mask.to(features.dtype)
+    weights = weights / weights.sum(-1, keepdim=True)
+    pooled = torch.einsum("vf,vfd->vd", weights, F.normalize(features, dim=-1).to(weights.dtype))
+    return F.normalize(pooled, dim=-1)
+
+
+def require_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raise a UsageError that names the choices unless `value` is one of them."""
+    if value not in choices:
+        raise UsageError(f"{name} must be one of {', '.join(map(repr, choices))}, found {value!r}")
+
+
+def require_at_least(name: str, value: float, smallest: float) -> None:
+    """Raise a UsageError unless `value` >= `smallest`."""
+    if not value >= smallest:
+        raise UsageError(f"{name} must be at least {smallest}, found {value}")
+
+
+def require_positive(name: str, value: float) -> None:
+    """Raise a UsageError unless `value` > 0."""
+    if not value > 0:
+        raise UsageError(f"{name} must be above 0, found {value}")

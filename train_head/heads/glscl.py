@@ -1,0 +1,236 @@
+"""GLSCL: a parameter-free global match and a local match of concepts read by shared queries (Zhang et al. 2024).
+
+T texts, V videos, L tokens, F frames, D embed_dim, Q queries.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glscl.cache.schema import TextFeatures, VideoFeatures
+from glscl.errors import UsageError
+from glscl.train_head.heads.aggregator import build_aggregator
+from glscl.train_head.heads.base import Head, masked_softmax, require_at_least, require_choice, require_positive
+from glscl.train_head.heads.layers import Decoder
+
+DECODER_HEADS = 8
+DECODER_FEEDFORWARD = 2048
+DIVERSITY_MARGIN = 0.1
+CONSISTENCY_TARGET = 0.75
+
+
+class GlsclText(NamedTuple):
+    """text_features (T, D) raw; concepts (T, Q, D) L2-normalised query outputs."""
+
+    text_features: Tensor
+    concepts: Tensor
+
+
+class GlsclVideo(NamedTuple):
+    """frame_features (V, F, D) aggregated, raw; frame_mask (V, F); gram (V, F, F) of the frames; concepts (V, Q, D)."""
+
+    frame_features: Tensor
+    frame_mask: Tensor
+    gram: Tensor
+    concepts: Tensor
+
+
+class Glscl(Head):
+    """`S = n(t)·n(g) + local_weight · mean over q of n(N_q)·n(P_q)` (Zhang et al. 2024, equations 4-8).
+
+    `g = Σ_f w_f x'_f` with `w = softmax_f(t · x'_f / temperature)` is the video as the caption sees it; `P` and `N` are
+    what Q learned queries read from the frames and from the tokens through one decoder.
+
+    Args:
+        embed_dim: D; a multiple of the decoder's 8 heads.
+        queries: Q.
+        decoder_layers: post-norm layers of the decoder.
+        aggregator: "seq_transf", "seq_lstm" or "none".
+        aggregator_layers: blocks of "seq_transf".
+        aggregator_heads: attention heads of "seq_transf"; None = max(1, D // 64).
+        temperature: of the softmax over frames; smaller is sharper.
+        local_weight: weight of the local match.
+        alpha: weight of the intra-diversity loss.
+        beta: weight of the per-query part of the inter-consistency loss.
+        share_queries: one set of queries for frames and tokens.
+        share_decoder: one decoder for frames and tokens.
+        dropout: of the decoder.
+        mask_padding: keep the decoder off padded frames and tokens. False reads them, as the public program does.
+        consistency_scale: "batch" divides the query products by the batch size, so that the target 0.75 is a mean
+            cosine; "queries" divides by Q, as the public program does, which ties the target to the batch size.
+        frame_positions: longest clip the positions of "seq_transf" allow.
+    """
+
+    needs_tokens = True
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        queries: int = 8,
+        decoder_layers: int = 3,
+        aggregator: str = "seq_transf",
+        aggregator_layers: int = 4,
+        aggregator_heads: int | None = None,
+        temperature: float = 3.0,
+        local_weight: float = 0.5,
+        alpha: float = 1e-4,
+        beta: float = 0.005,
+        share_queries: bool = True,
+        share_decoder: bool = True,
+        dropout: float = 0.1,
+        mask_padding: bool = True,
+        consistency_scale: str = "batch",
+        frame_positions: int = 77,
+        **common: Any,
+    ) -> None:
+        options = {
+            "queries": queries,
+            "decoder_layers": decoder_layers,
+            "aggregator": aggregator,
+            "aggregator_layers": aggregator_layers,
+            "aggregator_heads": aggregator_heads,
+            "temperature": temperature,
+            "local_weight": local_weight,
+            "alpha": alpha,
+            "beta": beta,
+            "share_queries": share_queries,
+            "share_decoder": share_decoder,
+            "dropout": dropout,
+            "mask_padding": mask_padding,
+            "consistency_scale": consistency_scale,
+            "frame_positions": frame_positions,
+        }
+        super().__init__(embed_dim=embed_dim, options=options, **common)
+        require_at_least("queries", queries, 1)
+        require_at_least("decoder_layers", decoder_layers, 1)
+        require_positive("temperature", temperature)
+        require_choice("consistency_scale", consistency_scale, ("batch", "queries"))
+        if embed_dim % DECODER_HEADS:
+            raise UsageError(f"the glscl decoder has {DECODER_HEADS} attention heads, which do not divide {embed_dim}")
+        self.temperature = temperature
+        self.local_weight = local_weight
+        self.alpha = alpha
+        self.beta = beta
+        self.mask_padding = mask_padding
+        self.consistency_scale = consistency_scale
+        self.aggregator = build_aggregator(
+            aggregator, embed_dim, layers=aggregator_layers, heads=aggregator_heads, positions=frame_positions
+        )
+
+        def new_decoder() -> Decoder:
+            return Decoder(
+                embed_dim, decoder_layers, heads=DECODER_HEADS, feedforward=DECODER_FEEDFORWARD, dropout=dropout
+            )
+
+        self.queries = nn.Parameter(torch.rand(queries, embed_dim))
+        self.text_queries = None if share_queries else nn.Parameter(torch.rand(queries, embed_dim))
+        self.decoder = new_decoder()
+        self.text_decoder = None if share_decoder else new_decoder()
+
+    def text_side(self, text: TextFeatures) -> GlsclText:
+        queries = self.queries if self.text_queries is None else self.text_queries
+        decoder = self.decoder if self.text_decoder is None else self.text_decoder
+        concepts = decoder(queries, text.token_features, text.token_mask if self.mask_padding else None)  # (T, Q, D)
+        return GlsclText(text.text_features, F.normalize(concepts, dim=-1))
+
+    def video_side(self, video: VideoFeatures) -> GlsclVideo:
+        frames = self.aggregator(video.frame_features, video.frame_mask)  # (V, F, D)
+        concepts = self.decoder(self.queries, frames, video.frame_mask if self.mask_padding else None)  # (V, Q, D)
+        return GlsclVideo(frames, video.frame_mask, gram_matrix(frames), F.normalize(concepts, dim=-1))
+
+    def pair_scores(self, text: GlsclText, video: GlsclVideo) -> Tensor:
+        return self.global_scores(text, video) + self.local_weight * self.local_scores(text, video)
+
+    def global_scores(self, text: GlsclText, video: GlsclVideo) -> Tensor:
+        """(T, V): `n(t) · n(Σ_f w_f x'_f)`, without making a video vector for each pair."""
+        dots, weights = attend_frames(text.text_features, video.frame_features, video.frame_mask, self.temperature)
+        product = (weights * dots).sum(1)  # (V, T)
+        squared = (weights * (video.gram @ weights)).sum(1)  # (V, T)
+        norm = squared.clamp(min=smallest_square(video.gram)).sqrt()
+        text_norm = text.text_features.norm(dim=-1).clamp(min=1e-12)  # (T,)
+        return (product / norm).T / text_norm.unsqueeze(1)  # (T, V)
+
+    def local_scores(self, text: GlsclText, video: GlsclVideo) -> Tensor:
+        """(T, V): mean over queries of the cosine between what they read from the tokens and from the frames."""
+        return text.concepts.flatten(1) @ video.concepts.flatten(1).T / text.concepts.shape[1]
+
+    def pair_bytes(self, text: GlsclText, video: GlsclVideo) -> int:
+        frames = video.frame_features.shape[1]
+        return (6 * frames + 4) * video.frame_features.element_size()
+
+    def auxiliary_losses(self, text: GlsclText, video: GlsclVideo) -> dict[str, Tensor]:
+        """`intra_diversity` keeps queries apart, `inter_consistency` keeps both sides of a query together (eq. 9-12).
+
+        Raises:
+            ValueError: there are not as many texts as videos.
+        """
+        texts, videos = len(text.concepts), len(video.concepts)
+        if texts != videos:
+            raise ValueError(f"the consistency loss needs pairs: found {texts} texts and {videos} videos")
+        return {
+            "intra_diversity": self.alpha * intra_diversity(video.concepts),
+            "inter_consistency": self.inter_consistency(text.concepts, video.concepts),
+        }
+
+    def inter_consistency(self, text_concepts: Tensor, video_concepts: Tensor) -> Tensor:
+        """`MSE(mean_v P, mean_t N) + β Σ_q (K_qq - 0.75)²`, K_qq the summed cosines of query q, scaled."""
+        count = len(text_concepts) if self.consistency_scale == "batch" else text_concepts.shape[1]
+        cosines = torch.einsum("bqd,bqd->q", video_concepts, text_concepts) / count  # (Q,)
+        distance = F.mse_loss(video_concepts.mean(0), text_concepts.mean(0))
+        return distance + self.beta * (cosines - CONSISTENCY_TARGET).square().sum()
+
+
+def attend_frames(text: Tensor, frames: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Dot products of texts with frames, and their softmax over the real frames.
+
+    Args:
+        text: (T, D) raw.
+        frames: (V, F, D) raw.
+        mask: (V, F) bool.
+        temperature: divides the dot products.
+
+    Returns:
+        dots and weights, both (V, F, T): with the text last every step is one large or one batched matrix product.
+    """
+    videos, length, _ = frames.shape
+    dots = (frames.flatten(0, 1) @ text.T).view(videos, length, len(text))  # (V, F, T)
+    return dots, masked_softmax(dots / temperature, mask.unsqueeze(-1), dim=1)
+
+
+def gram_matrix(frames: Tensor) -> Tensor:
+    """(V, F, D) → (V, F, F) dot products of every two frames of a video, in full precision.
+
+    `wᵀ gram w` is the squared length of the weighted sum `Σ_f w_f x_f`, which therefore need not be made.
+    """
+    with torch.autocast(device_type=frames.device.type, enabled=False):
+        frames = frames.float() if frames.dtype in (torch.float16, torch.bfloat16) else frames
+        return frames @ frames.transpose(1, 2)
+
+
+def smallest_square(gram: Tensor) -> Tensor:
+    """(V, 1): squared length below which a weighted sum of frames is only rounding error; keeps √ away from 0."""
+    largest = gram.detach().diagonal(dim1=1, dim2=2).amax(1, keepdim=True)
+    return (largest * torch.finfo(gram.dtype).eps).clamp(min=1e-24)
+
+
+def intra_diversity(concepts: Tensor) -> Tensor:
+    """Hinge that keeps the queries of a video apart, in both directions, unweighted.
+
+    `M = mean over videos of P Pᵀ`; `Σ_{i≠j} [relu(0.1 + M_ij - M_ii) + relu(0.1 + M_ij - M_jj)] / (Q (Q - 1))`.
+
+    Args:
+        concepts: (V, Q, D) L2-normalised.
+    """
+    queries = concepts.shape[1]
+    if queries == 1:
+        return concepts.new_zeros(())
+    similarity = torch.einsum("vid,vjd->ij", concepts, concepts) / len(concepts)  # (Q, Q)
+    own = similarity.diagonal()
+    hinge = F.relu(DIVERSITY_MARGIN + similarity - own.unsqueeze(1)) + F.relu(DIVERSITY_MARGIN + similarity - own)
+    others = ~torch.eye(queries, dtype=torch.bool, device=concepts.device)
+    return (hinge * others).sum() / (queries * (queries - 1))

@@ -1,0 +1,218 @@
+"""The layers heads are made of: attention, CLIP's residual block, the post-norm decoder layer, feature adapters.
+
+N items, S sequence length, M memory length, D width, H attention heads.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glscl.errors import UsageError
+
+ADAPTERS = ("none", "linear", "mlp")
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose parameters are named and laid out as in `torch.nn.MultiheadAttention`.
+
+    Args:
+        width: D.
+        heads: H; must divide D.
+        dropout: on the attention weights, in training mode only.
+    """
+
+    def __init__(self, width: int, heads: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        if heads < 1 or width % heads:
+            raise UsageError(f"attention of width {width} cannot be split into {heads} heads")
+        self.heads = heads
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, queries: Tensor, memory: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Attend.
+
+        Args:
+            queries: (N, S, D), or (1, S, D) shared by all items of the memory.
+            memory: (N, M, D); None attends to the queries themselves.
+            mask: (N, M) bool, True = may be attended; None = all.
+
+        Returns:
+            (N, S, D).
+        """
+        width = self.out_proj.in_features
+        if memory is None:
+            query, key, value = F.linear(queries, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        else:
+            weight, bias = self.in_proj_weight, self.in_proj_bias
+            query = F.linear(queries, weight[:width], bias[:width])
+            key, value = F.linear(memory, weight[width:], bias[width:]).chunk(2, dim=-1)
+        items = key.shape[0]
+        query, key, value = (
+            part.unflatten(-1, (self.heads, width // self.heads)).transpose(1, 2) for part in (query, key, value)
+        )  # (N, H, S, D/H), (N, H, M, D/H)
+        attended = F.scaled_dot_product_attention(
+            query.expand(items, -1, -1, -1),
+            key,
+            value,
+            attn_mask=None if mask is None else mask[:, None, None, :],
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.out_proj(attended.transpose(1, 2).flatten(2))  # (N, S, D)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """CLIP's approximation of GELU: `x · sigmoid(1.702 x)`."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+class FeedForward(nn.Module):
+    """D → 4D → QuickGELU → D, named as in CLIP."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, 4 * width)
+        self.c_proj = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(quick_gelu(self.c_fc(x)))
+
+
+class ResidualBlock(nn.Module):
+    """One pre-norm transformer block of CLIP, with a key padding mask.
+
+    Args:
+        width: D.
+        heads: attention heads.
+        eps: of the layer norms; CLIP4Clip and its descendants use 1e-12.
+    """
+
+    def __init__(self, width: int, heads: int, *, eps: float = 1e-12) -> None:
+        super().__init__()
+        self.attn = Attention(width, heads)
+        self.ln_1 = nn.LayerNorm(width, eps=eps)
+        self.mlp = FeedForward(width)
+        self.ln_2 = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """(N, S, D) with mask (N, S) bool, True = may be attended → (N, S, D)."""
+        x = x + self.attn(self.ln_1(x), mask=mask)
+        return x + self.mlp(self.ln_2(x))
+
+
+class DecoderLayer(nn.Module):
+    """Post-norm decoder layer: self-attention, cross-attention, feed-forward (Vaswani et al. 2017, section 3.1).
+
+    Parameters are named as in `torch.nn.TransformerDecoderLayer`.
+
+    Args:
+        width: D.
+        heads: attention heads.
+        feedforward: width of the hidden layer.
+        dropout: on attention weights, on every sub-layer's output and inside the feed-forward.
+    """
+
+    def __init__(self, width: int, heads: int, *, feedforward: int = 2048, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.self_attn = Attention(width, heads, dropout=dropout)
+        self.multihead_attn = Attention(width, heads, dropout=dropout)
+        self.linear1 = nn.Linear(width, feedforward)
+        self.linear2 = nn.Linear(feedforward, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.norm3 = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, queries: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+        """queries (N or 1, S, D), memory (N, M, D), mask (N, M) bool or None → (N, S, D)."""
+        queries = self.norm1(queries + self.dropout(self.self_attn(queries)))
+        queries = self.norm2(queries + self.dropout(self.multihead_attn(queries, memory, mask)))
+        hidden = self.dropout(F.relu(self.linear1(queries)))
+        return self.norm3(queries + self.dropout(self.linear2(hidden)))
+
+
+class Decoder(nn.Module):
+    """Learned queries that read a memory through a stack of `DecoderLayer`; no final norm.
+
+    Args:
+        width: D.
+        layers: number of decoder layers.
+        heads: attention heads.
+        feedforward: width of the hidden layers.
+        dropout: see `DecoderLayer`.
+    """
+
+    def __init__(
+        self, width: int, layers: int, *, heads: int = 8, feedforward: int = 2048, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            DecoderLayer(width, heads, feedforward=feedforward, dropout=dropout) for _ in range(layers)
+        )
+        self.dropout = dropout
+
+    def forward(self, queries: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+        """queries (S, D), the same for all items; memory (N, M, D); mask (N, M) bool or None → (N, S, D).
+
+        The first self-attention sees no item, so it runs once; with dropout every item draws its own instead.
+        """
+        state = queries.unsqueeze(0)  # (1, S, D)
+        if self.training and self.dropout > 0:
+            state = state.expand(memory.shape[0], -1, -1)
+        for layer in self.layers:
+            state = layer(state, memory, mask)
+        return state  # (N, S, D)
+
+
+class LinearAdapter(nn.Module):
+    """`x + W x + b`, W and b zero at start."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.change = nn.Linear(width, width)
+        nn.init.zeros_(self.change.weight)
+        nn.init.zeros_(self.change.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.change(x)
+
+
+class MlpAdapter(nn.Module):
+    """`x + r · Up(GELU(Down(LN(x))))` with D → D/4 → D, Up zero at start and a learned ratio r.
+
+    After CLIP-Adapter (Gao et al. 2021), applied to every token and frame instead of the pooled feature.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = max(width // 4, 1)
+        self.norm = nn.LayerNorm(width)
+        self.down = nn.Linear(width, hidden)
+        self.up = nn.Linear(hidden, width)
+        self.ratio = nn.Parameter(torch.ones(()))
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.ratio * self.up(F.gelu(self.down(self.norm(x))))
+
+
+def build_adapter(kind: str, width: int) -> nn.Module | None:
+    """The feature adapter of one side, None for "none".
+
+    Raises:
+        UsageError: an unknown kind.
+    """
+    if kind == "none":
+        return None
+    if kind == "linear":
+        return LinearAdapter(width)
+    if kind == "mlp":
+        return MlpAdapter(width)
+    raise UsageError(f"adapter must be one of {', '.join(ADAPTERS)}, found {kind!r}")

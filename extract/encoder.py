@@ -1,0 +1,385 @@
+"""An open_clip model as glscl uses it: frames and captions in, raw projected features out.
+
+T texts, L tokens, D embed_dim, n frames, S side of the model's input in pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import logging
+import os
+import socket
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from glscl.errors import BackboneError, UsageError
+from glscl.extract.geometry import Geometry
+
+DEMO_BACKBONE = Path(__file__).parent / "demo" / "backbone"
+TEXT_BLOCKS_KEPT = 4  # blocks of the text transformer that aggregators start from
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+
+
+class TokenizedTexts(NamedTuple):
+    """Captions as token ids, cut to the configured number of words (start and end tokens included)."""
+
+    ids: np.ndarray  # (T, W) int64, zero or the tokenizer's own padding behind `lengths`
+    lengths: np.ndarray  # (T,) int64, real tokens
+
+
+class TextBatch(NamedTuple):
+    """Encoded captions: (T, D) pooled, (T, L, D) projected tokens, float32 on the host."""
+
+    text_features: np.ndarray
+    token_features: np.ndarray
+
+
+@dataclass(frozen=True)
+class Description:
+    """What decides the values that a backbone gives; hashed into the fingerprint of a cache."""
+
+    library: str
+    name: str
+    pretrained: str
+    weights: str
+    quick_gelu: bool
+    preprocessing: dict[str, Any]
+    tokenizer: str
+    words: int
+    precision: str
+
+
+class Backbone:
+    """A frozen open_clip model with its preprocessing and tokenizer. Obtain it from `Backbone.load`.
+
+    Attributes:
+        embed_dim: D.
+        geometry: picture part of the preprocessing, for the decode workers.
+        description: see `Description`.
+        logit_scale: log of the temperature factor that the model was trained with.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        name: str,
+        pretrained: str,
+        words: int,
+        device: torch.device,
+        precision: str,
+    ) -> None:
+        self.device = device
+        self.name, self.pretrained, self.words, self.precision = name, pretrained, words, precision
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.geometry, self._mean, self._std, preprocessing = _split_preprocessing(model)
+        self.logit_scale = float(model.logit_scale.detach())
+        self.context_length = int(getattr(model, "context_length", None) or model.text.context_length)
+        if words > self.context_length:
+            raise UsageError(f"--max-words is {words}; {name} reads at most {self.context_length} tokens")
+        self.description = Description(
+            library="open_clip",
+            name=name,
+            pretrained=pretrained,
+            weights=_weights_hash(model),
+            quick_gelu=any(type(m).__name__ == "QuickGELU" for m in model.modules()),
+            preprocessing=preprocessing,
+            tokenizer=type(tokenizer).__name__,
+            words=words,
+            precision=precision,
+        )
+        self.model.to(device)
+        self._amp = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+        black = np.zeros((1, *self.geometry.size, 3), np.uint8)
+        self.black_frame = self.encode_frames(black)[0]
+        self.embed_dim = len(self.black_frame)
+
+    @classmethod
+    def load(
+        cls,
+        name: str = "ViT-B-32",
+        pretrained: str | None = "openai",
+        *,
+        words: int = 32,
+        device: str | torch.device = "cpu",
+        precision: str = "auto",
+    ) -> Backbone:
+        """Build a model and load its weights.
+
+        Args:
+            name: `demo` (the built-in tiny CLIP), an open_clip architecture, `hf-hub:org/repo` or `local-dir:FOLDER`.
+            pretrained: tag of open_clip, or a file with weights; ignored by `demo` and names with a scheme.
+            words: tokens kept a caption, start and end included.
+            precision: `fp32`, `fp16`, `bf16`; `auto` is fp16 on a GPU and fp32 elsewhere.
+
+        Raises:
+            BackboneError: unknown name or tag, weights that cannot be had or do not fit, no token features.
+            UsageError: precision or words out of range.
+        """
+        if precision not in PRECISIONS:
+            raise UsageError(f"--precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
+        device = torch.device(device)
+        if precision == "auto":
+            precision = "fp16" if device.type == "cuda" else "fp32"
+        if name == "demo":
+            model, tokenizer = _load_folder(DEMO_BACKBONE)
+            pretrained = "built-in"
+        elif name.startswith("local-dir:"):
+            model, tokenizer = _load_folder(Path(name.removeprefix("local-dir:")))
+            pretrained = "local-dir"
+        else:
+            model, tokenizer = _load_open_clip(name, pretrained)
+            pretrained = _pretrained_name(name, pretrained)
+        return cls(
+            model, tokenizer, name=name, pretrained=pretrained, words=words, device=device, precision=precision
+        )
+
+    # --- frames ------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def encode_frames(self, frames: np.ndarray | torch.Tensor) -> np.ndarray:
+        """(n, S, S, 3) uint8 as `geometry` gives them → (n, D) float32, projected, not normalised."""
+        pixels = torch.as_tensor(frames).to(self.device, non_blocking=True).permute(0, 3, 1, 2)  # (n, 3, S, S)
+        pixels = pixels.contiguous().float().div_(255)  # what ToTensor does
+        pixels = (pixels - self._mean.to(self.device)) / self._std.to(self.device)
+        with self._autocast():
+            features = self.model.encode_image(pixels, normalize=False)
+        return features.float().cpu().numpy()
+
+    # --- captions ----------------------------------------------------------------------------------------------
+
+    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
+        """Token ids cut to `words`: as the public programs do, the end token takes the last place of a cut caption."""
+        ids = self.tokenizer(list(texts), context_length=self.words).numpy().astype(np.int64)
+        end = getattr(self.tokenizer, "eot_token_id", None)
+        if end is not None:
+            lengths = (ids == end).argmax(1) + 1
+        else:
+            padding = getattr(getattr(self.tokenizer, "tokenizer", None), "pad_token_id", 0)
+            lengths = np.maximum((ids != padding).sum(1), 1)
+        return TokenizedTexts(ids, lengths)
+
+    @torch.inference_mode()
+    def encode_texts(self, tokens: TokenizedTexts) -> TextBatch:
+        """Pooled and token features of a batch. Sort captions by length: a batch costs its longest."""
+        longest = int(tokens.lengths.max(initial=1))
+        ids = torch.from_numpy(tokens.ids).to(self.device)
+        with self._autocast():
+            pooled, states = _text_states(self.model, ids, longest, self.context_length)
+        return TextBatch(pooled.float().cpu().numpy(), states.float().cpu().numpy()[:, :longest])
+
+    # --- what heads start from ---------------------------------------------------------------------------------
+
+    def pieces(self) -> dict[str, np.ndarray]:
+        """First text blocks, frame positions, logit_scale and the feature of a black frame, for `backbone/`."""
+        text = getattr(self.model, "text", self.model)
+        wanted = ("positional_embedding", *(f"transformer.resblocks.{i}." for i in range(TEXT_BLOCKS_KEPT)))
+        found = {
+            key: value.float().cpu().numpy().copy()
+            for key, value in text.state_dict().items()
+            if key.startswith(wanted)
+        }
+        return {
+            **found,
+            "logit_scale": np.array([self.logit_scale], np.float32),
+            "black_frame": np.ascontiguousarray(self.black_frame, np.float32),
+        }
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self._amp is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self._amp)
+
+
+def _text_states(
+    model: nn.Module, ids: torch.Tensor, longest: int, context_length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pooled (T, D) and token (T, L, D) features, both behind ln_final and the text projection, not normalised."""
+    from open_clip.transformer import text_global_pool
+
+    if not hasattr(model, "text") and getattr(model, "attn_mask", None) is not None:
+        # Causal text tower of the plain CLIP class: what stands behind the longest caption cannot be seen from it.
+        ids = ids[:, :longest]
+        dtype = model.transformer.get_cast_dtype()
+        states = model.token_embedding(ids).to(dtype) + model.positional_embedding[:longest].to(dtype)
+        states = model.ln_final(model.transformer(states, attn_mask=model.attn_mask[:longest, :longest]))
+        end = getattr(model, "text_eos_id", None)
+        pooled = text_global_pool(states, ids, model.text_pool_type, eos_token_id=end)
+        return _project(model, pooled), _project(model, states)
+    padded = torch.nn.functional.pad(ids, (0, context_length - ids.shape[1]))
+    try:
+        output = model.forward_intermediates(
+            text=padded, text_indices=1, normalize=False, normalize_intermediates=True, text_output_fmt="NLC"
+        )
+        states = _project(getattr(model, "text", model), output["text_intermediates"][-1])
+    except (AttributeError, TypeError, KeyError, RuntimeError) as error:
+        raise BackboneError(
+            f"The text tower of {type(model).__name__} does not give its token features ({error})",
+            mend="Choose a backbone with an open_clip text transformer",
+        ) from error
+    return model.encode_text(padded, normalize=False), states
+
+
+def _project(tower: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    projection = getattr(tower, "text_projection", None)
+    if projection is None:
+        return states
+    return projection(states) if isinstance(projection, nn.Module) else states @ projection.to(states.dtype)
+
+
+def _split_preprocessing(model: nn.Module) -> tuple[Geometry, torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """open_clip's evaluation transform as geometry, mean (3, 1, 1), standard deviation (3, 1, 1) and its settings."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+    from torchvision.transforms import Normalize
+
+    settings = model.visual.preprocess_cfg
+    steps = image_transform_v2(PreprocessCfg(**settings), is_train=False).transforms
+    *geometry, to_rgb, to_tensor, normalise = steps
+    if [type(to_rgb).__name__, type(to_tensor).__name__] != ["MaybeConvertMode", "MaybeToTensor"] or not isinstance(
+        normalise, Normalize
+    ):
+        raise BackboneError(f"This open_clip preprocesses in an unknown way: {[type(s).__name__ for s in steps]}")
+    size = settings["size"]
+    size = (size, size) if isinstance(size, int) else tuple(size[-2:])
+    mean, std = (torch.tensor(list(v), dtype=torch.float32).view(3, 1, 1) for v in (normalise.mean, normalise.std))
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(settings.items())}
+    return Geometry(geometry, size), mean, std, plain
+
+
+def _load_folder(folder: Path) -> tuple[nn.Module, Any]:
+    """A model from `open_clip_config.json`, its weights, and optionally an own `*.txt.gz` merges file."""
+    import open_clip
+
+    if not (folder / "open_clip_config.json").is_file():
+        raise BackboneError(f"{folder} has no open_clip_config.json", mend="Name a folder with config and weights")
+    merges = sorted(folder.glob("*.txt.gz"))
+    with _quiet(), _as_backbone_error(f"Cannot load the backbone in {folder}"):
+        model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
+        tokenizer_options = {"bpe_path": str(merges[0])} if merges else {}
+        return model, open_clip.get_tokenizer(f"local-dir:{folder}", **tokenizer_options)
+
+
+def _load_open_clip(name: str, pretrained: str | None) -> tuple[nn.Module, Any]:
+    _stay_offline_where_there_is_no_network()
+    import open_clip
+
+    hub = name.startswith("hf-hub:")
+    options: dict[str, Any] = {}
+    if not hub:
+        known = open_clip.list_models()
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 3, 0.4)
+            raise BackboneError(f"open_clip has no architecture {name!r}; close to it: {', '.join(close) or 'none'}")
+        if not pretrained:
+            raise BackboneError(f"{name} needs weights", mend="Give --pretrained openai, another tag, or a file")
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if Path(pretrained).is_file():
+            options["force_quick_gelu"] = _is_openai_archive(Path(pretrained)) or None
+        elif pretrained not in tags:
+            raise BackboneError(
+                f"{pretrained!r} is neither a file nor a tag of {name}; its tags are {', '.join(tags) or 'none'}",
+                mend="Give --pretrained one of these or a file",
+            )
+        else:  # weights trained with QuickGELU need it, whatever the name of the architecture says
+            settings = open_clip.get_pretrained_cfg(name, pretrained) or {}
+            options["force_quick_gelu"] = bool(settings.get("quick_gelu")) or None
+    options = {key: value for key, value in options.items() if value is not None}
+    source = name if hub else f"{name}/{pretrained}"
+    with (
+        _quiet(),
+        _as_backbone_error(
+            f"Cannot load the weights of {source}",
+            mend="They are downloaded once from the model hub: run where there is a network, or copy the file here and "
+            f"give --backbone {name} --pretrained FILE",
+        ),
+    ):
+        model = open_clip.create_model(name, None if hub else pretrained, require_pretrained=True, **options)
+    try:
+        with _quiet():
+            return model, open_clip.get_tokenizer(name)
+    except (ImportError, OSError, ValueError, AttributeError) as error:
+        raise BackboneError(
+            f"The tokenizer of {name} cannot be had: {_last_line(error)}",
+            mend="It may need the transformers package (pip install 'glscl[siglip]') and a network once",
+        ) from error
+
+
+def _pretrained_name(name: str, pretrained: str | None) -> str:
+    if name.startswith("hf-hub:"):
+        return "hf-hub"
+    return Path(pretrained).name if Path(pretrained).is_file() else str(pretrained)
+
+
+def _is_openai_archive(path: Path) -> bool:
+    """OpenAI's own files are TorchScript archives; those models use QuickGELU."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def _weights_hash(model: nn.Module) -> str:
+    """SHA-256 over names, shapes and float32 bytes of all weights: the same for every file they may come in."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        array = value.detach().float().cpu().contiguous().numpy()
+        digest.update(f"{name}{array.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data if array.size else b"")
+    return digest.hexdigest()[:16]
+
+
+def _stay_offline_where_there_is_no_network() -> None:
+    """Without a network the hub's client retries for a minute; one name look-up tells at once."""
+    if "HF_HUB_OFFLINE" in os.environ:
+        return
+    host = os.environ.get("HF_ENDPOINT", "https://huggingface.co").split("//")[-1].split("/")[0].split(":")[0]
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        with contextlib.suppress(ImportError, AttributeError):
+            import huggingface_hub.constants
+
+            huggingface_hub.constants.HF_HUB_OFFLINE = True
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip logs every failed attempt; our one line says it once."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
+def _as_backbone_error(message: str, mend: str | None = None) -> Iterator[None]:
+    try:
+        yield
+    except BackboneError:
+        raise
+    except Exception as error:  # hub clients, torch and safetensors each raise their own types
+        raise BackboneError(f"{message}: {_last_line(error)}", mend=mend) from error
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]

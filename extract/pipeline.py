@@ -1,0 +1,461 @@
+"""Read → encode → commit: the run of an extraction, shard by shard.
+
+Frames of different videos share full batches. Which frames share one is decided by the plan alone, never by which worker was
+faster: a video's own full batches, then the remainders of a shard's videos in order. So a run that was killed and resumed
+ends in the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glscl.cache.schema import Annotations, Status, TextItem, VideoItem
+from glscl.cache.shard import TextRecord, VideoRecord, text_arrays, video_arrays
+from glscl.cache.store import Store, StoreSpec, create_store
+from glscl.errors import DecodeError, InputError, NotFoundError
+from glscl.extract.decode_pool import DecodePool, FrameChunk, VideoDone, VideoTask
+from glscl.extract.encoder import Backbone, TokenizedTexts
+from glscl.extract.video import Sampling
+from glscl.progress import Progress, Task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExtractionSummary:
+    """What an extraction did. Seconds of stages overlap: decoding runs beside encoding."""
+
+    cache: str
+    fingerprint: str
+    already_complete: bool
+    videos: int
+    texts: int
+    frames: int
+    failed: list[dict[str, Any]]
+    texts_without_video: int
+    seconds: dict[str, float]
+    bound_by: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass
+class _Stopwatch:
+    waiting: float = 0.0  # for frames
+    encoding: float = 0.0
+    writing: float = 0.0
+    decoding: float = 0.0  # in the workers, summed
+    frames: int = 0
+
+
+def extract(
+    annotations: Annotations,
+    out: Path,
+    *,
+    backbone: Backbone,
+    sampling: Sampling,
+    format: str = "zarr",
+    dtype: str = "float16",
+    tokens: bool = True,
+    shard_videos: int = 128,
+    shard_texts: int = 4096,
+    workers: int = 2,
+    batch_frames: int = 128,
+    batch_texts: int = 256,
+    decoder: str = "auto",
+    time_limit: float = 60.0,
+    memory_limit: float = 4.0,
+    strict: bool = False,
+    retry_failed: bool = False,
+    progress: Progress | None = None,
+    provenance: dict[str, Any] | None = None,
+) -> ExtractionSummary:
+    """Make a cache, or finish one that was begun.
+
+    Args:
+        annotations: videos and captions from a dataset reader.
+        out: folder of the cache.
+        backbone: encodes frames and captions.
+        sampling: which frames of a video are taken.
+        decoder: "auto", "decord" or "pyav".
+        time_limit: seconds without progress after which a video is given up.
+        memory_limit: GB that a decoding process may take.
+        strict: raise DecodeError at the first video that is missing or gives no frames.
+        retry_failed: decode again what failed in earlier runs.
+        provenance: command and versions, stored beside the configuration.
+
+    Raises:
+        NotFoundError: not one of the videos is there.
+        DecodeError: not one of them could be decoded, or `strict`.
+        FingerprintError, StorageError, …: see `create_store` and `Store.commit`.
+    """
+    started = time.perf_counter()
+    progress = progress or Progress(quiet=True)
+    _require_videos(annotations, strict)
+    spec = StoreSpec(
+        configuration={
+            "backbone": dataclasses.asdict(backbone.description),
+            "sampling": dataclasses.asdict(sampling) | {"decoder": decoder},
+        },
+        annotations=annotations,
+        embed_dim=backbone.embed_dim,
+        dtype=dtype,
+        tokens=tokens,
+        shard_items={"video": shard_videos, "text": shard_texts},
+        provenance=provenance or {},
+    )
+    store = create_store(out, spec, format)
+    watch = _Stopwatch()
+    retried = _shards_with_failures(store) if retry_failed else []
+    already = store.complete and not retried and (store.path / "manifest.json").exists()
+    seconds_texts = 0.0
+    if not already:
+        store.write_backbone_pieces(backbone.pieces())
+        clock = time.perf_counter()
+        _extract_texts(store, backbone, tokens=tokens, batch_texts=batch_texts, progress=progress)
+        seconds_texts = time.perf_counter() - clock
+        pool = DecodePool(
+            workers=workers,
+            sampling=sampling,
+            geometry=backbone.geometry,
+            decoder=decoder,
+            time_limit=time_limit,
+            memory_limit=memory_limit,
+        )
+        _extract_videos(store, backbone, pool, retried, batch_frames, strict, watch, progress)
+        store.finish()
+    videos = store.arrays("video", ["status", "offsets"])
+    failed = store.failures()
+    usable = int(np.isin(videos["status"], [s for s in Status if s.usable]).sum())
+    if not usable:
+        first = failed[0] if failed else {"id": "", "reason": "nothing"}
+        raise DecodeError(
+            f"None of the {len(videos['status'])} videos gave frames; the first, {first['id']!r}: {first['reason']}",
+            mend=f"See all reasons: glscl inspect {out}",
+        )
+    lost = int((store.arrays("text", ["video_index"])["video_index"] < 0).sum())
+    total = time.perf_counter() - started
+    return ExtractionSummary(
+        cache=str(out),
+        fingerprint=store.fingerprint,
+        already_complete=already,
+        videos=usable,
+        texts=store.num_items["text"],
+        frames=int(videos["offsets"][-1]),
+        failed=failed,
+        texts_without_video=lost,
+        seconds={
+            "total": total,
+            "texts": seconds_texts,
+            "waiting_for_frames": watch.waiting,
+            "encoding_frames": watch.encoding,
+            "writing": watch.writing,
+            "decoding_in_workers": watch.decoding,
+        },
+        bound_by=_bound_by(watch, workers),
+    )
+
+
+def _bound_by(watch: _Stopwatch, workers: int) -> str | None:
+    """Which stage set the pace, and how much of the wall time that stage alone would have taken."""
+    if not watch.frames:
+        return None
+    wall = watch.waiting + watch.encoding + watch.writing
+    stages = {"decode": watch.decoding / workers, "encode": watch.encoding}
+    slower = max(stages, key=lambda name: stages[name])
+    return f"{slower} ({100 * min(1.0, stages[slower] / wall):.0f} % of the time it would take alone)"
+
+
+def _require_videos(annotations: Annotations, strict: bool) -> None:
+    if not annotations.videos:
+        raise InputError(f"{annotations.dataset} lists no video", mend="Check the annotations with --dry-run")
+    missing = [video.id for video in annotations.videos if video.path is None]
+    if len(missing) == len(annotations.videos):
+        raise NotFoundError(
+            f"None of the {len(missing)} videos of {annotations.dataset} was found, for example {missing[0]!r}",
+            mend="Name the folder that holds them with --videos (glscl extract --dry-run shows what is looked for)",
+        )
+    if strict and missing:
+        raise NotFoundError(f"{len(missing)} videos are missing, the first is {missing[0]!r} (--strict)")
+
+
+# --- captions --------------------------------------------------------------------------------------------------
+
+
+def _extract_texts(
+    store: Store, backbone: Backbone, *, tokens: bool, batch_texts: int, progress: Progress
+) -> None:
+    index_of_video = {video.id: i for i, video in enumerate(store.plan.videos)}
+    pending = store.pending("text")
+    with progress.task("captions", sum(len(store.shard_range("text", s)) for s in pending), "captions") as task:
+        for shard in pending:
+            items = [store.plan.texts[i] for i in store.shard_range("text", shard)]
+            arrays = text_arrays(
+                items,
+                _encode_captions(items, backbone, tokens, batch_texts, task),
+                video_index=[index_of_video.get(item.video, -1) for item in items],
+                embed_dim=store.embed_dim,
+                dtype=store.dtype,
+            )
+            store.commit("text", shard, arrays)
+
+
+def _encode_captions(
+    items: Sequence[TextItem], backbone: Backbone, tokens: bool, batch: int, task: Task
+) -> list[TextRecord]:
+    """Captions in batches of similar length, returned in their own order."""
+    tokenized = backbone.tokenize([item.text for item in items])
+    order = np.argsort(tokenized.lengths, kind="stable")
+    records: list[TextRecord | None] = [None] * len(items)
+    for start in range(0, len(items), batch):
+        rows = order[start : start + batch]
+        encoded = backbone.encode_texts(TokenizedTexts(tokenized.ids[rows], tokenized.lengths[rows]))
+        for i, row in enumerate(rows):
+            length = int(tokenized.lengths[row]) if tokens else 0
+            records[row] = TextRecord(
+                encoded.text_features[i],
+                encoded.token_features[i, :length],
+                tokenized.ids[row, :length].astype(np.int32),
+            )
+        task.advance(len(rows))
+    return records
+
+
+# --- videos ----------------------------------------------------------------------------------------------------
+
+
+class _Video:
+    """Frames and features of one video on their way through the encoder."""
+
+    def __init__(self) -> None:
+        self.waiting: list[np.ndarray] = []  # frames not yet encoded
+        self.features: list[np.ndarray] = []
+        self.times: list[np.ndarray] = []
+        self.done: VideoDone | None = None
+
+    @property
+    def num_waiting(self) -> int:
+        return sum(len(frames) for frames in self.waiting)
+
+    def take(self, count: int | None = None) -> np.ndarray:
+        """The first `count` waiting frames (all by default), (n, S, S, 3)."""
+        frames = np.concatenate(self.waiting)
+        count = len(frames) if count is None else count
+        self.waiting = [frames[count:]] if count < len(frames) else []
+        return frames[:count]
+
+
+class _ShardInProgress:
+    """Encodes the videos of one shard in an order that only the plan decides."""
+
+    def __init__(self, items: range, backbone: Backbone, batch_frames: int, watch: _Stopwatch) -> None:
+        self.videos = {index: _Video() for index in items}
+        self.backbone, self.batch_frames, self.watch = backbone, batch_frames, watch
+        self.next = items.start  # first video whose remainder has not joined the shared batch
+        self.shared: list[tuple[_Video, np.ndarray]] = []
+
+    def add(self, chunk: FrameChunk) -> None:
+        video = self.videos[chunk.index]
+        video.waiting.append(chunk.frames)
+        video.times.append(chunk.times)
+        while video.num_waiting >= self.batch_frames:
+            video.features.append(self._encode(video.take(self.batch_frames)))
+
+    def close(self, done: VideoDone) -> None:
+        self.videos[done.index].done = done
+        while self.next in self.videos and self.videos[self.next].done is not None:
+            video = self.videos[self.next]
+            if video.waiting:
+                self.shared.append((video, video.take()))
+            self.next += 1
+            while sum(len(frames) for _, frames in self.shared) >= self.batch_frames:
+                self._encode_shared()
+        if self.complete and self.shared:
+            self._encode_shared()
+
+    @property
+    def complete(self) -> bool:
+        return self.next not in self.videos
+
+    def records(self) -> dict[int, VideoRecord]:
+        dim = self.backbone.embed_dim
+        return {index: _record(video, dim) for index, video in self.videos.items()}
+
+    def _encode_shared(self) -> None:
+        """One batch of the remainders; what does not fit stays for the next."""
+        room, batch, rest = self.batch_frames, [], []
+        for video, frames in self.shared:
+            taken = frames[:room]
+            if len(taken):
+                batch.append((video, taken))
+            if len(frames) > len(taken):
+                rest.append((video, frames[len(taken) :]))
+            room -= len(taken)
+        features = self._encode(np.concatenate([frames for _, frames in batch]))
+        bounds = np.cumsum([len(frames) for _, frames in batch])[:-1]
+        for (video, _), part in zip(batch, np.split(features, bounds)):
+            video.features.append(part)
+        self.shared = rest
+
+    def _encode(self, frames: np.ndarray) -> np.ndarray:
+        clock = time.perf_counter()
+        features = self.backbone.encode_frames(frames)
+        self.watch.encoding += time.perf_counter() - clock
+        self.watch.frames += len(frames)
+        return features
+
+
+def _record(video: _Video, embed_dim: int) -> VideoRecord:
+    done = video.done
+    return VideoRecord(
+        frame_features=np.concatenate(video.features) if video.features else np.zeros((0, embed_dim), np.float32),
+        times=np.concatenate(video.times) if video.times else np.zeros(0, np.float32),
+        status=done.status,
+        reason=done.reason,
+        duration=done.duration,
+        fps=done.fps,
+        frames_total=done.frames_total,
+        ledger={
+            "decoder": done.decoder,
+            "note": done.decoder_note,
+            "codec": done.codec,
+            "seconds": round(done.seconds, 3),
+        },
+    )
+
+
+def _extract_videos(
+    store: Store,
+    backbone: Backbone,
+    pool: DecodePool,
+    retried: list[int],
+    batch_frames: int,
+    strict: bool,
+    watch: _Stopwatch,
+    progress: Progress,
+) -> None:
+    kept = {shard: _usable_records(store, shard) for shard in retried}
+    shards = sorted({*store.pending("video"), *retried})
+    wanted = {s: [i for i in store.shard_range("video", s) if i not in kept.get(s, {})] for s in shards}
+    videos = store.plan.videos
+    if not shards:
+        return
+    in_progress = {
+        shard: _ShardInProgress(store.shard_range("video", shard), backbone, batch_frames, watch) for shard in shards
+    }
+
+    def tasks() -> Iterator[VideoTask]:
+        for shard in shards:
+            for i in wanted[shard]:
+                if videos[i].path is not None:
+                    yield VideoTask(index=i, path=videos[i].path, start=videos[i].start, end=videos[i].end)
+
+    failed = 0
+    with progress.task("videos", sum(map(len, wanted.values())), "videos") as task, pool:
+
+        def close(done: VideoDone) -> None:
+            nonlocal failed
+            shard = done.index // store.shard_items["video"]
+            current = in_progress[shard]
+            current.close(done)
+            if current.complete:
+                clock = time.perf_counter()
+                records = current.records() | kept.get(shard, {})
+                _commit_videos(store, shard, records, retry=shard in kept)
+                watch.writing += time.perf_counter() - clock
+                del in_progress[shard]
+
+        for shard in shards:  # what needs no decoding: kept from an earlier run, or known to be missing
+            for i in store.shard_range("video", shard):
+                if i in kept.get(shard, {}):
+                    close(_not_decoded(i, Status.OK, None))
+                elif videos[i].path is None:
+                    failed += 1
+                    close(_not_decoded(i, Status.MISSING, "no file found for this id"))
+                    task.advance(failed=failed)
+        events = pool.decode(tasks())
+        while True:
+            clock = time.perf_counter()
+            event = next(events, None)
+            watch.waiting += time.perf_counter() - clock
+            if event is None:
+                break
+            if isinstance(event, FrameChunk):
+                in_progress[event.index // store.shard_items["video"]].add(event)
+                continue
+            watch.decoding += event.seconds
+            failed += not event.status.usable
+            if strict and not event.status.usable:
+                raise DecodeError(f"{videos[event.index].id!r} gives no frames: {event.reason} (--strict)")
+            close(event)
+            task.advance(**({"failed": failed} if failed else {}))
+
+
+def _not_decoded(index: int, status: Status, reason: str | None) -> VideoDone:
+    return VideoDone(
+        index=index,
+        status=status,
+        reason=reason,
+        decoder="none",
+        decoder_note=None,
+        duration=0.0,
+        fps=0.0,
+        frames_total=0,
+        codec="",
+        seconds=0.0,
+        frames=0,
+    )
+
+
+def _commit_videos(store: Store, shard: int, records: dict[int, VideoRecord], *, retry: bool) -> None:
+    items = store.shard_range("video", shard)
+    plan: list[VideoItem] = [store.plan.videos[i] for i in items]
+    ordered = [records[i] for i in items]
+    revision = store.commits("video")[shard].revision + 1 if retry else 0
+    store.commit(
+        "video",
+        shard,
+        video_arrays(plan, ordered, embed_dim=store.embed_dim, dtype=store.dtype),
+        failures=[
+            {"id": item.id, "reason": record.reason, "status": Status(record.status).name.lower()}
+            for item, record in zip(plan, ordered)
+            if record.status != Status.OK
+        ],
+        ledger=[record.ledger or {} for record in ordered],
+        revision=revision,
+    )
+
+
+def _shards_with_failures(store: Store) -> list[int]:
+    return [
+        shard
+        for shard, commit in sorted(store.commits("video").items())
+        if any(not Status[failure["status"].upper()].usable for failure in commit.failures)
+    ]
+
+
+def _usable_records(store: Store, shard: int) -> dict[int, VideoRecord]:
+    """The videos of a committed shard that need not be decoded again."""
+    items = store.shard_range("video", shard)
+    found = store.arrays("video", items=items)
+    reasons = {f["id"]: f["reason"] for f in store.commits("video")[shard].failures}
+    records = {}
+    for row, i in enumerate(items):
+        status = Status(int(found["status"][row]))
+        rows = slice(int(found["offsets"][row]), int(found["offsets"][row + 1]))
+        if status.usable:
+            records[i] = VideoRecord(
+                frame_features=np.asarray(found["values"][rows], np.float32),
+                times=found["times"][rows],
+                status=status,
+                reason=reasons.get(store.plan.videos[i].id),
+                duration=float(found["duration"][row]),
+                fps=float(found["fps"][row]),
+                frames_total=int(found["frames_total"][row]),
+            )
+    return records

@@ -19,7 +19,15 @@ _CLASSES = {
     "projection": "projection:Projection",
     "seq_lstm": "seq_lstm:SeqLstm",
     "seq_transf": "seq_transf:SeqTransf",
+    "tight_transf": "tight_transf:TightTransf",
     "glscl": "glscl:Glscl",
+    "dicosa": "dicosa:Dicosa",
+    "xpool": "xpool:Xpool",
+    "xclip": "xclip:Xclip",
+    "wti": "wti:Wti",
+    "ti": "wti:Ti",
+    "attention_pool": "attention_pool:AttentionPool",
+    "query_scoring": "query_scoring:QueryScoring",
 }
 HEAD_NAMES = tuple(_CLASSES)
 

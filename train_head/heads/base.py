@@ -68,7 +68,10 @@ class Head(nn.Module, ABC):
         options: every option of the head; `build_head(name, embed_dim=..., **options)` rebuilds it. JSON-able.
         needs_tokens: whether the text side reads token features.
         query_independent: whether a video is one vector, so that it can be indexed.
+        has_logit_scale: whether τ is learned; else it stays 1.
+        mask_padding: whether padded entries are zeroed and kept out of everything.
         tile_bytes: working memory of one tile of pairs; None chooses by device.
+        autocast_pairs: whether `pair_scores` follows autocast; only for a head that runs a network on every pair.
     """
 
     needs_tokens: bool = False
@@ -76,6 +79,7 @@ class Head(nn.Module, ABC):
     has_logit_scale: bool = True
     mask_padding: bool = True
     tile_bytes: int | None = None
+    autocast_pairs: bool = False
 
     def __init__(
         self,
@@ -159,8 +163,8 @@ class Head(nn.Module, ABC):
     def score(self, encoded_text: Any, encoded_video: Any) -> Tensor:
         """(T, V) similarity, before the logit scale.
 
-        Pairs are computed in tiles of bounded memory, always in the dtype of the parameters (autocast would round a
-        cosine to three digits). With gradients, a score of several tiles recomputes each tile in the backward pass
+        Pairs are computed in tiles of bounded memory, in the dtype of the parameters (autocast would round a cosine to
+        three digits; see `autocast_pairs`). With gradients, a score of several tiles recomputes each tile in the backward pass
         instead of keeping its intermediates.
         """
         num_texts, num_videos = len(encoded_text[0]), len(encoded_video[0])
@@ -228,6 +232,8 @@ class Head(nn.Module, ABC):
         return type(encoded)(*(field.to(self.dtype) if field.is_floating_point() else field for field in encoded))
 
     def _tile(self, text: Any, video: Any) -> Tensor:
+        if self.autocast_pairs:
+            return self.pair_scores(text, video)
         with torch.autocast(device_type=text[0].device.type, enabled=False):
             return self.pair_scores(text, video)
 
@@ -278,27 +284,6 @@ def attendable(mask: Tensor) -> Tensor:
     """The mask as bool; an item without any real entry is opened whole, so that softmax stays finite over its zeros."""
     mask = mask.bool()
     return mask | ~mask.any(dim=-1, keepdim=True)
-
-
-def masked_softmax(logits: Tensor, mask: Tensor, dim: int) -> Tensor:
-    """Softmax along `dim` in which masked-out entries weigh exactly 0."""
-    return logits.masked_fill(~mask, torch.finfo(logits.dtype).min).softmax(dim)
-
-
-def mean_of_normalised(features: Tensor, mask: Tensor) -> Tensor:
-    """CLIP4Clip's pooling (Luo et al. 2022, section 3.3): `n(mean over real entries of n(x))`.
-
-    Args:
-        features: (N, F, D).
-        mask: (N, F) bool.
-
-    Returns:
-        (N, D), L2-normalised; zero where all features are zero.
-    """
-    weights = mask.to(features.dtype)
-    weights = weights / weights.sum(-1, keepdim=True)
-    pooled = torch.einsum("vf,vfd->vd", weights, F.normalize(features, dim=-1).to(weights.dtype))
-    return F.normalize(pooled, dim=-1)
 
 
 def require_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:

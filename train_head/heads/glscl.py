@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.errors import UsageError
 from glscl.train_head.heads.aggregator import build_aggregator
-from glscl.train_head.heads.base import Head, masked_softmax, require_at_least, require_choice, require_positive
+from glscl.train_head.heads.base import Head, require_at_least, require_choice, require_positive
 from glscl.train_head.heads.layers import Decoder
+from glscl.train_head.heads.pooling import conditioned_cosine, conditioned_cosine_floats, gram_matrix
 
 DECODER_HEADS = 8
 DECODER_FEEDFORWARD = 2048
@@ -148,20 +149,17 @@ class Glscl(Head):
 
     def global_scores(self, text: GlsclText, video: GlsclVideo) -> Tensor:
         """(T, V): `n(t) · n(Σ_f w_f x'_f)`, without making a video vector for each pair."""
-        dots, weights = attend_frames(text.text_features, video.frame_features, video.frame_mask, self.temperature)
-        product = (weights * dots).sum(1)  # (V, T)
-        squared = (weights * (video.gram @ weights)).sum(1)  # (V, T)
-        norm = squared.clamp(min=smallest_square(video.gram)).sqrt()
-        text_norm = text.text_features.norm(dim=-1).clamp(min=1e-12)  # (T,)
-        return (product / norm).T / text_norm.unsqueeze(1)  # (T, V)
+        return conditioned_cosine(
+            text.text_features, video.frame_features, video.frame_mask, video.gram, temperature=self.temperature
+        )
 
     def local_scores(self, text: GlsclText, video: GlsclVideo) -> Tensor:
         """(T, V): mean over queries of the cosine between what they read from the tokens and from the frames."""
         return text.concepts.flatten(1) @ video.concepts.flatten(1).T / text.concepts.shape[1]
 
     def pair_bytes(self, text: GlsclText, video: GlsclVideo) -> int:
-        frames = video.frame_features.shape[1]
-        return (6 * frames + 4) * video.frame_features.element_size()
+        floats = conditioned_cosine_floats(video.frame_features.shape[1]) + 2
+        return floats * video.frame_features.element_size()
 
     def auxiliary_losses(self, text: GlsclText, video: GlsclVideo) -> dict[str, Tensor]:
         """`intra_diversity` keeps queries apart, `inter_consistency` keeps both sides of a query together (eq. 9-12).
@@ -183,39 +181,6 @@ class Glscl(Head):
         cosines = torch.einsum("bqd,bqd->q", video_concepts, text_concepts) / count  # (Q,)
         distance = F.mse_loss(video_concepts.mean(0), text_concepts.mean(0))
         return distance + self.beta * (cosines - CONSISTENCY_TARGET).square().sum()
-
-
-def attend_frames(text: Tensor, frames: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Dot products of texts with frames, and their softmax over the real frames.
-
-    Args:
-        text: (T, D) raw.
-        frames: (V, F, D) raw.
-        mask: (V, F) bool.
-        temperature: divides the dot products.
-
-    Returns:
-        dots and weights, both (V, F, T): with the text last every step is one large or one batched matrix product.
-    """
-    videos, length, _ = frames.shape
-    dots = (frames.flatten(0, 1) @ text.T).view(videos, length, len(text))  # (V, F, T)
-    return dots, masked_softmax(dots / temperature, mask.unsqueeze(-1), dim=1)
-
-
-def gram_matrix(frames: Tensor) -> Tensor:
-    """(V, F, D) → (V, F, F) dot products of every two frames of a video, in full precision.
-
-    `wᵀ gram w` is the squared length of the weighted sum `Σ_f w_f x_f`, which therefore need not be made.
-    """
-    with torch.autocast(device_type=frames.device.type, enabled=False):
-        frames = frames.float() if frames.dtype in (torch.float16, torch.bfloat16) else frames
-        return frames @ frames.transpose(1, 2)
-
-
-def smallest_square(gram: Tensor) -> Tensor:
-    """(V, 1): squared length below which a weighted sum of frames is only rounding error; keeps √ away from 0."""
-    largest = gram.detach().diagonal(dim1=1, dim2=2).amax(1, keepdim=True)
-    return (largest * torch.finfo(gram.dtype).eps).clamp(min=1e-24)
 
 
 def intra_diversity(concepts: Tensor) -> Tensor:

@@ -100,9 +100,13 @@ class ResidualBlock(nn.Module):
         self.mlp = FeedForward(width)
         self.ln_2 = nn.LayerNorm(width, eps=eps)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """(N, S, D) with mask (N, S) bool, True = may be attended → (N, S, D)."""
-        x = x + self.attn(self.ln_1(x), mask=mask)
+    def forward(self, x: Tensor, mask: Tensor, *, keep: int | None = None) -> Tensor:
+        """(N, S, D) with mask (N, S) bool, True = may be attended → (N, S, D), or only its first `keep` positions."""
+        normed = self.ln_1(x)
+        if keep is None:
+            x = x + self.attn(normed, mask=mask)
+        else:
+            x = x[:, :keep] + self.attn(normed[:, :keep], normed, mask)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -216,3 +220,12 @@ def build_adapter(kind: str, width: int) -> nn.Module | None:
     if kind == "mlp":
         return MlpAdapter(width)
     raise UsageError(f"adapter must be one of {', '.join(ADAPTERS)}, found {kind!r}")
+
+
+def entry_scorer(width: int) -> nn.Sequential:
+    """D → D → ReLU → 1: one logit for every token or frame; nearly equal logits at start."""
+    scorer = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+    for layer in (scorer[0], scorer[2]):
+        nn.init.normal_(layer.weight, std=0.02)
+        nn.init.zeros_(layer.bias)
+    return scorer

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from glscl.cache.schema import VideoFeatures
-from glscl.train_head.heads.base import VectorHead, VectorSide, mean_of_normalised
+from glscl.train_head.heads.base import VectorHead, VectorSide
+from glscl.train_head.heads.pooling import mean_of_normalised
 
 
 class MeanPool(VectorHead):

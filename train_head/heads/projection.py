@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
-from glscl.train_head.heads.base import VectorHead, VectorSide, mean_of_normalised
+from glscl.train_head.heads.base import VectorHead, VectorSide
+from glscl.train_head.heads.pooling import mean_of_normalised
 
 
 class Projection(VectorHead):

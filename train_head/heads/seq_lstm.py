@@ -9,7 +9,8 @@ from typing import Any
 
 from glscl.cache.schema import VideoFeatures
 from glscl.train_head.heads.aggregator import LstmAggregator
-from glscl.train_head.heads.base import VectorHead, VectorSide, mean_of_normalised
+from glscl.train_head.heads.base import VectorHead, VectorSide
+from glscl.train_head.heads.pooling import mean_of_normalised
 
 
 class SeqLstm(VectorHead):

@@ -1,0 +1,106 @@
+"""DiCoSA: texts and caption-conditioned videos are compared chunk by chunk, each chunk weighted by an MLP.
+
+T texts, V videos, F frames, D embed_dim, C chunks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glscl.cache.schema import TextFeatures, VideoFeatures
+from glscl.errors import UsageError
+from glscl.train_head.heads.aggregator import build_aggregator
+from glscl.train_head.heads.base import Head, require_at_least, require_positive
+from glscl.train_head.heads.pooling import attend_frames
+
+
+class DicosaText(NamedTuple):
+    """text_features (T, D) raw."""
+
+    text_features: Tensor
+
+
+class DicosaVideo(NamedTuple):
+    """frame_features (V, F, D) aggregated, raw; frame_mask (V, F)."""
+
+    frame_features: Tensor
+    frame_mask: Tensor
+
+
+class Dicosa(Head):
+    """`S = Σ_c MLP([t_c; g_c]) · cos(t_c, g_c)` over C chunks of the features (Jin et al. 2023, section 3.2).
+
+    `g = Σ_f softmax_f(t · x'_f / temperature) x'_f` is the video as the caption sees it. The MLP, 2D/C → 4D/C → ReLU → 1,
+    is shared over chunks and reads raw inputs; its output starts near 1/C, so that the score starts as a mean of cosines.
+
+    Args:
+        embed_dim: D.
+        chunks: C; must divide D.
+        temperature: of the softmax over frames.
+        aggregator: "seq_transf", "seq_lstm" or "none".
+        aggregator_layers: blocks of "seq_transf".
+        aggregator_heads: attention heads of "seq_transf"; None = max(1, D // 64).
+        frame_positions: longest clip the positions of "seq_transf" allow.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        chunks: int = 8,
+        temperature: float = 3.0,
+        aggregator: str = "seq_transf",
+        aggregator_layers: int = 4,
+        aggregator_heads: int | None = None,
+        frame_positions: int = 77,
+        **common: Any,
+    ) -> None:
+        options = {
+            "chunks": chunks,
+            "temperature": temperature,
+            "aggregator": aggregator,
+            "aggregator_layers": aggregator_layers,
+            "aggregator_heads": aggregator_heads,
+            "frame_positions": frame_positions,
+        }
+        super().__init__(embed_dim=embed_dim, options=options, **common)
+        require_at_least("chunks", chunks, 1)
+        require_positive("temperature", temperature)
+        if embed_dim % chunks:
+            raise UsageError(f"features of size {embed_dim} cannot be cut into {chunks} equal chunks")
+        self.chunks = chunks
+        self.temperature = temperature
+        self.aggregator = build_aggregator(
+            aggregator, embed_dim, layers=aggregator_layers, heads=aggregator_heads, positions=frame_positions
+        )
+        width = embed_dim // chunks
+        self.chunk_weight = nn.Sequential(nn.Linear(2 * width, 4 * width), nn.ReLU(), nn.Linear(4 * width, 1))
+        for layer in (self.chunk_weight[0], self.chunk_weight[2]):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        nn.init.constant_(self.chunk_weight[2].bias, 1 / chunks)
+
+    def text_side(self, text: TextFeatures) -> DicosaText:
+        return DicosaText(text.text_features)
+
+    def video_side(self, video: VideoFeatures) -> DicosaVideo:
+        return DicosaVideo(self.aggregator(video.frame_features, video.frame_mask), video.frame_mask)
+
+    def pair_scores(self, text: DicosaText, video: DicosaVideo) -> Tensor:
+        frames = video.frame_features
+        _, weights = attend_frames(text.text_features, frames, video.frame_mask, self.temperature)  # (V, F, T)
+        pooled = (weights.transpose(1, 2) @ frames).unflatten(-1, (self.chunks, -1))  # (V, T, C, D/C)
+        chunks = text.text_features.unflatten(-1, (self.chunks, -1))  # (T, C, D/C)
+        cosine = (F.normalize(pooled, dim=-1) * F.normalize(chunks, dim=-1)).sum(-1)  # (V, T, C)
+        first, activation, last = self.chunk_weight
+        text_half, video_half = first.weight.chunk(2, dim=1)  # [t_c; g_c] through one matrix, without concatenating
+        hidden = F.linear(pooled, video_half) + F.linear(chunks, text_half, first.bias)  # (V, T, C, 4D/C)
+        weight = last(activation(hidden)).squeeze(-1)  # (V, T, C)
+        return (weight * cosine).sum(-1).T  # (T, V)
+
+    def pair_bytes(self, text: DicosaText, video: DicosaVideo) -> int:
+        floats = 4 * video.frame_features.shape[1] + 15 * self.embed_dim
+        return floats * video.frame_features.element_size()

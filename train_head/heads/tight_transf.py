@@ -1,0 +1,100 @@
+"""CLIP4Clip's tightTransf: a transformer reads caption and frames together, once for every pair.
+
+T texts, V videos, F frames, D embed_dim, N pairs, S = 1 + F.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from glscl.cache.schema import TextFeatures, VideoFeatures
+from glscl.train_head.heads.aggregator import copy_text_transformer, initialise_like_clip, position_rows
+from glscl.train_head.heads.base import Head, Initialisation, require_at_least
+from glscl.train_head.heads.layers import ResidualBlock, quick_gelu
+
+
+class TightText(NamedTuple):
+    """text_features (T, D) raw."""
+
+    text_features: Tensor
+
+
+class TightVideo(NamedTuple):
+    """frame_features (V, F, D) raw; frame_mask (V, F)."""
+
+    frame_features: Tensor
+    frame_mask: Tensor
+
+
+class TightTransf(Head):
+    """`Linear(QuickGELU(Linear(LN(Transformer([t; x_1 … x_F] + P))_0)))` (Luo et al. 2022, tight type).
+
+    The score is a free number, no cosine: it has no temperature (`logit_scale` stays 0), and costs T·V transformer passes.
+
+    Args:
+        embed_dim: D.
+        layers: blocks of the transformer.
+        heads: attention heads.
+        positions: longest sequence, 1 + F, the learned positions allow.
+        dropout: on the sum of features and positions.
+    """
+
+    has_logit_scale = False
+    autocast_pairs = True
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        layers: int = 4,
+        heads: int = 8,
+        positions: int = 77,
+        dropout: float = 0.1,
+        **common: Any,
+    ) -> None:
+        options = {"layers": layers, "heads": heads, "positions": positions, "dropout": dropout}
+        super().__init__(embed_dim=embed_dim, options=options, **common)
+        require_at_least("layers", layers, 1)
+        require_at_least("positions", positions, 2)
+        self.positions = nn.Embedding(positions, embed_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(ResidualBlock(embed_dim, heads) for _ in range(layers))
+        self.pool_norm = nn.LayerNorm(embed_dim, eps=1e-12)
+        self.pool = nn.Linear(embed_dim, embed_dim)
+        self.similarity = nn.Linear(embed_dim, 1)
+        initialise_like_clip(self.positions, self.blocks)
+        for layer in (self.pool, self.similarity):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def text_side(self, text: TextFeatures) -> TightText:
+        return TightText(text.text_features)
+
+    def video_side(self, video: VideoFeatures) -> TightVideo:
+        return TightVideo(video.frame_features, video.frame_mask)
+
+    def pair_scores(self, text: TightText, video: TightVideo) -> Tensor:
+        texts, (videos, frames, _) = len(text.text_features), video.frame_features.shape
+        positions = position_rows(self.positions, 1 + frames)  # (S, D)
+        first = (text.text_features + positions[0])[:, None, None].expand(-1, videos, -1, -1)  # (T, V, 1, D)
+        rest = (video.frame_features + positions[1:]).expand(texts, -1, -1, -1)  # (T, V, F, D)
+        state = self.dropout(torch.cat((first, rest), dim=2).flatten(0, 1))  # (N, S, D)
+        mask = torch.cat((video.frame_mask.new_ones(videos, 1), video.frame_mask), dim=1)  # (V, S)
+        mask = mask.expand(texts, -1, -1).flatten(0, 1)  # (N, S)
+        for block in self.blocks[:-1]:
+            state = block(state, mask)
+        first = self.blocks[-1](state, mask, keep=1)[:, 0]  # (N, D): nothing reads the other outputs
+        pooled = quick_gelu(self.pool(self.pool_norm(first)))
+        return self.similarity(pooled).view(texts, videos).to(self.dtype)
+
+    def pair_bytes(self, text: TightText, video: TightVideo) -> int:
+        layers = len(self.blocks) if torch.is_grad_enabled() else 1
+        floats = (1 + video.frame_features.shape[1]) * self.embed_dim * (3 + 18 * layers)
+        return floats * video.frame_features.element_size()
+
+    def initialise_from_backbone(self, pieces: Mapping[str, Tensor]) -> Initialisation:
+        return copy_text_transformer(pieces, self.positions, self.blocks)

@@ -1,0 +1,135 @@
+"""X-CLIP: the mean of a coarse, two mixed and one fine match between texts and videos.
+
+T texts, V videos, L tokens, F frames, D embed_dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glscl.cache.schema import TextFeatures, VideoFeatures
+from glscl.errors import UsageError
+from glscl.train_head.heads.aggregator import build_aggregator
+from glscl.train_head.heads.base import Head, require_at_least, require_positive
+from glscl.train_head.heads.pooling import masked_softmax, mean_of_normalised
+
+
+class XclipText(NamedTuple):
+    """sentence (T, D) and words (T, L, D), both L2-normalised; word_mask (T, L)."""
+
+    sentence: Tensor
+    words: Tensor
+    word_mask: Tensor
+
+
+class XclipVideo(NamedTuple):
+    """video (V, D) and frames (V, F, D), both L2-normalised; frame_mask (V, F)."""
+
+    video: Tensor
+    frames: Tensor
+    frame_mask: Tensor
+
+
+class Xclip(Head):
+    """Mean of text-video, word-video, text-frame and word-frame scores (Ma et al. 2022, equations 5-16).
+
+    A list of scores is reduced by attention over similarity: `Σ_i (softmax(s / temperature) A)_i s_i`, A learned and the
+    identity at start. The word-frame matrix is reduced over words, then frames, and the other way round; their mean counts.
+    Frames are compared as the backbone gave them; the video is `mean_pool` of the aggregated ones.
+
+    Args:
+        embed_dim: D.
+        max_words: longest caption; size of the maps over words.
+        max_frames: longest clip; size of the maps over frames.
+        temperature: of the attention over similarities.
+        aggregator: "seq_transf", "seq_lstm" or "none".
+        aggregator_layers: blocks of "seq_transf".
+        aggregator_heads: attention heads of "seq_transf"; None = max(1, D // 64).
+        frame_positions: longest clip the positions of "seq_transf" allow.
+    """
+
+    needs_tokens = True
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        max_words: int = 32,
+        max_frames: int = 12,
+        temperature: float = 0.01,
+        aggregator: str = "seq_transf",
+        aggregator_layers: int = 4,
+        aggregator_heads: int | None = None,
+        frame_positions: int = 77,
+        **common: Any,
+    ) -> None:
+        options = {
+            "max_words": max_words,
+            "max_frames": max_frames,
+            "temperature": temperature,
+            "aggregator": aggregator,
+            "aggregator_layers": aggregator_layers,
+            "aggregator_heads": aggregator_heads,
+            "frame_positions": frame_positions,
+        }
+        super().__init__(embed_dim=embed_dim, options=options, **common)
+        require_at_least("max_words", max_words, 1)
+        require_at_least("max_frames", max_frames, 1)
+        require_positive("temperature", temperature)
+        self.temperature = temperature
+        self.aggregator = build_aggregator(
+            aggregator, embed_dim, layers=aggregator_layers, heads=aggregator_heads, positions=frame_positions
+        )
+        self.global_map = nn.Parameter(torch.eye(embed_dim))
+        self.local_map = nn.Parameter(torch.eye(embed_dim))
+        self.video_word_map = nn.Parameter(torch.eye(max_words))
+        self.text_frame_map = nn.Parameter(torch.eye(max_frames))
+        self.word_map = nn.Parameter(torch.eye(max_words))
+        self.frame_of_word_map = nn.Parameter(torch.eye(max_frames))
+        self.frame_map = nn.Parameter(torch.eye(max_frames))
+        self.word_of_frame_map = nn.Parameter(torch.eye(max_words))
+
+    def text_side(self, text: TextFeatures) -> XclipText:
+        self._check_length("max_words", "tokens", text.token_mask.shape[1], len(self.word_map))
+        sentence = F.normalize(text.text_features, dim=-1)
+        return XclipText(sentence, F.normalize(text.token_features, dim=-1), text.token_mask)
+
+    def video_side(self, video: VideoFeatures) -> XclipVideo:
+        self._check_length("max_frames", "frames", video.frame_mask.shape[1], len(self.frame_map))
+        aggregated = self.aggregator(video.frame_features, video.frame_mask)  # (V, F, D)
+        pooled = mean_of_normalised(aggregated, video.frame_mask)  # (V, D)
+        return XclipVideo(pooled, F.normalize(video.frame_features, dim=-1), video.frame_mask)
+
+    def pair_scores(self, text: XclipText, video: XclipVideo) -> Tensor:
+        words, frames = text.word_mask, video.frame_mask
+        text_video = text.sentence @ self.global_map @ video.video.T  # (T, V)
+        video_word = torch.einsum("tld,vd->tvl", text.words, video.video)
+        video_word = self._reduce(video_word, words[:, None, :], self.video_word_map)  # (T, V)
+        text_frame = torch.einsum("td,vfd->tvf", text.sentence, video.frames)
+        text_frame = self._reduce(text_frame, frames, self.text_frame_map)  # (T, V)
+        word_frame = torch.einsum("tld,vfd->tvlf", text.words @ self.local_map, video.frames)
+        over_words = self._reduce(word_frame.transpose(2, 3), words[:, None, None, :], self.word_map)  # (T, V, F)
+        over_frames = self._reduce(word_frame, frames[:, None, :], self.frame_of_word_map)  # (T, V, L)
+        fine = 0.5 * (
+            self._reduce(over_words, frames, self.frame_map)
+            + self._reduce(over_frames, words[:, None, :], self.word_of_frame_map)
+        )  # (T, V)
+        return (text_video + video_word + text_frame + fine) / 4
+
+    def _reduce(self, scores: Tensor, mask: Tensor, mapping: Tensor) -> Tensor:
+        """Attention over the last dimension of the scores; masked entries neither attend nor count."""
+        length = scores.shape[-1]
+        weights = masked_softmax(scores / self.temperature, mask, dim=-1) @ mapping[:length, :length]
+        return (weights * scores * mask).sum(-1)
+
+    def pair_bytes(self, text: XclipText, video: XclipVideo) -> int:
+        length, frames = text.word_mask.shape[1], video.frame_mask.shape[1]
+        return (10 * length * frames + 10 * (length + frames)) * text.words.element_size()
+
+    def _check_length(self, option: str, what: str, found: int, limit: int) -> None:
+        if found > limit:
+            raise UsageError(f"{found} {what} do not fit a head built with {option}={limit}", mend=f"Raise {option}")

@@ -1,0 +1,122 @@
+"""X-Pool: every caption pools the frames it attends to, through one small transformer layer.
+
+T texts, V videos, F frames, D embed_dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glscl.cache.schema import TextFeatures, VideoFeatures
+from glscl.train_head.heads.base import Head
+from glscl.train_head.heads.pooling import attend_frames, gram_matrix
+
+
+class XpoolText(NamedTuple):
+    """vectors (T, D) L2-normalised; queries (T, D) of the attention."""
+
+    vectors: Tensor
+    queries: Tensor
+
+
+class XpoolVideo(NamedTuple):
+    """keys (V, F, D) of the attention; values (V, F, D), already through the output map; frame_mask (V, F)."""
+
+    keys: Tensor
+    values: Tensor
+    frame_mask: Tensor
+
+
+class Xpool(Head):
+    """`S = n(t) · n(z)`, z the frames pooled by cross-attention from the caption (Gorti et al. 2022, equations 4-9).
+
+    `a = softmax_f(W_q t̃ · W_k x̃_f / √D)`, `h = LN2(W_o Σ_f a_f W_v x̃_f)`, `z = LN3(h + Dropout(W_l h))`, where t̃ and x̃
+    are LN1 of text and frames. The five maps start as the identity.
+
+    Args:
+        embed_dim: D.
+        dropout: on `W_l h`.
+    """
+
+    def __init__(self, *, embed_dim: int, dropout: float = 0.3, **common: Any) -> None:
+        super().__init__(embed_dim=embed_dim, options={"dropout": dropout}, **common)
+        self.norm1 = nn.LayerNorm(embed_dim)
+        self.norm2 = nn.LayerNorm(embed_dim)
+        self.norm3 = nn.LayerNorm(embed_dim)
+        self.query = identity_linear(embed_dim)
+        self.key = identity_linear(embed_dim)
+        self.value = identity_linear(embed_dim)
+        self.out = identity_linear(embed_dim)
+        self.linear = identity_linear(embed_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def text_side(self, text: TextFeatures) -> XpoolText:
+        return XpoolText(F.normalize(text.text_features, dim=-1), self.query(self.norm1(text.text_features)))
+
+    def video_side(self, video: VideoFeatures) -> XpoolVideo:
+        frames = self.norm1(video.frame_features)  # (V, F, D)
+        # the weights sum to 1, so the output map may come before the sum: once a frame instead of once a pair
+        return XpoolVideo(self.key(frames), self.out(self.value(frames)), video.frame_mask)
+
+    def pair_scores(self, text: XpoolText, video: XpoolVideo) -> Tensor:
+        _, weights = attend_frames(text.queries, video.keys, video.frame_mask, self.embed_dim**0.5)  # (V, F, T)
+        if self.training and self.dropout.p > 0:
+            return self._scores_by_vectors(text.vectors, video.values, weights).T
+        return self._scores_by_gram(text.vectors, video.values, weights).T
+
+    def _scores_by_vectors(self, text: Tensor, values: Tensor, weights: Tensor) -> Tensor:
+        """(V, T) as the equations say, with a vector for every pair: dropout needs it."""
+        hidden = self.norm2(weights.transpose(1, 2) @ values)  # (V, T, D)
+        pooled = self.norm3(hidden + self.dropout(self.linear(hidden)))  # (V, T, D)
+        return (F.normalize(pooled, dim=-1) * text).sum(-1)
+
+    def _scores_by_gram(self, text: Tensor, values: Tensor, weights: Tensor) -> Tensor:
+        """(V, T) the same without dropout, and without a vector for any pair.
+
+        Around their two divisors, both layer norms and the linear map are linear, so all that the score needs is linear or
+        quadratic in the F weights: `C u = Σ a_f C v_f` (C takes the mean over channels off), with variance
+        `aᵀ gram(C v) a / D`; then `y = (1/σ) Σ a_f m_f + k`, and so on for the second norm and the final cosine.
+        """
+        size = self.embed_dim
+        change = self.linear.weight + torch.eye(size, dtype=self.dtype, device=values.device)  # I + W_l
+        centred = values - values.mean(-1, keepdim=True)  # (V, F, D)
+        moved = (centred * self.norm2.weight) @ change.T
+        moved = moved - moved.mean(-1, keepdim=True)  # (V, F, D), m
+        constant = change @ self.norm2.bias + self.linear.bias
+        constant = constant - constant.mean()  # (D,), k
+        scale, shift = self.norm3.weight, self.norm3.bias
+        scaled, scaled_constant = moved * scale, constant * scale
+
+        def quadratic(vectors: Tensor) -> Tensor:
+            return (weights * (gram_matrix(vectors) @ weights)).sum(1)  # (V, T)
+
+        def linear(per_frame: Tensor) -> Tensor:
+            return (weights * per_frame.unsqueeze(-1)).sum(1)  # (V, T)
+
+        deviation = (quadratic(centred) / size + self.norm2.eps).sqrt()  # (V, T), σ of the first norm
+        variance = quadratic(moved) / deviation.square() + 2 * linear(moved @ constant) / deviation
+        deviation2 = ((variance + constant.square().sum()).clamp(min=0) / size + self.norm3.eps).sqrt()
+        dots = (scaled.flatten(0, 1) @ text.T).view(*weights.shape)  # (V, F, T)
+        product = ((weights * dots).sum(1) / deviation + text @ scaled_constant) / deviation2 + text @ shift
+        squared = quadratic(scaled) / deviation.square() + 2 * linear(scaled @ scaled_constant) / deviation
+        squared = (squared + scaled_constant.square().sum()) / deviation2.square()
+        cross = linear(scaled @ shift) / deviation + scaled_constant @ shift
+        squared = squared + 2 * cross / deviation2 + shift.square().sum()
+        return product / squared.clamp(min=1e-24).sqrt()
+
+    def pair_bytes(self, text: XpoolText, video: XpoolVideo) -> int:
+        frames = video.keys.shape[1]
+        dense = 7 * self.embed_dim if self.training else 0
+        return (14 * frames + 16 + dense) * video.keys.element_size()
+
+
+def identity_linear(width: int) -> nn.Linear:
+    """A linear map that starts as the identity."""
+    layer = nn.Linear(width, width)
+    nn.init.eye_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,5 @@
+"""`python -m glscl` and `accelerate launch -m glscl` are the command `glscl`."""
+
+from glscl.cli import main
+
+main()

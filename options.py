@@ -1,0 +1,214 @@
+"""How a command line is made: dataclass fields become options, errors become one line, results become one JSON object.
+
+    @command(app, ExtractConfig)
+    def extract(run: Run, config: ExtractConfig, dataset: Annotated[str, typer.Option(...)]) -> None: ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import inspect
+import json
+import math
+import os
+import shlex
+import sys
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from glscl.config import check, setting
+from glscl.errors import GlsclError, UsageError
+from glscl.progress import Progress
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CommonConfig:
+    """Options of every command."""
+
+    seed: int = setting(0, "Seed of everything random.", group="Common", min=0)
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps.", group="Common")
+    json: bool = setting(False, "Print one JSON object on standard output.", group="Common", flag="--json")
+    verbose: bool = setting(False, "Say more about what happens.", group="Common", flag="--verbose,-v")
+    debug: bool = setting(False, "Show the traceback of an error.", group="Common", flag="--debug")
+
+
+class Run:
+    """What every command gets: common options, a progress printer, and the way results leave."""
+
+    def __init__(self, common: CommonConfig) -> None:
+        self.common = common
+        self.progress = Progress()
+
+    @property
+    def seed(self) -> int:
+        return self.common.seed
+
+    def device(self) -> Any:
+        """The torch device that --device names. Raises UsageError where it is not there."""
+        import torch
+
+        name = self.common.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise UsageError(f"--device is {name!r}; expected auto, cpu, cuda, cuda:N or mps") from error
+        there = {
+            "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+            "mps": torch.backends.mps.is_available(),
+            "cpu": True,
+        }
+        if not there.get(device.type, False):
+            raise UsageError(f"--device is {name!r}, which this machine does not have", mend="Use --device auto")
+        return device
+
+    def say(self, text: str = "") -> None:
+        """A line for people: standard output, or standard error when standard output carries JSON."""
+        print(text, file=sys.stderr if self.common.json else sys.stdout, flush=True)
+
+    def detail(self, text: str) -> None:
+        if self.common.verbose:
+            print(text, file=sys.stderr, flush=True)
+
+    def result(self, value: dict[str, Any]) -> None:
+        """The machine-readable result; printed with --json only."""
+        if self.common.json:
+            print(json.dumps(plain(value), ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def plain(value: Any) -> Any:
+    """Make a result JSON-able: paths and numbers of other libraries become plain, NaN and infinity null."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (str, bool, int)) or value is None:
+        return value
+    if hasattr(value, "tolist"):  # numpy and torch
+        return plain(value.tolist())
+    return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
+
+
+def command(app: typer.Typer, *configs: type, name: str | None = None, panel: str | None = None) -> Callable[..., Any]:
+    """Register a function as a command with the fields of `configs` as options.
+
+    The function's first parameter takes the `Run`, the next ones an instance of each config, the rest are its own options.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1 + len(configs) :]
+        options = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        all_configs = (*configs, CommonConfig)
+        for config in all_configs:
+            options += [_parameter(field, config) for field in dataclasses.fields(config)]
+
+        def call(**values: Any) -> None:
+            values = {k: v.value if isinstance(v, enum.Enum) else v for k, v in values.items()}
+            made = [config(**{f.name: values.pop(f.name) for f in dataclasses.fields(config)}) for config in all_configs]
+            for config in made:
+                check(config)
+            function(Run(made[-1]), *made[:-1], **values)
+
+        call.__name__, call.__doc__, call.__module__ = function.__name__, function.__doc__, function.__module__
+        call.__signature__ = inspect.Signature(options)  # what typer reads
+        call.__annotations__ = {p.name: p.annotation for p in options}
+        app.command(name or function.__name__.replace("_", "-"), rich_help_panel=panel)(call)
+        return function
+
+    return register
+
+
+def _parameter(field: dataclasses.Field[Any], config: type) -> inspect.Parameter:
+    meta = field.metadata
+    kind = typing.get_type_hints(config)[field.name]
+    if meta.get("choices"):
+        choices = enum.Enum(field.name, {c: c for c in meta["choices"]}, type=str)
+        kind = choices if _required_type(kind) is kind else typing.Optional[choices]  # noqa: UP045 (made at run time)
+        default = None if field.default is None else choices(field.default)
+    else:
+        default = field.default
+    flags = meta["flag"].split(",") if meta.get("flag") else ["--" + field.name.replace("_", "-")]
+    limits = {}
+    if _required_type(kind) in (int, float):
+        limits = {k: meta[k] for k in ("min", "max") if meta.get(k) is not None}
+    option = typer.Option(
+        *flags, help=meta["help"], rich_help_panel=meta.get("group"), metavar=meta.get("metavar"), **limits
+    )
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=typing.Annotated[kind, option]
+    )
+
+
+def _required_type(kind: Any) -> Any:
+    """`int | None` → int; other types as they are."""
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        inner = [k for k in typing.get_args(kind) if k is not type(None)]
+        return inner[0] if len(inner) == 1 else kind
+    return kind
+
+
+def main(app: typer.Typer, arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, 1 (our one-line error), 2 (usage), 130 (interrupted)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug, as_json = "--debug" in arguments, "--json" in arguments
+    try:
+        _terminate_like_interrupt()
+        return app(arguments, standalone_mode=False, prog_name="glscl") or 0
+    except KeyboardInterrupt:
+        return _fail("Stopped. What was committed stays; the same command again goes on from there", 130, as_json)
+    except GlsclError as error:
+        if debug:
+            raise
+        return _fail(str(error), 2 if isinstance(error, UsageError) else 1, as_json)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (nobody reads any more; keeps the interpreter's flush quiet)
+        return 0
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "show"):  # typer's own usage errors
+            error.show()
+            return error.exit_code
+        if isinstance(error, typer.Exit):
+            return error.exit_code
+        if isinstance(error, typer.Abort):
+            return _fail("Stopped", 130, as_json)
+        if debug:
+            raise
+        text = " ".join(str(error).split())[:500]
+        return _fail(f"Unexpected {type(error).__name__}: {text}. The same command with --debug shows where", 1, as_json)
+
+
+def _fail(message: str, status: int, as_json: bool) -> int:
+    message = " ".join(message.split())
+    print(f"glscl: {message}", file=sys.stderr, flush=True)
+    if as_json:
+        print(json.dumps({"error": message, "exit_status": status}, ensure_ascii=False), flush=True)
+    return status
+
+
+def _terminate_like_interrupt() -> None:
+    """SIGTERM stops as cleanly as Ctrl-C."""
+    import signal
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if hasattr(signal, "SIGTERM"):
+        try:
+            signal.signal(signal.SIGTERM, interrupt)
+        except ValueError:  # not in the main thread (tests)
+            pass
+
+
+def command_line() -> str:
+    """The command as typed, for provenance: file names are not made absolute."""
+    program = Path(sys.argv[0]).name
+    return shlex.join(["glscl" if program in ("glscl", "cli.py", "__main__.py") else program, *sys.argv[1:]])

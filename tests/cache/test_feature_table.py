@@ -1,0 +1,108 @@
+"""A split as tensors: views, padding, gathers and losses of videos."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glscl.cache.feature_table import FeatureTable, frame_positions
+from glscl.errors import InputError, UsageError
+
+
+@pytest.mark.parametrize("format", ["zarr", "hdf5"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_a_table_holds_the_usable_videos_and_their_captions(small_cache, format, dtype):
+    made = small_cache(format, dtype)
+    made.fill()
+    table = FeatureTable.load(made.path, "train")
+    kept = [i for i in range(7) if i != 2]
+    assert table.video_ids == [made.annotations.videos[i].id for i in kept]
+    assert table.counts.videos_failed == 1 and table.counts.texts_without_video == 3
+    assert table.captions[6].startswith("caption 0 of vidéo3")
+    assert table.video_of_text.tolist() == [row for row in range(6) for _ in range(3)]
+    tolerance = {"float16": 1e-3, "bfloat16": 8e-3, "float32": 0}[dtype]
+    batch = table.videos(torch.tensor([3, 0]))
+    for row, video in zip((0, 1), (kept[3], kept[0])):
+        frames = made.videos[video].frame_features
+        assert batch.frame_mask[row].sum() == len(frames)
+        np.testing.assert_allclose(batch.frame_features[row][: len(frames)], frames, rtol=tolerance)
+        assert not batch.frame_features[row][len(frames) :].any()
+    texts = table.texts(torch.tensor([7, 2]))
+    for row, text in zip((0, 1), (10, 2)):
+        tokens = made.texts[text].token_features
+        np.testing.assert_allclose(texts.token_features[row][: len(tokens)], tokens, rtol=tolerance)
+        assert not texts.token_features[row][len(tokens) :].any()
+        assert texts.token_mask[row].sum() == len(tokens)
+        np.testing.assert_allclose(texts.text_features[row], made.texts[text].text_features, rtol=tolerance)
+    assert texts.text_features.dtype == texts.token_features.dtype == batch.frame_features.dtype == torch.float32
+
+
+def test_published_sizes_travel_with_the_table(small_cache):
+    counts = FeatureTable.load(small_cache().fill(), "test").counts
+    assert (counts.videos, counts.expected_videos, counts.expected_texts) == (4, 50, 100)
+
+
+@given(st.integers(1, 300), st.integers(1, 40))
+def test_uniform_positions_follow_the_public_rule(count, width):
+    chosen = frame_positions(count, width, "uniform")
+    expected = np.arange(count) if count <= width else np.linspace(0, count - 1, width, dtype=int)
+    np.testing.assert_array_equal(chosen, expected)
+    assert (np.diff(chosen) > 0).all() and chosen[0] == 0 and chosen[-1] == count - 1 or width == 1
+
+
+def test_first_last_and_uniform_views_pick_their_frames(small_cache):
+    store = small_cache().fill()
+    whole = FeatureTable.load(store, "train", max_frames=None)
+    for position, pick in (("first", lambda n: range(3)), ("last", lambda n: range(n - 3, n))):
+        view = FeatureTable.load(store, "train", max_frames=3, frame_position=position)
+        for row in range(view.num_videos):
+            n = int(whole.frame_mask[row].sum())
+            rows = list(pick(n)) if n > 3 else list(range(n))
+            assert torch.equal(view.frame_features[row][: len(rows)], whole.frame_features[row][rows])
+            assert view.frame_times[row][: len(rows)].tolist() == [float(r) for r in rows]
+    with pytest.raises(UsageError, match="uniform, first, last"):
+        FeatureTable.load(store, "train", max_frames=3, frame_position="middle")
+
+
+def test_a_subset_keeps_its_videos_and_renumbers_their_captions(small_cache):
+    table = FeatureTable.load(small_cache().fill(), "train")
+    part = table.subset(torch.tensor([4, 1]))
+    assert part.video_ids == [table.video_ids[4], table.video_ids[1]]
+    assert part.video_of_text.tolist() == [1, 1, 1, 0, 0, 0]
+    assert part.captions == table.captions[3:6] + table.captions[12:15]
+    a, b = part.texts(slice(0, 6)), table.texts(torch.tensor([3, 4, 5, 12, 13, 14]))
+    assert torch.equal(a.token_features, b.token_features) and torch.equal(a.token_mask, b.token_mask)
+    assert torch.equal(part.videos(slice(None)).frame_features, table.videos(torch.tensor([4, 1])).frame_features)
+
+
+def test_a_table_from_arrays_gives_the_same_batches():
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(5, 4, 6, generator=generator)
+    mask = torch.arange(4) < torch.tensor([[4], [1], [2], [3], [4]])
+    frames = torch.randn(2, 3, 6, generator=generator)
+    table = FeatureTable.from_arrays(
+        torch.randn(5, 6, generator=generator),
+        frames,
+        torch.tensor([0, 0, 1, 1, 1]),
+        frame_mask=torch.tensor([[True, True, False], [True, True, True]]),
+        token_features=tokens,
+        token_mask=mask,
+    )
+    batch = table.texts(torch.tensor([2, 1]))
+    assert torch.equal(batch.token_features, (tokens * mask[..., None])[[2, 1], :2])
+    assert not table.videos(slice(0, 1)).frame_features[0, 2].any()
+    with pytest.raises(ValueError, match="5 texts and 2 videos"):
+        FeatureTable.from_arrays(torch.randn(5, 6), frames)
+
+
+def test_an_unknown_split_and_missing_tokens_are_named(small_cache):
+    store = small_cache().fill()
+    with pytest.raises(InputError, match="no split 'dev'; it has train, test"):
+        FeatureTable.load(store, "dev")
+    store.has_tokens = False
+    with pytest.raises(UsageError, match="without token features"):
+        FeatureTable.load(store, "test")
+    assert FeatureTable.load(store, "test", tokens=False).texts(slice(0, 2)).token_features is None

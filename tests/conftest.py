@@ -1,0 +1,141 @@
+"""Fixtures that several rooms' tests share: small caches, and the folder of real data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from glscl.cache.schema import Annotations, Expected, Status, TextItem, VideoItem
+from glscl.cache.shard import TextRecord, VideoRecord, text_arrays, video_arrays
+from glscl.cache.store import Store, StoreSpec, create_store
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real annotations and videos; skips where it is not there."""
+    folder = os.environ.get("GLSCL_REAL_DATA")
+    if not folder:
+        pytest.skip("GLSCL_REAL_DATA is not set: it names a folder of real annotations and videos")
+    if not Path(folder).is_dir():
+        pytest.skip(f"GLSCL_REAL_DATA names {folder}, which is not there")
+    return Path(folder)
+
+
+class SmallCache:
+    """A cache of made-up features with one failed and one partial video, and what went into it."""
+
+    def __init__(self, path: Path, format: str, dtype: str, *, videos: int, captions: int, dim: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        ids = [f"-v_{i}.mov" if i % 4 == 1 else f"vidéo{i}" for i in range(videos)]
+        split = ["train" if i < 0.6 * videos else "test" for i in range(videos)]
+        self.annotations = Annotations(
+            dataset="made",
+            videos=[VideoItem(v, s, f"/videos/{v}") for v, s in zip(ids, split)],
+            texts=[
+                TextItem(f"{v}#{k}", v, s, f"caption {k} of {v}, déjà vu")
+                for v, s in zip(ids, split)
+                for k in range(captions)
+            ],
+            expected={"test": Expected(captions=100, videos=50)},
+            notes=["2 rows without a caption were dropped"],
+        )
+        self.path, self.format, self.dtype = path, format, dtype
+        self.spec = StoreSpec(
+            configuration={"backbone": {"name": "made", "pretrained": "seed"}},
+            annotations=self.annotations,
+            embed_dim=dim,
+            dtype=dtype,
+            shard_items={"video": 4, "text": 7},
+            provenance={"command": "glscl extract --dataset made"},
+        )
+        self.videos = [self._video(rng, i, dim) for i in range(videos)]
+        self.texts = [
+            TextRecord(
+                rng.standard_normal(dim).astype(np.float32),
+                rng.standard_normal((n, dim)).astype(np.float32),
+                rng.integers(1, 900, n).astype(np.int32),
+            )
+            for n in rng.integers(2, 9, videos * captions)
+        ]
+
+    @staticmethod
+    def _video(rng: np.random.Generator, index: int, dim: int) -> VideoRecord:
+        if index == 2:
+            none = np.zeros(0, np.float32)
+            return VideoRecord(none.reshape(0, dim), none, Status.DECODE_ERROR, "moov atom not found")
+        frames = int(rng.integers(1, 9))
+        status, reason = (Status.PARTIAL, "error after 3 frames") if index == 5 else (Status.OK, None)
+        return VideoRecord(
+            rng.standard_normal((frames, dim)).astype(np.float32),
+            np.arange(frames, dtype=np.float32),
+            status,
+            reason,
+            duration=float(frames),
+            fps=25.0,
+            frames_total=25 * frames,
+        )
+
+    def create(self) -> Store:
+        return create_store(self.path, self.spec, self.format)
+
+    def arrays(self, store: Store, stream: str, shard: int) -> dict[str, np.ndarray]:
+        items = store.shard_range(stream, shard)
+        if stream == "video":
+            return video_arrays(
+                [store.plan.videos[i] for i in items],
+                [self.videos[i] for i in items],
+                embed_dim=store.embed_dim,
+                dtype=self.dtype,
+            )
+        index = {video.id: i for i, video in enumerate(store.plan.videos)}
+        return text_arrays(
+            [store.plan.texts[i] for i in items],
+            [self.texts[i] for i in items],
+            video_index=[index[store.plan.texts[i].video] for i in items],
+            embed_dim=store.embed_dim,
+            dtype=self.dtype,
+        )
+
+    def commit(self, store: Store, stream: str, shard: int, **options: Any) -> bool:
+        failures = []
+        if stream == "video":
+            failures = [
+                {"id": store.plan.videos[i].id, "reason": self.videos[i].reason, "status": self.videos[i].status.name.lower()}
+                for i in store.shard_range(stream, shard)
+                if self.videos[i].status != Status.OK
+            ]
+        return store.commit(stream, shard, self.arrays(store, stream, shard), failures=failures, **options)
+
+    def fill(self) -> Store:
+        store = self.create()
+        for stream in ("text", "video"):
+            for shard in store.pending(stream):
+                self.commit(store, stream, shard)
+        store.finish()
+        return store
+
+
+@pytest.fixture
+def small_cache(tmp_path: Path) -> Callable[..., SmallCache]:
+    """Factory of `SmallCache`s below a temporary folder."""
+
+    def make(
+        format: str = "zarr",
+        dtype: str = "float16",
+        *,
+        name: str = "cache",
+        videos: int = 11,
+        captions: int = 3,
+        dim: int = 8,
+        seed: int = 0,
+    ) -> SmallCache:
+        return SmallCache(tmp_path / name, format, dtype, videos=videos, captions=captions, dim=dim, seed=seed)
+
+    return make

@@ -1,0 +1,95 @@
+"""The datasets that can be extracted: one annotation reader a file, each loaded when it is asked for.
+
+A reader reads text files and lists a folder of videos; it decodes nothing. Its name in `DATASETS` is the choice on the
+command line (`glscl extract --dataset NAME`). To add one: a module with `read`, and a line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from glscl.cache.schema import Annotations, Expected
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetEntry:
+    """What the command line must know of a dataset before its reader is loaded.
+
+    Attributes:
+        module: where the function `read` lives, imported at the first call.
+        help: one line for `--help`.
+        recipe: name of the training recipe that fits.
+        max_words: tokens kept of a caption, start and end included (the recipe's).
+        fps: frames a second to sample (the recipe's).
+        protocols: the choices of `--protocol`, the default first; empty where there is only one way to read it.
+        unpacks: the reader writes video files below the folder of videos (archives); a dry run must not.
+    """
+
+    module: str
+    help: str
+    recipe: str = "msrvtt"
+    max_words: int = 32
+    fps: float = 1.0
+    protocols: tuple[str, ...] = ()
+    unpacks: bool = False
+
+    def read(
+        self,
+        annotations: Path | str | None,
+        videos: Path | str | None,
+        *,
+        splits: Sequence[str] | None = None,
+        protocol: str | None = None,
+        dry_run: bool = False,
+    ) -> Annotations:
+        """Read the annotations and find the files.
+
+        Args:
+            annotations: folder (or file, for `csv`) with the annotations.
+            videos: folder with the videos; None leaves every path None.
+            splits: only these; all there are by default.
+            protocol: one of `protocols`.
+            dry_run: write nothing, which only differs where `unpacks`.
+        Raises:
+            InputError: a file that cannot be read as what it should be, naming file, row and what was expected.
+            NotFoundError: a folder or required file that is not there.
+            UsageError: an unknown split or protocol.
+        """
+        options = {"unpack": not dry_run} if self.unpacks else {}
+        reader: Callable[..., Annotations] = import_module(self.module).read
+        return reader(
+            None if annotations is None else Path(annotations),
+            None if videos is None else Path(videos),
+            splits=splits,
+            protocol=protocol,
+            **options,
+        )
+
+    @property
+    def expected(self) -> Mapping[str, Mapping[str, Expected]]:
+        """Published sizes: protocol → split → Expected; empty where nothing is published."""
+        return getattr(import_module(self.module), "EXPECTED", {})
+
+
+_HERE = "glscl.extract.datasets"
+
+DATASETS: dict[str, DatasetEntry] = {
+    "csv": DatasetEntry(
+        module=f"{_HERE}.csv_file",
+        help="Your own videos and captions: a CSV, TSV, JSON Lines or JSON file with the columns video, caption[, split].",
+    ),
+    "folder": DatasetEntry(
+        module=f"{_HERE}.folder",
+        help="A folder of video files; captions from text files of the same name, or none (search only).",
+    ),
+    "demo": DatasetEntry(
+        module="glscl.extract.demo.corpus",
+        help="The built-in corpus of rendered videos, made on the spot.",
+        recipe="demo",
+    ),
+}

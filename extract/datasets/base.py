@@ -1,0 +1,517 @@
+"""What every annotation reader shares: reading text safely, judging ids, gathering items in the order a cache wants."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from glscl.cache.schema import Annotations, Expected, TextItem, VideoItem
+from glscl.errors import InputError, NotFoundError, UsageError
+from glscl.extract.datasets.video_files import VideoFiles
+
+SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validate": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+CARVE_AT_LEAST = 20  # captioned videos; fewer are all test
+
+_UNITS = {".json": "entry", ".jsonl": "line", ".ndjson": "line", ".txt": "line", ".pkl": "entry"}
+_EXAMPLES = 3
+
+
+# ------------------------------------------------------------------------------------------------ words and ids
+
+
+def fold(text: str) -> str:
+    """One line: white space of any kind and length (Unicode's) becomes one space, none at either end."""
+    return " ".join(text.split())
+
+
+def place(path: Path | str, row: int | str | None = None) -> str:
+    """`captions.csv, row 7`: how every message names where something stands."""
+    if row is None:
+        return str(path)
+    unit = _UNITS.get(Path(path).suffix.lower(), "row")
+    return f"{path}, {unit} {row}"
+
+
+def refuse(path: Path | str, row: int | str | None, found: str, *, mend: str | None = None) -> NoReturn:
+    """Raise the one clear line about a file: where, what was found, what was expected."""
+    raise InputError(f"{place(path, row)}: {found}", mend=mend)
+
+
+def show(value: object, *, limit: int = 60) -> str:
+    """A value as it may stand in a one-line message: quoted, control characters escaped, cut."""
+    text = ascii(value) if not isinstance(value, str) or not value.isprintable() else repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def is_clean(text: str) -> bool:
+    """Whether text can be written as UTF-8 (JSON escapes and file names can hold half a surrogate pair)."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_id(value: object, path: Path | str, row: int | str | None) -> str:
+    """Return the video id as it stands, or refuse one that could leave the folder of videos or a one-line file.
+
+    Refused: anything but a string, empty or blank, `.` and `..`, path separators, control characters, half surrogates.
+    """
+    if not isinstance(value, str):
+        refuse(path, row, f"found {show(value)} as video id, expected a string")
+    if not value.strip():
+        refuse(path, row, "the video id is empty")
+    if value in (".", "..") or "/" in value or "\\" in value:
+        refuse(path, row, f"the video id {show(value)} is a path; expected a name without separators")
+    return _check_characters(value, path, row)
+
+
+def check_relative_path(value: object, path: Path | str, row: int | str | None) -> str:
+    """Return a path below the folder of videos in its plain form (`./a//b.mp4` → `a/b.mp4`), or refuse it.
+
+    Refused: what `check_id` refuses in each part, `..`, absolute paths and back slashes.
+    """
+    if not isinstance(value, str):
+        refuse(path, row, f"found {show(value)} as video, expected a string")
+    value = value.strip()
+    if not value:
+        refuse(path, row, "the video is empty")
+    if "\\" in value:
+        refuse(path, row, f"the video {show(value)} has a back slash; expected forward slashes between folders")
+    if value.startswith("/"):
+        refuse(path, row, f"the video {show(value)} is an absolute path; expected one below the folder of videos")
+    parts = [part for part in value.split("/") if part not in ("", ".")]
+    if not parts or ".." in parts:
+        refuse(path, row, f"the video {show(value)} leaves the folder of videos; expected a path below it")
+    return _check_characters("/".join(parts), path, row)
+
+
+def _check_characters(value: str, path: Path | str, row: int | str | None) -> str:
+    if not value.isprintable() and any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in value):
+        refuse(path, row, f"the video {show(value)} has a control character")
+    if not is_clean(value):
+        refuse(path, row, f"the video {show(value)} is not valid Unicode")
+    return value
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def read_text(path: Path) -> str:
+    """Content of a UTF-8 file, with or without byte order mark; line ends untouched.
+
+    Raises:
+        NotFoundError: no such file.
+        InputError: unreadable, or not UTF-8, naming the line of the first bad byte.
+    """
+    data = read_bytes(path)
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        refuse(path, None, "the file is UTF-16, expected UTF-8", mend="Save it as UTF-8.")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # utf-8-sig counts from behind the mark
+        start = error.start + (3 if data.startswith(b"\xef\xbb\xbf") else 0)
+        line = data.count(b"\n", 0, start) + 1
+        raise InputError(
+            f"{path}, line {line}: byte 0x{data[start]:02x} is not UTF-8 (perhaps Latin-1 or Windows-1252)",
+            mend="Save it as UTF-8.",
+        ) from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """Content of a file; NotFoundError or InputError where there is none."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise NotFoundError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ValueError as error:  # a null character in the name
+        raise InputError(f"{show(str(path))}: not a path: {error}") from None
+
+
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """(line number from 1, stripped line) of every line that is not blank; with or without a final newline."""
+    lines = read_text(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def read_json(path: Path, expected: type | tuple[type, ...]) -> Any:
+    """The value of a JSON file, whose outermost type must be `expected`."""
+    value = parse_json(read_text(path), path)
+    if not isinstance(value, expected):
+        refuse(path, None, f"found {_json_name(type(value))}, expected {_json_name(expected)}")
+    return value
+
+
+def parse_json(text: str, path: Path, row: int | None = None) -> Any:
+    """The value of one JSON text; InputError naming the line and column otherwise."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = error.lineno if row is None else row
+        refuse(path, None, f"line {line}, column {error.colno}: not JSON ({error.msg})")
+    except (RecursionError, ValueError) as error:  # nested too deeply; an integer of thousands of digits
+        refuse(path, row, f"not JSON that can be read ({type(error).__name__}: {error})")
+
+
+def member(entry: object, key: str, kind: type | tuple[type, ...], path: Path, row: int | str) -> Any:
+    """entry[key] of the given type, from a JSON object; the clear line otherwise."""
+    if not isinstance(entry, dict):
+        refuse(path, row, f"found {_json_name(type(entry))}, expected an object with {key!r}")
+    if key not in entry:
+        refuse(path, row, f"no {key!r}; found {', '.join(map(show, islice(entry, 8))) or 'nothing'}")
+    value = entry[key]
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        refuse(path, row, f"{key!r} is {show(value)}, expected {_json_name(kind)}")
+    return value
+
+
+def number(value: object, name: str, path: Path, row: int | str) -> float:
+    """A finite number of seconds, not negative, from a JSON number or the text of a cell."""
+    result = math.nan
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            result = float(value)
+        except (ValueError, OverflowError):
+            pass
+    if not math.isfinite(result) or result < 0:
+        refuse(path, row, f"{name} is {show(value)}, expected seconds, a number from 0")
+    return result
+
+
+def clip_id(video: str, start: float | None, end: float | None) -> str:
+    """Id of a part of a video: `talk.mp4@12.5-17`; the video's own id where no time is given."""
+    if start is None and end is None:
+        return video
+    return f"{video}@{_seconds(start or 0.0)}-{'' if end is None else _seconds(end)}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.6f}".rstrip("0").rstrip(".")
+
+
+_JSON_NAMES: dict[type, str] = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
+
+
+def _json_name(kind: type | tuple[type, ...]) -> str:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    return " or ".join(dict.fromkeys(_JSON_NAMES.get(k, k.__name__) for k in kinds))
+
+
+class AnnotationFolder:
+    """The folder of a benchmark's annotations: finds its files by name, directly or one folder below.
+
+    Args:
+        path: what the user gave.
+        dataset: name for messages.
+        source: one sentence on where the files are to be had.
+    Raises:
+        NotFoundError: no folder given, or it is not there, naming the files that were looked for.
+    """
+
+    def __init__(self, path: Path | None, *, dataset: str, source: str, files: Sequence[str]) -> None:
+        self.dataset, self.source, self.files = dataset, source, files
+        if path is None:
+            raise NotFoundError(
+                f"{dataset}: no folder with annotations was given; expected {_listing(files)}",
+                mend=f"Give --annotations DIR. {source}",
+            )
+        if not path.is_dir():
+            found = "is a file, not a folder" if path.exists() else "there is no such folder"
+            raise NotFoundError(f"{dataset}: {path}: {found}; expected {_listing(files)} in it", mend=source)
+        self.path = path
+
+    def find(self, *names: str) -> Path | None:
+        """The first of `names` that is there, or None; two copies in different sub-folders are refused."""
+        for name in names:
+            if (self.path / name).is_file():
+                return self.path / name
+            below = sorted(folder / name for folder in self._sub_folders() if (folder / name).is_file())
+            if len(below) > 1:
+                raise InputError(
+                    f"{self.dataset}: {name} is there {len(below)} times: {', '.join(map(str, below[:_EXAMPLES]))}",
+                    mend="Give --annotations the folder that holds the one you mean.",
+                )
+            if below:
+                return below[0]
+        return None
+
+    def need(self, *names: str) -> Path:
+        """As `find`; NotFoundError naming folder, files and source where there is none."""
+        return self.find(*names) or self.missing(names)
+
+    def missing(self, names: Sequence[str]) -> NoReturn:
+        """Raise the NotFoundError for files that are not in the folder."""
+        raise NotFoundError(f"{self.dataset}: {self.path} has no {' or '.join(names)}", mend=self.source)
+
+    def _sub_folders(self) -> list[Path]:
+        try:
+            return [entry for entry in self.path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be listed: {error.strerror or error}") from None
+
+
+def _listing(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+# ------------------------------------------------------------------------------------------------ splits and protocols
+
+
+def choose_protocol(protocol: str | None, protocols: Sequence[str], dataset: str) -> str:
+    """`protocol`, or the first of `protocols` for None; UsageError for any other."""
+    if protocol is None:
+        return protocols[0] if protocols else ""
+    if protocol not in protocols:
+        known = f"expected one of {', '.join(protocols)}" if protocols else "it has only one"
+        raise UsageError(f"{dataset} has no protocol {show(protocol)}; {known}")
+    return protocol
+
+
+def choose_splits(splits: Sequence[str] | None, available: Sequence[str], dataset: str) -> list[str]:
+    """The chosen splits in the order train, val, test; all that are available for None.
+
+    Raises:
+        UsageError: an unknown split, or none at all.
+    """
+    if splits is None:
+        return [split for split in SPLITS if split in available]
+    if isinstance(splits, str):
+        splits = [splits]
+    for split in splits:
+        if split not in available:
+            raise UsageError(f"{dataset} has no split {show(split)}; it has {', '.join(available)}")
+    if not splits:
+        raise UsageError(f"{dataset}: no split was chosen; it has {', '.join(available)}")
+    return [split for split in SPLITS if split in splits]
+
+
+def split_name(value: object, path: Path | str, row: int | str) -> str:
+    """train, val or test for any usual spelling of them."""
+    name = SPLIT_NAMES.get(value.strip().lower()) if isinstance(value, str) else None
+    if name is None:
+        refuse(path, row, f"the split is {show(value)}, expected train, val or test")
+    return name
+
+
+def carve(files: Iterable[str]) -> dict[str, str]:
+    """Split for each video file, by a hash of its name: about 80/10/10 of train, val, test; all test where few.
+
+    A file keeps its split when others are added (but for sets so small that val or test would be empty: these take
+    the training files whose hashes are nearest).
+    """
+    place_of = {file: int.from_bytes(hashlib.sha256(file.encode()).digest()[:8], "big") / 2**64 for file in files}
+    if len(place_of) < CARVE_AT_LEAST:
+        return dict.fromkeys(place_of, "test")
+    split_of = {file: "train" if at < 0.8 else "val" if at < 0.9 else "test" for file, at in place_of.items()}
+    for split in ("test", "val"):
+        if split not in split_of.values():
+            training = [file for file in split_of if split_of[file] == "train"]
+            split_of[max(training, key=lambda file: (place_of[file], file))] = split
+    return split_of
+
+
+# ------------------------------------------------------------------------------------------------ gathering
+
+
+class _Video(NamedTuple):
+    file: str  # what is looked for in the folder of videos
+    start: float | None
+    end: float | None
+
+
+class Gather:
+    """Collects the items of a dataset split by split, and checks what every dataset must keep.
+
+    Args:
+        dataset: name for messages and for the result.
+        splits: the splits to be read, in the order of the result.
+        expected: published sizes of these splits.
+    """
+
+    def __init__(self, dataset: str, splits: Sequence[str], expected: Mapping[str, Expected] | None = None) -> None:
+        self.dataset = dataset
+        self.splits = list(splits)
+        self.expected = {split: expected[split] for split in splits if split in expected} if expected else {}
+        self.notes: list[str] = []
+        self._videos: dict[str, dict[str, _Video]] = {split: {} for split in splits}
+        self._texts: dict[str, list[TextItem]] = {split: [] for split in splits}
+        self._split_of: dict[str, str] = {}
+        self._captions_of: dict[str, int] = {}
+        self._empty: dict[str, list[int | str]] = {}
+
+    def video(
+        self,
+        id: str,
+        *,
+        split: str,
+        path: Path | str,
+        row: int | str | None,
+        file: str | None = None,
+        start: float | None = None,
+        end: float | None = None,
+    ) -> None:
+        """Add a gallery entry; the same again is no harm.
+
+        Args:
+            id: a checked id (`check_id`, `check_relative_path`).
+            path: the annotation file it comes from, with its row, for messages.
+            file: what to look for in the folder of videos, the id by default.
+        Raises:
+            InputError: the id is already in another split (test videos in training), or is another part of a file.
+        """
+        known = self._split_of.setdefault(id, split)
+        if known != split:
+            refuse(
+                path,
+                row,
+                f"the video {show(id)} is in split {split}, but also in {known}",
+                mend="A video belongs to one split: training on a test video makes every number worthless.",
+            )
+        entry = _Video(file if file is not None else id, start, end)
+        if self._videos[split].setdefault(id, entry) != entry:
+            refuse(path, row, f"the id {show(id)} stands for two different files or times")
+
+    def text(self, video: str, caption: object, *, path: Path | str, row: int | str | None) -> bool:
+        """Add a caption of a video that was added; an empty one is counted instead. Whether it was kept."""
+        if not isinstance(caption, str):
+            refuse(path, row, f"the caption is {show(caption)}, expected a string")
+        text = " ".join(caption.split())
+        if not text:
+            self._empty.setdefault(str(path), []).append("?" if row is None else row)
+            return False
+        if not is_clean(text):
+            refuse(path, row, f"the caption {show(text)} is not valid Unicode")
+        split = self._split_of[video]
+        index = self._captions_of.get(video, 0)
+        self._captions_of[video] = index + 1
+        original = None if text == caption else caption
+        self._texts[split].append(TextItem(f"{video}#{index}", video, split, text, original))
+        return True
+
+    def drop_uncaptioned(self, reason: str) -> None:
+        """Remove the videos without caption, and note how many of each split."""
+        for split, videos in self._videos.items():
+            without = [id for id in videos if id not in self._captions_of]
+            for id in without:
+                del videos[id]
+                del self._split_of[id]
+            if without:
+                self.note(f"{split}: dropped {len(without)} {_plural('video', without)} {reason}: {examples(without)}")
+
+    def note(self, line: str) -> None:
+        """Say something about what was read that a user would want to know."""
+        self.notes.append(line)
+
+    def annotations(
+        self,
+        videos: Path | None,
+        *,
+        also: Callable[[str], Iterable[str]] | None = None,
+        any_prefix: bool = False,
+        as_paths: bool = False,
+    ) -> Annotations:
+        """Find the files and return everything, split after split.
+
+        Args:
+            videos: folder of videos; None leaves every path None.
+            also, any_prefix, as_paths: rules for file names, see `VideoFiles.locate`.
+        Raises:
+            InputError: no video in any split, or two candidate files for one.
+            NotFoundError: no such folder.
+        """
+        for path, rows in self._empty.items():
+            shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
+            self.note(f"dropped {len(rows)} empty {_plural('caption', rows)}: {place(path, shown)}")
+        items = [(split, id, entry) for split, entries in self._videos.items() for id, entry in entries.items()]
+        if not items:
+            raise InputError(f"{self.dataset}: no video in {_listing(self.splits)}")
+        located: dict[str, str] = {}
+        if videos is None:
+            located = {v.file: v.file for _, _, v in items if os.path.isabs(v.file) and os.path.isfile(v.file)}
+            if not all(os.path.isabs(v.file) for _, _, v in items):
+                self.note("no folder of videos was given: no file was looked for")
+        else:
+            files = VideoFiles(videos)
+            names = dict.fromkeys(entry.file for _, _, entry in items)
+            located = files.locate(names, also=also, any_prefix=any_prefix, as_paths=as_paths)
+            self.notes.extend(files.notes)
+        return Annotations(
+            dataset=self.dataset,
+            videos=[VideoItem(id, split, located.get(v.file), v.start, v.end) for split, id, v in items],
+            texts=[text for texts in self._texts.values() for text in texts],
+            expected=self.expected,
+            notes=self.notes,
+        )
+
+
+def examples(names: Iterable[object], count: int = _EXAMPLES) -> str:
+    """The first few of a longer list, for a note."""
+    names = list(names)
+    shown = ", ".join(str(name) for name in names[:count])
+    return f"{shown}, ..." if len(names) > count else shown
+
+
+def _plural(word: str, items: Sequence[object]) -> str:
+    return word if len(items) == 1 else f"{word}s"
+
+
+def summary(annotations: Annotations) -> dict[str, Any]:
+    """What a dry run prints: sizes of each split beside the published ones, and what was not found.
+
+    Returns:
+        {"splits": {name: {"captions", "videos", "found", "missing", "expected_captions", "expected_videos"}},
+        "missing_examples": {name: up to five ids}, "notes": [line, ...]}; the published sizes may be None.
+    """
+    names = dict.fromkeys(
+        [*(video.split for video in annotations.videos), *(text.split for text in annotations.texts)]
+    )
+    order = [s for s in SPLITS if s in names or s in annotations.expected]
+    order += [s for s in [*names, *annotations.expected] if s not in SPLITS]
+    splits = {}
+    missing_examples = {}
+    for split in dict.fromkeys(order):
+        videos = [video for video in annotations.videos if video.split == split]
+        missing = [video.id for video in videos if video.path is None]
+        expected = annotations.expected.get(split, Expected(None, None))
+        splits[split] = {
+            "captions": sum(text.split == split for text in annotations.texts),
+            "videos": len(videos),
+            "found": len(videos) - len(missing),
+            "missing": len(missing),
+            "expected_captions": expected.captions,
+            "expected_videos": expected.videos,
+        }
+        if missing:
+            missing_examples[split] = missing[:5]
+    return {"splits": splits, "missing_examples": missing_examples, "notes": list(annotations.notes)}

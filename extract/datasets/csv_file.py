@@ -1,0 +1,371 @@
+"""Your own annotations: a table with the columns video, caption[, split, start, end, id] as CSV, TSV, JSON Lines or JSON.
+
+    video,caption,split
+    kitchen/egg.mp4,a man cracks an egg into a pan,train
+    talk.mp4,"she laughs, and sits down",test
+
+Several rows of a video are several captions; a video without caption is only searched. Columns may stand in any order
+under a header; without a header they are video, caption, split.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from glscl.cache.schema import Annotations
+from glscl.errors import InputError, NotFoundError
+from glscl.extract.datasets.base import (
+    SPLIT_NAMES,
+    SPLITS,
+    Gather,
+    carve,
+    check_id,
+    check_relative_path,
+    choose_protocol,
+    choose_splits,
+    clip_id,
+    number,
+    parse_json,
+    place,
+    read_text,
+    refuse,
+    show,
+    split_name,
+)
+from glscl.extract.datasets.video_files import VIDEO_EXTENSIONS
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+COLUMNS: dict[str, tuple[str, ...]] = {  # the first name that is there is the column
+    "video": ("video", "video_id", "videoid", "video_path", "path", "file", "filename", "file_name"),
+    "caption": ("caption", "sentence", "text", "description", "name"),
+    "split": ("split", "subset"),
+    "start": ("start",),
+    "end": ("end",),
+    "id": ("id",),
+}
+_EXPECTED = "expected the columns video,caption[,split,start,end,id]"
+
+
+class Row(NamedTuple):
+    """One row as it stands: nothing checked but that it has these cells."""
+
+    path: Path
+    row: int | str
+    video: Any
+    caption: Any  # None where there is none
+    split: Any = None
+    start: Any = None
+    end: Any = None
+    id: Any = None
+
+
+class Entry(NamedTuple):
+    """One row, checked."""
+
+    source: Row
+    file: str
+    id: str
+    start: float | None
+    end: float | None
+    split: str | None
+
+
+def read(
+    annotations: Path | None,
+    videos: Path | None,
+    *,
+    splits: Sequence[str] | None = None,
+    protocol: str | None = None,
+) -> Annotations:
+    """Read a table of videos and captions.
+
+    Args:
+        annotations: the file, or a folder that holds one such file (or train/val/test ones).
+        videos: folder that relative paths start from; a bare name or id is found in any sub-folder too.
+        splits: only these.
+    Raises:
+        InputError: naming file, row, what was found and what was expected.
+        NotFoundError: no such file or folder.
+        UsageError: a protocol was asked for; there is none.
+    """
+    choose_protocol(protocol, (), "csv")
+    if annotations is None:
+        raise NotFoundError("csv: no annotation file was given", mend="Give --annotations FILE.csv (video,caption).")
+    entries = [_entry(row, videos) for path, split in _files(annotations) for row in _rows(path, split)]
+    if not entries:
+        raise InputError(f"{annotations}: no row; {_EXPECTED}")
+    return gather_rows("csv", annotations, entries, videos, splits)
+
+
+def gather_rows(
+    dataset: str, path: Path, entries: Iterable[Entry], videos: Path | None, splits: Sequence[str] | None
+) -> Annotations:
+    """Give every row its split, and gather the chosen ones."""
+    entries = list(entries)
+    has_caption = [entry.source.caption is not None and bool(str(entry.source.caption).strip()) for entry in entries]
+    captioned = dict.fromkeys(entry.file for entry, has in zip(entries, has_caption) if has)
+    notes = []
+    carved: Mapping[str, str] = {}
+    if any(entry.split for entry in entries):
+        for entry, has in zip(entries, has_caption):
+            if entry.split is None and has:
+                refuse(
+                    entry.source.path,
+                    entry.source.row,
+                    f"no split for {show(entry.id)}, but other rows have one; expected train, val or test in every row",
+                )
+    else:
+        carved = carve(captioned)
+        notes += carving_note(path, captioned, carved)
+    split_of = [entry.split or carved.get(entry.file, "test") for entry in entries]
+    gather = Gather(dataset, choose_present(splits, split_of, path))
+    chosen = set(gather.splits)
+    everywhere: dict[str, str] = {}
+    shared: dict[str, None] = {}
+    by_id: dict[str, str] = {}
+    for entry, split in zip(entries, split_of):
+        # checked over all splits, chosen or not: a leak does not go away by looking at one side
+        if by_id.setdefault(entry.id, split) != split:
+            refuse(
+                entry.source.path,
+                entry.source.row,
+                f"the video {show(entry.id)} is in split {split}, but also in {by_id[entry.id]}",
+                mend="A video belongs to one split: training on a test video makes every number worthless.",
+            )
+        if everywhere.setdefault(entry.file, split) != split:
+            shared[entry.file] = None
+        if split not in chosen:
+            continue
+        row = entry.source
+        gather.video(
+            entry.id, split=split, path=row.path, row=row.row, file=entry.file, start=entry.start, end=entry.end
+        )
+        if row.caption is not None:
+            gather.text(entry.id, row.caption, path=row.path, row=row.row)
+    gather.notes += notes
+    if shared:
+        gather.note(f"parts of {len(shared)} file(s) are in different splits, for example of {next(iter(shared))}")
+    return gather.annotations(videos, as_paths=True)
+
+
+def carving_note(path: Path, captioned: Mapping[str, object], carved: Mapping[str, str]) -> list[str]:
+    """The line that says which splits were made up."""
+    counts = {split: sum(s == split for s in carved.values()) for split in SPLITS}
+    if not captioned:
+        return [f"{path}: no captions: all videos are in split test, to be searched"]
+    if counts["train"]:
+        shares = ", ".join(f"{counts[split]} {split}" for split in SPLITS)
+        return [f"{path}: no splits given: captioned videos were divided by a hash of their names: {shares}"]
+    return [f"{path}: no splits given and only {len(captioned)} captioned videos: all are in split test"]
+
+
+def choose_present(splits: Sequence[str] | None, split_of: Iterable[str], path: Path) -> list[str]:
+    """The chosen splits among those that have videos."""
+    present = set(split_of)
+    available = [split for split in SPLITS if split in present]
+    wanted = choose_splits(splits, SPLITS, str(path))
+    absent = [split for split in wanted if split not in present]
+    if splits is not None and absent:
+        raise InputError(f"{path}: no video in split {absent[0]}; it has {', '.join(available)}")
+    return [split for split in wanted if split in present]
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def _files(annotations: Path) -> list[tuple[Path, str | None]]:
+    """The files to read, with their split where their names say it."""
+    if not annotations.is_dir():
+        return [(annotations, None)]
+    try:
+        files = sorted(p for p in annotations.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+    except OSError as error:
+        raise InputError(f"{annotations}: cannot be listed: {error.strerror or error}") from None
+    files = [file for file in files if not file.name.startswith(".")]
+    if not files:
+        raise NotFoundError(f"{annotations} has no annotation file; expected one of {', '.join(SUFFIXES)}")
+    if len(files) == 1:
+        return [(files[0], SPLIT_NAMES.get(files[0].stem.lower()))]
+    named = [(file, SPLIT_NAMES.get(file.stem.lower())) for file in files]
+    if all(split for _, split in named) and len({split for _, split in named}) == len(named):
+        return named
+    raise InputError(
+        f"{annotations} has {len(files)} annotation files: {', '.join(file.name for file in files[:4])}",
+        mend="Give --annotations the one you mean.",
+    )
+
+
+def _rows(path: Path, split: str | None) -> Iterator[Row]:
+    text = read_text(path)
+    if not text.strip():
+        raise InputError(f"{path}: the file is empty; {_EXPECTED}")
+    suffix = path.suffix.lower()
+    if suffix in (".jsonl", ".ndjson"):
+        rows = _json_lines(text, path)
+    elif suffix == ".json":
+        rows = _json_rows(parse_json(text, path), path)
+    else:
+        rows = _table_rows(text, path)
+    for row in rows:
+        yield row._replace(split=split) if row.split is None and split else row
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+def _table_rows(text: str, path: Path) -> Iterator[Row]:
+    first_line = text.lstrip("\r\n").splitlines()[0]
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    delimiter = next((d for d in (usual, "\t", ";", ",") if d in first_line), usual)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    columns: dict[str, int] | None = None
+    width = 0
+    row = 0
+    while True:
+        row += 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            refuse(path, row, f"line {reader.line_num}: {error}; expected quotes only around a whole cell, doubled inside")
+        if not cells:
+            continue
+        if columns is None:
+            width = len(cells)
+            columns = _header(cells, path, row)
+            if columns is not None:
+                continue
+            if width > 3:
+                found = f"no header and {width} cells"
+                refuse(path, row, f"{found}; {_EXPECTED}", mend="Put captions with commas in quotes.")
+            columns = dict(zip(("video", "caption", "split"), range(width)))
+        if len(cells) != width:
+            refuse(
+                path,
+                row,
+                f"{len(cells)} cells, expected {width} as in the first row",
+                mend="Put captions that hold the separator in double quotes." if len(cells) > width else None,
+            )
+        yield Row(path, row, **{"caption": None, **{name: cells[at] for name, at in columns.items()}})
+
+
+def _header(cells: list[str], path: Path, row: int) -> dict[str, int] | None:
+    """Column of each name, or None where the first row is data."""
+    names = [cell.strip().lower() for cell in cells]
+    columns = {}
+    for column, spellings in COLUMNS.items():
+        for spelling in spellings:
+            if spelling in names:
+                if names.count(spelling) > 1:
+                    refuse(path, row, f"{names.count(spelling)} columns are named {spelling}")
+                columns[column] = names.index(spelling)
+                break
+    if "video" in columns:
+        if "caption" not in columns and len(set(names) - {""}) > len(columns):
+            refuse(path, row, f"no caption column; found {_names(cells)}; {_EXPECTED}")
+        return columns
+    looks_like_data = any(name.rpartition(".")[2] in VIDEO_EXTENSIONS for name in names if "." in name)
+    if {"caption", "sentence", "split"} & set(names) and not looks_like_data:
+        refuse(path, row, f"no video column; found {_names(cells)}; {_EXPECTED}")
+    return None
+
+
+def _names(cells: Sequence[object]) -> str:
+    return ", ".join(show(cell, limit=30) for cell in cells[:8]) + (", ..." if len(cells) > 8 else "")
+
+
+# ------------------------------------------------------------------------------------------------ JSON
+
+
+def _json_lines(text: str, path: Path) -> Iterator[Row]:
+    for row, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield from _object_rows(parse_json(line, path, row), path, row)
+
+
+def _json_rows(value: object, path: Path) -> Iterator[Row]:
+    """A list of objects; {"video": [captions]}; or {"train": [objects], "test": …}."""
+    if isinstance(value, list):
+        for row, entry in enumerate(value, 1):
+            yield from _object_rows(entry, path, row)
+    elif isinstance(value, dict) and value and all(name.lower() in SPLIT_NAMES for name in value):
+        for name, entries in value.items():
+            if not isinstance(entries, list):
+                refuse(path, show(name), "expected a list of objects with 'video' and 'caption'")
+            for index, entry in enumerate(entries, 1):
+                for row in _object_rows(entry, path, f"{index} of {name}"):
+                    yield row if row.split is not None else row._replace(split=name)
+    elif isinstance(value, dict):
+        for video, captions in value.items():
+            yield from _object_rows({"video": video, "captions": captions}, path, show(video))
+    else:
+        refuse(path, None, 'expected a list of objects {"video": ..., "caption": ...}')
+
+
+def _object_rows(entry: object, path: Path, row: int | str) -> Iterator[Row]:
+    if not isinstance(entry, dict):
+        refuse(path, row, f'found {show(entry)}, expected an object {{"video": ..., "caption": ...}}')
+    cells = {}
+    for column, spellings in COLUMNS.items():
+        for spelling in spellings:
+            if spelling in entry:
+                cells[column] = entry[spelling]
+                break
+    if "video" not in cells:
+        refuse(path, row, f"no 'video'; found {_names(list(entry)) or 'nothing'}")
+    captions = entry.get("captions")
+    if "caption" in cells:
+        captions = cells.pop("caption")
+    if isinstance(captions, list):
+        if not all(isinstance(caption, str) for caption in captions):
+            refuse(path, row, f"captions are {show(captions)}, expected strings")
+        for caption in captions or (None,):
+            yield Row(path, row, caption=caption, **cells)
+    elif captions is None or isinstance(captions, str):
+        yield Row(path, row, caption=captions, **cells)
+    else:
+        refuse(path, row, f"the caption is {show(captions)}, expected a string or a list of strings")
+
+
+# ------------------------------------------------------------------------------------------------ one row
+
+
+def _entry(row: Row, videos: Path | None) -> Entry:
+    file = _file(row, videos)
+    start, end = (
+        None if value is None or value == "" else number(value, name, row.path, row.row)
+        for name, value in (("start", row.start), ("end", row.end))
+    )
+    if end is not None:
+        start = start or 0.0
+        if end <= start:
+            refuse(row.path, row.row, f"the part ends at {end:g} s, not after its start {start:g} s")
+    id = clip_id(file, start, end)
+    if row.id is not None and row.id != "":
+        id = check_id(str(row.id) if isinstance(row.id, int) else row.id, row.path, row.row)
+    split = None if row.split is None or row.split == "" else split_name(row.split, row.path, row.row)
+    return Entry(row, file, id, start, end, split)
+
+
+def _file(row: Row, videos: Path | None) -> str:
+    """The video's path below the folder of videos; an absolute one stays only where no folder was given."""
+    value = str(row.video) if isinstance(row.video, int) and not isinstance(row.video, bool) else row.video
+    if not isinstance(value, str) or not value.strip().startswith("/"):
+        return check_relative_path(value, row.path, row.row)
+    value = value.strip()
+    inside = check_relative_path(value.lstrip("/"), row.path, row.row)
+    if videos is None:
+        return f"/{inside}"
+    for root in (os.path.abspath(videos), os.path.realpath(videos)):
+        if f"/{inside}".startswith(f"{root.rstrip('/')}/"):
+            return f"/{inside}"[len(root.rstrip("/")) + 1 :]
+    raise InputError(
+        f"{place(row.path, row.row)}: the video {show(value)} is not below the folder of videos {videos}",
+        mend="Give --videos the folder that holds all of them.",
+    )

@@ -2,8 +2,9 @@
 
 T texts, V videos, G groups (the videos that have a caption, in rising order). Texts are rows, videos are columns.
 
-The rank of a query is 1 + the gallery entries scored strictly above its target + half of the other entries that tie with
-the target, so entries that tie share their mean rank, and a constant matrix scores like chance. Every query counts once.
+The rank of a query is 1 + the gallery entries scored strictly above its target + half of the other entries that tie
+with the target: entries that tie share their mean rank, so a constant matrix scores like chance. Every query counts
+once.
 
     text to video             every text ranks its video among all videos
     video to text, "group"    a group's score is the best of its captions; every video that has captions ranks its own
@@ -170,10 +171,11 @@ def ranks_of_tiles(
     with its target. Both read a score from the same tile, so the result is exact whatever rounding the tiles have.
 
     Args:
-        tile: (texts, videos) -> scores (t, v) of these sorted texts and videos; a tile asked for twice must come out the
-            same, finite, and of one dtype. See `finite`.
+        tile: (texts, videos) -> scores (t, v) of these sorted texts and videos; all finite (see `finite`), of one
+            dtype, and the same when asked for again.
         pairing: see `pair`.
-        text_spans, video_spans: consecutive [start, stop) that cover the sorted texts and the videos.
+        text_spans, video_spans: consecutive [start, stop) that cover the sorted texts and the videos. Tiles are asked
+            for text span by text span.
         directions: which keys of `retrieval_metrics` to compute.
 
     Returns:
@@ -184,9 +186,9 @@ def ranks_of_tiles(
 
     # First pass: the score of every text with its own video. The texts of a span of videos are a span.
     target = torch.empty(0)
-    for begin, end in video_spans:
-        first, last = np.searchsorted(pairing.video_of_text, [begin, end])
-        for start, stop in text_spans:
+    for start, stop in text_spans:
+        for begin, end in video_spans:
+            first, last = np.searchsorted(pairing.video_of_text, [begin, end])
             low, high = max(start, int(first)), min(stop, int(last))
             if low >= high:
                 continue
@@ -200,9 +202,9 @@ def ranks_of_tiles(
 
     # Second pass: how many are above, and how many tie.
     tallies = {direction: _Tally(T if direction == TEXT_TO_VIDEO else V, target.device) for direction in directions}
-    for begin, end in video_spans:
-        groups = _GroupMaxima()
-        for start, stop in text_spans:
+    groups = {span: _GroupMaxima() for span in video_spans}
+    for start, stop in text_spans:
+        for begin, end in video_spans:
             scores = tile((start, stop), (begin, end))
             for direction, tally in tallies.items():
                 if direction == TEXT_TO_VIDEO:
@@ -210,7 +212,7 @@ def ranks_of_tiles(
                 elif direction == DIRECTIONS["caption"]:
                     tally.add(scores, best[begin:end], at=slice(begin, end), dim=0)
                 else:
-                    complete = groups.push(scores, video[start:stop], last=stop == T)  # (g, v)
+                    complete = groups[begin, end].push(scores, video[start:stop], last=stop == T)  # (g, v)
                     tally.add(complete, best[begin:end], at=slice(begin, end), dim=0)
 
     asked = np.unique(pairing.video_of_text)  # (G,)

@@ -65,7 +65,8 @@ def test_one_caption_a_video_worked_by_hand():
     assert ranks["video_to_text_caption"].tolist() == [1, 1, 1]
     result = retrieval_metrics(S)
     assert result["text_to_video"] == {
-        "R@1": pytest.approx(100 / 3), "R@5": 100, "R@10": 100, "R@50": 100, "MdR": 2, "MnR": pytest.approx(5 / 3), "queries": 3,
+        "R@1": pytest.approx(100 / 3), "R@5": 100, "R@10": 100, "R@50": 100, "MdR": 2, "MnR": pytest.approx(5 / 3),
+        "queries": 3,
     }  # fmt: skip
     assert list(result) == ["text_to_video", "video_to_text", "video_to_text_caption"]
 
@@ -118,7 +119,8 @@ def test_summary_counts_percent_median_and_mean():
 @settings(max_examples=60, deadline=None)
 def test_ranks_equal_the_slow_reference(case):
     S, video_of_text = case
-    assert {k: v.tolist() for k, v in retrieval_ranks(S, video_of_text).items()} == slow_ranks(S, video_of_text.tolist())
+    ranks = {direction: of.tolist() for direction, of in retrieval_ranks(S, video_of_text).items()}
+    assert ranks == slow_ranks(S, video_of_text.tolist())
 
 
 @given(matrices(), st.integers(1, 4), st.integers(1, 4))

@@ -1,0 +1,298 @@
+"""Similarity of every text of a table with every video: as a matrix, or as ranks alone where the matrix is too large.
+
+T texts, V videos, L tokens, F frames, D embed_dim; a tile is t texts by v videos.
+
+Each side is encoded once; only `head.score` meets pairs. Both functions cut the table into the same tiles, so the ranks
+of one equal those of the other's matrix to the last tie.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from glscl.cache.schema import TextFeatures, VideoFeatures
+from glscl.errors import UsageError
+from glscl.evaluate.metrics import Span, finite, pair, ranks_of_tiles, spans
+
+DIRECTIONS = ("text_to_video", "video_to_text", "video_to_text_caption")
+_ENCODER_COPIES = 16  # an encoder's working memory in copies of its input: a feed-forward of 4 D, in and out, and more
+
+Progress = Callable[[int, int], None]
+
+
+class Table(Protocol):
+    """What is asked of a table; `glscl.cache.feature_table.FeatureTable` is one."""
+
+    num_texts: int
+    num_videos: int
+    video_of_text: Tensor  # (T,) int64
+    text_ids: Sequence[str]
+    video_ids: Sequence[str]
+
+    def texts(self, index: Any) -> TextFeatures: ...
+
+    def videos(self, index: Any) -> VideoFeatures: ...
+
+
+def similarity_matrix(
+    head: nn.Module,
+    table: Table,
+    *,
+    text_batch: int = 512,
+    video_batch: int = 1024,
+    device: torch.device | str | None = None,
+    max_bytes: int | None = None,
+    seconds: dict[str, float] | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Score every text with every video.
+
+    Args:
+        head: see `glscl.train_head.heads.base.Head`. It is used in evaluation mode, without gradients or autocast, and
+            left as it was found.
+        table: one split; the rows and columns are in its order.
+        text_batch, video_batch: most texts and videos a tile.
+        device: where to compute; None is where the head is. The head is moved there and back.
+        max_bytes: working memory beside the table, the encoded videos, the result and what the head takes inside a tile
+            (its `tile_bytes`); smaller tiles and batches are taken to stay below it. None is 512 MiB, on a GPU 4 GiB.
+        seconds: where given, the seconds spent are added under "encode" and "score".
+        progress: called with pairs done and pairs in all.
+
+    Returns:
+        (T, V) float32 on the CPU, before the logit scale.
+
+    Raises:
+        NonFiniteError: a score is NaN or infinite; names the text and the video.
+        InputError: the table has no texts or no videos.
+    """
+    with _scorer(
+        head, table, text_batch, video_batch, device=device, max_bytes=max_bytes, seconds=seconds, progress=progress
+    ) as scorer:
+        similarity = torch.empty((table.num_texts, table.num_videos), dtype=torch.float32)
+        for texts in scorer.text_spans:
+            rows = scorer.pairing.rows(texts)
+            rows = rows if isinstance(rows, slice) else torch.from_numpy(rows)
+            for videos in scorer.video_spans:
+                similarity[rows, slice(*videos)] = scorer.tile(texts, videos).cpu()
+    return similarity
+
+
+def ranks(
+    head: nn.Module,
+    table: Table,
+    *,
+    directions: Sequence[str] = DIRECTIONS,
+    text_batch: int = 512,
+    video_batch: int = 1024,
+    device: torch.device | str | None = None,
+    max_bytes: int | None = None,
+    seconds: dict[str, float] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, np.ndarray]:
+    """Ranks of every query without the matrix, equal to those of `similarity_matrix` with the same arguments.
+
+    Two passes over the tiles: the scores of the pairs, then a count of the scores above and equal. The first touches
+    only tiles that hold pairs; texts are visited in the order of their videos, so these are few. A text is encoded
+    once, or twice where `max_bytes` cannot hold all.
+
+    Args:
+        directions: which of "text_to_video", "video_to_text" and "video_to_text_caption". The others as in
+            `similarity_matrix`; comparing counts as "metrics" in `seconds`.
+
+    Returns:
+        What `glscl.evaluate.metrics.retrieval_ranks` returns.
+
+    Raises:
+        As `similarity_matrix`, and UsageError for an unknown direction.
+    """
+    unknown = [name for name in directions if name not in DIRECTIONS]
+    if unknown or isinstance(directions, str):
+        raise UsageError(f"directions are {', '.join(DIRECTIONS)}; found {directions!r}")
+    clock = seconds if seconds is not None else {}
+    with _scorer(
+        head, table, text_batch, video_batch, device=device, max_bytes=max_bytes, seconds=clock, progress=progress
+    ) as scorer:
+        scorer.free = scorer.max_bytes // 2
+        before, started = clock["encode"] + clock["score"], time.perf_counter()
+        result = ranks_of_tiles(
+            scorer.tile,
+            scorer.pairing,
+            text_spans=scorer.text_spans,
+            video_spans=scorer.video_spans,
+            directions=directions,
+        )
+        elapsed = time.perf_counter() - started - (clock["encode"] + clock["score"] - before)
+        clock["metrics"] = clock.get("metrics", 0.0) + elapsed
+    return result
+
+
+class _Scorer:
+    """Tiles of scores. Videos are encoded at once; texts when a tile needs them, and kept while `free` bytes last.
+
+    Tiles are best asked for text span by text span: the last one's encoding is at hand in any case.
+    """
+
+    def __init__(
+        self,
+        head: nn.Module,
+        table: Table,
+        *,
+        text_batch: int,
+        video_batch: int,
+        device: torch.device,
+        max_bytes: int,
+        seconds: dict[str, float],
+        progress: Progress | None,
+    ) -> None:
+        self.head, self.table, self.device, self.max_bytes = head, table, device, max_bytes
+        self.seconds, self.progress = seconds, progress
+        self.pairing = pair(table.video_of_text, num_texts=table.num_texts, num_videos=table.num_videos)
+        # A quarter of the memory is for a batch being encoded, a quarter for a tile and the three like it that its
+        # comparison takes, half for encoded texts.
+        side = max(1, int((max_bytes / 4 / (4 * 4)) ** 0.5))
+        self.video_spans = spans(table.num_videos, min(video_batch, side))
+        self.text_spans = spans(table.num_texts, min(text_batch, side))
+        self.needs_tokens = bool(getattr(head, "needs_tokens", True))
+        self.longest = _longest(table) if self.needs_tokens else 0
+        self.free = 0
+        self.kept: dict[Span, Any] = {}
+        self.last: tuple[Span, Any] = ((0, 0), None)
+        self.seen: set[tuple[Span, Span]] = set()
+        self.done = 0
+        with self._timed("encode"):
+            self.encoded_videos = self._encode(head.encode_video, self._videos, (0, table.num_videos))
+
+    def tile(self, texts: Span, videos: Span) -> Tensor:
+        """(t, v) float32 scores of sorted texts [start, stop) and videos [start, stop), on the device."""
+        encoded_texts = self._encoded_texts(texts)
+        with self._timed("score"):
+            encoded_videos = _map(lambda field: field[slice(*videos)], self.encoded_videos)
+            scores = self.head.score(encoded_texts, encoded_videos).float()
+            finite(scores, lambda row: self._name_text(texts[0] + row), lambda row: self._name_video(videos[0] + row))
+        if self.progress is not None and (texts, videos) not in self.seen:
+            self.seen.add((texts, videos))
+            self.done += scores.numel()
+            self.progress(self.done, self.table.num_texts * self.table.num_videos)
+        return scores
+
+    def _encoded_texts(self, texts: Span) -> Any:
+        if texts in self.kept:
+            return self.kept[texts]
+        if self.last[0] != texts:
+            with self._timed("encode"):
+                self.last = (texts, self._encode(self.head.encode_text, self._texts, texts))
+            size = sum(field.numel() * field.element_size() for field in self.last[1])
+            if size <= self.free:
+                self.free -= size
+                self.kept[texts] = self.last[1]
+        return self.last[1]
+
+    def _encode(self, encode: Callable[[Any], Any], fetch: Callable[[Span], Any], span: Span) -> Any:
+        """One side of items [start, stop), in batches whose working memory fits."""
+        item = fetch((span[0], span[0] + 1))
+        item_bytes = _ENCODER_COPIES * sum(field.numel() * field.element_size() for field in item if field is not None)
+        batches = spans(span[1] - span[0], int(self.max_bytes / 4 // item_bytes))
+        parts = [encode(fetch((span[0] + start, span[0] + stop))) for start, stop in batches]
+        return parts[0] if len(parts) == 1 else type(parts[0])(*(torch.cat(fields) for fields in zip(*parts)))
+
+    def _texts(self, texts: Span) -> TextFeatures:
+        """Captions, all padded as the longest of the table is, so that encoded batches can be joined."""
+        rows = self.pairing.rows(texts)
+        text = self.table.texts(rows if isinstance(rows, slice) else torch.from_numpy(rows))
+        if not self.needs_tokens:
+            text = TextFeatures(text.text_features)
+        elif text.token_features is not None:
+            padding = self.longest - text.token_features.shape[1]
+            text = text._replace(
+                token_features=functional.pad(text.token_features, (0, 0, 0, padding)),  # (T, L, D)
+                token_mask=functional.pad(text.token_mask, (0, padding)),  # (T, L)
+            )
+        return _map(lambda field: field.to(self.device), text)
+
+    def _videos(self, videos: Span) -> VideoFeatures:
+        return _map(lambda field: field.to(self.device), self.table.videos(slice(*videos)))
+
+    def _name_text(self, position: int) -> str:
+        row = position if self.pairing.order is None else int(self.pairing.order[position])
+        return f"text {row} ({self.table.text_ids[row]})"
+
+    def _name_video(self, row: int) -> str:
+        return f"video {row} ({self.table.video_ids[row]})"
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.seconds[stage] += time.perf_counter() - started
+
+
+@contextmanager
+def _scorer(
+    head: nn.Module,
+    table: Table,
+    text_batch: int,
+    video_batch: int,
+    *,
+    device: torch.device | str | None,
+    max_bytes: int | None,
+    seconds: dict[str, float] | None,
+    progress: Progress | None,
+) -> Iterator[_Scorer]:
+    """A scorer on a head in evaluation mode; afterwards the head is as before, on an error too."""
+    for name, value in (("text_batch", text_batch), ("video_batch", video_batch), ("max_bytes", max_bytes)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be at least 1, found {value}")
+    seconds = {} if seconds is None else seconds
+    for stage in ("encode", "score"):
+        seconds.setdefault(stage, 0.0)
+    home = next((parameter.device for parameter in head.parameters()), torch.device("cpu"))
+    device = home if device is None else torch.device(device)
+    if max_bytes is None:
+        max_bytes = 1 << 32 if device.type == "cuda" else 1 << 29
+    training = [module for module in head.modules() if module.training]
+    precision = torch.get_float32_matmul_precision()
+    try:
+        head.eval().to(device)
+        torch.set_float32_matmul_precision("highest")  # TF32 keeps three digits of a score
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield _Scorer(
+                head,
+                table,
+                text_batch=text_batch,
+                video_batch=video_batch,
+                device=device,
+                max_bytes=max_bytes,
+                seconds=seconds,
+                progress=progress,
+            )
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        head.to(home)
+        for module in training:
+            module.training = True
+
+
+def _map(function: Callable[[Tensor], Tensor], side: Any) -> Any:
+    """The same NamedTuple with `function` over its tensors; absent fields stay absent."""
+    return type(side)(*(None if field is None else function(field) for field in side))
+
+
+def _longest(table: Table) -> int:
+    """Tokens of the table's longest caption; 0 without tokens."""
+    offsets = getattr(table, "token_offsets", None)
+    if offsets is not None:
+        return int(offsets.diff().max())
+    tokens = (table.texts(slice(*texts)).token_features for texts in spans(table.num_texts, 256))
+    return max((0 if values is None else values.shape[1] for values in tokens), default=0)

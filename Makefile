@@ -1,0 +1,34 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each sets up what it needs in .venv.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV ?= .venv
+OUT ?= demo-out
+PYTEST_OPTIONS ?=
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help demo test docs clean
+
+help:
+	@echo "make demo    the whole pipeline on the built-in corpus, results in $(OUT)/"
+	@echo "make test    all tests (GLSCL_REAL_DATA=DIR adds those on real files)"
+	@echo "make docs    write docs/cli.md from the commands"
+	@echo "make clean   remove the virtual environment and build left-overs"
+
+$(VENV)/.ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11"; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+demo: $(VENV)/.ready
+	$(VENV)/bin/glscl demo --out $(OUT)
+
+test: $(VENV)/.ready
+	$(VENV)/bin/python -m pytest $(PYTEST_OPTIONS)
+
+docs: $(VENV)/.ready
+	$(VENV)/bin/python docs/make_cli_page.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

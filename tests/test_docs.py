@@ -1,0 +1,55 @@
+"""The pages under docs/ are true: their snippets run, their tables agree with the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from glscl.cache.layout import FLOAT, LAYOUT
+from glscl.cache.schema import Status
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def python_blocks(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.M | re.S)
+
+
+@pytest.mark.parametrize("format", ["zarr", "hdf5"])
+def test_the_cache_page_reads_both_formats_without_us(small_cache, format):
+    made = small_cache(format)
+    store = made.fill()
+    code = "\n".join(python_blocks("cache-format.md"))
+    assert "glscl" not in re.sub(r'"glscl\.cache/1"', "", code)
+    space = {"CACHE": str(made.path)}
+    exec(compile(code, "cache-format.md", "exec"), space)
+    assert space["ids"] == store.ids("video")[:4]
+    np.testing.assert_array_equal(space["frames"], store.arrays("video", items=range(4))["values"])
+    np.testing.assert_allclose(space["mean_pooled"], store.arrays("video")["pooled"][0], atol=1e-3)  # rows are float16
+
+
+def test_the_cache_page_lists_every_array_with_its_dtype():
+    page = (DOCS / "cache-format.md").read_text()
+    rows = re.findall(r"^\| (both|video|text) \| (.*?) \| (.*?) \|", page, re.M)
+    listed = {}
+    for stream, names, dtypes in rows:
+        names = re.findall(r"`(\w+)`", names)
+        dtypes = re.findall(r"[a-z]+\d+", dtypes) * len(names)
+        for name, dtype in zip(names, dtypes):
+            for s in ("video", "text") if stream == "both" else (stream,):
+                listed[s, name] = dtype
+    expected = {
+        (stream, name): "float16" if spec.dtype == FLOAT else spec.dtype
+        for stream, layout in LAYOUT.items()
+        for name, spec in layout.items()
+    }
+    assert listed == expected
+
+
+def test_the_cache_page_names_every_status():
+    page = (DOCS / "cache-format.md").read_text()
+    for status in Status:
+        assert f"{int(status)} {status.name.lower().replace('_', ' ')}" in page

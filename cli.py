@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from glscl.config import home
-from glscl.extract.config import ExtractConfig
+from glscl.extract.config import ExtractConfig, parse_rate
 from glscl.options import Run, command, command_line
 from glscl.options import main as run_command_line
 
@@ -61,21 +61,29 @@ def extract(
     ] = False,
 ) -> None:
     """Encode every frame and caption with CLIP into a cache. Resumes by itself; a finished cache is left alone."""
-    from glscl.extract.datasets import DATASETS, read_annotations, summary
+    from glscl.errors import UsageError
+    from glscl.extract.datasets import DATASETS
+    from glscl.extract.datasets.base import summary
+    from glscl.extract.pipeline import first_videos
 
     if dataset not in DATASETS:
-        from glscl.errors import UsageError
-
         raise UsageError(f"--dataset is {dataset!r}; expected one of {', '.join(DATASETS)}")
-    found = read_annotations(
-        dataset,
-        annotations,
+    root = home() / "datasets" / dataset
+    if dataset == "demo" and annotations is None:
+        _render_demo(run, root)
+    if videos is None and (dry_run or dataset == "csv") and not (root / "videos").is_dir():
+        videos = None
+    else:
+        videos = videos or root / "videos"
+    found = DATASETS[dataset].read(
+        annotations or root / "annotations",
         videos,
-        root=home() / "datasets" / dataset,
         splits=[name.strip() for name in splits.split(",")] if splits else None,
         protocol=protocol,
-        limit=limit,
+        dry_run=dry_run,
     )
+    if limit:
+        found = first_videos(found, limit)
     counted = summary(found)
     for line in found.notes:
         run.say(f"note: {line}")
@@ -85,6 +93,20 @@ def extract(
         return
     done = _extract(run, config, dataset, found, out, limit)
     run.result(done.as_dict())
+
+
+def _render_demo(run: Run, root: Path) -> None:
+    from glscl.extract.demo.corpus import SIZES, ensure_corpus
+
+    with run.progress.task("render", sum(SIZES.values()), "videos") as task:
+        before = 0
+
+        def progress(done: int, _: int) -> None:
+            nonlocal before
+            task.advance(done - before)
+            before = done
+
+        ensure_corpus(root, seed=run.seed, progress=progress)
 
 
 def _extract(run: Run, config: ExtractConfig, dataset: str, found: Any, out: Path | None, limit: int | None) -> Any:
@@ -111,7 +133,11 @@ def _extract(run: Run, config: ExtractConfig, dataset: str, found: Any, out: Pat
         found,
         out,
         backbone=backbone,
-        sampling=Sampling.parse(config.fps or entry.fps, rule=config.sampling, max_frames=config.max_frames),
+        sampling=Sampling(
+            fps=entry.fps if config.fps is None else parse_rate(config.fps),
+            rule=config.sampling,
+            max_frames=config.max_frames,
+        ),
         format=config.format,
         dtype=config.dtype,
         tokens=config.tokens,

@@ -66,7 +66,7 @@ class FeatureTable:
     def load(
         cls,
         store: Store | os.PathLike[str] | str,
-        split: str,
+        split: str | None,
         *,
         max_frames: int | None = 12,
         frame_position: FramePosition = "uniform",
@@ -77,7 +77,7 @@ class FeatureTable:
 
         Args:
             store: an open cache or its path.
-            split: a name in `store.splits`.
+            split: a name in `store.splits`; None takes the whole cache.
             max_frames: frames kept a video; None keeps all of the longest video.
             frame_position: which frames where there are more: `uniform` is
                 `np.linspace(0, n - 1, max_frames, dtype=int)`, the rule of the public programs.
@@ -90,14 +90,14 @@ class FeatureTable:
             CacheIncompleteError, CacheCorruptError: see `Store.arrays`.
         """
         store = store if isinstance(store, Store) else open_store(store)
-        if split not in store.splits:
+        if split is not None and split not in store.splits:
             raise InputError(f"{store.path} has no split {split!r}; it has {', '.join(store.splits) or 'none'}")
         if tokens and not store.has_tokens:
             raise UsageError(
                 f"{store.path} was extracted without token features",
                 mend="Extract with --tokens into another folder, or use a head that needs none",
             )
-        run = store.splits[split]
+        run = store.splits[split] if split is not None else store.everything
         video = store.arrays("video", ["offsets", "status", "id_bytes", "id_offsets"], items=run.videos)
         text = store.arrays("text", ["pooled", "offsets", "video_index"], items=run.texts, raw=True)
 

@@ -286,6 +286,12 @@ class Store:
         except (ValueError, TypeError) as error:
             raise CacheCorruptError(f"{path} cannot be read: {error}") from error
 
+    @property
+    def everything(self) -> Split:
+        """All items of all splits."""
+        videos, texts = (range(self.num_items[stream]) for stream in STREAMS)
+        return Split(videos, texts, Expected(None, None))
+
     def num_shards(self, stream: str) -> int:
         return -(-self.num_items[stream] // self.shard_items[stream])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from glscl.config import setting
+from glscl.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,3 +62,16 @@ class ExtractConfig:
     retry_failed: bool = setting(
         False, "Ask again for the videos that failed before.", group="Decoding", flag="--retry-failed"
     )
+
+
+def parse_rate(text: str) -> float | None:
+    """`--fps`: frames a second, or None for `native`, which takes every frame."""
+    if text == "native":
+        return None
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < 1000:
+        raise UsageError(f"--fps is {text!r}; expected a number of frames a second above 0, or native")
+    return rate

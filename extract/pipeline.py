@@ -21,7 +21,7 @@ from glscl.cache.store import Store, StoreSpec, create_store
 from glscl.errors import DecodeError, InputError, NotFoundError
 from glscl.extract.decode_pool import DecodePool, FrameChunk, VideoDone, VideoTask
 from glscl.extract.encoder import Backbone, TokenizedTexts
-from glscl.extract.video import Sampling
+from glscl.extract.sampling import Sampling
 from glscl.progress import Progress, Task
 
 
@@ -158,6 +158,24 @@ def extract(
             "decoding_in_workers": watch.decoding,
         },
         bound_by=_bound_by(watch, workers),
+    )
+
+
+def first_videos(annotations: Annotations, count: int) -> Annotations:
+    """Only the first `count` videos of each split, with their captions: a quick try of a large dataset."""
+    taken: dict[str, int] = {}
+    videos = []
+    for video in annotations.videos:
+        taken[video.split] = taken.get(video.split, 0) + 1
+        if taken[video.split] <= count:
+            videos.append(video)
+    kept = {video.id for video in videos}
+    note = f"--limit {count}: {len(videos)} of {len(annotations.videos)} videos were taken"
+    return dataclasses.replace(
+        annotations,
+        videos=videos,
+        texts=[text for text in annotations.texts if text.video in kept],
+        notes=[*annotations.notes, note],
     )
 
 

@@ -106,3 +106,12 @@ def test_an_unknown_split_and_missing_tokens_are_named(small_cache):
     with pytest.raises(UsageError, match="without token features"):
         FeatureTable.load(store, "test")
     assert FeatureTable.load(store, "test", tokens=False).texts(slice(0, 2)).token_features is None
+
+
+def test_the_whole_cache_is_the_splits_one_after_another(small_cache):
+    store = small_cache().fill()
+    whole = FeatureTable.load(store, None)
+    parts = [FeatureTable.load(store, split) for split in store.splits]
+    assert whole.video_ids == [v for part in parts for v in part.video_ids]
+    assert whole.captions == [c for part in parts for c in part.captions]
+    assert whole.video_of_text.tolist() == parts[0].video_of_text.tolist() + [6 + i for i in parts[1].video_of_text.tolist()]

@@ -87,6 +87,47 @@ DATASETS: dict[str, DatasetEntry] = {
         module=f"{_HERE}.folder",
         help="A folder of video files; captions from text files of the same name, or none (search only).",
     ),
+    "webdataset": DatasetEntry(
+        module=f"{_HERE}.webdataset",
+        help="Shards of video2dataset (.tar of videos with .txt or .json captions), unpacked into the folder of videos.",
+        unpacks=True,
+    ),
+    "msrvtt": DatasetEntry(
+        module=f"{_HERE}.msrvtt",
+        help="MSR-VTT: 1k-A test with 9k (or 7k) training clips, or the full official splits.",
+        protocols=("9k", "7k", "full"),
+    ),
+    "msvd": DatasetEntry(
+        module=f"{_HERE}.msvd",
+        help="MSVD: 1,970 clips, about 40 captions each, all of them queries.",
+        recipe="msvd",
+    ),
+    "didemo": DatasetEntry(
+        module=f"{_HERE}.didemo",
+        help="DiDeMo: paragraphs, the first 31 seconds of each video.",
+        recipe="didemo",
+        max_words=64,
+    ),
+    "lsmdc": DatasetEntry(
+        module=f"{_HERE}.lsmdc",
+        help="LSMDC: clips of films, 1,000 test clips.",
+        recipe="lsmdc",
+    ),
+    "activitynet": DatasetEntry(
+        module=f"{_HERE}.activitynet",
+        help="ActivityNet Captions: paragraphs, tested on val_1.",
+        recipe="activitynet",
+        max_words=64,
+    ),
+    "vatex": DatasetEntry(
+        module=f"{_HERE}.vatex",
+        help="VATEX: ten English captions a clip.",
+    ),
+    "youcook2": DatasetEntry(
+        module=f"{_HERE}.youcook2",
+        help="YouCook2: steps of recipes, one caption a clip, tested on the validation part.",
+        protocols=("official", "mil-nce"),
+    ),
     "demo": DatasetEntry(
         module="glscl.extract.demo.corpus",
         help="The built-in corpus of rendered videos, made on the spot.",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import math
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -73,7 +75,7 @@ def is_clean(text: str) -> bool:
 
 
 def check_id(value: object, path: Path | str, row: int | str | None) -> str:
-    """Return the video id as it stands, or refuse one that could leave the folder of videos or a one-line file.
+    """Return the video id as it stands, or refuse one that could leave the folder of videos or break a line.
 
     Refused: anything but a string, empty or blank, `.` and `..`, path separators, control characters, half surrogates.
     """
@@ -157,6 +159,53 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
 
 
+def table_records(text: str, path: Path, *, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(row from 1, cells) of every record of a table that is not blank; quoted cells may hold separators and newlines.
+
+    Raises:
+        InputError: quotes that open or close inside a cell or never close, naming the row.
+    """
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    row = 0
+    while True:
+        row += 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            refuse(
+                path,
+                row,
+                f"up to line {reader.line_num}: {error}; expected quotes only around a whole cell, doubled inside it",
+            )
+        if cells:
+            yield row, cells
+
+
+def read_table(path: Path, columns: Sequence[str], *, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """(row from 1, the cells of `columns` in that order) of a table with a header; other columns are left out."""
+    at: list[int] = []
+    width = 0
+    for row, cells in table_records(read_text(path), path, delimiter=delimiter):
+        if not at:
+            names = [cell.strip() for cell in cells]
+            absent = [column for column in columns if column not in names]
+            if absent:
+                refuse(
+                    path,
+                    row,
+                    f"the header is {show(delimiter.join(names))}; expected the columns {', '.join(columns)}",
+                )
+            at, width = [names.index(column) for column in columns], len(cells)
+        elif len(cells) != width:
+            refuse(path, row, f"{len(cells)} cells, expected {width} as in the header")
+        else:
+            yield row, [cells[index] for index in at]
+    if not at:
+        refuse(path, None, f"the file is empty; expected the columns {', '.join(columns)}")
+
+
 def read_json(path: Path, expected: type | tuple[type, ...]) -> Any:
     """The value of a JSON file, whose outermost type must be `expected`."""
     value = parse_json(read_text(path), path)
@@ -235,6 +284,7 @@ class AnnotationFolder:
         path: what the user gave.
         dataset: name for messages.
         source: one sentence on where the files are to be had.
+        files: the files it should hold, for messages.
     Raises:
         NotFoundError: no folder given, or it is not there, naming the files that were looked for.
     """
@@ -268,11 +318,42 @@ class AnnotationFolder:
 
     def need(self, *names: str) -> Path:
         """As `find`; NotFoundError naming folder, files and source where there is none."""
-        return self.find(*names) or self.missing(names)
+        return self.find(*names) or self.missing([" or ".join(names)])
 
-    def missing(self, names: Sequence[str]) -> NoReturn:
+    def missing(self, names: Iterable[str]) -> NoReturn:
         """Raise the NotFoundError for files that are not in the folder."""
-        raise NotFoundError(f"{self.dataset}: {self.path} has no {' or '.join(names)}", mend=self.source)
+        raise NotFoundError(f"{self.dataset}: {self.path} has no {', no '.join(names)}", mend=self.source)
+
+    def of_splits(
+        self, splits: Sequence[str], needs: Mapping[str, Sequence[Sequence[str]]], *, asked: bool
+    ) -> tuple[dict[str, list[Path]], list[str]]:
+        """The files of each split that has all of its files.
+
+        Args:
+            splits: the splits that are wanted.
+            needs: split → one sequence of alternative names per file.
+            asked: the user named the splits, so a missing file is an error, not a note.
+        Returns:
+            split → its files in the order of `needs`, and a note on each split left out.
+        Raises:
+            NotFoundError: a file of a split that was asked for, or the files of every split, are missing.
+        """
+        found: dict[str, list[Path]] = {}
+        notes = []
+        all_absent: dict[str, None] = {}
+        for split in splits:
+            paths = [self.find(*names) for names in needs[split]]
+            absent = [" or ".join(names) for names, path in zip(needs[split], paths) if path is None]
+            if absent and asked:
+                self.missing(absent)
+            if absent:
+                notes.append(f"{split} was not read: {self.path} has no {_listing(absent)}")
+                all_absent.update(dict.fromkeys(absent))
+            else:
+                found[split] = [path for path in paths if path is not None]
+        if not found:
+            self.missing(all_absent)
+        return found, notes
 
     def _sub_folders(self) -> list[Path]:
         try:
@@ -419,6 +500,10 @@ class Gather:
         self._texts[split].append(TextItem(f"{video}#{index}", video, split, text, original))
         return True
 
+    def ids(self, split: str | None = None) -> set[str]:
+        """Ids of the videos that were added, of one split or all."""
+        return set(self._split_of) if split is None else set(self._videos[split])
+
     def drop_uncaptioned(self, reason: str) -> None:
         """Remove the videos without caption, and note how many of each split."""
         for split, videos in self._videos.items():
@@ -437,6 +522,7 @@ class Gather:
         self,
         videos: Path | None,
         *,
+        located: Mapping[str, str] | None = None,
         also: Callable[[str], Iterable[str]] | None = None,
         any_prefix: bool = False,
         as_paths: bool = False,
@@ -445,6 +531,7 @@ class Gather:
 
         Args:
             videos: folder of videos; None leaves every path None.
+            located: file → path where the reader knows them already; nothing is looked for.
             also, any_prefix, as_paths: rules for file names, see `VideoFiles.locate`.
         Raises:
             InputError: no video in any split, or two candidate files for one.
@@ -456,16 +543,15 @@ class Gather:
         items = [(split, id, entry) for split, entries in self._videos.items() for id, entry in entries.items()]
         if not items:
             raise InputError(f"{self.dataset}: no video in {_listing(self.splits)}")
-        located: dict[str, str] = {}
-        if videos is None:
-            located = {v.file: v.file for _, _, v in items if os.path.isabs(v.file) and os.path.isfile(v.file)}
-            if not all(os.path.isabs(v.file) for _, _, v in items):
-                self.note("no folder of videos was given: no file was looked for")
-        else:
+        names = dict.fromkeys(entry.file for _, _, entry in items)
+        if located is None and videos is not None:
             files = VideoFiles(videos)
-            names = dict.fromkeys(entry.file for _, _, entry in items)
             located = files.locate(names, also=also, any_prefix=any_prefix, as_paths=as_paths)
             self.notes.extend(files.notes)
+        elif located is None:  # only absolute paths can be looked for
+            located = {name: name for name in names if os.path.isabs(name) and os.path.isfile(name)}
+        if videos is None and len(located) < len(names):
+            self.note("no folder of videos was given: no file was looked for")
         return Annotations(
             dataset=self.dataset,
             videos=[VideoItem(id, split, located.get(v.file), v.start, v.end) for split, id, v in items],

@@ -10,8 +10,6 @@ under a header; without a header they are video, caption, split.
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +34,7 @@ from glscl.extract.datasets.base import (
     refuse,
     show,
     split_name,
+    table_records,
 )
 from glscl.extract.datasets.video_files import VIDEO_EXTENSIONS
 
@@ -99,14 +98,11 @@ def read(
     entries = [_entry(row, videos) for path, split in _files(annotations) for row in _rows(path, split)]
     if not entries:
         raise InputError(f"{annotations}: no row; {_EXPECTED}")
-    return gather_rows("csv", annotations, entries, videos, splits)
+    return gather_rows("csv", annotations, entries, splits).annotations(videos, as_paths=True)
 
 
-def gather_rows(
-    dataset: str, path: Path, entries: Iterable[Entry], videos: Path | None, splits: Sequence[str] | None
-) -> Annotations:
+def gather_rows(dataset: str, path: Path, entries: Sequence[Entry], splits: Sequence[str] | None) -> Gather:
     """Give every row its split, and gather the chosen ones."""
-    entries = list(entries)
     has_caption = [entry.source.caption is not None and bool(str(entry.source.caption).strip()) for entry in entries]
     captioned = dict.fromkeys(entry.file for entry, has in zip(entries, has_caption) if has)
     notes = []
@@ -150,7 +146,7 @@ def gather_rows(
     gather.notes += notes
     if shared:
         gather.note(f"parts of {len(shared)} file(s) are in different splits, for example of {next(iter(shared))}")
-    return gather.annotations(videos, as_paths=True)
+    return gather
 
 
 def carving_note(path: Path, captioned: Mapping[str, object], carved: Mapping[str, str]) -> list[str]:
@@ -222,20 +218,9 @@ def _table_rows(text: str, path: Path) -> Iterator[Row]:
     first_line = text.lstrip("\r\n").splitlines()[0]
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     delimiter = next((d for d in (usual, "\t", ";", ",") if d in first_line), usual)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     columns: dict[str, int] | None = None
     width = 0
-    row = 0
-    while True:
-        row += 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            refuse(path, row, f"line {reader.line_num}: {error}; expected quotes only around a whole cell, doubled inside")
-        if not cells:
-            continue
+    for row, cells in table_records(text, path, delimiter=delimiter):
         if columns is None:
             width = len(cells)
             columns = _header(cells, path, row)

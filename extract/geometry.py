@@ -27,4 +27,4 @@ class Geometry:
     def __call__(self, picture: Image.Image) -> np.ndarray:
         for step in self.steps:
             picture = step(picture)
-        return np.asarray(picture.convert("RGB"))
+        return np.array(picture.convert("RGB"))

@@ -38,6 +38,9 @@ class CommonConfig:
     debug: bool = setting(False, "Show the traceback of an error.", group="Common", flag="--debug")
 
 
+COMMANDS: dict[str, inspect.Signature] = {}  # command → the options that `command` gave it, for docs/cli.md
+
+
 class Run:
     """What every command gets: common options, a progress printer, and the way results leave."""
 
@@ -98,7 +101,7 @@ def plain(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
 
 
-def command(app: typer.Typer, *configs: type, name: str | None = None, panel: str | None = None) -> Callable[..., Any]:
+def command(app: typer.Typer, *configs: type, name: str | None = None) -> Callable[..., Any]:
     """Register a function as a command with the fields of `configs` as options.
 
     The function's first parameter takes the `Run`, the next ones an instance of each config, the rest are its own options.
@@ -121,7 +124,9 @@ def command(app: typer.Typer, *configs: type, name: str | None = None, panel: st
         call.__name__, call.__doc__, call.__module__ = function.__name__, function.__doc__, function.__module__
         call.__signature__ = inspect.Signature(options)  # what typer reads
         call.__annotations__ = {p.name: p.annotation for p in options}
-        app.command(name or function.__name__.replace("_", "-"), rich_help_panel=panel)(call)
+        title = name or function.__name__.replace("_", "-")
+        COMMANDS[title] = call.__signature__
+        app.command(title)(call)
         return function
 
     return register

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -53,3 +55,7 @@ def test_the_cache_page_names_every_status():
     page = (DOCS / "cache-format.md").read_text()
     for status in Status:
         assert f"{int(status)} {status.name.lower().replace('_', ' ')}" in page
+
+
+def test_the_page_of_commands_is_what_the_commands_say():
+    subprocess.run([sys.executable, DOCS / "make_cli_page.py", "--check"], check=True)

@@ -1,0 +1,89 @@
+"""Write docs/cli.md from the commands themselves; the tests fail while the page differs from what this prints.
+
+    python docs/make_cli_page.py            writes the page
+    python docs/make_cli_page.py --check    exits with 1 where it is out of date
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import sys
+import types
+import typing
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from typer.models import ArgumentInfo
+
+from glscl import cli
+from glscl.options import COMMANDS
+
+PAGE = Path(__file__).with_name("cli.md")
+VALUES = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+HEAD = """# Commands
+
+Made from the commands by `docs/make_cli_page.py`; edit the help texts, not this page.
+
+Paths default below `$GLSCL_HOME` (default `./glscl-data`): `datasets/<name>/{annotations,videos}`, `caches/<name>-<backbone>`,
+`runs/<head>-<time>`. Exit status: 0 done, 1 an error (one line on standard error), 2 wrong usage, 130 stopped by Ctrl-C.
+With `--json` standard output is exactly one JSON object.
+"""
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    parts = [HEAD]
+    for name, signature in COMMANDS.items():
+        function = getattr(cli, name.replace("-", "_"))
+        parts.append(f"## glscl {name}\n\n{_sentence(function.__doc__)}\n")
+        parameters = [(p, *typing.get_args(p.annotation)) for p in signature.parameters.values()]
+        arguments = [x for x in parameters if isinstance(x[2], ArgumentInfo)]
+        if arguments:
+            rows = [f"| `{p.name.upper()}` | {_cell(info.help)} |" for p, _, info in arguments]
+            parts.append("| argument | |\n|---|---|\n" + "\n".join(rows) + "\n")
+        options = [x for x in parameters if not isinstance(x[2], ArgumentInfo)]
+        for panel, members in groupby(options, key=lambda x: x[2].rich_help_panel or "Options"):
+            rows = [f"| {_flags(p, kind, info)} | {_default(p)} | {_cell(info.help)} |" for p, kind, info in members]
+            parts.append(f"| {panel} | default | |\n|---|---|---|\n" + "\n".join(rows) + "\n")
+    return "\n".join(parts)
+
+
+def _sentence(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def _cell(text: str | None) -> str:
+    return _sentence(text).replace("|", "\\|")
+
+
+def _flags(parameter: inspect.Parameter, kind: Any, info: Any) -> str:
+    # typer keeps the first flag of an Annotated option where its default would stand
+    declared = [d for d in (info.default, *(info.param_decls or ())) if isinstance(d, str)]
+    declared = declared or ["--" + parameter.name.replace("_", "-")]
+    flags = " / ".join(f"`{flag}`" for names in declared for flag in names.replace(",", "/").split("/"))
+    kinds = [k for k in (typing.get_args(kind) if isinstance(kind, types.UnionType) else [kind]) if k is not type(None)]
+    if typing.get_origin(kind) is typing.Union:
+        kinds = [k for k in typing.get_args(kind) if k is not type(None)]
+    if kinds[0] is bool:
+        return flags
+    if isinstance(kinds[0], type) and issubclass(kinds[0], enum.Enum):
+        return f"{flags} {_cell('|'.join(choice.value for choice in kinds[0]))}"
+    return f"{flags} {_cell(info.metavar or VALUES.get(kinds[0], 'TEXT'))}"
+
+
+def _default(parameter: inspect.Parameter) -> str:
+    value = getattr(parameter.default, "value", parameter.default)
+    if value is inspect.Parameter.empty:
+        return "required"
+    if value is None or value is False or value == []:
+        return ""
+    return "yes" if value is True else f"`{value}`"
+
+
+if __name__ == "__main__":
+    text = page()
+    if "--check" in sys.argv:
+        sys.exit(0 if PAGE.exists() and PAGE.read_text() == text else f"{PAGE} is out of date: run make docs")
+    PAGE.write_text(text)

@@ -9,7 +9,7 @@ of one equal those of the other's matrix to the last tie.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -100,8 +100,8 @@ def ranks(
     """Ranks of every query without the matrix, equal to those of `similarity_matrix` with the same arguments.
 
     Two passes over the tiles: the scores of the pairs, then a count of the scores above and equal. The first touches
-    only tiles that hold pairs; texts are visited in the order of their videos, so these are few. A text is encoded
-    once, or twice where `max_bytes` cannot hold all.
+    only tiles that hold pairs; texts are visited in the order of their videos, so these are few. Encoded texts and tiles
+    are kept from the first pass to the second as far as `max_bytes` goes, the rest is computed again.
 
     Args:
         directions: which of "text_to_video", "video_to_text" and "video_to_text_caption". The others as in
@@ -135,9 +135,10 @@ def ranks(
 
 
 class _Scorer:
-    """Tiles of scores. Videos are encoded at once; texts when a tile needs them, and kept while `free` bytes last.
+    """Tiles of scores. Videos are encoded at once, texts when a tile needs them.
 
-    Tiles are best asked for text span by text span: the last one's encoding is at hand in any case.
+    Encoded texts and tiles are kept while `free` bytes last. Beyond, they are made anew when asked for again, so tiles
+    are best asked for text span by text span: the last one's encoding is at hand in any case.
     """
 
     def __init__(
@@ -156,14 +157,15 @@ class _Scorer:
         self.seconds, self.progress = seconds, progress
         self.pairing = pair(table.video_of_text, num_texts=table.num_texts, num_videos=table.num_videos)
         # A quarter of the memory is for a batch being encoded, a quarter for a tile and the three like it that its
-        # comparison takes, half for encoded texts.
+        # comparison takes, half for what is kept.
         side = max(1, int((max_bytes / 4 / (4 * 4)) ** 0.5))
         self.video_spans = spans(table.num_videos, min(video_batch, side))
         self.text_spans = spans(table.num_texts, min(text_batch, side))
         self.needs_tokens = bool(getattr(head, "needs_tokens", True))
         self.longest = _longest(table) if self.needs_tokens else 0
         self.free = 0
-        self.kept: dict[Span, Any] = {}
+        self.kept_texts: dict[Span, Any] = {}
+        self.kept_tiles: dict[tuple[Span, Span], Tensor] = {}
         self.last: tuple[Span, Any] = ((0, 0), None)
         self.seen: set[tuple[Span, Span]] = set()
         self.done = 0
@@ -172,6 +174,8 @@ class _Scorer:
 
     def tile(self, texts: Span, videos: Span) -> Tensor:
         """(t, v) float32 scores of sorted texts [start, stop) and videos [start, stop), on the device."""
+        if (texts, videos) in self.kept_tiles:
+            return self.kept_tiles[texts, videos]
         encoded_texts = self._encoded_texts(texts)
         with self._timed("score"):
             encoded_videos = _map(lambda field: field[slice(*videos)], self.encoded_videos)
@@ -181,19 +185,27 @@ class _Scorer:
             self.seen.add((texts, videos))
             self.done += scores.numel()
             self.progress(self.done, self.table.num_texts * self.table.num_videos)
+        if self._fits([scores]):
+            self.kept_tiles[texts, videos] = scores
         return scores
 
     def _encoded_texts(self, texts: Span) -> Any:
-        if texts in self.kept:
-            return self.kept[texts]
+        if texts in self.kept_texts:
+            return self.kept_texts[texts]
         if self.last[0] != texts:
             with self._timed("encode"):
                 self.last = (texts, self._encode(self.head.encode_text, self._texts, texts))
-            size = sum(field.numel() * field.element_size() for field in self.last[1])
-            if size <= self.free:
-                self.free -= size
-                self.kept[texts] = self.last[1]
+            if self._fits(self.last[1]):
+                self.kept_texts[texts] = self.last[1]
         return self.last[1]
+
+    def _fits(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether these may be kept; if so, their bytes are taken off `free`."""
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        if size > self.free:
+            return False
+        self.free -= size
+        return True
 
     def _encode(self, encode: Callable[[Any], Any], fetch: Callable[[Span], Any], span: Span) -> Any:
         """One side of items [start, stop), in batches whose working memory fits."""

@@ -135,7 +135,7 @@ def test_each_side_is_encoded_once():
     assert (head.texts_encoded, head.videos_encoded) == (46, 18)
 
 
-def test_where_texts_do_not_fit_they_are_encoded_twice_for_ranks_and_once_for_the_matrix():
+def test_texts_that_cannot_be_kept_are_encoded_twice_for_ranks_and_once_for_the_matrix():
     table, head = make_table(T=400), CoarseHead()
     similarity_matrix(head, table, text_batch=50, video_batch=2, max_bytes=40_000)
     assert head.texts_encoded == 400

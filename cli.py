@@ -240,3 +240,24 @@ def _print_cache(run: Run, report: dict[str, Any]) -> None:
         run.say(f"{failure['status']}: {failure['id']}: {failure['reason']}")
     if len(shown) < len(report["failed"]):
         run.say(f"… and {len(report['failed']) - len(shown)} more (all with -v)")
+
+
+@command(app)
+def convert(
+    run: Run,
+    cache: Annotated[Path, typer.Argument(help="Cache to read: a folder, or a flat .h5 file or .zarr group.")],
+    out: Annotated[Path, typer.Argument(help="*.h5 or *.zarr: one flat file or group. Any other name: a cache folder.")],
+    format: Annotated[
+        Optional[str], typer.Option(help="Format of a cache folder; the other one by default.", metavar="zarr|hdf5")
+    ] = None,
+) -> None:
+    """Write a complete cache again: in the other format, or as one ordinary HDF5 file or Zarr group to share."""
+    from glscl.cache.convert import convert as convert_store
+    from glscl.cache.store import open_store
+    from glscl.cache.summary import folder_bytes
+
+    store = open_store(cache)
+    convert_store(store, out, format=format)
+    size = folder_bytes(out) if out.is_dir() else out.stat().st_size
+    run.say(f"{out}: {size / 1e6:.1f} MB, fingerprint {store.fingerprint}")
+    run.result({"out": out, "bytes": size, "fingerprint": store.fingerprint})

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 
 MAX_CHUNK_BYTES = 48 << 20
+_ALIGNED = {"alignment_threshold": 4096, "alignment_interval": 4096}
 
 
 class Hdf5Shards:
@@ -23,27 +24,45 @@ class Hdf5Shards:
 
     @staticmethod
     def write(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, str]) -> None:
-        with h5py.File(path, "w", alignment_threshold=4096, alignment_interval=4096) as file:
+        with h5py.File(path, "w", **_ALIGNED) as file:
             file.attrs.update(attributes)
-            for name, array in arrays.items():
-                if array.size == 0:
-                    file.create_dataset(name, shape=array.shape, dtype=array.dtype)
-                else:
-                    file.create_dataset(name, data=array, chunks=chunk_shape(array), fletcher32=True)
+            _write_arrays(file, arrays)
+
+    @staticmethod
+    def write_groups(path: Path, groups: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        with h5py.File(path, "w", **_ALIGNED) as file:
+            for name, arrays in groups.items():
+                _write_arrays(file.require_group(name), arrays)
 
     @staticmethod
     def read(path: Path, name: str) -> np.ndarray:
-        with h5py.File(path, "r") as file:
-            return file[name][...]
+        file, group = _inside(path)
+        with h5py.File(file, "r") as opened:
+            return opened[group][name][...]
 
     @staticmethod
     def map(path: Path, names: list[str]) -> dict[str, np.ndarray]:
-        out = {}
-        with h5py.File(path, "r") as file:
-            for name in names:
-                dataset = file[name]
-                out[name] = _map_dataset(path, dataset)
-        return out
+        file, group = _inside(path)
+        with h5py.File(file, "r") as opened:
+            return {name: _map_dataset(file, opened[group][name]) for name in names}
+
+
+def _write_arrays(group: h5py.Group, arrays: Mapping[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        if array.size == 0 or array.ndim == 0:
+            group.create_dataset(name, data=array)
+        else:
+            group.create_dataset(name, data=array, chunks=chunk_shape(array), fletcher32=True)
+
+
+def _inside(path: Path) -> tuple[Path, str]:
+    """A path may go on inside a file, to a group: `shared.h5/video` is the group `video` of `shared.h5`."""
+    file = path
+    while not file.exists() and file != file.parent:
+        file = file.parent
+    if not file.is_file():
+        raise FileNotFoundError(path)
+    return file, path.relative_to(file).as_posix() if path != file else "/"
 
 
 def chunk_shape(array: np.ndarray) -> tuple[int, ...]:

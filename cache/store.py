@@ -66,6 +66,9 @@ class ShardFormat(Protocol):
     def write(self, path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, str]) -> None:
         """Write a new file or folder; durability and visibility are the caller's."""
 
+    def write_groups(self, path: Path, groups: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        """Write one new file or folder with several groups of arrays, "/" being its root."""
+
     def read(self, path: Path, name: str) -> np.ndarray:
         """One array through the format's library, checksums verified."""
 
@@ -216,21 +219,37 @@ def open_store(path: os.PathLike[str] | str) -> Store:
     root = Path(path)
     if not root.exists():
         raise NotFoundError(f"No cache at {root}", mend="Make one: glscl extract --dataset NAME --out " + str(root))
-    if not (root / "store.json").is_file():
-        raise CacheFormatError(f"{root} is not a glscl cache: it has no store.json")
-    header = load_json(root / "store.json", "the head of a glscl cache")
+    header = _flat_header(root)
+    if header is None:
+        if not (root / "store.json").is_file():
+            raise CacheFormatError(f"{root} is not a glscl cache: it has no store.json")
+        header = load_json(root / "store.json", "the head of a glscl cache")
     if header.get("schema") != SCHEMA:
         raise CacheFormatError(f"{root} has schema {header.get('schema')!r}; this version reads {SCHEMA!r}")
     try:
         if header["format"] not in STORES:
             raise CacheFormatError(f"{root} has format {header['format']!r}; known are {', '.join(STORES)}")
         if fingerprint(header["configuration"]) != header["fingerprint"]:
-            raise CacheFormatError(f"{root}/store.json was changed: its configuration does not give its fingerprint")
+            raise CacheFormatError(f"The head of {root} was changed: its configuration does not give its fingerprint")
         return Store(root, header)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, CacheFormatError):
             raise
-        raise CacheFormatError(f"{root}/store.json is not the head of a glscl cache: {error!r}") from error
+        raise CacheFormatError(f"The head of {root} is not that of a glscl cache: {error!r}") from error
+
+
+def _flat_header(path: Path) -> dict[str, Any] | None:
+    """The head of a flat file (see `glscl.cache.convert`); None where `path` is a folder that is not one."""
+    if path.is_dir() and not (path / "head" / "zarr.json").is_file():
+        return None
+    format = STORES["zarr" if path.is_dir() else "hdf5"]
+    try:
+        header = json.loads(format.read(path, "head").tobytes())
+    except Exception as error:  # libraries raise whatever they like on foreign files
+        raise CacheFormatError(f"{path} is not a glscl cache: {_first_line(error)}") from error
+    if not isinstance(header, dict) or not isinstance(header.get("commits"), dict):
+        raise CacheFormatError(f"{path} is not a glscl cache: its head lists no commits")
+    return header
 
 
 class Store:
@@ -302,7 +321,7 @@ class Store:
     def commits(self, stream: str) -> dict[int, Commit]:
         """Committed shards by number, the highest revision of each."""
         if self._commits is None:
-            self._commits = self._read_manifest() or self._read_commits()
+            self._commits = self._flat_commits() or self._read_manifest() or self._read_commits()
         return self._commits[stream]
 
     def refresh(self) -> None:
@@ -320,6 +339,12 @@ class Store:
     def failures(self) -> list[dict[str, Any]]:
         """`[{"id", "reason", "status"}]` of every item without features, or with fewer than it should have."""
         return [failure for shard in sorted(self.commits("video")) for failure in self.commits("video")[shard].failures]
+
+    def _flat_commits(self) -> dict[str, dict[int, Commit]] | None:
+        if "commits" not in self.header:
+            return None
+        rows = {stream: self.header["commits"][stream] for stream in STREAMS}
+        return {stream: {0: _commit(row)} if self.num_items[stream] else {} for stream, row in rows.items()}
 
     def _read_manifest(self) -> dict[str, dict[int, Commit]] | None:
         path = self.path / "manifest.json"
@@ -447,6 +472,8 @@ class Store:
 
     def backbone_pieces(self) -> dict[str, np.ndarray]:
         """Tensors of the backbone that heads start from (docs/cache-format.md); empty where none were stored."""
+        if "commits" in self.header:
+            return self._flat_backbone_pieces()
         from safetensors.numpy import load_file
 
         path = self.path / "backbone" / "pieces.safetensors"
@@ -456,6 +483,10 @@ class Store:
             return load_file(path)
         except Exception as error:  # safetensors raises its own, undocumented type
             raise CacheCorruptError(f"{path} cannot be read: {error}") from error
+
+    def _flat_backbone_pieces(self) -> dict[str, np.ndarray]:
+        names = self.header.get("backbone", [])
+        return {name: self.format.read(self.path / "backbone", name) for name in names}
 
     def verify_shard(self, stream: str, shard: int) -> list[str]:
         """Read one shard back through the format's library; every contradiction with its commit, as a line."""
@@ -601,7 +632,7 @@ class Store:
         """Store the tensors that heads start from; once, the first writer's stand."""
         from safetensors.numpy import save
 
-        if not (self.path / "backbone" / "pieces.safetensors").exists():
+        if pieces and not (self.path / "backbone" / "pieces.safetensors").exists():
             put_if_absent(self.path / "backbone" / "pieces.safetensors", save(dict(pieces)))
 
     def _check_arrays(self, stream: str, shard: int, arrays: Mapping[str, np.ndarray]) -> None:

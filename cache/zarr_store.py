@@ -27,19 +27,13 @@ class ZarrShards:
 
     @staticmethod
     def write(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, str]) -> None:
-        group = zarr.create_group(path, zarr_format=3, attributes=dict(attributes))
-        for name, array in arrays.items():
-            target = group.create_array(
-                name,
-                shape=array.shape,
-                dtype=array.dtype,
-                chunks=chunk_shape(array) if array.size else tuple(max(1, n) for n in array.shape),
-                compressors=[Crc32cCodec()],
-                fill_value=0,
-                config={"write_empty_chunks": True},  # without it an all-zero chunk gets no file
-            )
-            if array.size:
-                target[...] = array
+        _write_arrays(zarr.create_group(path, zarr_format=3, attributes=dict(attributes)), arrays)
+
+    @staticmethod
+    def write_groups(path: Path, groups: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        root = zarr.create_group(path, zarr_format=3)
+        for name, arrays in groups.items():
+            _write_arrays(root if name == "/" else root.create_group(name), arrays)
 
     @staticmethod
     def read(path: Path, name: str) -> np.ndarray:
@@ -51,6 +45,21 @@ class ZarrShards:
     def map(path: Path, names: list[str]) -> dict[str, np.ndarray]:
         group = zarr.open_group(path, mode="r")
         return {name: _map_array(path / name, group[name]) for name in names}
+
+
+def _write_arrays(group: zarr.Group, arrays: Mapping[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        target = group.create_array(
+            name,
+            shape=array.shape,
+            dtype=array.dtype,
+            chunks=chunk_shape(array) if array.size and array.ndim else tuple(max(1, n) for n in array.shape),
+            compressors=[Crc32cCodec()],
+            fill_value=0,
+            config={"write_empty_chunks": True},  # without it an all-zero chunk gets no file
+        )
+        if array.size:
+            target[...] = array
 
 
 def _require_chunks(path: Path, array: zarr.Array) -> None:

@@ -1,0 +1,168 @@
+"""Which captions make a batch: all of an epoch at once, from nothing but a seed and the number of the epoch.
+
+T texts, V videos, S steps an epoch, B batch size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from glscl.errors import InputError, UsageError
+
+SAME_VIDEO = ("separate", "mask", "negative")
+_SEATED = 0.9  # a batch size that leaves more than a tenth of the captions out of an epoch is too large for the corpus
+
+
+class CaptionSampler:
+    """Batches of captions.
+
+    What happens to two captions of one video:
+
+        separate   they never meet in a batch, and are spread over the epoch: one falls into each n-th part of it
+        mask       they may meet; neither is a negative of the other's video (`false_negatives`)
+        negative   they may meet, and the loss takes each as a negative of the other's video, as the public programs do
+
+    An epoch shows every caption at most once, in batches of one size. The captions that do not fill a last batch wait
+    for another epoch (fewer than `batch_size`, drawn anew each time). Where keeping the videos of a batch apart, or
+    filling a last batch, would leave out more than a tenth of the captions, the batches are made smaller instead: a
+    corpus of 10 videos with 20 captions each gives 20 batches of 10, whatever was asked.
+
+    Args:
+        video_of_text: (T,) integers, the video of each caption.
+        batch_size: captions a batch, at most.
+        seed: with the number of the epoch it decides the batches.
+        same_video: see above.
+        captions_per_video: draw this many captions of each video an epoch; None takes all.
+        multiple_of: the batch size is a multiple of it (processes that share a batch).
+
+    Attributes:
+        batch_size: B, captions in every batch.
+        steps: S, batches an epoch.
+
+    Raises:
+        InputError: there are no captions.
+        UsageError: an unknown `same_video`, sizes below 1, or fewer distinct videos (captions) than `multiple_of`.
+    """
+
+    def __init__(
+        self,
+        video_of_text: np.ndarray,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        same_video: str = "separate",
+        captions_per_video: int | None = None,
+        multiple_of: int = 1,
+    ) -> None:
+        if same_video not in SAME_VIDEO:
+            raise UsageError(f"same_video is {same_video!r}; expected one of {', '.join(SAME_VIDEO)}")
+        if batch_size < 1 or (captions_per_video is not None and captions_per_video < 1):
+            raise UsageError(f"batch_size {batch_size} and captions_per_video {captions_per_video} must be at least 1")
+        video = np.asarray(video_of_text, np.int64)
+        if not len(video):
+            raise InputError("There are no captions to train on")
+        _, self._video, counts = np.unique(video, return_inverse=True, return_counts=True)
+        self._counts = counts if captions_per_video is None else np.minimum(counts, captions_per_video)  # (V,)
+        self._limit = None if captions_per_video is None or captions_per_video >= counts.max() else captions_per_video
+        self._seed = seed
+        self._separate = same_video == "separate"
+        self.batch_size, self.steps = self._sizes(batch_size, multiple_of)
+
+    def epoch(self, number: int) -> np.ndarray:
+        """Rows of the captions of each batch of one epoch, (S, B) int64."""
+        random = np.random.default_rng([self._seed, number])
+        rows = self._draw(random)
+        if not self._separate:
+            return random.permutation(rows)[: self.steps * self.batch_size].reshape(self.steps, self.batch_size)
+        rows = self._seatable(rows, random)
+        order, first, counts = _by_video(self._video[rows], len(self._counts), random)
+        rows = rows[order]  # one video after another, the captions of each in random order
+        within = np.arange(len(rows)) - np.repeat(first, counts)
+        share = np.repeat(counts, counts)
+        keys = (within + random.random(len(rows))) / share  # caption i of n falls into the i-th n-th of the epoch
+        if counts.max() == 1:
+            return rows[np.argsort(keys, kind="stable")].reshape(self.steps, self.batch_size)
+        return self._seat(rows, keys, first, counts)
+
+    def _draw(self, random: np.random.Generator) -> np.ndarray:
+        """The captions of this epoch: all, or `captions_per_video` of each video."""
+        if self._limit is None:
+            return np.arange(len(self._video))
+        order, first, counts = _by_video(self._video, len(self._counts), random)
+        within = np.arange(len(order)) - np.repeat(first, counts)
+        return np.sort(order[within < self._limit])
+
+    def _seatable(self, rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """`steps · batch_size` of the captions, at most `steps` of each video."""
+        if self._counts.max() > self.steps:
+            order, first, counts = _by_video(self._video[rows], len(self._counts), random)
+            within = np.arange(len(order)) - np.repeat(first, counts)
+            rows = rows[order[within < self.steps]]
+        surplus = len(rows) - self.steps * self.batch_size
+        return np.delete(rows, random.choice(len(rows), surplus, replace=False)) if surplus else rows
+
+    def _seat(self, rows: np.ndarray, keys: np.ndarray, first: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Fill one batch after another with the videos whose next caption is due first.
+
+        A video that has as many captions left as there are batches goes first of all. There are S·B captions and no
+        video has more than S, so at every step at most B videos are that urgent and at least B have captions left:
+        every batch is filled.
+        """
+        S, B = self.steps, self.batch_size
+        batches = np.empty((S, B), np.int64)
+        upcoming, left = first.copy(), counts.copy()
+        keys = np.append(keys, np.inf)
+        due = np.where(left > 0, keys[upcoming], np.inf)  # (V,)
+        for step in range(S):
+            urgent = left >= S - step
+            wanted = np.where(urgent, -1.0, due)
+            chosen = np.argpartition(wanted, B - 1)[:B]
+            batches[step] = rows[upcoming[chosen]]
+            upcoming[chosen] += 1
+            left[chosen] -= 1
+            due[chosen] = np.where(left[chosen] > 0, keys[upcoming[chosen]], np.inf)
+        return batches
+
+    def _sizes(self, asked: int, multiple: int) -> tuple[int, int]:
+        """Batch size and number of batches: the size asked for, or the nearest below that loses few captions."""
+        total = int(self._counts.sum())
+        most = min(asked, len(self._counts) if self._separate else total)
+        most -= most % multiple
+        if most < 1:
+            raise UsageError(
+                f"A batch of {min(asked, most or asked)} from {total} captions of {len(self._counts)} videos "
+                f"cannot be shared by {multiple} processes"
+            )
+        even = total // -(-total // most)
+        sizes = [most, even] + ([total // int(self._counts.max())] if self._separate else [])
+        plans = []
+        for size in sizes:
+            size = max(min(size, most) // multiple * multiple, multiple)
+            plans.append((size, self._full_batches(size)))
+            if np.prod(plans[-1]) >= _SEATED * total:
+                return plans[-1]
+        return max(plans, key=lambda plan: plan[0] * plan[1])
+
+    def _full_batches(self, size: int) -> int:
+        """How many batches of `size` can be filled."""
+        steps = int(self._counts.sum()) // size
+        while self._separate and int(np.minimum(self._counts, steps).sum()) < steps * size:
+            steps = int(np.minimum(self._counts, steps).sum()) // size
+        return steps
+
+
+def false_negatives(videos: np.ndarray) -> np.ndarray:
+    """(B, B) bool: pairs off the diagonal that belong together, in a batch of captions of the videos (B,)."""
+    same = videos[:, None] == videos[None, :]
+    np.fill_diagonal(same, False)
+    return same
+
+
+def _by_video(
+    video: np.ndarray, num_videos: int, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """An order (n,) that puts the captions of a video side by side, in random order; where each begins (V,); counts (V,)."""
+    shuffled = random.permutation(len(video))
+    order = shuffled[np.argsort(video[shuffled], kind="stable")]
+    counts = np.bincount(video, minlength=num_videos)
+    return order, np.cumsum(counts) - counts, counts

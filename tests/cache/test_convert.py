@@ -1,0 +1,90 @@
+"""A cache written again says the same: in the other format, and as one flat file or group."""
+
+from __future__ import annotations
+
+import os
+
+import h5py
+import numpy as np
+import pytest
+import zarr
+
+from glscl.cache.convert import convert
+from glscl.cache.feature_table import FeatureTable
+from glscl.cache.layout import LAYOUT
+from glscl.cache.store import open_store
+from glscl.cache.summary import summarise, verify
+from glscl.errors import CacheFormatError, CacheIncompleteError, StorageError, UsageError
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("format", "name"), [("zarr", "b"), ("hdf5", "b"), ("zarr", "b.h5"), ("hdf5", "b.zarr")])
+def test_a_converted_cache_holds_the_same(small_cache, tmp_path, format, name, dtype):
+    made = small_cache(format, dtype)
+    store = made.create()
+    pieces = {"logit_scale": np.ones(1, np.float32), "positional_embedding": np.eye(3, dtype=np.float32)}
+    store.write_backbone_pieces(pieces)
+    store = made.fill()
+    again = open_store(convert(store, tmp_path / name))
+    assert again.fingerprint == store.fingerprint and again.complete
+    assert again.header["format"] != format
+    for stream in LAYOUT:
+        for key, array in store.arrays(stream).items():
+            np.testing.assert_array_equal(again.arrays(stream)[key], array)
+    assert again.failures() == store.failures()
+    assert again.splits == store.splits
+    assert verify(again) == []
+    for key, piece in pieces.items():
+        np.testing.assert_array_equal(again.backbone_pieces()[key], piece)
+    assert FeatureTable.load(again, "test").captions == FeatureTable.load(store, "test").captions
+    a, b = summarise(store), summarise(again)
+    assert {k: a[k] for k in ("videos", "texts", "frames", "splits", "failed")} == {
+        k: b[k] for k in ("videos", "texts", "frames", "splits", "failed")
+    }
+
+
+def test_flat_files_are_ordinary_ones(small_cache, tmp_path):
+    store = small_cache().fill()
+    convert(store, tmp_path / "flat.h5")
+    convert(store, tmp_path / "flat.zarr")
+    with h5py.File(tmp_path / "flat.h5") as file:
+        np.testing.assert_array_equal(file["video/values"][...], store.arrays("video")["values"])
+    np.testing.assert_array_equal(zarr.open(tmp_path / "flat.zarr")["text/pooled"][...], store.arrays("text")["pooled"])
+
+
+def test_nothing_is_overwritten_and_nothing_half_is_left(small_cache, tmp_path, monkeypatch):
+    store = small_cache().fill()
+    (tmp_path / "there.h5").write_text("mine")
+    with pytest.raises(UsageError, match="exists already"):
+        convert(store, tmp_path / "there.h5")
+    with pytest.raises(UsageError, match="by its name"):
+        convert(store, tmp_path / "x.h5", format="zarr")
+
+    def full(path, groups):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("glscl.cache.hdf5_store.Hdf5Shards.write_groups", staticmethod(full))
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(StorageError, match="the disk is full"):
+        convert(store, tmp_path / "x.h5")
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_an_incomplete_cache_is_not_converted(small_cache, tmp_path):
+    made = small_cache()
+    store = made.create()
+    made.commit(store, "video", 0)
+    with pytest.raises(CacheIncompleteError):
+        convert(store, tmp_path / "x.h5")
+
+
+def test_files_of_others_are_not_caches(tmp_path):
+    (tmp_path / "text.h5").write_text("hello")
+    with h5py.File(tmp_path / "foreign.h5", "w") as file:
+        file["head"] = np.arange(4, dtype=np.uint8)
+    with h5py.File(tmp_path / "json.h5", "w") as file:
+        file["head"] = np.frombuffer(b'{"schema": "glscl.cache/1"}', np.uint8)
+    for name in ("text.h5", "foreign.h5", "json.h5"):
+        with pytest.raises(CacheFormatError, match="is not a glscl cache"):
+            open_store(tmp_path / name)

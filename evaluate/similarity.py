@@ -100,8 +100,8 @@ def ranks(
     """Ranks of every query without the matrix, equal to those of `similarity_matrix` with the same arguments.
 
     Two passes over the tiles: the scores of the pairs, then a count of the scores above and equal. The first touches
-    only tiles that hold pairs; texts are visited in the order of their videos, so these are few. Encoded texts and tiles
-    are kept from the first pass to the second as far as `max_bytes` goes, the rest is computed again.
+    only tiles that hold pairs; texts are visited in the order of their videos, so these are few. Encoded texts and
+    tiles are kept from the first pass to the second as far as `max_bytes` goes, the rest is computed again.
 
     Args:
         directions: which of "text_to_video", "video_to_text" and "video_to_text_caption". The others as in

@@ -49,17 +49,20 @@ def read(
     if not names:
         known = ", ".join(sorted(VIDEO_EXTENSIONS))
         raise InputError(f"{root}: none of its {len(files.names)} files is a video; known extensions: {known}")
+    notes = []
+    if annotations is not None and not annotations.is_dir():
+        notes.append(f"no folder {annotations}: captions were looked for beside the videos")
+        annotations = None
     texts = _TextFiles(files if annotations is None or annotations == root else VideoFiles(annotations))
     text_of = {name: texts.of(name) for name in names}
     captions_of = {name: read_lines(text) if (text := text_of[name]) else [] for name in names}
 
     split_of = {name: SPLIT_NAMES.get(name.split("/")[0].lower()) if "/" in name else None for name in names}
-    notes = []
     if not all(split_of.values()):
         captioned = {name: None for name in names if captions_of[name]}
         carved = carve(captioned)
         split_of = {name: carved.get(name, "test") for name in names}
-        notes = carving_note(root, captioned, carved)
+        notes += carving_note(root, captioned, carved)
     gather = Gather("folder", choose_present(splits, split_of.values(), root))
     for name in names:
         if split_of[name] not in gather.splits:

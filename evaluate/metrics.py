@@ -87,7 +87,7 @@ def video_to_text_ranks(similarity: Any, video_of_text: Any = None, *, conventio
 
 def query_videos(video_of_text: Any) -> np.ndarray:
     """(G,) int64: the videos that have a caption, rising; the queries of video to text."""
-    return np.unique(_integers(video_of_text))
+    return np.unique(as_integers(video_of_text))
 
 
 def summarise(ranks: Any) -> dict[str, float]:
@@ -145,7 +145,7 @@ def pair(video_of_text: Any, *, num_texts: int, num_videos: int) -> Pairing:
                 mend="Say which video each text belongs to: video_of_text",
             )
         return Pairing(None, np.arange(num_texts), num_videos)
-    video = _integers(video_of_text)
+    video = as_integers(video_of_text)
     if video.shape != (num_texts,):
         raise InputError(f"video_of_text has shape {video.shape}, expected one entry for each of {num_texts} texts")
     wrong = np.flatnonzero((video < 0) | (video >= num_videos))
@@ -280,6 +280,18 @@ def as_scores(similarity: Any, *, what: str = "similarity") -> Tensor:
     return similarity if similarity.is_floating_point() else similarity.double()
 
 
+def as_integers(video_of_text: Any) -> np.ndarray:
+    """An array, tensor or list of integers as int64.
+
+    Raises:
+        InputError: not integers.
+    """
+    array = video_of_text.detach().cpu().numpy() if isinstance(video_of_text, Tensor) else np.asarray(video_of_text)
+    if array.dtype.kind not in "iu" and array.size:
+        raise InputError(f"video_of_text has dtype {array.dtype}, expected integers")
+    return array.astype(np.int64)
+
+
 class _Tally:
     """For each query: how many scores are above its target, and how many are equal to it."""
 
@@ -353,10 +365,3 @@ def _directions(conventions: Sequence[str]) -> list[str]:
     if isinstance(conventions, str) or unknown:
         raise UsageError(f"conventions are {', '.join(DIRECTIONS)}; found {conventions!r}")
     return [DIRECTIONS[name] for name in dict.fromkeys(conventions)]
-
-
-def _integers(video_of_text: Any) -> np.ndarray:
-    array = video_of_text.detach().cpu().numpy() if isinstance(video_of_text, Tensor) else np.asarray(video_of_text)
-    if array.dtype.kind not in "iu" and array.size:
-        raise InputError(f"video_of_text has dtype {array.dtype}, expected integers")
-    return array.astype(np.int64)

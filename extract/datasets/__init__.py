@@ -81,7 +81,7 @@ _HERE = "glscl.extract.datasets"
 DATASETS: dict[str, DatasetEntry] = {
     "csv": DatasetEntry(
         module=f"{_HERE}.csv_file",
-        help="Your own videos and captions: a CSV, TSV, JSON Lines or JSON file with the columns video, caption[, split].",
+        help="Your own videos and captions: a CSV, TSV, JSON Lines or JSON file with video, caption[, split].",
     ),
     "folder": DatasetEntry(
         module=f"{_HERE}.folder",
@@ -89,7 +89,7 @@ DATASETS: dict[str, DatasetEntry] = {
     ),
     "webdataset": DatasetEntry(
         module=f"{_HERE}.webdataset",
-        help="Shards of video2dataset (.tar of videos with .txt or .json captions), unpacked into the folder of videos.",
+        help="Shards of video2dataset (.tar with .mp4 and .txt or .json), unpacked into the folder of videos.",
         unpacks=True,
     ),
     "msrvtt": DatasetEntry(

@@ -11,6 +11,7 @@ import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -241,10 +242,8 @@ def number(value: object, name: str, path: Path, row: int | str) -> float:
     """A finite number of seconds, not negative, from a JSON number or the text of a cell."""
     result = math.nan
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
+        with suppress(ValueError, OverflowError):
             result = float(value)
-        except (ValueError, OverflowError):
-            pass
     if not math.isfinite(result) or result < 0:
         refuse(path, row, f"{name} is {show(value)}, expected seconds, a number from 0")
     return result
@@ -579,9 +578,7 @@ def summary(annotations: Annotations) -> dict[str, Any]:
         {"splits": {name: {"captions", "videos", "found", "missing", "expected_captions", "expected_videos"}},
         "missing_examples": {name: up to five ids}, "notes": [line, ...]}; the published sizes may be None.
     """
-    names = dict.fromkeys(
-        [*(video.split for video in annotations.videos), *(text.split for text in annotations.texts)]
-    )
+    names = dict.fromkeys([*(video.split for video in annotations.videos), *(text.split for text in annotations.texts)])
     order = [s for s in SPLITS if s in names or s in annotations.expected]
     order += [s for s in [*names, *annotations.expected] if s not in SPLITS]
     splits = {}

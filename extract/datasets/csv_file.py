@@ -1,4 +1,4 @@
-"""Your own annotations: a table with the columns video, caption[, split, start, end, id] as CSV, TSV, JSON Lines or JSON.
+"""Your own annotations: a table of video, caption[, split, start, end, id] as CSV, TSV, JSON Lines or JSON.
 
     video,caption,split
     kitchen/egg.mp4,a man cracks an egg into a pan,train

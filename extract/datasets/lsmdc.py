@@ -49,9 +49,7 @@ def read(
     """
     choose_protocol(protocol, (), "lsmdc")
     wanted = choose_splits(splits, SPLITS, "lsmdc")
-    folder = AnnotationFolder(
-        annotations, dataset="lsmdc", source=SOURCE, files=[names[0] for names in FILES.values()]
-    )
+    folder = AnnotationFolder(annotations, dataset="lsmdc", source=SOURCE, files=[names[0] for names in FILES.values()])
     files, notes = folder.of_splits(wanted, {split: [FILES[split]] for split in SPLITS}, asked=splits is not None)
     gather = Gather("lsmdc", wanted, EXPECTED[""])
     gather.notes += notes

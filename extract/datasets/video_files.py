@@ -10,12 +10,11 @@ from pathlib import Path
 
 from glscl.errors import InputError, NotFoundError
 
-VIDEO_EXTENSIONS = frozenset(
-    """
-    264 265 3g2 3gp 3gpp amv asf avi avs divx dv f4v flv gif h264 h265 hevc ivf m1v m2ts m2v m4v mjpeg mjpg mkv mov mp2v
-    mp4 mpe mpeg mpg mpv mts mxf nut obu ogm ogv qt rm rmvb ts vob webm wmv wtv y4m
-    """.split()
-)
+_EXTENSIONS = """
+264 265 3g2 3gp 3gpp amv asf avi avs divx dv f4v flv gif h264 h265 hevc ivf m1v m2ts m2v m4v mjpeg mjpg mkv mov mp2v
+mp4 mpe mpeg mpg mpv mts mxf nut obu ogm ogv qt rm rmvb ts vob webm wmv wtv y4m
+"""
+VIDEO_EXTENSIONS = frozenset(_EXTENSIONS.split())
 _STRIPPED = VIDEO_EXTENSIONS | {"", "null"}  # ends of an id that a downloader may have replaced (DiDeMo)
 
 

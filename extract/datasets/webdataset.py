@@ -64,7 +64,7 @@ def read(
     """
     choose_protocol(protocol, (), "webdataset")
     if annotations is None:
-        raise NotFoundError("webdataset: no shards were given", mend="Give --annotations DIR (the folder of .tar files).")
+        raise NotFoundError("webdataset: no shards were given", mend="Give --annotations DIR with .tar files.")
     folder, shards = _shards(annotations)
     if videos is not None and unpack:
         _make(videos)
@@ -98,7 +98,7 @@ def _shards(path: Path) -> tuple[Path, dict[str, str]]:
     elif path.is_dir():
         names, folder = [name for name in VideoFiles(path).names if name.lower().endswith(SHARDS)], path
     else:
-        raise NotFoundError(f"{path}: no such file or folder", mend="Give --annotations DIR (the folder of .tar files).")
+        raise NotFoundError(f"{path}: no such file or folder", mend="Give --annotations DIR with .tar files.")
     if not names:
         raise NotFoundError(f"{path} has no shard; expected files ending in {', '.join(SHARDS)}")
     stems: dict[str, str] = {}
@@ -142,14 +142,24 @@ def _samples(shard: Path, stem: str, videos: Path | None) -> list[_Sample]:
                         captions.setdefault(key, {})["json"], split = _from_json(text, shard, key)
                         if split:
                             splits[key] = split
+            _check_end(archive)
     except GlsclError:
         raise
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{shard}: a damaged or truncated shard: {error}", mend="Fetch or write it again.") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(":")
+        raise InputError(f"{shard}: a damaged or truncated shard: {reason}", mend="Fetch or write it again.") from None
     return [
         _Sample(key, files.get(key), found.get("txt") or found.get("json") or [], splits.get(key))
         for key, found in captions.items()
     ]
+
+
+def _check_end(archive: tarfile.TarFile) -> None:
+    """Refuse a shard that stops without its end mark, a block of zeros; to tarfile any damaged header is the end."""
+    assert archive.fileobj is not None
+    archive.fileobj.seek(archive.offset)
+    if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("no further sample can be read, and there is no end mark")
 
 
 def _from_json(text: str, shard: Path, key: str) -> tuple[list[str], str | None]:

@@ -81,7 +81,9 @@ class _Clips:
         self._split_of: dict[str, str] = {}
         self._backwards: list[str] = []
 
-    def add(self, video: str, times: Sequence[object], sentence: str, *, split: str, path: Path, row: int | str) -> None:
+    def add(
+        self, video: str, times: Sequence[object], sentence: str, *, split: str, path: Path, row: int | str
+    ) -> None:
         check_id(video, path, row)
         start, end = (number(value, name, path, row) for value, name in zip(times, ("start", "end")))
         id = clip_id(video, start, end)

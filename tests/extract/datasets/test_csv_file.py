@@ -7,13 +7,12 @@ import io
 import json
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
-
 from glscl.cache.schema import Annotations
 from glscl.errors import GlsclError, InputError, NotFoundError, UsageError
 from glscl.extract.datasets.base import summary
 from glscl.extract.datasets.csv_file import read
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 PLAIN = "video,caption,split\na.mp4,a cat,train\nb.mp4,a dog,test\na.mp4,a small cat,train\n"
 
@@ -106,7 +105,9 @@ def test_splits_are_runs_and_keep_the_order_of_the_file(table):
 
 
 def test_parts_of_a_video_are_gallery_entries_of_their_own(table):
-    found = table("video,caption,start,end\na.mp4,one,0,12.5\na.mp4,two,12.5,17\na.mp4,two again,12.50,17\na.mp4,rest,17,\n")
+    found = table(
+        "video,caption,start,end\na.mp4,one,0,12.5\na.mp4,two,12.5,17\na.mp4,two again,12.50,17\na.mp4,rest,17,\n"
+    )
     assert [(v.id, v.start, v.end) for v in found.videos] == [
         ("a.mp4@0-12.5", 0, 12.5),
         ("a.mp4@12.5-17", 12.5, 17),
@@ -218,14 +219,22 @@ def test_parts_of_one_file_in_two_splits_are_pointed_out(table):
         ("clip,caption\na.mp4,x\n", "c.csv", "row 1: no video column; found 'clip', 'caption'; expected"),
         ("video,words\na.mp4,x\n", "c.csv", "row 1: no caption column; found 'video', 'words'"),
         ("video,caption,caption\na.mp4,x,y\n", "c.csv", "2 columns are named caption"),
-        ("video,caption\na.mp4,x\nb.mp4,y,z\n", "c.csv", "row 3: 3 cells, expected 2 as in the first row.*double quotes"),
+        (
+            "video,caption\na.mp4,x\nb.mp4,y,z\n",
+            "c.csv",
+            "row 3: 3 cells, expected 2 as in the first row.*double quotes",
+        ),
         ("video,caption,split\na.mp4,x\n", "c.csv", "row 2: 2 cells, expected 3"),
         ("a.mp4,one, two, three\n", "c.csv", "row 1: no header and 4 cells"),
         ('video,caption\na.mp4,"x\nb.mp4,y\n', "c.csv", "row 2: up to line 3: unexpected end of data"),
         ('video,caption\na.mp4,"x"y\n', "c.csv", "row 2"),
         (b"video,caption\na.mp4,x\nb.mp4,caf\xe9\n", "c.csv", "line 3: byte 0xe9 is not UTF-8.*Save it as UTF-8"),
         ("video,caption\na.mp4,x\n".encode("utf-16"), "c.csv", "the file is UTF-16"),
-        ("video,caption,split\na.mp4,x,holdout\n", "c.csv", "row 2: the split is 'holdout', expected train, val or test"),
+        (
+            "video,caption,split\na.mp4,x,holdout\n",
+            "c.csv",
+            "row 2: the split is 'holdout', expected train, val or test",
+        ),
         ("video,caption,split\na.mp4,x,test\nb.mp4,y,\n", "c.csv", "row 3: no split for 'b.mp4'"),
         ("video,caption\n,x\n", "c.csv", "row 2: the video is empty"),
         ("video,caption\n../a.mp4,x\n", "c.csv", "row 2: the video '../a.mp4' leaves the folder of videos"),
@@ -275,7 +284,9 @@ def test_without_a_folder_nothing_is_found_and_the_note_says_so(files):
 
 def test_a_folder_with_one_table_or_one_a_split_is_read(files):
     assert pairs(read(files("one", {"c.csv": PLAIN, "notes.md": "x"}), None)) == EXPECTED
-    found = read(files("many", {"train.csv": "video,caption\na,x\n", "test.jsonl": '{"video": "b", "caption": "y"}'}), None)
+    found = read(
+        files("many", {"train.csv": "video,caption\na,x\n", "test.jsonl": '{"video": "b", "caption": "y"}'}), None
+    )
     assert pairs(found) == [("a", "train", "x"), ("b", "test", "y")]
     with pytest.raises(InputError, match="2 annotation files: a.csv, b.csv"):
         read(files("two", {"a.csv": PLAIN, "b.csv": PLAIN}), None)
@@ -338,8 +349,12 @@ def test_any_rows_are_annotations_or_a_clear_error(tmp_path, rows, header, delim
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["a.mp4", "train"]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["video", "caption", "captions", "split", "start", "end", "id", "train"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["video", "caption", "captions", "split", "start", "end", "id", "train"]), inner
+        )
+    ),
     max_leaves=12,
 )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-
 from glscl.errors import InputError, NotFoundError, UsageError
 from glscl.extract.datasets.folder import read
 
 
 def test_every_video_below_is_listed_and_nothing_else(files):
-    root = files("videos", ["b.mp4", "a b/c.MOV", "notes.txt", ".hidden.mp4", ".git/d.mp4", "image.jpg", "-x [1]?.webm"])
+    root = files(
+        "videos", ["b.mp4", "a b/c.MOV", "notes.txt", ".hidden.mp4", ".git/d.mp4", "image.jpg", "-x [1]?.webm"]
+    )
     found = read(None, root)
     assert [v.id for v in found.videos] == ["-x [1]?.webm", "a b/c.MOV", "b.mp4"]
     assert all(v.split == "test" and v.path == str(root / v.id) for v in found.videos)
@@ -20,10 +21,21 @@ def test_every_video_below_is_listed_and_nothing_else(files):
 def test_captions_stand_beside_one_a_line(files):
     root = files(
         "videos",
-        {"a.mp4": "", "a.txt": " one \n\ntwo  words\r\n", "b.v1.mp4": "", "b.v1.mp4.txt": "\ufeffthree", "c.mp4": "", "c.txt": "\n"},
+        {
+            "a.mp4": "",
+            "a.txt": " one \n\ntwo  words\r\n",
+            "b.v1.mp4": "",
+            "b.v1.mp4.txt": "\ufeffthree",
+            "c.mp4": "",
+            "c.txt": "\n",
+        },
     )
     found = read(None, root)
-    assert [(t.id, t.text) for t in found.texts] == [("a.mp4#0", "one"), ("a.mp4#1", "two words"), ("b.v1.mp4#0", "three")]
+    assert [(t.id, t.text) for t in found.texts] == [
+        ("a.mp4#0", "one"),
+        ("a.mp4#1", "two words"),
+        ("b.v1.mp4#0", "three"),
+    ]
     assert any("1 text file(s) without a line" in note for note in found.notes)
 
 

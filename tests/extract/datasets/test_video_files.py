@@ -7,12 +7,11 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from glscl.errors import InputError, NotFoundError
 from glscl.extract.datasets.activitynet import _without_prefix
 from glscl.extract.datasets.video_files import VIDEO_EXTENSIONS, VideoFiles, split_extension
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 
 def locate(root: Path, id: str, **rules) -> str | None:
@@ -55,7 +54,9 @@ def test_activitynet_ids_are_found_with_without_and_with_another_prefix(files, n
     assert locate(root, "v_abcdefghijk", also=_without_prefix, any_prefix=True) == name
 
 
-@pytest.mark.parametrize("name", ["Video7.mp4", "VIDEO7.mp4", "video7.txt", "video7.mp4.part", ".video7.mp4", "video7/a"])
+@pytest.mark.parametrize(
+    "name", ["Video7.mp4", "VIDEO7.mp4", "video7.txt", "video7.mp4.part", ".video7.mp4", "video7/a"]
+)
 def test_other_cases_other_kinds_and_hidden_files_are_not_the_video(files, name):
     assert locate(files("videos", [name]), "video7") is None
 
@@ -154,7 +155,9 @@ def test_a_folder_that_is_not_there_or_a_file_is_named(files, tmp_path):
         VideoFiles(files("videos", ["a.mp4"]) / "a.mp4")
 
 
-NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z"), exclude_characters="/\\"), min_size=1, max_size=12)
+NAMES = st.text(
+    st.characters(codec="utf-8", exclude_categories=("C", "Z"), exclude_characters="/\\"), min_size=1, max_size=12
+)
 
 
 @settings(max_examples=60, deadline=None)

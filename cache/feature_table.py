@@ -212,15 +212,22 @@ class FeatureTable:
     def device(self) -> torch.device:
         return self.text_features.device
 
-    def texts(self, index: torch.Tensor | slice) -> TextFeatures:
-        """A batch of captions as float32, padded to its longest. `index`: (B,) int64, or a slice."""
+    def texts(self, index: torch.Tensor | slice, *, width: int | None = None) -> TextFeatures:
+        """A batch of captions as float32.
+
+        Args:
+            index: (B,) int64, or a slice.
+            width: tokens to pad to, at least as many as the longest has; None asks the device for the longest, which
+                makes the host wait for a GPU.
+        """
         index = self._index(index, self.num_texts)
         pooled = self.text_features.index_select(0, index).float()
         if self.token_values is None:
             return TextFeatures(pooled)
         first = self.token_offsets.index_select(0, index)  # (B,)
         lengths = self.token_offsets.index_select(0, index + 1) - first
-        steps = torch.arange(int(lengths.max()) if len(index) else 0, device=self.device)  # (L,)
+        width = width if width is not None else int(lengths.max()) if len(index) else 0
+        steps = torch.arange(width, device=self.device)  # (L,)
         mask = steps < lengths[:, None]  # (B, L)
         rows = torch.where(mask, first[:, None] + steps, 0)
         tokens = self.token_values.index_select(0, rows.flatten()).view(*rows.shape, -1)  # (B, L, D)

@@ -10,7 +10,7 @@ import numpy as np
 from glscl.errors import InputError, UsageError
 
 SAME_VIDEO = ("separate", "mask", "negative")
-_SEATED = 0.9  # a batch size that leaves more than a tenth of the captions out of an epoch is too large for the corpus
+_SEATED = 0.9  # a batch size that leaves more than a tenth of the captions out of an epoch is too large
 
 
 class CaptionSampler:
@@ -19,13 +19,14 @@ class CaptionSampler:
     What happens to two captions of one video:
 
         separate   they never meet in a batch, and are spread over the epoch: one falls into each n-th part of it
-        mask       they may meet; neither is a negative of the other's video (`false_negatives`)
-        negative   they may meet, and the loss takes each as a negative of the other's video, as the public programs do
+        mask       they may meet; the loss takes neither as a negative of the other's video
+        negative   they may meet, and each counts as a negative of the other's video, as in the public programs
 
     An epoch shows every caption at most once, in batches of one size. The captions that do not fill a last batch wait
     for another epoch (fewer than `batch_size`, drawn anew each time). Where keeping the videos of a batch apart, or
-    filling a last batch, would leave out more than a tenth of the captions, the batches are made smaller instead: a
-    corpus of 10 videos with 20 captions each gives 20 batches of 10, whatever was asked.
+    filling a last batch, would leave out more than a tenth of the captions, the size below that compares the most pairs
+    an epoch is taken instead: 10 videos with 20 captions each give 20 batches of 10, 100 captions in batches of at most
+    60 give 2 of 50. Captions of a video that has more of them than there are batches wait for another epoch.
 
     Args:
         video_of_text: (T,) integers, the video of each caption.
@@ -124,38 +125,27 @@ class CaptionSampler:
         return batches
 
     def _sizes(self, asked: int, multiple: int) -> tuple[int, int]:
-        """Batch size and number of batches: the size asked for, or the nearest below that loses few captions."""
+        """Batch size and number of batches: as asked where that seats nearly all captions, else what compares most pairs."""
         total = int(self._counts.sum())
         most = min(asked, len(self._counts) if self._separate else total)
         most -= most % multiple
         if most < 1:
             raise UsageError(
-                f"A batch of {min(asked, most or asked)} from {total} captions of {len(self._counts)} videos "
-                f"cannot be shared by {multiple} processes"
+                f"Batches of at most {asked} from {total} captions of {len(self._counts)} videos cannot be shared by "
+                f"{multiple} processes"
             )
-        even = total // -(-total // most)
-        sizes = [most, even] + ([total // int(self._counts.max())] if self._separate else [])
-        plans = []
-        for size in sizes:
-            size = max(min(size, most) // multiple * multiple, multiple)
-            plans.append((size, self._full_batches(size)))
-            if np.prod(plans[-1]) >= _SEATED * total:
-                return plans[-1]
-        return max(plans, key=lambda plan: plan[0] * plan[1])
+        steps = self._full_batches(most)
+        if steps * most >= _SEATED * total:
+            return most, steps
+        plans = [(size, self._full_batches(size)) for size in range(most, 0, -multiple)]
+        return max(plans, key=lambda plan: plan[0] ** 2 * plan[1])
 
     def _full_batches(self, size: int) -> int:
         """How many batches of `size` can be filled."""
         steps = int(self._counts.sum()) // size
-        while self._separate and int(np.minimum(self._counts, steps).sum()) < steps * size:
-            steps = int(np.minimum(self._counts, steps).sum()) // size
+        while self._separate and (seats := int(np.minimum(self._counts, steps).sum())) < steps * size:
+            steps = seats // size
         return steps
-
-
-def false_negatives(videos: np.ndarray) -> np.ndarray:
-    """(B, B) bool: pairs off the diagonal that belong together, in a batch of captions of the videos (B,)."""
-    same = videos[:, None] == videos[None, :]
-    np.fill_diagonal(same, False)
-    return same
 
 
 def _by_video(

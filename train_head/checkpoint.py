@@ -1,0 +1,229 @@
+"""A run folder: what was trained, on what, how it went, and the weights. safetensors and JSON, nothing pickled.
+
+    run.json             head, options, settings, cache and fingerprint, selection, history, versions, command
+    history.jsonl        one line an epoch
+    best.safetensors     weights of the selected epoch
+    last.safetensors     weights of the last epoch
+    resume.safetensors   while training: weights, optimizer moments, and (as its metadata) where the run stands
+
+Every file is replaced in one step, so a killed run leaves the files of its last finished epoch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from glscl.cache.files import dump_json, write_atomically
+from glscl.cache.fingerprint import differences
+from glscl.errors import CheckpointError, FingerprintError, GlsclError, NotFoundError
+from glscl.train_head.heads import build_head
+
+if TYPE_CHECKING:
+    from glscl.cache.store import Store
+    from glscl.train_head.heads.base import Head
+
+RUN_SCHEMA = "glscl.run/1"
+WHICH = ("best", "last")
+
+# Parts of a cache's configuration that decide whether a head understands its features. The others (dataset, sampling,
+# numbers of words, dtype) may differ: a head may be judged on another corpus.
+_BINDING = ("library", "name", "pretrained", "weights", "quick_gelu", "preprocessing", "tokenizer")
+
+
+class Resume(NamedTuple):
+    """Where a run stands: tensors by name and the rest as JSON."""
+
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+# --- run.json ----------------------------------------------------------------------------------------------------------
+
+
+def write_run(folder: Path, run: Mapping[str, Any]) -> None:
+    """Write run.json and history.jsonl. Raises StorageError."""
+    rows = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in run["history"])
+    write_atomically(folder / "history.jsonl", rows.encode())
+    write_atomically(folder / "run.json", dump_json({"schema": RUN_SCHEMA, **run}))
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The content of run.json.
+
+    Raises:
+        NotFoundError: there is no run.
+        CheckpointError: run.json is not what `write_run` writes.
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        raise NotFoundError(f"No run at {folder}: it has no run.json", mend=f"Train one: glscl train-head --out {folder}")
+    try:
+        run = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    found = run.get("schema") if isinstance(run, dict) else type(run).__name__
+    if found != RUN_SCHEMA:
+        raise CheckpointError(f"{path} has schema {found!r}; this version reads {RUN_SCHEMA!r}")
+    kinds = {"head": str, "options": dict, "embed_dim": int, "cache_fingerprint": str, "history": list, "settings": dict}
+    for key, kind in kinds.items():
+        if not isinstance(run.get(key), kind):
+            raise CheckpointError(f"{path}: {key} is {run.get(key)!r}, expected a {kind.__name__}")
+    return run
+
+
+# --- weights -----------------------------------------------------------------------------------------------------------
+
+
+def save_weights(path: Path, head: Head) -> None:
+    """Write the state dict of a head. Raises StorageError."""
+    _save(path, head.state_dict(), {"format": "pt"})
+
+
+def load_weights(path: Path, head: Head) -> None:
+    """Set all weights of a head from a file.
+
+    Raises:
+        NotFoundError: there is no such file.
+        CheckpointError: it cannot be read, or its names and shapes are not the head's.
+    """
+    tensors, _ = _load(path)
+    check_tensors(path, tensors, {name: value.shape for name, value in head.state_dict().items()})
+    head.load_state_dict(tensors)
+
+
+def load_run(
+    folder: Path | str, which: str = "best", *, device: torch.device | str = "cpu"
+) -> tuple[Head, dict[str, Any]]:
+    """A trained head in evaluation mode, and its run.json.
+
+    Args:
+        which: "best" or "last".
+
+    Raises:
+        NotFoundError: no run, or none with such weights yet.
+        CheckpointError: files that cannot be read or do not belong together.
+    """
+    if which not in WHICH:
+        raise ValueError(f"which is {which!r}, expected one of {', '.join(WHICH)}")
+    folder = Path(folder)
+    run = read_run(folder)
+    try:
+        head = build_head(run["head"], embed_dim=run["embed_dim"], **run["options"])
+    except (GlsclError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'run.json'} describes no head of this version: {error}") from error
+    load_weights(folder / f"{which}.safetensors", head)
+    return head.to(device).eval(), run
+
+
+def check_tensors(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
+    """Raise a CheckpointError unless `found` has exactly the names and shapes `expected`."""
+    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or unknown:
+        parts = [f"{what} {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+                 for what, names in (("lacks", missing), ("has unknown", unknown)) if names]
+        raise CheckpointError(f"{path} does not fit the head: it {' and '.join(parts)}")
+    for name, shape in expected.items():
+        if found[name].shape != shape:
+            raise CheckpointError(f"{path}: {name} has shape {tuple(found[name].shape)}, expected {tuple(shape)}")
+
+
+# --- where a run stands ------------------------------------------------------------------------------------------------
+
+
+def save_resume(folder: Path, resume: Resume) -> None:
+    """Write resume.safetensors, tensors and state in one file, so that they cannot be of different moments."""
+    _save(folder / "resume.safetensors", resume.tensors, {"state": json.dumps(resume.state, allow_nan=False)})
+
+
+def load_resume(folder: Path) -> Resume | None:
+    """What `save_resume` wrote, None where there is nothing. Raises CheckpointError for a file that cannot be read."""
+    path = folder / "resume.safetensors"
+    if not path.exists():
+        return None
+    tensors, metadata = _load(path)
+    try:
+        state = json.loads(metadata["state"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} does not say where the run stands: {error!r}") from error
+    return Resume(tensors, state)
+
+
+# --- the cache a run belongs to ----------------------------------------------------------------------------------------
+
+
+def check_cache(folder: Path | str, run: Mapping[str, Any], store: Store) -> list[str]:
+    """Refuse features that the head of a run cannot understand.
+
+    Args:
+        folder: the run, for the message.
+        run: content of its run.json.
+        store: an open cache.
+
+    Returns:
+        What else differs from the cache the run was trained on (dataset, sampling, …), one line each.
+
+    Raises:
+        FingerprintError: another backbone, preprocessing or size of features.
+    """
+    if run["cache_fingerprint"] == store.fingerprint:
+        return []
+    trained = run.get("cache_configuration") or {}
+    here, there = _binding(store.configuration), _binding(trained)
+    if here != there:
+        ours, theirs = _describe(store.configuration), _describe(trained)
+        detail = "" if ours != theirs else f" ({'; '.join(differences(here, there)[:2])})"
+        name, pretrained = backbone_of(trained)
+        command = f"glscl extract --dataset {store.configuration.get('dataset', 'NAME')} --backbone {name}"
+        command += f" --pretrained {pretrained}" if pretrained not in (None, "openai", "demo") else ""
+        raise FingerprintError(
+            f"{store.path} was extracted with {ours}; {folder} expects {theirs}{detail}",
+            mend=f"Extract again: {command}",
+        )
+    return differences(store.configuration, trained)
+
+
+def backbone_of(configuration: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Architecture and weights' tag of the backbone that a cache was made with."""
+    backbone = configuration.get("backbone")
+    if isinstance(backbone, Mapping):
+        return str(backbone.get("name", "unknown")), backbone.get("pretrained")
+    return str(backbone or "unknown"), None
+
+
+def _binding(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    backbone = configuration.get("backbone")
+    parts = {key: backbone.get(key) for key in _BINDING} if isinstance(backbone, Mapping) else {"name": backbone}
+    return {"embed_dim": configuration.get("embed_dim"), **parts}
+
+
+def _describe(configuration: Mapping[str, Any]) -> str:
+    name, pretrained = backbone_of(configuration)
+    return f"{name}{f'/{pretrained}' if pretrained else ''} ({configuration.get('embed_dim')}-d)"
+
+
+# --- files -------------------------------------------------------------------------------------------------------------
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    from safetensors.torch import save
+
+    ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_atomically(path, save(ready, metadata))
+
+
+def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import safe_open
+
+    if not path.is_file():
+        raise NotFoundError(f"There is no {path}", mend="Train until the first epoch is done, or name another run")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except Exception as error:  # safetensors raises its own, undocumented type
+        raise CheckpointError(f"{path} cannot be read: {error}") from error

@@ -1,0 +1,53 @@
+"""What steps the weights: parameter groups, AdamW, warm-up and cosine, the bound of the logit scale."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from glscl.train_head.heads.base import MAX_LOGIT_SCALE
+
+
+def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: matrices decay, everything of fewer dimensions does not.
+
+    Fewer dimensions have the biases, the gains of norms, the ratio of an adapter and the logit scale.
+    """
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(
+    module: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float], eps: float
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, as one fused kernel where the device has it."""
+    groups = parameter_groups(module, weight_decay=weight_decay)
+    device = groups[0]["params"][0].device.type
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=device in ("cuda", "cpu"))
+
+
+def warmup_cosine(step: int, *, total: int, warmup: float) -> float:
+    """Factor of the learning rate at one step: linear up to 1, then a half cosine down to 0 at the end.
+
+    Args:
+        step: from 0; the factor is that of the update about to be made, so the first one is not lost to a zero.
+        total: updates in all.
+        warmup: share of them that rises.
+    """
+    rising = round(total * warmup)
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
+
+
+@torch.no_grad()
+def clamp_logit_scale(logit_scale: torch.Tensor) -> None:
+    """Keep τ at 100 or below (Radford et al. 2021, 2.5)."""
+    logit_scale.clamp_(max=MAX_LOGIT_SCALE)

@@ -1,0 +1,78 @@
+"""Settings by dataset, as published (docs/recipes.md has commands, times and results).
+
+All: learning rate 1e-4 for the head, AdamW with weight decay 0.2, betas 0.9 and 0.98, eps 1e-6, warm-up over a tenth of
+the steps, cosine to zero, gradients clipped to norm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from glscl.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How one dataset is trained on.
+
+    Attributes:
+        words: tokens kept a caption when extracting, start and end included.
+        frames: frames a video that training and evaluation look at.
+        fps: frames a second when extracting.
+        batch: captions a batch.
+        epochs: passes over all captions.
+        lr: peak learning rate.
+        weight_decay: of matrices.
+        betas, eps: of AdamW.
+        warmup: share of the steps in which the learning rate rises.
+        clip: largest norm of the gradient.
+        head_options: options of single heads, by head.
+    """
+
+    words: int = 32
+    frames: int = 12
+    fps: float = 1.0
+    batch: int = 128
+    epochs: int = 5
+    lr: float = 1e-4
+    weight_decay: float = 0.2
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    warmup: float = 0.1
+    clip: float = 1.0
+    head_options: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def _glscl(**changes: Any) -> dict[str, Any]:
+    published = {
+        "queries": 8,
+        "temperature": 3.0,
+        "alpha": 1e-4,
+        "beta": 0.005,
+        "decoder_layers": 3,
+        "local_weight": 0.5,
+        "dropout": 0.1,
+    }
+    return {**published, **changes}
+
+
+RECIPES: dict[str, Recipe] = {
+    "msrvtt": Recipe(head_options={"glscl": _glscl()}),
+    "msvd": Recipe(head_options={"glscl": _glscl()}),
+    "lsmdc": Recipe(head_options={"glscl": _glscl()}),
+    "didemo": Recipe(words=64, frames=64, batch=32, head_options={"glscl": _glscl()}),
+    "activitynet": Recipe(words=64, frames=64, batch=64, epochs=10, head_options={"glscl": _glscl(queries=12)}),
+    # The built-in corpus is small and its features have 128 dimensions: larger steps, fewer of them.
+    "demo": Recipe(batch=64, epochs=6, lr=1e-3, head_options={"glscl": _glscl(queries=4)}),
+    "default": Recipe(head_options={"glscl": _glscl()}),
+}
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of that name. Raises UsageError where there is none."""
+    if name not in RECIPES:
+        raise UsageError(f"There is no recipe {name!r}; choose from {', '.join(RECIPES)}")
+    return RECIPES[name]

@@ -1,0 +1,716 @@
+"""Training a head on cached features: a plain loop on Accelerate.
+
+B captions and as many videos a batch, L tokens, F frames, S steps an epoch.
+
+A step is two gathers from tensors that lie on the device, the head, the loss, the update. The host waits for the device
+only where something is reported. All that is random in a step follows from (seed, epoch, step, process), so a run
+that was stopped goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from glscl.cache.feature_table import FeatureTable
+from glscl.cache.sampler import CaptionSampler
+from glscl.cache.schema import TextFeatures, VideoFeatures
+from glscl.cache.store import Store
+from glscl.errors import CheckpointError, FingerprintError, NonFiniteError, UsageError
+from glscl.train_head.checkpoint import (
+    Resume,
+    backbone_of,
+    check_cache,
+    check_tensors,
+    load_resume,
+    read_run,
+    save_resume,
+    save_weights,
+    write_run,
+)
+from glscl.train_head.config import TrainSettings, settings_from
+from glscl.train_head.heads import build_head, head_class, head_options
+from glscl.train_head.heads.base import Head
+from glscl.train_head.holdout import hold_out
+from glscl.train_head.losses import contrastive_loss
+from glscl.train_head.optim import build_optimizer, clamp_logit_scale, warmup_cosine
+from glscl.train_head.parallel import gather_items, make_accelerator
+from glscl.versions import versions
+
+# (head, table) -> {"text_to_video": {"R@1", ..., "MnR"}, "video_to_text": {...}}; the evaluation room provides it
+Validate = Callable[[Head, FeatureTable], Mapping[str, Mapping[str, float]]]
+
+_RESIDENT_SHARE = 0.6  # of a GPU's free memory that features may take
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """The steps since the last report. Epochs and steps count from 1; the loss is their mean."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    captions_per_second: float
+
+
+class Reporter:
+    """Hears how training goes. This one says nothing; override what is wanted."""
+
+    def note(self, text: str) -> None:
+        """A line that people should read."""
+
+    def step(self, report: StepReport) -> None:
+        """Some steps are done."""
+
+    def epoch(self, row: Mapping[str, Any], *, best: bool) -> None:
+        """An epoch is done; `row` is what stands in history.jsonl, `best` says whether its weights were kept as best."""
+
+
+@dataclass(kw_only=True)
+class FitResult:
+    """What came of a loop.
+
+    Attributes:
+        losses: of every step made in this process.
+        history: one row an epoch: epoch, step, loss, learning_rate, logit_scale, seconds, captions_per_second, and
+            where it was validated "validation" with both directions.
+        best: the row whose weights are the best; None where nothing was validated.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What came of a run; `history` and `best` as in `FitResult`."""
+
+    run: Path
+    head: str
+    selection: str
+    best: dict[str, Any] | None
+    history: list[dict[str, Any]]
+    seconds: float
+    already_complete: bool = False
+
+
+class ContrastiveStep(nn.Module):
+    """The loss of one batch. A module, so that Accelerate can wrap it for several processes."""
+
+    def __init__(self, head: Head) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, text: TextFeatures, video: VideoFeatures, exclude: Tensor | None = None) -> Tensor:
+        """Scalar loss of this process' share of a batch against the whole batch; `exclude` as in `contrastive_loss`."""
+        encoded_text = gather_items(self.head.encode_text(text))
+        encoded_video = gather_items(self.head.encode_video(video))
+        similarity = self.head.score(encoded_text, encoded_video)  # (B, B)
+        loss = contrastive_loss(similarity * self.head.logit_scale.exp(), exclude=exclude)
+        for auxiliary in self.head.auxiliary_losses(encoded_text, encoded_video).values():
+            loss = loss + auxiliary
+        return loss
+
+
+def fit(
+    head: Head,
+    table: FeatureTable,
+    *,
+    epochs: int,
+    batch_size: int = 128,
+    lr: float = 1e-4,
+    weight_decay: float = 0.2,
+    betas: tuple[float, float] = (0.9, 0.98),
+    eps: float = 1e-6,
+    warmup: float = 0.1,
+    clip: float = 1.0,
+    seed: int = 0,
+    same_video: str = "separate",
+    captions_per_video: int | None = None,
+    precision: str = "fp32",
+    device: torch.device | str = "cpu",
+    validate: Callable[[Head], Mapping[str, Mapping[str, float]]] | None = None,
+    eval_every: int = 1,
+    log_every: int = 50,
+    out: Path | None = None,
+    run: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    tracker: str = "none",
+    reporter: Reporter | None = None,
+) -> FitResult:
+    """Train a head in place; it ends with the weights of the last epoch.
+
+    Best is the epoch with the highest mean R@1 of both directions, on ties the lower mean rank, on ties the earlier;
+    without `validate` it is the last.
+
+    Args:
+        head: where to start.
+        table: what to train on.
+        epochs, …, captions_per_video: see `glscl.train_head.config.TrainConfig`.
+        precision: "fp32", "bf16" or "fp16".
+        device: where to train.
+        validate: metrics of the head; called every `eval_every` epochs and after the last.
+        log_every: steps between reports.
+        out: run folder for checkpoints; None keeps none.
+        run: what run.json says beside history, best and complete.
+        resume: go on from `out/resume.safetensors` if it is there.
+        tracker: "none" or "tensorboard".
+        reporter: hears how it goes.
+
+    Raises:
+        NonFiniteError: the loss became NaN or infinite; names epoch, step and captions. Checkpoints stay as they were.
+        CheckpointError: what is to be resumed is unreadable or of another training.
+        KeyboardInterrupt: on SIGINT and SIGTERM, after the step under way and after saving where the run stands.
+    """
+    reporter = reporter or Reporter()
+    accelerator = make_accelerator(device, precision, tracker=tracker, folder=out)
+    device = accelerator.device
+    main = accelerator.is_main_process
+    if not main:
+        out, reporter = None, Reporter()
+    processes = accelerator.num_processes
+    head.to(device).train()
+    video_of_text = table.video_of_text.cpu().numpy()
+    sampler = CaptionSampler(
+        video_of_text,
+        batch_size,
+        seed=seed,
+        same_video=same_video,
+        captions_per_video=captions_per_video,
+        multiple_of=processes,
+    )
+    if sampler.batch_size < batch_size:
+        reporter.note(
+            f"batches have {sampler.batch_size} captions, not {batch_size}: there are {table.num_texts} captions "
+            f"of {len(np.unique(video_of_text))} videos"
+        )
+    optimizer = build_optimizer(head, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps)
+    state = _Standing(epochs=epochs, steps=sampler.steps, batch_size=sampler.batch_size, seed=seed)
+    if resume:
+        _take_up(accelerator, state, head, optimizer, out)
+    table = resident(table, device)
+    step_module, wrapped = accelerator.prepare(ContrastiveStep(head), optimizer)
+    if tracker != "none":
+        accelerator.init_trackers("logs")
+    total = epochs * sampler.steps
+    lengths = None if table.token_offsets is None else table.token_offsets.diff().cpu().numpy()
+    share = slice(*(sampler.batch_size // processes * (accelerator.process_index + i) for i in (0, 1)))
+    result = FitResult(history=state.history, best=state.best)
+
+    with _interrupts_deferred() as interrupted, _deterministic(device):
+        try:
+            for epoch in range(state.epoch, epochs):
+                batches = sampler.epoch(epoch)  # (S, B)
+                rows = torch.from_numpy(batches).to(table.device)
+                videos = table.video_of_text[rows]  # (S, B)
+                widths = [None] * sampler.steps if lengths is None else lengths[batches].max(1).tolist()
+                losses = torch.full((sampler.steps,), torch.nan, device=device)
+                losses[: state.step] = torch.tensor(state.losses, device=device)
+                reported, clock = state.step, time.perf_counter()
+                for step in range(state.step, sampler.steps):
+                    state.consistent = False
+                    factor = warmup_cosine(epoch * sampler.steps + step, total=total, warmup=warmup)
+                    for group in wrapped.param_groups:
+                        group["lr"] = lr * factor
+                    torch.manual_seed(_step_seed(seed, epoch, step, accelerator.process_index))
+                    text = _to(table.texts(rows[step, share], width=widths[step]), device)
+                    video = _to(table.videos(videos[step, share]), device)
+                    exclude = None
+                    if same_video == "mask":
+                        exclude = (videos[step][:, None] == videos[step]).to(device)  # (B, B)
+                    loss = step_module(text, video, exclude)
+                    accelerator.backward(loss)
+                    accelerator.clip_grad_norm_(head.parameters(), clip)
+                    wrapped.step()
+                    wrapped.zero_grad(set_to_none=True)
+                    clamp_logit_scale(head.logit_scale)
+                    losses[step] = loss.detach()
+                    state.step, state.consistent = step + 1, True
+                    if (step + 1 - reported) % log_every == 0 or step + 1 == sampler.steps:
+                        fresh = losses[reported : step + 1].tolist()  # waits for the device
+                        _require_finite(fresh, table, batches[reported : step + 1], epoch, reported, sampler.steps, out)
+                        state.losses += fresh
+                        result.losses += fresh
+                        now = time.perf_counter()
+                        rate = (step + 1 - reported) * sampler.batch_size / max(now - clock, 1e-9)
+                        state.seconds += now - clock
+                        report = StepReport(
+                            epoch=epoch + 1,
+                            epochs=epochs,
+                            step=step + 1,
+                            steps=sampler.steps,
+                            loss=sum(fresh) / len(fresh),
+                            learning_rate=lr * factor,
+                            captions_per_second=rate,
+                        )
+                        if tracker != "none":
+                            values = {"loss": report.loss, "learning_rate": report.learning_rate}
+                            accelerator.log(values, step=epoch * sampler.steps + step + 1)
+                        reported, clock = step + 1, now
+                        reporter.step(report)
+                    if interrupted.is_set():
+                        state.losses += losses[reported : step + 1].tolist()
+                        raise KeyboardInterrupt
+                row = _epoch_row(state, head, lr * factor, sampler)
+                if validate is not None and main and ((epoch + 1) % eval_every == 0 or epoch + 1 == epochs):
+                    row["validation"] = {
+                        name: dict(of) for name, of in validate(head).items() if name in ("text_to_video", "video_to_text")
+                    }
+                    head.train()
+                    if tracker != "none":
+                        r1 = {f"validation/{name} R@1": of["R@1"] for name, of in row["validation"].items()}
+                        accelerator.log(r1, step=row["step"])
+                accelerator.wait_for_everyone()
+                better = validate is None or ("validation" in row and _is_better(row, state.best))
+                if better and validate is not None:
+                    state.best = row
+                state.history.append(row)
+                state.begin(epoch + 1)
+                result.best = state.best
+                if out is not None:
+                    _save_epoch(out, head, optimizer, accelerator, state, run or {}, better=better)
+                reporter.epoch(row, best=better)
+                if interrupted.is_set() and epoch + 1 < epochs:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            if out is not None and state.consistent and processes == 1 and state.epoch < epochs:
+                save_resume(out, _standing(state, head, optimizer, accelerator))
+            raise
+    if tracker != "none":
+        accelerator.end_training()
+    return result
+
+
+def train(
+    store: Store,
+    out: Path,
+    settings: TrainSettings,
+    *,
+    device: torch.device | str = "cpu",
+    validate: Validate | None = None,
+    reporter: Reporter | None = None,
+    resume: bool = False,
+    tracker: str = "none",
+    command: str = "",
+    log_every: int = 50,
+) -> TrainResult:
+    """Train a head on the split `train` of a cache and keep best, last and how it went in a run folder.
+
+    Validated is on the split `val` where the cache has one with captions, else on videos held out of `train`
+    (`glscl.train_head.holdout`); never on `test`, unless `settings.select` says so.
+
+    Args:
+        store: an open cache.
+        out: the run folder; it must hold no run, unless `resume`.
+        settings: from `glscl.train_head.config.resolve`.
+        device: where to train.
+        validate: metrics of a head on a table; None keeps the last epoch as best.
+        reporter: hears how it goes.
+        resume: go on where the run in `out` stopped; begins it where there is none, and leaves a finished one alone.
+        tracker: "none" or "tensorboard".
+        command: for run.json.
+        log_every: steps between reports.
+
+    Raises:
+        UsageError: `out` holds a run and `resume` is not set, or settings that do not fit the cache.
+        FingerprintError: the run to resume was trained on another cache.
+        Others: see `FeatureTable.load`, `build_head`, `fit`.
+    """
+    started = time.perf_counter()
+    reporter = reporter or Reporter()
+    out = Path(out)
+    earlier = _earlier_run(out, store, settings, resume)
+    if earlier and earlier.get("complete"):
+        reporter.note(f"{out} is finished already")
+        return TrainResult(
+            run=out,
+            head=earlier["head"],
+            selection=earlier["selection"],
+            best=earlier["best"],
+            history=earlier["history"],
+            seconds=0.0,
+            already_complete=True,
+        )
+
+    def load(split: str) -> FeatureTable:
+        return FeatureTable.load(
+            store,
+            split,
+            max_frames=settings.max_frames,
+            frame_position=settings.frame_position,
+            tokens=head_class(settings.head).needs_tokens,
+        )
+
+    table, validation, selection = _choose_parts(store, settings, load, validate is not None, reporter)
+    head = start_head(settings, store, [table] if validation is None else [table, validation], reporter)
+    name, pretrained = backbone_of(store.configuration)
+    run = {
+        "head": settings.head,
+        "options": head.options,
+        "embed_dim": head.embed_dim,
+        "parameters": sum(p.numel() for p in head.parameters()),
+        "settings": settings.as_dict(),
+        "dataset": store.configuration.get("dataset", ""),
+        "backbone": name,
+        "pretrained": pretrained,
+        "cache": str(store.path),
+        "cache_fingerprint": store.fingerprint,
+        "cache_configuration": store.configuration,
+        "selection": selection,
+        "frozen_backbone": True,
+        "training": {"texts": table.num_texts, "videos": table.num_videos},
+        "validation": None if validation is None else {"texts": validation.num_texts, "videos": validation.num_videos},
+        "device": str(device),
+        "versions": versions(),
+        "command": command,
+    }
+    judged = None
+    if validation is not None:
+        held = resident(validation, torch.device(device))
+
+        def judged(head: Head) -> Mapping[str, Mapping[str, float]]:
+            return validate(head, held)
+
+    fitted = fit(
+        head,
+        table,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        betas=settings.betas,
+        eps=settings.eps,
+        warmup=settings.warmup,
+        clip=settings.clip,
+        seed=settings.seed,
+        same_video=settings.same_video,
+        captions_per_video=settings.captions_per_video,
+        precision=settings.precision,
+        device=device,
+        validate=judged,
+        eval_every=settings.eval_every,
+        log_every=log_every,
+        out=out,
+        run=run,
+        resume=resume,
+        tracker=tracker,
+        reporter=reporter,
+    )
+    return TrainResult(
+        run=out,
+        head=settings.head,
+        selection=selection,
+        best=fitted.best,
+        history=fitted.history,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def start_head(settings: TrainSettings, store: Store, tables: list[FeatureTable], reporter: Reporter) -> Head:
+    """The head before its first step: seeded, as large as the features need, parts of the backbone copied in."""
+    set_seed(settings.seed)
+    options = dict(settings.options)
+    longest = _longest(store, tables)
+    for option, default in head_options(settings.head).items():
+        if option in longest and option not in options:
+            options[option] = max(default, longest[option])
+    head = build_head(settings.head, embed_dim=store.embed_dim, **options)
+    pieces = {key: torch.from_numpy(np.array(value)) for key, value in store.backbone_pieces().items()}
+    if options.get("logit_scale") is not None:
+        pieces.pop("logit_scale", None)
+    begun = head.initialise_from_backbone(pieces)
+    total = sum(1 for _ in head.parameters())
+    reporter.note(
+        f"{settings.head}: {sum(p.numel() for p in head.parameters()):,} parameters in {total} tensors; from the "
+        f"backbone: {', '.join(begun.initialised) or 'none'}"
+    )
+    for line in begun.skipped:
+        reporter.note(f"not from the backbone: {line}")
+    return head
+
+
+def resident(table: FeatureTable, device: torch.device) -> FeatureTable:
+    """The table on the device, or as it is where a GPU has no room for it beside the training."""
+    if device.type == "cuda":
+        needed = sum(t.numel() * t.element_size() for t in vars(table).values() if isinstance(t, Tensor))
+        free, _ = torch.cuda.mem_get_info(device)
+        if needed > _RESIDENT_SHARE * free:
+            return table
+    return table.to(device)
+
+
+# --- parts of the data -------------------------------------------------------------------------------------------------
+
+
+def _choose_parts(
+    store: Store, settings: TrainSettings, load: Callable[[str], FeatureTable], can_validate: bool, reporter: Reporter
+) -> tuple[FeatureTable, FeatureTable | None, str]:
+    """What to train on, what to validate on, and what `best` will mean."""
+    table = load("train")
+    if not can_validate or settings.select == "last":
+        return table, None, "last"
+    if settings.select == "test":
+        reporter.note(
+            "warning: the epoch is selected on the test split, so its test numbers are optimistic; result files say so"
+        )
+        return table, load("test"), "test"
+    if settings.validation is None and "val" in store.splits:
+        validation = load("val")
+        if validation.num_texts:
+            reporter.note(f"validation: split val, {validation.num_videos} videos with {validation.num_texts} captions")
+            return table, validation, "validation"
+    held = hold_out(table, size=settings.validation, seed=settings.seed)
+    if held.validation is None and settings.select == "validation":
+        raise UsageError(f"--select validation: {held.note}", mend="Use --select last, or --validation N")
+    reporter.note(held.note)
+    return held.train, held.validation, "last" if held.validation is None else "validation"
+
+
+def _longest(store: Store, tables: list[FeatureTable]) -> dict[str, int]:
+    """Sizes that heads with learned positions need, by the name of the option."""
+    frames = max(table.frame_features.shape[1] for table in tables)
+    words = [int(t.token_offsets.diff().max()) for t in tables if t.token_offsets is not None and t.num_texts]
+    backbone = store.configuration.get("backbone")
+    if isinstance(backbone, Mapping) and isinstance(backbone.get("words"), int):
+        words.append(backbone["words"])
+    return {
+        "frame_positions": frames,
+        "max_frames": frames,
+        "positions": frames + 1,  # the caption stands in front of the frames
+        "max_words": max(words, default=1),
+    }
+
+
+def _earlier_run(out: Path, store: Store, settings: TrainSettings, resume: bool) -> dict[str, Any] | None:
+    """run.json of what stands in `out`, checked to be this run."""
+    if not (out / "run.json").exists():
+        return None
+    if not resume:
+        raise UsageError(f"{out} holds a run already", mend="Go on with it: --resume; or choose another folder with --out")
+    run = read_run(out)
+    check_cache(out, run, store)
+    if run["cache_fingerprint"] != store.fingerprint:
+        raise FingerprintError(
+            f"{out} was begun on another cache ({run['cache']}, fingerprint {run['cache_fingerprint']}) than {store.path} "
+            f"({store.fingerprint})",
+            mend="Resume it on that one with --cache, or train into another folder with --out",
+        )
+    if settings_from(run["settings"]) != settings:
+        raise UsageError(f"{out} was begun with other settings", mend="Train into another folder with --out")
+    return run
+
+
+# --- the loop's helpers ------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class _Standing:
+    """How far a loop is. `epoch` and `step` are the next ones to do, from 0; losses and seconds are of this epoch."""
+
+    epochs: int
+    steps: int
+    batch_size: int
+    seed: int
+    epoch: int = 0
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    consistent: bool = True  # False between the first and the last change that a step makes
+
+    def begin(self, epoch: int) -> None:
+        self.epoch, self.step, self.losses, self.seconds = epoch, 0, [], 0.0
+
+
+_SAME = ("epochs", "steps", "batch_size", "seed")
+_MOVING = ("epoch", "step", "losses", "seconds", "history", "best")
+
+
+def _standing(state: _Standing, head: Head, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> Resume:
+    """Everything a run needs to go on: weights, moments by the parameter's name, and how far it is."""
+    tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
+    for name, parameter in head.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{key}.{name}"] = value
+    scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+    return Resume(tensors, {**{key: getattr(state, key) for key in (*_SAME, *_MOVING)}, "scaler": scaler})
+
+
+def _take_up(
+    accelerator: Accelerator, state: _Standing, head: Head, optimizer: torch.optim.Optimizer, out: Path | None
+) -> None:
+    """Set weights, moments and standing from what `_standing` saved; nothing where there is none."""
+    if accelerator.num_processes > 1:
+        raise UsageError("--resume goes on in one process only", mend="Start it without accelerate launch")
+    resume = load_resume(out) if out is not None else None
+    if resume is None:
+        return
+    path = out / "resume.safetensors"
+    for key in _SAME:
+        if resume.state.get(key) != getattr(state, key):
+            found = resume.state.get(key)
+            raise CheckpointError(f"{path} is of another training: {key} is {found}, expected {getattr(state, key)}")
+    expected = {f"head.{name}": value.shape for name, value in head.state_dict().items()}
+    weights = {name: value for name, value in resume.tensors.items() if name.startswith("head.")}
+    check_tensors(path, weights, expected)
+    parameters = dict(head.named_parameters())
+    for name, value in resume.tensors.items():
+        kind, _, parameter = name.partition(".")
+        if kind != "head" and (parameter not in parameters or value.shape not in (parameters[parameter].shape, ())):
+            raise CheckpointError(f"{path} does not fit the head: it has a {name} of shape {tuple(value.shape)}")
+    head.load_state_dict({name.removeprefix("head."): value for name, value in weights.items()})
+    for name, value in resume.tensors.items():
+        kind, _, parameter = name.partition(".")
+        if kind != "head":
+            optimizer.state[parameters[parameter]][kind] = value.to(parameters[parameter].device)
+    for key in _MOVING:
+        setattr(state, key, resume.state[key])
+    if accelerator.scaler is not None and resume.state.get("scaler"):
+        accelerator.scaler.load_state_dict(resume.state["scaler"])
+
+
+def _save_epoch(
+    out: Path,
+    head: Head,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    state: _Standing,
+    run: Mapping[str, Any],
+    *,
+    better: bool,
+) -> None:
+    """Best and last first, then where the run stands; a finished run needs no standing any more."""
+    complete = state.epoch == state.epochs
+    if better:
+        save_weights(out / "best.safetensors", head)
+    save_weights(out / "last.safetensors", head)
+    if not complete:
+        save_resume(out, _standing(state, head, optimizer, accelerator))
+    write_run(out, {**run, "history": state.history, "best": state.best, "complete": complete})
+    if complete:
+        (out / "resume.safetensors").unlink(missing_ok=True)
+
+
+def _epoch_row(state: _Standing, head: Head, learning_rate: float, sampler: CaptionSampler) -> dict[str, Any]:
+    finite = torch.stack([parameter.detach().isfinite().all() for parameter in head.parameters()]).all()
+    if not finite:
+        raise NonFiniteError(
+            f"The weights became NaN or infinite in the last step of epoch {state.epoch + 1}; nothing was saved of it",
+            mend="Try a lower --lr",
+        )
+    return {
+        "epoch": state.epoch + 1,
+        "step": (state.epoch + 1) * sampler.steps,
+        "loss": sum(state.losses) / len(state.losses),
+        "learning_rate": learning_rate,
+        "logit_scale": head.logit_scale.item(),
+        "seconds": state.seconds,
+        "captions_per_second": sampler.steps * sampler.batch_size / max(state.seconds, 1e-9),
+    }
+
+
+def _is_better(row: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:
+    def merit(of: Mapping[str, Any]) -> tuple[float, float]:
+        directions = of["validation"].values()
+        return sum(d["R@1"] for d in directions), -sum(d["MnR"] for d in directions)
+
+    return best is None or merit(row) > merit(best)
+
+
+def _require_finite(
+    losses: list[float], table: FeatureTable, batches: np.ndarray, epoch: int, first: int, steps: int, out: Path | None
+) -> None:
+    """Raise for the first loss that is not finite, naming the batch, and the caption whose features are to blame."""
+    bad = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
+    if bad is None:
+        return
+    rows = torch.from_numpy(batches[bad])
+    message = f"The loss is {losses[bad]} in epoch {epoch + 1}, step {first + bad + 1} of {steps}"
+    culprit = _non_finite_features(table, rows)
+    if culprit:
+        raise NonFiniteError(
+            f"{message}: {culprit} has features that are NaN or infinite", mend="See: glscl inspect CACHE --verify"
+        )
+    ids = [table.text_ids[row] for row in rows.tolist()]
+    shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+    kept = f"; {out} keeps the weights of epoch {epoch}" if out is not None and epoch else ""
+    raise NonFiniteError(f"{message}, on the captions {shown}{kept}", mend="Try a lower --lr")
+
+
+def _non_finite_features(table: FeatureTable, rows: Tensor) -> str | None:
+    text, video = table.texts(rows), table.videos(table.video_of_text[rows.to(table.device)])
+    for row, i in zip(rows.tolist(), range(len(rows))):
+        if not all(f[i].isfinite().all() for f in (text.text_features, text.token_features) if f is not None):
+            return f"caption {table.text_ids[row]!r}"
+        if not video.frame_features[i].isfinite().all():
+            return f"video {table.video_ids[int(table.video_of_text[row])]!r}"
+    return None
+
+
+def _step_seed(seed: int, epoch: int, step: int, process: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch, step, process]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _to(features: Any, device: torch.device) -> Any:
+    return type(features)(*(f if f is None else f.to(device, non_blocking=True) for f in features))
+
+
+@contextlib.contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
+    """On a CPU, ask torch for its deterministic kernels: they cost nothing measurable there."""
+    if device.type != "cpu":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@contextlib.contextmanager
+def _interrupts_deferred() -> Iterator[threading.Event]:
+    """The first SIGINT or SIGTERM only sets the event, so that a step ends before the run stops; a second one acts."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    names = [getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in names}
+
+    def note(number: int, frame: Any) -> None:
+        event.set()
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in names:
+        if before[number] is not None:  # None: installed outside Python, and not ours to touch
+            signal.signal(number, note)
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)

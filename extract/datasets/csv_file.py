@@ -284,8 +284,8 @@ def _json_rows(value: object, path: Path) -> Iterator[Row]:
             if not isinstance(entries, list):
                 refuse(path, show(name), "expected a list of objects with 'video' and 'caption'")
             for index, entry in enumerate(entries, 1):
-                for row in _object_rows(entry, path, f"{index} of {name}"):
-                    yield row if row.split is not None else row._replace(split=name)
+                for found in _object_rows(entry, path, f"{index} of {name}"):
+                    yield found if found.split is not None else found._replace(split=name)
     elif isinstance(value, dict):
         for video, captions in value.items():
             yield from _object_rows({"video": video, "captions": captions}, path, show(video))

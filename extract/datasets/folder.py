@@ -57,7 +57,7 @@ def read(
     text_of = {name: texts.of(name) for name in names}
     captions_of = {name: read_lines(text) if (text := text_of[name]) else [] for name in names}
 
-    split_of = {name: SPLIT_NAMES.get(name.split("/")[0].lower()) if "/" in name else None for name in names}
+    split_of = {name: SPLIT_NAMES.get(name.split("/")[0].lower(), "") if "/" in name else "" for name in names}
     if not all(split_of.values()):
         captioned = {name: None for name in names if captions_of[name]}
         carved = carve(captioned)

@@ -60,10 +60,10 @@ def read(
             gather.video(check_id(line, listed, row), split=split, path=listed, row=row)
     ids = gather.ids()
     for path in dict.fromkeys(path for _, path in files.values()):
-        for id, captions, row in _captions(path):
+        for id, captions, entry in _captions(path):
             if id in ids:
                 for caption in captions:
-                    gather.text(id, caption, path=path, row=row)
+                    gather.text(id, caption, path=path, row=entry)
     gather.drop_uncaptioned("without caption")
     return gather.annotations(videos)
 

@@ -79,9 +79,9 @@ def read(
                 alone.append(f"{sample.key} of {shard}")
                 continue
             split = split_of[shard] if from_folders else sample.split
-            for caption in sample.captions or [None]:
-                source = Row(path, show(sample.key), sample.file, caption)
-                entries.append(Entry(source, sample.file, sample.file, None, None, split))
+            rows = [Row(path, show(sample.key), sample.file, caption) for caption in sample.captions]
+            for row in rows or [Row(path, show(sample.key), sample.file, None)]:
+                entries.append(Entry(row, sample.file, sample.file, None, None, split))
     if not entries:
         raise InputError(f"{annotations}: no video in {len(shards)} shard(s)")
     gather = gather_rows("webdataset", annotations, entries, splits)

@@ -302,3 +302,9 @@ def require_positive(name: str, value: float) -> None:
     """Raise a UsageError unless `value` > 0."""
     if not value > 0:
         raise UsageError(f"{name} must be above 0, found {value}")
+
+
+def require_dropout(value: float) -> None:
+    """Raise a UsageError unless 0 <= `value` < 1."""
+    if not 0 <= value < 1:
+        raise UsageError(f"dropout must be at least 0 and below 1, found {value}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.errors import UsageError
 from glscl.train_head.heads.aggregator import build_aggregator
-from glscl.train_head.heads.base import Head, require_at_least, require_choice, require_positive
+from glscl.train_head.heads.base import Head, require_at_least, require_choice, require_dropout, require_positive
 from glscl.train_head.heads.layers import Decoder
 from glscl.train_head.heads.pooling import conditioned_cosine, conditioned_cosine_floats, gram_matrix
 
@@ -107,6 +107,7 @@ class Glscl(Head):
             "frame_positions": frame_positions,
         }
         super().__init__(embed_dim=embed_dim, options=options, **common)
+        require_dropout(dropout)
         require_at_least("queries", queries, 1)
         require_at_least("decoder_layers", decoder_layers, 1)
         require_positive("temperature", temperature)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.train_head.heads.aggregator import copy_text_transformer, initialise_like_clip, position_rows
-from glscl.train_head.heads.base import Head, Initialisation, require_at_least
+from glscl.train_head.heads.base import Head, Initialisation, require_at_least, require_dropout
 from glscl.train_head.heads.layers import ResidualBlock, quick_gelu
 
 
@@ -58,6 +58,7 @@ class TightTransf(Head):
     ) -> None:
         options = {"layers": layers, "heads": heads, "positions": positions, "dropout": dropout}
         super().__init__(embed_dim=embed_dim, options=options, **common)
+        require_dropout(dropout)
         require_at_least("layers", layers, 1)
         require_at_least("positions", positions, 2)
         self.positions = nn.Embedding(positions, embed_dim)

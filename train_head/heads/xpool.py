@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
-from glscl.train_head.heads.base import Head
+from glscl.train_head.heads.base import Head, require_dropout
 from glscl.train_head.heads.pooling import attend_frames, gram_matrix
 
 
@@ -44,6 +44,7 @@ class Xpool(Head):
 
     def __init__(self, *, embed_dim: int, dropout: float = 0.3, **common: Any) -> None:
         super().__init__(embed_dim=embed_dim, options={"dropout": dropout}, **common)
+        require_dropout(dropout)
         self.norm1 = nn.LayerNorm(embed_dim)
         self.norm2 = nn.LayerNorm(embed_dim)
         self.norm3 = nn.LayerNorm(embed_dim)

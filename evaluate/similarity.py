@@ -31,11 +31,20 @@ Progress = Callable[[int, int], None]
 class Table(Protocol):
     """What is asked of a table; `glscl.cache.feature_table.FeatureTable` is one."""
 
-    num_texts: int
-    num_videos: int
-    video_of_text: Tensor  # (T,) int64
-    text_ids: Sequence[str]
-    video_ids: Sequence[str]
+    @property
+    def num_texts(self) -> int: ...
+
+    @property
+    def num_videos(self) -> int: ...
+
+    @property
+    def video_of_text(self) -> Tensor: ...  # (T,) int64
+
+    @property
+    def text_ids(self) -> Sequence[str]: ...
+
+    @property
+    def video_ids(self) -> Sequence[str]: ...
 
     def texts(self, index: Any) -> TextFeatures: ...
 
@@ -62,7 +71,7 @@ def similarity_matrix(
         text_batch, video_batch: most texts and videos a tile.
         device: where to compute; None is where the head is. The head is moved there and back.
         max_bytes: working memory beside the table, the encoded videos, the result and what the head takes inside a tile
-            (its `tile_bytes`); smaller tiles and batches are taken to stay below it. None is 512 MiB, on a GPU 4 GiB.
+            (its `tile_bytes`); smaller tiles and batches are taken to stay below it. None is 256 MiB, on a GPU 4 GiB.
         seconds: where given, the seconds spent are added under "encode" and "score".
         progress: called with pairs done and pairs in all.
 
@@ -272,13 +281,11 @@ def _scorer(
     home = next((parameter.device for parameter in head.parameters()), torch.device("cpu"))
     device = home if device is None else torch.device(device)
     if max_bytes is None:
-        max_bytes = 1 << 32 if device.type == "cuda" else 1 << 29
+        max_bytes = 1 << 32 if device.type == "cuda" else 1 << 28
     training = [module for module in head.modules() if module.training]
-    precision = torch.get_float32_matmul_precision()
     try:
         head.eval().to(device)
-        torch.set_float32_matmul_precision("highest")  # TF32 keeps three digits of a score
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(device.type, enabled=False), _without_tf32(device):
             yield _Scorer(
                 head,
                 table,
@@ -290,10 +297,25 @@ def _scorer(
                 progress=progress,
             )
     finally:
-        torch.set_float32_matmul_precision(precision)
         head.to(home)
         for module in training:
             module.training = True
+
+
+@contextmanager
+def _without_tf32(device: torch.device) -> Iterator[None]:
+    """Full float32 products on a GPU, where TF32 would keep three digits of a score; as before afterwards."""
+    if device.type != "cuda":
+        yield
+        return
+    products, recurrent = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = recurrent
 
 
 def _map(function: Callable[[Tensor], Tensor], side: Any) -> Any:

@@ -1,0 +1,435 @@
+"""Every score against a slow loop written from its definition: one pair at a time, and only real tokens and frames.
+
+T texts, V videos, L tokens, F frames, D embed_dim, Q queries.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from glscl.cache.schema import TextFeatures, VideoFeatures
+from glscl.train_head.heads import build_head
+from glscl.train_head.heads.glscl import intra_diversity
+from glscl.train_head.heads.layers import Decoder, ResidualBlock
+from glscl.train_head.heads.pooling import conditioned_cosine, gram_matrix
+from glscl.train_head.heads.wti import channel_decorrelation
+from torch import nn
+
+D = 32
+TEXTS, VIDEOS = 5, 4
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def make_batch(seed=0, texts=TEXTS, videos=VIDEOS, tokens=6, frames=5):
+    draw = torch.Generator().manual_seed(seed)
+    token_mask = torch.arange(tokens) < torch.randint(1, tokens + 1, (texts, 1), generator=draw)
+    frame_mask = torch.arange(frames) < torch.randint(1, frames + 1, (videos, 1), generator=draw)
+    return (
+        TextFeatures(
+            torch.randn(texts, D, generator=draw), torch.randn(texts, tokens, D, generator=draw), token_mask
+        ),
+        VideoFeatures(torch.randn(videos, frames, D, generator=draw), frame_mask),
+    )
+
+
+def make_head(name, **options):
+    torch.manual_seed(1)
+    head = build_head(name, embed_dim=D, **options).eval()
+    for key, parameter in head.named_parameters():
+        if key != "logit_scale":
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return head
+
+
+def unit(vector):
+    return vector / vector.norm()
+
+
+def loop(head, text, video, pair):
+    """`pair(t, tokens, frames)` for every pair, given only what is real; frames as they were cached."""
+    result = torch.empty(len(text.text_features), len(video.frame_features))
+    for i in range(result.shape[0]):
+        tokens = text.token_features[i][text.token_mask[i]]
+        for j in range(result.shape[1]):
+            frames = video.frame_features[j][video.frame_mask[j]]
+            result[i, j] = pair(text.text_features[i], tokens, frames)
+    return result
+
+
+def check(head, pair, seed=0):
+    text, video = make_batch(seed)
+    expected = loop(head, text, video, pair)
+    assert torch.allclose(head(text, video).similarity, expected, atol=1e-5, rtol=0)
+
+
+def transformer(blocks, state, heads):
+    """Pre-norm blocks with QuickGELU, by `nn.functional`'s own attention."""
+    for block in blocks:
+        normed = F.layer_norm(state, (D,), block.ln_1.weight, block.ln_1.bias, 1e-12).unsqueeze(1)
+        attended, _ = F.multi_head_attention_forward(
+            normed, normed, normed, D, heads, block.attn.in_proj_weight, block.attn.in_proj_bias, None, None, False, 0.0,
+            block.attn.out_proj.weight, block.attn.out_proj.bias, training=False,
+        )  # fmt: skip
+        state = state + attended.squeeze(1)
+        hidden = block.mlp.c_fc(F.layer_norm(state, (D,), block.ln_2.weight, block.ln_2.bias, 1e-12))
+        state = state + block.mlp.c_proj(hidden * torch.sigmoid(1.702 * hidden))
+    return state
+
+
+def aggregate(head, frames):
+    """X' of one video without padding: `X + Transformer(X + P)`."""
+    module = head.aggregator
+    return frames + transformer(module.blocks, frames + module.positions.weight[: len(frames)], max(1, D // 64))
+
+
+def mean_pool(text, frames):
+    return unit(text) @ unit(torch.stack([unit(frame) for frame in frames]).mean(0))
+
+
+def test_mean_pool():
+    check(make_head("mean_pool"), lambda t, tokens, frames: mean_pool(t, frames))
+
+
+def test_projection():
+    head = make_head("projection")
+    check(
+        head,
+        lambda t, tokens, frames: mean_pool(head.text_map.weight @ t, frames @ head.video_map.weight.T),
+    )
+
+
+def test_seq_lstm():
+    head = make_head("seq_lstm")
+
+    def pair(t, tokens, frames):
+        lstm = head.aggregator.lstm
+        hidden, cell, outputs = torch.zeros(D), torch.zeros(D), []
+        for frame in frames:
+            gates = lstm.weight_ih_l0 @ frame + lstm.bias_ih_l0 + lstm.weight_hh_l0 @ hidden + lstm.bias_hh_l0
+            enter, forget, content, leave = gates.chunk(4)
+            cell = forget.sigmoid() * cell + enter.sigmoid() * content.tanh()
+            hidden = leave.sigmoid() * cell.tanh()
+            outputs.append(hidden + frame)
+        return mean_pool(t, outputs)
+
+    check(head, pair)
+
+
+def test_seq_transf():
+    head = make_head("seq_transf", aggregator_layers=2)
+    check(head, lambda t, tokens, frames: mean_pool(t, aggregate(head, frames)))
+
+
+def test_tight_transf():
+    head = make_head("tight_transf", layers=2)
+
+    def pair(t, tokens, frames):
+        sequence = torch.cat((t[None], frames)) + head.positions.weight[: 1 + len(frames)]
+        first = transformer(head.blocks, sequence, 8)[0]
+        hidden = head.pool(F.layer_norm(first, (D,), head.pool_norm.weight, head.pool_norm.bias, 1e-12))
+        return head.similarity(hidden * torch.sigmoid(1.702 * hidden))
+
+    check(head, pair)
+
+
+def conditioned(text, frames, temperature):
+    weights = (frames @ text / temperature).softmax(0)
+    return sum(weight * frame for weight, frame in zip(weights, frames, strict=True))
+
+
+def reference_decoder(decoder):
+    """The same weights in torch's own decoder."""
+    layers = [
+        nn.TransformerDecoderLayer(D, 8, dim_feedforward=layer.linear1.out_features, batch_first=True).eval()
+        for layer in decoder.layers
+    ]
+    for theirs, ours in zip(layers, decoder.layers, strict=True):
+        theirs.load_state_dict(ours.state_dict())
+    return layers
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_glscl(shared):
+    head = make_head("glscl", queries=3, decoder_layers=2, aggregator_layers=2, share_queries=shared,
+                     share_decoder=shared, temperature=2.0, local_weight=0.7)  # fmt: skip
+    video_decoder = reference_decoder(head.decoder)
+    text_decoder = video_decoder if shared else reference_decoder(head.text_decoder)
+    text_queries = head.queries if shared else head.text_queries
+
+    def pair(t, tokens, frames):
+        frames = aggregate(head, frames)
+        seen, read = head.queries[None], text_queries[None]
+        for layer in video_decoder:
+            seen = layer(seen, frames[None])
+        for layer in text_decoder:
+            read = layer(read, tokens[None])
+        local = sum(unit(n) @ unit(p) for n, p in zip(read[0], seen[0], strict=True)) / 3
+        return unit(t) @ unit(conditioned(t, frames, 2.0)) + 0.7 * local
+
+    check(head, pair)
+
+
+def test_dicosa():
+    head = make_head("dicosa", chunks=4, aggregator_layers=2, temperature=2.0)
+
+    def pair(t, tokens, frames):
+        pooled = conditioned(t, aggregate(head, frames), 2.0)
+        total = 0
+        for ours, theirs in zip(t.chunk(4), pooled.chunk(4), strict=True):
+            total = total + head.chunk_weight(torch.cat((ours, theirs))) * (unit(ours) @ unit(theirs))
+        return total
+
+    check(head, pair)
+
+
+@pytest.mark.parametrize("gram", [True, False])
+def test_xpool(gram):
+    """Both ways of computing it: with a vector for every pair (forced by a dropout that drops nothing), and without."""
+    head = make_head("xpool")
+    if not gram:
+        head.train()
+        head.dropout.p = 1e-30
+
+    def pair(t, tokens, frames):
+        query, normed = head.query(head.norm1(t)), head.norm1(frames)
+        weights = (head.key(normed) @ query / math.sqrt(D)).softmax(0)
+        hidden = head.norm2(head.out(sum(w * v for w, v in zip(weights, head.value(normed), strict=True))))
+        return unit(t) @ unit(head.norm3(hidden + head.linear(hidden)))
+
+    check(head, pair)
+
+
+def test_xclip():
+    head = make_head("xclip", max_words=8, max_frames=7, aggregator_layers=2)
+
+    def reduce(scores, mapping):
+        mapping = mapping[: len(scores), : len(scores)]
+        return ((scores / 0.01).softmax(0) @ mapping) @ scores
+
+    def pair(t, tokens, frames):
+        video = unit(torch.stack([unit(frame) for frame in aggregate(head, frames)]).mean(0))
+        words, images, sentence = F.normalize(tokens, dim=-1), F.normalize(frames, dim=-1), unit(t)
+        matrix = words @ head.local_map @ images.T  # (L, F)
+        by_word = torch.stack([reduce(row, head.frame_of_word_map) for row in matrix])
+        by_frame = torch.stack([reduce(column, head.word_map) for column in matrix.T])
+        fine = (reduce(by_word, head.word_of_frame_map) + reduce(by_frame, head.frame_map)) / 2
+        coarse = sentence @ head.global_map @ video
+        return (
+            coarse + reduce(words @ video, head.video_word_map) + reduce(images @ sentence, head.text_frame_map) + fine
+        ) / 4
+
+    check(head, pair)
+
+
+@pytest.mark.parametrize("name", ["ti", "wti"])
+def test_token_wise_interaction(name):
+    head = make_head(name, aggregator_layers=2)
+
+    def pair(t, tokens, frames):
+        frames = aggregate(head, frames)
+        if name == "wti":
+            p, q = head.token_scorer(tokens).softmax(0)[:, 0], head.frame_scorer(frames).softmax(0)[:, 0]
+        else:
+            p, q = torch.full((len(tokens),), 1 / len(tokens)), torch.full((len(frames),), 1 / len(frames))
+        matrix = torch.stack([torch.stack([unit(w) @ unit(x) for x in frames]) for w in tokens])
+        return (p @ matrix.amax(1) + q @ matrix.amax(0)) / 2
+
+    check(head, pair)
+
+
+def test_attention_pool():
+    head = make_head("attention_pool", temperature=0.3)
+
+    def pair(t, tokens, frames):
+        weights = (head.frame_scorer(frames)[:, 0] / 0.3).softmax(0)
+        return unit(t) @ unit(sum(w * unit(x) for w, x in zip(weights, frames, strict=True)))
+
+    check(head, pair)
+
+
+def test_query_scoring():
+    head = make_head("query_scoring")
+
+    def pair(t, tokens, frames):
+        weights = torch.stack([unit(t) @ unit(x) / 0.1 for x in frames]).softmax(0)
+        return unit(t) @ unit(sum(w * unit(x) for w, x in zip(weights, frames, strict=True)))
+
+    check(head, pair)
+
+
+@pytest.mark.parametrize("kind", ["seq_lstm", "none"])
+@pytest.mark.parametrize("name", ["glscl", "dicosa", "xclip", "wti", "ti"])
+def test_other_aggregators_see_one_unpadded_video_alike(name, kind):
+    head = make_head(name, aggregator=kind)
+    text, video = make_batch()
+
+    def pair(t, tokens, frames):
+        lone_text = TextFeatures(t[None], tokens[None], torch.ones(1, len(tokens), dtype=torch.bool))
+        return head(lone_text, VideoFeatures(frames[None], torch.ones(1, len(frames), dtype=torch.bool))).similarity
+
+    assert torch.allclose(head(text, video).similarity, loop(head, text, video, pair), atol=1e-6)
+
+
+# ---- the losses of heads -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", ["batch", "queries"])
+def test_glscl_auxiliary_losses(scale):
+    batch, queries, alpha, beta = 6, 3, 0.3, 0.2
+    head = make_head("glscl", queries=queries, decoder_layers=1, aggregator="none", alpha=alpha, beta=beta,
+                     consistency_scale=scale)  # fmt: skip
+    text, video = make_batch(texts=batch, videos=batch)
+    encoded_text, encoded_video = head.encode_text(text), head.encode_video(video)
+    losses = head.auxiliary_losses(encoded_text, encoded_video)
+    n, p = encoded_text.concepts, encoded_video.concepts
+
+    diversity = 0.0
+    mean = sum(p[b] @ p[b].T for b in range(batch)) / batch
+    for i in range(queries):
+        for j in range(queries):
+            if i != j:
+                diversity += max(0.1 + mean[i, j] - mean[i, i], 0) + max(0.1 + mean[i, j] - mean[j, j], 0)
+    diversity = diversity / (queries * (queries - 1))
+    assert losses["intra_diversity"].item() == pytest.approx(alpha * float(diversity), rel=1e-4, abs=1e-8)
+
+    consistency = ((p.mean(0) - n.mean(0)) ** 2).mean()
+    for q in range(queries):
+        total = sum(p[b, q] @ n[b, q] for b in range(batch)) / (batch if scale == "batch" else queries)
+        consistency = consistency + beta * (total - 0.75) ** 2
+    assert losses["inter_consistency"].item() == pytest.approx(consistency.item(), rel=1e-5)
+
+
+def test_intra_diversity_is_felt_when_queries_agree_and_gone_when_they_are_apart():
+    assert intra_diversity(torch.eye(4, D).expand(3, -1, -1)).item() == 0
+    alike = F.normalize(torch.ones(3, 4, D), dim=-1)
+    assert intra_diversity(alike).item() == pytest.approx(2 * 0.1, rel=1e-4)
+    assert intra_diversity(torch.ones(3, 1, D)).item() == 0, "one query has nothing to be apart from"
+
+
+def test_glscl_auxiliary_losses_are_those_of_training_mode_only_and_need_pairs():
+    head = make_head("glscl", aggregator="none").train()
+    text, video = make_batch(texts=4, videos=4)
+    assert set(head(text, video).auxiliary) == {"intra_diversity", "inter_consistency"}
+    assert head.eval()(text, video).auxiliary == {}
+    with pytest.raises(ValueError, match="5 texts and 4 videos"):
+        head.train()(*make_batch())
+
+
+def test_mask_padding_false_reads_the_padding():
+    head = make_head("glscl", aggregator="none", mask_padding=False)
+    text, video = make_batch()
+    changed = video.frame_features.masked_fill(~video.frame_mask.unsqueeze(-1), 7.0)
+    moved = head(text, VideoFeatures(changed, video.frame_mask)).similarity - head(text, video).similarity
+    padded = ~video.frame_mask.all(-1)
+    assert padded.any() and not padded.all()
+    assert (moved[:, padded].abs() > 1e-4).any()
+    assert moved[:, ~padded].abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("alpha2", [0.0, 0.06])
+def test_channel_decorrelation_of_token_wise_interaction(alpha2):
+    batch = 6
+    head = make_head("wti", aggregator="none", decorrelation=0.5, alpha2=alpha2)
+    text, video = make_batch(texts=batch, videos=batch)
+    a, b = head.encode_text(text), head.encode_video(video)
+
+    matrices = []
+    for entries, others in ((a, b), (b, a)):
+        left, right, weights = [], [], []
+        for i in range(batch):
+            for s in range(entries.mask.shape[1]):
+                if entries.mask[i, s]:
+                    candidates = [others.vectors[i, o] for o in range(others.mask.shape[1]) if others.mask[i, o]]
+                    left.append(entries.vectors[i, s])
+                    right.append(max(candidates, key=lambda o: float(o @ left[-1])))
+                    weights.append(entries.weights[i, s])
+        left, right = torch.stack(left), torch.stack(right)
+        left, right = (left - left.mean(0)) / left.std(0), (right - right.mean(0)) / right.std(0)
+        matrices.append(sum(w * torch.outer(x, y) for w, x, y in zip(weights, left, right, strict=True)) / batch)
+    c = sum(matrices) / 2
+    expected = 0.11 * sum((c[d, d] - 1) ** 2 for d in range(D))
+    expected = expected + alpha2 * sum(c[d, e] ** 2 for d in range(D) for e in range(D) if d != e)
+    loss = head.auxiliary_losses(a, b)["channel_decorrelation"]
+    assert loss.item() == pytest.approx(0.5 * expected.item(), rel=1e-4)
+    with pytest.raises(ValueError, match="5 texts and 4 videos"):
+        head.train()(*make_batch())
+
+
+def test_channel_decorrelation_of_equal_sides_counts_only_how_far_weights_are_from_one():
+    entries = F.normalize(torch.randn(8, 1, D), dim=-1)
+    mask, weights = torch.ones(8, 1, dtype=torch.bool), torch.ones(8, 1)
+    loss = channel_decorrelation([(entries, entries, mask, weights)], alpha1=1.0, alpha2=0.0)
+    assert loss.item() == pytest.approx(D * (7 / 8 - 1) ** 2, rel=1e-4), "n - 1 in the variance against n in the mean"
+
+
+# ---- the parts ------------------------------------------------------------------------------------------------------
+
+
+def test_decoder_is_torchs_own():
+    torch.manual_seed(0)
+    decoder = Decoder(D, 3, feedforward=64).eval()
+    theirs = reference_decoder(decoder)
+    queries, memory = torch.rand(4, D), torch.randn(5, 7, D)
+    mask = torch.arange(7) < torch.tensor([[7], [1], [3], [6], [2]])
+    state = queries.expand(5, -1, -1)
+    for layer in theirs:
+        state = layer(state, memory, memory_key_padding_mask=~mask)
+    assert torch.allclose(decoder(queries, memory, mask), state, atol=1e-5)
+
+
+def test_decoder_drops_out_differently_for_every_item():
+    decoder = Decoder(D, 1, dropout=0.5).train()
+    decoder.layers[0].multihead_attn.out_proj.weight.zero_()
+    output = decoder(torch.rand(4, D), torch.randn(1, 3, D).expand(6, -1, -1), None)
+    assert not torch.allclose(output[0], output[1], atol=1e-3)
+
+
+def test_residual_block_keeps_the_first_positions_exactly():
+    torch.manual_seed(0)
+    block = ResidualBlock(D, 4).eval()
+    state, mask = torch.randn(3, 6, D), torch.arange(6) < torch.tensor([[6], [2], [4]])
+    assert torch.allclose(block(state, mask, keep=2), block(state, mask)[:, :2], atol=1e-6)
+
+
+def test_conditioned_cosine_has_correct_gradients():
+    torch.manual_seed(0)
+    with torch.enable_grad():
+        text = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+        frames = torch.randn(2, 4, 6, dtype=torch.float64, requires_grad=True)
+        mask = torch.tensor([[True, True, True, False], [True, False, False, False]])
+        assert torch.autograd.gradcheck(
+            lambda t, x: conditioned_cosine(t, x, mask, gram_matrix(x), temperature=0.7), (text, frames)
+        )
+
+
+def test_conditioned_cosine_is_bounded_when_frames_cancel():
+    """Two opposite frames seen alike leave no direction: the score is rounding error, and must stay small."""
+    frame = torch.randn(1, 1, D)
+    frames = torch.cat((frame, -frame), dim=1) * 30
+    text = torch.randn(200, D)
+    text = text - (text @ frame[0, 0])[:, None] / frame.square().sum() * frame[0, 0]
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    score = conditioned_cosine(text, frames, mask, gram_matrix(frames), temperature=1.0)
+    assert score.abs().max() < 1.01
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e2])
+def test_conditioned_cosine_is_exact_for_features_of_any_size(scale):
+    text, video = make_batch()
+    frames = video.frame_features * scale
+    score = conditioned_cosine(text.text_features, frames, video.frame_mask, gram_matrix(frames), temperature=3.0)
+    double = loop(
+        None,
+        TextFeatures(text.text_features.double(), text.token_features, text.token_mask),
+        VideoFeatures(frames.double(), video.frame_mask),
+        lambda t, tokens, x: unit(t) @ unit(conditioned(t, x, 3.0)),
+    )
+    assert torch.allclose(score, double, atol=1e-5, rtol=0)

@@ -84,7 +84,7 @@ def extract(
         sampling: which frames of a video are taken.
         decoder: "auto", "decord" or "pyav".
         time_limit: seconds without progress after which a video is given up.
-        memory_limit: GB that a decoding process may take.
+        memory_limit: GB (1e9 bytes) that a decoding process may take.
         strict: raise DecodeError at the first video that is missing or gives no frames.
         retry_failed: decode again what failed in earlier runs.
         provenance: command and versions, stored beside the configuration.
@@ -125,7 +125,7 @@ def extract(
             geometry=backbone.geometry,
             decoder=decoder,
             time_limit=time_limit,
-            memory_limit=memory_limit,
+            memory_limit=int(memory_limit * 1e9),
         )
         _extract_videos(store, backbone, pool, retried, batch_frames, strict, watch, progress)
         store.finish()
@@ -180,13 +180,13 @@ def first_videos(annotations: Annotations, count: int) -> Annotations:
 
 
 def _bound_by(watch: _Stopwatch, workers: int) -> str | None:
-    """Which stage set the pace, and how much of the wall time that stage alone would have taken."""
+    """Which stage set the pace, and how much of the wall time it was busy."""
     if not watch.frames:
         return None
     wall = watch.waiting + watch.encoding + watch.writing
     stages = {"decode": watch.decoding / workers, "encode": watch.encoding}
     slower = max(stages, key=lambda name: stages[name])
-    return f"{slower} ({100 * min(1.0, stages[slower] / wall):.0f} % of the time it would take alone)"
+    return f"{slower} (busy {100 * min(1.0, stages[slower] / wall):.0f} % of the time)"
 
 
 def _require_videos(annotations: Annotations, strict: bool) -> None:

@@ -49,3 +49,27 @@ def tiny_clip(tmp_path_factory):
         return made[kind]
 
     return make
+
+
+@pytest.fixture
+def make_video():
+    """`make_video(path, frames=12, fps=4)` writes a small H.264 clip whose brightness and hue tell its frames apart."""
+    import av
+    import numpy as np
+
+    def make(path: Path, frames: int = 12, fps: int = 4, seed: int = 0, size: tuple[int, int] = (64, 48)) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng(seed)
+        base = rng.integers(0, 200, (6, 8, 3))
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=fps)
+            stream.width, stream.height = size
+            stream.pix_fmt = "yuv420p"
+            for i in range(frames):
+                coarse = np.roll((base + 5 * i) % 256, i, axis=1).astype(np.uint8)
+                picture = coarse.repeat(size[1] // 6, 0).repeat(size[0] // 8, 1)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode(None))
+        return path
+
+    return make

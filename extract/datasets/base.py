@@ -11,6 +11,7 @@ import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -60,7 +61,10 @@ def refuse(path: Path | str, row: int | str | None, found: str, *, mend: str | N
 
 def show(value: object, *, limit: int = 60) -> str:
     """A value as it may stand in a one-line message: quoted, control characters escaped, cut."""
-    text = ascii(value) if not isinstance(value, str) or not value.isprintable() else repr(value)
+    try:
+        text = repr(value) if isinstance(value, str) and value.isprintable() else ascii(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists without end
+        text = f"a value of type {type(value).__name__}"
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
@@ -305,7 +309,7 @@ class AnnotationFolder:
         for name in names:
             if (self.path / name).is_file():
                 return self.path / name
-            below = sorted(folder / name for folder in self._sub_folders() if (folder / name).is_file())
+            below = sorted(folder / name for folder in self._sub_folders if (folder / name).is_file())
             if len(below) > 1:
                 raise InputError(
                     f"{self.dataset}: {name} is there {len(below)} times: {', '.join(map(str, below[:_EXAMPLES]))}",
@@ -354,9 +358,11 @@ class AnnotationFolder:
             self.missing(all_absent)
         return found, notes
 
+    @cached_property
     def _sub_folders(self) -> list[Path]:
         try:
-            return [entry for entry in self.path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+            with os.scandir(self.path) as entries:
+                return [self.path / e.name for e in entries if not e.name.startswith(".") and e.is_dir()]
         except OSError as error:
             raise InputError(f"{self.path}: cannot be listed: {error.strerror or error}") from None
 

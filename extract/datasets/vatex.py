@@ -22,7 +22,8 @@ from glscl.extract.datasets.base import (
 WHOLE = "vatex_data.json"
 OFFICIAL = ("vatex_training_v1.0.json", "vatex_validation_v1.0.json")
 SOURCE = (
-    "The captions: eric-xw.github.io/vatex-website; the lists: github.com/jpthu17/EMCL, folder with the VATEX data; "
+    "The captions: eric-xw.github.io/vatex-website; the lists: github.com/jpthu17/EMCL, "
+    "video_retrieval/As_an_inference_module/data/vatex_data; "
     "see docs/datasets.md."
 )
 EXPECTED = {"": {"train": Expected(259_910, 25_991), "val": Expected(15_000, 1_500), "test": Expected(15_000, 1_500)}}

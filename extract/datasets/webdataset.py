@@ -10,6 +10,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -194,30 +195,32 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
 
 def _unpack(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
     """Write a video aside and move it into place, unless it is there with the size it should have."""
-    try:
+    with suppress(OSError):
         if target.stat().st_size == member.size:
             return
-    except OSError:
-        pass
     _make(target.parent)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    aside = target.with_name(f".{os.getpid()}.part")
+    content = _content(archive, member)
     try:
         with open(aside, "wb") as out:
-            content = _content(archive, member)
-            while block := content.read(2**20):  # a damaged shard raises here, not a StorageError
-                _write(out, block, target)
+            while block := _block(content):
+                out.write(block)
         if aside.stat().st_size != member.size:
             raise tarfile.ReadError(f"{member.name} ends early")
         os.replace(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _write(out: IO[bytes], block: bytes, target: Path) -> None:
-    try:
-        out.write(block)
     except OSError as error:
         raise StorageError(f"{target}: cannot be written: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def _block(content: IO[bytes]) -> bytes:
+    """The next megabyte of a member; a shard that cannot be read is no fault of the disk written to."""
+    try:
+        return content.read(2**20)
+    except OSError as error:
+        raise tarfile.ReadError(str(error)) from None
 
 
 def _make(folder: Path) -> None:

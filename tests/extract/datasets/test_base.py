@@ -106,15 +106,19 @@ def test_a_video_in_two_splits_is_refused(tmp_path):
 
 def test_annotation_files_are_found_one_folder_below_but_not_guessed(files):
     root = files("a", {"MSVD/list.txt": "", "other/x.txt": "", ".git/y.txt": ""})
-    folder = AnnotationFolder(root, dataset="x", source="Ask.", files=("list.txt",))
+
+    def look() -> AnnotationFolder:
+        return AnnotationFolder(root, dataset="x", source="Ask.", files=("list.txt",))
+
+    folder = look()
     assert folder.find("list.txt") == root / "MSVD/list.txt"
     assert folder.find("y.txt") is None
     assert folder.find("gone.txt", "x.txt") == root / "other/x.txt"
     files("a", {"DiDeMo/list.txt": ""})
     with pytest.raises(InputError, match="list.txt is there 2 times"):
-        folder.find("list.txt")
+        look().find("list.txt")
     files("a", {"list.txt": ""})
-    assert folder.find("list.txt") == root / "list.txt"
+    assert look().find("list.txt") == root / "list.txt"
 
 
 def test_the_summary_counts_each_split_beside_the_published_sizes():

@@ -246,6 +246,7 @@ def test_msvd_refuses_pickles_that_could_run_code(msvd, tmp_path):
         ),
         (pickle.dumps({"zz-zz_zz012_1_2": [7]}), "found 7, expected a caption"),
         (pickle.dumps({"zz-zz_zz012_1_2": [[7]]}), "expected a caption"),
+        (pickle.dumps({"zz-zz_zz012_1_2": [1 << 99_999]}), "found a value of type int, expected a caption"),
     ],
 )
 def test_msvd_captions_that_are_wrong_are_refused(msvd, data, message):

@@ -169,6 +169,15 @@ def test_a_full_disk_is_a_storage_error_and_leaves_no_half_video(tmp_path, monke
     assert not [p for p in (tmp_path / "videos").rglob("*") if p.is_file()]
 
 
+def test_a_place_that_cannot_be_written_to_is_a_storage_error(tmp_path):
+    path = shard(tmp_path / "a.tar", {f"{'x' * 252}.mp4": b"video"})  # one character more than file systems take
+    with pytest.raises(StorageError, match=r"cannot be written|cannot be made"):
+        read(path, tmp_path / "videos")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file: cannot be made"):
+        read(shard(tmp_path / "b.tar", SAMPLES), tmp_path / "file")
+
+
 def test_shards_that_are_not_there_or_collide_are_named(tmp_path):
     with pytest.raises(NotFoundError, match="no shards were given"):
         read(None, None)

@@ -213,6 +213,7 @@ def fit(
     lengths = None if table.token_offsets is None else table.token_offsets.diff().cpu().numpy()
     share = slice(*(sampler.batch_size // processes * (accelerator.process_index + i) for i in (0, 1)))
     result = FitResult(history=state.history, best=state.best)
+    losses = torch.empty(0)
 
     with _interrupts_deferred() as interrupted, _deterministic(device):
         try:
@@ -266,9 +267,8 @@ def fit(
                         reported, clock = step + 1, now
                         reporter.step(report)
                     if interrupted.is_set():
-                        state.losses += losses[reported : step + 1].tolist()
                         raise KeyboardInterrupt
-                row = _epoch_row(state, head, lr * factor, sampler)
+                row = _epoch_row(state, head, lr * warmup_cosine((epoch + 1) * sampler.steps - 1, total=total, warmup=warmup))
                 if validate is not None and main and ((epoch + 1) % eval_every == 0 or epoch + 1 == epochs):
                     row["validation"] = {
                         name: dict(of) for name, of in validate(head).items() if name in ("text_to_video", "video_to_text")
@@ -287,10 +287,14 @@ def fit(
                 if out is not None:
                     _save_epoch(out, head, optimizer, accelerator, state, run or {}, better=better)
                 reporter.epoch(row, best=better)
-                if interrupted.is_set() and epoch + 1 < epochs:
+                if interrupted.is_set():
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
             if out is not None and state.consistent and processes == 1 and state.epoch < epochs:
+                first = len(state.losses)
+                fresh = losses[first : state.step].tolist()
+                _require_finite(fresh, table, sampler.epoch(state.epoch)[first : state.step], state.epoch, first, state.steps, out)
+                state.losses += fresh
                 save_resume(out, _standing(state, head, optimizer, accelerator))
             raise
     if tracker != "none":
@@ -609,7 +613,8 @@ def _save_epoch(
         (out / "resume.safetensors").unlink(missing_ok=True)
 
 
-def _epoch_row(state: _Standing, head: Head, learning_rate: float, sampler: CaptionSampler) -> dict[str, Any]:
+def _epoch_row(state: _Standing, head: Head, learning_rate: float) -> dict[str, Any]:
+    """The row of the epoch that has just ended, but for its validation."""
     finite = torch.stack([parameter.detach().isfinite().all() for parameter in head.parameters()]).all()
     if not finite:
         raise NonFiniteError(
@@ -618,12 +623,12 @@ def _epoch_row(state: _Standing, head: Head, learning_rate: float, sampler: Capt
         )
     return {
         "epoch": state.epoch + 1,
-        "step": (state.epoch + 1) * sampler.steps,
+        "step": (state.epoch + 1) * state.steps,
         "loss": sum(state.losses) / len(state.losses),
         "learning_rate": learning_rate,
         "logit_scale": head.logit_scale.item(),
         "seconds": state.seconds,
-        "captions_per_second": sampler.steps * sampler.batch_size / max(state.seconds, 1e-9),
+        "captions_per_second": state.steps * state.batch_size / max(state.seconds, 1e-9),
     }
 
 

@@ -91,7 +91,7 @@ def test_tiles_give_what_the_head_gives_at_once(name):
 
 
 @pytest.mark.parametrize("name", HEAD_NAMES)
-@pytest.mark.parametrize("limits", [{}, {"text_batch": 5, "video_batch": 4}, {"max_bytes": 4096}])
+@pytest.mark.parametrize("limits", [{}, {"text_batch": 5, "video_batch": 4}, {"max_bytes": 1 << 17, "text_batch": 7}])
 def test_ranks_without_the_matrix_equal_those_of_the_matrix(name, limits):
     torch.manual_seed(2)
     # Captions of different videos that are word for word the same make ties.

@@ -11,12 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glscl.cache.schema import Annotations, Expected
-from glscl.extract.datasets.base import (
-    AnnotationFolder,
-    Gather,
+from glscl.extract.datasets.base import AnnotationFolder, Gather, choose_protocol, choose_splits
+from glscl.extract.datasets.reading import (
     check_id,
-    choose_protocol,
-    choose_splits,
     member,
     number,
     read_json,

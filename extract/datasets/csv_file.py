@@ -22,10 +22,13 @@ from glscl.extract.datasets.base import (
     SPLITS,
     Gather,
     carve,
-    check_id,
-    check_relative_path,
     choose_protocol,
     choose_splits,
+    split_name,
+)
+from glscl.extract.datasets.reading import (
+    check_id,
+    check_relative_path,
     clip_id,
     number,
     parse_json,
@@ -33,7 +36,6 @@ from glscl.extract.datasets.base import (
     read_text,
     refuse,
     show,
-    split_name,
     table_records,
 )
 from glscl.extract.datasets.video_files import VIDEO_EXTENSIONS

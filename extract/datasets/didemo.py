@@ -10,14 +10,11 @@ from glscl.extract.datasets.base import (
     SPLITS,
     AnnotationFolder,
     Gather,
-    check_id,
     choose_protocol,
     choose_splits,
     examples,
-    member,
-    read_json,
-    read_lines,
 )
+from glscl.extract.datasets.reading import check_id, member, read_json, read_lines
 
 SECONDS = 31.0
 SOURCE = (

@@ -10,13 +10,10 @@ from glscl.extract.datasets.base import (
     SPLITS,
     AnnotationFolder,
     Gather,
-    check_id,
     choose_protocol,
     choose_splits,
-    read_text,
-    refuse,
-    show,
 )
+from glscl.extract.datasets.reading import check_id, read_text, refuse, show
 
 FILES = {
     "train": ("LSMDC16_annos_training.csv",),

@@ -15,14 +15,16 @@ from glscl.cache.schema import Annotations, Expected
 from glscl.extract.datasets.base import (
     AnnotationFolder,
     Gather,
-    check_id,
     choose_protocol,
     choose_splits,
+    split_name,
+)
+from glscl.extract.datasets.reading import (
+    check_id,
     member,
     read_json,
     read_lines,
     read_table,
-    split_name,
 )
 
 TEST = "MSRVTT_JSFUSION_test.csv"

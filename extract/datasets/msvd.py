@@ -14,9 +14,11 @@ from glscl.extract.datasets.base import (
     SPLITS,
     AnnotationFolder,
     Gather,
-    check_id,
     choose_protocol,
     choose_splits,
+)
+from glscl.extract.datasets.reading import (
+    check_id,
     read_bytes,
     read_json,
     read_lines,

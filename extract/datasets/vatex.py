@@ -10,9 +10,11 @@ from glscl.extract.datasets.base import (
     SPLITS,
     AnnotationFolder,
     Gather,
-    check_id,
     choose_protocol,
     choose_splits,
+)
+from glscl.extract.datasets.reading import (
+    check_id,
     member,
     read_json,
     read_lines,

@@ -16,17 +16,9 @@ from typing import IO, NamedTuple
 
 from glscl.cache.schema import Annotations
 from glscl.errors import GlsclError, InputError, NotFoundError, StorageError
-from glscl.extract.datasets.base import (
-    SPLIT_NAMES,
-    check_relative_path,
-    choose_protocol,
-    examples,
-    parse_json,
-    refuse,
-    show,
-    split_name,
-)
+from glscl.extract.datasets.base import SPLIT_NAMES, choose_protocol, examples, split_name
 from glscl.extract.datasets.csv_file import Entry, Row, gather_rows
+from glscl.extract.datasets.reading import check_relative_path, parse_json, refuse, show
 from glscl.extract.datasets.video_files import VIDEO_EXTENSIONS, VideoFiles
 
 SHARDS = (".tar", ".tar.gz", ".tgz")

@@ -14,11 +14,13 @@ from glscl.errors import InputError
 from glscl.extract.datasets.base import (
     AnnotationFolder,
     Gather,
-    check_id,
     choose_protocol,
     choose_splits,
-    clip_id,
     examples,
+)
+from glscl.extract.datasets.reading import (
+    check_id,
+    clip_id,
     member,
     number,
     read_json,

@@ -14,14 +14,11 @@ from glscl.extract.datasets.base import (
     AnnotationFolder,
     Gather,
     carve,
-    check_id,
-    check_relative_path,
     choose_protocol,
     choose_splits,
-    clip_id,
-    fold,
     summary,
 )
+from glscl.extract.datasets.reading import check_id, check_relative_path, clip_id, fold
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,7 +29,7 @@ BENCHMARKS = ["msrvtt", "msvd", "didemo", "lsmdc", "activitynet", "vatex", "youc
     "id", ["", " ", ".", "..", "a/b", "../a", "a\\b", "a\nb", "a\x00", "a\u2028b", "\ud800", 7, None]
 )
 def test_an_id_that_could_leave_the_folder_or_break_a_line_is_refused(id):
-    with pytest.raises(InputError, match="list.txt, line 3: ") as error:
+    with pytest.raises(InputError, match=r"list.txt, line 3: ") as error:
         check_id(id, "list.txt", 3)
     assert "\n" not in str(error.value) and "\x00" not in str(error.value)
 
@@ -100,7 +97,7 @@ def test_a_video_in_two_splits_is_refused(tmp_path):
     gather = Gather("x", ["train", "test"])
     gather.video("a", split="train", path="l.txt", row=1)
     gather.video("a", split="train", path="l.txt", row=2)
-    with pytest.raises(InputError, match="l.txt, line 3: the video 'a' is in split test, but also in train"):
+    with pytest.raises(InputError, match=r"l.txt, line 3: the video 'a' is in split test, but also in train"):
         gather.video("a", split="test", path="l.txt", row=3)
 
 
@@ -115,7 +112,7 @@ def test_annotation_files_are_found_one_folder_below_but_not_guessed(files):
     assert folder.find("y.txt") is None
     assert folder.find("gone.txt", "x.txt") == root / "other/x.txt"
     files("a", {"DiDeMo/list.txt": ""})
-    with pytest.raises(InputError, match="list.txt is there 2 times"):
+    with pytest.raises(InputError, match=r"list.txt is there 2 times"):
         look().find("list.txt")
     files("a", {"list.txt": ""})
     assert look().find("list.txt") == root / "list.txt"

@@ -128,7 +128,7 @@ def test_msrvtt_reads_the_splits_whose_files_are_there_and_names_the_others(msrv
     assert summary(read)["splits"]["train"]["videos"] == 0
     assert len(ids(read, "test")) == 2
     assert "train was not read" in read.notes[0] and "MSRVTT_data.json" in read.notes[0]
-    with pytest.raises(NotFoundError, match="has no MSRVTT_data.json or train_val_videodatainfo.json"):
+    with pytest.raises(NotFoundError, match=r"has no MSRVTT_data.json or train_val_videodatainfo.json"):
         DATASETS["msrvtt"].read(msrvtt, None, splits=["train"])
 
 
@@ -258,7 +258,7 @@ def test_msvd_captions_that_are_wrong_are_refused(msvd, data, message):
 def test_msvd_refuses_a_test_video_in_training(msvd):
     (msvd / "train_list.txt").write_text("zz-zz_zz012_1_2\n")
     with pytest.raises(
-        InputError, match="test_list.txt, line 1: the video 'zz-zz_zz012_1_2' is in split test, but also"
+        InputError, match=r"test_list.txt, line 1: the video 'zz-zz_zz012_1_2' is in split test, but also"
     ):
         DATASETS["msvd"].read(msvd, None)
 
@@ -608,7 +608,7 @@ def test_real_didemo_drops_what_no_list_names(real_data):
 
 @pytest.mark.real_data
 def test_real_vatex_lists_without_captions_say_what_is_missing(real_data):
-    with pytest.raises(NotFoundError, match="vatex_data.json or vatex_training"):
+    with pytest.raises(NotFoundError, match=r"vatex_data.json or vatex_training"):
         DATASETS["vatex"].read(real_data / "annotations/VATEX", None)
 
 

@@ -288,14 +288,14 @@ def test_a_folder_with_one_table_or_one_a_split_is_read(files):
         files("many", {"train.csv": "video,caption\na,x\n", "test.jsonl": '{"video": "b", "caption": "y"}'}), None
     )
     assert pairs(found) == [("a", "train", "x"), ("b", "test", "y")]
-    with pytest.raises(InputError, match="2 annotation files: a.csv, b.csv"):
+    with pytest.raises(InputError, match=r"2 annotation files: a.csv, b.csv"):
         read(files("two", {"a.csv": PLAIN, "b.csv": PLAIN}), None)
     with pytest.raises(NotFoundError, match="no annotation file"):
         read(files("none", {"notes.md": "x"}), None)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(NotFoundError, match="gone.csv: no such file"):
+    with pytest.raises(NotFoundError, match=r"gone.csv: no such file"):
         read(tmp_path / "gone.csv", None)
     with pytest.raises(NotFoundError, match="Give --annotations FILE"):
         read(None, None)

@@ -106,7 +106,7 @@ def test_folders_named_after_splits_or_the_json_give_the_splits(tmp_path):
 @pytest.mark.parametrize("name", ["../out.mp4", "/out.mp4", "a/../../out.mp4", "..", "a\\..\\out.mp4", "a\nb.mp4"])
 def test_names_that_lead_out_of_the_folder_are_refused(tmp_path, name):
     path = shard(tmp_path / "in/a.tar", {name: b"x"})
-    with pytest.raises(InputError, match="a.tar, row "):
+    with pytest.raises(InputError, match=r"a.tar, row "):
         read(path, tmp_path / "in/videos")
     assert not list(tmp_path.rglob("*out.mp4"))
 
@@ -164,7 +164,7 @@ def test_a_full_disk_is_a_storage_error_and_leaves_no_half_video(tmp_path, monke
 
     path = shard(tmp_path / "a.tar", SAMPLES)
     monkeypatch.setattr(webdataset, "open", lambda name, mode: Full(name, mode), raising=False)
-    with pytest.raises(StorageError, match="000.mp4: cannot be written: No space left"):
+    with pytest.raises(StorageError, match=r"000.mp4: cannot be written: No space left"):
         read(path, tmp_path / "videos")
     assert not [p for p in (tmp_path / "videos").rglob("*") if p.is_file()]
 
@@ -187,7 +187,7 @@ def test_shards_that_are_not_there_or_collide_are_named(tmp_path):
         read(tmp_path, None)
     shard(tmp_path / "a.tar", SAMPLES)
     shard(tmp_path / "a.tar.gz", SAMPLES, mode="w:gz")
-    with pytest.raises(InputError, match="a.tar and a.tar.gz would be unpacked into one folder"):
+    with pytest.raises(InputError, match=r"a.tar and a.tar.gz would be unpacked into one folder"):
         read(tmp_path, None)
 
 

@@ -1,0 +1,337 @@
+"""Decodes many videos in processes that may hang, crash or outgrow their memory, each at the cost of one video."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import multiprocessing
+import os
+import pickle
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, TimeoutError, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+from pebble import ProcessExpired, ProcessPool
+
+from glscl.cache.schema import Status
+from glscl.errors import DecodeError, StorageError, UsageError
+from glscl.extract.decode_worker import SPOOL_WINDOW, DecodeFunction, Spool, WorkerSettings, decode_task, initialise
+from glscl.extract.sampling import Sampling
+from glscl.extract.video import (
+    CHUNK_BYTES,
+    CHUNK_FRAMES,
+    Decoder,
+    FrameChunk,
+    Geometry,
+    VideoDone,
+    VideoTask,
+    decode_video,
+)
+
+POLL_SECONDS = 0.02
+SPOOL_PREFIX = "glscl-frames-"
+TASKS_PER_WORKER = 500  # then a fresh process takes over, so that what decoders leak stays small
+MAX_RESTARTS = 3  # of the whole pool without one video finished in between
+
+
+class DecodePool:
+    """A pool of decoding processes.
+
+    Args:
+        workers: processes.
+        sampling: which frames are taken.
+        geometry: picklable; PIL.Image -> (S, S, 3) uint8, the geometric part of the model's preprocessing.
+        decoder: "auto", "decord" or "pyav", see `decode_video`. With "auto" a video whose worker hung or died is
+            asked for once more through PyAV alone.
+        time_limit: seconds a video may stand still. Slow progress, however long, is no reason to give up.
+        video_limit: seconds for one video in all, against files that never end.
+        memory_limit: bytes a worker may allocate beyond what it holds at its start (Linux); None for no limit.
+        chunk_frames, chunk_bytes: size of the pieces in which the frames of long videos come.
+        decode: stand-in for `decode_video` with the same signature; picklable.
+
+    Raises:
+        UsageError: settings that cannot work, such as a geometry that cannot be pickled.
+
+    Use it as a context manager; leaving it ends all workers and removes what they wrote.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int,
+        sampling: Sampling,
+        geometry: Geometry | None,
+        decoder: Decoder = "auto",
+        time_limit: float = 60.0,
+        video_limit: float = 6 * 3600.0,
+        memory_limit: int | None = 4 << 30,
+        chunk_frames: int = CHUNK_FRAMES,
+        chunk_bytes: int = CHUNK_BYTES,
+        decode: DecodeFunction = decode_video,
+    ) -> None:
+        if workers < 1:
+            raise UsageError(f"decode workers: found {workers}; expected at least 1")
+        if decoder not in ("auto", "decord", "pyav"):
+            raise UsageError(f"decoder is {decoder!r}; expected 'auto', 'decord' or 'pyav'")
+        if not (time_limit > 0 and video_limit > 0):
+            raise UsageError(f"time limits are {time_limit} s and {video_limit} s; expected more than 0")
+        self.workers, self.decoder, self.video_limit, self.time_limit = workers, decoder, video_limit, time_limit
+        self.in_flight = workers + max(2, workers // 2)
+        self._settings = functools.partial(
+            WorkerSettings,
+            sampling=sampling,
+            geometry=geometry,
+            decode=decode,
+            time_limit=time_limit,
+            memory_limit=memory_limit,
+            chunk_frames=chunk_frames,
+            chunk_bytes=chunk_bytes,
+        )
+        try:
+            pickle.dumps(self._settings(spool=""))
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise UsageError(f"preprocessing cannot be sent to decode workers: {error}") from error
+        self._preload = _modules_of(geometry, decode)
+        self._spool_bytes = self.in_flight * (SPOOL_WINDOW + 1) * chunk_bytes
+        self._names = (f"v{number}" for number in itertools.count())
+        self._pool: ProcessPool | None = None
+        self._spool: Spool | None = None
+        self._lock: FileLock | None = None
+        self._restarts = 0
+
+    def __enter__(self) -> DecodePool:
+        folder, self._lock = make_spool_folder(self._spool_bytes)
+        self._spool = Spool(folder)
+        self._pool = self._start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pool, spool, lock = self._pool, self._spool, self._lock
+        self._pool = self._spool = self._lock = None
+        try:
+            if pool is not None:
+                pool.stop()
+                pool.join()
+        finally:
+            if lock is not None:
+                lock.release()
+            if spool is not None:
+                shutil.rmtree(spool.folder, ignore_errors=True)
+
+    def decode(self, tasks: Iterable[VideoTask]) -> Iterator[FrameChunk | VideoDone]:
+        """Decodes `tasks`, taking a few more from the iterable than there are workers, and yields as results come.
+
+        Chunks of one video come in time order and before its VideoDone; videos may interleave. Closing the iterator
+        gives up the videos under way.
+
+        Raises:
+            DecodeError: the workers themselves fail, whatever the video. StorageError: no room for frames under way.
+        """
+        if self._pool is None or self._spool is None:
+            raise UsageError("a DecodePool decodes between entering and leaving its with-block")
+        source = iter(tasks)
+        running: dict[Future[Any], _Job] = {}
+        more = True
+        try:
+            while True:
+                while more and len(running) < self.in_flight:
+                    task = next(source, None)
+                    if task is None:
+                        more = False
+                    else:
+                        self._submit(_Job(VideoTask(*task), self.decoder), running)
+                if not running:
+                    return
+                finished, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+                for job in list(running.values()):
+                    yield from self._spooled(job)
+                for future in finished:
+                    job = running.pop(future, None)
+                    if job is None:  # handed to a new pool meanwhile
+                        continue
+                    yield from self._spooled(job)
+                    yield from self._finish(job, future, running)
+        finally:
+            for future, job in running.items():
+                future.cancel()
+                if self._spool is not None:
+                    self._spool.discard(job.name)
+
+    def _start(self) -> ProcessPool:
+        assert self._spool is not None
+        packed = pickle.dumps(self._settings(spool=str(self._spool.folder)))
+        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        context: Any = multiprocessing.get_context(method)
+        if method == "forkserver":
+            context.set_forkserver_preload(self._preload)
+        return ProcessPool(
+            max_workers=self.workers,
+            max_tasks=TASKS_PER_WORKER,
+            initializer=initialise,
+            initargs=(packed,),
+            context=context,
+        )
+
+    def _submit(self, job: _Job, running: dict[Future[Any], _Job]) -> None:
+        job.begin(next(self._names))
+        arguments = (job.task, job.name, job.decoder, job.last_time)
+        try:
+            future = self._pool.schedule(decode_task, args=arguments, timeout=self.video_limit)  # type: ignore[union-attr]
+        except RuntimeError as error:  # pebble gave the pool up, as when a worker dies between two videos
+            self._restart(error, running)
+            future = self._pool.schedule(decode_task, args=arguments, timeout=self.video_limit)  # type: ignore[union-attr]
+        running[future] = job
+
+    def _restart(self, error: BaseException, running: dict[Future[Any], _Job]) -> None:
+        """Starts the pool anew and hands it the videos that the old one still owed."""
+        assert self._pool is not None and self._spool is not None
+        self._restarts += 1
+        if self._restarts > MAX_RESTARTS:
+            raise DecodeError(f"decode workers die before they can work: {error}") from error
+        self._pool.stop()
+        self._pool.join()
+        self._pool = self._start()
+        for future, job in list(running.items()):
+            if not future.done() or future.cancelled() or future.exception() is not None:
+                del running[future]
+                self._spool.discard(job.name)
+                self._submit(job, running)
+
+    def _spooled(self, job: _Job) -> Iterator[FrameChunk]:
+        assert self._spool is not None
+        while (chunk := self._spool.take(job.name, job.chunks, job.task.index)) is not None:
+            job.count(chunk)
+            job.chunks += 1
+            yield chunk
+
+    def _finish(
+        self, job: _Job, future: Future[Any], running: dict[Future[Any], _Job]
+    ) -> Iterator[FrameChunk | VideoDone]:
+        assert self._spool is not None
+        try:
+            done, chunk = future.result()
+        except ProcessExpired as error:
+            stalled = job.stalled(self._spool)
+            self._spool.discard(job.name)
+            if stalled:
+                status, reason = Status.TIMED_OUT, f"no progress for {self.time_limit:g} s"
+            else:
+                status, reason = Status.DECODE_ERROR, f"decoder process died ({_cause(error.exitcode)})"
+        except TimeoutError:
+            self._spool.discard(job.name)
+            status, reason = Status.TIMED_OUT, f"not finished after {self.video_limit:g} s"
+        except (BrokenProcessPool, CancelledError) as error:
+            running[future] = job
+            self._restart(error, running)
+            return
+        except OSError as error:
+            raise StorageError(f"{self._spool.folder}: frames under way cannot be written: {error}") from error
+        except Exception as error:
+            raise DecodeError(f"decode workers fail: {type(error).__name__}: {error}") from error
+        else:
+            self._restarts = 0
+            if chunk is not None:
+                job.count(chunk)
+                yield chunk
+            notes = [*job.notes, *([done.decoder_note] if done.decoder_note else [])]
+            yield done._replace(frames=job.frames, decoder_note="; ".join(notes) or None)
+            return
+        self._restarts = 0
+        if job.decoder == "auto":
+            job.notes.append(f"first attempt: {reason}")
+            job.decoder = "pyav"
+            self._submit(job, running)
+            return
+        yield VideoDone(
+            index=job.task.index,
+            status=Status.PARTIAL if job.frames else status,
+            reason=reason,
+            decoder=job.decoder if job.frames else "none",
+            duration=0.0,
+            fps=0.0,
+            frames_total=0,
+            codec="",
+            seconds=time.monotonic() - job.started,
+            frames=job.frames,
+            decoder_note="; ".join(job.notes) or None,
+        )
+
+
+class _Job:
+    """One video under way: what was asked, and what has come."""
+
+    def __init__(self, task: VideoTask, decoder: Decoder) -> None:
+        self.task, self.decoder = task, decoder
+        self.notes: list[str] = []
+        self.frames = 0
+        self.last_time: float | None = None
+        self.started = time.monotonic()
+        self.name, self.chunks = "", 0
+
+    def begin(self, name: str) -> None:
+        """Begins an attempt; chunks of earlier ones that were not read are forgotten."""
+        self.name, self.chunks = name, 0
+
+    def count(self, chunk: FrameChunk) -> None:
+        self.frames += len(chunk.frames)
+        self.last_time = float(chunk.times[-1])
+
+    def stalled(self, spool: Spool) -> bool:
+        """Whether the worker that died left word that it had stood still."""
+        try:
+            return spool.stall_report(self.name).stat().st_size > 0
+        except OSError:
+            return False
+
+
+def _cause(exitcode: int) -> str:
+    return f"signal {-exitcode}" if exitcode < 0 else f"exit status {exitcode}"
+
+
+def _modules_of(*functions: object) -> list[str]:
+    """What a fresh worker would import, for the fork server to have ready."""
+    modules = ["glscl.extract.decode_worker", "av", "decord", "PIL.Image"]
+    for function in functions:
+        while isinstance(function, functools.partial):
+            function = function.func
+        module = getattr(function, "__module__", None) or type(function).__module__
+        if module not in ("__main__", "builtins", *modules):
+            modules.append(module)
+    return modules
+
+
+def make_spool_folder(space: int) -> tuple[Path, FileLock]:
+    """A new private folder for frames under way: in shared memory where twice `space` bytes are free there, else on disk.
+
+    Folders of processes that were killed are swept first; a lock held by a living owner tells them apart.
+    """
+    shared = Path("/dev/shm")
+    roomy = shared.is_dir() and os.access(shared, os.W_OK) and shutil.disk_usage(shared).free >= 2 * space
+    parents = dict.fromkeys([shared, Path(tempfile.gettempdir())])
+    for parent in parents:
+        for old in parent.glob(f"{SPOOL_PREFIX}*") if parent.is_dir() else ():
+            _sweep(old)
+    folder = Path(tempfile.mkdtemp(prefix=SPOOL_PREFIX, dir=shared if roomy else None))
+    lock = FileLock(folder / "owner.lock")
+    lock.acquire(timeout=0)
+    return folder, lock
+
+
+def _sweep(folder: Path) -> None:
+    """Removes a spool folder that nobody owns; a fresh one without a lock file may be about to be locked."""
+    try:
+        if not (folder / "owner.lock").exists() and time.time() - folder.stat().st_mtime < 60:
+            return
+        with FileLock(folder / "owner.lock", timeout=0):
+            shutil.rmtree(folder, ignore_errors=True)
+    except (OSError, Timeout):
+        return  # of another user, or in use

@@ -9,9 +9,11 @@ from typing import Annotated, Any, Optional
 import typer
 
 from glscl.config import home
+from glscl.errors import UsageError
 from glscl.extract.config import ExtractConfig, parse_rate
 from glscl.options import Run, command, command_line
 from glscl.options import main as run_command_line
+from glscl.train_head.config import TrainConfig
 
 app = typer.Typer(
     name="glscl",
@@ -61,7 +63,6 @@ def extract(
     ] = False,
 ) -> None:
     """Encode every frame and caption with CLIP into a cache. Resumes by itself; a finished cache is left alone."""
-    from glscl.errors import UsageError
     from glscl.extract.datasets import DATASETS
     from glscl.extract.datasets.base import summary
     from glscl.extract.pipeline import first_videos
@@ -240,6 +241,284 @@ def _print_cache(run: Run, report: dict[str, Any]) -> None:
         run.say(f"{failure['status']}: {failure['id']}: {failure['reason']}")
     if len(shown) < len(report["failed"]):
         run.say(f"… and {len(report['failed']) - len(shown)} more (all with -v)")
+
+
+@command(app, TrainConfig)
+def train_head(
+    run: Run,
+    config: TrainConfig,
+    cache: Annotated[
+        Optional[Path], typer.Option(help="Cache to train on. Default: the only one there is.", rich_help_panel="Data")
+    ] = None,
+    out: Annotated[
+        Optional[Path], typer.Option(help="Folder of the run. Default: runs/<head>-<time>.", rich_help_panel="Data")
+    ] = None,
+) -> None:
+    """Train a head on cached features. Keeps the best and the last epoch, and how it went, in a run folder."""
+    from glscl.cache.store import open_store
+    from glscl.evaluate.evaluation import validation_metrics
+    from glscl.places import new_run, the_cache
+    from glscl.progress import duration
+    from glscl.train_head.checkpoint import read_run
+    from glscl.train_head.config import resolve
+    from glscl.train_head.train import train
+
+    device = run.device()
+    store = open_store(cache or the_cache())
+    stored = read_run(out)["settings"] if config.resume and out is not None and (out / "run.json").exists() else None
+    settings = resolve(
+        config,
+        dataset=store.recipe,
+        device_type=device.type,
+        seed=None if stored is not None and run.seed == 0 else run.seed,
+        stored=stored,
+    )
+    out = out or new_run(settings.head)
+    run.say(f"training {settings.head} on {store.path} by the recipe {settings.recipe} → {out}")
+    run.say(_settings_line(settings))
+    done = train(
+        store,
+        out,
+        settings,
+        device=device,
+        validate=validation_metrics,
+        reporter=_TrainingLines(run),
+        resume=config.resume,
+        tracker=config.tracker,
+        command=command_line(),
+    )
+    best = f"; best epoch {done.best['epoch']} by {done.selection}" if done.best else ""
+    run.say(f"{out}: {len(done.history)} epochs in {duration(done.seconds)}{best}")
+    run.result(vars(done))
+
+
+def _settings_line(settings: Any) -> str:
+    shown = ("epochs", "batch_size", "lr", "weight_decay", "max_frames", "precision", "same_video", "seed")
+    parts = [f"{name} {getattr(settings, name)}" for name in shown]
+    return "  " + ", ".join(parts + [f"{key} {value}" for key, value in settings.options.items()])
+
+
+class _TrainingLines:
+    """Prints how training goes: a line now and then, one an epoch."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def note(self, text: str) -> None:
+        self.run.say(f"note: {text}")
+
+    def step(self, report: Any) -> None:
+        self.run.detail(
+            f"  epoch {report.epoch}/{report.epochs}  step {report.step}/{report.steps}  loss {report.loss:.4f}  "
+            f"lr {report.learning_rate:.2e}  {report.captions_per_second:,.0f} captions/s"
+        )
+
+    def epoch(self, row: Any, *, best: bool) -> None:
+        validated = ""
+        if "validation" in row:
+            t2v, v2t = (row["validation"][d]["R@1"] for d in ("text_to_video", "video_to_text"))
+            validated = f"  validation R@1 {t2v:.1f} text→video, {v2t:.1f} video→text" + ("  (best)" if best else "")
+        self.run.say(
+            f"  epoch {row['epoch']}  loss {row['loss']:.4f}  {row['captions_per_second']:,.0f} captions/s{validated}"
+        )
+
+
+@command(app)
+def eval(
+    run: Run,
+    run_folder: Annotated[
+        Optional[Path], typer.Option("--run", help="Run to judge. Default: the newest.", rich_help_panel="What")
+    ] = None,
+    zero_shot: Annotated[
+        bool, typer.Option("--zero-shot", help="Judge the untrained --head instead of a run.", rich_help_panel="What")
+    ] = False,
+    head: Annotated[str, typer.Option(help="Head of a zero-shot evaluation.", rich_help_panel="What")] = "mean_pool",
+    weights: Annotated[str, typer.Option(help="best or last epoch of the run.", rich_help_panel="What")] = "best",
+    cache: Annotated[
+        Optional[Path], typer.Option(help="Cache. Default: the run's own, or the only one.", rich_help_panel="Data")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split to judge on.", rich_help_panel="Data")] = "test",
+    normalise: Annotated[
+        Optional[str], typer.Option(help="Hubness normalisations, separated by commas.", rich_help_panel="Metrics")
+    ] = None,
+    save_similarity: Annotated[
+        Optional[Path], typer.Option(help="Write the matrix to this .npy file.", rich_help_panel="Output")
+    ] = None,
+    out: Annotated[
+        Optional[Path],
+        typer.Option(help="Result file. Default: result.json in the run's folder.", rich_help_panel="Output"),
+    ] = None,
+) -> None:
+    """Report R@1, R@5, R@10, median and mean rank in both directions, from stored features alone."""
+    from glscl.cache.store import open_store
+    from glscl.evaluate.evaluation import evaluate_run, write_result
+    from glscl.places import newest_run, result_file, the_cache
+    from glscl.train_head.checkpoint import read_run
+
+    if zero_shot and run_folder is not None:
+        raise UsageError("--run and --zero-shot exclude each other")
+    if weights not in ("best", "last"):
+        raise UsageError(f"--weights is {weights!r}; expected best or last")
+    folder = None if zero_shot else run_folder or newest_run()
+    if cache is None and folder is not None:
+        recorded = Path(read_run(folder)["cache"])
+        cache = recorded if recorded.exists() else None
+    store = open_store(cache or the_cache())
+    evaluation = evaluate_run(
+        store,
+        run=folder,
+        head=head,
+        which=weights,
+        split=split,
+        normalise=[name.strip() for name in normalise.split(",")] if normalise else (),
+        seed=run.seed,
+        device=run.device(),
+        save_similarity=save_similarity,
+        command=command_line(),
+        note=lambda text: run.say(f"note: {text}"),
+    )
+    path = out or result_file(store.path, folder, head, split)
+    write_result(path, evaluation)
+    _print_result(run, evaluation.result)
+    run.say(f"written to {path}")
+    run.result(evaluation.result)
+
+
+def _print_result(run: Run, result: dict[str, Any]) -> None:
+    counts = result["counts"]
+    name = f"{result['head']}, zero-shot" if result["run"] is None else f"{result['head']} ({result['run']})"
+    run.say(
+        f"{name} on {result['dataset']}/{result['split']}: {counts['texts']:,} captions, {counts['videos']:,} videos, "
+        f"frozen {result['backbone']}/{result['pretrained']}, selected on {result['selection']}"
+    )
+    for kind, key in (("videos", "expected_videos"), ("captions", "expected_texts")):
+        have = counts["videos" if kind == "videos" else "texts"]
+        if counts[key] is not None and have != counts[key]:
+            run.say(f"note: {have:,} {kind} of {counts[key]:,} published: not comparable with published numbers")
+    if counts["texts_without_video"]:
+        run.say(f"note: {counts['texts_without_video']:,} captions lost their video and are not queries")
+    metrics = ("R@1", "R@5", "R@10", "MdR", "MnR")
+    rows = [["", *metrics]]
+    directions = {"text_to_video": "text → video", "video_to_text": "video → text"}
+    for key, title in directions.items():
+        rows.append([title, *(f"{result[key][m]:.1f}" for m in metrics)])
+        interval = result.get("confidence_95", {}).get(key)
+        if interval:
+            rows.append(["  95 %", *(f"{interval[m][0]:.1f}–{interval[m][1]:.1f}" for m in metrics)])
+    if result["video_to_text"] != result["video_to_text_caption"]:
+        rows.append(["  by caption", *(f"{result['video_to_text_caption'][m]:.1f}" for m in metrics)])
+    for normalisation, found in result.get("normalised", {}).items():
+        for key, title in directions.items():
+            mark = " (sees all test queries)" if found.get("transductive") else ""
+            rows.append([f"{title}, {normalisation}{mark}", *(f"{found[key][m]:.1f}" for m in metrics)])
+    for tag, found in result.get("tags", {}).items():
+        rows.append([f"captions :{tag}", *(f"{found[m]:.1f}" for m in metrics)])
+    run.say(_table(rows))
+
+
+@command(app)
+def search(
+    run: Run,
+    sentence: Annotated[Optional[str], typer.Argument(help="What to look for, in plain words.")] = None,
+    video: Annotated[
+        Optional[Path], typer.Option(help="A video file, to find captions for it instead.", rich_help_panel="What")
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many answers.", min=1, rich_help_panel="What")] = 10,
+    run_folder: Annotated[
+        Optional[Path], typer.Option("--run", help="Trained head. Default: zero-shot mean_pool.", rich_help_panel="How")
+    ] = None,
+    cache: Annotated[
+        Optional[Path], typer.Option(help="Cache to search. Default: the run's own, or the only one.", rich_help_panel="Data")
+    ] = None,
+    split: Annotated[Optional[str], typer.Option(help="Search one split only.", rich_help_panel="Data")] = None,
+    pretrained: Annotated[
+        Optional[str],
+        typer.Option(help="Weights of the backbone, where the cache was made from a file.", rich_help_panel="How"),
+    ] = None,
+) -> None:
+    """Find videos for a sentence, with the moment that fits best; or captions for a video file."""
+    from glscl.cache.store import open_store
+    from glscl.places import the_cache
+    from glscl.train_head.checkpoint import read_run
+
+    if (sentence is None) == (video is None):
+        raise UsageError("Give either a sentence or --video FILE")
+    if cache is None and run_folder is not None:
+        cache = Path(read_run(run_folder)["cache"])
+    store = open_store(cache or the_cache())
+    head, table = _head_and_table(run, store, run_folder, split)
+    backbone = _backbone_of(run, store, pretrained)
+    hits = _search(store, head, table, backbone, sentence, video, top)
+    rows = [[f"{hit.rank}", f"{hit.score:.3f}", *_where(hit)] for hit in hits]
+    run.say(_table([["rank", "score", "video", "at" if sentence is not None else "caption"], *rows]))
+    run.result({"query": sentence if sentence is not None else video, "hits": [hit._asdict() for hit in hits]})
+
+
+def _where(hit: Any) -> list[str]:
+    if hasattr(hit, "time"):
+        return [hit.video, f"{int(hit.time // 60)}:{hit.time % 60:04.1f}"]
+    return [hit.video, hit.caption]
+
+
+def _head_and_table(run: Run, store: Any, folder: Path | None, split: str | None) -> tuple[Any, Any]:
+    from glscl.cache.feature_table import FeatureTable
+    from glscl.evaluate.evaluation import zero_shot_head
+    from glscl.train_head.checkpoint import check_cache, load_run
+
+    settings: dict[str, Any] = {}
+    if folder is None:
+        head = zero_shot_head("mean_pool", store)
+    else:
+        head, record = load_run(folder)
+        check_cache(folder, record, store)
+        settings = record["settings"]
+    table = FeatureTable.load(
+        store,
+        split,
+        max_frames=settings.get("max_frames", 12),
+        frame_position=settings.get("frame_position", "uniform"),
+        tokens=head.needs_tokens,
+        device=run.device(),
+    )
+    return head.to(run.device()), table
+
+
+def _backbone_of(run: Run, store: Any, pretrained: str | None) -> Any:
+    """The backbone that a cache was made with, its weights compared by hash."""
+    from glscl.errors import FingerprintError
+    from glscl.extract.encoder import Backbone
+
+    made = store.configuration["backbone"]
+    backbone = Backbone.load(made["name"], pretrained or made["pretrained"], words=made["words"], device=run.device())
+    if backbone.description.weights != made["weights"]:
+        raise FingerprintError(
+            f"{store.path} was made with other weights of {made['name']} ({made['pretrained']}, {made['weights']}); "
+            f"these are {backbone.description.weights}",
+            mend="Give the same weights with --pretrained FILE",
+        )
+    return backbone
+
+
+def _search(
+    store: Any, head: Any, table: Any, backbone: Any, sentence: str | None, video: Path | None, top: int
+) -> list[Any]:
+    import torch
+
+    from glscl.cache.schema import TextFeatures, VideoFeatures
+    from glscl.evaluate.search import search_captions, search_videos
+
+    if sentence is not None:
+        encoded = backbone.encode_texts(backbone.tokenize([" ".join(sentence.split())]))
+        tokens = torch.from_numpy(encoded.token_features).to(table.device)
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=table.device)
+        text = TextFeatures(torch.from_numpy(encoded.text_features).to(table.device), tokens, mask)
+        return search_videos(head, table, text, top=top)
+    from glscl.extract.pipeline import encode_video_file
+
+    frames = encode_video_file(video, backbone, store.configuration["sampling"], width=table.frame_features.shape[1])
+    features = torch.from_numpy(frames).to(table.device)[None]
+    mask = torch.ones(features.shape[:2], dtype=torch.bool, device=table.device)
+    return search_captions(head, table, VideoFeatures(features, mask), top=top)
 
 
 @command(app)

@@ -529,6 +529,11 @@ class Store:
     def resume_command(self) -> str:
         return self.header.get("provenance", {}).get("command") or f"glscl extract --out {self.path}"
 
+    @property
+    def recipe(self) -> str:
+        """Name of the training recipe that fits: the dataset's, as extraction recorded it."""
+        return self.header.get("provenance", {}).get("recipe") or self.configuration["dataset"]
+
     def _mapped(self, commit: Commit, names: list[str]) -> dict[str, np.ndarray]:
         where = self.path / commit.path
         mend = f"See what is damaged: glscl inspect {self.path} --verify"

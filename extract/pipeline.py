@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from glscl.cache.feature_table import frame_positions
 from glscl.cache.schema import Annotations, Status, TextItem, VideoItem
 from glscl.cache.shard import TextRecord, VideoRecord, text_arrays, video_arrays
 from glscl.cache.store import Store, StoreSpec, create_store
@@ -200,6 +201,36 @@ def _require_videos(annotations: Annotations, strict: bool) -> None:
         )
     if strict and missing:
         raise NotFoundError(f"{len(missing)} videos are missing, the first is {missing[0]!r} (--strict)")
+
+
+def encode_video_file(
+    path: Path, backbone: Backbone, sampling: Mapping[str, Any], *, width: int, time_limit: float = 60.0
+) -> np.ndarray:
+    """Frame features (F, D) float32 of one file, sampled as a cache was; at most `width` frames, spread evenly.
+
+    Args:
+        sampling: `configuration["sampling"]` of the cache.
+
+    Raises:
+        NotFoundError, DecodeError: the file is not there or gives no frames.
+    """
+    if not path.is_file():
+        raise NotFoundError(f"No video file at {path}")
+    rule = Sampling(**{k: v for k, v in sampling.items() if k != "decoder"})
+    features, done = [], None
+    pool = DecodePool(
+        workers=1, sampling=rule, geometry=backbone.geometry, decoder=sampling["decoder"], time_limit=time_limit
+    )
+    with pool:
+        for event in pool.decode([VideoTask(index=0, path=str(path))]):
+            if isinstance(event, FrameChunk):
+                features.append(backbone.encode_frames(event.frames))
+            else:
+                done = event
+    if not features:
+        raise DecodeError(f"{path} gives no frames: {done.reason}")
+    frames = np.concatenate(features)
+    return frames[frame_positions(len(frames), width, "uniform")]
 
 
 # --- captions --------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,15 +23,32 @@ SOURCES = ("glscl", "clip4clip")
 
 # Saved by GLSCL's program and never used by it: templates, an unused weighting, nearly half of its head parameters.
 _GLSCL_UNUSED = ("clip.", "weight_fc.", "decoder_layer_noun.", "decoder_layer_spatial.")
-_CLIP4CLIP_UNUSED = ("clip.",)
+_POSITIONS = "frame_position_embeddings.weight"
+
+
+class _Plan(NamedTuple):
+    """How a public state dict becomes a head.
+
+    Attributes:
+        head: its name.
+        options: what the keys say about its options.
+        names: (their prefix, our prefix) of every weight that is used.
+        unused: prefixes of what the program saves and does not use.
+    """
+
+    head: str
+    options: dict[str, Any]
+    names: list[tuple[str, str]]
+    unused: list[str]
 
 
 def head_from_state_dict(state_dict: Mapping[str, Tensor], source: str, *, embed_dim: int, **options: Any) -> Head:
     """Build a head and fill it with the weights of a public program.
 
-    Sizes, numbers of layers and the kind of aggregator come from the keys unless `options` gives them; a `module.`
-    prefix of distributed training is taken off. Keys that the program saves and never uses, and its backbone (`clip.…`),
-    are left out; `head.dropped_keys` lists them and the log counts them. `clip.logit_scale` becomes the head's.
+    Sizes, numbers of layers and the kind of aggregator come from the keys unless `options` gives them; the prefix
+    `module.` of distributed training is taken off. Keys that the program saves and never uses, and its backbone
+    (`clip.…`), are left out; `head.dropped_keys` lists them and the log counts them. `clip.logit_scale` becomes the
+    head's.
 
     Args:
         state_dict: the program's own state dict.
@@ -52,103 +69,78 @@ def head_from_state_dict(state_dict: Mapping[str, Tensor], source: str, *, embed
     if source not in SOURCES:
         raise UsageError(f"there is no source {source!r}; choose from {', '.join(SOURCES)}")
     weights = {key.removeprefix("module."): value for key, value in state_dict.items()}
-    translate = _from_glscl if source == "glscl" else _from_clip4clip
-    name, inferred, renamed, dropped = translate(weights, options)
-    head = build_head(name, embed_dim=embed_dim, **{**inferred, **options})
-    _load(head, weights, renamed, dropped, source)
+    plan = _plan_glscl(weights, options) if source == "glscl" else _plan_clip4clip(weights)
+    head = build_head(plan.head, embed_dim=embed_dim, **{**plan.options, **options})
+    dropped = [key for key in weights if key.startswith(tuple(plan.unused)) and key != "clip.logit_scale"]
+    _load(head, plan, weights, dropped, source)
+    head.dropped_keys = tuple(dropped)
     if dropped:
-        shown = sorted({re.split(r"\.", key)[0] for key in dropped})
-        logger.info("%s: %d keys not used by head %s: %s", source, len(dropped), name, ", ".join(shown))
+        modules = ", ".join(sorted({key.split(".")[0] for key in dropped}))
+        logger.info("%s: %d keys not used by head %s: %s", source, len(dropped), plan.head, modules)
     return head.eval()
 
 
-def _from_glscl(weights: Mapping[str, Tensor], options: Mapping[str, Any]) -> tuple[str, dict, dict, list[str]]:
-    """(head name, inferred options, {public key: our key}, dropped keys) of a GLSCL state dict."""
-    share_queries = options.get("share_queries", True)
-    share_decoder = options.get("share_decoder", True)
-    inferred, renamed, dropped = _aggregator_keys(weights, options.get("aggregator"))
+def _plan_glscl(weights: Mapping[str, Tensor], options: Mapping[str, Any]) -> _Plan:
+    aggregator = _plan_aggregator(weights, options.get("aggregator"))
+    inferred = {**aggregator.options, "decoder_layers": _layers(weights, "transformer_decoder_noun.layers.")}
     if "spatial_queries" in weights:
         inferred["queries"] = weights["spatial_queries"].shape[0]
-    inferred["decoder_layers"] = max(_layers(weights, "transformer_decoder_noun.layers."), 1)
-    renamed["spatial_queries"] = "queries"
-    renames = {"transformer_decoder_noun.layers.": "decoder.layers."}
-    unused = list(_GLSCL_UNUSED)
-    if share_queries:
+    names = [*aggregator.names, ("spatial_queries", "queries")]
+    unused = [*_GLSCL_UNUSED, *aggregator.unused]
+    if options.get("share_queries", True):
         unused.append("noun_queries")
     else:
-        renamed["noun_queries"] = "text_queries"
-    if share_decoder:
+        names.append(("noun_queries", "text_queries"))
+    if options.get("share_decoder", True):
+        names.append(("transformer_decoder_noun.", "decoder."))
         unused.append("transformer_decoder_spatial.")
         _warn_if_trained(weights)
     else:
-        renames = {
-            "transformer_decoder_spatial.layers.": "decoder.layers.",
-            "transformer_decoder_noun.layers.": "text_decoder.layers.",
-        }
-    _rename(weights, renames, renamed)
-    dropped += [key for key in weights if key.startswith(tuple(unused))]
-    return "glscl", inferred, renamed, dropped
+        names += [("transformer_decoder_spatial.", "decoder."), ("transformer_decoder_noun.", "text_decoder.")]
+    return _Plan("glscl", inferred, names, unused)
 
 
-def _from_clip4clip(weights: Mapping[str, Tensor], options: Mapping[str, Any]) -> tuple[str, dict, dict, list[str]]:
-    """(head name, inferred options, {public key: our key}, dropped keys) of a CLIP4Clip state dict."""
-    dropped = [key for key in weights if key.startswith(_CLIP4CLIP_UNUSED)]
-    if any(key.startswith("cross.") for key in weights):
-        renamed = {
-            "cross.embeddings.position_embeddings.weight": "positions.weight",
-            "similarity_dense.weight": "similarity.weight",
-            "similarity_dense.bias": "similarity.bias",
-        }
-        renames = {
-            "cross.transformer.resblocks.": "blocks.",
-            "cross.pooler.ln_pool.": "pool_norm.",
-            "cross.pooler.dense.": "pool.",
-        }
-        inferred = {"layers": max(_layers(weights, "cross.transformer.resblocks."), 1)}
-        if "cross.embeddings.position_embeddings.weight" in weights:
-            inferred["positions"] = weights["cross.embeddings.position_embeddings.weight"].shape[0]
-        _rename(weights, renames, renamed)
-        return "tight_transf", inferred, renamed, dropped
-    inferred, renamed, unused = _aggregator_keys(weights, None)
-    kind = inferred.pop("aggregator")
-    return {"none": "mean_pool"}.get(kind, kind), inferred, renamed, dropped + unused
+def _plan_clip4clip(weights: Mapping[str, Tensor]) -> _Plan:
+    if not any(key.startswith("cross.") for key in weights):
+        plan = _plan_aggregator(weights, None)
+        kind = plan.options.pop("aggregator")
+        return plan._replace(head="mean_pool" if kind == "none" else kind, unused=["clip.", *plan.unused])
+    positions = "cross.embeddings.position_embeddings.weight"
+    inferred = {"layers": _layers(weights, "cross.transformer.resblocks.")}
+    if positions in weights:
+        inferred["positions"] = weights[positions].shape[0]
+    names = [
+        (positions, "positions.weight"),
+        ("cross.transformer.resblocks.", "blocks."),
+        ("cross.pooler.ln_pool.", "pool_norm."),
+        ("cross.pooler.dense.", "pool."),
+        ("similarity_dense.", "similarity."),
+    ]
+    return _Plan("tight_transf", inferred, names, ["clip."])
 
 
-def _aggregator_keys(weights: Mapping[str, Tensor], kind: str | None) -> tuple[dict, dict, list[str]]:
-    """Inferred options, renamed keys and unused keys of the frame aggregator, which both programs name alike."""
-    positions = "frame_position_embeddings.weight"
+def _plan_aggregator(weights: Mapping[str, Tensor], kind: str | None) -> _Plan:
+    """The frame aggregator, which both programs name alike; `kind` None tells it from the keys."""
     if kind is None:
         if any(key.startswith("transformerClip.") for key in weights):
             kind = "seq_transf"
         else:
             kind = "seq_lstm" if any(key.startswith("lstm_visual.") for key in weights) else "none"
-    inferred: dict[str, Any] = {"aggregator": kind}
-    renamed: dict[str, str] = {}
     if kind == "seq_transf":
-        inferred["aggregator_layers"] = max(_layers(weights, "transformerClip.resblocks."), 1)
-        if positions in weights:
-            inferred["frame_positions"] = weights[positions].shape[0]
-        renamed[positions] = "aggregator.positions.weight"
-        _rename(weights, {"transformerClip.resblocks.": "aggregator.blocks."}, renamed)
-        return inferred, renamed, []
-    if kind == "seq_lstm":
-        _rename(weights, {"lstm_visual.": "aggregator.lstm."}, renamed)
-        return inferred, renamed, [key for key in (positions,) if key in weights]  # the LSTM never adds positions
-    return inferred, renamed, []
-
-
-def _rename(weights: Mapping[str, Tensor], prefixes: Mapping[str, str], renamed: dict[str, str]) -> None:
-    """Add {public key: our key} for every key that starts with one of the prefixes."""
-    for key in weights:
-        for theirs, ours in prefixes.items():
-            if key.startswith(theirs):
-                renamed[key] = ours + key.removeprefix(theirs)
+        inferred = {"aggregator": kind, "aggregator_layers": _layers(weights, "transformerClip.resblocks.")}
+        if _POSITIONS in weights:
+            inferred["frame_positions"] = weights[_POSITIONS].shape[0]
+        names = [(_POSITIONS, "aggregator.positions.weight"), ("transformerClip.resblocks.", "aggregator.blocks.")]
+        return _Plan("", inferred, names, [])
+    if kind == "seq_lstm":  # its frame positions are saved and never added
+        return _Plan("", {"aggregator": kind}, [("lstm_visual.", "aggregator.lstm.")], [_POSITIONS])
+    return _Plan("", {"aggregator": kind}, [], [])
 
 
 def _layers(weights: Mapping[str, Tensor], prefix: str) -> int:
-    """Number of consecutive layers below `prefix`, counted by the highest index."""
+    """Number of layers below `prefix` by the highest index, at least 1."""
     indices = [int(match[1]) for key in weights if (match := re.match(re.escape(prefix) + r"(\d+)\.", key))]
-    return max(indices, default=-1) + 1
+    return max(indices, default=0) + 1
 
 
 def _warn_if_trained(weights: Mapping[str, Tensor]) -> None:
@@ -164,32 +156,34 @@ def _warn_if_trained(weights: Mapping[str, Tensor]) -> None:
             return
 
 
-def _load(
-    head: Head, weights: Mapping[str, Tensor], renamed: Mapping[str, str], dropped: list[str], source: str
-) -> None:
-    """Copy the renamed weights into the head and refuse whatever does not fit."""
+def _public_name(ours: str, names: list[tuple[str, str]]) -> str:
+    """What the public program calls our weight `ours`."""
+    for theirs, prefix in names:
+        if ours.startswith(prefix):
+            return theirs + ours.removeprefix(prefix)
+    return ours
+
+
+def _load(head: Head, plan: _Plan, weights: Mapping[str, Tensor], dropped: list[str], source: str) -> None:
+    """Copy the weights into the head, and refuse whatever does not fit."""
     ours = head.state_dict()
-    expected = {name for name in ours if name != "logit_scale" and not name.startswith(("text_adapter", "video_adapter"))}
-    unknown = [key for key in weights if key not in dropped and renamed.get(key) not in expected]
-    names = {our: public for public, our in renamed.items()}
-    missing = [names.get(name, name) for name in sorted(expected) if names.get(name) not in weights]
+    adapters = ("text_adapter.", "video_adapter.")  # no public program has them; they start as no change
+    public = {name: _public_name(name, plan.names) for name in ours if not name.startswith(adapters)}
+    public["logit_scale"] = "clip.logit_scale"
+    known = {*public.values(), *dropped}
+    unknown = [key for key in weights if key not in known]
+    missing = sorted(theirs for theirs in public.values() if theirs not in weights and theirs != "clip.logit_scale")
     if unknown or missing:
-        parts = []
-        if unknown:
-            parts.append(f"unknown keys: {', '.join(unknown)}")
-        if missing:
-            parts.append(f"missing keys: {', '.join(missing)}")
-        raise CheckpointError(f"these weights of {source} do not fit head {head.options}: {'; '.join(parts)}")
-    filled = dict(ours)
-    for public, our in renamed.items():
-        if public not in weights:
+        found = [
+            f"{what} keys: {', '.join(keys)}" for what, keys in (("unknown", unknown), ("missing", missing)) if keys
+        ]
+        raise CheckpointError(f"these weights of {source} do not fit head {plan.head}; {'; '.join(found)}")
+    for name, theirs in public.items():
+        if theirs not in weights or (name == "logit_scale" and not head.has_logit_scale):
             continue
-        if weights[public].shape != ours[our].shape:
-            found, wanted = tuple(weights[public].shape), tuple(ours[our].shape)
-            raise CheckpointError(f"{public} of {source} has shape {found}, the head expects {wanted}")
-        filled[our] = weights[public].to(ours[our].dtype)
-    if "clip.logit_scale" in weights and head.has_logit_scale:
-        filled["logit_scale"] = weights["clip.logit_scale"].to(head.dtype).reshape(())
-        dropped.remove("clip.logit_scale")
-    head.load_state_dict(filled)
-    head.dropped_keys = tuple(dropped)
+        value = weights[theirs].reshape(()) if name == "logit_scale" else weights[theirs]
+        if value.shape != ours[name].shape:
+            found, expected = tuple(value.shape), tuple(ours[name].shape)
+            raise CheckpointError(f"{theirs} of {source} has shape {found}, head {plan.head} expects {expected}")
+        ours[name] = value.to(ours[name].dtype)
+    head.load_state_dict(ours)

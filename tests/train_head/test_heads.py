@@ -10,12 +10,13 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.errors import UsageError
 from glscl.train_head.heads import HEAD_NAMES, HEADS, HeadOutput, build_head, head_options
 from glscl.train_head.heads.base import slice_items
 from glscl.train_head.losses import contrastive_loss
-from torch.utils._python_dispatch import TorchDispatchMode
 
 D = 64
 NAMES = list(HEADS)

@@ -10,13 +10,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.train_head.heads import build_head
 from glscl.train_head.heads.glscl import intra_diversity
 from glscl.train_head.heads.layers import Decoder, ResidualBlock
 from glscl.train_head.heads.pooling import conditioned_cosine, gram_matrix
 from glscl.train_head.heads.wti import channel_decorrelation
-from torch import nn
 
 D = 32
 TEXTS, VIDEOS = 5, 4
@@ -33,9 +34,7 @@ def make_batch(seed=0, texts=TEXTS, videos=VIDEOS, tokens=6, frames=5):
     token_mask = torch.arange(tokens) < torch.randint(1, tokens + 1, (texts, 1), generator=draw)
     frame_mask = torch.arange(frames) < torch.randint(1, frames + 1, (videos, 1), generator=draw)
     return (
-        TextFeatures(
-            torch.randn(texts, D, generator=draw), torch.randn(texts, tokens, D, generator=draw), token_mask
-        ),
+        TextFeatures(torch.randn(texts, D, generator=draw), torch.randn(texts, tokens, D, generator=draw), token_mask),
         VideoFeatures(torch.randn(videos, frames, D, generator=draw), frame_mask),
     )
 
@@ -75,8 +74,8 @@ def transformer(blocks, state, heads):
     for block in blocks:
         normed = F.layer_norm(state, (D,), block.ln_1.weight, block.ln_1.bias, 1e-12).unsqueeze(1)
         attended, _ = F.multi_head_attention_forward(
-            normed, normed, normed, D, heads, block.attn.in_proj_weight, block.attn.in_proj_bias, None, None, False, 0.0,
-            block.attn.out_proj.weight, block.attn.out_proj.bias, training=False,
+            normed, normed, normed, D, heads, block.attn.in_proj_weight, block.attn.in_proj_bias, None, None, False,
+            0.0, block.attn.out_proj.weight, block.attn.out_proj.bias, training=False,
         )  # fmt: skip
         state = state + attended.squeeze(1)
         hidden = block.mlp.c_fc(F.layer_norm(state, (D,), block.ln_2.weight, block.ln_2.bias, 1e-12))

@@ -72,6 +72,7 @@ class Head(nn.Module, ABC):
         mask_padding: whether padded entries are zeroed and kept out of everything.
         tile_bytes: working memory of one tile of pairs; None chooses by device.
         autocast_pairs: whether `pair_scores` follows autocast; only for a head that runs a network on every pair.
+        dropped_keys: what `head_from_state_dict` left out of the weights of a public program.
     """
 
     needs_tokens: bool = False
@@ -80,6 +81,7 @@ class Head(nn.Module, ABC):
     mask_padding: bool = True
     tile_bytes: int | None = None
     autocast_pairs: bool = False
+    dropped_keys: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -164,8 +166,8 @@ class Head(nn.Module, ABC):
         """(T, V) similarity, before the logit scale.
 
         Pairs are computed in tiles of bounded memory, in the dtype of the parameters (autocast would round a cosine to
-        three digits; see `autocast_pairs`). With gradients, a score of several tiles recomputes each tile in the backward pass
-        instead of keeping its intermediates.
+        three digits; see `autocast_pairs`). With gradients, a score of several tiles recomputes each tile in the
+        backward pass instead of keeping its intermediates.
         """
         num_texts, num_videos = len(encoded_text[0]), len(encoded_video[0])
         text_step, video_step = self._tile_shape(encoded_text, encoded_video)

@@ -16,7 +16,7 @@ from glscl.train_head.heads.pooling import mean_of_normalised
 
 
 class Projection(VectorHead):
-    """`n(A t) · n(mean over real frames of n(B x_f))`; A and B are D×D and start as the identity, so it starts as CLIP."""
+    """`n(A t) · n(mean over real frames of n(B x_f))`; A and B are D×D and the identity at start."""
 
     def __init__(self, *, embed_dim: int, **common: Any) -> None:
         super().__init__(embed_dim=embed_dim, **common)

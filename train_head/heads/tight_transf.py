@@ -33,7 +33,8 @@ class TightVideo(NamedTuple):
 class TightTransf(Head):
     """`Linear(QuickGELU(Linear(LN(Transformer([t; x_1 … x_F] + P))_0)))` (Luo et al. 2022, tight type).
 
-    The score is a free number, no cosine: it has no temperature (`logit_scale` stays 0), and costs T·V transformer passes.
+    The score is a free number, no cosine: it has no temperature (`logit_scale` stays 0). It costs T·V transformer
+    passes.
 
     Args:
         embed_dim: D.

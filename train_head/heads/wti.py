@@ -19,7 +19,7 @@ from glscl.train_head.heads.pooling import masked_softmax
 
 
 class Entries(NamedTuple):
-    """Tokens of texts or frames of videos: vectors (N, S, D) L2-normalised, mask (N, S), weights (N, S) summing to 1."""
+    """Tokens or frames: vectors (N, S, D) L2-normalised, mask (N, S), weights (N, S) that sum to 1."""
 
     vectors: Tensor
     mask: Tensor
@@ -129,9 +129,10 @@ class Ti(Head):
 
 
 class Wti(Ti):
-    """`Ti` with `p = softmax_l(MLP_t(w_l))`, `q = softmax_f(MLP_v(x'_f))`, MLP D → D → ReLU → 1 (Wang et al. 2022, WTI).
+    """`Ti` with `p = softmax_l(MLP_t(w_l))` and `q = softmax_f(MLP_v(x'_f))` (Wang et al. 2022, WTI).
 
-    The channel decorrelation loss is on by default; the options are those of `Ti`.
+    The MLPs are D → D → ReLU → 1 and read raw features. The channel decorrelation loss is on by default; the options are
+    those of `Ti`.
     """
 
     def __init__(
@@ -176,7 +177,7 @@ def take_entries(vectors: Tensor, index: Tensor) -> Tensor:
 def channel_decorrelation(
     matched: list[tuple[Tensor, Tensor, Tensor, Tensor]], *, alpha1: float, alpha2: float
 ) -> Tensor:
-    """`α1 Σ_d (c_dd - 1)² + α2 Σ_{d≠e} c_de²`, c the mean of one cross-correlation matrix a direction (Wang et al. 2022).
+    """`α1 Σ_d (c_dd - 1)² + α2 Σ_{d≠e} c_de²`, c the mean of a cross-correlation matrix a direction (Wang et al. 2022).
 
     `c = Σ weight · z(a) z(b)ᵀ / B`, where z standardises each channel over all real entries of the batch.
 

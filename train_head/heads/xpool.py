@@ -34,7 +34,7 @@ class XpoolVideo(NamedTuple):
 class Xpool(Head):
     """`S = n(t) · n(z)`, z the frames pooled by cross-attention from the caption (Gorti et al. 2022, equations 4-9).
 
-    `a = softmax_f(W_q t̃ · W_k x̃_f / √D)`, `h = LN2(W_o Σ_f a_f W_v x̃_f)`, `z = LN3(h + Dropout(W_l h))`, where t̃ and x̃
+    `a = softmax_f(W_q t̃ · W_k x̃_f / √D)`, `h = LN2(W_o Σ_f a_f W_v x̃_f)`, `z = LN3(h + Dropout(W_l h))`; t̃ and x̃
     are LN1 of text and frames. The five maps start as the identity.
 
     Args:
@@ -78,8 +78,8 @@ class Xpool(Head):
     def _scores_by_gram(self, text: Tensor, values: Tensor, weights: Tensor) -> Tensor:
         """(V, T) the same without dropout, and without a vector for any pair.
 
-        Around their two divisors, both layer norms and the linear map are linear, so all that the score needs is linear or
-        quadratic in the F weights: `C u = Σ a_f C v_f` (C takes the mean over channels off), with variance
+        But for their two divisors, both layer norms and the linear map are linear, so all that the score needs is
+        linear or quadratic in the F weights: `C u = Σ a_f C v_f` (C takes the mean over channels off), with variance
         `aᵀ gram(C v) a / D`; then `y = (1/σ) Σ a_f m_f + k`, and so on for the second norm and the final cosine.
         """
         size = self.embed_dim

@@ -144,7 +144,6 @@ def decode_video(
                 frames += len(ready.frames)
                 part.given = True
                 yield ready
-        reason = part.shortfall()
     except NotFoundError as error:
         status, reason = Status.MISSING, str(error)
     except MemoryError:
@@ -157,6 +156,8 @@ def decode_video(
     if ready is not None:
         frames += len(ready.frames)
         yield ready
+    if status is Status.OK:
+        reason = "; ".join(dict.fromkeys([*([reason] if reason else []), *part.shortfalls()])) or None
     if reason is not None and status is Status.OK:
         status = Status.PARTIAL if frames or resume_after is not None else Status.DECODE_ERROR
     yield VideoDone(
@@ -213,6 +214,7 @@ class _Part:
         self.duration = self.fps = 0.0
         self.frames_total = 0
         self.codec = ""
+        self.read_as: tuple[int, int] | None = None
         self._cut_short: str | None = None
         self._damage = Damage()
 
@@ -225,7 +227,7 @@ class _Part:
         found = file_stamp(self.path)
         if self.stamp is not None and found != tuple(self.stamp):
             raise DecodeError(f"{self.path} changed since it was listed ({self.stamp[0]} bytes, now {found[0]})")
-        self.stamp = found
+        self.read_as = found
         index = read_index(self.path, beat=self.beat)
         self.codec = index.codec
         self._cut_short = index.cut_short
@@ -256,7 +258,7 @@ class _Part:
         if index.irregular is None:
             try:
                 wanted = self._choose(index.times, index.average_rate)
-                yield from planned_pictures(index, wanted, beat=self.beat)
+                yield from planned_pictures(index, wanted, beat=self.beat, suspect=bool(doubts))
                 return
             except Distrust as doubt:
                 doubts.append(str(doubt))
@@ -290,17 +292,18 @@ class _Part:
         wanted = select_frames(times, self.sampling, start=self.start, end=self.end, average_rate=rate)
         return wanted[times[wanted] > self.last_time + TOLERANCE]
 
-    def shortfall(self) -> str | None:
-        """What is missing although frames came, or None."""
-        if self._damage:
-            return str(self._damage)
-        try:
-            if file_stamp(self.path) != self.stamp:
-                return f"{self.path} changed while it was read"
-        except (NotFoundError, DecodeError):
-            return f"{self.path} vanished while it was read"
-        whole = self.end is None
-        return self._cut_short if whole else None
+    def shortfalls(self) -> list[str]:
+        """What is missing or doubtful beside an error that ended it all."""
+        found = [str(self._damage)] if self._damage else []
+        if self._cut_short and self.end is None:
+            found.append(self._cut_short)
+        if self.read_as is not None:
+            try:
+                if file_stamp(self.path) != self.read_as:
+                    found.append(f"{self.path} changed while it was read")
+            except (NotFoundError, DecodeError):
+                found.append(f"{self.path} vanished while it was read")
+        return found
 
 
 class _Chunk:

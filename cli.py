@@ -39,6 +39,49 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit()
 
 
+@command(app)
+def demo(
+    run: Run,
+    out: Annotated[
+        Optional[Path], typer.Option(help="Folder for videos, cache, runs and results. Default: demo.")
+    ] = None,
+    videos: Annotated[
+        Optional[int], typer.Option(help="Training videos; validation and test shrink with them.", min=20)
+    ] = None,
+    epochs: Annotated[Optional[int], typer.Option(help="Epochs a head. Default: the recipe's.", min=1)] = None,
+) -> None:
+    """Run the whole pipeline on the built-in corpus and backbone: offline, on a CPU, in a few minutes."""
+    from glscl.demo import run_demo, table
+    from glscl.extract.demo.corpus import SIZES
+    from glscl.progress import duration
+
+    out = out or home() / "demo"
+    sizes = None
+    if videos:
+        sizes = {split: max(10, round(size * videos / SIZES["train"])) for split, size in SIZES.items()}
+    results = run_demo(
+        out,
+        seed=run.seed,
+        device=run.device(),
+        sizes=sizes,
+        epochs=epochs,
+        progress=run.progress,
+        reporter=_TrainingLines(run),
+        say=run.say,
+        command=command_line(),
+    )
+    counts = results["zero_shot"]["counts"]
+    spent = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in results["seconds"].items())
+    run.say(f"\ntest split: {counts['videos']} videos, {counts['texts']} captions, frozen backbone\n")
+    run.say(_table(table(results)))
+    for name, result in results.items():
+        if "tags" in result:
+            tags = ", ".join(f":{tag} {found['R@1']:.1f}" for tag, found in result["tags"].items())
+            run.say(f"text→video R@1 by kind of caption, {name}: {tags}")
+    run.say(f"\n{spent}\nwritten to {out}/results.json")
+    run.result(results)
+
+
 @command(app, ExtractConfig)
 def extract(
     run: Run,
@@ -76,8 +119,10 @@ def extract(
         videos = None
     else:
         videos = videos or root / "videos"
+    if annotations is None and ((root / "annotations").exists() or dataset not in ("csv", "folder", "webdataset")):
+        annotations = root / "annotations"
     found = DATASETS[dataset].read(
-        annotations or root / "annotations",
+        annotations,
         videos,
         splits=[name.strip() for name in splits.split(",")] if splits else None,
         protocol=protocol,
@@ -97,17 +142,11 @@ def extract(
 
 
 def _render_demo(run: Run, root: Path) -> None:
+    from glscl.demo import increments
     from glscl.extract.demo.corpus import SIZES, ensure_corpus
 
     with run.progress.task("render", sum(SIZES.values()), "videos") as task:
-        before = 0
-
-        def progress(done: int, _: int) -> None:
-            nonlocal before
-            task.advance(done - before)
-            before = done
-
-        ensure_corpus(root, seed=run.seed, progress=progress)
+        ensure_corpus(root, seed=run.seed, progress=increments(task.advance))
 
 
 def _extract(run: Run, config: ExtractConfig, dataset: str, found: Any, out: Path | None, limit: int | None) -> Any:

@@ -101,6 +101,9 @@ def plain(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
 
 
+class _Interrupted(Exception): ...
+
+
 def command(app: typer.Typer, *configs: type, name: str | None = None) -> Callable[..., Any]:
     """Register a function as a command with the fields of `configs` as options.
 
@@ -119,7 +122,10 @@ def command(app: typer.Typer, *configs: type, name: str | None = None) -> Callab
             made = [config(**{f.name: values.pop(f.name) for f in dataclasses.fields(config)}) for config in all_configs]
             for config in made:
                 check(config)
-            function(Run(made[-1]), *made[:-1], **values)
+            try:
+                function(Run(made[-1]), *made[:-1], **values)
+            except KeyboardInterrupt as error:
+                raise _Interrupted from error  # typer would end the program in its own way
 
         call.__name__, call.__doc__, call.__module__ = function.__name__, function.__doc__, function.__module__
         call.__signature__ = inspect.Signature(options)  # what typer reads
@@ -168,7 +174,7 @@ def main(app: typer.Typer, arguments: list[str] | None = None) -> int:
     try:
         _terminate_like_interrupt()
         return app(arguments, standalone_mode=False, prog_name="glscl") or 0
-    except KeyboardInterrupt:
+    except (_Interrupted, KeyboardInterrupt):
         return _fail("Stopped. What was committed stays; the same command again goes on from there", 130, as_json)
     except GlsclError as error:
         if debug:

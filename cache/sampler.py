@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from glscl.cache.schema import SAME_VIDEO
 from glscl.errors import InputError, UsageError
 
-SAME_VIDEO = ("separate", "mask", "negative")
 _SEATED = 0.9  # a batch size that leaves more than a tenth of the captions out of an epoch is too large
 
 

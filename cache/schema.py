@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "glscl.cache/1"
 STREAMS = ("video", "text")
+SAME_VIDEO = ("separate", "mask", "negative")  # what a training batch does with captions of one video
 
 
 class Status(IntEnum):

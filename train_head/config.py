@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from glscl.cache.sampler import SAME_VIDEO
+from glscl.cache.schema import SAME_VIDEO
 from glscl.config import check, setting
 from glscl.errors import UsageError
 from glscl.train_head.heads import HEAD_NAMES, head_class

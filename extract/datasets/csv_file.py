@@ -222,6 +222,7 @@ def _table_rows(text: str, path: Path) -> Iterator[Row]:
     delimiter = next((d for d in (usual, "\t", ";", ",") if d in first_line), usual)
     columns: dict[str, int] | None = None
     width = 0
+    doubtful: tuple[int, list[str]] | None = None  # a first row that may be a header with other names
     for row, cells in table_records(text, path, delimiter=delimiter):
         if columns is None:
             width = len(cells)
@@ -232,6 +233,11 @@ def _table_rows(text: str, path: Path) -> Iterator[Row]:
                 found = f"no header and {width} cells"
                 refuse(path, row, f"{found}; {_EXPECTED}", mend="Put captions with commas in quotes.")
             columns = dict(zip(("video", "caption", "split"), range(width)))
+            doubtful = None if _names_a_file(cells[0]) else (row, cells)
+        elif doubtful is not None:
+            if _names_a_file(cells[0]):
+                refuse(path, doubtful[0], f"no video column; found {_names(doubtful[1])}; {_EXPECTED}")
+            doubtful = None
         if len(cells) != width:
             refuse(
                 path,
@@ -257,10 +263,13 @@ def _header(cells: list[str], path: Path, row: int) -> dict[str, int] | None:
         if "caption" not in columns and len(set(names) - {""}) > len(columns):
             refuse(path, row, f"no caption column; found {_names(cells)}; {_EXPECTED}")
         return columns
-    looks_like_data = any(name.rpartition(".")[2] in VIDEO_EXTENSIONS for name in names if "." in name)
-    if {"caption", "sentence", "split"} & set(names) and not looks_like_data:
+    if {"caption", "sentence", "split"} & set(names) and not any(map(_names_a_file, cells)):
         refuse(path, row, f"no video column; found {_names(cells)}; {_EXPECTED}")
     return None
+
+
+def _names_a_file(cell: str) -> bool:
+    return "." in cell and cell.rpartition(".")[2].strip().lower() in VIDEO_EXTENSIONS
 
 
 def _names(cells: Sequence[object]) -> str:

@@ -1,0 +1,177 @@
+"""The whole pipeline on the built-in corpus and backbone, offline, on a CPU: what `glscl demo` does.
+
+render → extract → zero-shot → train three heads → evaluate each → one table, results.json, report.html
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glscl.cache.files import dump_json, write_atomically
+from glscl.cache.store import open_store
+from glscl.evaluate.evaluation import evaluate_run, validation_metrics, write_result
+from glscl.extract.datasets import DATASETS
+from glscl.extract.demo.corpus import SIZES, ensure_corpus
+from glscl.extract.encoder import Backbone
+from glscl.extract.pipeline import extract
+from glscl.extract.sampling import Sampling
+from glscl.progress import Progress
+from glscl.train_head.config import TrainConfig, resolve
+from glscl.train_head.train import Reporter, train
+from glscl.versions import versions
+
+HEADS = ("projection", "seq_transf", "glscl")
+
+
+def run_demo(
+    out: Path,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    sizes: Mapping[str, int] | None = None,
+    epochs: int | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    reporter: Reporter | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    command: str = "glscl demo",
+) -> dict[str, Any]:
+    """Run everything below `out`; what is there already from the same seed is used again.
+
+    Args:
+        out: folder for videos, cache, runs and results.
+        seed: of the corpus and of training.
+        device: where to encode and train.
+        sizes: videos of train, val and test; the corpus's own by default.
+        epochs: of training; the recipe's by default.
+        workers: rendering and decoding processes; one a core by default.
+        progress, reporter, say: what people see meanwhile.
+        command: for provenance.
+
+    Returns:
+        The content of results.json: `chance`, `zero_shot` and one entry a head, each as a result file, and `seconds`.
+    """
+    progress = progress or Progress(quiet=True)
+    workers = workers or len(os.sched_getaffinity(0))
+    sizes = {**SIZES, **(sizes or {})}
+    seconds: dict[str, float] = {}
+    clock = time.perf_counter()
+
+    def lap(stage: str) -> None:
+        nonlocal clock
+        seconds[stage] = round(time.perf_counter() - clock, 1)
+        clock = time.perf_counter()
+
+    with progress.task("render", sum(sizes.values()), "videos") as task:
+        annotations, videos = ensure_corpus(
+            out / "dataset", seed=seed, sizes=sizes, workers=workers, progress=increments(task.advance)
+        )
+    lap("render")
+    entry = DATASETS["demo"]
+    found = entry.read(annotations, videos)
+    cache = out / "cache"
+    extract(
+        found,
+        cache,
+        backbone=Backbone.load("demo", words=entry.max_words, device=device),
+        sampling=Sampling(fps=entry.fps),
+        workers=workers,
+        progress=progress,
+        provenance={"command": command, "versions": versions(), "recipe": entry.recipe},
+    )
+    store = open_store(cache)
+    lap("extract")
+
+    results: dict[str, Any] = {}
+    evaluation = evaluate_run(store, seed=seed, device=device, command=command)
+    results["chance"] = chance(evaluation.result)
+    results["zero_shot"] = evaluation.result
+    write_result(out / "runs" / "zero_shot" / "result.json", evaluation)
+    lap("zero_shot")
+    for name in HEADS:
+        folder = out / "runs" / name
+        settings = resolve(TrainConfig(head=name, epochs=epochs), dataset="demo", device_type=torch.device(device).type, seed=seed)
+        say(f"training {name} ({settings.epochs} epochs)")
+        train(
+            store,
+            folder,
+            settings,
+            device=device,
+            validate=validation_metrics,
+            reporter=reporter,
+            resume=True,
+            command=command,
+        )
+        evaluation = evaluate_run(store, run=folder, seed=seed, device=device, command=command)
+        write_result(folder / "result.json", evaluation)
+        results[name] = evaluation.result
+        lap(name)
+    results["seconds"] = seconds
+    write_atomically(out / "results.json", dump_json(results))
+    return results
+
+
+def chance(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What a head that knows nothing is expected to score on the same split: the mean over random orders."""
+    videos, texts = result["counts"]["videos"], result["counts"]["texts"]
+    groups = result["video_to_text"]["queries"]
+    expected = {
+        "text_to_video": _chance(videos, texts),
+        "video_to_text": _chance(groups, groups),
+        "video_to_text_caption": _chance_of_best(texts, texts / max(1, groups), groups),
+    }
+    keys = ("dataset", "split", "cache", "cache_fingerprint", "counts")
+    return {**{key: result[key] for key in keys}, "head": "chance", **expected}
+
+
+def _chance(gallery: int, queries: int) -> dict[str, float]:
+    recall = {f"R@{k}": 100.0 * min(k, gallery) / gallery for k in (1, 5, 10, 50)}
+    return {**recall, "MdR": (gallery + 1) / 2, "MnR": (gallery + 1) / 2, "queries": queries}
+
+
+def _chance_of_best(gallery: int, correct: float, queries: int) -> dict[str, float]:
+    """Rank of the best of `correct` captions among all in random order, other correct ones not counted as rivals."""
+    correct = max(1, round(correct))
+    miss, rank, recall, median = 1.0, 1, {}, None
+    while rank <= gallery - correct + 1:
+        miss *= (gallery - correct - rank + 1) / (gallery - rank + 1)
+        if rank in (1, 5, 10, 50):
+            recall[f"R@{rank}"] = 100.0 * (1 - miss)
+        if median is None and miss <= 0.5:
+            median = float(rank)
+        rank += 1
+    recall = {f"R@{k}": recall.get(f"R@{k}", 100.0) for k in (1, 5, 10, 50)}
+    return {**recall, "MdR": median or 1.0, "MnR": (gallery + 1) / (correct + 1), "queries": queries}
+
+
+def table(results: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of the table that the demo prints: chance, zero-shot and the heads, both directions."""
+    rows = [["", "t→v R@1", "R@5", "R@10", "MdR", "MnR", "v→t R@1", "R@5", "R@10", "MdR", "MnR"]]
+    titles = {"zero_shot": "zero-shot (mean_pool)"}
+    for name, result in results.items():
+        if name != "seconds":
+            cells = [
+                f"{result[direction][metric]:.1f}"
+                for direction in ("text_to_video", "video_to_text")
+                for metric in ("R@1", "R@5", "R@10", "MdR", "MnR")
+            ]
+            rows.append([titles.get(name, name), *cells])
+    return rows
+
+
+def increments(advance: Callable[[int], None]) -> Callable[[int, int], None]:
+    """From "so many are done" to "so many more are done"."""
+    before = 0
+
+    def progress(done: int, _: int) -> None:
+        nonlocal before
+        advance(done - before)
+        before = done
+
+    return progress

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import itertools
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import pickle
 import shutil
 import tempfile
 import time
+import types
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, TimeoutError, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -298,15 +300,17 @@ def _cause(exitcode: int) -> str:
 
 
 def _modules_of(*functions: object) -> list[str]:
-    """What a fresh worker would import, for the fork server to have ready."""
-    modules = ["glscl.extract.decode_worker", "av", "decord", "PIL.Image"]
-    for function in functions:
-        while isinstance(function, functools.partial):
-            function = function.func
-        module = getattr(function, "__module__", None) or type(function).__module__
-        if module not in ("__main__", "builtins", *modules):
-            modules.append(module)
-    return modules
+    """What a fresh worker would import, for the fork server to have ready: without it each imports torch by itself."""
+    modules = dict.fromkeys(["glscl.extract.decode_worker", "av", "decord", "PIL.Image"])
+
+    class Recorder(pickle.Pickler):
+        def reducer_override(self, obj: object) -> Any:
+            if not isinstance(obj, types.ModuleType):
+                modules[getattr(obj, "__module__", None) or type(obj).__module__] = None
+            return NotImplemented
+
+    Recorder(io.BytesIO()).dump(functions)
+    return [name for name in modules if name not in ("__main__", "builtins")]
 
 
 def make_spool_folder(space: int) -> tuple[Path, FileLock]:

@@ -1,0 +1,121 @@
+"""Recipes as published, and how they meet what was asked for."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from glscl.errors import UsageError
+from glscl.train_head.config import TrainConfig, parse_options, resolve, settings_from
+from glscl.train_head.heads import HEAD_NAMES, build_head
+from glscl.train_head.recipes import RECIPES, recipe
+
+PUBLISHED = {  # words, frames, batch, epochs, queries
+    "msrvtt": (32, 12, 128, 5, 8),
+    "msvd": (32, 12, 128, 5, 8),
+    "lsmdc": (32, 12, 128, 5, 8),
+    "didemo": (64, 64, 32, 5, 8),
+    "activitynet": (64, 64, 64, 10, 12),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_recipes_are_the_published_ones(name):
+    found = recipe(name)
+    glscl = found.head_options["glscl"]
+    assert (found.words, found.frames, found.batch, found.epochs, glscl["queries"]) == PUBLISHED[name]
+    assert (found.fps, found.lr, found.weight_decay, found.betas, found.eps) == (1.0, 1e-4, 0.2, (0.9, 0.98), 1e-6)
+    assert (found.warmup, found.clip) == (0.1, 1.0)
+    assert {k: glscl[k] for k in glscl if k != "queries"} == {
+        "temperature": 3.0,
+        "alpha": 1e-4,
+        "beta": 0.005,
+        "decoder_layers": 3,
+        "local_weight": 0.5,
+        "dropout": 0.1,
+    }
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_options_of_every_recipe_build_their_head(name):
+    for head, options in RECIPES[name].head_options.items():
+        assert head in HEAD_NAMES
+        build_head(head, embed_dim=16, **options)
+
+
+def test_the_dataset_chooses_the_recipe_and_options_override_it():
+    settings = resolve(TrainConfig(lr=3e-4, option=["queries=5"]), dataset="activitynet")
+    assert (settings.recipe, settings.head, settings.epochs, settings.max_frames) == ("activitynet", "glscl", 10, 64)
+    assert settings.lr == 3e-4 and settings.options["queries"] == 5 and settings.options["temperature"] == 3.0
+    assert (settings.precision, settings.same_video, settings.seed) == ("fp32", "separate", 0)
+    assert resolve(TrainConfig(), dataset="mine").recipe == "default"
+    assert resolve(TrainConfig(recipe="didemo"), dataset="msrvtt").batch_size == 32
+    assert resolve(TrainConfig(max_frames=0), dataset="msrvtt").max_frames is None
+    assert resolve(TrainConfig(head="wti", adapter="mlp"), dataset="msrvtt").options == {"adapter": "mlp"}
+
+
+def test_options_are_read_with_the_types_the_head_declares():
+    pairs = ["queries=4", "temperature=2", "share-queries=no", "aggregator=none", "aggregator_heads=none", "alpha=1e-3"]
+    assert parse_options("glscl", pairs) == {
+        "queries": 4,
+        "temperature": 2.0,
+        "share_queries": False,
+        "aggregator": "none",
+        "aggregator_heads": None,
+        "alpha": 1e-3,
+    }
+    assert parse_options("glscl", ["aggregator_heads=2", "logit_scale=3.5"]) == {"aggregator_heads": 2, "logit_scale": 3.5}
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ("queries", "expected KEY=VALUE"),
+        ("querys=4", "no option 'querys'; its options are queries, "),
+        ("queries=four", "queries is 'four'; expected int"),
+        ("share_queries=perhaps", "expected bool"),
+        ("temperature=", "expected float"),
+    ],
+)
+def test_options_that_cannot_be_read_say_what_was_expected(pair, message):
+    with pytest.raises(UsageError, match=message):
+        parse_options("glscl", [pair])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"head": "clip"},
+        {"recipe": "imagenet"},
+        {"epochs": 0},
+        {"lr": -1.0},
+        {"lr": 0.0},
+        {"clip": 0.0},
+        {"warmup": 1.5},
+        {"select": "validation", "validation": 0.0},
+        {"precision": "fp16"},
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(wrong):
+    with pytest.raises(UsageError):
+        resolve(TrainConfig(**wrong), dataset="msrvtt")
+
+
+def test_stored_settings_come_back_and_contradictions_are_named():
+    settings = resolve(TrainConfig(epochs=2, option=["queries=5"]), dataset="msvd", seed=4)
+    stored = json.loads(json.dumps(settings.as_dict()))
+    assert settings_from(stored) == settings
+    assert resolve(TrainConfig(resume=True), dataset="other", stored=stored) == settings
+    assert resolve(TrainConfig(epochs=2, precision="auto"), dataset="msvd", seed=4, stored=stored) == settings
+    for asked, message in (
+        ({"epochs": 3}, "--epochs is 3; the run to resume was begun with 2"),
+        ({"option": ["queries=6"]}, "--option queries is 6; .* begun with 5"),
+        ({"head": "wti"}, "--head is 'wti'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            resolve(TrainConfig(**asked), dataset="msvd", stored=stored)
+    with pytest.raises(UsageError, match="--seed is 5"):
+        resolve(TrainConfig(), dataset="msvd", seed=5, stored=stored)
+    with pytest.raises(UsageError, match="lack or have beside"):
+        settings_from({**stored, "momentum": 0.9})

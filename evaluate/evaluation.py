@@ -203,9 +203,7 @@ def evaluate_head(
         if tags:
             result["tags"] = tags
     if normalise:
-        result["normalised"] = _normalised(
-            normalise, head, table, similarity, train, device=device, seconds=seconds
-        )
+        result["normalised"] = _normalised(normalise, head, table, similarity, train, device=device, seconds=seconds)
     if save_similarity is not None:
         save_similarity_matrix(save_similarity, similarity, table)
     result["seconds"] = {stage: round(spent, 4) for stage, spent in seconds.items()}

@@ -62,7 +62,9 @@ def read_run(folder: Path) -> dict[str, Any]:
     """
     path = folder / "run.json"
     if not path.is_file():
-        raise NotFoundError(f"No run at {folder}: it has no run.json", mend=f"Train one: glscl train-head --out {folder}")
+        raise NotFoundError(
+            f"No run at {folder}: it has no run.json", mend=f"Train one: glscl train-head --out {folder}"
+        )
     try:
         run = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -70,7 +72,14 @@ def read_run(folder: Path) -> dict[str, Any]:
     found = run.get("schema") if isinstance(run, dict) else type(run).__name__
     if found != RUN_SCHEMA:
         raise CheckpointError(f"{path} has schema {found!r}; this version reads {RUN_SCHEMA!r}")
-    kinds = {"head": str, "options": dict, "embed_dim": int, "cache_fingerprint": str, "history": list, "settings": dict}
+    kinds = {
+        "head": str,
+        "options": dict,
+        "embed_dim": int,
+        "cache_fingerprint": str,
+        "history": list,
+        "settings": dict,
+    }
     for key, kind in kinds.items():
         if not isinstance(run.get(key), kind):
             raise CheckpointError(f"{path}: {key} is {run.get(key)!r}, expected a {kind.__name__}")
@@ -125,8 +134,11 @@ def check_tensors(path: Path, found: Mapping[str, Tensor], expected: Mapping[str
     """Raise a CheckpointError unless `found` has exactly the names and shapes `expected`."""
     missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or unknown:
-        parts = [f"{what} {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-                 for what, names in (("lacks", missing), ("has unknown", unknown)) if names]
+        parts = [
+            f"{what} {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            for what, names in (("lacks", missing), ("has unknown", unknown))
+            if names
+        ]
         raise CheckpointError(f"{path} does not fit the head: it {' and '.join(parts)}")
     for name, shape in expected.items():
         if found[name].shape != shape:

@@ -28,7 +28,10 @@ class TrainConfig:
         None, "Option of the head, such as queries=12; repeat for more.", group="Head", metavar="KEY=VALUE"
     )
     adapter: str | None = setting(
-        None, "Residual feature adapters under the head. Default: none.", group="Head", choices=("none", "linear", "mlp")
+        None,
+        "Residual feature adapters under the head. Default: none.",
+        group="Head",
+        choices=("none", "linear", "mlp"),
     )
     recipe: str | None = setting(
         None, "Recipe. Default: that of the cache's dataset.", group="Training", choices=tuple(RECIPES)
@@ -75,9 +78,7 @@ class TrainConfig:
     )
     eval_every: int | None = setting(None, "Epochs between validations. Default: 1.", group="Selection", min=1)
     tracker: str = setting("none", "Also log to.", group="Logging", choices=("none", "tensorboard"))
-    resume: bool = setting(
-        False, "Go on where the run in --out stopped.", group="Training", flag="--resume"
-    )
+    resume: bool = setting(False, "Go on where the run in --out stopped.", group="Training", flag="--resume")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -268,10 +268,14 @@ def fit(
                         reporter.step(report)
                     if interrupted.is_set():
                         raise KeyboardInterrupt
-                row = _epoch_row(state, head, lr * warmup_cosine((epoch + 1) * sampler.steps - 1, total=total, warmup=warmup))
+                row = _epoch_row(
+                    state, head, lr * warmup_cosine((epoch + 1) * sampler.steps - 1, total=total, warmup=warmup)
+                )
                 if validate is not None and main and ((epoch + 1) % eval_every == 0 or epoch + 1 == epochs):
                     row["validation"] = {
-                        name: dict(of) for name, of in validate(head).items() if name in ("text_to_video", "video_to_text")
+                        name: dict(of)
+                        for name, of in validate(head).items()
+                        if name in ("text_to_video", "video_to_text")
                     }
                     head.train()
                     if tracker != "none":
@@ -293,7 +297,9 @@ def fit(
             if out is not None and state.consistent and processes == 1 and state.epoch < epochs:
                 first = len(state.losses)
                 fresh = losses[first : state.step].tolist()
-                _require_finite(fresh, table, sampler.epoch(state.epoch)[first : state.step], state.epoch, first, state.steps, out)
+                _require_finite(
+                    fresh, table, sampler.epoch(state.epoch)[first : state.step], state.epoch, first, state.steps, out
+                )
                 state.losses += fresh
                 save_resume(out, _standing(state, head, optimizer, accelerator))
             raise
@@ -507,7 +513,9 @@ def _earlier_run(out: Path, store: Store, settings: TrainSettings, resume: bool)
     if not (out / "run.json").exists():
         return None
     if not resume:
-        raise UsageError(f"{out} holds a run already", mend="Go on with it: --resume; or choose another folder with --out")
+        raise UsageError(
+            f"{out} holds a run already", mend="Go on with it: --resume; or choose another folder with --out"
+        )
     run = read_run(out)
     check_cache(out, run, store)
     if run["cache_fingerprint"] != store.fingerprint:

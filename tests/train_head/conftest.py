@@ -11,7 +11,9 @@ import torch
 from glscl.cache.feature_table import FeatureTable
 
 
-def planted_table(videos: int = 48, captions: int = 3, *, dim: int = 16, frames: int = 4, seed: int = 0) -> FeatureTable:
+def planted_table(
+    videos: int = 48, captions: int = 3, *, dim: int = 16, frames: int = 4, seed: int = 0
+) -> FeatureTable:
     """Captions are their video's vector, rotated, with noise; frames are the vector with more noise."""
     rng = np.random.default_rng(seed)
 

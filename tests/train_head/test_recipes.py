@@ -65,7 +65,10 @@ def test_options_are_read_with_the_types_the_head_declares():
         "aggregator_heads": None,
         "alpha": 1e-3,
     }
-    assert parse_options("glscl", ["aggregator_heads=2", "logit_scale=3.5"]) == {"aggregator_heads": 2, "logit_scale": 3.5}
+    assert parse_options("glscl", ["aggregator_heads=2", "logit_scale=3.5"]) == {
+        "aggregator_heads": 2,
+        "logit_scale": 3.5,
+    }
 
 
 @pytest.mark.parametrize(

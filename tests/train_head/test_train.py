@@ -164,7 +164,13 @@ def test_reports_and_validation_change_nothing(planted):
 @pytest.mark.parametrize("stop", [(1, 2), (2, 5), (3, 9), (4, 1)])
 def test_a_stopped_training_goes_on_as_if_it_had_not_been(planted, tmp_path, name, stop):
     table = planted()
-    common = {"epochs": 4, "batch_size": 16, "lr": 1e-3, "log_every": 1, "validate": lambda h: validation_metrics(h, table)}
+    common = {
+        "epochs": 4,
+        "batch_size": 16,
+        "lr": 1e-3,
+        "log_every": 1,
+        "validate": lambda h: validation_metrics(h, table),
+    }
     straight = new_head(name, table)
     whole = fit(straight, table, **common, out=tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):
@@ -294,9 +300,7 @@ def test_best_is_the_epoch_with_the_highest_recall_then_the_lower_rank_then_the_
         def epoch(self, row, *, best):
             kept.append(best)
 
-    fitted = fit(
-        new_head("projection", table), table, epochs=5, validate=validate, out=tmp_path, reporter=Keeps()
-    )
+    fitted = fit(new_head("projection", table), table, epochs=5, validate=validate, out=tmp_path, reporter=Keeps())
     assert kept == [True, True, False, True, False] and fitted.best["epoch"] == 4
 
 
@@ -408,7 +412,7 @@ def test_a_run_folder_is_not_overwritten_and_a_finished_run_is_left_alone(small_
     settings = settings_for(store)
     train(store, tmp_path / "run", settings)
     before = (tmp_path / "run" / "run.json").read_bytes()
-    with pytest.raises(UsageError, match="holds a run already.*--resume"):
+    with pytest.raises(UsageError, match=r"holds a run already.*--resume"):
         train(store, tmp_path / "run", settings)
     assert train(store, tmp_path / "run", settings, resume=True).already_complete
     assert (tmp_path / "run" / "run.json").read_bytes() == before
@@ -419,9 +423,7 @@ def test_a_run_stopped_before_its_first_epoch_resumes_too(small_cache, tmp_path)
     settings = settings_for(store, batch_size=2, validation=2)
     train(store, tmp_path / "straight", settings, validate=validation_metrics, log_every=1)
     with pytest.raises(KeyboardInterrupt):
-        train(
-            store, tmp_path / "run", settings, validate=validation_metrics, reporter=Stop(1, 3), log_every=1
-        )
+        train(store, tmp_path / "run", settings, validate=validation_metrics, reporter=Stop(1, 3), log_every=1)
     train(store, tmp_path / "run", settings, validate=validation_metrics, resume=True)
     for name in ("best", "last"):
         file = f"{name}.safetensors"

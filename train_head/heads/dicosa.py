@@ -31,7 +31,7 @@ class DicosaVideo(NamedTuple):
 
 
 class Dicosa(Head):
-    """`S = Σ_c MLP([t_c; g_c]) · cos(t_c, g_c)` over C chunks of the features (Jin et al. 2023, section 3.2).
+    """`S = Σ_c MLP([t_c; g_c]) · cos(t_c, g_c)` over C chunks of the features (Jin et al. 2023).
 
     `g = Σ_f softmax_f(t · x'_f / temperature) x'_f` is the video as the caption sees it. The MLP, 2D/C → 4D/C → ReLU
     → 1, is shared over chunks and reads raw inputs; its output starts near 1/C, so that the score starts as a mean of

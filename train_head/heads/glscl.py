@@ -41,7 +41,7 @@ class GlsclVideo(NamedTuple):
 
 
 class Glscl(Head):
-    """`S = n(t)·n(g) + local_weight · mean over q of n(N_q)·n(P_q)` (Zhang et al. 2024, equations 4-8).
+    """`S = n(t)·n(g) + local_weight · mean over q of n(N_q)·n(P_q)` (Zhang et al. 2024).
 
     `g = Σ_f w_f x'_f` with `w = softmax_f(t · x'_f / temperature)` is the video as the caption sees it; `P` and `N` are
     what Q learned queries read from the frames and from the tokens through one decoder.
@@ -163,7 +163,7 @@ class Glscl(Head):
         return floats * video.frame_features.element_size()
 
     def auxiliary_losses(self, text: GlsclText, video: GlsclVideo) -> dict[str, Tensor]:
-        """`intra_diversity` keeps queries apart, `inter_consistency` keeps both sides of a query together (eq. 9-12).
+        """`intra_diversity` keeps queries apart, `inter_consistency` keeps both sides of a query together.
 
         Raises:
             ValueError: there are not as many texts as videos.

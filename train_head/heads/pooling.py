@@ -16,7 +16,7 @@ def masked_softmax(logits: Tensor, mask: Tensor, dim: int) -> Tensor:
 
 
 def mean_of_normalised(features: Tensor, mask: Tensor) -> Tensor:
-    """CLIP4Clip's pooling (Luo et al. 2022, section 3.3): `n(mean over real entries of n(x))`.
+    """CLIP4Clip's pooling (Luo et al. 2022): `n(mean over real entries of n(x))`.
 
     Args:
         features: (N, F, D).

@@ -24,7 +24,7 @@ class ScoredVideo(NamedTuple):
 
 
 class QueryScoring(Head):
-    """`n(t) · n(Σ_f w_f n(x_f))`, `w = softmax_f(n(t) · n(x_f) / temperature)` (Bain et al. 2022, section 3).
+    """`n(t) · n(Σ_f w_f n(x_f))`, `w = softmax_f(n(t) · n(x_f) / temperature)` (Bain et al. 2022).
 
     Args:
         embed_dim: D.

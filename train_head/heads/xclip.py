@@ -35,7 +35,7 @@ class XclipVideo(NamedTuple):
 
 
 class Xclip(Head):
-    """Mean of text-video, word-video, text-frame and word-frame scores (Ma et al. 2022, equations 5-16).
+    """Mean of text-video, word-video, text-frame and word-frame scores (Ma et al. 2022).
 
     A list of scores is reduced by attention over similarity: `Σ_i (softmax(s / temperature) A)_i s_i`, A learned and
     the identity at start. The word-frame matrix is reduced over words, then frames, and the other way round; the mean

@@ -32,7 +32,7 @@ class XpoolVideo(NamedTuple):
 
 
 class Xpool(Head):
-    """`S = n(t) · n(z)`, z the frames pooled by cross-attention from the caption (Gorti et al. 2022, equations 4-9).
+    """`S = n(t) · n(z)`, z the frames pooled by cross-attention from the caption (Gorti et al. 2022).
 
     `a = softmax_f(W_q t̃ · W_k x̃_f / √D)`, `h = LN2(W_o Σ_f a_f W_v x̃_f)`, `z = LN3(h + Dropout(W_l h))`; t̃ and x̃
     are LN1 of text and frames. The five maps start as the identity.

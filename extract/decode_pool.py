@@ -11,7 +11,6 @@ import pickle
 import shutil
 import tempfile
 import time
-import types
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, TimeoutError, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -97,10 +96,9 @@ class DecodePool:
             chunk_bytes=chunk_bytes,
         )
         try:
-            pickle.dumps(self._settings(spool=""))
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            self._preload = _modules_of(pickle.dumps(self._settings(spool="")))
+        except Exception as error:  # anything may come out of foreign code
             raise UsageError(f"preprocessing cannot be sent to decode workers: {error}") from error
-        self._preload = _modules_of(geometry, decode)
         self._spool_bytes = self.in_flight * (SPOOL_WINDOW + 1) * chunk_bytes
         self._names = (f"v{number}" for number in itertools.count())
         self._pool: ProcessPool | None = None
@@ -157,9 +155,9 @@ class DecodePool:
                 for job in list(running.values()):
                     yield from self._spooled(job)
                 for future in finished:
-                    job = running.pop(future, None)
-                    if job is None:  # handed to a new pool meanwhile
+                    if future not in running:  # handed to a new pool meanwhile
                         continue
+                    job = running.pop(future)
                     yield from self._spooled(job)
                     yield from self._finish(job, future, running)
         finally:
@@ -186,11 +184,12 @@ class DecodePool:
     def _submit(self, job: _Job, running: dict[Future[Any], _Job]) -> None:
         job.begin(next(self._names))
         arguments = (job.task, job.name, job.decoder, job.last_time)
+        assert self._pool is not None
         try:
-            future = self._pool.schedule(decode_task, args=arguments, timeout=self.video_limit)  # type: ignore[union-attr]
+            future = self._pool.schedule(decode_task, args=arguments, timeout=self.video_limit)
         except RuntimeError as error:  # pebble gave the pool up, as when a worker dies between two videos
             self._restart(error, running)
-            future = self._pool.schedule(decode_task, args=arguments, timeout=self.video_limit)  # type: ignore[union-attr]
+            future = self._pool.schedule(decode_task, args=arguments, timeout=self.video_limit)
         running[future] = job
 
     def _restart(self, error: BaseException, running: dict[Future[Any], _Job]) -> None:
@@ -299,22 +298,24 @@ def _cause(exitcode: int) -> str:
     return f"signal {-exitcode}" if exitcode < 0 else f"exit status {exitcode}"
 
 
-def _modules_of(*functions: object) -> list[str]:
-    """What a fresh worker would import, for the fork server to have ready: without it each imports torch by itself."""
-    modules = dict.fromkeys(["glscl.extract.decode_worker", "av", "decord", "PIL.Image"])
+def _modules_of(packed: bytes) -> list[str]:
+    """What workers import to unpack their settings and decode, for the fork server to have ready.
 
-    class Recorder(pickle.Pickler):
-        def reducer_override(self, obj: object) -> Any:
-            if not isinstance(obj, types.ModuleType):
-                modules[getattr(obj, "__module__", None) or type(obj).__module__] = None
-            return NotImplemented
+    Without it every worker would import torch by itself, for the transforms of torchvision in the geometry.
+    """
+    modules = ["glscl.extract.decode_worker", "av", "decord", "PIL.Image"]
 
-    Recorder(io.BytesIO()).dump(functions)
-    return [name for name in modules if name not in ("__main__", "builtins")]
+    class Recorder(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            modules.append(module)
+            return super().find_class(module, name)
+
+    Recorder(io.BytesIO(packed)).load()
+    return [module for module in dict.fromkeys(modules) if module not in ("__main__", "builtins")]
 
 
 def make_spool_folder(space: int) -> tuple[Path, FileLock]:
-    """A new private folder for frames under way: in shared memory where twice `space` bytes are free there, else on disk.
+    """A new private folder for frames under way: in shared memory where twice `space` bytes are free, else on disk.
 
     Folders of processes that were killed are swept first; a lock held by a living owner tells them apart.
     """

@@ -53,7 +53,7 @@ class VideoTask(NamedTuple):
     file that changed since.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]
     path: str
     start: float | None = None
     end: float | None = None
@@ -67,7 +67,7 @@ class FrameChunk(NamedTuple):
         frames: (n, S, S, 3) uint8 RGB. times: (n,) float32 seconds from the first frame of the whole video, ascending.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]
     frames: NDArray[np.uint8]
     times: NDArray[np.float32]
 
@@ -81,7 +81,7 @@ class VideoDone(NamedTuple):
         seconds: time spent. frames: how many were given in chunks.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]
     status: Status
     reason: str | None
     decoder: Literal["decord", "pyav", "none"]

@@ -29,7 +29,7 @@ def read_number(picture: np.ndarray, cells: int = CELLS, share: int = 4) -> int:
     height, width = picture.shape[:2]
     rows = picture[height // (4 * share) : max(height // (4 * share) + 1, 3 * height // (4 * share))].mean(axis=(0, 2))
     values = [
-        rows[int((i + 0.3) * width / cells) : int((i + 0.7) * width / cells) + 1].mean() > 128 for i in range(cells)
+        rows[int((i + 0.3) * width / cells) : int((i + 0.7) * width / cells)].mean() > 128 for i in range(cells)
     ]
     assert values[0] and not values[-1], "no barcode where it should be"
     return sum(int(value) << i for i, value in enumerate(values[1:-1]))
@@ -59,7 +59,7 @@ def make_clip(
             stream.codec_context.time_base = time_base
         sound = container.add_stream("aac", rate=16000, layout="mono") if audio else None
         if sound is not None:
-            _mux_silence(container, sound, seconds=1)
+            mux_silence(container, sound, seconds=1)
         for i, number in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(paint(number, *size), format="rgb24")
             frame.pts = i if stamp is None else stamp(i)
@@ -73,12 +73,12 @@ def make_clip(
 def make_sound(path: Path) -> Path:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=16000, layout="mono")
-        _mux_silence(container, stream, seconds=1)
+        mux_silence(container, stream, seconds=1)
         container.mux(stream.encode())
     return path
 
 
-def _mux_silence(container, stream, *, seconds: int) -> None:
+def mux_silence(container, stream, *, seconds: int) -> None:
     for i in range(seconds * 16):
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1000), np.float32), format="fltp", layout="mono")
         frame.sample_rate, frame.pts = 16000, i * 1000

@@ -99,7 +99,7 @@ def test_slow_progress_is_no_reason_to_give_up():
 
 
 def test_a_video_that_never_ends_is_given_up():
-    times, done = run("slow 400", "good 1", video_limit=1.5, decoder="pyav")[0]
+    _, done = run("slow 400", "good 1", video_limit=1.5, decoder="pyav")[0]
     assert done.status is Status.TIMED_OUT
     assert "not finished after 1.5 s" in done.reason
 
@@ -114,12 +114,11 @@ def test_a_worker_cannot_outgrow_its_memory():
 def test_a_mistake_of_the_program_is_no_fault_of_the_video():
     with pytest.raises(DecodeError, match="a mistake in the program"):
         run("breaks")
-    with pytest.raises(DecodeError, match="no number"):
-        run("good 1", geometry=decode_faults.Unloadable())
 
 
 def test_settings_that_cannot_work_are_refused():
-    for wrong in ({"workers": 0}, {"decoder": "cv2"}, {"time_limit": 0}, {"geometry": lambda image: image}):
+    unsendable = ({"geometry": lambda image: image}, {"geometry": decode_faults.Unloadable()})
+    for wrong in ({"workers": 0}, {"decoder": "cv2"}, {"time_limit": 0}, *unsendable):
         with pytest.raises(UsageError):
             pool(**wrong)
     with pytest.raises(UsageError, match="with-block"):
@@ -237,8 +236,10 @@ def test_an_interrupt_ends_everything_quietly(tmp_path):
 
 def test_folders_of_killed_processes_are_swept_and_living_ones_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(decode_pool.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(decode_pool.tempfile, "mkdtemp", lambda prefix, dir: _folder(tmp_path / f"{prefix}new{next(count)}"))
     count = iter(range(10))
+    monkeypatch.setattr(
+        decode_pool.tempfile, "mkdtemp", lambda prefix, dir: _folder(tmp_path / f"{prefix}new{next(count)}")
+    )
     orphan = _folder(tmp_path / f"{decode_pool.SPOOL_PREFIX}orphan")
     Path(orphan, "owner.lock").touch()
     Path(orphan, "v1.0").write_bytes(b"x" * 100)

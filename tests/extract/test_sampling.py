@@ -38,7 +38,11 @@ def test_time_rule_takes_the_frames_nearest_to_the_samples(times, fps):
 
 
 @settings(max_examples=200, deadline=None)
-@given(times=grid_times, fps=st.sampled_from([1.0, 3.0, 10.0]), cut=st.tuples(st.integers(0, 1500), st.integers(1, 900)))
+@given(
+    times=grid_times,
+    fps=st.sampled_from([1.0, 3.0, 10.0]),
+    cut=st.tuples(st.integers(0, 1500), st.integers(1, 900)),
+)
 def test_a_clip_is_sampled_from_its_start_among_its_own_frames(times, fps, cut):
     start, end = cut[0] / 600, (cut[0] + cut[1]) / 600
     inside = [i for i, t in enumerate(times) if start - 1e-9 <= t < end - 1e-9]
@@ -97,7 +101,8 @@ def test_window_includes_its_start_and_excludes_its_end():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"fps": 0.0}, {"fps": -1.0}, {"fps": float("nan")}, {"fps": float("inf")}, {"rule": "x"}, {"max_frames": 0}]
+    "wrong",
+    [{"fps": 0.0}, {"fps": -1.0}, {"fps": float("nan")}, {"fps": float("inf")}, {"rule": "x"}, {"max_frames": 0}],
 )
 def test_settings_that_mean_nothing_are_refused(wrong):
     with pytest.raises(UsageError, match="expected"):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from painted_clips import cut_without_encoding, make_clip, make_sound, paint, read_number, sequential, turn
+from painted_clips import cut_without_encoding, make_clip, make_sound, mux_silence, paint, read_number, sequential, turn
 
 from glscl.cache.schema import Status
 from glscl.errors import DecodeError, NotFoundError
@@ -106,7 +106,7 @@ def test_a_clip_beyond_the_end_says_how_long_the_video_is(plain):
 
 
 def test_going_on_after_a_time_leaves_out_what_came_before(plain):
-    frames, times, _ = decode(plain, EACH_SECOND, resume_after=4.0)
+    frames, _, _ = decode(plain, EACH_SECOND, resume_after=4.0)
     assert numbers(frames) == [125, 150, 175, 200, 225]
     _, _, done = decode(plain, EACH_SECOND, resume_after=9.0)
     assert (done.frames, done.status) == (0, Status.OK)
@@ -265,10 +265,8 @@ def test_a_cover_picture_is_no_video(tmp_path):
         cover = new.add_stream("mjpeg")
         cover.width, cover.height, cover.pix_fmt = 160, 96, "yuvj420p"
         cover.disposition = av.stream.Disposition.attached_pic
-        from painted_clips import _mux_silence
-
         new.mux(cover.encode(av.VideoFrame.from_ndarray(paint(1), format="rgb24").reformat(format="yuvj420p")))
-        _mux_silence(new, sound, seconds=1)
+        mux_silence(new, sound, seconds=1)
     _, _, done = decode(song)
     assert (done.status, done.reason) == (Status.DECODE_ERROR, "no video stream")
 

@@ -148,8 +148,9 @@ def describe_scene(rng: random.Random, scene: Scene, *, brief: bool = False, dir
             place = rng.choice(PLACE_WORDS[scene.background])
         else:
             acts = True
-    if scene.companion is not None and not directed and rng.random() < (0.35 if brief else 0.6):
-        other = describe_thing(rng, scene.companion, named=_draw_named(rng, scene.companion, rich=0.4, sized=False))
+    if scene.companion is not None and not directed and rng.random() < (0.2 if brief else 0.6):
+        rich = 0.0 if brief else 0.4
+        other = describe_thing(rng, scene.companion, named=_draw_named(rng, scene.companion, rich=rich, sized=False))
         actor = f"{actor} {rng.choice(('next to', 'beside', 'near'))} {other}"
     third, gerund = _action(rng, scene, directed=directed)
     if not acts:

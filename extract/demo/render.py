@@ -22,6 +22,7 @@ RADIUS = {"small": 0.15, "big": 0.29}  # of a thing, in units of the frame's sid
 SPRITE = 112  # pixels of a sprite's canvas; its shape has radius 0.42 of it
 REACH = 0.42
 LANDS = 16  # variants of every background
+_SHADOW = [v // 4 for v in range(256)]  # alpha of a shadow
 
 
 class Pose(NamedTuple):
@@ -410,8 +411,8 @@ def _place(canvas: Image.Image, thing: Thing, pose: Pose) -> None:
     patch = source.transform((span, span), Image.Transform.AFFINE, turn, Image.Resampling.BILINEAR)
     alpha = patch.getchannel("A")
     if pose.opacity < 1:
-        alpha = alpha.point(lambda v: int(v * pose.opacity))
-    canvas.paste((0, 0, 0), (x + 3, y + 4), alpha.point(lambda v: v // 4))
+        alpha = alpha.point([int(v * pose.opacity) for v in range(256)])
+    canvas.paste((0, 0, 0), (x + 3, y + 4), alpha.point(_SHADOW))
     canvas.paste(patch.convert("RGB"), (x, y), alpha)
 
 

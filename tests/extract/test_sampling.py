@@ -83,7 +83,7 @@ def test_cap_spreads_by_linspace_over_the_sampled_frames():
     cap=st.one_of(st.none(), st.integers(1, 40)),
 )
 def test_public_rule_counts_frames_as_the_published_program_does(count, rate, cap):
-    positions = list(range(0, count, max(1, int(round(rate / 1)))))
+    positions = list(range(0, count, max(1, round(rate / 1))))
     if cap is not None and len(positions) > cap:
         positions = [positions[j] for j in np.linspace(0, len(positions) - 1, num=cap, dtype=int)]
     uneven = np.cumsum(np.full(count, 0.01) + np.arange(count) % 3)

@@ -112,8 +112,7 @@ def evaluate_run(
             note("warning: the epoch was selected on the test split, so these numbers are optimistic")
     else:
         built, name, selection, frozen = zero_shot_head(head, store), head, "last", True
-        dataset = store.configuration.get("dataset", "")
-        frames, position = RECIPES.get(dataset, RECIPES["default"]).frames, "uniform"
+        frames, position = RECIPES.get(store.recipe, RECIPES["default"]).frames, "uniform"
     built.to(device)
 
     def load(split: str) -> FeatureTable:

@@ -35,9 +35,11 @@ def make_accelerator(
         tracker: "none" or "tensorboard", which logs below `folder`.
 
     Raises:
-        UsageError: the tracker is not installed.
+        UsageError: the tracker is not installed, or has no folder.
     """
     device = torch.device(device)
+    if tracker != "none" and folder is None:
+        raise UsageError(f"the tracker {tracker} needs a run folder to log to")
     if tracker == "tensorboard":
         from accelerate.utils import is_tensorboard_available
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import threading
 import time
@@ -183,6 +184,7 @@ def fit(
     accelerator = make_accelerator(device, precision, tracker=tracker, folder=out)
     device = accelerator.device
     main = accelerator.is_main_process
+    folder = out
     if not main:
         out, reporter = None, Reporter()
     processes = accelerator.num_processes
@@ -204,7 +206,7 @@ def fit(
     optimizer = build_optimizer(head, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps)
     state = _Standing(epochs=epochs, steps=sampler.steps, batch_size=sampler.batch_size, seed=seed)
     if resume:
-        _take_up(accelerator, state, head, optimizer, out)
+        _take_up(accelerator, state, head, optimizer, folder)
     table = resident(table, device)
     step_module, wrapped = accelerator.prepare(ContrastiveStep(head), optimizer)
     if tracker != "none":
@@ -218,10 +220,7 @@ def fit(
     with _interrupts_deferred() as interrupted, _deterministic(device):
         try:
             for epoch in range(state.epoch, epochs):
-                batches = sampler.epoch(epoch)  # (S, B)
-                rows = torch.from_numpy(batches).to(table.device)
-                videos = table.video_of_text[rows]  # (S, B)
-                widths = [None] * sampler.steps if lengths is None else lengths[batches].max(1).tolist()
+                batches = _Batches(table, sampler.epoch(epoch), lengths, share=share, mask=same_video == "mask")
                 losses = torch.full((sampler.steps,), torch.nan, device=device)
                 losses[: state.step] = torch.tensor(state.losses, device=device)
                 reported, clock = state.step, time.perf_counter()
@@ -231,12 +230,7 @@ def fit(
                     for group in wrapped.param_groups:
                         group["lr"] = lr * factor
                     torch.manual_seed(_step_seed(seed, epoch, step, accelerator.process_index))
-                    text = _to(table.texts(rows[step, share], width=widths[step]), device)
-                    video = _to(table.videos(videos[step, share]), device)
-                    exclude = None
-                    if same_video == "mask":
-                        exclude = (videos[step][:, None] == videos[step]).to(device)  # (B, B)
-                    loss = step_module(text, video, exclude)
+                    loss = step_module(*batches.on(device, step))
                     accelerator.backward(loss)
                     accelerator.clip_grad_norm_(head.parameters(), clip)
                     wrapped.step()
@@ -246,7 +240,7 @@ def fit(
                     state.step, state.consistent = step + 1, True
                     if (step + 1 - reported) % log_every == 0 or step + 1 == sampler.steps:
                         fresh = losses[reported : step + 1].tolist()  # waits for the device
-                        _require_finite(fresh, table, batches[reported : step + 1], epoch, reported, sampler.steps, out)
+                        _require_finite(fresh, table, batches.rows, state, first=reported, out=out)
                         state.losses += fresh
                         result.losses += fresh
                         now = time.perf_counter()
@@ -283,6 +277,7 @@ def fit(
                         accelerator.log(r1, step=row["step"])
                 accelerator.wait_for_everyone()
                 better = validate is None or ("validation" in row and _is_better(row, state.best))
+                state.consistent = False
                 if better and validate is not None:
                     state.best = row
                 state.history.append(row)
@@ -290,6 +285,7 @@ def fit(
                 result.best = state.best
                 if out is not None:
                     _save_epoch(out, head, optimizer, accelerator, state, run or {}, better=better)
+                state.consistent = True
                 reporter.epoch(row, best=better)
                 if interrupted.is_set():
                     raise KeyboardInterrupt
@@ -297,11 +293,10 @@ def fit(
             if out is not None and state.consistent and processes == 1 and state.epoch < epochs:
                 first = len(state.losses)
                 fresh = losses[first : state.step].tolist()
-                _require_finite(
-                    fresh, table, sampler.epoch(state.epoch)[first : state.step], state.epoch, first, state.steps, out
-                )
+                _require_finite(fresh, table, sampler.epoch(state.epoch), state, first=first, out=out)
                 state.losses += fresh
                 save_resume(out, _standing(state, head, optimizer, accelerator))
+                write_run(out, {**(run or {}), "history": state.history, "best": state.best, "complete": False})
             raise
     if tracker != "none":
         accelerator.end_training()
@@ -344,7 +339,8 @@ def train(
         Others: see `FeatureTable.load`, `build_head`, `fit`.
     """
     started = time.perf_counter()
-    reporter = reporter or Reporter()
+    if reporter is None or int(os.environ.get("RANK", "0")) > 0:
+        reporter = Reporter()  # of several processes the first one speaks
     out = Path(out)
     earlier = _earlier_run(out, store, settings, resume)
     if earlier and earlier.get("complete"):
@@ -546,7 +542,7 @@ class _Standing:
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None
-    consistent: bool = True  # False between the first and the last change that a step makes
+    consistent: bool = True  # False between the first and the last change that a step or an end of an epoch makes
 
     def begin(self, epoch: int) -> None:
         self.epoch, self.step, self.losses, self.seconds = epoch, 0, [], 0.0
@@ -570,9 +566,14 @@ def _take_up(
     accelerator: Accelerator, state: _Standing, head: Head, optimizer: torch.optim.Optimizer, out: Path | None
 ) -> None:
     """Set weights, moments and standing from what `_standing` saved; nothing where there is none."""
-    if accelerator.num_processes > 1:
-        raise UsageError("--resume goes on in one process only", mend="Start it without accelerate launch")
     resume = load_resume(out) if out is not None else None
+    found = resume.state["epoch"] * state.steps + resume.state["step"] if resume is not None else -1
+    everywhere = accelerator.gather(torch.tensor([found], device=accelerator.device)).tolist()
+    if len(set(everywhere)) > 1:
+        raise CheckpointError(
+            f"The processes do not see the same {out}/resume.safetensors",
+            mend="Put --out on a disk that all of them share",
+        )
     if resume is None:
         return
     path = out / "resume.safetensors"
@@ -649,22 +650,27 @@ def _is_better(row: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:
 
 
 def _require_finite(
-    losses: list[float], table: FeatureTable, batches: np.ndarray, epoch: int, first: int, steps: int, out: Path | None
+    losses: list[float], table: FeatureTable, rows: np.ndarray, state: _Standing, *, first: int, out: Path | None
 ) -> None:
-    """Raise for the first loss that is not finite, naming the batch, and the caption whose features are to blame."""
+    """Raise for the first loss that is not finite, naming the batch, or the item whose features are to blame.
+
+    Args:
+        losses: of the steps from `first` (counted from 0) of the epoch under way.
+        rows: (S, B) captions of all steps of the epoch.
+    """
     bad = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
     if bad is None:
         return
-    rows = torch.from_numpy(batches[bad])
-    message = f"The loss is {losses[bad]} in epoch {epoch + 1}, step {first + bad + 1} of {steps}"
-    culprit = _non_finite_features(table, rows)
+    batch = torch.from_numpy(rows[first + bad])
+    message = f"The loss is {losses[bad]} in epoch {state.epoch + 1}, step {first + bad + 1} of {state.steps}"
+    culprit = _non_finite_features(table, batch)
     if culprit:
         raise NonFiniteError(
             f"{message}: {culprit} has features that are NaN or infinite", mend="See: glscl inspect CACHE --verify"
         )
-    ids = [table.text_ids[row] for row in rows.tolist()]
+    ids = [table.text_ids[row] for row in batch.tolist()]
     shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
-    kept = f"; {out} keeps the weights of epoch {epoch}" if out is not None and epoch else ""
+    kept = f"; {out} keeps the weights of epoch {state.epoch}" if out is not None and state.epoch else ""
     raise NonFiniteError(f"{message}, on the captions {shown}{kept}", mend="Try a lower --lr")
 
 
@@ -676,6 +682,30 @@ def _non_finite_features(table: FeatureTable, rows: Tensor) -> str | None:
         if not video.frame_features[i].isfinite().all():
             return f"video {table.video_ids[int(table.video_of_text[row])]!r}"
     return None
+
+
+class _Batches:
+    """The batches of one epoch, with their row numbers beside the features already.
+
+    Attributes:
+        rows: (S, B) int64, captions of each step.
+    """
+
+    def __init__(
+        self, table: FeatureTable, rows: np.ndarray, lengths: np.ndarray | None, *, share: slice, mask: bool
+    ) -> None:
+        self.rows, self._table, self._share, self._mask = rows, table, share, mask
+        self._texts = torch.from_numpy(rows).to(table.device)
+        self._videos = table.video_of_text[self._texts]  # (S, B)
+        self._widths = [None] * len(rows) if lengths is None else lengths[rows].max(1).tolist()
+
+    def on(self, device: torch.device, step: int) -> tuple[TextFeatures, VideoFeatures, Tensor | None]:
+        """What `ContrastiveStep` takes; all processes pad their share to the longest caption of the whole batch."""
+        videos = self._videos[step]
+        text = self._table.texts(self._texts[step, self._share], width=self._widths[step])
+        video = self._table.videos(videos[self._share])
+        exclude = (videos[:, None] == videos).to(device) if self._mask else None  # (B, B)
+        return _to(text, device), _to(video, device), exclude
 
 
 def _step_seed(seed: int, epoch: int, step: int, process: int) -> int:

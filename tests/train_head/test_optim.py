@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -34,7 +35,7 @@ def test_the_schedule_rises_linearly_to_one_and_falls_to_zero_without_a_dip():
     factors = [warmup_cosine(step, total=100, warmup=0.1) for step in range(100)]
     assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert factors[10] == 1.0
-    assert all(a > b for a, b in zip(factors[10:], factors[11:]))
+    assert all(a > b for a, b in itertools.pairwise(factors[10:]))
     assert factors[55] == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
     assert 0 < factors[-1] < 1e-3
 

@@ -47,6 +47,10 @@ def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
         assert torch.equal(a[name], b[name]), name
 
 
+def read_run_history(folder) -> list[dict]:
+    return json.loads((folder / "run.json").read_text())["history"]
+
+
 class Stop(Reporter):
     """Interrupts after one step of one epoch, as Ctrl-C would."""
 
@@ -177,6 +181,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(planted, tmp_path, nam
         fit(new_head(name, table), table, **common, out=tmp_path / "stopped", reporter=Stop(*stop))
     standing = load_resume(tmp_path / "stopped").state
     assert (standing["epoch"] + 1, standing["step"]) == stop
+    assert read_run_history(tmp_path / "stopped") == standing["history"]
     resumed = new_head(name, table, seed=99)  # its own start is overwritten
     rest = fit(resumed, table, **common, out=tmp_path / "stopped", resume=True)
     assert_equal(tensors_of(straight), tensors_of(resumed))
@@ -464,11 +469,13 @@ def test_a_full_disk_leaves_the_last_epoch_whole(small_cache, tmp_path, monkeypa
     assert (tmp_path / "run/last.safetensors").read_bytes() == (tmp_path / "straight/last.safetensors").read_bytes()
 
 
-def test_a_tracker_that_is_not_installed_is_named(planted, monkeypatch):
+def test_a_tracker_that_is_not_installed_is_named(planted, monkeypatch, tmp_path):
     import accelerate.utils
 
     monkeypatch.setattr(accelerate.utils, "is_tensorboard_available", lambda: False)
     with pytest.raises(UsageError, match=r"glscl\[tracker\]"):
+        fit(new_head("projection", planted(videos=4)), planted(videos=4), epochs=1, tracker="tensorboard", out=tmp_path)
+    with pytest.raises(UsageError, match="needs a run folder"):
         fit(new_head("projection", planted(videos=4)), planted(videos=4), epochs=1, tracker="tensorboard")
 
 

@@ -183,7 +183,7 @@ def _load(head: Head, plan: _Plan, weights: Mapping[str, Tensor], dropped: list[
             continue
         value = weights[theirs].reshape(()) if name == "logit_scale" else weights[theirs]
         if value.shape != ours[name].shape:
-            found, expected = tuple(value.shape), tuple(ours[name].shape)
-            raise CheckpointError(f"{theirs} of {source} has shape {found}, head {plan.head} expects {expected}")
+            shape, expected = tuple(value.shape), tuple(ours[name].shape)
+            raise CheckpointError(f"{theirs} of {source} has shape {shape}, head {plan.head} expects {expected}")
         ours[name] = value.to(ours[name].dtype)
     head.load_state_dict(ours)

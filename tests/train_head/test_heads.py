@@ -286,7 +286,7 @@ def test_heads_that_need_no_tokens_do_without(name):
 @pytest.mark.parametrize("name", NEEDS_TOKENS)
 def test_heads_that_need_tokens_say_so(name):
     text, video = make_batch()
-    with pytest.raises(UsageError, match="token features.*Extract again with --tokens"):
+    with pytest.raises(UsageError, match=r"token features.*Extract again with --tokens"):
         make_head(name)(TextFeatures(text.text_features), video)
 
 
@@ -307,7 +307,7 @@ def test_unknown_options_are_refused_with_the_choices(name):
 
 
 def test_unknown_heads_are_refused_with_the_choices():
-    with pytest.raises(UsageError, match="no head 'glcsl'.*mean_pool.*glscl"):
+    with pytest.raises(UsageError, match=r"no head 'glcsl'.*mean_pool.*glscl"):
         build_head("glcsl", embed_dim=D)
 
 

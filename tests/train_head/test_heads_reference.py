@@ -183,7 +183,9 @@ def test_dicosa():
         pooled = conditioned(t, aggregate(head, frames), 2.0)
         total = 0
         for ours, theirs in zip(t.chunk(4), pooled.chunk(4), strict=True):
-            total = total + head.chunk_weight(torch.cat((ours, theirs))) * (unit(ours) @ unit(theirs))
+            total = total + head.chunk_weight(head.chunk_hidden(torch.cat((ours, theirs))).relu()) * (
+                unit(ours) @ unit(theirs)
+            )
         return total
 
     check(head, pair)

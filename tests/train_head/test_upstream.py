@@ -234,7 +234,7 @@ def test_missing_keys_of_layers_nobody_has_seen_are_named_as_the_program_would()
     _, _, weights, _, _ = read("glscl_ragged")
     with pytest.raises(CheckpointError, match=r"missing keys: .*transformer_decoder_noun\.layers\.2\.linear1\.bias"):
         glscl_head(weights, decoder_layers=3)
-    with pytest.raises(CheckpointError, match="missing keys: .*noun_queries"):
+    with pytest.raises(CheckpointError, match=r"missing keys: .*noun_queries"):
         glscl_head(weights, share_queries=False)
 
 
@@ -248,12 +248,12 @@ def test_shapes_that_do_not_fit_are_named():
     _, _, weights, _, _ = read("glscl_ragged")
     with pytest.raises(CheckpointError, match=r"spatial_queries of glscl has shape \(8, 64\), .* expects \(12, 64\)"):
         glscl_head(weights, queries=12)
-    with pytest.raises(CheckpointError, match="has shape .*64.*expects.*128"):
+    with pytest.raises(CheckpointError, match=r"has shape .*64.*expects.*128"):
         head_from_state_dict(weights, source="glscl", embed_dim=128)
 
 
 def test_an_empty_glscl_state_dict_is_refused():
-    with pytest.raises(CheckpointError, match="missing keys: .*spatial_queries"):
+    with pytest.raises(CheckpointError, match=r"missing keys: .*spatial_queries"):
         glscl_head({})
 
 

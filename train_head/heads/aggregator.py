@@ -1,4 +1,4 @@
-"""Frame aggregators: what makes frames know of each other before they are pooled (CLIP4Clip, Luo et al. 2022, 3.3).
+"""Frame aggregators: what makes frames know of each other before they are pooled (CLIP4Clip, Luo et al. 2022).
 
 V videos, F frames, D embed_dim.
 """
@@ -37,7 +37,7 @@ class LstmAggregator(nn.Module):
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
         """(V, F, D) with mask (V, F) → (V, F, D); a padded frame comes back as it was."""
         with torch.autocast(device_type=frames.device.type, enabled=False):
-            hidden, _ = self.lstm(frames.to(self.lstm.weight_ih_l0.dtype))
+            hidden, _ = self.lstm(frames.to(next(self.lstm.parameters()).dtype))
         return frames + hidden.masked_fill(~mask.unsqueeze(-1), 0.0)
 
 
@@ -108,6 +108,7 @@ def initialise_like_clip(positions: nn.Embedding, blocks: nn.ModuleList) -> None
     narrow = width**-0.5 * (2 * len(blocks)) ** -0.5
     nn.init.normal_(positions.weight, std=0.01)
     for block in blocks:
+        assert isinstance(block, ResidualBlock)
         nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
         nn.init.normal_(block.attn.out_proj.weight, std=narrow)
         nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)

@@ -282,6 +282,12 @@ def slice_items(encoded: Encoded, start: int, stop: int) -> Encoded:
     return type(encoded)(*(field[start:stop] for field in encoded))
 
 
+def tokens_of(text: TextFeatures) -> tuple[Tensor, Tensor]:
+    """Token features and mask of texts that `Head.encode_text` has checked to have them."""
+    assert text.token_features is not None and text.token_mask is not None
+    return text.token_features, text.token_mask
+
+
 def attendable(mask: Tensor) -> Tensor:
     """The mask as bool; an item without any real entry is opened whole, so that softmax stays finite over its zeros."""
     mask = mask.bool()

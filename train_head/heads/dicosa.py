@@ -78,11 +78,12 @@ class Dicosa(Head):
             aggregator, embed_dim, layers=aggregator_layers, heads=aggregator_heads, positions=frame_positions
         )
         width = embed_dim // chunks
-        self.chunk_weight = nn.Sequential(nn.Linear(2 * width, 4 * width), nn.ReLU(), nn.Linear(4 * width, 1))
-        for layer in (self.chunk_weight[0], self.chunk_weight[2]):
+        self.chunk_hidden = nn.Linear(2 * width, 4 * width)
+        self.chunk_weight = nn.Linear(4 * width, 1)
+        for layer in (self.chunk_hidden, self.chunk_weight):
             nn.init.normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
-        nn.init.constant_(self.chunk_weight[2].bias, 1 / chunks)
+        nn.init.zeros_(self.chunk_hidden.bias)
+        nn.init.constant_(self.chunk_weight.bias, 1 / chunks)
 
     def text_side(self, text: TextFeatures) -> DicosaText:
         return DicosaText(text.text_features)
@@ -96,10 +97,9 @@ class Dicosa(Head):
         pooled = (weights.transpose(1, 2) @ frames).unflatten(-1, (self.chunks, -1))  # (V, T, C, D/C)
         chunks = text.text_features.unflatten(-1, (self.chunks, -1))  # (T, C, D/C)
         cosine = (F.normalize(pooled, dim=-1) * F.normalize(chunks, dim=-1)).sum(-1)  # (V, T, C)
-        first, activation, last = self.chunk_weight
-        text_half, video_half = first.weight.chunk(2, dim=1)  # [t_c; g_c] through one matrix, without concatenating
-        hidden = F.linear(pooled, video_half) + F.linear(chunks, text_half, first.bias)  # (V, T, C, 4D/C)
-        weight = last(activation(hidden)).squeeze(-1)  # (V, T, C)
+        text_half, video_half = self.chunk_hidden.weight.chunk(2, dim=1)  # [t_c; g_c] without concatenating
+        hidden = F.linear(pooled, video_half) + F.linear(chunks, text_half, self.chunk_hidden.bias)  # (V, T, C, 4D/C)
+        weight = self.chunk_weight(F.relu(hidden)).squeeze(-1)  # (V, T, C)
         return (weight * cosine).sum(-1).T  # (T, V)
 
     def pair_bytes(self, text: DicosaText, video: DicosaVideo) -> int:

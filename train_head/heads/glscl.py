@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.errors import UsageError
 from glscl.train_head.heads.aggregator import build_aggregator
-from glscl.train_head.heads.base import Head, require_at_least, require_choice, require_dropout, require_positive
+from glscl.train_head.heads.base import (
+    Head,
+    require_at_least,
+    require_choice,
+    require_dropout,
+    require_positive,
+    tokens_of,
+)
 from glscl.train_head.heads.layers import Decoder
 from glscl.train_head.heads.pooling import conditioned_cosine, conditioned_cosine_floats, gram_matrix
 
@@ -137,7 +144,8 @@ class Glscl(Head):
     def text_side(self, text: TextFeatures) -> GlsclText:
         queries = self.queries if self.text_queries is None else self.text_queries
         decoder = self.decoder if self.text_decoder is None else self.text_decoder
-        concepts = decoder(queries, text.token_features, text.token_mask if self.mask_padding else None)  # (T, Q, D)
+        tokens, mask = tokens_of(text)
+        concepts = decoder(queries, tokens, mask if self.mask_padding else None)  # (T, Q, D)
         return GlsclText(text.text_features, F.normalize(concepts, dim=-1))
 
     def video_side(self, video: VideoFeatures) -> GlsclVideo:

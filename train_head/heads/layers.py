@@ -224,8 +224,8 @@ def build_adapter(kind: str, width: int) -> nn.Module | None:
 
 def entry_scorer(width: int) -> nn.Sequential:
     """D → D → ReLU → 1: one logit for every token or frame; nearly equal logits at start."""
-    scorer = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
-    for layer in (scorer[0], scorer[2]):
+    hidden, logit = nn.Linear(width, width), nn.Linear(width, 1)
+    for layer in (hidden, logit):
         nn.init.normal_(layer.weight, std=0.02)
         nn.init.zeros_(layer.bias)
-    return scorer
+    return nn.Sequential(hidden, nn.ReLU(), logit)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.train_head.heads.aggregator import build_aggregator
-from glscl.train_head.heads.base import Head
+from glscl.train_head.heads.base import Head, tokens_of
 from glscl.train_head.heads.layers import entry_scorer
 from glscl.train_head.heads.pooling import masked_softmax
 
@@ -81,8 +81,9 @@ class Ti(Head):
         return frames.new_zeros(frames.shape[:-1])
 
     def text_side(self, text: TextFeatures) -> Entries:
-        weights = masked_softmax(self.token_logits(text.token_features).to(self.dtype), text.token_mask, dim=-1)
-        return Entries(F.normalize(text.token_features, dim=-1), text.token_mask, weights)
+        tokens, mask = tokens_of(text)
+        weights = masked_softmax(self.token_logits(tokens).to(self.dtype), mask, dim=-1)
+        return Entries(F.normalize(tokens, dim=-1), mask, weights)
 
     def video_side(self, video: VideoFeatures) -> Entries:
         frames = self.aggregator(video.frame_features, video.frame_mask)  # (V, F, D)

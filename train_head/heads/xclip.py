@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.errors import UsageError
 from glscl.train_head.heads.aggregator import build_aggregator
-from glscl.train_head.heads.base import Head, require_at_least, require_positive
+from glscl.train_head.heads.base import Head, require_at_least, require_positive, tokens_of
 from glscl.train_head.heads.pooling import masked_softmax, mean_of_normalised
 
 
@@ -95,9 +95,9 @@ class Xclip(Head):
         self.word_of_frame_map = nn.Parameter(torch.eye(max_words))
 
     def text_side(self, text: TextFeatures) -> XclipText:
-        self._check_length("max_words", "tokens", text.token_mask.shape[1], len(self.word_map))
-        sentence = F.normalize(text.text_features, dim=-1)
-        return XclipText(sentence, F.normalize(text.token_features, dim=-1), text.token_mask)
+        tokens, mask = tokens_of(text)
+        self._check_length("max_words", "tokens", mask.shape[1], len(self.word_map))
+        return XclipText(F.normalize(text.text_features, dim=-1), F.normalize(tokens, dim=-1), mask)
 
     def video_side(self, video: VideoFeatures) -> XclipVideo:
         self._check_length("max_frames", "frames", video.frame_mask.shape[1], len(self.frame_map))

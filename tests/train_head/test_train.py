@@ -449,7 +449,7 @@ def test_resuming_on_another_cache_or_with_other_settings_is_refused(small_cache
 def test_a_full_disk_leaves_the_last_epoch_whole(small_cache, tmp_path, monkeypatch):
     store = small_cache().fill()
     from glscl.errors import StorageError
-    from glscl.train_head import train as module
+    from glscl.train_head import standing as module
 
     real, calls = module.save_resume, []
 

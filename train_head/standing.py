@@ -1,0 +1,129 @@
+"""Where a training stands: taken up where it was stopped, and saved after every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from glscl.errors import CheckpointError
+from glscl.train_head.checkpoint import (
+    Resume,
+    check_tensors,
+    load_resume,
+    save_resume,
+    save_weights,
+    write_run,
+)
+from glscl.train_head.heads.base import Head
+
+
+@dataclass(kw_only=True)
+class Standing:
+    """How far a loop is. `epoch` and `step` are the next ones to do, from 0; losses and seconds are of this epoch."""
+
+    epochs: int
+    steps: int
+    batch_size: int
+    seed: int
+    epoch: int = 0
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    consistent: bool = True  # False between the first and the last change that a step or an end of an epoch makes
+
+    def begin(self, epoch: int) -> None:
+        self.epoch, self.step, self.losses, self.seconds = epoch, 0, [], 0.0
+
+
+_SAME = ("epochs", "steps", "batch_size", "seed")
+_MOVING = ("epoch", "step", "losses", "seconds", "history", "best")
+
+
+def standing_of(state: Standing, head: Head, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> Resume:
+    """Everything a run needs to go on: weights, moments by the parameter's name, and how far it is."""
+    tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
+    for name, parameter in head.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{key}.{name}"] = value
+    scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+    return Resume(tensors, {**{key: getattr(state, key) for key in (*_SAME, *_MOVING)}, "scaler": scaler})
+
+
+def take_up(
+    accelerator: Accelerator, state: Standing, head: Head, optimizer: torch.optim.Optimizer, out: Path | None
+) -> None:
+    """Set weights, moments and standing from what `_standing` saved; nothing where there is none."""
+    resume = load_resume(out) if out is not None else None
+    found = resume.state["epoch"] * state.steps + resume.state["step"] if resume is not None else -1
+    everywhere = accelerator.gather(torch.tensor([found], device=accelerator.device)).tolist()
+    if len(set(everywhere)) > 1:
+        raise CheckpointError(
+            f"The processes do not see the same {out}/resume.safetensors",
+            mend="Put --out on a disk that all of them share",
+        )
+    if resume is None:
+        return
+    path = out / "resume.safetensors"
+    for key in _SAME:
+        if resume.state.get(key) != getattr(state, key):
+            found = resume.state.get(key)
+            raise CheckpointError(f"{path} is of another training: {key} is {found}, expected {getattr(state, key)}")
+    expected = {f"head.{name}": value.shape for name, value in head.state_dict().items()}
+    weights = {name: value for name, value in resume.tensors.items() if name.startswith("head.")}
+    check_tensors(path, weights, expected)
+    parameters = dict(head.named_parameters())
+    for name, value in resume.tensors.items():
+        kind, _, parameter = name.partition(".")
+        if kind != "head" and (parameter not in parameters or value.shape not in (parameters[parameter].shape, ())):
+            raise CheckpointError(f"{path} does not fit the head: it has a {name} of shape {tuple(value.shape)}")
+    head.load_state_dict({name.removeprefix("head."): value for name, value in weights.items()})
+    for name, value in resume.tensors.items():
+        kind, _, parameter = name.partition(".")
+        if kind != "head":
+            optimizer.state[parameters[parameter]][kind] = value.to(parameters[parameter].device)
+    for key in _MOVING:
+        setattr(state, key, resume.state[key])
+    if accelerator.scaler is not None and resume.state.get("scaler"):
+        accelerator.scaler.load_state_dict(resume.state["scaler"])
+
+
+def save_epoch(
+    out: Path,
+    head: Head,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    state: Standing,
+    run: Mapping[str, Any],
+    *,
+    better: bool,
+) -> None:
+    """Best and last first, then where the run stands; a finished run needs no standing any more."""
+    complete = state.epoch == state.epochs
+    if better:
+        save_weights(out / "best.safetensors", head)
+    save_weights(out / "last.safetensors", head)
+    if not complete:
+        save_resume(out, standing_of(state, head, optimizer, accelerator))
+    write_run(out, {**run, "history": state.history, "best": state.best, "complete": complete})
+    if complete:
+        (out / "resume.safetensors").unlink(missing_ok=True)
+
+
+def save_standing(
+    out: Path,
+    head: Head,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    state: Standing,
+    run: Mapping[str, Any],
+) -> None:
+    """What a stopped run leaves in the middle of an epoch."""
+    save_resume(out, standing_of(state, head, optimizer, accelerator))
+    write_run(out, {**run, "history": state.history, "best": state.best, "complete": False})

@@ -12,6 +12,7 @@ import pytest
 
 from glscl.cache.layout import FLOAT, LAYOUT
 from glscl.cache.schema import Status
+from glscl.train_head.recipes import RECIPES
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -59,3 +60,16 @@ def test_the_cache_page_names_every_status():
 
 def test_the_page_of_commands_is_what_the_commands_say():
     subprocess.run([sys.executable, DOCS / "make_cli_page.py", "--check"], check=True)
+
+
+def test_the_page_of_recipes_is_what_the_code_says():
+    page = (DOCS / "recipes.md").read_text()
+    rows = [line.strip("| \n").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    names = ("queries", "temperature", "alpha", "beta", "decoder_layers", "local_weight")
+    found = {row[0]: [float(cell) for cell in row[1:]] for row in rows if row[0] in RECIPES and len(row) == 12}
+    expected = {}
+    for name in ("msrvtt", "msvd", "lsmdc", "didemo", "activitynet"):
+        recipe = RECIPES[name]
+        options = recipe.head_options["glscl"]
+        expected[name] = [recipe.words, recipe.frames, recipe.fps, recipe.batch, recipe.epochs, *(options[n] for n in names)]
+    assert found == expected

@@ -21,7 +21,7 @@ class Published:
         protocol: which test set.
         backbone: as open_clip calls it.
         text_to_video, video_to_text: metric -> value, only those that were published.
-        source: the paper that prints the numbers; None where they are common knowledge to check a cache with.
+        source: the method's paper; None where the numbers are common knowledge to check a cache with.
     """
 
     method: str
@@ -40,7 +40,7 @@ _SOURCES = {
     "X-Pool": "Gorti et al. 2022, arXiv:2203.15086",
     "TS2-Net": "Liu et al. 2022, arXiv:2207.07852",
     "DRL": "Wang et al. 2022, arXiv:2203.07111",
-    "DiCoSA": "Jin et al. 2023, arXiv:2305.12218",
+    "DiCoSA": "Jin et al. 2023",
     "Prompt Switch": "Deng et al. 2023, arXiv:2308.07648",
     "GLSCL": "Zhang et al. 2024, arXiv:2405.12710",
 }

@@ -82,7 +82,7 @@ def similarity_matrix(
         NonFiniteError: a score is NaN or infinite; names the text and the video.
         InputError: the table has no texts or no videos.
     """
-    with _scorer(
+    with scoring(
         head, table, text_batch, video_batch, device=device, max_bytes=max_bytes, seconds=seconds, progress=progress
     ) as scorer:
         similarity = torch.empty((table.num_texts, table.num_videos), dtype=torch.float32)
@@ -126,7 +126,7 @@ def ranks(
     if unknown or isinstance(directions, str):
         raise UsageError(f"directions are {', '.join(DIRECTIONS)}; found {directions!r}")
     clock = seconds if seconds is not None else {}
-    with _scorer(
+    with scoring(
         head, table, text_batch, video_batch, device=device, max_bytes=max_bytes, seconds=clock, progress=progress
     ) as scorer:
         scorer.free = scorer.max_bytes // 2
@@ -143,7 +143,7 @@ def ranks(
     return result
 
 
-class _Scorer:
+class Scorer:
     """Tiles of scores. Videos are encoded at once, texts when a tile needs them.
 
     Encoded texts and tiles are kept while `free` bytes last. Beyond, they are made anew when asked for again, so tiles
@@ -260,18 +260,21 @@ class _Scorer:
 
 
 @contextmanager
-def _scorer(
+def scoring(
     head: nn.Module,
     table: Table,
-    text_batch: int,
-    video_batch: int,
+    text_batch: int = 512,
+    video_batch: int = 1024,
     *,
-    device: torch.device | str | None,
-    max_bytes: int | None,
-    seconds: dict[str, float] | None,
-    progress: Progress | None,
-) -> Iterator[_Scorer]:
-    """A scorer on a head in evaluation mode; afterwards the head is as before, on an error too."""
+    device: torch.device | str | None = None,
+    max_bytes: int | None = None,
+    seconds: dict[str, float] | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Scorer]:
+    """A scorer on a head in evaluation mode, with arguments as in `similarity_matrix`.
+
+    Afterwards the head is as before, on an error too.
+    """
     for name, value in (("text_batch", text_batch), ("video_batch", video_batch), ("max_bytes", max_bytes)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1, found {value}")
@@ -286,7 +289,7 @@ def _scorer(
     try:
         head.eval().to(device)
         with torch.no_grad(), torch.autocast(device.type, enabled=False), _without_tf32(device):
-            yield _Scorer(
+            yield Scorer(
                 head,
                 table,
                 text_batch=text_batch,

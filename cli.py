@@ -10,7 +10,7 @@ import typer
 
 from glscl.config import home
 from glscl.errors import UsageError
-from glscl.extract.config import ExtractConfig, parse_rate
+from glscl.extract.config import ExtractConfig, ImportConfig, parse_rate
 from glscl.options import Run, command, command_line
 from glscl.options import main as run_command_line
 from glscl.train_head.config import TrainConfig
@@ -108,7 +108,6 @@ def extract(
     """Encode every frame and caption with CLIP into a cache. Resumes by itself; a finished cache is left alone."""
     from glscl.extract.datasets import DATASETS
     from glscl.extract.datasets.base import summary
-    from glscl.extract.pipeline import first_videos
 
     if dataset not in DATASETS:
         raise UsageError(f"--dataset is {dataset!r}; expected one of {', '.join(DATASETS)}")
@@ -119,16 +118,16 @@ def extract(
         videos = None
     else:
         videos = videos or root / "videos"
-    if annotations is None and ((root / "annotations").exists() or dataset not in ("csv", "folder", "webdataset")):
-        annotations = root / "annotations"
     found = DATASETS[dataset].read(
-        annotations,
+        _annotations_folder(dataset, annotations),
         videos,
-        splits=[name.strip() for name in splits.split(",")] if splits else None,
+        splits=_split_names(splits),
         protocol=protocol,
         dry_run=dry_run,
     )
     if limit:
+        from glscl.extract.pipeline import first_videos  # loads torch, which a dry run need not wait for
+
         found = first_videos(found, limit)
     counted = summary(found)
     for line in found.notes:
@@ -139,6 +138,18 @@ def extract(
         return
     done = _extract(run, config, dataset, found, out, limit)
     run.result(done.as_dict())
+
+
+def _annotations_folder(dataset: str, given: Path | None) -> Path | None:
+    """Where the annotations are looked for; None where the reader needs none."""
+    default = home() / "datasets" / dataset / "annotations"
+    if given is None and (default.exists() or dataset not in ("csv", "folder", "webdataset")):
+        return default
+    return given
+
+
+def _split_names(splits: str | None) -> list[str] | None:
+    return [name.strip() for name in splits.split(",")] if splits else None
 
 
 def _render_demo(run: Run, root: Path) -> None:
@@ -201,10 +212,14 @@ def _extract(run: Run, config: ExtractConfig, dataset: str, found: Any, out: Pat
             f"{out}: {done.videos} videos, {done.frames} frames, {done.texts} captions in "
             f"{duration(done.seconds['total'])}" + (f"; bound by {done.bound_by}" if done.bound_by else "")
         )
+    _print_failures(run, out, done)
+    return done
+
+
+def _print_failures(run: Run, out: Path, done: Any) -> None:
     if done.failed:
         lost = f"; {done.texts_without_video} captions lost their video" if done.texts_without_video else ""
         run.say(f"{len(done.failed)} videos with failures{lost}. Reasons: glscl inspect {out}")
-    return done
 
 
 def _print_splits(run: Run, counted: dict[str, Any]) -> None:
@@ -485,6 +500,8 @@ def search(
     if cache is None and run_folder is not None:
         cache = Path(read_run(run_folder)["cache"])
     store = open_store(cache or the_cache())
+    if video is not None and "text_backbone" in store.configuration:
+        raise UsageError(f"{store.path} holds imported frame features: how they were made from pixels is not known")
     head, table = _head_and_table(run, store, run_folder, split)
     backbone = _backbone_of(run, store, pretrained)
     hits = _search(store, head, table, backbone, sentence, video, top)
@@ -527,7 +544,12 @@ def _backbone_of(run: Run, store: Any, pretrained: str | None) -> Any:
     from glscl.errors import FingerprintError
     from glscl.extract.encoder import Backbone
 
-    made = store.configuration["backbone"]
+    made = store.configuration.get("text_backbone", store.configuration["backbone"])
+    if made["pretrained"] == "imported":
+        raise UsageError(
+            f"{store.path} holds imported features of captions and frames: no backbone is known to encode anything else",
+            mend="Import with --backbone NAME, which encodes the captions now",
+        )
     backbone = Backbone.load(made["name"], pretrained or made["pretrained"], words=made["words"], device=run.device())
     if backbone.description.weights != made["weights"]:
         raise FingerprintError(
@@ -558,6 +580,158 @@ def _search(
     features = torch.from_numpy(frames).to(table.device)[None]
     mask = torch.ones(features.shape[:2], dtype=torch.bool, device=table.device)
     return search_captions(head, table, VideoFeatures(features, mask), top=top)
+
+
+@command(app)
+def compare(
+    run: Run,
+    runs: Annotated[list[Path], typer.Argument(help="Run folders or result files; the first is what others are compared with.")],
+    format: Annotated[
+        str, typer.Option(help="How tables are written.", metavar="terminal|markdown|csv|latex", rich_help_panel="Output")
+    ] = "terminal",
+    published: Annotated[
+        bool, typer.Option(help="Put published results beside, frozen and fine-tuned apart.", rich_help_panel="Output")
+    ] = True,
+    top: Annotated[
+        int, typer.Option(help="Captions listed that improved most, and worsened.", min=0, rich_help_panel="Output")
+    ] = 5,
+    split: Annotated[str, typer.Option(help="Which results of the folders.", rich_help_panel="Data")] = "test",
+    cache: Annotated[
+        Optional[Path], typer.Option(help="Where the cache is now. Default: where it was.", rich_help_panel="Data")
+    ] = None,
+    resamples: Annotated[
+        int, typer.Option(help="Draws of the paired tests.", min=1, rich_help_panel="Statistics")
+    ] = 2000,
+) -> None:
+    """Runs side by side: one table with intervals, each run tested against the first, and the captions they differ on."""
+    from glscl.evaluate.comparison import compare_runs
+    from glscl.evaluate.runs import open_cache_of, read_evaluated
+    from glscl.evaluate.tables import STYLES, render
+
+    if format not in STYLES:
+        raise UsageError(f"--format is {format!r}; expected one of {', '.join(STYLES)}")
+    found = [open_cache_of(read_evaluated(path, split=split), cache)[1] for path in runs]
+    comparison = compare_runs(found, published=published, top=top, resamples=resamples, seed=run.seed)
+    run.say("\n".join(render(table, format) for table in comparison.tables()).rstrip())
+    run.result(comparison.as_dict())
+
+
+@command(app)
+def report(
+    run: Run,
+    runs: Annotated[list[Path], typer.Argument(help="Run folders or result files; the first is what others are compared with.")],
+    out: Annotated[Path, typer.Option(help="The page.", rich_help_panel="Output")] = Path("report.html"),
+    plots: Annotated[
+        Optional[Path], typer.Option(help="Write the figures as PNG and PDF to this folder.", rich_help_panel="Output")
+    ] = None,
+    title: Annotated[Optional[str], typer.Option(help="Heading of the page.", rich_help_panel="Output")] = None,
+    videos: Annotated[
+        Optional[Path],
+        typer.Option(help="Folder with the videos. Default: where extraction found them.", rich_help_panel="Data"),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which results of the folders.", rich_help_panel="Data")] = "test",
+    cache: Annotated[
+        Optional[Path], typer.Option(help="Where the cache is now. Default: where it was.", rich_help_panel="Data")
+    ] = None,
+    examples: Annotated[
+        int, typer.Option(help="Best captions shown a run, and as many worst.", min=0, rich_help_panel="Examples")
+    ] = 3,
+) -> None:
+    """Write one self-contained HTML page: tables, curves, hubs, examples with their frames, failures, commands."""
+    from glscl.evaluate.closeup import examine
+    from glscl.evaluate.report import write_report
+    from glscl.evaluate.runs import open_cache_of, read_evaluated
+    from glscl.extract.thumbnails import thumbnails_of
+
+    found, thumbnails = [], None
+    for path in runs:
+        store, judged = open_cache_of(read_evaluated(path, split=split), cache)
+        if store is not None:
+            run.detail(f"looking closely at {path}")
+            judged = examine(judged, store, examples=examples, device=run.device())
+            thumbnails = thumbnails or thumbnails_of(store.configuration, videos)
+        found.append(judged)
+    write_report(found, out, title=title, thumbnails=thumbnails, plots_dir=plots, seed=run.seed)
+    for judged in found:
+        for note in judged.notes:
+            run.say(f"note: {judged.title}: {note}")
+    run.say(f"written to {out}" + (f", figures to {plots}" if plots else ""))
+    run.result({"report": out, "plots": plots, "runs": [judged.title for judged in found]})
+
+
+@command(app, ImportConfig)
+def import_features(
+    run: Run,
+    config: ImportConfig,
+    dataset: Annotated[str, typer.Option(help="Name of a dataset reader; see docs/datasets.md.", rich_help_panel="Data")],
+    features: Annotated[
+        Path,
+        typer.Option(help="Frame features: a folder with a file a video, or a file keyed by video.", rich_help_panel="Data"),
+    ],
+    annotations: Annotated[
+        Optional[Path], typer.Option(help="File or folder with the annotations.", rich_help_panel="Data")
+    ] = None,
+    text_features: Annotated[
+        Optional[Path],
+        typer.Option(help="Caption features: keyed by caption or video, or one array in order.", rich_help_panel="Data"),
+    ] = None,
+    token_features: Annotated[
+        Optional[Path], typer.Option(help="Token features, keyed or in order likewise.", rich_help_panel="Data")
+    ] = None,
+    out: Annotated[Optional[Path], typer.Option(help="Folder of the cache.", rich_help_panel="Data")] = None,
+    splits: Annotated[
+        Optional[str], typer.Option(help="Only these splits, separated by commas.", rich_help_panel="Data")
+    ] = None,
+    protocol: Annotated[
+        Optional[str], typer.Option(help="Variant of the splits, such as 9k, 7k, full.", rich_help_panel="Data")
+    ] = None,
+) -> None:
+    """Make a cache from features that others extracted, with the captions of a dataset. No video is needed."""
+    from glscl.extract.datasets import DATASETS
+    from glscl.extract.encoder import Backbone
+    from glscl.extract.import_features import import_features as import_arrays
+    from glscl.versions import versions
+
+    if dataset not in DATASETS:
+        raise UsageError(f"--dataset is {dataset!r}; expected one of {', '.join(DATASETS)}")
+    entry = DATASETS[dataset]
+    found = entry.read(
+        _annotations_folder(dataset, annotations), None, splits=_split_names(splits), protocol=protocol, dry_run=True
+    )
+    backbone = None
+    if config.backbone is not None:
+        backbone = Backbone.load(
+            config.backbone,
+            config.pretrained,
+            words=config.max_words or entry.max_words,
+            device=run.device(),
+            precision=config.precision,
+        )
+    out = out or home() / "caches" / f"{dataset}-{config.name.replace('/', '-').replace(':', '-')}"
+    done = import_arrays(
+        found,
+        features,
+        out,
+        text_features=text_features,
+        token_features=token_features,
+        backbone=backbone,
+        name=config.name,
+        fps=config.fps,
+        format=config.format,
+        dtype=config.dtype,
+        tokens=config.tokens,
+        shard_videos=config.shard_videos,
+        shard_texts=config.shard_texts,
+        batch_texts=config.batch_texts,
+        progress=run.progress,
+        provenance={"command": command_line(), "versions": versions(), "recipe": entry.recipe},
+    )
+    for line in done.notes:
+        run.say(f"note: {line}")
+    state = " is complete already" if done.already_complete else ""
+    run.say(f"{out}{state}: {done.videos} videos, {done.frames} frames, {done.texts} captions")
+    _print_failures(run, out, done)
+    run.result(done.as_dict())
 
 
 @command(app)

@@ -64,6 +64,42 @@ class ExtractConfig:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """What features that others extracted are, and how they are stored."""
+
+    name: str = setting(
+        "features", "What the features are, such as ViT-B-16; part of the fingerprint.", group="Features", metavar="TEXT"
+    )
+    fps: float = setting(1.0, "Frames a second that they were sampled at, for the times.", group="Features", min=1e-3)
+    backbone: str | None = setting(
+        None,
+        "Encode the captions now: the backbone that the frames went through, as in extract.",
+        group="Captions",
+    )
+    pretrained: str = setting("openai", "Tag of open_clip or a file with weights.", group="Captions", metavar="TAG|FILE")
+    precision: str = setting(
+        "auto",
+        "Arithmetic of the backbone; auto is fp16 on a GPU, fp32 elsewhere.",
+        group="Captions",
+        choices=("auto", "fp32", "fp16", "bf16"),
+    )
+    max_words: int | None = setting(
+        None, "Tokens kept a caption, start and end included. Default: the dataset's, 32 or 64.", group="Captions", min=2
+    )
+    tokens: bool = setting(
+        True, "Store token features, which GLSCL needs, of captions encoded now.", group="Captions",
+        flag="--tokens/--no-tokens",
+    )  # fmt: skip
+    batch_texts: int = setting(256, "Captions encoded at once.", group="Captions", min=1)
+    format: str = setting("zarr", "Format of the cache.", group="Cache", choices=("zarr", "hdf5"))
+    dtype: str = setting(
+        "float16", "Type of the stored features.", group="Cache", choices=("float16", "float32", "bfloat16")
+    )
+    shard_videos: int = setting(512, "Videos a shard.", group="Cache", min=1)
+    shard_texts: int = setting(4096, "Captions a shard.", group="Cache", min=1)
+
+
 def parse_rate(text: str) -> float | None:
     """`--fps`: frames a second, or None for `native`, which takes every frame."""
     if text == "native":

@@ -118,7 +118,7 @@ def extract(
     if not already:
         store.write_backbone_pieces(backbone.pieces())
         clock = time.perf_counter()
-        _extract_texts(store, backbone, tokens=tokens, batch_texts=batch_texts, progress=progress)
+        extract_texts(store, backbone, tokens=tokens, batch_texts=batch_texts, progress=progress)
         seconds_texts = time.perf_counter() - clock
         pool = DecodePool(
             workers=workers,
@@ -236,9 +236,10 @@ def encode_video_file(
 # --- captions --------------------------------------------------------------------------------------------------
 
 
-def _extract_texts(
+def extract_texts(
     store: Store, backbone: Backbone, *, tokens: bool, batch_texts: int, progress: Progress
 ) -> None:
+    """Encode and commit the captions of every shard that is not there yet."""
     index_of_video = {video.id: i for i, video in enumerate(store.plan.videos)}
     pending = store.pending("text")
     with progress.task("captions", sum(len(store.shard_range("text", s)) for s in pending), "captions") as task:
@@ -415,7 +416,7 @@ def _extract_videos(
             if current.complete:
                 clock = time.perf_counter()
                 records = current.records() | kept.get(shard, {})
-                _commit_videos(store, shard, records, retry=shard in kept)
+                commit_videos(store, shard, records, retry=shard in kept)
                 watch.writing += time.perf_counter() - clock
                 del in_progress[shard]
 
@@ -461,7 +462,8 @@ def _not_decoded(index: int, status: Status, reason: str | None) -> VideoDone:
     )
 
 
-def _commit_videos(store: Store, shard: int, records: dict[int, VideoRecord], *, retry: bool) -> None:
+def commit_videos(store: Store, shard: int, records: dict[int, VideoRecord], *, retry: bool = False) -> None:
+    """Commit the records of a shard, by item number; `retry` replaces what was committed before."""
     items = store.shard_range("video", shard)
     plan: list[VideoItem] = [store.plan.videos[i] for i in items]
     ordered = [records[i] for i in items]

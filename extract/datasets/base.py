@@ -27,6 +27,7 @@ SPLIT_NAMES = {
     "testing": "test",
 }
 CARVE_AT_LEAST = 20  # captioned videos; fewer are all test
+NOT_LOOKED_FOR = "no folder of videos was given: no file was looked for"
 
 _EXAMPLES = 3
 
@@ -307,7 +308,7 @@ class Gather:
         elif located is None:  # only absolute paths can be looked for
             located = {name: name for name in names if os.path.isabs(name) and os.path.isfile(name)}
         if videos is None and len(located) < len(names):
-            self.note("no folder of videos was given: no file was looked for")
+            self.note(NOT_LOOKED_FOR)
         return Annotations(
             dataset=self.dataset,
             videos=[VideoItem(id, split, located.get(v.file), v.start, v.end) for split, id, v in items],

@@ -21,12 +21,12 @@ from typing import Any
 from glscl.cache.schema import Annotations, Expected, TextItem, VideoItem
 from glscl.errors import GlsclError, InputError, NotFoundError, StorageError, UsageError
 from glscl.extract.demo.grammar import CAPTIONS, KINDS, caption_story
-from glscl.extract.demo.render import SIDE, draw_frames, frames_of_scene
+from glscl.extract.demo.render import SIDE, draw_frames, frames_of_story
 from glscl.extract.demo.world import SPLITS, Story, draw_stories
 
 FORMAT = "glscl.demo/1"  # of the annotation files; raise it when the same seed gives other pictures or captions
 FPS = 10
-SIZES = {"train": 1000, "val": 100, "test": 250}  # videos
+SIZES = {"train": 1500, "val": 100, "test": 250}  # videos
 RENDER_AGAIN = "Render it: glscl demo, or glscl extract --dataset demo."
 
 Progress = Callable[[int, int], None]
@@ -65,11 +65,6 @@ def write_video(story: Story, path: Path) -> int:
     return frames
 
 
-def frames_of_story(story: Story) -> int:
-    """Frames that `write_video` writes."""
-    return sum(frames_of_scene(scene, FPS) for scene in story.scenes)
-
-
 def _write_json(path: Path, content: Any) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -82,7 +77,8 @@ def _entry(story: Story, seed: int) -> dict[str, Any]:
     return {
         "id": story.id,
         "file": f"{story.id}.mp4",
-        "frames": frames_of_story(story),
+        "frames": frames_of_story(story, FPS),
+        "story": {"opening": story.opening, "ending": story.ending, "look": story.look},
         "scenes": [asdict(scene) for scene in story.scenes],
         "captions": [
             {"id": f"{story.id}#{k:02d}:{caption.kind}", "text": caption.text, "scenes": list(caption.scenes)}
@@ -104,14 +100,19 @@ def _read_split(path: Path) -> dict[str, Any]:
     return content
 
 
+def _plot(entry: dict[str, Any]) -> tuple[Any, Any]:
+    """What decides the pictures of a video."""
+    return entry["story"], entry["scenes"]
+
+
 def _forget_stale(annotations: Path, videos: Path, entries: dict[str, dict[str, Any]]) -> None:
     """Remove the mp4 files whose story on disk (as the annotations there tell) is another one, or not told at all."""
     told: dict[str, Any] = {}
     for split in SPLITS:
-        with contextlib.suppress(InputError):
-            told.update({entry["id"]: entry["scenes"] for entry in _read_split(annotations / f"{split}.json")["videos"]})
+        with contextlib.suppress(InputError, KeyError, TypeError):
+            told.update({entry["id"]: _plot(entry) for entry in _read_split(annotations / f"{split}.json")["videos"]})
     for id, entry in entries.items():
-        if told.get(id) != entry["scenes"]:
+        if told.get(id) != _plot(entry):
             with contextlib.suppress(FileNotFoundError):
                 (videos / entry["file"]).unlink()
 

@@ -427,13 +427,51 @@ def draw_frame(scene: Scene, u: float) -> Image.Image:
     return canvas
 
 
+@lru_cache(maxsize=8)
+def draw_card(look: int) -> Image.Image:
+    """An opening or end card: colour bars, lines of a title, or a film leader. RGB, SIDE × SIDE."""
+    rng = random.Random(look)
+    size, kind = 2 * SIDE, rng.choice(("bars", "title", "leader"))
+    image = Image.new("RGB", (size, size), (18, 18, 22))
+    draw = ImageDraw.Draw(image)
+    if kind == "bars":
+        level = rng.randint(150, 235)
+        for k, on in enumerate(((1, 1, 1), (1, 1, 0), (0, 1, 1), (0, 1, 0), (1, 0, 1), (1, 0, 0), (0, 0, 1))):
+            draw.rectangle((k * size / 7, 0, (k + 1) * size / 7, size * 0.78), fill=tuple(level * v for v in on))
+        for k in range(6):
+            draw.rectangle((k * size / 6, size * 0.78, (k + 1) * size / 6, size), fill=(k * 40,) * 3)
+    elif kind == "title":
+        top = size * rng.uniform(0.25, 0.45)
+        for k, thick in enumerate((22, 10, 10)[: rng.randint(1, 3)]):
+            half, y = size * rng.uniform(0.18, 0.38), top + 44 * k
+            draw.rounded_rectangle((size / 2 - half, y, size / 2 + half, y + thick), 4, fill=(232, 228, 214))
+    else:
+        image.paste((196, 192, 180), (0, 0, size, size))
+        c, turn = size / 2, rng.uniform(0, 360)
+        draw.pieslice((-c, -c, 3 * c, 3 * c), -90, turn - 90, fill=(150, 146, 136))
+        for r in (0.42, 0.36):
+            draw.ellipse((c - size * r, c - size * r, c + size * r, c + size * r), outline=(40, 40, 40), width=5)
+        draw.line((c, 0, c, size), fill=(40, 40, 40), width=4)
+        draw.line((0, c, size, c), fill=(40, 40, 40), width=4)
+    return image.reduce(2)
+
+
 def frames_of_scene(scene: Scene, fps: int) -> int:
     return max(2, round(scene.seconds * fps))
 
 
+def frames_of_story(story: Story, fps: int) -> int:
+    """Frames that `draw_frames` gives."""
+    return round(story.opening * fps) + sum(frames_of_scene(s, fps) for s in story.scenes) + round(story.ending * fps)
+
+
 def draw_frames(story: Story, fps: int) -> Iterator[Image.Image]:
-    """All frames of a story in order, `fps` a second."""
+    """All frames of a story in order, `fps` a second: opening card, scenes, end card."""
+    for _ in range(round(story.opening * fps)):
+        yield draw_card(story.look)
     for scene in story.scenes:
         count = frames_of_scene(scene, fps)
         for k in range(count):
             yield draw_frame(scene, k / (count - 1))
+    for _ in range(round(story.ending * fps)):
+        yield draw_card(story.look + 1)

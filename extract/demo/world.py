@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 SHAPES = ("circle", "square", "triangle", "star", "ring", "heart", "cross", "moon", "flower", "arrow", "house", "fish")
 COLOURS = {
@@ -27,6 +27,8 @@ SIZES = ("small", "big")
 BACKGROUNDS = ("beach", "forest", "desert", "snow", "night", "city", "wall", "wood", "ocean", "meadow")
 ACTIONS = ("enter", "leave", "grow", "shrink", "spin", "jump", "recolour", "vanish", "rest")
 SIDES = ("left", "right")
+
+CARD_SECONDS = (0.0, 0.4, 0.8, 1.2)
 
 SPLITS = ("train", "val", "test")
 
@@ -70,11 +72,22 @@ class Scene:
 
 @dataclass(frozen=True)
 class Story:
-    """One video: two to four scenes with hard cuts between them."""
+    """One video: two to four scenes with hard cuts between them, often between an opening and an end card.
+
+    Scenes differ in length by up to four times and captions know nothing of the cards, so a plain mean over frames
+    speaks of the longest scene and of test patterns.
+
+    Attributes:
+        opening, ending: seconds of the cards, 0 for none.
+        look: seed of the cards' pictures.
+    """
 
     id: str
     split: str
     scenes: tuple[Scene, ...]
+    opening: float
+    ending: float
+    look: int
 
     @property
     def combination(self) -> frozenset[tuple[str, ...]]:
@@ -83,7 +96,7 @@ class Story:
 
     @property
     def seconds(self) -> float:
-        return sum(scene.seconds for scene in self.scenes)
+        return self.opening + sum(scene.seconds for scene in self.scenes) + self.ending
 
 
 def draw_thing(rng: random.Random) -> Thing:
@@ -93,7 +106,7 @@ def draw_thing(rng: random.Random) -> Thing:
 
 
 def draw_scene(rng: random.Random) -> Scene:
-    """A scene of 1.5 to 2.4 seconds. An actor that grows starts small, one that shrinks starts big."""
+    """A scene of 1.5 to 2.4 seconds, which a story may change. An actor that grows starts small, one that shrinks starts big."""
     action = rng.choice(ACTIONS)
     actor = draw_thing(rng)
     if action in ("grow", "shrink"):
@@ -127,7 +140,11 @@ def draw_story(seed: int, split: str, number: int, *, attempt: int = 0) -> Story
         scene = draw_scene(rng)
         if all(scene.background != other.background for other in scenes):  # a cut must be seen
             scenes.append(scene)
-    return Story(f"{split}{number:04d}", split, tuple(scenes))
+    weights = [rng.choice((1, 1, 2, 4)) for _ in scenes]
+    whole = rng.uniform(3.6, 5.6)
+    scenes = [replace(s, seconds=round(max(0.5, whole * w / sum(weights)), 1)) for s, w in zip(scenes, weights)]
+    opening, ending = rng.choice(CARD_SECONDS), rng.choice(CARD_SECONDS)
+    return Story(f"{split}{number:04d}", split, tuple(scenes), opening, ending, rng.getrandbits(32))
 
 
 def draw_stories(seed: int, sizes: dict[str, int]) -> Iterator[Story]:

@@ -10,7 +10,7 @@ import pytest
 
 from glscl.errors import InputError, NotFoundError, StorageError, UsageError
 from glscl.extract.demo import corpus
-from glscl.extract.demo.render import SIDE, draw_frames
+from glscl.extract.demo.render import SIDE, draw_card, draw_frames, frames_of_scene, frames_of_story
 from glscl.extract.demo.world import draw_stories
 
 SIZES = {"train": 4, "val": 1, "test": 2}
@@ -45,7 +45,7 @@ def test_files_are_h264_with_the_right_number_of_frames_at_the_right_times(rende
     for story in draw_stories(3, SIZES):
         codec, rate, frames = decode(rendered / "videos" / f"{story.id}.mp4")
         assert codec == "h264" and rate == corpus.FPS
-        assert len(frames) == corpus.frames_of_story(story)
+        assert len(frames) == frames_of_story(story, corpus.FPS)
         assert len(frames) == pytest.approx(story.seconds * corpus.FPS, abs=len(story.scenes))
         assert [time for time, _ in frames] == pytest.approx([k / corpus.FPS for k in range(len(frames))])
 
@@ -63,8 +63,16 @@ def test_a_cut_between_scenes_can_be_seen(rendered):
     story = next(draw_stories(3, SIZES))
     frames = [np.asarray(frame).astype(int) for frame in draw_frames(story, corpus.FPS)]
     steps = [np.abs(b - a).mean() for a, b in zip(frames, frames[1:])]
-    cut = corpus.frames_of_scene(story.scenes[0], corpus.FPS) - 1
+    cut = round(story.opening * corpus.FPS) + frames_of_scene(story.scenes[0], corpus.FPS) - 1
     assert steps[cut] > 3 * np.median(steps)
+
+
+def test_cards_stand_before_and_after_the_scenes():
+    story = next(story for story in draw_stories(3, {"test": 50}) if story.opening and story.ending)
+    frames = [np.asarray(frame) for frame in draw_frames(story, corpus.FPS)]
+    first, last = np.asarray(draw_card(story.look)), np.asarray(draw_card(story.look + 1))
+    assert sum(np.array_equal(frame, first) for frame in frames) >= round(story.opening * corpus.FPS)
+    assert np.array_equal(frames[0], first) and np.array_equal(frames[-1], last)
 
 
 def test_rendering_again_touches_only_what_is_missing(rendered, tmp_path):

@@ -48,11 +48,16 @@ def test_a_story_that_is_taken_gives_way():
     assert draw_story(0, "train", 3, attempt=1).combination != draw_story(0, "train", 3).combination
 
 
-def test_every_video_has_two_to_four_scenes_on_different_backgrounds_and_lasts_up_to_ten_seconds(stories):
+def test_every_video_has_two_to_four_scenes_on_different_backgrounds_and_lasts_four_to_eight_seconds(stories):
     assert {len(story.scenes) for story in stories} == {2, 3, 4}
     for story in stories:
         assert len({scene.background for scene in story.scenes}) == len(story.scenes)
-        assert 3.0 <= story.seconds <= 9.6
+        assert 3.4 <= story.seconds <= 8.4
+
+
+def test_scenes_of_a_video_differ_in_length_and_most_videos_have_a_card(stories):
+    assert sum(max(s.seconds for s in story.scenes) > 1.8 * min(s.seconds for s in story.scenes) for story in stories) > 100
+    assert 0.8 < sum(story.opening + story.ending > 0 for story in stories) / len(stories) < 1
 
 
 def test_every_attribute_occurs(stories):

@@ -99,6 +99,8 @@ def import_features(
     """
     progress = progress or Progress(quiet=True)
     _check_sources(annotations, text_features, token_features, backbone)
+    if not 0 < fps < np.inf:
+        raise UsageError(f"--fps is {fps}; expected a number of frames a second above 0")
     notes: list[str] = []
     with ExitStack() as stack:
         frames_of = _videos(stack.enter_context(open_arrays(features)), annotations, notes)
@@ -173,6 +175,8 @@ def _check_sources(
         raise UsageError("--text-features and --backbone exclude each other: captions are read, or encoded now")
     if token_features is not None and text_features is None:
         raise UsageError("--token-features needs --text-features beside it")
+    if text_features is not None and not annotations.texts:
+        raise UsageError(f"--text-features is {text_features}; {annotations.dataset} lists no caption that it could belong to")
     if annotations.texts and text_features is None and backbone is None:
         raise UsageError(
             f"The {len(annotations.texts)} captions need features",
@@ -244,6 +248,11 @@ def _forms(name: str) -> list[str]:
 def _videos(arrays: Arrays, annotations: Annotations, notes: list[str]) -> Readers:
     """Readers of the videos that have features; notes how many entries belong to none."""
     ids = [video.id for video in annotations.videos]
+    if "" in arrays.entries:
+        raise InputError(
+            f"{arrays.path} holds one array without a name, expected one for each video",
+            mend="Give a folder with a file a video, or a file keyed by video",
+        )
     found = match(arrays.entries, ids, arrays.path)
     if not found:
         raise NotFoundError(

@@ -5,6 +5,7 @@ T texts, V videos, F frames, L tokens, D embed_dim.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import pickle
@@ -191,8 +192,6 @@ def test_caption_features_are_found_by_caption_by_video_or_by_order(annotations,
 
 
 def test_an_array_in_order_follows_the_reader_where_splits_are_mixed(annotations, frames, texts, tmp_path):
-    import dataclasses
-
     mixed = dataclasses.replace(annotations, texts=annotations.texts[::-1], videos=annotations.videos[::-1])
     np.save(tmp_path / "texts.npy", texts[::-1])
     import_features(
@@ -234,8 +233,6 @@ def test_token_features_are_stored_with_their_own_lengths(annotations, frames, t
 
 
 def test_without_captions_a_cache_to_search_is_made(annotations, frames, tmp_path):
-    import dataclasses
-
     alone = dataclasses.replace(annotations, texts=[])
     summary = import_features(alone, folder(tmp_path / "f", frames), tmp_path / "cache")
     assert (summary.videos, summary.texts) == (5, 0)
@@ -336,6 +333,11 @@ def test_the_sources_of_caption_features_must_be_one(annotations, frames, tmp_pa
         import_features(annotations, given, tmp_path / "cache")
     with pytest.raises(UsageError, match="--token-features needs --text-features"):
         import_features(annotations, given, tmp_path / "cache", token_features=given)
+    alone = dataclasses.replace(annotations, texts=[])
+    with pytest.raises(UsageError, match="csv lists no caption that it could belong to"):
+        import_features(alone, given, tmp_path / "cache", text_features=given)
+    with pytest.raises(UsageError, match="--fps is 0"):
+        import_features(alone, given, tmp_path / "cache", fps=0)
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------------
@@ -428,6 +430,10 @@ REFUSED = {
     "two arrays in a group": (
         h5(lambda f, x: [f.create_dataset(f"last/{k}", data=x["last"]) for k in ("rgb", "audio")]),
         "2 entries fit 'last': 'last/audio', 'last/rgb'; expected one",
+    ),
+    "an array without names": (
+        lambda path, frames: np.save(path, frames["last"]) or path.with_suffix(".npy"),
+        "f.npy holds one array without a name, expected one for each video",
     ),
     "empty h5": (h5(lambda f, x: None), "f.h5: holds no array"),
 }

@@ -205,7 +205,7 @@ def parse_options(head: str, pairs: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"--option is {pair!r}; expected KEY=VALUE")
         if key not in kinds:
             raise UsageError(f"head {head} has no option {key!r}; its options are {', '.join(kinds)}")
-        options[key] = _parse(key, text.strip(), kinds[key])
+        options[key] = parse_value(f"--option {key}", text.strip(), kinds[key])
     return options
 
 
@@ -218,7 +218,8 @@ def option_types(head: str) -> dict[str, Any]:
     return {name: declared[name] for name in head_options(head)}
 
 
-def _parse(key: str, text: str, kind: Any) -> Any:
+def parse_value(name: str, text: str, kind: Any) -> Any:
+    """`text` as a value of the declared type `kind`, such as `int | None`. Raises UsageError, calling it `name`."""
     admitted = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if type(None) in admitted and text.lower() == "none":
         return None
@@ -232,7 +233,7 @@ def _parse(key: str, text: str, kind: Any) -> Any:
             return kind(text)
         except ValueError:
             pass
-    raise UsageError(f"--option {key} is {text!r}; expected {kind.__name__}")
+    raise UsageError(f"{name} is {text!r}; expected {kind.__name__}")
 
 
 def _precision(asked: str | None, device_type: str) -> str:

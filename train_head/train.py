@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from glscl.train_head.holdout import hold_out
 from glscl.train_head.loop import Reporter, StepReport, fit, resident
 from glscl.versions import versions
 
-__all__ = ["Reporter", "StepReport", "TrainResult", "Validate", "fit", "start_head", "train"]
+__all__ = ["Reporter", "StepReport", "Tables", "TrainResult", "Validate", "earlier_run", "fit", "start_head", "train"]
 
 # (head, table) -> {"text_to_video": {"R@1", ..., "MnR"}, "video_to_text": {...}}; the evaluation room provides it
 Validate = Callable[[Head, FeatureTable], Mapping[str, Mapping[str, float]]]
@@ -43,6 +43,29 @@ class TrainResult:
     already_complete: bool = False
 
 
+class Tables:
+    """Splits of a cache as tensors, each read once however many heads are trained on it.
+
+    Args:
+        store: an open cache.
+        tokens: read token features at once, because some head will need them; a head that needs none gets none.
+    """
+
+    def __init__(self, store: Store, *, tokens: bool = False) -> None:
+        self.store, self.tokens = store, tokens
+        self._read: dict[tuple[Any, ...], FeatureTable] = {}
+
+    def load(self, split: str, *, max_frames: int | None, frame_position: str, tokens: bool) -> FeatureTable:
+        """As `FeatureTable.load`."""
+        key = (split, max_frames, frame_position, tokens or self.tokens)
+        if key not in self._read:
+            self._read[key] = FeatureTable.load(
+                self.store, split, max_frames=max_frames, frame_position=frame_position, tokens=key[-1]
+            )
+        table = self._read[key]
+        return table if tokens else replace(table, token_values=None, token_offsets=None)
+
+
 def train(
     store: Store,
     out: Path,
@@ -55,6 +78,7 @@ def train(
     tracker: str = "none",
     command: str = "",
     log_every: int = 50,
+    tables: Tables | None = None,
 ) -> TrainResult:
     """Train a head on the split `train` of a cache and keep best, last and how it went in a run folder.
 
@@ -72,6 +96,7 @@ def train(
         tracker: "none" or "tensorboard".
         command: for run.json.
         log_every: steps between reports.
+        tables: where features are read from, for several trainings that share them; None reads them for this one.
 
     Raises:
         UsageError: `out` holds a run and `resume` is not set, or settings that do not fit the cache.
@@ -82,7 +107,7 @@ def train(
     if reporter is None or int(os.environ.get("RANK", "0")) > 0:
         reporter = Reporter()  # of several processes the first one speaks
     out = Path(out)
-    earlier = _earlier_run(out, store, settings, resume)
+    earlier = earlier_run(out, store, settings, resume)
     if earlier and earlier.get("complete"):
         reporter.note(f"{out} is finished already")
         return TrainResult(
@@ -96,8 +121,7 @@ def train(
         )
 
     def load(split: str) -> FeatureTable:
-        return FeatureTable.load(
-            store,
+        return (tables or Tables(store)).load(
             split,
             max_frames=settings.max_frames,
             frame_position=settings.frame_position,
@@ -231,8 +255,14 @@ def _longest(store: Store, tables: list[FeatureTable]) -> dict[str, int]:
     }
 
 
-def _earlier_run(out: Path, store: Store, settings: TrainSettings, resume: bool) -> dict[str, Any] | None:
-    """run.json of what stands in `out`, checked to be this run."""
+def earlier_run(out: Path, store: Store, settings: TrainSettings, resume: bool) -> dict[str, Any] | None:
+    """run.json of the run in `out`, None where there is none.
+
+    Raises:
+        UsageError: there is one and `resume` is not set, or it was begun with other settings.
+        FingerprintError: it was begun on another cache.
+        CheckpointError: its run.json cannot be read.
+    """
     if not (out / "run.json").exists():
         return None
     if not resume:

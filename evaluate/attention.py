@@ -23,7 +23,7 @@ from glscl.train_head.heads.xpool import Xpool
 
 ATTENTION = "share of the head's attention that the caption gives to each frame"
 FIXED = "weight that the head gives to each frame, whatever the caption"
-COSINE = "cosine of each frame with the caption, in the backbone's features (this head has no weights of frames to show)"
+COSINE = "cosine of each frame with the caption, in the backbone's features (this head has no frame weights to show)"
 
 
 class FrameWeights(NamedTuple):

@@ -96,6 +96,10 @@ def examine(
         device: where to compute.
         progress: called with pairs done and pairs in all.
     """
+    if run.result.get("runs"):
+        return run.noting(
+            "Several runs were judged as one, so neither hubs nor examples are shown; report each by itself."
+        )
     try:
         head, settings = _head_of(run, store)
         table = FeatureTable.load(store, run.result["split"], tokens=head.needs_tokens, **settings)
@@ -116,8 +120,8 @@ def examine(
         return replace(run, closeup=closeup)
     if list(run.text_ids) != list(table.text_ids) or not _agree(run, table, found):
         return run.noting(
-            f"{run.title} ranks otherwise than when it was judged (other weights or another cache), so neither hubs nor "
-            "examples are shown. Judge it again: glscl eval."
+            f"{run.title} ranks otherwise than when it was judged (other weights or another cache), so neither hubs "
+            "nor examples are shown. Judge it again: glscl eval."
         )
     ranks = run.ranks[TEXT_TO_VIDEO]
     best, worst = _choose(ranks, table.video_of_text.cpu().numpy(), found, examples)
@@ -139,7 +143,7 @@ def _head_of(run: RunForReport, store: Store) -> tuple[Head, dict[str, Any]]:
     from glscl.evaluate.evaluation import zero_shot_head
 
     if run.folder is None and run.result.get("run") is None:
-        frames = RECIPES.get(store.configuration.get("dataset", ""), RECIPES["default"]).frames
+        frames = RECIPES.get(store.recipe, RECIPES["default"]).frames
         return zero_shot_head(run.result["head"], store), {"max_frames": frames, "frame_position": "uniform"}
     folder = run.folder or run.result["run"]
     selection = (run.run or {}).get("selection")
@@ -159,7 +163,7 @@ def _agree(run: RunForReport, table: FeatureTable, found: Neighbours) -> bool:
 
 
 def _choose(ranks: np.ndarray, video: np.ndarray, found: Neighbours, count: int) -> tuple[list[int], list[int]]:
-    """Captions ranked first by the widest margin, and those ranked worst; one a video, the order of captions in ties."""
+    """Captions ranked first by the widest margin, and those ranked worst; one a video, the earlier of equal ones."""
     scores = found.video_scores
     margin = scores[:, 0] - scores[:, 1] if scores.shape[1] > 1 else np.zeros(len(scores))
     right = np.flatnonzero(ranks == 1)

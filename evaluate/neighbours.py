@@ -52,7 +52,9 @@ def nearest_neighbours(
     best_texts = _Best(V, min(k, T))
     with scoring(head, table, device=device, max_bytes=max_bytes, progress=progress) as scorer:
         for texts in scorer.text_spans:
-            rows = torch.arange(*texts) if scorer.pairing.order is None else torch.from_numpy(scorer.pairing.rows(texts))
+            rows = (
+                torch.arange(*texts) if scorer.pairing.order is None else torch.from_numpy(scorer.pairing.rows(texts))
+            )
             for videos in scorer.video_spans:
                 scores, columns = scorer.tile(texts, videos), torch.arange(*videos)
                 best_videos.push(rows, columns, scores)
@@ -73,7 +75,7 @@ def occurrences(neighbours: np.ndarray, gallery: int) -> np.ndarray:
 
 
 def skewness(values: np.ndarray) -> float:
-    """Third standardised moment; of N_k, the usual measure of hubness (0: none, large: few items answer most queries)."""
+    """Third standardised moment; of N_k, the usual measure of hubness: 0 is none, large is few items for most queries."""
     values = np.asarray(values, np.float64)
     spread = values.std()
     return float(((values - values.mean()) ** 3).mean() / spread**3) if spread > 0 else 0.0

@@ -7,6 +7,7 @@ file it is PNG or PDF on white.
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLoc
 
 from glscl.cache.files import write_atomically
 from glscl.evaluate.metrics import CUTOFFS
+from glscl.evaluate.tables import one_line
 
 # Ink and series of the light theme, each with the variable of the page it stands for. No two are alike, so a colour in
 # the SVG says which variable it becomes.
@@ -141,7 +143,14 @@ def recall_curve(
                 below_above = np.abs(edges - at[:, None]).T
             shift = 1.05 ** (i - (len(runs) - 1) / 2)  # side by side, so that intervals do not cover each other
             axes.errorbar(
-                np.array(cutoffs) * shift, at, below_above, fmt=marker, color=colour, markersize=3.5, elinewidth=1, capsize=0
+                np.array(cutoffs) * shift,
+                at,
+                below_above,
+                fmt=marker,
+                color=colour,
+                markersize=3.5,
+                elinewidth=1,
+                capsize=0,
             )
         axes.plot(steps, steps / gallery * 100, color=MUTED, linestyle=(0, (1, 2)), linewidth=1.2, label="chance")
         axes.set_xscale("log")
@@ -168,7 +177,7 @@ def rank_histogram(
     """
     edges = [0, *(k for k in (1, 5, 10, 50, 100, 500, 1000, 5000, 10**4, 10**5, 10**6) if k < gallery), gallery]
     labels = [
-        f"{low + 1:,}" if high == low + 1 else f"{low + 1:,}–{high:,}" for low, high in zip(edges[:-1], edges[1:])
+        f"{low + 1:,}" if high == low + 1 else f"{low + 1:,}–{high:,}" for low, high in itertools.pairwise(edges)
     ]
     with _axes(key) as (figure, axes):
         width = 0.8 / len(runs)
@@ -241,7 +250,13 @@ def training_curve(
             colour, dash, marker = _look(name, order)
             few = len(epochs) <= 30
             axes.plot(
-                epochs, values, color=colour, linestyle=dash, marker=marker if few else None, markersize=3.5, label=_label(name)
+                epochs,
+                values,
+                color=colour,
+                linestyle=dash,
+                marker=marker if few else None,
+                markersize=3.5,
+                label=_label(name),
             )
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         last = max(max(epochs) for _, epochs, _ in runs)
@@ -279,7 +294,7 @@ def _look(name: str, order: Sequence[str]) -> tuple[str, Any, str]:
 
 def _label(name: str, width: int = 28) -> str:
     """A name for a legend: not too long, and not beginning with what matplotlib takes for "no entry"."""
-    name = " ".join(name.split()) or " "
+    name = one_line(name) or " "
     name = name if len(name) <= width else f"{name[: width - 1]}…"
     return f" {name}" if name.startswith("_") else name
 

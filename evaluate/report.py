@@ -211,7 +211,10 @@ def _sections(members: Sequence[RunForReport], direction: str, chance: Mapping[s
         sections.append(Section("", (Line("Chance", "chance", (), _cells(chance[direction])),)))
     for frozen, title in OURS.items():
         lines = [
-            line for run in members if bool(run.result["frozen_backbone"]) is frozen for line in _lines(run, direction, best)
+            line
+            for run in members
+            if bool(run.result["frozen_backbone"]) is frozen
+            for line in _lines(run, direction, best)
         ]
         if lines:
             sections.append(Section(title, tuple(lines)))
@@ -236,7 +239,7 @@ def _lines(run: RunForReport, direction: str, best: Mapping[str, float]) -> list
 def _chips(run: RunForReport) -> tuple[tuple[str, str], ...]:
     result = run.result
     chips = [("frozen", "plain") if result["frozen_backbone"] else ("fine-tuned", "plain")]
-    if result.get("run") is None and run.run is None:
+    if result.get("run") is None and run.run is None and not result.get("runs"):
         chips.append(("untrained", "plain"))
     elif result["selection"] == "test":
         chips.append(("selected on test", "warn"))
@@ -305,7 +308,9 @@ def _figures(
         "Ranks": [_ranks(members, direction, order, suffix) for direction in DIRECTIONS],
         "Hubness": [_hubness(members, direction, order, suffix) for direction in DIRECTIONS],
         "Training": [
-            _training(members, "loss", "Training loss", "Mean loss of an epoch", lambda row: row.get("loss"), order, suffix),
+            _training(
+                members, "loss", "Training loss", "Mean loss of an epoch", lambda row: row.get("loss"), order, suffix
+            ),
             *(
                 _training(
                     members,
@@ -435,7 +440,9 @@ class _Pictures:
         if not any(run.closeup is not None and run.closeup.sources for run in runs):
             return []
         if self._make is None:
-            return [("Examples", "Without the videos there are no pictures of frames. Give their folder: --videos DIR.")]
+            return [
+                ("Examples", "Without the videos there are no pictures of frames. Give their folder: --videos DIR.")
+            ]
         if self._lost:
             some = ", ".join(sorted(self._lost)[:3])
             return [("Examples", f"{len(self._lost)} videos gave no pictures of frames, for example {some}.")]
@@ -462,7 +469,9 @@ def _examples_context(run: RunForReport, pictures: _Pictures) -> dict[str, Any]:
         "run": run.name,
         "meaning": closeup.weights_meaning,
         "kinds": [
-            (title, [_example_context(example, closeup, pictures) for example in of]) for title, of in kinds.items() if of
+            (title, [_example_context(example, closeup, pictures) for example in of])
+            for title, of in kinds.items()
+            if of
         ],
     }
 
@@ -532,7 +541,7 @@ def _provenance_context(run: RunForReport) -> dict[str, Any]:
     ]
     facts = [
         ("Head", result["head"]),
-        ("Run", result.get("run") or "none, untrained"),
+        ("Run", result.get("run") or ", ".join(result.get("runs") or ()) or "none, untrained"),
         ("Backbone", _backbone(result)),
         ("Cache", result.get("cache")),
         ("Fingerprint", result.get("cache_fingerprint")),

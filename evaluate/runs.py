@@ -212,7 +212,9 @@ def _with_ranks(run: RunForReport, path: Path) -> RunForReport:
     stated = [run.result[direction]["queries"] for direction in _DIRECTIONS]
     sizes = [len(ranks[direction]) for direction in _DIRECTIONS]
     means = [float(of.mean()) for of in (ranks[direction] for direction in _DIRECTIONS) if len(of)]
-    agree = np.allclose(means, [run.result[direction]["MnR"] for direction in _DIRECTIONS]) if len(means) == 2 else False
+    agree = (
+        np.allclose(means, [run.result[direction]["MnR"] for direction in _DIRECTIONS]) if len(means) == 2 else False
+    )
     if not (queries == stated == sizes and agree and len(video_of_text) == len(text_ids)):
         return run.noting(f"The ranks in {path} belong to another evaluation than the result, {lost}.")
     return replace(run, ranks=ranks, text_ids=text_ids, video_ids=video_ids, video_of_text=video_of_text)
@@ -230,7 +232,9 @@ def _with_history(run: RunForReport, folder: Path) -> RunForReport:
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        return run.noting(f"{os.fspath(path)} cannot be read ({type(error).__name__}), so there are no training curves.")
+        return run.noting(
+            f"{os.fspath(path)} cannot be read ({type(error).__name__}), so there are no training curves."
+        )
     return replace(run, history=rows)
 
 

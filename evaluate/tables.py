@@ -79,7 +79,9 @@ def results_tables(
         if p_values is not None:
             notes.append(f"p: R@1 against {names[0]}, a permutation test paired by query.")
         members = [
-            (name, result) for name, result in zip(names, results) if (result["dataset"], result["split"]) == (dataset, split)
+            (name, result)
+            for name, result in zip(names, results)
+            if (result["dataset"], result["split"]) == (dataset, split)
         ]
         notes += coverage_notes(members)
         for name, result in members:
@@ -135,7 +137,10 @@ def coverage_notes(results: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str
         counts = result.get("counts") or {}
         short = [
             f"{counts[have]:,} of {counts[expected]:,} published {what}"
-            for have, expected, what in (("videos", "expected_videos", "videos"), ("texts", "expected_texts", "captions"))
+            for have, expected, what in (
+                ("videos", "expected_videos", "videos"),
+                ("texts", "expected_texts", "captions"),
+            )
             if counts.get(expected) is not None and counts[have] != counts[expected]
         ]
         if short:

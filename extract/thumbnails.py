@@ -20,7 +20,7 @@ SIZE = 160  # pixels, the longer side
 
 def thumbnails_of(
     configuration: Mapping[str, Any], folder: Path | None = None
-) -> Callable[[VideoItem, Sequence[float]], "list[Image] | None"]:
+) -> Callable[[VideoItem, Sequence[float]], list[Image] | None]:
     """A function that gives pictures of a cached video's frames.
 
     Args:
@@ -30,9 +30,7 @@ def thumbnails_of(
     """
     rule = configuration.get("sampling")
     rule = rule if isinstance(rule, Mapping) else {}
-    sampling = Sampling(
-        fps=rule.get("fps", 4.0), rule=rule.get("rule", "time"), max_frames=rule.get("max_frames")
-    )
+    sampling = Sampling(fps=rule.get("fps", 4.0), rule=rule.get("rule", "time"), max_frames=rule.get("max_frames"))
     names: dict[str, Path] = {}
     if folder is not None:
         for path in sorted(folder.rglob("*")):

@@ -123,6 +123,12 @@ class SmallCache:
         return store
 
 
+@pytest.fixture(scope="session")
+def small_cache_class() -> type[SmallCache]:
+    """`SmallCache` itself, for fixtures that live longer than a test."""
+    return SmallCache
+
+
 @pytest.fixture
 def small_cache(tmp_path: Path) -> Callable[..., SmallCache]:
     """Factory of `SmallCache`s below a temporary folder."""

@@ -91,7 +91,8 @@ def _read_split(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise NotFoundError(f"{path}: no such file; expected annotations of the demo corpus", mend=RENDER_AGAIN) from None
+        message = f"{path}: no such file; expected annotations of the demo corpus"
+        raise NotFoundError(message, mend=RENDER_AGAIN) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}", mend=f"Delete it. {RENDER_AGAIN}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:

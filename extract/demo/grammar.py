@@ -1,6 +1,7 @@
 """Captions: one grammar with synonyms and paraphrases for stories (many scenes) and for single frames.
 
-A caption names some of what can be seen, never anything that cannot. Most captions of a story speak of one or two scenes.
+A caption names some of what can be seen, never anything that cannot. Most captions of a story speak of one or two of
+its scenes.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ PAIR_FRAMES = ("{a} and {b}", "{a} , and {b}", "a video of {a} and {b}", "{a} ; 
 
 
 class Caption(NamedTuple):
-    """One sentence; `kind` is one of KINDS, `scenes` the numbers of the scenes it speaks of, in the order of the video."""
+    """One sentence; `kind` is one of KINDS, `scenes` the numbers of the scenes it speaks of, as they follow."""
 
     text: str
     kind: str
@@ -171,8 +172,8 @@ def _scene_sentence(rng: random.Random, scene: Scene, *, directed: bool = False)
 
 
 def caption_story(story: Story, seed: int) -> list[Caption]:
-    """CAPTIONS captions of one story: about 11 of one scene, 4 of two, 3 of their order, 1 of direction where there is one,
-    1 of all scenes. Fixed by the seed and the story's id."""
+    """CAPTIONS captions of one story: about 11 of one scene, 4 of two, 3 of their order, 1 of direction where there is
+    one, 1 of all scenes. Fixed by the seed and the story's id."""
     rng = random.Random(f"glscl-demo/{seed}/captions/{story.split}/{story.id}")
     count = len(story.scenes)
     captions: list[Caption] = []
@@ -210,7 +211,7 @@ def _tidy(text: str) -> str:
 
 
 def caption_frame(rng: random.Random, scene: Scene, u: float) -> str:
-    """A caption of the one frame at share `u` of a scene: what is in it at that moment, perhaps with what is going on."""
+    """A caption of the one frame at share `u` of a scene: what is in it then, perhaps with what is going on."""
     pose = actor_pose(scene, u)
     place = rng.choice(PLACE_WORDS[scene.background])
     things: list[str] = []
@@ -242,8 +243,8 @@ def vocabulary() -> list[str]:
     """Every word (and mark) a caption can hold, sorted."""
     frames = ORDER_FRAMES + PAIR_FRAMES
     words = set(" ".join(frames).replace("{a}", " ").replace("{b}", " ").split())
-    words |= set("a an and next to beside near with video of we see in this clip picture nothing empty place there is".split())
-    words |= {"left", "right"}
+    words |= set("a an and next to beside near with video of we see in this clip picture nothing empty place".split())
+    words |= {"there", "is", "left", "right"}
     for table in (SHAPE_WORDS, COLOUR_WORDS, SIZE_WORDS, PLACE_WORDS):
         words |= set(" ".join(" ".join(options) for options in table.values()).split())
     words |= set(" ".join(" ".join(pair) for options in TEXTURE_WORDS.values() for pair in options).split())

@@ -1,4 +1,4 @@
-"""Scenes → RGB frames, drawn with Pillow: a background once a scene, sprites once a look, then one affine paste a frame.
+"""Scenes → RGB frames, drawn with Pillow: backgrounds and sprites once a look, then one affine paste a frame.
 
 Places are in units of the frame's side (x to the right, y down, 0..1); angles in radians, turning clockwise.
 """
@@ -165,8 +165,8 @@ def _wood(size, rng):
         k = rng.uniform(0.88, 1.08)
         draw.rectangle((x, 0, x + 37, tall), fill=(int(190 * k), int(140 * k), int(88 * k)))
         for _ in range(3):
-            grain = x + rng.uniform(4, 34)
-            draw.line((grain, 0, grain + rng.uniform(-5, 5), tall), fill=(int(164 * k), int(114 * k), int(68 * k)), width=2)
+            grain, dark = x + rng.uniform(4, 34), (int(164 * k), int(114 * k), int(68 * k))
+            draw.line((grain, 0, grain + rng.uniform(-5, 5), tall), fill=dark, width=2)
         x += 41
     return image
 
@@ -178,7 +178,8 @@ def _ocean(size, rng):
     for _ in range(4):
         x, w = rng.uniform(0, width), rng.uniform(14, 34)
         lean = rng.uniform(-40, 40)
-        draw.polygon([(x, 0), (x + w, 0), (x + w * 1.6 + lean, tall), (x - w * 0.6 + lean, tall)], fill=(220, 255, 250, 30))
+        ray = [(x, 0), (x + w, 0), (x + w * 1.6 + lean, tall), (x - w * 0.6 + lean, tall)]
+        draw.polygon(ray, fill=(220, 255, 250, 30))
     for _ in range(16):
         x, y, r = rng.uniform(0, width), rng.uniform(0, tall), rng.uniform(2, 7)
         draw.ellipse((x - r, y - r, x + r, y + r), outline=(210, 244, 250, 170), width=2)
@@ -321,7 +322,7 @@ def _pattern(texture: str, side: int) -> Image.Image | None:
 
 @lru_cache(maxsize=None)
 def sprite(shape: str, colour: str, texture: str) -> tuple[Image.Image, Image.Image]:
-    """RGBA picture of a thing at full and half size: outline, fill and pattern, colour kept beyond the edge (no fringe)."""
+    """RGBA picture of a thing at full and half size: outline, fill, pattern; coloured beyond the edge (no fringe)."""
     side = 2 * SPRITE
     outer = _silhouette(shape, side)
     inner = outer.filter(ImageFilter.MinFilter(9))
@@ -363,7 +364,7 @@ def actor_pose(scene: Scene, u: float) -> Pose:
         radius *= 0.85
     drift = 0.03 * math.sin(6.28 * u)
     if scene.action in ("enter", "leave"):
-        # from beyond its side to its place, or a little past the middle where it is alone; leaving is the same backwards
+        # from beyond its side to its place, or past the middle where it is alone; leaving is the same backwards
         far, near = 0.5 + side * 0.85, x if scene.companion else 0.5 - side * 0.08
         x = far + (near - far) * (_ease(u / 0.7) if scene.action == "enter" else _ease((1 - u) / 0.7))
     elif scene.action == "grow":

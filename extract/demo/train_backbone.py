@@ -1,4 +1,16 @@
-"""The tiny CLIP of the demo: trains it on single rendered frames and writes a folder that open_clip loads."""
+"""The tiny CLIP of the demo: trains it on single rendered frames and writes a folder that open_clip loads.
+
+    python -m glscl.extract.demo.train_backbone --out backbone --frames 80000 --steps 2000
+
+made `extract/demo/backbone/` (4.6 MB): 2,000 steps of 128 frames in 25.8 minutes, of which 2 went into rendering, with
+two threads on two cores of an AMD EPYC that other work was using as well. On 1,000 held-out frames asking for their
+caption among 1,000: R@1 56.1, R@5 88.2 (many captions fit several frames: they leave attributes out). On the way, after
+400, 800, 1,200 and 1,600 steps, R@1 was 31.4, 36.6, 47.4 and 55.2.
+
+A ModifiedResNet of width 16 and a text transformer of width 128; open_clip's contrastive loss, AdamW with weight decay
+0.1, betas 0.9 and 0.98, peak learning rate 1.2e-3, 5 % warm-up and a cosine, bfloat16 autocast. The last projections
+are scaled afterwards so that raw features are 10 long on average: GLSCL's pooling reads raw dot products.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +46,7 @@ MODEL = {
 
 
 def learn_merges(words: list[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges that make one piece of every word: always the commonest neighbours, ties in order of spelling."""
+    """Byte-pair merges that make one piece of every word: always the commonest neighbours, ties as they are spelled."""
     from open_clip.tokenizer import bytes_to_unicode
 
     code = bytes_to_unicode()
@@ -119,7 +131,7 @@ def build_model(vocab_size: int) -> torch.nn.Module:
 
 
 def encode_captions(model, ids: torch.Tensor) -> torch.Tensor:
-    """(B, D) normalised text features; as `model.encode_text`, without the columns that are padding in all of (B, L) `ids`.
+    """(B, D) normalised text features, as `model.encode_text` without the columns that only pad (B, L) `ids`.
 
     The tower is causal, so what stands behind the end of a caption never reaches it.
     """
@@ -153,7 +165,7 @@ def train(
     out: Path,
     *,
     seed: int = 7,
-    frames: int = 100_000,
+    frames: int = 80_000,
     steps: int = 2000,
     batch_size: int = 128,
     lr: float = 1.2e-3,
@@ -242,10 +254,10 @@ def train(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--frames", type=int, default=100_000, help="rendered training frames")
+    parser.add_argument("--frames", type=int, default=80_000, help="rendered training frames")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1.2e-3)

@@ -106,7 +106,7 @@ def draw_thing(rng: random.Random) -> Thing:
 
 
 def draw_scene(rng: random.Random) -> Scene:
-    """A scene of 1.5 to 2.4 seconds, which a story may change. An actor that grows starts small, one that shrinks starts big."""
+    """A scene of 1.5 to 2.4 seconds (stories set their own). What grows starts small, what shrinks starts big."""
     action = rng.choice(ACTIONS)
     actor = draw_thing(rng)
     if action in ("grow", "shrink"):

@@ -1,4 +1,4 @@
-"""The tiny CLIP of the demo: small, loads through open_clip without a network, knows its words, tells its frames apart."""
+"""The tiny CLIP of the demo: small, loads through open_clip without a network, knows its words, tells frames apart."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ import torch
 
 from glscl.extract.demo import BACKBONE_DIR, BPE_PATH
 from glscl.extract.demo.grammar import caption_frame, caption_story, vocabulary
-from glscl.extract.demo.train_backbone import CONTEXT, IMAGE, NORM, draw_moment, encode_captions, learn_merges, write_merges
+from glscl.extract.demo.train_backbone import (
+    CONTEXT,
+    IMAGE,
+    NORM,
+    draw_moment,
+    encode_captions,
+    learn_merges,
+    write_merges,
+)
 from glscl.extract.demo.world import draw_stories
 
 open_clip = pytest.importorskip("open_clip")
@@ -55,7 +63,8 @@ def test_every_word_of_the_corpus_is_one_piece(loaded):
 def test_every_caption_fits_and_comes_back_whole_from_its_tokens(loaded):
     _, _, tokenizer = loaded
     tokenizer.clean_fn, cleaned = str.strip, tokenizer.clean_fn  # cleaning is slow, and changes nothing here
-    texts = {caption.text for story in draw_stories(0, {"train": 300, "test": 50}) for caption in caption_story(story, 0)}
+    stories = draw_stories(0, {"train": 300, "test": 50})
+    texts = {caption.text for story in stories for caption in caption_story(story, 0)}
     for text in texts:
         pieces = tokenizer.encode(text)
         assert len(pieces) + 2 <= CONTEXT, text

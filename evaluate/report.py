@@ -526,6 +526,7 @@ def _failures_context(runs: Sequence[RunForReport]) -> list[dict[str, Any]]:
                 "lost": result["counts"].get("videos_failed", 0),
                 "rows": list(run.failures)[:_FAILURES_SHOWN],
                 "more": max(0, len(run.failures) - _FAILURES_SHOWN),
+                "partial": sum(failure.get("status") == "partial" for failure in run.failures),
                 "cache": result.get("cache"),
             },
         )

@@ -175,6 +175,17 @@ def number(value: float) -> str:
     return f"{round(value, 1) + 0.0:.1f}"
 
 
+def signed(value: float) -> str:
+    """A difference as it is printed: with its sign, but for 0."""
+    text = minus(number(value))
+    return text if text.startswith("−") or float(text) == 0 else f"+{text}"
+
+
+def minus(text: str) -> str:
+    """A printed number with a minus sign instead of a hyphen."""
+    return text.replace("-", "−")
+
+
 def interval(low: float, high: float) -> str:
     return f"{number(low)}–{number(high)}"
 

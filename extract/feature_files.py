@@ -1,6 +1,6 @@
-"""Arrays that other programs wrote, read as input nobody vouches for: `.npy`, `.npz`, `.pt`, `.h5`, `.pkl`, or a folder of them.
+"""Arrays that other programs wrote (`.npy`, `.npz`, `.pt`, `.h5`, `.pkl`), read as input nobody vouches for.
 
-Nothing that is read can run code: numpy's files are read without pickles, `.pt` through torch's weights-only reader, and
+Nothing that is read can run code: numpy's files are read without pickles, `.pt` by torch's weights-only reader, and
 pickles by an unpickler that knows containers, strings, numbers and numpy arrays, whose bytes it puts together itself.
 """
 
@@ -79,7 +79,7 @@ def open_arrays(path: Path) -> Iterator[Arrays]:
         InputError: the file cannot be read, holds nothing, or is of none of the known kinds.
     """
     if not path.exists():
-        raise NotFoundError(f"{path}: no such file or folder", mend=f"Name a folder of files or a file: {_KNOWN}.")
+        raise NotFoundError(f"{path}: no such file or folder", mend=f"Name a file ({_KNOWN}), or a folder of them.")
     with ExitStack() as stack:
         if path.is_dir():
             files = _files(path)
@@ -96,7 +96,8 @@ def _files(folder: Path) -> dict[str, Path]:
         if not dot or f".{suffix.lower()}" not in _READERS:
             continue
         if name in files:
-            raise InputError(f"{folder}: {files[name].name} and {Path(relative).name} are of one name; expected one file")
+            both = f"{files[name].name} and {Path(relative).name}"
+            raise InputError(f"{folder}: {both} are of one name; expected one file")
         files[name] = folder / relative
     if not files:
         raise InputError(f"{folder}: none of its files is of a known kind: {_KNOWN}")
@@ -139,7 +140,7 @@ def _reason(error: Exception) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
-# --- kinds of files ----------------------------------------------------------------------------------------------------
+# --- kinds of files ---------------------------------------------------------------------------------------------------
 
 
 def _npy(path: Path, stack: ExitStack) -> Entries:
@@ -179,7 +180,8 @@ def _torch(path: Path, stack: ExitStack) -> Entries:
         asked = re.search(r"(?:GLOBAL|global) ?:? ?([\w.]+)", str(error))
         found = f"it asks for {asked[1]}, which could run code" if asked else _reason(error)
         raise InputError(
-            f"{path}: not a file of tensors alone: {found}", mend="Save tensors, or a dictionary of tensors, by torch.save."
+            f"{path}: not a file of tensors alone: {found}",
+            mend="Save tensors, or a dictionary of tensors, by torch.save",
         ) from None
     return _flat(value)
 
@@ -246,7 +248,7 @@ def _array(value: Any) -> np.ndarray:
     raise ValueError(f"found {show(value)}, expected an array of numbers")
 
 
-# --- pickles -----------------------------------------------------------------------------------------------------------
+# --- pickles ----------------------------------------------------------------------------------------------------------
 
 
 class PickledDtype:

@@ -1,7 +1,7 @@
-"""Features that others extracted become an ordinary cache: frames from files or one file by video id, captions from any reader.
+"""Features that others extracted become an ordinary cache: frames from arrays by video id, captions from any reader.
 
-Everything is read and checked once before the cache is created, so what is refused leaves nothing behind; then it is read
-again shard by shard and committed, so a killed import goes on where it stopped.
+Everything is read and checked once before the cache is created, so what is refused leaves nothing behind; then it is
+read again shard by shard and committed, so a killed import goes on where it stopped.
 
 T texts, L tokens, F frames, D embed_dim.
 """
@@ -123,16 +123,10 @@ def import_features(
         notes += checked.notes()
         annotations = dataclasses.replace(
             annotations,
-            videos=[video._replace(path=str(features) if video.id in frames_of else None) for video in annotations.videos],
             notes=[*(line for line in annotations.notes if line != NOT_LOOKED_FOR), *notes],
         )
-        about: dict[str, Any] = {"name": name, "pretrained": "imported", "weights": mark}
-        configuration: dict[str, Any] = {"backbone": about, "sampling": {"fps": fps, "rule": "imported"}}
-        if backbone is not None:
-            about["words"] = backbone.words
-            configuration["text_backbone"] = dataclasses.asdict(backbone.description)
         spec = StoreSpec(
-            configuration=configuration,
+            configuration=_configuration(name, mark, fps, backbone),
             annotations=annotations,
             embed_dim=embed_dim,
             dtype=dtype,
@@ -152,17 +146,31 @@ def import_features(
                 items = store.shard_range("video", shard)
                 commit_videos(store, shard, {i: _record(store.plan.videos[i], frames_of, fps) for i in items})
             store.finish()
+    return _summary(store, already, annotations.notes)
+
+
+def _configuration(name: str, mark: str, fps: float, backbone: Backbone | None) -> dict[str, Any]:
+    """What decides the values; `mark` is the hash of the arrays that were read."""
+    about: dict[str, Any] = {"name": name, "pretrained": "imported", "weights": mark}
+    configuration: dict[str, Any] = {"backbone": about, "sampling": {"fps": fps, "source": "imported"}}
+    if backbone is not None:
+        about["words"] = backbone.words
+        configuration["text_backbone"] = dataclasses.asdict(backbone.description)
+    return configuration
+
+
+def _summary(store: Store, already_complete: bool, notes: list[str]) -> ImportSummary:
     videos = store.arrays("video", ["status", "offsets"])
     return ImportSummary(
-        cache=str(out),
+        cache=str(store.path),
         fingerprint=store.fingerprint,
-        already_complete=already,
+        already_complete=already_complete,
         videos=int(np.isin(videos["status"], [s for s in Status if s.usable]).sum()),
         texts=store.num_items["text"],
         frames=int(videos["offsets"][-1]),
         failed=store.failures(),
         texts_without_video=int((store.arrays("text", ["video_index"])["video_index"] < 0).sum()),
-        notes=list(annotations.notes),
+        notes=notes,
     )
 
 
@@ -176,7 +184,9 @@ def _check_sources(
     if token_features is not None and text_features is None:
         raise UsageError("--token-features needs --text-features beside it")
     if text_features is not None and not annotations.texts:
-        raise UsageError(f"--text-features is {text_features}; {annotations.dataset} lists no caption that it could belong to")
+        raise UsageError(
+            f"--text-features is {text_features}; {annotations.dataset} lists no caption that it could belong to"
+        )
     if annotations.texts and text_features is None and backbone is None:
         raise UsageError(
             f"The {len(annotations.texts)} captions need features",
@@ -184,11 +194,11 @@ def _check_sources(
         )
 
 
-# --- which entry belongs to whom ---------------------------------------------------------------------------------------
+# --- which entry belongs to whom --------------------------------------------------------------------------------------
 
 
 def match(names: Iterable[str], ids: Iterable[str], where: Path) -> dict[str, str]:
-    """id → name of its entry: the same name; failing that, the same but for folders in front, a video extension or `v_`.
+    """id → name of its entry: the same; failing that, the same but for folders in front, a video extension, or `v_`.
 
     Raises:
         InputError: several entries fit one id, or one entry fits several ids.
@@ -263,8 +273,8 @@ def _videos(arrays: Arrays, annotations: Annotations, notes: list[str]) -> Reade
     used = set(found.values())
     unused = [name for name in arrays.entries if name not in used]
     if unused:
-        notes.append(f"{len(unused)} of {len(arrays.entries)} entries of {arrays.path} belong to no video that is listed: "
-                     f"{examples(unused)}")  # fmt: skip
+        share = f"{len(unused)} of {len(arrays.entries)} entries of {arrays.path}"
+        notes.append(f"{share} belong to no video that is listed: {examples(unused)}")
     return {id: partial(_rows, arrays, name) for id, name in found.items()}
 
 
@@ -279,7 +289,8 @@ def _texts(arrays: Arrays, texts: Sequence[TextItem], ndim: int) -> Readers:
     groups = {name: captions_of[video] for video, name in match(arrays.entries, captions_of, arrays.path).items()}
     what = "captions of its video"
     if not groups and len(arrays.entries) == 1:
-        groups, what = {next(iter(arrays.entries)): [text.id for text in texts]}, "captions, in the order of the annotations"
+        groups = {next(iter(arrays.entries)): [text.id for text in texts]}
+        what = "captions, in the order of the annotations"
     if not groups:
         raise NotFoundError(
             f"{arrays.path} has features of none of the {len(texts)} captions, for example {texts[0].id!r}; it has "
@@ -317,11 +328,12 @@ def _with_features(annotations: Annotations, readers: Readers, notes: list[str])
     lacking = [text.id for text in annotations.texts if text.id not in readers]
     if not lacking:
         return annotations
-    notes.append(f"left out {len(lacking)} of {len(annotations.texts)} captions that have no features: {examples(lacking)}")
+    share = f"{len(lacking)} of {len(annotations.texts)} captions"
+    notes.append(f"left out {share} that have no features: {examples(lacking)}")
     return dataclasses.replace(annotations, texts=[text for text in annotations.texts if text.id in readers])
 
 
-# --- checked before anything is written --------------------------------------------------------------------------------
+# --- checked before anything is written -------------------------------------------------------------------------------
 
 
 def _embed_dim(backbone: Backbone | None, texts_of: Readers, frames_of: Readers) -> int:
@@ -375,14 +387,14 @@ class _Checked:
     def notes(self) -> list[str]:
         if not self.padded:
             return []
-        return [f"took {self.dropped} all-zero frames at the end of {len(self.padded)} videos for padding: "
-                f"{examples(self.padded)}"]  # fmt: skip
+        where = f"the end of {len(self.padded)} videos"
+        return [f"took {self.dropped} all-zero frames at {where} for padding: {examples(self.padded)}"]
 
     def _add(self, kind: str, id: str, rows: np.ndarray) -> None:
         if rows.shape[1] != self.embed_dim:
             raise InputError(
-                f"The {kind} features of {id!r} are {rows.shape[1]}-d, expected {self.embed_dim}-d: captions and frames "
-                "must come from one model"
+                f"The {kind} features of {id!r} are {rows.shape[1]}-d, expected {self.embed_dim}-d: captions and "
+                "frames must come from one model"
             )
         if not np.isfinite(decode_features(encode_features(rows, self.dtype), self.dtype)).all():
             raise InputError(
@@ -399,7 +411,7 @@ def without_padding(rows: np.ndarray) -> np.ndarray:
     return rows[: real[-1] + 1] if len(real) else rows[:0]
 
 
-# --- written -----------------------------------------------------------------------------------------------------------
+# --- written ----------------------------------------------------------------------------------------------------------
 
 
 def _record(video: VideoItem, frames_of: Readers, fps: float) -> VideoRecord:

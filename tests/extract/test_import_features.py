@@ -94,7 +94,7 @@ def frames_of(store: Store) -> dict[str, np.ndarray]:
     return {id: video["values"][a:b] for id, a, b in zip(store.ids("video"), video["offsets"], video["offsets"][1:])}
 
 
-# --- what is accepted --------------------------------------------------------------------------------------------------
+# --- what is accepted -------------------------------------------------------------------------------------------------
 
 SHAPES = {
     "as it is": lambda x: x,
@@ -139,8 +139,9 @@ def containers(tmp_path: Path, arrays: dict[str, np.ndarray]) -> dict[str, Path]
     by_frame.write_bytes(pickle.dumps({name: list(array) for name, array in arrays.items()}))
     tree = tmp_path / "tree.pt"
     torch.save({"frames": {name: torch.from_numpy(array) for name, array in arrays.items()}}, tree)
+    suffixes = (".npy", ".npz", ".pt", ".pkl", ".h5")
     return {
-        **{suffix: folder(tmp_path / f"folder{suffix}", arrays, suffix) for suffix in (".npy", ".npz", ".pt", ".pkl", ".h5")},
+        **{suffix: folder(tmp_path / f"folder{suffix}", arrays, suffix) for suffix in suffixes},
         "sub-folders": folder(tmp_path / "sub", {f"part{i % 2}/{id}": x for i, (id, x) in enumerate(arrays.items())}),
         "npz": one_file(tmp_path / "all.npz", arrays),
         "h5": one_file(tmp_path / "all.h5", arrays),
@@ -245,7 +246,7 @@ def test_clips_of_long_videos_keep_their_place_in_time(tmp_path):
     assert open_store(tmp_path / "cache").arrays("video")["times"].tolist() == [12.5, 14.5, 20.0, 22.0]
 
 
-# --- names -------------------------------------------------------------------------------------------------------------
+# --- names ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -294,7 +295,7 @@ def test_padding_is_what_is_zero_at_the_end_alone():
     assert without_padding(np.zeros((3, 2))).shape == (0, 2)
 
 
-# --- what is missing ---------------------------------------------------------------------------------------------------
+# --- what is missing --------------------------------------------------------------------------------------------------
 
 
 def test_missing_videos_and_captions_are_recorded_and_foreign_entries_counted(annotations, frames, texts, tmp_path):
@@ -340,7 +341,7 @@ def test_the_sources_of_caption_features_must_be_one(annotations, frames, tmp_pa
         import_features(alone, given, tmp_path / "cache", fps=0)
 
 
-# --- what is refused ---------------------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 class Dangerous:
@@ -398,14 +399,14 @@ REFUSED = {
     "transposed": (spoiled(lambda x: x.T), "video features of 'last' are 4-d, expected 16-d"),
     "NaN": (spoiled(with_nan), "last.npy: 1 of 64 values are NaN or infinite"),
     "infinite": (spoiled(lambda x: x / 0), "last.npy: 64 of 64 values are NaN or infinite"),
-    "too large for float32": (spoiled(lambda x: x.astype(np.float64) * 1e60), "last.npy: 64 of 64 values are NaN or inf"),
-    "too large for float16": (spoiled(lambda x: x * 1e6), "'last' reach .* more than float16 can hold.*--dtype float32"),
+    "too large for float32": (spoiled(lambda x: x.astype(np.float64) * 1e60), "last.npy: 64 of 64 values are NaN"),
+    "too large for float16": (spoiled(lambda x: x * 1e6), "'last' reach .* more than float16 can .*--dtype float32"),
     "integers": (spoiled(lambda x: x.astype(np.int64)), "last.npy: an array of int64, expected numbers in float16"),
     "strings": (spoiled(lambda x: np.array(["a", "b"])), "last.npy: an array of <U1, expected numbers"),
-    "objects": (spoiled(lambda x: np.array([x, None], object)), "last.npy: .*Python objects, expected an array of numbers"),
+    "objects": (spoiled(lambda x: np.array([x, None], object)), "last.npy: .*Python objects, expected an array"),
     "complex": (spoiled(lambda x: x + 1j), "last.npy: an array of complex64"),
     "empty": (spoiled(lambda x: x[:0]), r"last.npy: the array is empty, its shape is \(0, 16\)"),
-    "four axes": (spoiled(lambda x: x.reshape(2, 2, 2, 8)), r"last.npy: the shape is \(2, 2, 2, 8\), expected \(F, D\)"),
+    "four axes": (spoiled(lambda x: x.reshape(2, 2, 2, 8)), r"last.npy: the shape is \(2, 2, 2, 8\), expected"),
     "a number": (spoiled(lambda x: np.float32(3)), r"last.npy: the shape is \(\)"),
     "not an array": (written(".npy", b"hello"), "f.npy: cannot be read"),
     "a pickle named npy": (written(".npy", {"last": 1}), "f.npy: cannot be read"),
@@ -416,7 +417,7 @@ REFUSED = {
     "empty dictionary": (written(".pkl", {}), "f.pkl: holds no array"),
     "unknown kind": (written(".mat", b"hello"), "f.mat: a file of an unknown kind; known are .npy, .npz"),
     "pickle that runs code": (written(".pkl", {"last": Dangerous()}), "asks for 'builtins.exec', which could run code"),
-    "pickled date": (written(".pkl", {"last": datetime.date(2020, 1, 1)}), "asks for 'datetime.date', which could run code"),
+    "pickled date": (written(".pkl", {"last": datetime.date(2020, 1, 1)}), "asks for 'datetime.date', which could"),
     "pickled tensor": (written(".pkl", {"last": torch.ones(2)}), "asks for 'torch._utils._rebuild_tensor_v2'"),
     "pickled objects": (written(".pkl", {"last": np.array([None, 1])}), "entry 'last': .*array of Python objects"),
     "pickled dates": (written(".pkl", {"last": np.zeros(2, "M8[s]")}), "entry 'last': .*array of type 'M8'"),
@@ -426,7 +427,7 @@ REFUSED = {
     "code in a pt": (saved({"last": Dangerous()}), "f.pt: not a file of tensors alone: .*which could run code"),
     "numpy in a pt": (saved({"last": np.ones((2, DIM))}), "f.pt: not a file of tensors alone"),
     "integers in a pt": (saved({"last": torch.ones(2, DIM, dtype=torch.int32)}), "entry 'last': an array of int32"),
-    "strings in h5": (h5(lambda f, x: f.create_dataset("last", data=["a"])), "entry 'last': an array of Python objects"),
+    "strings in h5": (h5(lambda f, x: f.create_dataset("last", data=["a"])), "entry 'last': an array of Python"),
     "two arrays in a group": (
         h5(lambda f, x: [f.create_dataset(f"last/{k}", data=x["last"]) for k in ("rgb", "audio")]),
         "2 entries fit 'last': 'last/audio', 'last/rgb'; expected one",
@@ -491,7 +492,7 @@ def test_caption_features_that_are_none_are_refused(annotations, frames, texts, 
     assert not (tmp_path / "cache").exists()
 
 
-# --- the cache ---------------------------------------------------------------------------------------------------------
+# --- the cache --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("format", ["zarr", "hdf5"])
@@ -539,7 +540,7 @@ def test_other_features_never_enter_the_cache_of_some(annotations, frames, texts
         import_features(annotations, other, tmp_path / "c", text_features=tmp_path / "texts.npy")
 
 
-# --- the whole way -----------------------------------------------------------------------------------------------------
+# --- the whole way ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -558,7 +559,7 @@ def glscl(capsys, monkeypatch):
 
 @pytest.fixture
 def extracted(glscl, tmp_path, make_video, tiny_clip):
-    """Twelve clips with two captions each through a tiny CLIP, and the frames of its cache exported one file a video."""
+    """Twelve clips with two captions each through a tiny CLIP, and its frame features exported one file a video."""
     lines = ["video,caption,split"]
     for i in range(12):
         split = "train" if i < 8 else "val" if i < 10 else "test"
@@ -570,7 +571,8 @@ def extracted(glscl, tmp_path, make_video, tiny_clip):
         *("--backbone", f"local-dir:{tiny_clip()}", "--out", tmp_path / "extracted"),
     )
     assert status == 0, err
-    folder(tmp_path / "exported", {id.removesuffix(".mp4"): x for id, x in frames_of(open_store(tmp_path / "extracted")).items()})
+    frames = frames_of(open_store(tmp_path / "extracted"))
+    folder(tmp_path / "exported", {id.removesuffix(".mp4"): array for id, array in frames.items()})
     return tmp_path
 
 
@@ -601,6 +603,8 @@ def test_exported_features_come_back_as_they_were_and_serve_every_command(glscl,
     status, result, err = glscl("eval", "--run", extracted / "run")
     assert status == 0, err
     assert (result["backbone"], result["pretrained"], result["counts"]["videos"]) == ("tiny", "imported", 2)
+    status, page, err = glscl("report", extracted / "run", "--out", extracted / "report.html")
+    assert status == 0 and "clip10.mp4" in (extracted / "report.html").read_text(), err
     status, found, _ = glscl("search", "a picture of thing 3", "--cache", extracted / "cache", "--top", 2)
     assert status == 0 and len(found["hits"]) == 2
     status, found, _ = glscl("search", "--video", extracted / "videos" / "clip2.mp4", "--cache", extracted / "cache")
@@ -614,16 +618,17 @@ def test_with_captions_from_arrays_no_backbone_is_needed(glscl, extracted):
     np.save(extracted / "texts.npy", store.arrays("text", ["pooled"])["pooled"])
     status, done, err = glscl(
         *("import-features", "--dataset", "csv", "--annotations", extracted / "captions.csv"),
-        *("--features", extracted / "exported", "--text-features", extracted / "texts.npy", "--out", extracted / "cache"),
+        *("--features", extracted / "exported", "--text-features", extracted / "texts.npy"),
+        *("--out", extracted / "cache"),
     )
     assert status == 0, err
     pooled = open_store(extracted / "cache").arrays("text", ["pooled"])["pooled"]
     np.testing.assert_array_equal(pooled, store.arrays("text", ["pooled"])["pooled"])
-    judged = [glscl("eval", "--zero-shot", "--cache", extracted / name)[1]["text_to_video"] for name in ("cache", "extracted")]
-    assert judged[0] == judged[1]
+    judged = [glscl("eval", "--zero-shot", "--cache", extracted / name)[1] for name in ("cache", "extracted")]
+    assert judged[0]["text_to_video"] == judged[1]["text_to_video"]
     status, refused, _ = glscl("search", "a picture", "--cache", extracted / "cache")
     assert status == 2 and "no backbone is known" in refused["error"]
-    status, refused, _ = glscl("train-head", "--cache", extracted / "cache", "--head", "glscl", "--out", extracted / "run")
+    status, refused, _ = glscl("train-head", "--cache", extracted / "cache", "--out", extracted / "run")
     assert status != 0 and "without token features" in refused["error"]
 
 

@@ -547,7 +547,7 @@ def _backbone_of(run: Run, store: Any, pretrained: str | None) -> Any:
     made = store.configuration.get("text_backbone", store.configuration["backbone"])
     if made["pretrained"] == "imported":
         raise UsageError(
-            f"{store.path} holds imported features of captions and frames: no backbone is known to encode anything else",
+            f"{store.path} holds imported features of captions and frames: no backbone is known to encode more",
             mend="Import with --backbone NAME, which encodes the captions now",
         )
     backbone = Backbone.load(made["name"], pretrained or made["pretrained"], words=made["words"], device=run.device())
@@ -666,17 +666,17 @@ def import_features(
     dataset: Annotated[str, typer.Option(help="Name of a dataset reader; see docs/datasets.md.", rich_help_panel="Data")],
     features: Annotated[
         Path,
-        typer.Option(help="Frame features: a folder with a file a video, or a file keyed by video.", rich_help_panel="Data"),
+        typer.Option(help="Frame features: a folder with a file a video, or one file by video.", rich_help_panel="Data"),
     ],
     annotations: Annotated[
         Optional[Path], typer.Option(help="File or folder with the annotations.", rich_help_panel="Data")
     ] = None,
     text_features: Annotated[
         Optional[Path],
-        typer.Option(help="Caption features: keyed by caption or video, or one array in order.", rich_help_panel="Data"),
+        typer.Option(help="Caption features: by caption or by video, or one array in order.", rich_help_panel="Data"),
     ] = None,
     token_features: Annotated[
-        Optional[Path], typer.Option(help="Token features, keyed or in order likewise.", rich_help_panel="Data")
+        Optional[Path], typer.Option(help="Token features: by caption, or one array in order.", rich_help_panel="Data")
     ] = None,
     out: Annotated[Optional[Path], typer.Option(help="Folder of the cache.", rich_help_panel="Data")] = None,
     splits: Annotated[

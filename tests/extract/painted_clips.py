@@ -13,6 +13,9 @@ WIDTH, HEIGHT = 160, 96
 CELLS = 12  # first white, last black, between them 10 bits of the number, least significant first
 
 
+BITEXACT = {"fflags": "+bitexact"}  # no random identifiers: the same clip has the same bytes every time
+
+
 def paint(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
     """(H, W, 3) uint8: a moving pattern below a barcode of `number`."""
     y, x = np.mgrid[0:height, 0:width]
@@ -50,7 +53,7 @@ def make_clip(
     audio: bool = False,
 ) -> Path:
     """Encodes painted frames; `stamp` gives the presentation stamp of the i-th frame in `time_base`."""
-    with av.open(str(path), "w", options=container_options or {}) as container:
+    with av.open(str(path), "w", options={**BITEXACT, **(container_options or {})}) as container:
         stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height = size
         stream.pix_fmt = pixel_format
@@ -71,7 +74,7 @@ def make_clip(
 
 
 def make_sound(path: Path) -> Path:
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=BITEXACT) as container:
         stream = container.add_stream("aac", rate=16000, layout="mono")
         mux_silence(container, stream, seconds=1)
         container.mux(stream.encode())

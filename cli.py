@@ -307,6 +307,14 @@ def train_head(
     out: Annotated[
         Optional[Path], typer.Option(help="Folder of the run. Default: runs/<head>-<time>.", rich_help_panel="Data")
     ] = None,
+    sweep: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            help="Train once for each value of a setting or option of the head, such as queries=4,8,16; repeat for a grid.",
+            metavar="KEY=V1,V2",
+            rich_help_panel="Sweep",
+        ),
+    ] = None,
 ) -> None:
     """Train a head on cached features. Keeps the best and the last epoch, and how it went, in a run folder."""
     from glscl.cache.store import open_store
@@ -319,6 +327,9 @@ def train_head(
 
     device = run.device()
     store = open_store(cache or the_cache())
+    if sweep:
+        _sweep(run, config, sweep, store, out, device)
+        return
     stored = read_run(out)["settings"] if config.resume and out is not None and (out / "run.json").exists() else None
     settings = resolve(
         config,
@@ -344,6 +355,46 @@ def train_head(
     best = f"; best epoch {done.best['epoch']} by {done.selection}" if done.best else ""
     run.say(f"{out}: {len(done.history)} epochs in {duration(done.seconds)}{best}")
     run.result(vars(done))
+
+
+def _sweep(run: Run, config: TrainConfig, sweep: list[str], store: Any, out: Path | None, device: Any) -> None:
+    from glscl.evaluate.evaluation import validation_metrics
+    from glscl.places import new_run
+    from glscl.train_head.sweep import parse_sweep, sweep_points, sweep_table, train_sweep
+
+    if config.tracker != "none":
+        raise UsageError("--tracker follows one run, not a sweep")
+    points = sweep_points(
+        config,
+        parse_sweep(sweep),
+        dataset=store.recipe,
+        embed_dim=store.embed_dim,
+        device_type=device.type,
+        seed=run.seed,
+    )
+    out = out or new_run(f"sweep-{points[0].settings.head}")
+    run.say(f"{len(points)} trainings on {store.path} → {out}")
+    rows = train_sweep(
+        store,
+        out,
+        points,
+        device=device,
+        validate=validation_metrics,
+        reporter=_TrainingLines(run),
+        announce=run.say,
+        command=command_line(),
+    )
+    run.say()
+    run.say(_table(sweep_table(rows)))
+    for row in rows:
+        if row.error is not None:
+            run.say(f"note: {row.point}: {row.error}")
+    best = rows[0]
+    if best.validation is None:
+        run.say("nothing was validated, so the order says nothing")
+    else:
+        run.say(f"sorted by validation R@1; judge the best: glscl eval --run {best.run}")
+    run.result({"out": out, "rows": [row.as_dict() for row in rows]})
 
 
 def _settings_line(settings: Any) -> str:
@@ -380,8 +431,22 @@ class _TrainingLines:
 @command(app)
 def eval(
     run: Run,
-    run_folder: Annotated[
-        Optional[Path], typer.Option("--run", help="Run to judge. Default: the newest.", rich_help_panel="What")
+    run_folders: Annotated[
+        Optional[list[Path]],
+        typer.Option(
+            "--run",
+            help="Run to judge; repeat to judge several as one. Default: the newest.",
+            metavar="PATH",
+            rich_help_panel="What",
+        ),
+    ] = None,
+    combine: Annotated[
+        Optional[str],
+        typer.Option(
+            help="How several runs' similarities are averaged: as they are, or each scaled by its temperature. Default: mean.",
+            metavar="mean|scaled",
+            rich_help_panel="What",
+        ),
     ] = None,
     zero_shot: Annotated[
         bool, typer.Option("--zero-shot", help="Judge the untrained --head instead of a run.", rich_help_panel="What")
@@ -405,33 +470,43 @@ def eval(
 ) -> None:
     """Report R@1, R@5, R@10, median and mean rank in both directions, from stored features alone."""
     from glscl.cache.store import open_store
-    from glscl.evaluate.evaluation import evaluate_run, write_result
+    from glscl.evaluate.evaluation import write_result
     from glscl.places import newest_run, result_file, the_cache
     from glscl.train_head.checkpoint import read_run
 
-    if zero_shot and run_folder is not None:
+    folders = run_folders or []
+    if zero_shot and folders:
         raise UsageError("--run and --zero-shot exclude each other")
     if weights not in ("best", "last"):
         raise UsageError(f"--weights is {weights!r}; expected best or last")
-    folder = None if zero_shot else run_folder or newest_run()
+    if combine is not None and len(folders) < 2:
+        raise UsageError("--combine needs several runs; repeat --run")
+    folder = None if zero_shot else folders[0] if folders else newest_run()
     if cache is None and folder is not None:
         recorded = Path(read_run(folder)["cache"])
         cache = recorded if recorded.exists() else None
     store = open_store(cache or the_cache())
-    evaluation = evaluate_run(
-        store,
-        run=folder,
-        head=head,
-        which=weights,
-        split=split,
-        normalise=[name.strip() for name in normalise.split(",")] if normalise else (),
-        seed=run.seed,
-        device=run.device(),
-        save_similarity=save_similarity,
-        command=command_line(),
-        note=lambda text: run.say(f"note: {text}"),
-    )
-    path = out or result_file(store.path, folder, head, split)
+    common: dict[str, Any] = {
+        "which": weights,
+        "split": split,
+        "normalise": [name.strip() for name in normalise.split(",")] if normalise else (),
+        "seed": run.seed,
+        "device": run.device(),
+        "save_similarity": save_similarity,
+        "command": command_line(),
+        "note": lambda text: run.say(f"note: {text}"),
+    }
+    if len(folders) > 1:
+        from glscl.evaluate.ensemble import evaluate_ensemble
+
+        evaluation = evaluate_ensemble(store, folders, combine=combine or "mean", **common)
+        together = home() / "runs" / f"ensemble-{'+'.join(each.resolve().name for each in folders)}"
+        path = out or result_file(store.path, together, head, split)
+    else:
+        from glscl.evaluate.evaluation import evaluate_run
+
+        evaluation = evaluate_run(store, run=folder, head=head, **common)
+        path = out or result_file(store.path, folder, head, split)
     write_result(path, evaluation)
     _print_result(run, evaluation.result)
     run.say(f"written to {path}")
@@ -440,7 +515,11 @@ def eval(
 
 def _print_result(run: Run, result: dict[str, Any]) -> None:
     counts = result["counts"]
-    name = f"{result['head']}, zero-shot" if result["run"] is None else f"{result['head']} ({result['run']})"
+    name = f"{result['head']} ({result['run']})"
+    if "runs" in result:
+        name = f"{result['head']} together, {result['combine']} of similarities ({', '.join(result['runs'])})"
+    elif result["run"] is None:
+        name = f"{result['head']}, zero-shot"
     run.say(
         f"{name} on {result['dataset']}/{result['split']}: {counts['texts']:,} captions, {counts['videos']:,} videos, "
         f"frozen {result['backbone']}/{result['pretrained']}, selected on {result['selection']}"
@@ -516,22 +595,28 @@ def _where(hit: Any) -> list[str]:
     return [hit.video, hit.caption]
 
 
-def _head_and_table(run: Run, store: Any, folder: Path | None, split: str | None) -> tuple[Any, Any]:
+def _head_and_table(
+    run: Run, store: Any, folder: Path | None, split: str | None, *, check: Any = lambda head: None
+) -> tuple[Any, Any]:
+    """The head of a run, or zero-shot mean_pool, and what it searches; `check` may refuse the head before reading."""
     from glscl.cache.feature_table import FeatureTable
     from glscl.evaluate.evaluation import zero_shot_head
     from glscl.train_head.checkpoint import check_cache, load_run
+    from glscl.train_head.recipes import RECIPES
 
     settings: dict[str, Any] = {}
     if folder is None:
         head = zero_shot_head("mean_pool", store)
+        settings["max_frames"] = RECIPES.get(store.recipe, RECIPES["default"]).frames
     else:
         head, record = load_run(folder)
         check_cache(folder, record, store)
         settings = record["settings"]
+    check(head)
     table = FeatureTable.load(
         store,
         split,
-        max_frames=settings.get("max_frames", 12),
+        max_frames=settings.get("max_frames"),
         frame_position=settings.get("frame_position", "uniform"),
         tokens=head.needs_tokens,
         device=run.device(),
@@ -731,6 +816,110 @@ def import_features(
     state = " is complete already" if done.already_complete else ""
     run.say(f"{out}{state}: {done.videos} videos, {done.frames} frames, {done.texts} captions")
     _print_failures(run, out, done)
+    run.result(done.as_dict())
+
+
+@command(app)
+def import_checkpoint(
+    run: Run,
+    file: Annotated[Path, typer.Argument(help="State dict: what torch.save wrote, or safetensors.")],
+    source: Annotated[
+        str, typer.Option(help="Program that made it.", metavar="glscl|clip4clip", rich_help_panel="What")
+    ],
+    option: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            help="Option of the head that weights cannot tell, such as mask_padding=false; repeat for more.",
+            metavar="KEY=VALUE",
+            rich_help_panel="What",
+        ),
+    ] = None,
+    cache: Annotated[
+        Optional[Path], typer.Option(help="Cache to judge it on. Default: the only one there is.", rich_help_panel="Data")
+    ] = None,
+    out: Annotated[
+        Optional[Path], typer.Option(help="Folder of the run. Default: runs/<head>-<time>.", rich_help_panel="Data")
+    ] = None,
+    max_frames: Annotated[
+        Optional[int], typer.Option(help="Frames a video. Default: the recipe's.", min=1, rich_help_panel="Data")
+    ] = None,
+    frame_position: Annotated[
+        str,
+        typer.Option(help="Which frames where there are more.", metavar="uniform|first|last", rich_help_panel="Data"),
+    ] = "uniform",
+) -> None:
+    """Make a run from a checkpoint of GLSCL or CLIP4Clip, to judge and search with. Unpickles nothing but tensors."""
+    from glscl.cache.store import open_store
+    from glscl.places import new_run, the_cache
+    from glscl.train_head.import_checkpoint import import_checkpoint as import_weights
+
+    done = import_weights(
+        file,
+        open_store(cache or the_cache()),
+        out or new_run,
+        source=source,
+        options=option or (),
+        max_frames=max_frames,
+        frame_position=frame_position,
+        command=command_line(),
+    )
+    for line in done.notes:
+        run.say(f"note: {line}")
+    for key in done.dropped_keys:
+        run.detail(f"dropped: {key}")
+    run.say(f"{done.run}: {done.head} from {file}. Judge it: glscl eval --run {done.run}")
+    run.result(done.as_dict())
+
+
+@command(app)
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="Folder to write to.", rich_help_panel="Output")],
+    run_folder: Annotated[
+        Optional[Path], typer.Option("--run", help="Run to export. Default: the newest.", rich_help_panel="What")
+    ] = None,
+    zero_shot: Annotated[
+        bool, typer.Option("--zero-shot", help="Vectors of zero-shot mean_pool instead of a run.", rich_help_panel="What")
+    ] = False,
+    cache: Annotated[
+        Optional[Path], typer.Option(help="Cache. Default: the run's own, or the only one.", rich_help_panel="Data")
+    ] = None,
+    split: Annotated[
+        str, typer.Option(help="Split to make vectors of; all takes the whole cache.", rich_help_panel="Data")
+    ] = "test",
+    to: Annotated[str, typer.Option(help="How vectors are written.", metavar="npy|safetensors", rich_help_panel="Output")] = "npy",
+) -> None:
+    """Write one vector a video and one a caption for any index; their dot products are the similarities of the head."""
+    from glscl.cache.store import open_store
+    from glscl.evaluate.export import FORMATS, check_indexable, export_vectors
+    from glscl.places import newest_run, the_cache
+    from glscl.train_head.checkpoint import read_run
+
+    if zero_shot and run_folder is not None:
+        raise UsageError("--run and --zero-shot exclude each other")
+    if to not in FORMATS:
+        raise UsageError(f"--to is {to!r}; expected one of {', '.join(FORMATS)}")
+    folder = None if zero_shot else run_folder or newest_run()
+    if cache is None and folder is not None:
+        recorded = Path(read_run(folder)["cache"])
+        cache = recorded if recorded.exists() else None
+    store = open_store(cache or the_cache())
+    head, table = _head_and_table(run, store, folder, None if split == "all" else split, check=check_indexable)
+    done = export_vectors(
+        head,
+        table,
+        out,
+        to=to,
+        about={
+            "head": "mean_pool, zero-shot" if folder is None else read_run(folder)["head"],
+            "run": None if folder is None else str(folder),
+            "cache": str(store.path),
+            "cache_fingerprint": store.fingerprint,
+            "split": split,
+            "command": command_line(),
+        },
+    )
+    run.say(f"{out}: {done.videos:,} videos and {done.texts:,} captions, {done.dim}-d, in {', '.join(done.files)}")
     run.result(done.as_dict())
 
 

@@ -10,9 +10,9 @@ import io
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -101,30 +101,22 @@ def evaluate_run(
     """
     started = time.perf_counter()
     if run is not None:
-        run = Path(run)
-        built, record = load_run(run, which)
-        for line in check_cache(run, record, store):
-            note(f"the cache is not the one {run} was trained on: {line}")
-        name, selection = record["head"], record["selection"] if which == "best" else "last"
-        frames, position = record["settings"].get("max_frames"), record["settings"].get("frame_position", "uniform")
-        frozen = bool(record.get("frozen_backbone", True))
-        if selection == "test" and split == "test":
-            note("warning: the epoch was selected on the test split, so these numbers are optimistic")
+        judged = open_run(Path(run), store, which=which, split=split, note=note)
     else:
-        built, name, selection, frozen = zero_shot_head(head, store), head, "last", True
-        frames, position = RECIPES.get(store.recipe, RECIPES["default"]).frames, "uniform"
-    built.to(device)
+        recipe = RECIPES.get(store.recipe, RECIPES["default"])
+        judged = Judged(zero_shot_head(head, store), head, "last", True, recipe.frames, "uniform")
+    built = judged.head.to(device)
 
     def load(split: str) -> FeatureTable:
         return FeatureTable.load(
             store,
             split,
-            max_frames=max_frames or frames,
-            frame_position=frame_position or position,
+            max_frames=max_frames or judged.max_frames,
+            frame_position=frame_position or judged.frame_position,
             tokens=built.needs_tokens,
         )
 
-    _check_normalisations(normalise, built, store)
+    check_normalisations(normalise, built, store)
     table = load(split)
     seconds = {"load": time.perf_counter() - started}
     evaluation = evaluate_head(
@@ -139,21 +131,70 @@ def evaluate_run(
         save_similarity=save_similarity,
         progress=progress,
     )
+    return describe(
+        evaluation,
+        store,
+        split=split,
+        command=command,
+        head=judged.name,
+        run=None if run is None else str(run),
+        selection=judged.selection,
+        frozen_backbone=judged.frozen_backbone,
+    )
+
+
+class Judged(NamedTuple):
+    """A head and what a result says of it; the last two are the frames it looks at."""
+
+    head: Head
+    name: str
+    selection: str
+    frozen_backbone: bool
+    max_frames: int | None
+    frame_position: str
+
+
+def open_run(run: Path, store: Store, *, which: str, split: str, note: Callable[[str], None]) -> Judged:
+    """The head of a run, checked to understand a cache; arguments and errors as in `evaluate_run`."""
+    head, record = load_run(run, which)
+    for line in check_cache(run, record, store):
+        note(f"the cache is not the one {run} was trained on: {line}")
+    for line in record.get("imported", {}).get("notes", ()):
+        note(f"{run}: {line}")
+    selection = record["selection"] if which == "best" else "last"
+    if selection == "test" and split == "test":
+        note("warning: the epoch was selected on the test split, so these numbers are optimistic")
+    settings = record["settings"]
+    return Judged(
+        head=head,
+        name=record["head"],
+        selection=selection,
+        frozen_backbone=bool(record.get("frozen_backbone", True)),
+        max_frames=settings.get("max_frames"),
+        frame_position=settings.get("frame_position", "uniform"),
+    )
+
+
+def describe(evaluation: Evaluation, store: Store, *, split: str, command: str, **of_head: Any) -> Evaluation:
+    """The evaluation with everything that a result says beside numbers.
+
+    Args:
+        evaluation: from `evaluate_head`.
+        store: the cache it was made on.
+        **of_head: `head`, `run`, `selection`, `frozen_backbone`, and for several runs `runs` and `combine`.
+    """
     backbone, pretrained = backbone_of(store.configuration)
-    head_of_result = {
+    about = {
         "dataset": store.configuration.get("dataset", ""),
         "split": split,
-        "head": name,
-        "run": None if run is None else str(run),
+        **of_head,
         "backbone": backbone,
         "pretrained": pretrained,
         "cache": str(store.path),
         "cache_fingerprint": store.fingerprint,
-        "selection": selection,
-        "frozen_backbone": frozen,
     }
     tail = {"versions": versions(), "command": command}
-    return Evaluation(**{**vars(evaluation), "result": {**head_of_result, **evaluation.result, **tail}})
+    return replace(evaluation, result={**about, **evaluation.result, **tail})
 
 
 def evaluate_head(
@@ -183,7 +224,7 @@ def evaluate_head(
     seconds = {} if seconds is None else seconds
     for stage in ("load", "encode", "score", "metrics"):
         seconds.setdefault(stage, 0.0)
-    _check_normalisations(normalise, head)
+    check_normalisations(normalise, head)
     similarity = None
     if normalise or save_similarity is not None:
         similarity = similarity_matrix(head, table, device=device, seconds=seconds, progress=progress)
@@ -395,7 +436,7 @@ def _normalised(
     return out
 
 
-def _check_normalisations(names: Sequence[str], head: Head, store: Store | None = None) -> None:
+def check_normalisations(names: Sequence[str], head: Head, store: Store | None = None) -> None:
     """Refuse before any work is done what could not be normalised in the end."""
     for name in names:
         if name not in NORMALISATIONS:

@@ -1,0 +1,228 @@
+"""Several runs judged as one: the average of their similarities.
+
+T texts, V videos, R runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glscl.cache.feature_table import FeatureTable
+from glscl.cache.schema import TextFeatures, VideoFeatures
+from glscl.cache.store import Store
+from glscl.errors import FingerprintError, UsageError
+from glscl.evaluate.evaluation import (
+    Evaluation,
+    Judged,
+    check_normalisations,
+    describe,
+    evaluate_head,
+    open_run,
+)
+from glscl.evaluate.similarity import Progress
+from glscl.train_head.checkpoint import read_run
+from glscl.train_head.heads.base import Head
+
+COMBINATIONS = ("mean", "scaled")
+
+
+class Flat(tuple):
+    """Tensors of several sides in a row, made as a NamedTuple is: from its fields."""
+
+    def __new__(cls, *fields: Tensor) -> Flat:
+        return super().__new__(cls, fields)
+
+
+class Ensemble(nn.Module):
+    """Heads that score together; similarity and ranks take it as they take a head.
+
+    `S = Σ_r w_r S_r`. With "mean" all w are 1/R: a head whose similarities spread more weighs more in the order
+    (`glscl` reaches 1.5, a cosine 1, and the free score of `tight_transf` drowns cosines). With "scaled" `w_r = τ_r / Σ τ`,
+    so S orders as the mean of the logits does that the losses saw: right where heads differ in range.
+
+    Args:
+        heads: R heads for the same features.
+        combine: "mean" or "scaled".
+        views: for each head, which of the tables of a `JointTable` it looks at; None where there is one for all.
+    """
+
+    def __init__(self, heads: Sequence[Head], *, combine: str = "mean", views: Sequence[int] | None = None) -> None:
+        super().__init__()
+        if combine not in COMBINATIONS:
+            raise UsageError(f"--combine is {combine!r}; expected one of {', '.join(COMBINATIONS)}")
+        self.heads = nn.ModuleList(heads)
+        self.views = list(views) if views is not None else [0] * len(heads)
+        scales = [head.logit_scale.exp().item() if combine == "scaled" else 1.0 for head in heads]
+        self.weights = [scale / sum(scales) for scale in scales]
+        self._text_kinds: list[type] = []
+        self._video_kinds: list[type] = []
+
+    @property
+    def needs_tokens(self) -> bool:
+        return any(head.needs_tokens for head in self.heads)
+
+    def encode_text(self, text: TextFeatures) -> Flat:
+        """What every head makes of the texts, one after another."""
+        sides = [head.encode_text(text) for head in self.heads]
+        self._text_kinds = [type(side) for side in sides]
+        return Flat(*(field for side in sides for field in side))
+
+    def encode_video(self, video: tuple[Tensor, ...]) -> Flat:
+        """What every head makes of the videos in its view; `video` is a `VideoFeatures`, or several as one `Flat`."""
+        width = len(VideoFeatures._fields)
+        views = [VideoFeatures(*video[width * i : width * (i + 1)]) for i in self.views]
+        sides = [head.encode_video(view) for head, view in zip(self.heads, views)]
+        self._video_kinds = [type(side) for side in sides]
+        return Flat(*(field for side in sides for field in side))
+
+    def score(self, encoded_text: Flat, encoded_video: Flat) -> Tensor:
+        """(T, V) weighted sum of the heads' similarities, before any logit scale."""
+        texts, videos = _split(encoded_text, self._text_kinds), _split(encoded_video, self._video_kinds)
+        scores = None
+        for head, weight, text, video in zip(self.heads, self.weights, texts, videos):
+            part = head.score(text, video).float().mul_(weight)
+            scores = part if scores is None else scores.add_(part)
+        return scores
+
+
+class JointTable:
+    """One split seen several ways, for heads that look at different frames: the texts of one, the videos of all.
+
+    Everything else is that of the first table.
+    """
+
+    def __init__(self, tables: Sequence[FeatureTable]) -> None:
+        self.tables = list(tables)
+
+    def videos(self, index: Any) -> Flat:
+        """The `VideoFeatures` of every table in a row."""
+        return Flat(*(field for table in self.tables for field in table.videos(index)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tables[0], name)
+
+
+def evaluate_ensemble(
+    store: Store,
+    runs: Sequence[Path | str],
+    *,
+    combine: str = "mean",
+    which: str = "best",
+    split: str = "test",
+    normalise: Sequence[str] = (),
+    confidence: bool = True,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    save_similarity: Path | None = None,
+    command: str = "",
+    progress: Progress | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> Evaluation:
+    """Judge the average of the similarities of several runs, each with the frames it was trained on.
+
+    Args:
+        store: an open cache.
+        runs: two run folders or more, trained on one cache.
+        combine: how similarities are averaged; see `Ensemble`.
+        The others: as in `glscl.evaluate.evaluation.evaluate_run`, also what is raised.
+
+    Returns:
+        An evaluation whose result has `runs` and `combine` beside the usual; `run` is null, and `selection` is the
+        least strict of the runs' own.
+
+    Raises:
+        FingerprintError: the runs belong to different caches.
+        UsageError: fewer than two runs, one twice, or no such combination.
+    """
+    started = time.perf_counter()
+    runs = [Path(run) for run in runs]
+    if len(runs) < 2:
+        raise UsageError(f"{len(runs)} run is no ensemble; name two or more with --run")
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise UsageError(f"a run is named twice: {', '.join(map(str, runs))}")
+    if combine not in COMBINATIONS:
+        raise UsageError(f"--combine is {combine!r}; expected one of {', '.join(COMBINATIONS)}")
+    check_same_cache(runs)
+    members = [open_run(run, store, which=which, split=split, note=note) for run in runs]
+    frames = list(dict.fromkeys((member.max_frames, member.frame_position) for member in members))
+    views = [frames.index((member.max_frames, member.frame_position)) for member in members]
+    ensemble = Ensemble([member.head for member in members], combine=combine, views=views).to(device)
+
+    def load(split: str) -> FeatureTable | JointTable:
+        tables = [
+            FeatureTable.load(
+                store,
+                split,
+                max_frames=most,
+                frame_position=position,  # type: ignore[arg-type]
+                tokens=ensemble.needs_tokens and i == 0,
+            )
+            for i, (most, position) in enumerate(frames)
+        ]
+        return tables[0] if len(tables) == 1 else JointTable(tables)
+
+    check_normalisations(normalise, ensemble, store)
+    table = load(split)
+    evaluation = evaluate_head(
+        ensemble,
+        table,
+        normalise=normalise,
+        train=lambda: load("train"),
+        confidence=confidence,
+        seed=seed,
+        device=device,
+        seconds={"load": time.perf_counter() - started},
+        save_similarity=save_similarity,
+        progress=progress,
+    )
+    return describe(
+        evaluation,
+        store,
+        split=split,
+        command=command,
+        head=" + ".join(member.name for member in members),
+        run=None,
+        runs=[str(run) for run in runs],
+        combine=combine,
+        selection=_selection(members),
+        frozen_backbone=all(member.frozen_backbone for member in members),
+    )
+
+
+def check_same_cache(runs: Sequence[Path]) -> None:
+    """Refuse runs of different caches: their heads read different features.
+
+    Raises:
+        FingerprintError: names two of them.
+        NotFoundError, CheckpointError: see `read_run`.
+    """
+    records = [read_run(run) for run in runs]
+    for run, record in zip(runs[1:], records[1:]):
+        if record["cache_fingerprint"] != records[0]["cache_fingerprint"]:
+            raise FingerprintError(
+                f"{run} belongs to the cache {record['cache']} (fingerprint {record['cache_fingerprint']}), {runs[0]} "
+                f"to {records[0]['cache']} ({records[0]['cache_fingerprint']}): their similarities cannot be averaged",
+                mend="Train them on the same cache: glscl train-head --cache CACHE",
+            )
+
+
+def _selection(members: Sequence[Judged]) -> str:
+    """How the epochs were chosen, said as strictly as the loosest of them."""
+    found = {member.selection for member in members}
+    return next((way for way in ("test", "validation") if way in found), "last")
+
+
+def _split(flat: Flat, kinds: Sequence[type]) -> list[Any]:
+    """The sides that `flat` holds in a row."""
+    sides, start = [], 0
+    for kind in kinds:
+        stop = start + len(kind._fields)  # type: ignore[attr-defined]
+        sides.append(kind(*flat[start:stop]))
+        start = stop
+    return sides

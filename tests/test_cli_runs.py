@@ -1,0 +1,168 @@
+"""Commands around runs, as a user meets them: import-checkpoint, sweeps, several runs judged as one, export."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from glscl import cli
+from glscl.options import main
+from glscl.train_head.heads import build_head
+
+
+@pytest.fixture
+def glscl(capsys, monkeypatch, tmp_path):
+    """Run a command in this process: `glscl("eval", path)` → (status, standard output, standard error)."""
+    monkeypatch.setenv("GLSCL_HOME", str(tmp_path / "home"))
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["glscl", *map(str, arguments)])
+        status = main(cli.app, [str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def cache(small_cache):
+    """The only cache there is, so that commands find it by themselves."""
+    return small_cache(name="home/caches/made", videos=24).fill()
+
+
+def one_line(found, status, *words):
+    assert found[0] == status, found
+    (line,) = [line for line in found[2].splitlines() if line.startswith("glscl: ")]
+    assert "Traceback" not in found[2] and "Unexpected" not in line
+    for word in words:
+        assert str(word) in line, f"{word!r} is not in: {line}"
+
+
+QUICK = ("--epochs", 1, "--batch-size", 8, "--validation", 4)
+
+
+def test_a_sweep_prints_one_table_and_its_best_run_is_judged(glscl, cache, tmp_path):
+    arguments = ("train-head", "--head", "projection", *QUICK, "--sweep", "lr=1e-2,1e-4", "--sweep", "adapter=none,mlp")
+    status, out, err = glscl(*arguments, "--out", tmp_path / "sweep")
+    assert status == 0, err
+    assert "point 4 of 4" in out and "sorted by validation R@1; judge the best: glscl eval --run" in out
+    best = out.strip().splitlines()[-1].split("--run ")[1]
+    status, out, err = glscl("eval", "--run", best)
+    assert status == 0 and "selected on validation" in out, err
+
+    status, out, _ = glscl(*arguments, "--out", tmp_path / "sweep", "--json")
+    found = json.loads(out)
+    assert status == 0 and all(row["skipped"] for row in found["rows"]) and found["rows"][0]["run"] == best
+    r1 = [row["validation"]["text_to_video"]["R@1"] for row in found["rows"]]
+    assert len(r1) == 4 and r1 == sorted(r1, reverse=True)
+
+
+def test_a_sweep_has_a_folder_of_its_own_by_default(glscl, cache, tmp_path):
+    assert glscl("train-head", "--head", "projection", *QUICK, "--sweep", "lr=1e-2")[0] == 0
+    (folder,) = (tmp_path / "home" / "runs").glob("sweep-projection-*")
+    assert (folder / "sweep.json").is_file() and (folder / "lr=0.01" / "run.json").is_file()
+
+
+def test_a_bad_key_ends_before_anything_trains(glscl, cache, tmp_path):
+    one_line(glscl("train-head", "--sweep", "querries=4"), 2, "querries", "queries")
+    one_line(glscl("train-head", "--sweep", "lr=1e-3", "--tracker", "tensorboard"), 2, "--tracker")
+    assert not (tmp_path / "home" / "runs").exists()
+
+
+def test_an_adapter_is_saved_with_the_run_and_found_again(glscl, cache, tmp_path):
+    run = tmp_path / "run"
+    assert glscl("train-head", "--head", "projection", "--adapter", "linear", *QUICK, "--out", run)[0] == 0
+    assert json.loads((run / "run.json").read_text())["options"]["adapter"] == "linear"
+    assert glscl("eval", "--run", run)[0] == 0
+
+
+@pytest.fixture
+def two_runs(glscl, cache, tmp_path):
+    for name, head in (("a", "projection"), ("b", "attention_pool")):
+        assert glscl("train-head", "--head", head, *QUICK, "--out", tmp_path / name)[0] == 0
+    return tmp_path / "a", tmp_path / "b"
+
+
+def test_two_runs_are_judged_as_one(glscl, two_runs, tmp_path):
+    a, b = two_runs
+    status, out, err = glscl("eval", "--run", a, "--run", b)
+    assert status == 0 and "projection + attention_pool together, mean of similarities" in out, err
+    written = tmp_path / "home" / "runs" / "ensemble-a+b" / "result.json"
+    result = json.loads(written.read_text())
+    assert result["runs"] == [str(a), str(b)] and result["combine"] == "mean"
+    status, out, _ = glscl("eval", "--run", a, "--run", b, "--combine", "scaled", "--json", "--out", tmp_path / "r.json")
+    assert status == 0 and json.loads(out)["combine"] == "scaled"
+    status, out, _ = glscl("compare", tmp_path / "r.json", written)
+    assert status == 0 and "projection + attention_pool" in out
+
+
+def test_what_cannot_be_judged_as_one_is_refused(glscl, two_runs, small_cache, tmp_path):
+    a, b = two_runs
+    one_line(glscl("eval", "--run", a, "--combine", "mean"), 2, "--combine", "--run")
+    one_line(glscl("eval", "--run", a, "--run", b, "--combine", "max"), 2, "mean, scaled")
+    one_line(glscl("eval", "--run", a, "--run", b, "--zero-shot"), 2, "exclude")
+    small_cache(name="elsewhere", videos=30).fill()
+    train = ("train-head", "--head", "projection", *QUICK, "--cache", tmp_path / "elsewhere", "--out", tmp_path / "c")
+    assert glscl(*train)[0] == 0
+    one_line(glscl("eval", "--run", a, "--run", tmp_path / "c"), 1, "cannot be averaged", "elsewhere")
+
+
+def test_vectors_of_a_run_reproduce_its_similarities(glscl, two_runs, tmp_path):
+    out, similarity = tmp_path / "vectors", tmp_path / "s.npy"
+    status, said, err = glscl("export", "--run", two_runs[1], "--to", "npy", "--out", out)
+    assert status == 0 and "videos" in said, err
+    assert glscl("eval", "--run", two_runs[1], "--save-similarity", similarity)[0] == 0
+    found = np.load(out / "text_vectors.npy") @ np.load(out / "video_vectors.npy").T
+    np.testing.assert_allclose(found, np.load(similarity), atol=1e-5)
+    ids = json.loads((out / "ids.json").read_text())
+    assert ids["video_ids"] == json.loads(similarity.with_suffix(".json").read_text())["video_ids"]
+    assert ids["run"] == str(two_runs[1]) and ids["head"] == "attention_pool"
+
+
+def test_the_whole_cache_is_exported_without_a_run_too(glscl, cache, tmp_path):
+    status, out, _ = glscl(
+        "export", "--zero-shot", "--split", "all", "--to", "safetensors", "--out", tmp_path / "v", "--json"
+    )
+    assert status == 0
+    assert json.loads(out)["videos"] == 23  # one of 24 gave no frames
+
+
+def test_an_export_of_a_head_without_vectors_names_those_that_have_some(glscl, cache, tmp_path):
+    run = tmp_path / "run"
+    assert glscl("train-head", "--head", "xpool", *QUICK, "--out", run)[0] == 0
+    one_line(glscl("export", "--run", run, "--out", tmp_path / "v"), 2, "xpool", "attention_pool", "seq_transf")
+    one_line(glscl("export", "--run", run, "--out", tmp_path / "v", "--to", "csv"), 2, "npy, safetensors")
+    assert not (tmp_path / "v").exists()
+
+
+def public_state_dict(embed_dim=8):
+    """A CLIP4Clip checkpoint of the LSTM type, with a part of its backbone."""
+    torch.manual_seed(0)
+    head = build_head("seq_lstm", embed_dim=embed_dim)
+    lstm = {key.replace("aggregator.lstm", "lstm_visual"): value for key, value in head.state_dict().items()}
+    lstm.pop("logit_scale")
+    return {**lstm, "clip.logit_scale": torch.tensor(4.0), "clip.visual.proj": torch.ones(3, 3)}
+
+
+def test_an_imported_checkpoint_is_judged_like_a_run(glscl, cache, tmp_path):
+    torch.save(public_state_dict(), tmp_path / "pytorch_model.bin")
+    status, out, err = glscl("import-checkpoint", tmp_path / "pytorch_model.bin", "--source", "clip4clip")
+    assert status == 0 and "1 of its backbone clip" in out and "trained on other features" in out, err
+    status, out, err = glscl("eval", "--json")
+    result = json.loads(out)
+    assert status == 0 and result["head"] == "seq_lstm" and result["selection"] == "last", err
+    assert "trained on other features" in err
+    assert glscl("export", "--out", tmp_path / "v")[0] == 0
+
+
+def test_a_checkpoint_with_more_than_tensors_is_one_clear_line(glscl, cache, tmp_path):
+    torch.save({"model": public_state_dict(), "path": tmp_path}, tmp_path / "f.pt")
+    one_line(glscl("import-checkpoint", tmp_path / "f.pt", "--source", "clip4clip"), 1, "f.pt", "other Python objects")
+    torch.save(public_state_dict(embed_dim=16), tmp_path / "wide.pt")
+    one_line(glscl("import-checkpoint", tmp_path / "wide.pt", "--source", "clip4clip"), 1, "lstm", "expects")
+    one_line(glscl("import-checkpoint", tmp_path / "wide.pt", "--source", "else"), 2, "glscl, clip4clip")
+    assert not (tmp_path / "home" / "runs").exists()

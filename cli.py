@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -13,6 +14,7 @@ from glscl.errors import UsageError
 from glscl.extract.config import ExtractConfig, ImportConfig, parse_rate
 from glscl.options import Run, command, command_line
 from glscl.options import main as run_command_line
+from glscl.progress import duration
 from glscl.train_head.config import TrainConfig
 
 app = typer.Typer(
@@ -53,7 +55,6 @@ def demo(
     """Run the whole pipeline on the built-in corpus and backbone: offline, on a CPU, in a few minutes."""
     from glscl.demo import run_demo, table
     from glscl.extract.demo.corpus import SIZES
-    from glscl.progress import duration
 
     out = out or home() / "demo"
     sizes = None
@@ -167,7 +168,6 @@ def _extract(run: Run, config: ExtractConfig, dataset: str, found: Any, out: Pat
     from glscl.extract.encoder import Backbone
     from glscl.extract.pipeline import extract as extract_features
     from glscl.extract.sampling import Sampling
-    from glscl.progress import duration
     from glscl.versions import versions
 
     entry = DATASETS[dataset]
@@ -320,7 +320,6 @@ def train_head(
     from glscl.cache.store import open_store
     from glscl.evaluate.evaluation import validation_metrics
     from glscl.places import new_run, the_cache
-    from glscl.progress import duration
     from glscl.train_head.checkpoint import read_run
     from glscl.train_head.config import resolve
     from glscl.train_head.train import train
@@ -404,19 +403,31 @@ def _settings_line(settings: Any) -> str:
 
 
 class _TrainingLines:
-    """Prints how training goes: a line now and then, one an epoch."""
+    """Prints how training goes: a line with the remaining time every ten seconds (all with -v), one an epoch."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        self.started = self.printed = time.monotonic()
+        self.first: int | None = None  # steps done when the clock began, for resumed runs
 
     def note(self, text: str) -> None:
         self.run.say(f"note: {text}")
 
     def step(self, report: Any) -> None:
-        self.run.detail(
-            f"  epoch {report.epoch}/{report.epochs}  step {report.step}/{report.steps}  loss {report.loss:.4f}  "
-            f"lr {report.learning_rate:.2e}  {report.captions_per_second:,.0f} captions/s"
-        )
+        done, total = (report.epoch - 1) * report.steps + report.step, report.epochs * report.steps
+        now = time.monotonic()
+        if self.first is None or done < self.first:
+            self.first, self.started = done, now
+        if self.run.common.verbose or now - self.printed >= 10:
+            self.printed = now
+            left = (total - done) * (now - self.started) / max(1, done - self.first)
+            print(
+                f"  epoch {report.epoch}/{report.epochs}  step {report.step}/{report.steps}  loss {report.loss:.4f}  "
+                f"lr {report.learning_rate:.2e}  {report.captions_per_second:,.0f} captions/s"
+                + (f"  {duration(left)} left" if done > self.first else ""),
+                file=sys.stderr,
+                flush=True,
+            )
 
     def epoch(self, row: Any, *, best: bool) -> None:
         validated = ""

@@ -14,13 +14,17 @@ from typing import Any
 import torch
 
 from glscl.cache.files import dump_json, write_atomically
-from glscl.cache.store import open_store
-from glscl.evaluate.evaluation import evaluate_run, validation_metrics, write_result
+from glscl.cache.store import Store, open_store
+from glscl.evaluate.closeup import examine
+from glscl.evaluate.evaluation import Evaluation, evaluate_run, validation_metrics, write_result
+from glscl.evaluate.report import write_report
+from glscl.evaluate.runs import RunForReport, with_cache
 from glscl.extract.datasets import DATASETS
 from glscl.extract.demo.corpus import SIZES, ensure_corpus
 from glscl.extract.encoder import Backbone
 from glscl.extract.pipeline import extract
 from glscl.extract.sampling import Sampling
+from glscl.extract.thumbnails import thumbnails_of
 from glscl.progress import Progress
 from glscl.train_head.config import TrainConfig, resolve
 from glscl.train_head.train import Reporter, train
@@ -93,6 +97,7 @@ def run_demo(
     results["chance"] = chance(evaluation.result)
     results["zero_shot"] = evaluation.result
     write_result(out / "runs" / "zero_shot" / "result.json", evaluation)
+    shown = [_examined(evaluation, "zero-shot (mean_pool)", None, store, device)]
     lap("zero_shot")
     for name in HEADS:
         folder = out / "runs" / name
@@ -111,10 +116,26 @@ def run_demo(
         evaluation = evaluate_run(store, run=folder, seed=seed, device=device, command=command)
         write_result(folder / "result.json", evaluation)
         results[name] = evaluation.result
+        shown.append(_examined(evaluation, name, folder, store, device))
         lap(name)
+    write_report(
+        shown,
+        out / "report.html",
+        title="glscl demo: the built-in corpus",
+        chance=results["chance"],
+        thumbnails=thumbnails_of(store.configuration),
+    )
+    lap("report")
     results["seconds"] = seconds
     write_atomically(out / "results.json", dump_json(results))
     return results
+
+
+def _examined(
+    evaluation: Evaluation, name: str, folder: Path | None, store: Store, device: torch.device | str
+) -> RunForReport:
+    run = RunForReport.of(evaluation, name=name, folder=folder)
+    return examine(with_cache(run, store), store, device=device)
 
 
 def chance(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,8 +43,8 @@ class Ensemble(nn.Module):
     """Heads that score together; similarity and ranks take it as they take a head.
 
     `S = Σ_r w_r S_r`. With "mean" all w are 1/R: a head whose similarities spread more weighs more in the order
-    (`glscl` reaches 1.5, a cosine 1, and the free score of `tight_transf` drowns cosines). With "scaled" `w_r = τ_r / Σ τ`,
-    so S orders as the mean of the logits does that the losses saw: right where heads differ in range.
+    (`glscl` reaches 1.5, a cosine 1, and the free score of `tight_transf` drowns cosines). With "scaled"
+    `w_r = τ_r / Σ τ`, so S orders as the mean of the logits does that the losses saw: right where heads differ in range.
 
     Args:
         heads: R heads for the same features.

@@ -94,7 +94,8 @@ def test_two_runs_are_judged_as_one(glscl, two_runs, tmp_path):
     written = tmp_path / "home" / "runs" / "ensemble-a+b" / "result.json"
     result = json.loads(written.read_text())
     assert result["runs"] == [str(a), str(b)] and result["combine"] == "mean"
-    status, out, _ = glscl("eval", "--run", a, "--run", b, "--combine", "scaled", "--json", "--out", tmp_path / "r.json")
+    scaled = ("--combine", "scaled", "--out", tmp_path / "r.json")
+    status, out, _ = glscl("eval", "--run", a, "--run", b, *scaled, "--json")
     assert status == 0 and json.loads(out)["combine"] == "scaled"
     status, out, _ = glscl("compare", tmp_path / "r.json", written)
     assert status == 0 and "projection + attention_pool" in out

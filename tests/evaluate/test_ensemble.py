@@ -37,7 +37,8 @@ def runs(store, tmp_path):
         return train(store, tmp_path / name, settings).run
 
     option = [f"{key}={SMALL[key]}" for key in ("queries", "decoder_layers", "aggregator_layers")]
-    return make("one", head="glscl", option=option), make("other", head="projection", max_frames=2, frame_position="last")
+    one = make("one", head="glscl", option=option)
+    return one, make("other", head="projection", max_frames=2, frame_position="last")
 
 
 def alone(store, run):

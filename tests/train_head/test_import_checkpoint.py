@@ -116,7 +116,8 @@ def test_a_fine_tuned_backbone_is_told_from_the_one_of_the_cache(tmp_path, store
     if change is not None:
         with_backbone(store, {"positional_embedding": piece.numpy(), "logit_scale": np.float32([4.0])})
     inside = piece if change is None else change(piece)
-    torch.save({**weights_of(), "clip.positional_embedding": inside, "clip.logit_scale": torch.tensor(4.2)}, tmp_path / "f")
+    backbone = {"clip.positional_embedding": inside, "clip.logit_scale": torch.tensor(4.2)}
+    torch.save({**weights_of(), **backbone}, tmp_path / "f")
     done = import_checkpoint(tmp_path / "f", store, tmp_path / "run", source="glscl")
     assert done.backbone == expected
     notes = []
@@ -127,7 +128,7 @@ def test_a_fine_tuned_backbone_is_told_from_the_one_of_the_cache(tmp_path, store
 
 
 @pytest.mark.parametrize(("pretrained", "frozen"), [("openai", True), ("tuned.pt", False)])
-def test_features_of_the_checkpoints_own_tuned_backbone_are_not_called_frozen(tmp_path, small_cache, pretrained, frozen):
+def test_features_of_its_own_tuned_backbone_are_not_called_frozen(tmp_path, small_cache, pretrained, frozen):
     made = small_cache(dim=64)
     made.spec.configuration["backbone"]["pretrained"] = pretrained
     store = made.fill()

@@ -58,7 +58,8 @@ def test_options_of_the_head_override_the_recipe_and_keep_the_rest_of_it():
 def test_heads_themselves_can_be_swept():
     config = TrainConfig(epochs=1)
     assert [p.settings.head for p in points("head=mean_pool,xpool", config=config)] == ["mean_pool", "xpool"]
-    assert all(p.settings.options["aggregator"] == "none" for p in points("head=ti,wti", "aggregator=none", config=config))
+    grid = points("head=ti,wti", "aggregator=none", config=config)
+    assert [p.settings.options["aggregator"] for p in grid] == ["none", "none"]
 
 
 @pytest.mark.parametrize(
@@ -90,8 +91,8 @@ def test_what_cannot_be_trained_is_refused_before_anything_is(pairs, config, wor
 
 
 def test_the_cache_is_read_once_for_all_points(store, tmp_path, loads):
-    rows = train_sweep(store, tmp_path / "s", points("head=projection,xpool", "lr=1e-3,1e-2", config=TrainConfig(
-        epochs=1, batch_size=8, validation=4)), validate=validation_metrics)  # fmt: skip
+    grid = points("head=projection,xpool", "lr=1e-3,1e-2", config=TrainConfig(epochs=1, batch_size=8, validation=4))
+    rows = train_sweep(store, tmp_path / "s", grid, validate=validation_metrics)
     assert loads == ["train"] and len(rows) == 4
 
 

@@ -1,0 +1,224 @@
+"""What every head costs: time and memory for a gallery, parameters, exact FLOPs of one caption with one video.
+
+    python benchmarks/heads.py                              all heads, 1,000 captions × 1,000 videos
+    python benchmarks/heads.py --heads glscl,xpool --pairs 200x5000
+    python benchmarks/heads.py --quick                      a smaller gallery and little patience: a look, not a result
+    python benchmarks/heads.py --device cuda
+
+Features are random, of MSR-VTT's shapes (12 frames, 32 tokens). Encoding is what depends on one side and is done once a
+caption and once a video; scoring is what grows with the pairs. A head that would take longer than `--patience` seconds for
+the whole gallery is timed on a part of it, and the table says on how many pairs.
+
+FLOPs are counted by `torch.utils.flop_counter`: two per multiply-add of matrix products, convolutions and attention. "A
+pair, encoding included" is one caption with one video: what a program pays that shares nothing between pairs. "Each further
+pair" is by how much the score of a gallery grows with a pair, when both sides are encoded. The last column is what GLSCL's
+paper prints, without saying for how many pairs; its Prompt Switch is no head (it changes the backbone).
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from common import digits, machine, markdown, peak_memory, synchronise, timed
+from torch.utils.flop_counter import FlopCounterMode
+
+from glscl.cache.schema import TextFeatures, VideoFeatures
+from glscl.evaluate.published import HEAD_GFLOPS
+from glscl.train_head.heads import HEAD_NAMES, build_head
+from glscl.train_head.heads.base import Head, slice_items
+
+PAPER = {"glscl": "GLSCL", "seq_transf": "CLIP4Clip", "xclip": "X-CLIP", "xpool": "X-Pool"}
+FRAMES, TOKENS = 12, 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one head costs.
+
+    Attributes:
+        parameters: learned numbers, without the temperature.
+        pair_flops: of one caption with one video, encoding both.
+        further_flops: of one more pair of what is encoded already.
+        encode_seconds: of all captions and all videos.
+        score_seconds: of `pairs` pairs.
+        pairs: that were timed.
+        peak_bytes: memory beside features and parameters, encodings and result included, at its highest.
+    """
+
+    head: str
+    parameters: int
+    pair_flops: int
+    further_flops: int
+    encode_seconds: float
+    score_seconds: float
+    pairs: int
+    peak_bytes: int
+
+    @property
+    def seconds_per_million(self) -> float:
+        return self.score_seconds / self.pairs * 1e6
+
+
+def features(texts: int, videos: int, *, dim: int, device: torch.device) -> tuple[TextFeatures, VideoFeatures]:
+    """Random captions and videos, every token and frame real."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(device)
+
+    def real(*shape: int) -> torch.Tensor:
+        return torch.ones(shape, dtype=torch.bool, device=device)
+
+    text = TextFeatures(normal(texts, dim), normal(texts, TOKENS, dim), real(texts, TOKENS))
+    return text, VideoFeatures(normal(videos, FRAMES, dim), real(videos, FRAMES))
+
+
+def make_head(name: str, *, dim: int, device: torch.device) -> Head:
+    """The head with its defaults, fixed."""
+    torch.manual_seed(0)
+    return build_head(name, embed_dim=dim).eval().requires_grad_(False).to(device)
+
+
+@torch.no_grad()
+def count_flops(head: Head, *, dim: int) -> tuple[int, int]:
+    """Exact FLOPs of one caption with one video, encoding included; and of one more pair, once both are encoded.
+
+    Scoring t captions with v videos costs `a t v + b t + c v + d`; the second number is `a`, from four sizes.
+    """
+    home = head.logit_scale.device
+    head.to("cpu")
+    text, video = features(4, 4, dim=dim, device=torch.device("cpu"))
+
+    def scored(texts: int, videos: int) -> int:
+        with FlopCounterMode(display=False) as counter:
+            head.score(slice_items(encoded_text, 0, texts), slice_items(encoded_video, 0, videos))
+        return counter.get_total_flops()
+
+    # oneDNN's recurrent kernel is one opaque call; without it an LSTM is the matrix products that are counted.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TF32 acceleration")
+        with torch.backends.mkldnn.flags(enabled=False):
+            with FlopCounterMode(display=False) as counter:
+                encoded_text = head.encode_text(slice_items(text, 0, 1))
+                encoded_video = head.encode_video(slice_items(video, 0, 1))
+                head.score(encoded_text, encoded_video)
+            encoded_text, encoded_video = head.encode_text(text), head.encode_video(video)
+            further = (scored(4, 4) - scored(4, 2) - scored(2, 4) + scored(2, 2)) / 4
+    head.to(home)
+    return counter.get_total_flops(), round(further)
+
+
+@torch.no_grad()
+def measure(
+    name: str, texts: int, videos: int, *, dim: int, device: torch.device, patience: float, repeats: int
+) -> Cost:
+    """Time, memory, parameters and FLOPs of one head."""
+    head = make_head(name, dim=dim, device=device)
+    whole, further = count_flops(head, dim=dim)
+    text, video = features(texts, videos, dim=dim, device=device)
+
+    def encode() -> tuple[Any, Any]:
+        return head.encode_text(text), head.encode_video(video)
+
+    with peak_memory(device) as encoding:
+        encoded = encode()
+    kept = sum(field.numel() * field.element_size() for side in encoded for field in side)
+    encode_seconds = timed(encode, repeats=repeats, burn_in=0, device=device)
+    text_side, video_side = _affordable(head, *encoded, device=device, patience=patience)
+
+    def score() -> torch.Tensor:
+        return head.score(text_side, video_side)
+
+    with peak_memory(device) as scoring:  # burns in, too
+        score()
+    pairs = len(text_side[0]) * len(video_side[0])
+    once = timed(score, repeats=1, burn_in=0, device=device)
+    score_seconds = timed(score, repeats=repeats, burn_in=0, device=device) if once * repeats < patience else once
+    return Cost(
+        head=name,
+        parameters=sum(p.numel() for p in head.parameters()) - head.logit_scale.numel(),
+        pair_flops=whole,
+        further_flops=further,
+        encode_seconds=encode_seconds,
+        score_seconds=score_seconds,
+        pairs=pairs,
+        peak_bytes=max(encoding.bytes, kept + scoring.bytes),
+    )
+
+
+def _affordable(head: Head, text: Any, video: Any, *, device: torch.device, patience: float) -> tuple[Any, Any]:
+    """As large a part of the gallery as is scored within `patience` seconds, by doubling from a few pairs."""
+    texts, videos = len(text[0]), len(video[0])
+    some_texts, some_videos = min(texts, 4), min(videos, 4)
+    while some_texts < texts or some_videos < videos:
+        sides = slice_items(text, 0, some_texts), slice_items(video, 0, some_videos)
+        head.score(*sides)
+        synchronise(device)
+        spent = timed(lambda sides=sides: head.score(*sides), repeats=1, burn_in=0, device=device)
+        growth = patience / max(spent, 1e-9)  # how many times the pairs would fit
+        if growth >= texts * videos / (some_texts * some_videos):
+            return text, video
+        if growth < 4:
+            break
+        some_texts, some_videos = min(2 * some_texts, texts), min(2 * some_videos, videos)
+    return slice_items(text, 0, some_texts), slice_items(video, 0, some_videos)
+
+
+def row(cost: Cost, gallery: int) -> list[str]:
+    """A row of the table."""
+    paper = PAPER.get(cost.head)
+    published = f"{HEAD_GFLOPS[paper]} ({paper})" if paper else "–"
+    return [
+        f"`{cost.head}`",
+        f"{cost.parameters:,}",
+        digits(cost.encode_seconds),
+        digits(cost.seconds_per_million),
+        "all" if cost.pairs == gallery else f"{cost.pairs:,}",
+        digits(cost.peak_bytes / 2**20),
+        digits(cost.pair_flops / 1e9),
+        digits(cost.further_flops / 1e6),
+        published,
+    ]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--heads", default=",".join(HEAD_NAMES), help="names separated by commas; all by default")
+    parser.add_argument("--pairs", default="1000x1000", help="captions x videos, or one number for both")
+    parser.add_argument("--dim", type=int, default=512, help="size of the features")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=3, help="of which the median is taken")
+    parser.add_argument("--patience", type=float, default=60.0, help="seconds a head may score; inf: as long as it takes")
+    parser.add_argument("--quick", action="store_true", help="100 x 100, one repeat, one second of patience")
+    given = parser.parse_args(arguments)
+    try:
+        sizes = [int(part) for part in given.pairs.lower().split("x")]
+        texts, videos = sizes * 2 if len(sizes) == 1 else sizes
+    except ValueError:
+        parser.error(f"--pairs is {given.pairs!r}; expected N or NxM")
+    heads = [name.strip() for name in given.heads.split(",")]
+    unknown = [name for name in heads if name not in HEAD_NAMES]
+    if unknown or min(texts, videos) < 1:
+        parser.error(f"there is no head {unknown[0]!r}" if unknown else "--pairs must be at least 1x1")
+    if given.quick:
+        texts, videos, given.repeats, given.patience = min(texts, 100), min(videos, 100), 1, 1.0
+    device = torch.device(given.device)
+    print(machine(device))
+    print(f"{texts:,} captions × {videos:,} videos, D={given.dim}, {FRAMES} frames, {TOKENS} tokens, float32\n")
+    header = [
+        "head", "parameters", "encode s", "s per million pairs", "pairs timed", "peak extra MiB",
+        "GFLOP a pair, encoding included", "MFLOP each further pair", "paper's G",
+    ]  # fmt: skip
+    rows = []
+    for name in heads:
+        options = {"dim": given.dim, "device": device, "patience": given.patience, "repeats": given.repeats}
+        rows.append(row(measure(name, texts, videos, **options), texts * videos))
+    print(markdown(header, rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The benchmark of heads counts what can be counted by hand, agrees with docs/heads.md, and prints a table."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+D, F, L, Q = 64, 12, 32, 8
+
+
+@pytest.fixture(scope="module")
+def heads():
+    """benchmarks/heads.py, imported as a script beside common.py is."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import heads
+
+        yield heads
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+        for name in ("heads", "common"):
+            sys.modules.pop(name, None)
+
+
+def count(heads, name, dim=D):
+    return heads.count_flops(heads.make_head(name, dim=dim, device=torch.device("cpu")), dim=dim)
+
+
+def test_flops_are_those_counted_by_hand(heads):
+    dot = 2 * D
+    assert count(heads, "mean_pool") == (F * dot + dot, dot)  # the weighted mean of frames, then one dot product
+    lstm = F * 2 * 8 * D * D  # four gates, each from the input and from the state
+    assert count(heads, "seq_lstm") == (lstm + F * dot + dot, dot)
+    # one product with every frame, one Gram matrix with the weights, one product of all queries
+    assert count(heads, "glscl")[1] == F * dot + 2 * F * F + Q * dot
+
+
+def test_a_layer_of_attention_is_counted_too(heads):
+    linear = 2 * (4 + 8) * D * D * F  # four maps of attention and the MLP
+    attention = 2 * 2 * F * F * D
+    encoding = count(heads, "seq_transf")[0]
+    assert encoding == 4 * (linear + attention) + F * 2 * D + 2 * D
+
+
+def test_the_page_of_heads_says_what_is_counted(heads):
+    """Multiply-adds a pair in docs/heads.md are for D=512: half the FLOPs, rounded as shown."""
+    page = (ROOT / "docs" / "heads.md").read_text()
+    rows = re.findall(r"^\| \[`(\w+)`\].*?\|.*?\|.*?\|.*?\| ([\d.]+)( [kM])?", page, re.M)
+    assert {name for name, *_ in rows} == set(heads.HEAD_NAMES)
+    for name, number, unit in rows:
+        size = {"": 1, " k": 1e3, " M": 1e6}[unit]
+        assert abs(count(heads, name, dim=512)[1] / 2 - float(number) * size) <= 0.5 * size, name
+
+
+def test_a_patient_measure_scores_the_whole_gallery_and_an_impatient_one_a_part(heads):
+    options = {"dim": 16, "device": torch.device("cpu"), "repeats": 1}
+    whole = heads.measure("xpool", 20, 30, patience=60, **options)
+    assert whole.pairs == 600 and whole.seconds_per_million > 0 and whole.peak_bytes >= 0
+    assert whole.parameters == sum(p.numel() for p in heads.make_head("xpool", dim=16, device="cpu").parameters()) - 1
+    part = heads.measure("xpool", 20, 30, patience=0, **options)
+    assert part.pairs == 16 and heads.row(part, 600)[4] == "16" and heads.row(whole, 600)[4] == "all"
+
+
+def test_peak_memory_sees_what_was_freed_before_the_end(heads):
+    with heads.peak_memory() as peak:
+        np.ones(40 << 20, np.uint8).sum()
+    assert (30 << 20) < peak.bytes < (120 << 20)
+
+
+def test_the_command_prints_a_table():
+    command = [sys.executable, ROOT / "benchmarks" / "heads.py", "--quick", "--heads", "mean_pool,glscl"]
+    done = subprocess.run([*command, "--pairs", "6x8", "--dim", "16"], capture_output=True, text=True, check=True)
+    first, second, _, *table = done.stdout.splitlines()
+    assert "torch" in first and second.startswith("6 captions × 8 videos, D=16")
+    assert len(table) == 4 and table[2].startswith("| `mean_pool` | 0 |") and "1.0 (GLSCL)" in table[3]
+    assert len({line.count("|") for line in table}) == 1
+    wrong = subprocess.run([*command[:2], "--heads", "foo"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and "no head 'foo'" in wrong.stderr

@@ -28,7 +28,7 @@ BACKGROUNDS = ("beach", "forest", "desert", "snow", "night", "city", "wall", "wo
 ACTIONS = ("enter", "leave", "grow", "shrink", "spin", "jump", "recolour", "vanish", "rest")
 SIDES = ("left", "right")
 
-CARD_SECONDS = (0.0, 0.4, 0.8, 1.2)
+CARD_SECONDS = (0.0, 1.0, 1.6, 2.2)
 
 SPLITS = ("train", "val", "test")
 
@@ -141,7 +141,7 @@ def draw_story(seed: int, split: str, number: int, *, attempt: int = 0) -> Story
         if all(scene.background != other.background for other in scenes):  # a cut must be seen
             scenes.append(scene)
     weights = [rng.choice((1, 1, 2, 4)) for _ in scenes]
-    whole = rng.uniform(3.6, 5.6)
+    whole = rng.uniform(3.2, 4.6)
     scenes = [replace(s, seconds=round(max(0.5, whole * w / sum(weights)), 1)) for s, w in zip(scenes, weights)]
     opening, ending = rng.choice(CARD_SECONDS), rng.choice(CARD_SECONDS)
     return Story(f"{split}{number:04d}", split, tuple(scenes), opening, ending, rng.getrandbits(32))

@@ -100,7 +100,7 @@ class Story:
 
 
 def draw_thing(rng: random.Random) -> Thing:
-    """A thing of any look; half of them plain."""
+    """A thing of any look; two in five are plain."""
     texture = "plain" if rng.random() < 0.4 else rng.choice(TEXTURES[1:])
     return Thing(rng.choice(SHAPES), rng.choice(tuple(COLOURS)), texture, rng.choice(SIZES))
 

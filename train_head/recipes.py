@@ -65,8 +65,17 @@ RECIPES: dict[str, Recipe] = {
     "lsmdc": Recipe(head_options={"glscl": _glscl()}),
     "didemo": Recipe(words=64, frames=64, batch=32, head_options={"glscl": _glscl()}),
     "activitynet": Recipe(words=64, frames=64, batch=64, epochs=10, head_options={"glscl": _glscl(queries=12)}),
-    # The built-in corpus is small and its features have 128 dimensions: larger steps, fewer of them.
-    "demo": Recipe(batch=64, epochs=6, lr=1e-3, head_options={"glscl": _glscl(queries=4)}),
+    # The built-in corpus is small and its features have 128 dimensions: larger steps, fewer of them, shallower heads.
+    "demo": Recipe(
+        fps=2.0,
+        batch=128,
+        epochs=3,
+        lr=2e-3,
+        head_options={
+            "seq_transf": {"aggregator_layers": 2},
+            "glscl": _glscl(aggregator_layers=1, decoder_layers=1),
+        },
+    ),
     "default": Recipe(head_options={"glscl": _glscl()}),
 }
 

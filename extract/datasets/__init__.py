@@ -132,5 +132,6 @@ DATASETS: dict[str, DatasetEntry] = {
         module="glscl.extract.demo.corpus",
         help="The built-in corpus of rendered videos, made on the spot.",
         recipe="demo",
+        fps=2.0,
     ),
 }

@@ -26,7 +26,7 @@ from glscl.extract.demo.world import SPLITS, Story, draw_stories
 
 FORMAT = "glscl.demo/1"  # of the annotation files; raise it when the same seed gives other pictures or captions
 FPS = 10
-SIZES = {"train": 1500, "val": 100, "test": 250}  # videos
+SIZES = {"train": 1000, "val": 100, "test": 250}  # videos
 RENDER_AGAIN = "Render it: glscl demo, or glscl extract --dataset demo."
 
 Progress = Callable[[int, int], None]

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
 from glscl.config import home
+from glscl.console import (
+    TrainingLines,
+    aligned,
+    print_cache,
+    print_failures,
+    print_result,
+    print_splits,
+    settings_line,
+    where,
+)
 from glscl.errors import UsageError
 from glscl.extract.config import ExtractConfig, ImportConfig, parse_rate
 from glscl.options import Run, command, command_line
@@ -45,15 +54,16 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def demo(
     run: Run,
     out: Annotated[
-        Optional[Path], typer.Option(help="Folder for videos, cache, runs and results. Default: demo.")
+        Path | None, typer.Option(help="Folder for videos, cache, runs and results. Default: demo.")
     ] = None,
     videos: Annotated[
-        Optional[int], typer.Option(help="Training videos; validation and test shrink with them.", min=20)
+        int | None, typer.Option(help="Training videos; validation and test shrink with them.", min=20)
     ] = None,
-    epochs: Annotated[Optional[int], typer.Option(help="Epochs a head. Default: the recipe's.", min=1)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs a head. Default: the recipe's.", min=1)] = None,
 ) -> None:
     """Run the whole pipeline on the built-in corpus and backbone: offline, on a CPU, in a few minutes."""
-    from glscl.demo import run_demo, table
+    from glscl.demo import run_demo
+    from glscl.demo import table as demo_table
     from glscl.extract.demo.corpus import SIZES
 
     out = out or home() / "demo"
@@ -67,14 +77,14 @@ def demo(
         sizes=sizes,
         epochs=epochs,
         progress=run.progress,
-        reporter=_TrainingLines(run),
+        reporter=TrainingLines(run),
         say=run.say,
         command=command_line(),
     )
     counts = results["zero_shot"]["counts"]
     spent = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in results["seconds"].items())
     run.say(f"\ntest split: {counts['videos']} videos, {counts['texts']} captions, frozen backbone\n")
-    run.say(_table(table(results)))
+    run.say(aligned(demo_table(results)))
     for name, result in results.items():
         if "tags" in result:
             tags = ", ".join(f":{tag} {found['R@1']:.1f}" for tag, found in result["tags"].items())
@@ -89,18 +99,18 @@ def extract(
     config: ExtractConfig,
     dataset: Annotated[str, typer.Option(help="Name of a dataset reader; see docs/datasets.md.", rich_help_panel="Data")],
     annotations: Annotated[
-        Optional[Path], typer.Option(help="File or folder with the annotations.", rich_help_panel="Data")
+        Path | None, typer.Option(help="File or folder with the annotations.", rich_help_panel="Data")
     ] = None,
-    videos: Annotated[Optional[Path], typer.Option(help="Folder with the videos.", rich_help_panel="Data")] = None,
-    out: Annotated[Optional[Path], typer.Option(help="Folder of the cache.", rich_help_panel="Data")] = None,
+    videos: Annotated[Path | None, typer.Option(help="Folder with the videos.", rich_help_panel="Data")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the cache.", rich_help_panel="Data")] = None,
     splits: Annotated[
-        Optional[str], typer.Option(help="Only these splits, separated by commas.", rich_help_panel="Data")
+        str | None, typer.Option(help="Only these splits, separated by commas.", rich_help_panel="Data")
     ] = None,
     protocol: Annotated[
-        Optional[str], typer.Option(help="Variant of the splits, such as 9k, 7k, full.", rich_help_panel="Data")
+        str | None, typer.Option(help="Variant of the splits, such as 9k, 7k, full.", rich_help_panel="Data")
     ] = None,
     limit: Annotated[
-        Optional[int], typer.Option(help="Only the first N videos of each split.", rich_help_panel="Data", min=1)
+        int | None, typer.Option(help="Only the first N videos of each split.", rich_help_panel="Data", min=1)
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read the annotations, find the files, print counts.", rich_help_panel="Data")
@@ -134,7 +144,7 @@ def extract(
     for line in found.notes:
         run.say(f"note: {line}")
     if dry_run:
-        _print_splits(run, counted)
+        print_splits(run, counted)
         run.result(counted)
         return
     done = _extract(run, config, dataset, found, out, limit)
@@ -212,34 +222,8 @@ def _extract(run: Run, config: ExtractConfig, dataset: str, found: Any, out: Pat
             f"{out}: {done.videos} videos, {done.frames} frames, {done.texts} captions in "
             f"{duration(done.seconds['total'])}" + (f"; bound by {done.bound_by}" if done.bound_by else "")
         )
-    _print_failures(run, out, done)
+    print_failures(run, out, done)
     return done
-
-
-def _print_failures(run: Run, out: Path, done: Any) -> None:
-    if done.failed:
-        lost = f"; {done.texts_without_video} captions lost their video" if done.texts_without_video else ""
-        run.say(f"{len(done.failed)} videos with failures{lost}. Reasons: glscl inspect {out}")
-
-
-def _print_splits(run: Run, counted: dict[str, Any]) -> None:
-    rows = [["split", "captions", "videos", "found", "missing", "expected captions", "expected videos"]]
-    for name, row in counted["splits"].items():
-        cells = [row[k] for k in ("captions", "videos", "found", "missing", "expected_captions", "expected_videos")]
-        rows.append([name, *("-" if cell is None else f"{cell:,}" for cell in cells)])
-    run.say(_table(rows))
-    for name, ids in counted.get("missing_examples", {}).items():
-        if ids:
-            run.say(f"missing in {name}, for example: {', '.join(ids)}")
-
-
-def _table(rows: list[list[str]]) -> str:
-    """Columns aligned: the first to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
-        for row in rows
-    )
 
 
 @command(app)
@@ -258,7 +242,7 @@ def inspect(
 
     store = open_store(cache)
     report = summarise(store)
-    _print_cache(run, report)
+    print_cache(run, report)
     if verify:
         shards = sum(len(store.commits(stream)) for stream in ("video", "text"))
         with run.progress.task("verify", shards, "shards") as task:
@@ -271,44 +255,18 @@ def inspect(
     run.result(report)
 
 
-def _print_cache(run: Run, report: dict[str, Any]) -> None:
-    state = "complete" if report["complete"] else "NOT complete: " + ", ".join(
-        f"{s['committed']} of {s['planned']} {name} shards" for name, s in report["shards"].items()
-    )
-    backbone = report["configuration"]["backbone"]
-    run.say(f"{report['path']}  ({report['format']}, {report['bytes'] / 1e6:.1f} MB, {state})")
-    run.say(
-        f"{report['configuration']['dataset']} through {backbone['name']}/{backbone['pretrained']}, "
-        f"{report['embed_dim']}-d {report['dtype']}, fingerprint {report['fingerprint']}"
-    )
-    run.say(f"{report['videos']:,} videos with {report['frames']:,} frames, {report['texts']:,} captions")
-    rows = [["split", "videos", "listed", "published", "captions", "published", "failed", "captions without video"]]
-    for name, split in report["splits"].items():
-        keys = ("videos", "videos_listed", "expected_videos", "texts", "expected_captions", "videos_failed")
-        cells = [split[k] for k in keys] + [split["texts_without_video"]]
-        rows.append([name, *("-" if cell is None else f"{cell:,}" for cell in cells)])
-    run.say(_table(rows))
-    for line in report["notes"]:
-        run.say(f"note: {line}")
-    shown = report["failed"] if run.common.verbose else report["failed"][:20]
-    for failure in shown:
-        run.say(f"{failure['status']}: {failure['id']}: {failure['reason']}")
-    if len(shown) < len(report["failed"]):
-        run.say(f"… and {len(report['failed']) - len(shown)} more (all with -v)")
-
-
 @command(app, TrainConfig)
 def train_head(
     run: Run,
     config: TrainConfig,
     cache: Annotated[
-        Optional[Path], typer.Option(help="Cache to train on. Default: the only one there is.", rich_help_panel="Data")
+        Path | None, typer.Option(help="Cache to train on. Default: the only one there is.", rich_help_panel="Data")
     ] = None,
     out: Annotated[
-        Optional[Path], typer.Option(help="Folder of the run. Default: runs/<head>-<time>.", rich_help_panel="Data")
+        Path | None, typer.Option(help="Folder of the run. Default: runs/<head>-<time>.", rich_help_panel="Data")
     ] = None,
     sweep: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(
             help="Train once for each value of a setting or option of the head, such as queries=4,8,16; repeat for a grid.",
             metavar="KEY=V1,V2",
@@ -339,14 +297,14 @@ def train_head(
     )
     out = out or new_run(settings.head)
     run.say(f"training {settings.head} on {store.path} by the recipe {settings.recipe} → {out}")
-    run.say(_settings_line(settings))
+    run.say(settings_line(settings))
     done = train(
         store,
         out,
         settings,
         device=device,
         validate=validation_metrics,
-        reporter=_TrainingLines(run),
+        reporter=TrainingLines(run),
         resume=config.resume,
         tracker=config.tracker,
         command=command_line(),
@@ -379,12 +337,12 @@ def _sweep(run: Run, config: TrainConfig, sweep: list[str], store: Any, out: Pat
         points,
         device=device,
         validate=validation_metrics,
-        reporter=_TrainingLines(run),
+        reporter=TrainingLines(run),
         announce=run.say,
         command=command_line(),
     )
     run.say()
-    run.say(_table(sweep_table(rows)))
+    run.say(aligned(sweep_table(rows)))
     for row in rows:
         if row.error is not None:
             run.say(f"note: {row.point}: {row.error}")
@@ -396,54 +354,11 @@ def _sweep(run: Run, config: TrainConfig, sweep: list[str], store: Any, out: Pat
     run.result({"out": out, "rows": [row.as_dict() for row in rows]})
 
 
-def _settings_line(settings: Any) -> str:
-    shown = ("epochs", "batch_size", "lr", "weight_decay", "max_frames", "precision", "same_video", "seed")
-    parts = [f"{name} {getattr(settings, name)}" for name in shown]
-    return "  " + ", ".join(parts + [f"{key} {value}" for key, value in settings.options.items()])
-
-
-class _TrainingLines:
-    """Prints how training goes: a line with the remaining time every ten seconds (all with -v), one an epoch."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.started = self.printed = time.monotonic()
-        self.first: int | None = None  # steps done when the clock began, for resumed runs
-
-    def note(self, text: str) -> None:
-        self.run.say(f"note: {text}")
-
-    def step(self, report: Any) -> None:
-        done, total = (report.epoch - 1) * report.steps + report.step, report.epochs * report.steps
-        now = time.monotonic()
-        if self.first is None or done < self.first:
-            self.first, self.started = done, now
-        if self.run.common.verbose or now - self.printed >= 10:
-            self.printed = now
-            left = (total - done) * (now - self.started) / max(1, done - self.first)
-            print(
-                f"  epoch {report.epoch}/{report.epochs}  step {report.step}/{report.steps}  loss {report.loss:.4f}  "
-                f"lr {report.learning_rate:.2e}  {report.captions_per_second:,.0f} captions/s"
-                + (f"  {duration(left)} left" if done > self.first else ""),
-                file=sys.stderr,
-                flush=True,
-            )
-
-    def epoch(self, row: Any, *, best: bool) -> None:
-        validated = ""
-        if "validation" in row:
-            t2v, v2t = (row["validation"][d]["R@1"] for d in ("text_to_video", "video_to_text"))
-            validated = f"  validation R@1 {t2v:.1f} text→video, {v2t:.1f} video→text" + ("  (best)" if best else "")
-        self.run.say(
-            f"  epoch {row['epoch']}  loss {row['loss']:.4f}  {row['captions_per_second']:,.0f} captions/s{validated}"
-        )
-
-
 @command(app)
 def eval(
     run: Run,
     run_folders: Annotated[
-        Optional[list[Path]],
+        list[Path] | None,
         typer.Option(
             "--run",
             help="Run to judge; repeat to judge several as one. Default: the newest.",
@@ -452,7 +367,7 @@ def eval(
         ),
     ] = None,
     combine: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             help="How several runs' similarities are averaged: as they are, or each scaled by its temperature. Default: mean.",
             metavar="mean|scaled",
@@ -465,17 +380,17 @@ def eval(
     head: Annotated[str, typer.Option(help="Head of a zero-shot evaluation.", rich_help_panel="What")] = "mean_pool",
     weights: Annotated[str, typer.Option(help="best or last epoch of the run.", rich_help_panel="What")] = "best",
     cache: Annotated[
-        Optional[Path], typer.Option(help="Cache. Default: the run's own, or the only one.", rich_help_panel="Data")
+        Path | None, typer.Option(help="Cache. Default: the run's own, or the only one.", rich_help_panel="Data")
     ] = None,
     split: Annotated[str, typer.Option(help="Split to judge on.", rich_help_panel="Data")] = "test",
     normalise: Annotated[
-        Optional[str], typer.Option(help="Hubness normalisations, separated by commas.", rich_help_panel="Metrics")
+        str | None, typer.Option(help="Hubness normalisations, separated by commas.", rich_help_panel="Metrics")
     ] = None,
     save_similarity: Annotated[
-        Optional[Path], typer.Option(help="Write the matrix to this .npy file.", rich_help_panel="Output")
+        Path | None, typer.Option(help="Write the matrix to this .npy file.", rich_help_panel="Output")
     ] = None,
     out: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(help="Result file. Default: result.json in the run's folder.", rich_help_panel="Output"),
     ] = None,
 ) -> None:
@@ -519,64 +434,28 @@ def eval(
         evaluation = evaluate_run(store, run=folder, head=head, **common)
         path = out or result_file(store.path, folder, head, split)
     write_result(path, evaluation)
-    _print_result(run, evaluation.result)
+    print_result(run, evaluation.result)
     run.say(f"written to {path}")
     run.result(evaluation.result)
-
-
-def _print_result(run: Run, result: dict[str, Any]) -> None:
-    counts = result["counts"]
-    name = f"{result['head']} ({result['run']})"
-    if "runs" in result:
-        name = f"{result['head']} together, {result['combine']} of similarities ({', '.join(result['runs'])})"
-    elif result["run"] is None:
-        name = f"{result['head']}, zero-shot"
-    run.say(
-        f"{name} on {result['dataset']}/{result['split']}: {counts['texts']:,} captions, {counts['videos']:,} videos, "
-        f"frozen {result['backbone']}/{result['pretrained']}, selected on {result['selection']}"
-    )
-    for kind, key in (("videos", "expected_videos"), ("captions", "expected_texts")):
-        have = counts["videos" if kind == "videos" else "texts"]
-        if counts[key] is not None and have != counts[key]:
-            run.say(f"note: {have:,} {kind} of {counts[key]:,} published: not comparable with published numbers")
-    if counts["texts_without_video"]:
-        run.say(f"note: {counts['texts_without_video']:,} captions lost their video and are not queries")
-    metrics = ("R@1", "R@5", "R@10", "MdR", "MnR")
-    rows = [["", *metrics]]
-    directions = {"text_to_video": "text → video", "video_to_text": "video → text"}
-    for key, title in directions.items():
-        rows.append([title, *(f"{result[key][m]:.1f}" for m in metrics)])
-        interval = result.get("confidence_95", {}).get(key)
-        if interval:
-            rows.append(["  95 %", *(f"{interval[m][0]:.1f}–{interval[m][1]:.1f}" for m in metrics)])
-    if result["video_to_text"] != result["video_to_text_caption"]:
-        rows.append(["  by caption", *(f"{result['video_to_text_caption'][m]:.1f}" for m in metrics)])
-    for normalisation, found in result.get("normalised", {}).items():
-        for key, title in directions.items():
-            mark = " (sees all test queries)" if found.get("transductive") else ""
-            rows.append([f"{title}, {normalisation}{mark}", *(f"{found[key][m]:.1f}" for m in metrics)])
-    for tag, found in result.get("tags", {}).items():
-        rows.append([f"captions :{tag}", *(f"{found[m]:.1f}" for m in metrics)])
-    run.say(_table(rows))
 
 
 @command(app)
 def search(
     run: Run,
-    sentence: Annotated[Optional[str], typer.Argument(help="What to look for, in plain words.")] = None,
+    sentence: Annotated[str | None, typer.Argument(help="What to look for, in plain words.")] = None,
     video: Annotated[
-        Optional[Path], typer.Option(help="A video file, to find captions for it instead.", rich_help_panel="What")
+        Path | None, typer.Option(help="A video file, to find captions for it instead.", rich_help_panel="What")
     ] = None,
     top: Annotated[int, typer.Option(help="How many answers.", min=1, rich_help_panel="What")] = 10,
     run_folder: Annotated[
-        Optional[Path], typer.Option("--run", help="Trained head. Default: zero-shot mean_pool.", rich_help_panel="How")
+        Path | None, typer.Option("--run", help="Trained head. Default: zero-shot mean_pool.", rich_help_panel="How")
     ] = None,
     cache: Annotated[
-        Optional[Path], typer.Option(help="Cache to search. Default: the run's own, or the only one.", rich_help_panel="Data")
+        Path | None, typer.Option(help="Cache to search. Default: the run's own, or the only one.", rich_help_panel="Data")
     ] = None,
-    split: Annotated[Optional[str], typer.Option(help="Search one split only.", rich_help_panel="Data")] = None,
+    split: Annotated[str | None, typer.Option(help="Search one split only.", rich_help_panel="Data")] = None,
     pretrained: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(help="Weights of the backbone, where the cache was made from a file.", rich_help_panel="How"),
     ] = None,
 ) -> None:
@@ -595,15 +474,9 @@ def search(
     head, table = _head_and_table(run, store, run_folder, split)
     backbone = _backbone_of(run, store, pretrained)
     hits = _search(store, head, table, backbone, sentence, video, top)
-    rows = [[f"{hit.rank}", f"{hit.score:.3f}", *_where(hit)] for hit in hits]
-    run.say(_table([["rank", "score", "video", "at" if sentence is not None else "caption"], *rows]))
+    rows = [[f"{hit.rank}", f"{hit.score:.3f}", *where(hit)] for hit in hits]
+    run.say(aligned([["rank", "score", "video", "at" if sentence is not None else "caption"], *rows]))
     run.result({"query": sentence if sentence is not None else video, "hits": [hit._asdict() for hit in hits]})
-
-
-def _where(hit: Any) -> list[str]:
-    if hasattr(hit, "time"):
-        return [hit.video, f"{int(hit.time // 60)}:{hit.time % 60:04.1f}"]
-    return [hit.video, hit.caption]
 
 
 def _head_and_table(
@@ -693,7 +566,7 @@ def compare(
     ] = 5,
     split: Annotated[str, typer.Option(help="Which results of the folders.", rich_help_panel="Data")] = "test",
     cache: Annotated[
-        Optional[Path], typer.Option(help="Where the cache is now. Default: where it was.", rich_help_panel="Data")
+        Path | None, typer.Option(help="Where the cache is now. Default: where it was.", rich_help_panel="Data")
     ] = None,
     resamples: Annotated[
         int, typer.Option(help="Draws of the paired tests.", min=1, rich_help_panel="Statistics")
@@ -718,16 +591,16 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders or result files; the first is what others are compared with.")],
     out: Annotated[Path, typer.Option(help="The page.", rich_help_panel="Output")] = Path("report.html"),
     plots: Annotated[
-        Optional[Path], typer.Option(help="Write the figures as PNG and PDF to this folder.", rich_help_panel="Output")
+        Path | None, typer.Option(help="Write the figures as PNG and PDF to this folder.", rich_help_panel="Output")
     ] = None,
-    title: Annotated[Optional[str], typer.Option(help="Heading of the page.", rich_help_panel="Output")] = None,
+    title: Annotated[str | None, typer.Option(help="Heading of the page.", rich_help_panel="Output")] = None,
     videos: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(help="Folder with the videos. Default: where extraction found them.", rich_help_panel="Data"),
     ] = None,
     split: Annotated[str, typer.Option(help="Which results of the folders.", rich_help_panel="Data")] = "test",
     cache: Annotated[
-        Optional[Path], typer.Option(help="Where the cache is now. Default: where it was.", rich_help_panel="Data")
+        Path | None, typer.Option(help="Where the cache is now. Default: where it was.", rich_help_panel="Data")
     ] = None,
     examples: Annotated[
         int, typer.Option(help="Best captions shown a run, and as many worst.", min=0, rich_help_panel="Examples")
@@ -765,21 +638,21 @@ def import_features(
         typer.Option(help="Frame features: a folder with a file a video, or one file by video.", rich_help_panel="Data"),
     ],
     annotations: Annotated[
-        Optional[Path], typer.Option(help="File or folder with the annotations.", rich_help_panel="Data")
+        Path | None, typer.Option(help="File or folder with the annotations.", rich_help_panel="Data")
     ] = None,
     text_features: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(help="Caption features: by caption or by video, or one array in order.", rich_help_panel="Data"),
     ] = None,
     token_features: Annotated[
-        Optional[Path], typer.Option(help="Token features: by caption, or one array in order.", rich_help_panel="Data")
+        Path | None, typer.Option(help="Token features: by caption, or one array in order.", rich_help_panel="Data")
     ] = None,
-    out: Annotated[Optional[Path], typer.Option(help="Folder of the cache.", rich_help_panel="Data")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the cache.", rich_help_panel="Data")] = None,
     splits: Annotated[
-        Optional[str], typer.Option(help="Only these splits, separated by commas.", rich_help_panel="Data")
+        str | None, typer.Option(help="Only these splits, separated by commas.", rich_help_panel="Data")
     ] = None,
     protocol: Annotated[
-        Optional[str], typer.Option(help="Variant of the splits, such as 9k, 7k, full.", rich_help_panel="Data")
+        str | None, typer.Option(help="Variant of the splits, such as 9k, 7k, full.", rich_help_panel="Data")
     ] = None,
 ) -> None:
     """Make a cache from features that others extracted, with the captions of a dataset. No video is needed."""
@@ -826,7 +699,7 @@ def import_features(
         run.say(f"note: {line}")
     state = " is complete already" if done.already_complete else ""
     run.say(f"{out}{state}: {done.videos} videos, {done.frames} frames, {done.texts} captions")
-    _print_failures(run, out, done)
+    print_failures(run, out, done)
     run.result(done.as_dict())
 
 
@@ -838,7 +711,7 @@ def import_checkpoint(
         str, typer.Option(help="Program that made it.", metavar="glscl|clip4clip", rich_help_panel="What")
     ],
     option: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(
             help="Option of the head that weights cannot tell, such as mask_padding=false; repeat for more.",
             metavar="KEY=VALUE",
@@ -846,13 +719,13 @@ def import_checkpoint(
         ),
     ] = None,
     cache: Annotated[
-        Optional[Path], typer.Option(help="Cache to judge it on. Default: the only one there is.", rich_help_panel="Data")
+        Path | None, typer.Option(help="Cache to judge it on. Default: the only one there is.", rich_help_panel="Data")
     ] = None,
     out: Annotated[
-        Optional[Path], typer.Option(help="Folder of the run. Default: runs/<head>-<time>.", rich_help_panel="Data")
+        Path | None, typer.Option(help="Folder of the run. Default: runs/<head>-<time>.", rich_help_panel="Data")
     ] = None,
     max_frames: Annotated[
-        Optional[int], typer.Option(help="Frames a video. Default: the recipe's.", min=1, rich_help_panel="Data")
+        int | None, typer.Option(help="Frames a video. Default: the recipe's.", min=1, rich_help_panel="Data")
     ] = None,
     frame_position: Annotated[
         str,
@@ -887,13 +760,13 @@ def export(
     run: Run,
     out: Annotated[Path, typer.Option(help="Folder to write to.", rich_help_panel="Output")],
     run_folder: Annotated[
-        Optional[Path], typer.Option("--run", help="Run to export. Default: the newest.", rich_help_panel="What")
+        Path | None, typer.Option("--run", help="Run to export. Default: the newest.", rich_help_panel="What")
     ] = None,
     zero_shot: Annotated[
         bool, typer.Option("--zero-shot", help="Vectors of zero-shot mean_pool instead of a run.", rich_help_panel="What")
     ] = False,
     cache: Annotated[
-        Optional[Path], typer.Option(help="Cache. Default: the run's own, or the only one.", rich_help_panel="Data")
+        Path | None, typer.Option(help="Cache. Default: the run's own, or the only one.", rich_help_panel="Data")
     ] = None,
     split: Annotated[
         str, typer.Option(help="Split to make vectors of; all takes the whole cache.", rich_help_panel="Data")
@@ -940,7 +813,7 @@ def convert(
     cache: Annotated[Path, typer.Argument(help="Cache to read: a folder, or a flat .h5 file or .zarr group.")],
     out: Annotated[Path, typer.Argument(help="*.h5 or *.zarr: one flat file or group. Any other name: a cache folder.")],
     format: Annotated[
-        Optional[str], typer.Option(help="Format of a cache folder; the other one by default.", metavar="zarr|hdf5")
+        str | None, typer.Option(help="Format of a cache folder; the other one by default.", metavar="zarr|hdf5")
     ] = None,
 ) -> None:
     """Write a complete cache again: in the other format, or as one ordinary HDF5 file or Zarr group to share."""

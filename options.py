@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import inspect
@@ -213,10 +214,8 @@ def _terminate_like_interrupt() -> None:
         raise KeyboardInterrupt
 
     if hasattr(signal, "SIGTERM"):
-        try:
+        with contextlib.suppress(ValueError):  # not in the main thread (tests)
             signal.signal(signal.SIGTERM, interrupt)
-        except ValueError:  # not in the main thread (tests)
-            pass
 
 
 def command_line() -> str:

@@ -214,7 +214,7 @@ def match(names: Iterable[str], ids: Iterable[str], where: Path) -> dict[str, st
         for form in _forms(name):
             whole[form].append(name)
         parent = name.rpartition("/")[0]  # one array in a group, `video7/features`, stands for the group
-        for tail in dict.fromkeys(form for tail in (*_tails(name), *_tails(parent)) for form in _forms(tail)):
+        for tail in dict.fromkeys(form for part in (*_tails(name), *_tails(parent)) for form in _forms(part)):
             end[tail].append(name)
     owner: dict[str, str] = {}
     for id in ids:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from glscl.cache.feature_table import FramePosition
 from glscl.cache.store import Store
-from glscl.errors import CheckpointError, InputError, NonFiniteError, NotFoundError, UsageError
+from glscl.errors import InputError, NonFiniteError, NotFoundError, UsageError
 from glscl.train_head.checkpoint import backbone_of, save_weights, write_run
 from glscl.train_head.config import parse_options
 from glscl.train_head.heads import HEADS

@@ -243,7 +243,7 @@ def vocabulary() -> list[str]:
     """Every word (and mark) a caption can hold, sorted."""
     frames = ORDER_FRAMES + PAIR_FRAMES
     words = set(" ".join(frames).replace("{a}", " ").replace("{b}", " ").split())
-    words |= set("a an and next to beside near with video of we see in this clip picture nothing empty place".split())
+    words |= set(["a", "an", "and", "next", "to", "beside", "near", "with", "video", "of", "we", "see", "in", "this", "clip", "picture", "nothing", "empty", "place"])
     words |= {"there", "is", "left", "right"}
     for table in (SHAPE_WORDS, COLOUR_WORDS, SIZE_WORDS, PLACE_WORDS):
         words |= set(" ".join(" ".join(options) for options in table.values()).split())

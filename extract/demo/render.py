@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -220,7 +220,7 @@ _PAINTERS = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def background(name: str, land: int) -> Image.Image:
     """One variant of a background, SIDE high and wider by a margin on both sides; painted at twice the size."""
     size = (2 * (SIDE + 2 * MARGIN), 2 * SIDE)
@@ -320,7 +320,7 @@ def _pattern(texture: str, side: int) -> Image.Image | None:
     return Image.fromarray((on * 255).astype(np.uint8))
 
 
-@lru_cache(maxsize=None)
+@cache
 def sprite(shape: str, colour: str, texture: str) -> tuple[Image.Image, Image.Image]:
     """RGBA picture of a thing at full and half size: outline, fill, pattern; coloured beyond the edge (no fringe)."""
     side = 2 * SPRITE

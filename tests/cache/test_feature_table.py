@@ -50,7 +50,7 @@ def test_uniform_positions_follow_the_public_rule(count, width):
     chosen = frame_positions(count, width, "uniform")
     expected = np.arange(count) if count <= width else np.linspace(0, count - 1, width, dtype=int)
     np.testing.assert_array_equal(chosen, expected)
-    assert (np.diff(chosen) > 0).all() and chosen[0] == 0 and chosen[-1] == count - 1 or width == 1
+    assert ((np.diff(chosen) > 0).all() and chosen[0] == 0 and chosen[-1] == count - 1) or width == 1
 
 
 def test_first_last_and_uniform_views_pick_their_frames(small_cache):

@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from glscl.errors import InputError, NonFiniteError, UsageError
 from glscl.evaluate.hubness import (
     NORMALISATIONS,
@@ -21,8 +24,6 @@ from glscl.evaluate.hubness import (
     sinkhorn,
 )
 from glscl.evaluate.metrics import retrieval_metrics, retrieval_ranks
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "metrics.npz")
 NAMES = ("R@1", "R@5", "R@10", "R@50", "MdR", "MnR")
@@ -255,7 +256,7 @@ def test_results_are_new_of_the_kind_given_and_float64(name):
     assert isinstance(array, np.ndarray) and array.dtype == np.float64
     assert isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float64
     np.testing.assert_array_equal(array, tensor.numpy())
-    assert (S == before[0]).all() and (B == before[1]).all()
+    assert (before[0] == S).all() and (before[1] == B).all()
     S64 = S.astype(np.float64)
     assert not np.shares_memory(entry.apply(S64, direction="text_to_video", banks=banks), S64)
     assert (S64 == S).all()

@@ -5,6 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from glscl.errors import InputError, NonFiniteError, UsageError
 from glscl.evaluate import metrics
 from glscl.evaluate.metrics import (
@@ -19,8 +22,6 @@ from glscl.evaluate.metrics import (
     text_to_video_ranks,
     video_to_text_ranks,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "metrics.npz")
 NAMES = ("R@1", "R@5", "R@10", "R@50", "MdR", "MnR")
@@ -236,7 +237,7 @@ def test_metrics_leave_the_matrix_alone():
     S = np.random.RandomState(5).standard_normal((6, 6))
     before = S.copy()
     retrieval_metrics(S)
-    assert (S == before).all()
+    assert (before == S).all()
 
 
 # ---- refused ---------------------------------------------------------------------------------------------------------

@@ -5,12 +5,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from glscl.cache.feature_table import FeatureTable
 from glscl.errors import InputError, NonFiniteError, UsageError
 from glscl.evaluate.metrics import retrieval_ranks
 from glscl.evaluate.similarity import ranks, similarity_matrix
 from glscl.train_head.heads import HEAD_NAMES, build_head
-from torch import Tensor, nn
 
 D = 64
 

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from glscl.cache.schema import Annotations, Expected, TextItem, VideoItem
 from glscl.errors import InputError, NotFoundError, UsageError
 from glscl.extract.datasets import DATASETS
@@ -19,8 +22,6 @@ from glscl.extract.datasets.base import (
     summary,
 )
 from glscl.extract.datasets.reading import check_id, check_relative_path, clip_id, fold
-from hypothesis import given
-from hypothesis import strategies as st
 
 BENCHMARKS = ["msrvtt", "msvd", "didemo", "lsmdc", "activitynet", "vatex", "youcook2"]
 

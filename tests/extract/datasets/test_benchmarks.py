@@ -7,12 +7,13 @@ import pickle
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from glscl.cache.schema import Annotations
 from glscl.errors import GlsclError, InputError, NotFoundError, UsageError
 from glscl.extract.datasets import DATASETS
 from glscl.extract.datasets.base import summary
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 
 def ids(annotations: Annotations, split: str | None = None) -> list[str]:

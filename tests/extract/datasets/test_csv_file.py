@@ -7,12 +7,13 @@ import io
 import json
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
 from glscl.cache.schema import Annotations
 from glscl.errors import GlsclError, InputError, NotFoundError, UsageError
 from glscl.extract.datasets.base import summary
 from glscl.extract.datasets.csv_file import read
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
 
 PLAIN = "video,caption,split\na.mp4,a cat,train\nb.mp4,a dog,test\na.mp4,a small cat,train\n"
 

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+
 from glscl.cache.schema import Expected
 from glscl.extract.datasets import DATASETS
 from glscl.extract.datasets.csv_file import COLUMNS

@@ -7,11 +7,12 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from glscl.errors import InputError, NotFoundError
 from glscl.extract.datasets.activitynet import _without_prefix
 from glscl.extract.datasets.video_files import VIDEO_EXTENSIONS, VideoFiles, split_extension
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def locate(root: Path, id: str, **rules) -> str | None:

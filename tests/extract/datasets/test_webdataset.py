@@ -8,11 +8,12 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from glscl.errors import GlsclError, InputError, NotFoundError, StorageError
 from glscl.extract.datasets import DATASETS
 from glscl.extract.datasets.webdataset import read
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 
 def shard(

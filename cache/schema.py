@@ -22,9 +22,9 @@ class Status(IntEnum):
 
     OK = 0
     MISSING = 1  # no such file
-    DECODE_ERROR = 2  # the file gives no frame at all
+    DECODE_ERROR = 2  # the file gives no frame at all, or its decoder died
     PARTIAL = 3  # frames until an error part-way; they are kept
-    TIMED_OUT = 4  # the decoder made no progress within the time limit, or died
+    TIMED_OUT = 4  # the decoder made no progress within the time limit
 
     @property
     def usable(self) -> bool:

@@ -75,7 +75,7 @@ class TrainingLines:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.started = self.printed = time.monotonic()
-        self.first: int | None = None  # steps done when the clock began, for resumed runs
+        self.first = self.last = 0  # steps done when the clock began, for resumed runs; and at the last report
 
     def note(self, text: str) -> None:
         self.run.say(f"note: {text}")
@@ -83,8 +83,9 @@ class TrainingLines:
     def step(self, report: Any) -> None:
         done, total = (report.epoch - 1) * report.steps + report.step, report.epochs * report.steps
         now = time.monotonic()
-        if self.first is None or done < self.first:
+        if done <= self.last or not self.first:  # the first report of a training
             self.first, self.started = done, now
+        self.last = done
         if self.run.common.verbose or now - self.printed >= 10:
             self.printed = now
             left = (total - done) * (now - self.started) / max(1, done - self.first)

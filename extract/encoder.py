@@ -24,6 +24,8 @@ from torch import nn
 
 from glscl.errors import BackboneError, UsageError
 from glscl.extract.geometry import Geometry
+from glscl.extract.patch_embedding import widen_patch_embedding
+from glscl.extract.tuned_weights import TunedWeights, read_tuned
 
 DEMO_BACKBONE = Path(__file__).parent / "demo" / "backbone"
 TEXT_BLOCKS_KEPT = 4  # blocks of the text transformer that aggregators start from
@@ -93,7 +95,7 @@ class Backbone:
             library="open_clip",
             name=name,
             pretrained=pretrained,
-            weights=_weights_hash(model),
+            weights=weights_hash(model),
             quick_gelu=any(type(m).__name__ == "QuickGELU" for m in model.modules()),
             preprocessing=preprocessing,
             tokenizer=type(tokenizer).__name__,
@@ -115,14 +117,17 @@ class Backbone:
         words: int = 32,
         device: str | torch.device = "cpu",
         precision: str = "auto",
+        across_frames: bool = False,
     ) -> Backbone:
         """Build a model and load its weights.
 
         Args:
             name: `demo` (the built-in tiny CLIP), an open_clip architecture, `hf-hub:org/repo` or `local-dir:FOLDER`.
-            pretrained: tag of open_clip, or a file with weights; ignored by `demo` and names with a scheme.
+            pretrained: tag of open_clip, or a file with weights; of `demo` and names with a scheme only a file counts.
             words: tokens kept a caption, start and end included.
             precision: `fp32`, `fp16`, `bf16`; `auto` is fp16 on a GPU and fp32 elsewhere.
+            across_frames: take weights whose patch embedding looks at neighbouring frames; only for callers that give
+                the frames of a video together.
 
         Raises:
             BackboneError: unknown name or tag, weights that cannot be had or do not fit, no token features.
@@ -133,15 +138,19 @@ class Backbone:
         device = torch.device(device)
         if precision == "auto":
             precision = "fp16" if device.type == "cuda" else "fp32"
+        file = Path(pretrained) if pretrained and Path(pretrained).is_file() else None
+        tuned = read_tuned(file) if file else None
+        if tuned:
+            _check_tuned(file, tuned, name, across_frames)
         if name == "demo":
             model, tokenizer = _load_folder(DEMO_BACKBONE)
-            pretrained = "built-in"
         elif name.startswith("local-dir:"):
             model, tokenizer = _load_folder(Path(name.removeprefix("local-dir:")))
-            pretrained = "local-dir"
         else:
-            model, tokenizer = _load_open_clip(name, pretrained)
-            pretrained = _pretrained_name(name, pretrained)
+            model, tokenizer = _load_open_clip(name, pretrained, tuned)
+        if file and (tuned or name == "demo" or ":" in name):
+            _load_file(model, file, tuned)
+        pretrained = _pretrained_name(name, pretrained)
         return cls(
             model, tokenizer, name=name, pretrained=pretrained, words=words, device=device, precision=precision
         )
@@ -151,12 +160,16 @@ class Backbone:
     @torch.inference_mode()
     def encode_frames(self, frames: np.ndarray | torch.Tensor) -> np.ndarray:
         """(n, S, S, 3) uint8 as `geometry` gives them → (n, D) float32, projected, not normalised."""
-        pixels = torch.as_tensor(frames).to(self.device, non_blocking=True).permute(0, 3, 1, 2)  # (n, 3, S, S)
-        pixels = pixels.contiguous().float().div_(255)  # what ToTensor does
-        pixels = (pixels - self._mean.to(self.device)) / self._std.to(self.device)
+        frames = torch.as_tensor(frames).to(self.device, non_blocking=True)
         with self._autocast():
-            features = self.model.encode_image(pixels, normalize=False)
+            features = self.image_features(frames)
         return features.float().cpu().numpy()
+
+    def image_features(self, frames: torch.Tensor) -> torch.Tensor:
+        """(n, S, S, 3) uint8 on the device → (n, D), with gradients where they are wanted; autocast is the caller's."""
+        pixels = frames.permute(0, 3, 1, 2).contiguous().float().div_(255)  # (n, 3, S, S): what ToTensor does
+        pixels = (pixels - self._mean.to(pixels.device)) / self._std.to(pixels.device)
+        return self.model.encode_image(pixels, normalize=False)
 
     # --- captions ----------------------------------------------------------------------------------------------
 
@@ -177,8 +190,13 @@ class Backbone:
         longest = int(tokens.lengths.max(initial=1))
         ids = torch.from_numpy(tokens.ids).to(self.device)
         with self._autocast():
-            pooled, states = _text_states(self.model, ids, longest, self.context_length)
+            pooled, states = self.text_states(ids, longest)
         return TextBatch(pooled.float().cpu().numpy(), states.float().cpu().numpy()[:, :longest])
+
+    def text_states(self, ids: torch.Tensor, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(T, W) token ids on the device → pooled (T, D) and token features (T, at least `longest`, D), as extraction
+        stores them, with gradients where they are wanted; autocast is the caller's."""
+        return _text_states(self.model, ids, longest, self.context_length)
 
     # --- what heads start from ---------------------------------------------------------------------------------
 
@@ -271,7 +289,7 @@ def _load_folder(folder: Path) -> tuple[nn.Module, Any]:
         return model, open_clip.get_tokenizer(f"local-dir:{folder}", **tokenizer_options)
 
 
-def _load_open_clip(name: str, pretrained: str | None) -> tuple[nn.Module, Any]:
+def _load_open_clip(name: str, pretrained: str | None, tuned: TunedWeights | None) -> tuple[nn.Module, Any]:
     _stay_offline_where_there_is_no_network()
     import open_clip
 
@@ -285,7 +303,9 @@ def _load_open_clip(name: str, pretrained: str | None) -> tuple[nn.Module, Any]:
         if not pretrained:
             raise BackboneError(f"{name} needs weights", mend="Give --pretrained openai, another tag, or a file")
         tags = open_clip.list_pretrained_tags_by_model(name)
-        if Path(pretrained).is_file():
+        if tuned:
+            options = {"force_quick_gelu": tuned.quick_gelu or None, "force_preprocess_cfg": tuned.preprocessing}
+        elif Path(pretrained).is_file():
             options["force_quick_gelu"] = _is_openai_archive(Path(pretrained)) or None
         elif pretrained not in tags:
             raise BackboneError(
@@ -305,7 +325,8 @@ def _load_open_clip(name: str, pretrained: str | None) -> tuple[nn.Module, Any]:
             f"give --backbone {name} --pretrained FILE",
         ),
     ):
-        model = open_clip.create_model(name, None if hub else pretrained, require_pretrained=True, **options)
+        tag = None if hub or tuned else pretrained
+        model = open_clip.create_model(name, tag, require_pretrained=not tuned, **options)
     try:
         with _quiet():
             return model, open_clip.get_tokenizer(name)
@@ -316,10 +337,32 @@ def _load_open_clip(name: str, pretrained: str | None) -> tuple[nn.Module, Any]:
         ) from error
 
 
+def _check_tuned(file: Path, tuned: TunedWeights, name: str, across_frames: bool) -> None:
+    if tuned.name != name:
+        raise BackboneError(f"{file} holds weights of {tuned.name}, not of {name}", mend=f"Use --backbone {tuned.name}")
+    if tuned.patch_embedding == "3d" and not across_frames:
+        raise BackboneError(
+            f"{file} has a 3d patch embedding: it sees each frame with its neighbours, and a cache encodes frames one by one",
+            mend=f"Judge it from pixels: glscl eval --run {file.parent} --videos DIR",
+        )
+
+
+def _load_file(model: nn.Module, file: Path, tuned: TunedWeights | None) -> None:
+    """Replace the weights of a model by those in a file."""
+    import open_clip
+
+    if tuned and tuned.patch_embedding == "3d":
+        widen_patch_embedding(model)
+    with _quiet(), _as_backbone_error(f"Cannot load the weights in {file}"):
+        open_clip.load_checkpoint(model, str(file))
+
+
 def _pretrained_name(name: str, pretrained: str | None) -> str:
-    if name.startswith("hf-hub:"):
-        return "hf-hub"
-    return Path(pretrained).name if Path(pretrained).is_file() else str(pretrained)
+    if pretrained and Path(pretrained).is_file():
+        return Path(pretrained).name
+    if name == "demo":
+        return "built-in"
+    return name.partition(":")[0] if ":" in name else str(pretrained)
 
 
 def _is_openai_archive(path: Path) -> bool:
@@ -330,7 +373,7 @@ def _is_openai_archive(path: Path) -> bool:
         return any("/code/" in name for name in archive.namelist())
 
 
-def _weights_hash(model: nn.Module) -> str:
+def weights_hash(model: nn.Module) -> str:
     """SHA-256 over names, shapes and float32 bytes of all weights: the same for every file they may come in."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):

@@ -11,6 +11,7 @@
     │   ├── CacheFormatError  (ValueError)         not a cache, or a cache of a schema this version cannot read
     │   ├── CacheCorruptError (ValueError)         checksums, shapes or offsets that contradict the commit
     │   ├── CacheIncompleteError                   extraction has not finished
+    │   ├── CacheBusyError                         another process writes it at the moment
     │   └── FingerprintError  (ValueError)         two things that were made with different configurations
     ├── CheckpointError       (ValueError)         a checkpoint that does not fit the head, or foreign weights with unknown names
     └── NonFiniteError        (ArithmeticError)    NaN or infinity in features, scores or the loss
@@ -67,6 +68,9 @@ class CacheCorruptError(CacheError, ValueError): ...
 
 
 class CacheIncompleteError(CacheError): ...
+
+
+class CacheBusyError(CacheError): ...
 
 
 class FingerprintError(CacheError, ValueError): ...

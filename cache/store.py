@@ -6,6 +6,7 @@
     commits/{stream}/<shard>[.r<revision>].json put-if-absent, last of all; the highest revision counts
     backbone/pieces.safetensors     first text blocks, positions, logit_scale, feature of a black frame
     partial/                        where shards are written aside; left-overs of killed writers, safe to delete
+    locks/                          who writes at the moment (`glscl.cache.lock`); readers ignore it
     manifest.json                   all commits, when complete; with store.json all that a reader needs
 """
 
@@ -51,7 +52,7 @@ from glscl.errors import (
     UsageError,
 )
 
-_OWN_NAMES = {"store.json", "plan", "shards", "commits", "backbone", "partial", "manifest.json", "zarr.json"}
+_OWN_NAMES = {"store.json", "plan", "shards", "commits", "backbone", "partial", "locks", "manifest.json", "zarr.json"}
 
 
 class ShardFormat(Protocol):

@@ -22,6 +22,7 @@ import numpy as np
 
 from glscl.cache.fingerprint import canonical
 from glscl.cache.layout import decode_features, encode_features
+from glscl.cache.lock import hold
 from glscl.cache.schema import Annotations, Status, TextItem, VideoItem
 from glscl.cache.shard import TextRecord, VideoRecord, text_arrays
 from glscl.cache.store import Store, StoreSpec, create_store
@@ -95,6 +96,7 @@ def import_features(
         UsageError: none, or too many, of the sources of text features.
         NotFoundError: a path that is not there, or not one video has features.
         InputError: features that cannot be read, of a wrong shape or type, with NaN or infinite values.
+        CacheBusyError: another process writes this cache.
         FingerprintError, StorageError, …: see `create_store` and `Store.commit`.
     """
     progress = progress or Progress(quiet=True)
@@ -137,6 +139,8 @@ def import_features(
         store = create_store(out, spec, format)
         already = store.complete and (store.path / "manifest.json").exists()
         if not already:
+            stack.enter_context(hold(out, what="glscl import-features"))
+            store.refresh()
             if backbone is not None:
                 store.write_backbone_pieces(backbone.pieces())
                 extract_texts(store, backbone, tokens=tokens, batch_texts=batch_texts, progress=progress)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from glscl.cache.feature_table import frame_positions
+from glscl.cache.lock import hold
 from glscl.cache.schema import Annotations, Status, TextItem, VideoItem
 from glscl.cache.shard import TextRecord, VideoRecord, text_arrays, video_arrays
 from glscl.cache.store import Store, StoreSpec, create_store
@@ -93,6 +94,7 @@ def extract(
     Raises:
         NotFoundError: not one of the videos is there.
         DecodeError: not one of them could be decoded, or `strict`.
+        CacheBusyError: another process writes this cache.
         FingerprintError, StorageError, …: see `create_store` and `Store.commit`.
     """
     started = time.perf_counter()
@@ -116,20 +118,22 @@ def extract(
     already = store.complete and not retried and (store.path / "manifest.json").exists()
     seconds_texts = 0.0
     if not already:
-        store.write_backbone_pieces(backbone.pieces())
-        clock = time.perf_counter()
-        extract_texts(store, backbone, tokens=tokens, batch_texts=batch_texts, progress=progress)
-        seconds_texts = time.perf_counter() - clock
-        pool = DecodePool(
-            workers=workers,
-            sampling=sampling,
-            geometry=backbone.geometry,
-            decoder=decoder,
-            time_limit=time_limit,
-            memory_limit=int(memory_limit * 1e9),
-        )
-        _extract_videos(store, backbone, pool, retried, batch_frames, strict, watch, progress)
-        store.finish()
+        with hold(out, what="glscl extract"):
+            store.refresh()
+            store.write_backbone_pieces(backbone.pieces())
+            clock = time.perf_counter()
+            extract_texts(store, backbone, tokens=tokens, batch_texts=batch_texts, progress=progress)
+            seconds_texts = time.perf_counter() - clock
+            pool = DecodePool(
+                workers=workers,
+                sampling=sampling,
+                geometry=backbone.geometry,
+                decoder=decoder,
+                time_limit=time_limit,
+                memory_limit=int(memory_limit * 1e9),
+            )
+            _extract_videos(store, backbone, pool, retried, batch_frames, strict, watch, progress)
+            store.finish()
     videos = store.arrays("video", ["status", "offsets"])
     failed = store.failures()
     usable = int(np.isin(videos["status"], [s for s in Status if s.usable]).sum())

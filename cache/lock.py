@@ -1,0 +1,190 @@
+"""One writer at a time: a file under <cache>/locks/ says who writes a cache, and is recognised as stale once they are gone.
+
+Every writer puts a file of its own name first and looks at the others afterwards, so of two that begin at the same
+moment at least one sees the other. A file name is never used twice, so removing a stale one can never hit a live writer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from glscl.cache.files import dump_json, load_json, put_if_absent
+from glscl.errors import CacheBusyError, CacheFormatError, StorageError
+
+FOLDER = "locks"
+ATTEMPTS = 4  # of writers that begin at the same moment and stand back for each other
+_NAME = re.compile(r"(\d+)-of-(\d+)-[0-9a-f]{8}\.json")
+
+
+class Lock(NamedTuple):
+    """What a lock file says. `holder` is None where the file cannot be read."""
+
+    file: Path
+    part: tuple[int, int]
+    holder: dict[str, Any] | None
+
+    @property
+    def stale(self) -> bool:
+        """Whether the process that wrote it is certainly gone; False where that cannot be told from here."""
+        if self.holder is None or self.holder["host"] != socket.gethostname():
+            return False
+        if self.holder.get("boot") != _boot():
+            return self.holder.get("boot") is not None and _boot() is not None  # the machine was started anew
+        return self._within_sight and not _alive(self.holder["pid"], self.holder.get("started"))
+
+    @property
+    def _within_sight(self) -> bool:
+        """Whether the number of its process means anything here: the same machine, and the same container."""
+        holder = self.holder or {}
+        return (holder.get("host"), holder.get("namespace")) == (socket.gethostname(), _namespace())
+
+    def conflicts(self, part: tuple[int, int]) -> bool:
+        """Parts of one division go together, unless they are the same; the whole goes with nothing."""
+        return self.part[1] != part[1] or self.part[0] == part[0]
+
+    def describe(self) -> str:
+        if self.holder is None:
+            return f"a writer that left {self.file} unreadable"
+        part = f", part {self.part[0]}/{self.part[1]}" if self.part[1] > 1 else ""
+        what, since = self.holder.get("what"), self.holder.get("since")
+        return f"{what}{part} (process {self.holder['pid']} on {self.holder['host']}, since {since})"
+
+    def mend(self) -> str:
+        if self._within_sight and self.holder.get("started") is not None:
+            return "Wait until it has finished, or stop it"
+        return f"Wait until it has finished; if it no longer runs, delete {self.file}"
+
+
+@contextlib.contextmanager
+def hold(root: os.PathLike[str] | str, *, part: tuple[int, int] = (1, 1), what: str = "extract") -> Iterator[Path]:
+    """Be the one writer of a cache, or of part i of n, until the block is left, by whatever way.
+
+    Args:
+        root: folder of the cache; made where it is not there.
+        part: (i, n), 1 <= i <= n. (1, 1) stands for all of the cache.
+        what: the command, for the line that others are refused with.
+
+    Yields:
+        The lock file. Locks of processes of this machine that are gone are removed on the way.
+
+    Raises:
+        CacheBusyError: somebody else writes this part, or the cache is being written in another division.
+        StorageError: the lock cannot be written.
+        ValueError: not a part.
+    """
+    root = Path(root)
+    if not 1 <= part[0] <= part[1]:
+        raise ValueError(f"part {part[0]} of {part[1]}")
+    for attempt in range(ATTEMPTS):
+        own = root / FOLDER / f"{part[0]}-of-{part[1]}-{uuid.uuid4().hex[:8]}.json"
+        try:
+            put_if_absent(own, dump_json(_holder(what)))
+            others = [lock for lock in locks(root) if lock.file != own]
+            for lock in others:
+                if lock.stale:
+                    lock.file.unlink(missing_ok=True)
+            inway = [lock for lock in others if lock.conflicts(part) and not lock.stale]
+        except BaseException:
+            _give_back(own)
+            raise
+        if not inway:
+            break
+        _give_back(own)
+        if attempt == ATTEMPTS - 1:
+            raise CacheBusyError(f"{root} is being written by {inway[0].describe()}", mend=inway[0].mend())
+        time.sleep(random.Random().uniform(0.02, 0.1))  # leaves the seeded generator alone
+    owner = os.getpid()
+    try:
+        yield own
+    finally:
+        if os.getpid() == owner:  # a forked child that leaves the block gives nothing back
+            _give_back(own)
+
+
+def _give_back(own: Path) -> None:
+    with contextlib.suppress(OSError):  # what stays behind is stale with this process
+        own.unlink()
+
+
+def locks(root: os.PathLike[str] | str) -> list[Lock]:
+    """The locks of a cache, stale ones included, in the order of their names."""
+    folder, found = Path(root) / FOLDER, []
+    with contextlib.suppress(FileNotFoundError):
+        for name in sorted(os.listdir(folder)):
+            match = _NAME.fullmatch(name)
+            if match is None:
+                continue
+            try:
+                holder = load_json(folder / name, "a lock of a glscl cache")
+            except FileNotFoundError:  # given back meanwhile
+                continue
+            except CacheFormatError:
+                holder = None
+            except OSError as error:
+                raise StorageError(f"Cannot read {folder / name}: {error.strerror}") from error
+            if holder is not None and not (type(holder.get("pid")) is int and isinstance(holder.get("host"), str)):
+                holder = None
+            found.append(Lock(folder / name, (int(match[1]), int(match[2])), holder))
+    return found
+
+
+def _holder(what: str) -> dict[str, Any]:
+    return {
+        "what": what,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": (_state(os.getpid()) or (None, None))[1],
+        "boot": _boot(),
+        "namespace": _namespace(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    }
+
+
+def _boot() -> str | None:
+    """Identity of this run of the machine, where the system tells (Linux)."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+
+
+def _namespace() -> str | None:
+    """Whose process numbers ours are: containers may share a host name and not these."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
+
+
+def _state(pid: int) -> tuple[str, int] | None:
+    """State letter of a process and when it began, in clock ticks since the machine did; None where /proc does not say."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return fields[0], int(fields[19])
+
+
+def _alive(pid: int, started: int | None) -> bool:
+    """Whether the process that had this number then still has it; True where that cannot be told."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # somebody else's, so it is there
+    now = _state(pid)
+    if now is None or started is None:
+        return True
+    return now[0] not in "ZX" and now[1] == started  # a dead process that nobody has fetched yet is gone

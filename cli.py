@@ -204,6 +204,8 @@ def _extract(run: Run, config: ExtractConfig, dataset: str, found: Any, out: Pat
         tokens=config.tokens,
         shard_videos=config.shard_videos,
         shard_texts=config.shard_texts,
+        store_frames=config.store_frames,
+        frame_quality=config.frame_quality,
         workers=config.workers or len(os.sched_getaffinity(0)),
         batch_frames=config.batch_frames,
         batch_texts=config.batch_texts,

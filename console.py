@@ -48,6 +48,11 @@ def print_cache(run: Run, report: dict[str, Any]) -> None:
         f"{report['embed_dim']}-d {report['dtype']}, fingerprint {report['fingerprint']}"
     )
     run.say(f"{report['videos']:,} videos with {report['frames']:,} frames, {report['texts']:,} captions")
+    if report["stored_frames"]:
+        frames = report["stored_frames"]
+        how = frames["encoding"] + (f" of quality {frames['quality']}" if frames["quality"] else "")
+        size = "×".join(map(str, frames["size"]))
+        run.say(f"frames are stored too: {how}, {size} pixels, {frames['bytes'] / 1e6:.1f} MB")
     rows = [["split", "videos", "listed", "published", "captions", "published", "failed", "captions without video"]]
     for name, split in report["splits"].items():
         keys = ("videos", "videos_listed", "expected_videos", "texts", "expected_captions", "videos_failed")

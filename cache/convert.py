@@ -10,17 +10,17 @@ import json
 import os
 import shutil
 import uuid
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from glscl.cache.blocks import Blocks
 from glscl.cache.files import storage_errors, sync_directory, sync_tree
 from glscl.cache.schema import STREAMS
-from glscl.cache.store import STORES, Store, StoreSpec, create_store
+from glscl.cache.store import STORES, Store, StoreSpec, create_store, describe_array
 from glscl.errors import UsageError
 
 FLAT_SUFFIXES = {".h5": "hdf5", ".hdf5": "hdf5", ".zarr": "zarr"}
@@ -63,49 +63,26 @@ def _write_cache(store: Store, out: Path, format: str) -> Path:
         tokens=store.has_tokens,
         shard_items=store.shard_items,
         provenance=store.header.get("provenance", {}),
+        frames=store.frames,
     )
     target = create_store(out, spec, format)
     target.write_backbone_pieces(store.backbone_pieces())
     for stream in STREAMS:
         for shard in range(store.num_shards(stream)):
             arrays = store.arrays(stream, items=store.shard_range(stream, shard), raw=True)
+            if stream == "video":
+                arrays |= _stored_frames(store, range(shard, shard + 1))
             target.commit(stream, shard, arrays, failures=store.commits(stream)[shard].failures)
     target.finish()
     return out
 
 
 def _write_flat(store: Store, out: Path, format: str) -> Path:
-    groups: dict[str, Mapping[str, np.ndarray]] = {s: store.arrays(s, raw=True) for s in STREAMS}
-    commits = {
-        stream: {
-            "stream": stream,
-            "shard": 0,
-            "revision": 0,
-            "items": [0, store.num_items[stream]],
-            "path": stream,
-            "arrays": {
-                name: {"shape": list(a.shape), "dtype": a.dtype.name, "crc32": zlib.crc32(np.ascontiguousarray(a))}
-                for name, a in groups[stream].items()
-            },
-            "failures": [f for _, c in sorted(store.commits(stream).items()) for f in c.failures],
-        }
-        for stream in STREAMS
-    }
-    streams = {s: {"items": store.num_items[s], "shard_items": max(1, store.num_items[s])} for s in STREAMS}
-    groups["backbone"] = store.backbone_pieces()
-    head: dict[str, Any] = {
-        **store.header,
-        "format": format,
-        "streams": streams,
-        "commits": commits,
-        "backbone": sorted(groups["backbone"]),
-    }
-    groups["/"] = {"head": np.frombuffer(json.dumps(head, ensure_ascii=False).encode(), np.uint8)}
     aside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     try:
         with storage_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            STORES[format].write_groups(aside, groups)
+            STORES[format].write_groups(aside, _groups(store, format))
             sync_tree(aside)
             os.rename(aside, out)
             sync_directory(out.parent)
@@ -113,3 +90,54 @@ def _write_flat(store: Store, out: Path, format: str) -> Path:
         shutil.rmtree(aside, ignore_errors=True) if aside.is_dir() else aside.unlink(missing_ok=True)
         raise
     return out
+
+
+def _groups(store: Store, format: str) -> Iterator[tuple[str, Mapping[str, np.ndarray | Blocks]]]:
+    """The groups of a flat file, made one after another; the head comes last, for it lists what was written."""
+    commits = {}
+    for stream in STREAMS:
+        arrays: dict[str, np.ndarray | Blocks] = {**store.arrays(stream, raw=True)}
+        if stream == "video":
+            arrays |= _stored_frames(store, range(store.num_shards(stream)))
+        yield stream, arrays
+        commits[stream] = {
+            "stream": stream,
+            "shard": 0,
+            "revision": 0,
+            "items": [0, store.num_items[stream]],
+            "path": stream,
+            "arrays": {name: describe_array(array) for name, array in arrays.items()},
+            "failures": [f for _, c in sorted(store.commits(stream).items()) for f in c.failures],
+        }
+    pieces = store.backbone_pieces()
+    yield "backbone", pieces
+    head: dict[str, Any] = {
+        **store.header,
+        "format": format,
+        "streams": {s: {"items": store.num_items[s], "shard_items": max(1, store.num_items[s])} for s in STREAMS},
+        "commits": commits,
+        "backbone": sorted(pieces),
+    }
+    yield "/", {"head": np.frombuffer(json.dumps(head, ensure_ascii=False).encode(), np.uint8)}
+
+
+def _stored_frames(store: Store, shards: range) -> dict[str, np.ndarray | Blocks]:
+    """The stored frames of some shards as one run, read again through the library; nothing where there are none."""
+    if store.frames is None:
+        return {}
+    paths = [store.path / store.commits("video")[shard].path for shard in shards]
+    lengths = [store.commits("video")[shard].arrays[store.frames.arrays[0]]["shape"][0] for shard in shards]
+
+    def blocks(name: str) -> Iterator[np.ndarray]:
+        for path in paths:
+            yield from store.format.blocks(path, name)
+
+    name = store.frames.arrays[0]
+    columns = (*store.frames.size, 3) if store.frames.encoding == "uint8" else ()
+    found: dict[str, np.ndarray | Blocks] = {name: Blocks((sum(lengths), *columns), np.uint8, lambda: blocks(name))}
+    if store.frames.encoding == "jpeg":
+        starts = np.cumsum([0, *lengths])
+        offsets = [np.concatenate(list(store.format.blocks(path, "frame_offsets"))) for path in paths]
+        moved = [start + run[1:] for start, run in zip(starts, offsets)]
+        found["frame_offsets"] = np.concatenate([np.zeros(1, np.int64), *moved])
+    return found

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-MAX_CHUNK_BYTES = 48 << 20
+from glscl.cache.blocks import Blocks, Chunk, Groups, LibraryRows, RawRows, RowReader, chunk_shape
+
 _ALIGNED = {"alignment_threshold": 4096, "alignment_interval": 4096}
 
 
@@ -23,15 +24,15 @@ class Hdf5Shards:
         pass
 
     @staticmethod
-    def write(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, str]) -> None:
+    def write(path: Path, arrays: Mapping[str, np.ndarray | Blocks], attributes: Mapping[str, str]) -> None:
         with h5py.File(path, "w", **_ALIGNED) as file:
             file.attrs.update(attributes)
             _write_arrays(file, arrays)
 
     @staticmethod
-    def write_groups(path: Path, groups: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    def write_groups(path: Path, groups: Groups) -> None:
         with h5py.File(path, "w", **_ALIGNED) as file:
-            for name, arrays in groups.items():
+            for name, arrays in groups:
                 _write_arrays(file.require_group(name), arrays)
 
     @staticmethod
@@ -46,13 +47,43 @@ class Hdf5Shards:
         with h5py.File(file, "r") as opened:
             return {name: _map_dataset(file, opened[group][name]) for name in names}
 
+    @staticmethod
+    def blocks(path: Path, name: str) -> Iterator[np.ndarray]:
+        file, group = _inside(path)
+        with h5py.File(file, "r") as opened:
+            dataset = opened[group][name]
+            step = (dataset.chunks or chunk_shape(dataset.shape, dataset.dtype))[0]
+            for start in range(0, len(dataset), step):
+                yield dataset[start : start + step]
 
-def _write_arrays(group: h5py.Group, arrays: Mapping[str, np.ndarray]) -> None:
+    @staticmethod
+    def rows(path: Path, name: str) -> RowReader:
+        file, group = _inside(path)
+        with h5py.File(file, "r") as opened:
+            dataset = opened[group][name]
+            return _raw_rows(file, dataset) or LibraryRows(_slices(file, dataset.name), len(dataset))
+
+
+def _slices(file: Path, name: str) -> Callable[[slice], np.ndarray]:
+    def read(rows: slice) -> np.ndarray:
+        with h5py.File(file, "r") as opened:
+            return opened[name][rows]
+
+    return read
+
+
+def _write_arrays(group: h5py.Group, arrays: Mapping[str, np.ndarray | Blocks]) -> None:
     for name, array in arrays.items():
         if array.size == 0 or array.ndim == 0:
-            group.create_dataset(name, data=array)
+            group.create_dataset(name, array.shape, array.dtype, data=None if array.size == 0 else array)
+            continue
+        chunks = chunk_shape(array.shape, array.dtype)
+        if isinstance(array, Blocks):
+            dataset = group.create_dataset(name, array.shape, array.dtype, chunks=chunks, fletcher32=True)
+            for start, piece in array.chunks(chunks[0]):
+                dataset[start : start + len(piece)] = piece
         else:
-            group.create_dataset(name, data=array, chunks=chunk_shape(array), fletcher32=True)
+            group.create_dataset(name, data=array, chunks=chunks, fletcher32=True)
 
 
 def _inside(path: Path) -> tuple[Path, str]:
@@ -63,12 +94,6 @@ def _inside(path: Path) -> tuple[Path, str]:
     if not file.is_file():
         raise FileNotFoundError(path)
     return file, path.relative_to(file).as_posix() if path != file else "/"
-
-
-def chunk_shape(array: np.ndarray) -> tuple[int, ...]:
-    """One chunk an array while it stays below 48 MB, else as many whole rows as fit."""
-    rows = max(1, min(len(array), MAX_CHUNK_BYTES // max(1, array[:1].nbytes)))
-    return (rows, *array.shape[1:])
 
 
 def _map_dataset(path: Path, dataset: h5py.Dataset) -> np.ndarray:
@@ -82,3 +107,17 @@ def _map_dataset(path: Path, dataset: h5py.Dataset) -> np.ndarray:
         elif dataset.id.get_num_chunks() == 0:
             raise OSError(f"dataset {dataset.name} of {path} has no data")
     return dataset[...]
+
+
+def _raw_rows(path: Path, dataset: h5py.Dataset) -> RawRows | None:
+    """The chunks of an uncompressed dataset that is cut along its first axis only; None where they are anything else."""
+    if not dataset.size:
+        return RawRows([], 1, dataset.shape, dataset.dtype)
+    if dataset.compression is not None or dataset.shuffle or dataset.chunks is None:
+        return None
+    rows, count = dataset.chunks[0], -(-len(dataset) // dataset.chunks[0])
+    if dataset.chunks[1:] != dataset.shape[1:] or dataset.id.get_num_chunks() != count:
+        return None
+    infos = [dataset.id.get_chunk_info(i) for i in range(count)]
+    infos.sort(key=lambda info: info.chunk_offset[0])
+    return RawRows([Chunk(path, info.byte_offset) for info in infos], rows, dataset.shape, dataset.dtype)

@@ -19,7 +19,7 @@ import socket
 import time
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from glscl.cache.blocks import Blocks, Groups, RowReader
 from glscl.cache.files import (
     dump_json,
     load_json,
@@ -37,6 +38,7 @@ from glscl.cache.files import (
     write_atomically,
 )
 from glscl.cache.fingerprint import annotation_hash, differences, fingerprint
+from glscl.cache.frames import FrameSpec, require_same
 from glscl.cache.hdf5_store import Hdf5Shards
 from glscl.cache.layout import FEATURE_DTYPES, FLOAT, LAYOUT, decode_features, numpy_dtype, unpack_strings
 from glscl.cache.schema import SCHEMA, STREAMS, Annotations, Expected, Status, TextItem, VideoItem
@@ -64,17 +66,24 @@ class ShardFormat(Protocol):
     def prepare_root(self, root: Path, streams: tuple[str, ...]) -> None:
         """Make `root` itself openable by the format's own tools, where it has such a notion."""
 
-    def write(self, path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, str]) -> None:
+    def write(self, path: Path, arrays: Mapping[str, np.ndarray | Blocks], attributes: Mapping[str, str]) -> None:
         """Write a new file or folder; durability and visibility are the caller's."""
 
-    def write_groups(self, path: Path, groups: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-        """Write one new file or folder with several groups of arrays, "/" being its root."""
+    def write_groups(self, path: Path, groups: Groups) -> None:
+        """Write one new file or folder with several groups of arrays, "/" being its root; each is asked for when its
+        turn comes."""
 
     def read(self, path: Path, name: str) -> np.ndarray:
         """One array through the format's library, checksums verified."""
 
     def map(self, path: Path, names: list[str]) -> dict[str, np.ndarray]:
         """Arrays as read-only memory maps where the raw bytes lie plainly in the file, else as `read`."""
+
+    def blocks(self, path: Path, name: str) -> Iterator[np.ndarray]:
+        """One array through the format's library, checksums verified, chunk by chunk along its first axis."""
+
+    def rows(self, path: Path, name: str) -> RowReader:
+        """A reader of consecutive rows of one array, from the raw bytes where they lie plainly in the file."""
 
 
 STORES: dict[str, ShardFormat] = {"zarr": ZarrShards(), "hdf5": Hdf5Shards()}
@@ -100,6 +109,7 @@ class StoreSpec:
         tokens: whether token features are stored.
         shard_items: items a shard, by stream.
         provenance: command, versions, paths; stored, not hashed.
+        frames: how frames are stored beside the features, if at all; stored, not hashed, for the features are the same.
     """
 
     configuration: Mapping[str, Any]
@@ -109,6 +119,7 @@ class StoreSpec:
     tokens: bool = True
     shard_items: Mapping[str, int] = field(default_factory=lambda: {"video": 256, "text": 4096})
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    frames: FrameSpec | None = None
 
 
 class Commit(NamedTuple):
@@ -132,7 +143,7 @@ def create_store(path: os.PathLike[str] | str, spec: StoreSpec, format: str = "z
         format: a key of `STORES`.
 
     Raises:
-        UsageError: unknown format or dtype, or the cache there has another format.
+        UsageError: unknown format or dtype, or the cache there has another format or stores frames in another way.
         InputError: duplicate ids, or a caption whose split is not its video's.
         FingerprintError: another configuration or other annotations stand there.
         CacheFormatError: the folder holds something else.
@@ -165,6 +176,7 @@ def create_store(path: os.PathLike[str] | str, spec: StoreSpec, format: str = "z
                 f"{root} is a {store.header['format']} cache; asked for {format}",
                 mend=f"Use --format {store.header['format']}, or another folder with --out",
             )
+        require_same(store.frames, spec.frames, root)
         store.plan = annotations
         return store
     with storage_errors(root, "create the cache"):
@@ -202,6 +214,7 @@ def create_store(path: os.PathLike[str] | str, spec: StoreSpec, format: str = "z
             "notes": list(annotations.notes),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "provenance": dict(spec.provenance),
+            **({"stored_frames": spec.frames.as_header()} if spec.frames else {}),
         }
         if not put_if_absent(root / "store.json", dump_json(header)):
             return create_store(path, spec, format)  # another launch was a moment faster: compare with what it wrote
@@ -260,6 +273,7 @@ class Store:
         path: the folder.
         header: the content of store.json.
         splits: name → Split.
+        frames: how frames are stored beside the features; None where they are not.
         plan: the annotations with the files as this run found them (after `create_store`), else as recorded.
     """
 
@@ -282,6 +296,7 @@ class Store:
             )
             for name, entry in header["splits"].items()
         }
+        self.frames = FrameSpec.from_header(header.get("stored_frames"))
         self._commits: dict[str, dict[int, Commit]] | None = None
 
     # --- what is there -----------------------------------------------------------------------------------------
@@ -387,7 +402,7 @@ class Store:
 
         Args:
             stream: "video" or "text".
-            names: which arrays; all by default.
+            names: which arrays; all by default, but for stored frames, which `glscl.extract.stored_frames` reads.
             items: item numbers, a contiguous range; all by default.
             raw: bfloat16 stays uint16 and `video_index` stays as planned.
 
@@ -495,6 +510,9 @@ class Store:
         where = self.path / commit.path
         problems, arrays = [], {}
         for name, expected in commit.arrays.items():
+            if name not in LAYOUT[stream]:
+                problems += self._verify_blocks(commit, name)
+                continue
             try:
                 array = self.format.read(where, name)
             except Exception as error:  # libraries raise whatever they like on damaged files
@@ -515,6 +533,33 @@ class Store:
             if spec.along == "rows" and spec.boundaries in arrays and len(array) != arrays[spec.boundaries][-1]:
                 problems.append(f"{commit.path}: {name} has {len(array)} rows, {spec.boundaries} says otherwise")
         return problems
+
+    def _verify_blocks(self, commit: Commit, name: str) -> list[str]:
+        """As `verify_shard`, for an array that may be larger than memory."""
+        expected, checksum, length, rises = commit.arrays[name], 0, 0, True
+        try:
+            before = 0
+            for block in self.format.blocks(self.path / commit.path, name):
+                checksum, length = zlib.crc32(np.ascontiguousarray(block), checksum), length + len(block)
+                if name == "frame_offsets":
+                    rises = rises and (block[0] == 0 if length == len(block) else block[0] >= before)
+                    rises, before = bool(rises and (np.diff(block) >= 0).all()), block[-1]
+        except Exception as error:  # libraries raise whatever they like on damaged files
+            return [f"{commit.path}: {name} cannot be read: {_first_line(error)}"]
+        if length != expected["shape"][0] or checksum != expected["crc32"]:
+            return [f"{commit.path}: {name} does not have the length and checksum it was committed with"]
+        return [] if rises else [f"{commit.path}: {name} does not rise from 0"]
+
+    def frame_rows(self, shard: int) -> dict[str, RowReader]:
+        """Readers of the stored frames of a video shard, by the names of `FrameSpec.arrays`.
+
+        Raises:
+            CacheIncompleteError: the shard is not committed.
+            CacheCorruptError: it is not there or cannot be read.
+        """
+        commit = self._committed("video", shard)
+        names = self.frames.arrays if self.frames else ()
+        return {name: self._reading(commit, lambda where, name=name: self.format.rows(where, name)) for name in names}
 
     def _committed(self, stream: str, shard: int) -> Commit:
         commit = self.commits(stream).get(shard)
@@ -537,22 +582,30 @@ class Store:
 
     def _mapped(self, commit: Commit, names: list[str]) -> dict[str, np.ndarray]:
         where = self.path / commit.path
-        mend = f"See what is damaged: glscl inspect {self.path} --verify"
-        try:
-            mapped = self.format.map(where, names)
-        except FileNotFoundError as error:
-            raise CacheCorruptError(f"{where} is committed but not there", mend=mend) from error
-        except Exception as error:  # libraries raise whatever they like on damaged files
-            raise CacheCorruptError(f"{where} cannot be read: {_first_line(error)}", mend=mend) from error
+        mapped = self._reading(commit, lambda where: self.format.map(where, names))
         for name, array in mapped.items():
             expected = commit.arrays[name]
             if list(array.shape) != expected["shape"] or array.dtype.name != expected["dtype"]:
                 raise CacheCorruptError(
                     f"{where}: {name} is {array.dtype.name}{list(array.shape)}, "
                     f"expected {expected['dtype']}{expected['shape']}",
-                    mend=mend,
+                    mend=self._look_closer,
                 )
         return mapped
+
+    def _reading(self, commit: Commit, read: Callable[[Path], Any]) -> Any:
+        """What `read` gives for the place of a shard; CacheCorruptError where it fails."""
+        where = self.path / commit.path
+        try:
+            return read(where)
+        except FileNotFoundError as error:
+            raise CacheCorruptError(f"{where} is committed but not there", mend=self._look_closer) from error
+        except Exception as error:  # libraries raise whatever they like on damaged files
+            raise CacheCorruptError(f"{where} cannot be read: {_first_line(error)}", mend=self._look_closer) from error
+
+    @property
+    def _look_closer(self) -> str:
+        return f"See what is damaged: glscl inspect {self.path} --verify"
 
     # --- writing -----------------------------------------------------------------------------------------------
 
@@ -560,7 +613,7 @@ class Store:
         self,
         stream: str,
         shard: int,
-        arrays: Mapping[str, np.ndarray],
+        arrays: Mapping[str, np.ndarray | Blocks],
         *,
         failures: Sequence[Mapping[str, Any]] = (),
         ledger: Sequence[Mapping[str, Any]] = (),
@@ -569,7 +622,8 @@ class Store:
         """Write one shard aside, make it durable, then commit it.
 
         Args:
-            arrays: exactly the arrays of `LAYOUT[stream]`, in the stored dtypes (`glscl.cache.shard` makes them).
+            arrays: exactly the arrays of `LAYOUT[stream]`, in the stored dtypes (`glscl.cache.shard` makes them), and
+                for videos those of `frames.arrays`.
             failures: `{"id", "reason", "status"}` of the items that failed.
             ledger: one record an item: how it was decoded, how long it took.
             revision: 0 at first; a higher one replaces the shard for every reader that opens the cache afterwards.
@@ -602,10 +656,7 @@ class Store:
                     "revision": revision,
                     "items": [items.start, items.stop],
                     "path": final.relative_to(self.path).as_posix(),
-                    "arrays": {
-                        n: {"shape": list(a.shape), "dtype": a.dtype.name, "crc32": zlib.crc32(np.ascontiguousarray(a))}
-                        for n, a in arrays.items()
-                    },
+                    "arrays": {name: describe_array(array) for name, array in arrays.items()},
                     "failures": [dict(failure) for failure in failures],
                     "ledger": [dict(record) for record in ledger],
                     "host": socket.gethostname(),
@@ -641,10 +692,17 @@ class Store:
         if pieces and not (self.path / "backbone" / "pieces.safetensors").exists():
             put_if_absent(self.path / "backbone" / "pieces.safetensors", save(dict(pieces)))
 
-    def _check_arrays(self, stream: str, shard: int, arrays: Mapping[str, np.ndarray]) -> None:
+    def _check_arrays(self, stream: str, shard: int, arrays: Mapping[str, np.ndarray | Blocks]) -> None:
         layout, count = LAYOUT[stream], len(self.shard_range(stream, shard))
-        if set(arrays) != set(layout):
-            raise ValueError(f"a {stream} shard holds {sorted(layout)}, given {sorted(arrays)}")
+        frames = self.frames if stream == "video" else None
+        names = {*layout, *(frames.arrays if frames else ())}
+        if set(arrays) != names:
+            raise ValueError(f"a {stream} shard holds {sorted(names)}, given {sorted(arrays)}")
+        rows = int(arrays["offsets"][-1])
+        if frames and (
+            arrays[frames.arrays[-1]].shape != ((rows, *frames.size, 3) if frames.encoding == "uint8" else (rows + 1,))
+        ):
+            raise ValueError(f"video shard {shard} has {rows} rows; its frames are {arrays[frames.arrays[-1]].shape}")
         for name, spec in layout.items():
             lengths = {"items": count, "boundaries": count + 1}
             length = int(arrays[spec.boundaries][-1]) if spec.boundaries else lengths[spec.along]
@@ -654,6 +712,12 @@ class Store:
                 raise ValueError(
                     f"{name} of {stream} shard {shard} is {arrays[name].dtype}{arrays[name].shape}, expected {dtype}{expected}"
                 )
+
+
+def describe_array(array: np.ndarray | Blocks) -> dict[str, Any]:
+    """What a commit says of an array: shape, dtype, CRC-32 of its raw bytes (of `Blocks`: after they were written)."""
+    checksum = array.crc32 if isinstance(array, Blocks) else zlib.crc32(np.ascontiguousarray(array))
+    return {"shape": list(array.shape), "dtype": array.dtype.name, "crc32": checksum}
 
 
 def _commit(row: Mapping[str, Any]) -> Commit:

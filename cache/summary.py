@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -54,6 +55,7 @@ def summarise(store: Store) -> dict[str, Any]:
         "failed": [{"id": f["id"], "reason": f["reason"], "status": f["status"]} for f in failed],
         "failed_by_status": dict(Counter(f["status"] for f in failed)),
         "bytes": folder_bytes(store.path),
+        "stored_frames": _stored_frames(store),
         "notes": list(store.header.get("notes", [])),
         "configuration": store.configuration,
         "created": store.header.get("created"),
@@ -78,6 +80,15 @@ def folder_bytes(path: Path) -> int:
 
 def _committed_items(store: Store, stream: str) -> set[int]:
     return {item for commit in store.commits(stream).values() for item in range(*commit.items)}
+
+
+def _stored_frames(store: Store) -> dict[str, Any] | None:
+    """How frames are stored, and their bytes so far; None where they are not."""
+    if store.frames is None:
+        return None
+    described = [commit.arrays[name] for commit in store.commits("video").values() for name in store.frames.arrays]
+    sizes = [math.prod(array["shape"]) * np.dtype(array["dtype"]).itemsize for array in described]
+    return {**store.frames.as_header(), "bytes": sum(sizes)}
 
 
 def _within(items: set[int], run: range) -> int:

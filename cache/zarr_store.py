@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 
-from glscl.cache.hdf5_store import chunk_shape
+from glscl.cache.blocks import Blocks, Chunk, Groups, LibraryRows, RawRows, RowReader, chunk_shape
 
 
 class ZarrShards:
@@ -26,13 +26,13 @@ class ZarrShards:
                 zarr.create_group(folder, zarr_format=3)
 
     @staticmethod
-    def write(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, str]) -> None:
+    def write(path: Path, arrays: Mapping[str, np.ndarray | Blocks], attributes: Mapping[str, str]) -> None:
         _write_arrays(zarr.create_group(path, zarr_format=3, attributes=dict(attributes)), arrays)
 
     @staticmethod
-    def write_groups(path: Path, groups: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    def write_groups(path: Path, groups: Groups) -> None:
         root = zarr.create_group(path, zarr_format=3)
-        for name, arrays in groups.items():
+        for name, arrays in groups:
             _write_arrays(root if name == "/" else root.create_group(name), arrays)
 
     @staticmethod
@@ -46,19 +46,37 @@ class ZarrShards:
         group = zarr.open_group(path, mode="r")
         return {name: _map_array(path / name, group[name]) for name in names}
 
+    @staticmethod
+    def blocks(path: Path, name: str) -> Iterator[np.ndarray]:
+        array = zarr.open_group(path, mode="r")[name]
+        _require_chunks(path, array)
+        for start in range(0, array.shape[0], array.chunks[0]):
+            yield np.asarray(array[start : start + array.chunks[0]])
 
-def _write_arrays(group: zarr.Group, arrays: Mapping[str, np.ndarray]) -> None:
+    @staticmethod
+    def rows(path: Path, name: str) -> RowReader:
+        array = zarr.open_group(path, mode="r")[name]
+        _require_chunks(path, array)
+        return _raw_rows(path / name, array) or LibraryRows(lambda rows: np.asarray(array[rows]), array.shape[0])
+
+
+def _write_arrays(group: zarr.Group, arrays: Mapping[str, np.ndarray | Blocks]) -> None:
     for name, array in arrays.items():
+        full = bool(array.size and array.ndim)
+        chunks = chunk_shape(array.shape, array.dtype) if full else tuple(max(1, n) for n in array.shape)
         target = group.create_array(
             name,
             shape=array.shape,
             dtype=array.dtype,
-            chunks=chunk_shape(array) if array.size and array.ndim else tuple(max(1, n) for n in array.shape),
+            chunks=chunks,
             compressors=[Crc32cCodec()],
             fill_value=0,
             config={"write_empty_chunks": True},  # without it an all-zero chunk gets no file
         )
-        if array.size:
+        if full and isinstance(array, Blocks):
+            for start, piece in array.chunks(chunks[0]):
+                target[start : start + len(piece)] = piece
+        elif array.size:
             target[...] = array
 
 
@@ -70,16 +88,39 @@ def _require_chunks(path: Path, array: zarr.Array) -> None:
 
 def _map_array(folder: Path, array: zarr.Array) -> np.ndarray:
     """The raw bytes of an uncompressed one-chunk array as a read-only map; else what the library reads."""
-    plain = array.nchunks == 1 and array.chunks == array.shape and not array.filters
-    codecs = [*array.compressors, array.serializer]
-    checksum = 4 * sum(isinstance(codec, Crc32cCodec) for codec in codecs)
-    little = all(isinstance(c, Crc32cCodec) or (isinstance(c, BytesCodec) and _little(c)) for c in codecs)
-    if array.size and plain and little:
-        chunk = folder / "c" / "/".join("0" for _ in array.shape)
-        if chunk.is_file() and chunk.stat().st_size == array.nbytes + checksum:
+    if array.size and array.nchunks == 1 and array.chunks == array.shape and _plain(array):
+        chunk = _chunk_file(folder, array, 0)
+        if chunk.is_file() and chunk.stat().st_size == array.nbytes + _checksum_bytes(array):
             return np.memmap(chunk, array.dtype, "r", shape=array.shape)
     _require_chunks(folder, array)
     return np.asarray(array[...])
+
+
+def _raw_rows(folder: Path, array: zarr.Array) -> RawRows | None:
+    """The chunk files of an uncompressed array that is cut along its first axis only; None where they are anything else."""
+    if not array.size:
+        return RawRows([], 1, array.shape, array.dtype)
+    if array.chunks[1:] != array.shape[1:] or not _plain(array):
+        return None
+    files = [_chunk_file(folder, array, i) for i in range(array.nchunks)]
+    expected = int(np.prod(array.chunks)) * array.dtype.itemsize + _checksum_bytes(array)
+    if any(not file.is_file() or file.stat().st_size != expected for file in files):
+        return None
+    return RawRows([Chunk(file, 0) for file in files], array.chunks[0], array.shape, array.dtype)
+
+
+def _chunk_file(folder: Path, array: zarr.Array, number: int) -> Path:
+    return folder / "c" / "/".join([str(number), *("0" for _ in array.shape[1:])])
+
+
+def _plain(array: zarr.Array) -> bool:
+    codecs = [*array.compressors, array.serializer]
+    little = all(isinstance(c, Crc32cCodec) or (isinstance(c, BytesCodec) and _little(c)) for c in codecs)
+    return little and not array.filters
+
+
+def _checksum_bytes(array: zarr.Array) -> int:
+    return 4 * sum(isinstance(codec, Crc32cCodec) for codec in [*array.compressors, array.serializer])
 
 
 def _little(codec: BytesCodec) -> bool:

@@ -41,6 +41,13 @@ class ExtractConfig:
         "float16", "Type of the stored features.", group="Cache", choices=("float16", "float32", "bfloat16")
     )
     tokens: bool = setting(True, "Store token features, which GLSCL needs.", group="Cache", flag="--tokens/--no-tokens")
+    store_frames: str = setting(
+        "none",
+        "Keep the frames too, as the encoder sees them: `jpeg` (lossy, small) or `uint8` (exact). For fine-tuning.",
+        group="Cache",
+        choices=("none", "jpeg", "uint8"),
+    )
+    frame_quality: int = setting(95, "Quality of stored JPEG frames.", group="Cache", min=1, max=100)
     shard_videos: int = setting(128, "Videos a shard: what a killed run can lose.", group="Cache", min=1)
     shard_texts: int = setting(4096, "Captions a shard.", group="Cache", min=1)
     workers: int | None = setting(None, "Decoding processes. Default: one a core.", group="Speed", min=1)

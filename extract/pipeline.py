@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from glscl.cache.feature_table import frame_positions
+from glscl.cache.frames import FrameSpec
 from glscl.cache.lock import hold
 from glscl.cache.schema import Annotations, Status, TextItem, VideoItem
 from glscl.cache.shard import TextRecord, VideoRecord, text_arrays, video_arrays
@@ -23,7 +24,9 @@ from glscl.cache.store import Store, StoreSpec, create_store
 from glscl.errors import DecodeError, InputError, NotFoundError
 from glscl.extract.decode_pool import DecodePool, FrameChunk, VideoDone, VideoTask
 from glscl.extract.encoder import Backbone, TokenizedTexts
+from glscl.extract.frame_spool import FrameSpool
 from glscl.extract.sampling import Sampling
+from glscl.extract.stored_frames import StoredFrames
 from glscl.progress import Progress, Task
 
 
@@ -64,6 +67,8 @@ def extract(
     format: str = "zarr",
     dtype: str = "float16",
     tokens: bool = True,
+    store_frames: str = "none",
+    frame_quality: int = 95,
     shard_videos: int = 128,
     shard_texts: int = 4096,
     workers: int = 2,
@@ -84,6 +89,8 @@ def extract(
         out: folder of the cache.
         backbone: encodes frames and captions.
         sampling: which frames of a video are taken.
+        store_frames: "none", "uint8" or "jpeg": whether the frames that the encoder saw are stored beside the features.
+        frame_quality: of JPEG, 1 to 100.
         decoder: "auto", "decord" or "pyav".
         time_limit: seconds without progress after which a video is given up.
         memory_limit: GB (1e9 bytes) that a decoding process may take.
@@ -111,6 +118,7 @@ def extract(
         tokens=tokens,
         shard_items={"video": shard_videos, "text": shard_texts},
         provenance=provenance or {},
+        frames=FrameSpec.make(store_frames, backbone.geometry.size, frame_quality),
     )
     store = create_store(out, spec, format)
     watch = _Stopwatch()
@@ -307,8 +315,11 @@ class _Video:
 class _ShardInProgress:
     """Encodes the videos of one shard in an order that only the plan decides."""
 
-    def __init__(self, items: range, backbone: Backbone, batch_frames: int, watch: _Stopwatch) -> None:
+    def __init__(
+        self, items: range, backbone: Backbone, batch_frames: int, watch: _Stopwatch, spool: FrameSpool | None
+    ) -> None:
         self.videos = {index: _Video() for index in items}
+        self.spool = spool  # of frames to be stored
         self.backbone, self.batch_frames, self.watch = backbone, batch_frames, watch
         self.next = items.start  # first video whose remainder has not joined the shared batch
         self.shared: list[tuple[_Video, np.ndarray]] = []
@@ -317,6 +328,8 @@ class _ShardInProgress:
         video = self.videos[chunk.index]
         video.waiting.append(chunk.frames)
         video.times.append(chunk.times)
+        if self.spool is not None:
+            self.spool.add(chunk.index, chunk.frames)
         while video.num_waiting >= self.batch_frames:
             video.features.append(self._encode(video.take(self.batch_frames)))
 
@@ -400,8 +413,16 @@ def _extract_videos(
     if not shards:
         return
     in_progress = {
-        shard: _ShardInProgress(store.shard_range("video", shard), backbone, batch_frames, watch) for shard in shards
+        shard: _ShardInProgress(
+            store.shard_range("video", shard),
+            backbone,
+            batch_frames,
+            watch,
+            FrameSpool(store.path, store.frames) if store.frames else None,
+        )
+        for shard in shards
     }
+    old_frames = StoredFrames(store)
 
     def tasks() -> Iterator[VideoTask]:
         for shard in shards:
@@ -420,13 +441,15 @@ def _extract_videos(
             if current.complete:
                 clock = time.perf_counter()
                 records = current.records() | kept.get(shard, {})
-                commit_videos(store, shard, records, retry=shard in kept)
+                commit_videos(store, shard, records, retry=shard in kept, frames=current.spool)
                 watch.writing += time.perf_counter() - clock
                 del in_progress[shard]
 
         for shard in shards:  # what needs no decoding: kept from an earlier run, or known to be missing
             for i in store.shard_range("video", shard):
                 if i in kept.get(shard, {}):
+                    if in_progress[shard].spool is not None:
+                        in_progress[shard].spool.add_stored(i, *old_frames.stored(i))
                     close(_not_decoded(i, Status.OK, None))
                 elif videos[i].path is None:
                     failed += 1
@@ -466,16 +489,29 @@ def _not_decoded(index: int, status: Status, reason: str | None) -> VideoDone:
     )
 
 
-def commit_videos(store: Store, shard: int, records: dict[int, VideoRecord], *, retry: bool = False) -> None:
-    """Commit the records of a shard, by item number; `retry` replaces what was committed before."""
+def commit_videos(
+    store: Store,
+    shard: int,
+    records: dict[int, VideoRecord],
+    *,
+    retry: bool = False,
+    frames: FrameSpool | None = None,
+) -> None:
+    """Commit the records of a shard, by item number; `retry` replaces what was committed before.
+
+    `frames` holds the frames to be stored, where the cache stores them, and is closed.
+    """
     items = store.shard_range("video", shard)
     plan: list[VideoItem] = [store.plan.videos[i] for i in items]
     ordered = [records[i] for i in items]
     revision = store.commits("video")[shard].revision + 1 if retry else 0
+    arrays = video_arrays(plan, ordered, embed_dim=store.embed_dim, dtype=store.dtype)
+    if frames is not None:
+        arrays |= frames.arrays(items)
     store.commit(
         "video",
         shard,
-        video_arrays(plan, ordered, embed_dim=store.embed_dim, dtype=store.dtype),
+        arrays,
         failures=[
             {"id": item.id, "reason": record.reason, "status": Status(record.status).name.lower()}
             for item, record in zip(plan, ordered)
@@ -484,6 +520,8 @@ def commit_videos(store: Store, shard: int, records: dict[int, VideoRecord], *, 
         ledger=[record.ledger or {} for record in ordered],
         revision=revision,
     )
+    if frames is not None:
+        frames.close()
 
 
 def _shards_with_failures(store: Store) -> list[int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from glscl.cache.frames import FRAME_ARRAYS
 from glscl.cache.layout import FLOAT, LAYOUT
 from glscl.cache.schema import Status
 from glscl.train_head.recipes import RECIPES
@@ -50,6 +51,18 @@ def test_the_cache_page_lists_every_array_with_its_dtype():
         for name, spec in layout.items()
     }
     assert listed == expected
+
+
+def test_the_cache_page_lists_the_arrays_of_stored_frames():
+    page = (DOCS / "cache-format.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (\w+) \|", page, re.M)
+    assert {(encoding, name) for encoding, name, _ in rows} == {(e, n) for e, names in FRAME_ARRAYS.items() for n in names}
+    space: dict = {}
+    exec(next(block for block in python_blocks("cache-format.md") if "stored_frame" in block), space)
+    frames = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
+    np.testing.assert_array_equal(space["stored_frame"]({"frames": frames}, 1), frames[1])
+    jpeg = {"frame_bytes": np.frombuffer(b"onetwo3", np.uint8), "frame_offsets": np.array([0, 3, 6, 7])}
+    assert [space["stored_frame"](jpeg, row) for row in range(3)] == [b"one", b"two", b"3"]
 
 
 def test_the_cache_page_names_every_status():

@@ -97,7 +97,7 @@ def test_uncompressed_arrays_are_mapped_not_copied(small_cache, format):
 
 
 def test_an_array_larger_than_one_chunk_is_read_whole(small_cache, format, monkeypatch):
-    monkeypatch.setattr("glscl.cache.hdf5_store.MAX_CHUNK_BYTES", 40)
+    monkeypatch.setattr("glscl.cache.blocks.MAX_CHUNK_BYTES", 40)
     made = small_cache(format)
     made.fill()
     store = open_store(made.path)

@@ -1,0 +1,132 @@
+"""Arrays too large for memory: written block by block, read a few rows at a time."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+MAX_CHUNK_BYTES = 48 << 20
+
+
+class Blocks:
+    """An array that comes in pieces, one after another along its first axis.
+
+    Args:
+        shape: of the whole array.
+        dtype: of the whole array.
+        make: gives the pieces in order; called anew for each pass.
+
+    Attributes:
+        crc32: of the raw bytes that the last pass of `chunks` gave out.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype | type, make: Callable[[], Iterator[np.ndarray]]) -> None:
+        self.shape, self.dtype, self._make = shape, np.dtype(dtype), make
+        self.ndim, self.size = len(shape), int(np.prod(shape))
+        self.crc32 = 0
+
+    def chunks(self, rows: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, piece) with exactly `rows` rows each, the last fewer: one buffer is used again and again.
+
+        Raises:
+            ValueError: the pieces have more or fewer rows than `shape` says.
+        """
+        self.crc32 = 0
+        buffer = np.empty((min(rows, self.shape[0]), *self.shape[1:]), self.dtype)
+        start = filled = 0
+        for block in self._make():
+            while len(block):
+                taken = block[: len(buffer) - filled]
+                if start + filled + len(taken) > self.shape[0]:
+                    raise ValueError(f"an array of {self.shape[0]} rows was given more")
+                buffer[filled : filled + len(taken)] = taken
+                filled, block = filled + len(taken), block[len(taken) :]
+                if filled == len(buffer):
+                    yield start, self._counted(buffer)
+                    start, filled = start + filled, 0
+        if filled:
+            yield start, self._counted(buffer[:filled])
+        if start + filled != self.shape[0]:
+            raise ValueError(f"an array of {self.shape[0]} rows was given {start + filled}")
+
+    def _counted(self, piece: np.ndarray) -> np.ndarray:
+        self.crc32 = zlib.crc32(piece, self.crc32)
+        return piece
+
+
+def chunk_shape(shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
+    """One chunk an array while it stays below 48 MB, else as many whole rows as fit."""
+    row = int(np.prod(shape[1:])) * dtype.itemsize
+    return (max(1, min(shape[0], MAX_CHUNK_BYTES // max(1, row))), *shape[1:])
+
+
+Groups = Iterable[tuple[str, Mapping[str, np.ndarray | Blocks]]]  # of one file: name, arrays
+
+
+class RowReader(Protocol):
+    """Reads consecutive rows of one array on disk, and no others."""
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop), a new array. Raises OSError where the file is shorter than it should be."""
+
+
+class Chunk(NamedTuple):
+    """Where the raw bytes of a chunk begin."""
+
+    path: Path
+    offset: int
+
+
+class RawRows:
+    """Rows straight from the bytes of uncompressed chunks. Holds no file open; can be sent to other processes."""
+
+    def __init__(self, chunks: list[Chunk], rows: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.chunks, self.rows, self.shape, self.dtype = chunks, rows, shape, dtype
+        self.row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        _require_within(start, stop, self.shape[0])
+        out = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        view = memoryview(out.reshape(-1).view(np.uint8))
+        row = start
+        while row < stop:
+            chunk = self.chunks[row // self.rows]
+            upto = min(stop, (row // self.rows + 1) * self.rows)
+            part = view[(row - start) * self.row_bytes : (upto - start) * self.row_bytes]
+            with open(chunk.path, "rb", buffering=0) as file:
+                file.seek(chunk.offset + row % self.rows * self.row_bytes)
+                if _fill(file, part) != len(part):
+                    raise OSError(f"{chunk.path} ends early")
+            row = upto
+        return out
+
+
+class LibraryRows:
+    """Rows through the library of the format: for chunks that are compressed or lie elsewhere."""
+
+    def __init__(self, read: Callable[[slice], np.ndarray], length: int) -> None:
+        self._read, self._length = read, length
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        _require_within(start, stop, self._length)
+        return self._read(slice(start, stop))
+
+
+def _require_within(start: int, stop: int, length: int) -> None:
+    if not 0 <= start <= stop <= length:
+        raise IndexError(f"rows {start}:{stop} of {length}")
+
+
+def _fill(file: object, part: memoryview) -> int:
+    """Read until `part` is full or the file ends; the number of bytes read."""
+    done = 0
+    while done < len(part):
+        count = file.readinto(part[done:])
+        if not count:
+            break
+        done += count
+    return done

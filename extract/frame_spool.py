@@ -1,0 +1,98 @@
+"""Frames of a shard on their way into the cache: kept on disk until the shard is committed, so that memory stays small.
+
+Videos of a shard come interleaved; the shard wants them one after another. H, W: sides of the model's input in pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from glscl.cache.blocks import Blocks
+from glscl.cache.files import storage_errors
+from glscl.cache.frames import FrameSpec
+
+
+class _Run(NamedTuple):
+    """Frames that lie one after another in the spool."""
+
+    start: int  # byte
+    lengths: list[int]  # bytes of each frame
+
+
+class FrameSpool:
+    """The frames of one shard, in a nameless file below the cache's folder `partial`, which vanishes with its writer.
+
+    Args:
+        cache: folder of the cache.
+        spec: how the cache stores frames.
+    """
+
+    def __init__(self, cache: Path, spec: FrameSpec) -> None:
+        self.cache, self.spec = cache, spec
+        self._runs: dict[int, list[_Run]] = defaultdict(list)
+        self._file: IO[bytes] | None = None
+        self._end = 0
+
+    def add(self, item: int, frames: np.ndarray) -> None:
+        """The next frames of a video, (n, H, W, 3) uint8. Raises StorageError where they cannot be written."""
+        if self.spec.encoding == "uint8":
+            self.add_stored(item, memoryview(np.ascontiguousarray(frames)).cast("B"), [frames[0].nbytes] * len(frames))
+        else:
+            encoded = [encode_jpeg(frame, self.spec.quality) for frame in frames]
+            self.add_stored(item, b"".join(encoded), [len(frame) for frame in encoded])
+
+    def add_stored(self, item: int, data: bytes | memoryview, lengths: Sequence[int]) -> None:
+        """The next frames of a video as bytes of the cache's encoding; `lengths` bytes each."""
+        with storage_errors(self.cache):
+            if self._file is None:
+                folder = self.cache / "partial"
+                folder.mkdir(exist_ok=True)
+                self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by close)
+            self._file.seek(self._end)
+            self._file.write(data)
+        self._runs[item].append(_Run(self._end, list(lengths)))
+        self._end += sum(lengths)
+
+    def arrays(self, items: range) -> dict[str, np.ndarray | Blocks]:
+        """The arrays that a shard of these items holds, read from the spool when they are written."""
+        lengths = np.array([n for item in items for run in self._runs[item] for n in run.lengths], np.int64)
+        if self.spec.encoding == "uint8":
+            shape = (len(lengths), *self.spec.size, 3)
+            return {"frames": Blocks(shape, np.uint8, lambda: (b.reshape(-1, *shape[1:]) for b in self._bytes(items)))}
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        return {
+            "frame_bytes": Blocks((int(offsets[-1]),), np.uint8, lambda: self._bytes(items)),
+            "frame_offsets": offsets,
+        }
+
+    def _bytes(self, items: range) -> Iterator[np.ndarray]:
+        for item in items:
+            for run in self._runs[item]:
+                self._file.seek(run.start)
+                yield np.frombuffer(self._file.read(sum(run.lengths)), np.uint8)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
+    """(H, W, 3) uint8 RGB → JPEG with colours at full resolution (4:4:4)."""
+    out = io.BytesIO()
+    Image.fromarray(frame).save(out, "JPEG", quality=quality, subsampling=0)
+    return out.getvalue()
+
+
+def decode_jpeg(data: bytes | np.ndarray) -> np.ndarray:
+    """JPEG → (H, W, 3) uint8 RGB. Raises OSError where the bytes are none."""
+    with Image.open(io.BytesIO(data), formats=["JPEG"]) as picture:
+        return np.array(picture.convert("RGB"))

@@ -21,15 +21,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from glscl.cache.feature_table import FeatureTable
 from glscl.cache.sampler import CaptionSampler
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.errors import NonFiniteError
+from glscl.train_head.checkpoint import save_weights
 from glscl.train_head.heads.base import Head
 from glscl.train_head.losses import contrastive_loss
-from glscl.train_head.optim import build_optimizer, clamp_logit_scale, warmup_cosine
+from glscl.train_head.optim import build_optimizer, clamp_logit_scale, parameter_groups, warmup_cosine
 from glscl.train_head.parallel import gather_items, make_accelerator
 from glscl.train_head.standing import Standing, save_epoch, save_standing, take_up
 
@@ -96,6 +98,46 @@ class ContrastiveStep(nn.Module):
         return loss
 
 
+class Learner:
+    """What the loop trains and where its batches come from: here a head, and the features of a table.
+
+    Attributes:
+        head: scores; its logit scale is clamped after every step.
+        module: everything that is trained and taken up again; the head is part of it.
+        table: captions, videos and which belong together.
+    """
+
+    def __init__(self, head: Head, table: FeatureTable) -> None:
+        self.head, self.table = head, table
+        self.module: nn.Module = head
+
+    def begin(self, device: torch.device) -> nn.Module:
+        """Move to the device; what gives the loss of a batch, for Accelerate to wrap."""
+        lengths = self.table.token_offsets
+        self._lengths = None if lengths is None else lengths.diff().cpu().numpy()
+        self.table = resident(self.table, device)
+        return ContrastiveStep(self.head)
+
+    def groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Groups of parameters; one with an `lr_scale` has that many times the learning rate."""
+        return parameter_groups(self.module, weight_decay=weight_decay)
+
+    def batches(self, rows: np.ndarray, *, start: int, share: slice, mask: bool) -> Any:
+        """The batches of an epoch, taken from step `start` on by `.on(device, step)`; rows (S, B) of captions."""
+        return _Batches(self.table, rows, self._lengths, share=share, mask=mask)
+
+    def backward(self, accelerator: Any, step_module: nn.Module, batch: tuple[Any, ...]) -> Tensor:
+        """Add the gradients of a batch; its loss."""
+        loss = step_module(*batch)
+        accelerator.backward(loss)
+        return loss.detach()
+
+    def save(self, folder: Path, which: str) -> dict[str, Any]:
+        """Write the weights as "best" or "last"; what run.json is to say of them."""
+        save_weights(folder / f"{which}.safetensors", self.head)
+        return {}
+
+
 def fit(
     head: Head,
     table: FeatureTable,
@@ -121,6 +163,9 @@ def fit(
     resume: bool = False,
     tracker: str = "none",
     reporter: Reporter | None = None,
+    learner: Learner | None = None,
+    checkpoint_every: int | None = None,
+    patience: int | None = None,
 ) -> FitResult:
     """Train a head in place; it ends with the weights of the last epoch.
 
@@ -140,6 +185,9 @@ def fit(
         resume: go on from `out/resume.safetensors` if it is there.
         tracker: "none" or "tensorboard".
         reporter: hears how it goes.
+        learner: what else is trained, and where its batches come from; None trains `head` on the features of `table`.
+        checkpoint_every: also save where the run stands after so many steps; None only after an epoch.
+        patience: stop after so many validations in a row without a better one; None never does.
 
     Raises:
         NonFiniteError: the loss became NaN or infinite; names epoch, step and captions. Checkpoints stay as they were.
@@ -154,7 +202,8 @@ def fit(
     if not main:
         out, reporter = None, Reporter()
     processes = accelerator.num_processes
-    head.to(device).train()
+    learner = learner or Learner(head, table)
+    learner.module.to(device).train()
     video_of_text = table.video_of_text.cpu().numpy()
     sampler = CaptionSampler(
         video_of_text,
@@ -169,16 +218,17 @@ def fit(
             f"batches have {sampler.batch_size} captions, not {batch_size}: there are {table.num_texts} captions "
             f"of {len(np.unique(video_of_text))} videos"
         )
-    optimizer = build_optimizer(head, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps)
+    optimizer = build_optimizer(
+        learner.module, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps, groups=learner.groups(weight_decay)
+    )
     state = Standing(epochs=epochs, steps=sampler.steps, batch_size=sampler.batch_size, seed=seed)
     if resume:
-        take_up(accelerator, state, head, optimizer, folder)
-    table = resident(table, device)
-    step_module, wrapped = accelerator.prepare(ContrastiveStep(head), optimizer)
+        take_up(accelerator, state, learner.module, optimizer, folder)
+    step_module, wrapped = accelerator.prepare(learner.begin(device), optimizer)
+    table = learner.table
     if tracker != "none":
         accelerator.init_trackers("logs")
     total = epochs * sampler.steps
-    lengths = None if table.token_offsets is None else table.token_offsets.diff().cpu().numpy()
     share = slice(*(sampler.batch_size // processes * (accelerator.process_index + i) for i in (0, 1)))
     result = FitResult(history=state.history, best=state.best)
     losses = torch.empty(0)
@@ -186,7 +236,8 @@ def fit(
     with _interrupts_deferred() as interrupted, _deterministic(device):
         try:
             for epoch in range(state.epoch, epochs):
-                batches = _Batches(table, sampler.epoch(epoch), lengths, share=share, mask=same_video == "mask")
+                rows = sampler.epoch(epoch)
+                batches = learner.batches(rows, start=state.step, share=share, mask=same_video == "mask")
                 losses = torch.full((sampler.steps,), torch.nan, device=device)
                 losses[: state.step] = torch.tensor(state.losses, device=device)
                 reported, clock = state.step, time.perf_counter()
@@ -194,19 +245,19 @@ def fit(
                     state.consistent = False
                     factor = warmup_cosine(epoch * sampler.steps + step, total=total, warmup=warmup)
                     for group in wrapped.param_groups:
-                        group["lr"] = lr * factor
+                        group["lr"] = lr * factor * group.get("lr_scale", 1.0)
                     torch.manual_seed(_step_seed(seed, epoch, step, accelerator.process_index))
-                    loss = step_module(*batches.on(device, step))
-                    accelerator.backward(loss)
-                    accelerator.clip_grad_norm_(head.parameters(), clip)
+                    loss = learner.backward(accelerator, step_module, batches.on(device, step))
+                    accelerator.clip_grad_norm_(learner.module.parameters(), clip)
                     wrapped.step()
                     wrapped.zero_grad(set_to_none=True)
                     clamp_logit_scale(head.logit_scale)
-                    losses[step] = loss.detach()
+                    losses[step] = loss
                     state.step, state.consistent = step + 1, True
-                    if (step + 1 - reported) % log_every == 0 or step + 1 == sampler.steps:
+                    keep = checkpoint_every is not None and (step + 1) % checkpoint_every == 0
+                    if (step + 1 - reported) % log_every == 0 or step + 1 == sampler.steps or keep:
                         fresh = losses[reported : step + 1].tolist()  # waits for the device
-                        _require_finite(fresh, table, batches.rows, state, first=reported, out=out)
+                        _require_finite(fresh, table, rows, state, first=reported, out=out)
                         state.losses += fresh
                         result.losses += fresh
                         now = time.perf_counter()
@@ -224,12 +275,14 @@ def fit(
                         if tracker != "none":
                             values = {"loss": report.loss, "learning_rate": report.learning_rate}
                             accelerator.log(values, step=epoch * sampler.steps + step + 1)
-                        reported, clock = step + 1, now
                         reporter.step(report)
+                        if keep and out is not None and step + 1 < sampler.steps:
+                            save_standing(out, learner.module, optimizer, accelerator, state, run or {})
+                        reported, clock = step + 1, time.perf_counter()
                     if interrupted.is_set():
                         raise KeyboardInterrupt
                 row = _epoch_row(
-                    state, head, lr * warmup_cosine((epoch + 1) * sampler.steps - 1, total=total, warmup=warmup)
+                    state, learner, lr * warmup_cosine((epoch + 1) * sampler.steps - 1, total=total, warmup=warmup)
                 )
                 if validate is not None and main and ((epoch + 1) % eval_every == 0 or epoch + 1 == epochs):
                     row["validation"] = {
@@ -237,7 +290,7 @@ def fit(
                         for name, of in validate(head).items()
                         if name in ("text_to_video", "video_to_text")
                     }
-                    head.train()
+                    learner.module.train()
                     if tracker != "none":
                         r1 = {f"validation/{name} R@1": of["R@1"] for name, of in row["validation"].items()}
                         accelerator.log(r1, step=row["step"])
@@ -249,10 +302,15 @@ def fit(
                 state.history.append(row)
                 state.begin(epoch + 1)
                 result.best = state.best
+                ended = patience is not None and validate is not None and _ended(accelerator, state, patience)
                 if out is not None:
-                    save_epoch(out, head, optimizer, accelerator, state, run or {}, better=better)
+                    save_epoch(out, learner, optimizer, accelerator, state, run or {}, better=better, ended=ended)
                 state.consistent = True
                 reporter.epoch(row, best=better)
+                if ended:
+                    if state.epoch < epochs:
+                        reporter.note(f"stopped after epoch {state.epoch}: {patience} validations without a better one")
+                    break
                 if interrupted.is_set():
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
@@ -261,7 +319,7 @@ def fit(
                 fresh = losses[first : state.step].tolist()
                 _require_finite(fresh, table, sampler.epoch(state.epoch), state, first=first, out=out)
                 state.losses += fresh
-                save_standing(out, head, optimizer, accelerator, state, run or {})
+                save_standing(out, learner.module, optimizer, accelerator, state, run or {})
             raise
     if tracker != "none":
         accelerator.end_training()
@@ -278,9 +336,16 @@ def resident(table: FeatureTable, device: torch.device) -> FeatureTable:
     return table.to(device)
 
 
-def _epoch_row(state: Standing, head: Head, learning_rate: float) -> dict[str, Any]:
+def _ended(accelerator: Any, state: Standing, patience: int) -> bool:
+    """Whether the last `patience` validations brought nothing better, as the first process sees it, which validates."""
+    best = 0 if state.best is None else state.best["epoch"]
+    since = sum("validation" in row for row in state.history if row["epoch"] > best)
+    return bool(broadcast(torch.tensor([since >= patience], device=accelerator.device).int())[0])
+
+
+def _epoch_row(state: Standing, learner: Learner, learning_rate: float) -> dict[str, Any]:
     """The row of the epoch that has just ended, but for its validation."""
-    finite = torch.stack([parameter.detach().isfinite().all() for parameter in head.parameters()]).all()
+    finite = torch.stack([p.detach().isfinite().all() for p in learner.module.parameters()]).all()
     if not finite:
         raise NonFiniteError(
             f"The weights became NaN or infinite in the last step of epoch {state.epoch + 1}; nothing was saved of it",
@@ -291,7 +356,7 @@ def _epoch_row(state: Standing, head: Head, learning_rate: float) -> dict[str, A
         "step": (state.epoch + 1) * state.steps,
         "loss": sum(state.losses) / len(state.losses),
         "learning_rate": learning_rate,
-        "logit_scale": head.logit_scale.item(),
+        "logit_scale": learner.head.logit_scale.item(),
         "seconds": state.seconds,
         "captions_per_second": state.steps * state.batch_size / max(state.seconds, 1e-9),
     }

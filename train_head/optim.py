@@ -25,10 +25,20 @@ def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str
 
 
 def build_optimizer(
-    module: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float], eps: float
+    module: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+    groups: list[dict[str, Any]] | None = None,
 ) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, as one fused kernel where the device has it."""
-    groups = parameter_groups(module, weight_decay=weight_decay)
+    """AdamW over the trainable parameters, as one fused kernel where the device has it.
+
+    Args:
+        groups: how they are grouped; None is as `parameter_groups` does.
+    """
+    groups = groups or parameter_groups(module, weight_decay=weight_decay)
     device = groups[0]["params"][0].device.type
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=device in ("cuda", "cpu"))
 

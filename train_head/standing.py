@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from glscl.errors import CheckpointError
 from glscl.train_head.checkpoint import (
@@ -16,10 +17,11 @@ from glscl.train_head.checkpoint import (
     check_tensors,
     load_resume,
     save_resume,
-    save_weights,
     write_run,
 )
-from glscl.train_head.heads.base import Head
+
+if TYPE_CHECKING:
+    from glscl.train_head.loop import Learner
 
 
 @dataclass(kw_only=True)
@@ -36,6 +38,7 @@ class Standing:
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None
+    saved: dict[str, Any] = field(default_factory=dict)  # what run.json says of the best and the last weights
     consistent: bool = True  # False between the first and the last change that a step or an end of an epoch makes
 
     def begin(self, epoch: int) -> None:
@@ -43,13 +46,13 @@ class Standing:
 
 
 _SAME = ("epochs", "steps", "batch_size", "seed")
-_MOVING = ("epoch", "step", "losses", "seconds", "history", "best")
+_MOVING = ("epoch", "step", "losses", "seconds", "history", "best", "saved")
 
 
-def standing_of(state: Standing, head: Head, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> Resume:
+def standing_of(state: Standing, module: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> Resume:
     """Everything a run needs to go on: weights, moments by the parameter's name, and how far it is."""
-    tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
-    for name, parameter in head.named_parameters():
+    tensors = {f"head.{name}": value for name, value in module.state_dict().items()}
+    for name, parameter in module.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{key}.{name}"] = value
     scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
@@ -57,7 +60,7 @@ def standing_of(state: Standing, head: Head, optimizer: torch.optim.Optimizer, a
 
 
 def take_up(
-    accelerator: Accelerator, state: Standing, head: Head, optimizer: torch.optim.Optimizer, out: Path | None
+    accelerator: Accelerator, state: Standing, module: nn.Module, optimizer: torch.optim.Optimizer, out: Path | None
 ) -> None:
     """Set weights, moments and standing from what `_standing` saved; nothing where there is none."""
     resume = load_resume(out) if out is not None else None
@@ -75,55 +78,67 @@ def take_up(
         if resume.state.get(key) != getattr(state, key):
             found = resume.state.get(key)
             raise CheckpointError(f"{path} is of another training: {key} is {found}, expected {getattr(state, key)}")
-    expected = {f"head.{name}": value.shape for name, value in head.state_dict().items()}
+    expected = {f"head.{name}": value.shape for name, value in module.state_dict().items()}
     weights = {name: value for name, value in resume.tensors.items() if name.startswith("head.")}
     check_tensors(path, weights, expected)
-    parameters = dict(head.named_parameters())
+    parameters = dict(module.named_parameters())
     for name, value in resume.tensors.items():
         kind, _, parameter = name.partition(".")
         if kind != "head" and (parameter not in parameters or value.shape not in (parameters[parameter].shape, ())):
             raise CheckpointError(f"{path} does not fit the head: it has a {name} of shape {tuple(value.shape)}")
-    head.load_state_dict({name.removeprefix("head."): value for name, value in weights.items()})
+    module.load_state_dict({name.removeprefix("head."): value for name, value in weights.items()})
     for name, value in resume.tensors.items():
         kind, _, parameter = name.partition(".")
         if kind != "head":
             optimizer.state[parameters[parameter]][kind] = value.to(parameters[parameter].device)
     for key in _MOVING:
-        setattr(state, key, resume.state[key])
+        setattr(state, key, resume.state.get(key, getattr(state, key)))
     if accelerator.scaler is not None and resume.state.get("scaler"):
         accelerator.scaler.load_state_dict(resume.state["scaler"])
 
 
 def save_epoch(
     out: Path,
-    head: Head,
+    learner: Learner,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
     state: Standing,
     run: Mapping[str, Any],
     *,
     better: bool,
+    ended: bool = False,
 ) -> None:
-    """Best and last first, then where the run stands; a finished run needs no standing any more."""
-    complete = state.epoch == state.epochs
+    """Best and last first, then where the run stands; a finished run needs no standing any more.
+
+    Args:
+        better: the weights are the best so far.
+        ended: training ends with this epoch, whether or not all are done.
+    """
+    complete = ended or state.epoch == state.epochs
     if better:
-        save_weights(out / "best.safetensors", head)
-    save_weights(out / "last.safetensors", head)
+        state.saved["best"] = learner.save(out, "best")
+    state.saved["last"] = learner.save(out, "last")
     if not complete:
-        save_resume(out, standing_of(state, head, optimizer, accelerator))
-    write_run(out, {**run, "history": state.history, "best": state.best, "complete": complete})
+        save_resume(out, standing_of(state, learner.module, optimizer, accelerator))
+    write_run(out, _record(run, state, complete))
     if complete:
         (out / "resume.safetensors").unlink(missing_ok=True)
 
 
 def save_standing(
     out: Path,
-    head: Head,
+    module: nn.Module,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
     state: Standing,
     run: Mapping[str, Any],
 ) -> None:
     """What a stopped run leaves in the middle of an epoch."""
-    save_resume(out, standing_of(state, head, optimizer, accelerator))
-    write_run(out, {**run, "history": state.history, "best": state.best, "complete": False})
+    save_resume(out, standing_of(state, module, optimizer, accelerator))
+    write_run(out, _record(run, state, complete=False))
+
+
+def _record(run: Mapping[str, Any], state: Standing, complete: bool) -> dict[str, Any]:
+    """run.json; what `Learner.save` tells of the weights stands under `weights`, where it tells something."""
+    weights = {"weights": state.saved} if any(state.saved.values()) else {}
+    return {**run, **weights, "history": state.history, "best": state.best, "complete": complete}

@@ -218,7 +218,7 @@ class FeatureTable:
         Args:
             index: (B,) int64, or a slice.
             width: tokens to pad to, at least as many as the longest has; None asks the device for the longest, which
-                makes the host wait for a GPU.
+                makes the host wait for a GPU. At least one column comes back.
         """
         index = self._index(index, self.num_texts)
         pooled = self.text_features.index_select(0, index).float()
@@ -226,7 +226,7 @@ class FeatureTable:
             return TextFeatures(pooled)
         first = self.token_offsets.index_select(0, index)  # (B,)
         lengths = self.token_offsets.index_select(0, index + 1) - first
-        width = width if width is not None else int(lengths.max()) if len(index) else 0
+        width = max(1, width if width is not None else int(lengths.max()) if len(index) else 0)
         steps = torch.arange(width, device=self.device)  # (L,)
         mask = steps < lengths[:, None]  # (B, L)
         rows = torch.where(mask, first[:, None] + steps, 0)

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
@@ -171,7 +170,8 @@ class Scorer:
         self.video_spans = spans(table.num_videos, min(video_batch, side))
         self.text_spans = spans(table.num_texts, min(text_batch, side))
         self.needs_tokens = bool(getattr(head, "needs_tokens", True))
-        self.longest = _longest(table) if self.needs_tokens else 0
+        self.words = _words(table) if self.needs_tokens else None
+        self.frames = _frames(table)
         self.free = 0
         self.kept_texts: dict[Span, Any] = {}
         self.kept_tiles: dict[tuple[Span, Span], Tensor] = {}
@@ -179,7 +179,8 @@ class Scorer:
         self.seen: set[tuple[Span, Span]] = set()
         self.done = 0
         with self._timed("encode"):
-            self.encoded_videos = self._encode(head.encode_video, self._videos, (0, table.num_videos))
+            rows = torch.arange(table.num_videos)
+            self.encoded_videos = self._encode(head.encode_video, self._videos, rows, self.frames)
 
     def tile(self, texts: Span, videos: Span) -> Tensor:
         """(t, v) float32 scores of sorted texts [start, stop) and videos [start, stop), on the device."""
@@ -203,7 +204,9 @@ class Scorer:
             return self.kept_texts[texts]
         if self.last[0] != texts:
             with self._timed("encode"):
-                self.last = (texts, self._encode(self.head.encode_text, self._texts, texts))
+                rows = self.pairing.rows(texts)
+                rows = torch.arange(rows.start, rows.stop) if isinstance(rows, slice) else torch.from_numpy(rows)
+                self.last = (texts, self._encode(self.head.encode_text, self._texts, rows, self.words))
             if self._fits(self.last[1]):
                 self.kept_texts[texts] = self.last[1]
         return self.last[1]
@@ -216,30 +219,48 @@ class Scorer:
         self.free -= size
         return True
 
-    def _encode(self, encode: Callable[[Any], Any], fetch: Callable[[Span], Any], span: Span) -> Any:
-        """One side of items [start, stop), in batches whose working memory fits."""
-        item = fetch((span[0], span[0] + 1))
-        item_bytes = _ENCODER_COPIES * sum(field.numel() * field.element_size() for field in item if field is not None)
-        batches = spans(span[1] - span[0], int(self.max_bytes / 4 // item_bytes))
-        parts = [encode(fetch((span[0] + start, span[0] + stop))) for start, stop in batches]
-        return parts[0] if len(parts) == 1 else type(parts[0])(*(torch.cat(fields) for fields in zip(*parts)))
+    def _encode(
+        self, encode: Callable[[Any], Any], fetch: Callable[[Tensor], Any], rows: Tensor, lengths: Tensor | None
+    ) -> Any:
+        """One side of some items, in batches whose working memory fits.
 
-    def _texts(self, texts: Span) -> TextFeatures:
-        """Captions, all padded as the longest of the table is, so that encoded batches can be joined."""
-        rows = self.pairing.rows(texts)
-        text = self.table.texts(rows if isinstance(rows, slice) else torch.from_numpy(rows))
+        Items of like length go together, so that little of a batch is padding. The longest come first and show how large
+        the whole becomes; the others fill it up, zero beyond their own length.
+
+        Args:
+            encode: of the head.
+            fetch: features of the items in some rows, as long as the longest of them.
+            rows: (N,) int64.
+            lengths: real entries of every item of the table; None where all come equally long.
+        """
+        order = torch.arange(len(rows)) if lengths is None else lengths[rows].argsort(descending=True, stable=True)
+        item = fetch(rows[order[:1]])
+        item_bytes = _ENCODER_COPIES * sum(field.numel() * field.element_size() for field in item if field is not None)
+        whole = None
+        for start, stop in spans(len(rows), int(self.max_bytes / 4 // item_bytes)):
+            chosen = order[start:stop]
+            part = encode(fetch(rows[chosen]))
+            if whole is None:
+                whole = _map(lambda field: field.new_zeros(len(rows), *field.shape[1:]), part)
+            chosen = chosen.to(self.device)
+            for field, values in zip(whole, part):
+                field[(chosen, *map(slice, values.shape[1:]))] = values
+        return whole
+
+    def _texts(self, rows: Tensor) -> TextFeatures:
+        """Captions, padded as the longest of them is."""
+        text = self.table.texts(rows)
         if not self.needs_tokens:
             text = TextFeatures(text.text_features)
-        elif text.token_features is not None:
-            padding = self.longest - text.token_features.shape[1]
-            text = text._replace(
-                token_features=functional.pad(text.token_features, (0, 0, 0, padding)),  # (T, L, D)
-                token_mask=functional.pad(text.token_mask, (0, padding)),  # (T, L)
-            )
         return _map(lambda field: field.to(self.device), text)
 
-    def _videos(self, videos: Span) -> VideoFeatures:
-        return _map(lambda field: field.to(self.device), self.table.videos(slice(*videos)))
+    def _videos(self, rows: Tensor) -> VideoFeatures:
+        """Videos, cut where the longest of them ends."""
+        video = self.table.videos(rows)
+        if self.frames is not None and isinstance(video, VideoFeatures):
+            width = max(1, int(self.frames[rows].max()))
+            video = VideoFeatures(video.frame_features[:, :width], video.frame_mask[:, :width])
+        return _map(lambda field: field.to(self.device), video)
 
     def _name_text(self, position: int) -> str:
         row = position if self.pairing.order is None else int(self.pairing.order[position])
@@ -326,10 +347,17 @@ def _map(function: Callable[[Tensor], Tensor], side: Any) -> Any:
     return type(side)(*(None if field is None else function(field) for field in side))
 
 
-def _longest(table: Table) -> int:
-    """Tokens of the table's longest caption; 0 without tokens."""
+def _words(table: Table) -> Tensor:
+    """(T,) tokens of every caption, on the CPU; zeros without tokens."""
     offsets = getattr(table, "token_offsets", None)
     if offsets is not None:
-        return int(offsets.diff().max())
-    tokens = (table.texts(slice(*texts)).token_features for texts in spans(table.num_texts, 256))
-    return max((0 if values is None else values.shape[1] for values in tokens), default=0)
+        return offsets.diff().cpu()
+    masks = (table.texts(slice(*texts)).token_mask for texts in spans(table.num_texts, 256))
+    counts = [mask.sum(1).cpu() for mask in masks if mask is not None]
+    return torch.cat(counts) if counts else torch.zeros(table.num_texts, dtype=torch.int64)
+
+
+def _frames(table: Table) -> Tensor | None:
+    """(V,) where the last real frame of every video stands, from 1, on the CPU; None where the table does not say."""
+    mask = getattr(table, "frame_mask", None)
+    return None if mask is None else (mask.cpu() * torch.arange(1, mask.shape[1] + 1)).amax(1)

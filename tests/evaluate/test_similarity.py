@@ -92,6 +92,32 @@ def test_tiles_give_what_the_head_gives_at_once(name):
 
 
 @pytest.mark.parametrize("name", HEAD_NAMES)
+def test_items_encoded_in_batches_of_like_length_score_as_if_at_once(name):
+    torch.manual_seed(4)
+    head, table = build_head(name, embed_dim=D).eval(), make_table(T=40, V=30)
+    with torch.no_grad():
+        whole = head(table.texts(slice(None)), table.videos(slice(None))).similarity
+    few_at_once = 4 * 16 * 4 * 7 * (D * 4 + 1)  # bytes for a batch of about four of the longest captions
+    torch.testing.assert_close(similarity_matrix(head, table, max_bytes=few_at_once), whole, atol=2e-6, rtol=1e-5)
+
+
+def test_captions_are_encoded_with_little_padding(monkeypatch):
+    table, batches, texts = make_table(T=200, V=9, L=30), [], FeatureTable.texts
+
+    def remembering(self, index):
+        batches.append(tuple(texts(self, index).token_mask.shape))
+        return texts(self, index)
+
+    monkeypatch.setattr(FeatureTable, "texts", remembering)
+    ten_at_once = 4 * 16 * 10 * 31 * (D * 4 + 1)
+    similarity_matrix(build_head("ti", embed_dim=D), table, max_bytes=ten_at_once, text_batch=200)
+    first, *batches = batches  # the first caption says how large a batch may be
+    computed, real = sum(n * width for n, width in batches), table.token_offsets[-1].item()
+    assert first[0] == 1 and len(batches) >= 20 and sum(n for n, _ in batches) == 200
+    assert computed < 1.1 * real < 0.6 * 200 * 30
+
+
+@pytest.mark.parametrize("name", HEAD_NAMES)
 @pytest.mark.parametrize("limits", [{}, {"text_batch": 5, "video_batch": 4}, {"max_bytes": 1 << 17, "text_batch": 7}])
 def test_ranks_without_the_matrix_equal_those_of_the_matrix(name, limits):
     torch.manual_seed(2)

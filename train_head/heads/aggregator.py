@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from glscl.errors import UsageError
 from glscl.train_head.heads.base import Initialisation, require_at_least
 from glscl.train_head.heads.layers import ResidualBlock
+from glscl.train_head.heads.packing import Packing
 
 AGGREGATORS = ("seq_transf", "seq_lstm", "none")
 
@@ -20,7 +21,7 @@ AGGREGATORS = ("seq_transf", "seq_lstm", "none")
 class NoAggregator(nn.Module):
     """Frames as they are."""
 
-    def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, frames: Tensor, mask: Tensor, *, padding_is_read: bool = False) -> Tensor:
         return frames
 
 
@@ -34,7 +35,7 @@ class LstmAggregator(nn.Module):
         super().__init__()
         self.lstm = nn.LSTM(embed_dim, embed_dim, batch_first=True)
 
-    def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, frames: Tensor, mask: Tensor, *, padding_is_read: bool = False) -> Tensor:
         """(V, F, D) with mask (V, F) → (V, F, D); a padded frame comes back as it was."""
         with torch.autocast(device_type=frames.device.type, enabled=False):
             hidden, _ = self.lstm(frames.to(next(self.lstm.parameters()).dtype))
@@ -60,12 +61,16 @@ class TransformerAggregator(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(embed_dim, heads) for _ in range(layers))
         initialise_like_clip(self.positions, self.blocks)
 
-    def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
-        """(V, F, D) with mask (V, F) → (V, F, D)."""
-        state = frames + position_rows(self.positions, frames.shape[1])
+    def forward(self, frames: Tensor, mask: Tensor, *, padding_is_read: bool = False) -> Tensor:
+        """(V, F, D) with mask (V, F) → (V, F, D).
+
+        What comes back for a padded frame is settled only with `padding_is_read`: the transformer's output there, too.
+        """
+        packing = Packing.of(None if padding_is_read else mask)
+        state = packing.pack(frames + position_rows(self.positions, frames.shape[1]))
         for block in self.blocks:
-            state = block(state, mask)
-        return frames + state
+            state = block(state, mask, packing=packing)
+        return frames + packing.unpack(state)
 
     def initialise_from_backbone(self, pieces: Mapping[str, Tensor]) -> Initialisation:
         return copy_text_transformer(pieces, self.positions, self.blocks)

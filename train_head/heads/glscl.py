@@ -149,7 +149,9 @@ class Glscl(Head):
         return GlsclText(text.text_features, F.normalize(concepts, dim=-1))
 
     def video_side(self, video: VideoFeatures) -> GlsclVideo:
-        frames = self.aggregator(video.frame_features, video.frame_mask)  # (V, F, D)
+        frames = self.aggregator(
+            video.frame_features, video.frame_mask, padding_is_read=not self.mask_padding
+        )  # (V, F, D)
         concepts = self.decoder(self.queries, frames, video.frame_mask if self.mask_padding else None)  # (V, Q, D)
         return GlsclVideo(frames, video.frame_mask, gram_matrix(frames), F.normalize(concepts, dim=-1))
 

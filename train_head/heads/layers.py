@@ -1,6 +1,6 @@
 """The layers heads are made of: attention, CLIP's residual block, the post-norm decoder layer, feature adapters.
 
-N items, S sequence length, M memory length, D width, H attention heads.
+N items, S sequence length, M memory length, D width, H attention heads, R entries that are no padding.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glscl.errors import UsageError
+from glscl.train_head.heads.packing import Packing
 
 ADAPTERS = ("none", "linear", "mlp")
+QUICK = 1.702  # of QuickGELU
 
 
 class Attention(nn.Module):
@@ -35,45 +37,68 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, queries: Tensor, memory: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        queries: Tensor,
+        memory: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        packing: Packing = Packing.NONE,
+    ) -> Tensor:
         """Attend.
 
         Args:
-            queries: (N, S, D), or (1, S, D) shared by all items of the memory.
+            queries: (N, S, D), or (1, S, D) shared by all items of the memory; (R, D) where they are packed.
             memory: (N, M, D); None attends to the queries themselves.
             mask: (N, M) bool, True = may be attended; None = all.
+            packing: how the queries are packed; only without memory.
 
         Returns:
-            (N, S, D).
+            (N, S, D), packed as the queries are.
         """
-        width = self.out_proj.in_features
         if memory is None:
-            query, key, value = F.linear(queries, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
-        else:
-            weight, bias = self.in_proj_weight, self.in_proj_bias
-            query = F.linear(queries, weight[:width], bias[:width])
-            key, value = F.linear(memory, weight[width:], bias[width:]).chunk(2, dim=-1)
-        items = key.shape[0]
+            projected = packing.unpack(F.linear(queries, self.in_proj_weight, self.in_proj_bias))
+            return self.out_proj(packing.pack(self._attend(*projected.chunk(3, dim=-1), mask)))
+        weight, bias = self.memory_projection()
+        return self.read(queries, F.linear(memory, weight, bias), mask)
+
+    def memory_projection(self) -> tuple[Tensor, Tensor]:
+        """Weight (2D, D) and bias (2D) that make keys and values of a memory."""
+        width = self.out_proj.in_features
+        return self.in_proj_weight[width:], self.in_proj_bias[width:]
+
+    def read(self, queries: Tensor, projected: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend to a memory whose keys and values are made: `projected` (N, M, 2D); the others as in `forward`."""
+        width = self.out_proj.in_features
+        query = F.linear(queries, self.in_proj_weight[:width], self.in_proj_bias[:width])
+        return self.out_proj(self._attend(query, *projected.chunk(2, dim=-1), mask))
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """(N or 1, S, D), (N, M, D), (N, M, D) → (N, S, D)."""
         query, key, value = (
-            part.unflatten(-1, (self.heads, width // self.heads)).transpose(1, 2) for part in (query, key, value)
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value)
         )  # (N, H, S, D/H), (N, H, M, D/H)
         attended = F.scaled_dot_product_attention(
-            query.expand(items, -1, -1, -1),
+            query.expand(key.shape[0], -1, -1, -1),
             key,
             value,
             attn_mask=None if mask is None else mask[:, None, None, :],
             dropout_p=self.dropout if self.training else 0.0,
         )
-        return self.out_proj(attended.transpose(1, 2).flatten(2))  # (N, S, D)
+        return attended.transpose(1, 2).flatten(2)
 
 
 def quick_gelu(x: Tensor) -> Tensor:
     """CLIP's approximation of GELU: `x · sigmoid(1.702 x)`."""
-    return x * torch.sigmoid(1.702 * x)
+    return x * torch.sigmoid(QUICK * x)
 
 
 class FeedForward(nn.Module):
-    """D → 4D → QuickGELU → D, named as in CLIP."""
+    """D → 4D → QuickGELU → D, named as in CLIP.
+
+    `quick_gelu(h) = silu(1.702 h) / 1.702`, and both factors ride along in the matrix products: one pass over the hidden
+    layer instead of three, one tensor kept for the backward pass instead of three.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -81,7 +106,9 @@ class FeedForward(nn.Module):
         self.c_proj = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(quick_gelu(self.c_fc(x)))
+        rows = x.flatten(0, -2)
+        hidden = torch.addmm(self.c_fc.bias, rows, self.c_fc.weight.T, beta=QUICK, alpha=QUICK)  # (R, 4D)
+        return torch.addmm(self.c_proj.bias, F.silu(hidden), self.c_proj.weight.T, alpha=1 / QUICK).view(x.shape)
 
 
 class ResidualBlock(nn.Module):
@@ -100,11 +127,14 @@ class ResidualBlock(nn.Module):
         self.mlp = FeedForward(width)
         self.ln_2 = nn.LayerNorm(width, eps=eps)
 
-    def forward(self, x: Tensor, mask: Tensor, *, keep: int | None = None) -> Tensor:
-        """(N, S, D) with mask (N, S) bool, True = may be attended → (N, S, D), or only its first `keep` positions."""
+    def forward(self, x: Tensor, mask: Tensor, *, keep: int | None = None, packing: Packing = Packing.NONE) -> Tensor:
+        """(N, S, D) with mask (N, S) bool, True = may be attended → (N, S, D), or only its first `keep` positions.
+
+        Packed (R, D) comes back packed.
+        """
         normed = self.ln_1(x)
         if keep is None:
-            x = x + self.attn(normed, mask=mask)
+            x = x + self.attn(normed, mask=mask, packing=packing)
         else:
             x = x[:, :keep] + self.attn(normed[:, :keep], normed, mask)
         return x + self.mlp(self.ln_2(x))
@@ -133,10 +163,10 @@ class DecoderLayer(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, queries: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
-        """queries (N or 1, S, D), memory (N, M, D), mask (N, M) bool or None → (N, S, D)."""
+    def forward(self, queries: Tensor, projected: Tensor, mask: Tensor | None) -> Tensor:
+        """queries (N or 1, S, D); keys and values of the memory (N, M, 2D); mask (N, M) bool or None → (N, S, D)."""
         queries = self.norm1(queries + self.dropout(self.self_attn(queries)))
-        queries = self.norm2(queries + self.dropout(self.multihead_attn(queries, memory, mask)))
+        queries = self.norm2(queries + self.dropout(self.multihead_attn.read(queries, projected, mask)))
         hidden = self.dropout(F.relu(self.linear1(queries)))
         return self.norm3(queries + self.dropout(self.linear2(hidden)))
 
@@ -164,13 +194,17 @@ class Decoder(nn.Module):
     def forward(self, queries: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
         """queries (S, D), the same for all items; memory (N, M, D); mask (N, M) bool or None → (N, S, D).
 
-        The first self-attention sees no item, so it runs once; with dropout every item draws its own instead.
+        The first self-attention sees no item, so it runs once; with dropout every item draws its own instead. Keys and
+        values of all layers are one product, of the real entries alone.
         """
         state = queries.unsqueeze(0)  # (1, S, D)
         if self.training and self.dropout > 0:
             state = state.expand(memory.shape[0], -1, -1)
-        for layer in self.layers:
-            state = layer(state, memory, mask)
+        weights, biases = zip(*(layer.multihead_attn.memory_projection() for layer in self.layers))
+        packing = Packing.of(mask)
+        projected = packing.unpack(F.linear(packing.pack(memory), torch.cat(weights), torch.cat(biases)))
+        for layer, of_layer in zip(self.layers, projected.chunk(len(self.layers), dim=-1)):  # (N, M, 2D)
+            state = layer(state, of_layer, mask)
         return state  # (N, S, D)
 
 

@@ -12,14 +12,15 @@ from glscl.config import home
 from glscl.console import (
     TrainingLines,
     aligned,
+    lines_of,
     print_cache,
     print_failures,
+    print_hits,
     print_result,
     print_splits,
     settings_line,
-    where,
 )
-from glscl.errors import UsageError
+from glscl.errors import NotFoundError, UsageError
 from glscl.extract.config import ExtractConfig, ImportConfig, parse_rate
 from glscl.options import Run, command, command_line
 from glscl.options import main as run_command_line
@@ -444,7 +445,9 @@ def eval(
 @command(app)
 def search(
     run: Run,
-    sentence: Annotated[str | None, typer.Argument(help="What to look for, in plain words.")] = None,
+    sentence: Annotated[
+        str | None, typer.Argument(help="What to look for, in plain words; - reads a sentence a line.")
+    ] = None,
     video: Annotated[
         Path | None, typer.Option(help="A video file, to find captions for it instead.", rich_help_panel="What")
     ] = None,
@@ -456,6 +459,14 @@ def search(
         Path | None, typer.Option(help="Cache to search. Default: the run's own, or the only one.", rich_help_panel="Data")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Search one split only.", rich_help_panel="Data")] = None,
+    normalise: Annotated[
+        str | None,
+        typer.Option(
+            help="Lower what answers too many queries, as a bank of training captions tells.",
+            metavar="nnn|qb-norm",
+            rich_help_panel="How",
+        ),
+    ] = None,
     pretrained: Annotated[
         str | None,
         typer.Option(help="Weights of the backbone, where the cache was made from a file.", rich_help_panel="How"),
@@ -463,22 +474,41 @@ def search(
 ) -> None:
     """Find videos for a sentence, with the moment that fits best; or captions for a video file."""
     from glscl.cache.store import open_store
+    from glscl.evaluate.search import Search
     from glscl.places import the_cache
     from glscl.train_head.checkpoint import read_run
 
     if (sentence is None) == (video is None):
         raise UsageError("Give either a sentence or --video FILE")
+    if sentence is not None and not sentence.strip():
+        raise UsageError("The sentence is empty", mend='Say what to look for: glscl search "a dog runs"')
+    if video is not None and not video.is_file():
+        raise NotFoundError(f"There is no video file {video}")
     if cache is None and run_folder is not None:
         cache = Path(read_run(run_folder)["cache"])
     store = open_store(cache or the_cache())
     if video is not None and "text_backbone" in store.configuration:
         raise UsageError(f"{store.path} holds imported frame features: how they were made from pixels is not known")
+    if normalise is not None and "train" not in store.splits:
+        raise UsageError(f"--normalise needs a bank of training captions and {store.path} has no split train")
     head, table = _head_and_table(run, store, run_folder, split)
     backbone = _backbone_of(run, store, pretrained)
-    hits = _search(store, head, table, backbone, sentence, video, top)
-    rows = [[f"{hit.rank}", f"{hit.score:.3f}", *where(hit)] for hit in hits]
-    run.say(aligned([["rank", "score", "video", "at" if sentence is not None else "caption"], *rows]))
-    run.result({"query": sentence if sentence is not None else video, "hits": [hit._asdict() for hit in hits]})
+    searched = Search(
+        head, table, normalise=normalise, train=lambda: _head_and_table(run, store, run_folder, "train")[1]
+    )
+    if sentence == "-":
+        prompt = "look for: " if sys.stdin.isatty() else None
+        found = []
+        for line in lines_of(sys.stdin, prompt):
+            found.append({"query": line, "hits": _videos_for(run, searched, backbone, line, top)})
+            run.say()
+        run.result({"searches": found, "bank": searched.bank})
+    elif sentence is not None:
+        hits = _videos_for(run, searched, backbone, sentence, top)
+        run.result({"query": sentence, "hits": hits, "bank": searched.bank})
+    else:
+        hits = _captions_for(run, searched, backbone, video, store.configuration["sampling"], top)
+        run.result({"query": video, "hits": hits, "bank": searched.bank})
 
 
 def _head_and_table(
@@ -531,26 +561,35 @@ def _backbone_of(run: Run, store: Any, pretrained: str | None) -> Any:
     return backbone
 
 
-def _search(
-    store: Any, head: Any, table: Any, backbone: Any, sentence: str | None, video: Path | None, top: int
-) -> list[Any]:
+def _videos_for(run: Run, searched: Any, backbone: Any, sentence: str, top: int) -> list[dict[str, Any]]:
     import torch
 
-    from glscl.cache.schema import TextFeatures, VideoFeatures
-    from glscl.evaluate.search import search_captions, search_videos
+    from glscl.cache.schema import TextFeatures
 
-    if sentence is not None:
-        encoded = backbone.encode_texts(backbone.tokenize([" ".join(sentence.split())]))
-        tokens = torch.from_numpy(encoded.token_features).to(table.device)
-        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=table.device)
-        text = TextFeatures(torch.from_numpy(encoded.text_features).to(table.device), tokens, mask)
-        return search_videos(head, table, text, top=top)
+    device = searched.table.device
+    encoded = backbone.encode_texts(backbone.tokenize([" ".join(sentence.split())]))
+    tokens = torch.from_numpy(encoded.token_features).to(device)
+    mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=device)
+    hits = searched.videos(TextFeatures(torch.from_numpy(encoded.text_features).to(device), tokens, mask), top=top)
+    print_hits(run, hits, searched)
+    return [hit._asdict() for hit in hits]
+
+
+def _captions_for(
+    run: Run, searched: Any, backbone: Any, video: Any, sampling: Any, top: int
+) -> list[dict[str, Any]]:
+    import torch
+
+    from glscl.cache.schema import VideoFeatures
     from glscl.extract.pipeline import encode_video_file
 
-    frames = encode_video_file(video, backbone, store.configuration["sampling"], width=table.frame_features.shape[1])
+    table = searched.table
+    frames = encode_video_file(video, backbone, sampling, width=table.frame_features.shape[1])
     features = torch.from_numpy(frames).to(table.device)[None]
     mask = torch.ones(features.shape[:2], dtype=torch.bool, device=table.device)
-    return search_captions(head, table, VideoFeatures(features, mask), top=top)
+    hits = searched.captions(VideoFeatures(features, mask), top=top)
+    print_hits(run, hits, searched)
+    return [hit._asdict() for hit in hits]
 
 
 @command(app)

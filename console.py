@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from glscl.options import Run
 from glscl.progress import duration
@@ -28,11 +29,11 @@ def print_splits(run: Run, counted: dict[str, Any]) -> None:
             run.say(f"missing in {name}, for example: {', '.join(ids)}")
 
 
-def aligned(rows: list[list[str]]) -> str:
-    """Columns aligned: the first to the left, the others to the right."""
+def aligned(rows: list[list[str]], *, left: Collection[int] = (0,)) -> str:
+    """Columns aligned: those of `left` to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
+        "  ".join(cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
         for row in rows
     )
 
@@ -112,16 +113,17 @@ class TrainingLines:
         )
 
 
+DIRECTIONS = {"text_to_video": "text → video", "video_to_text": "video → text"}
+METRICS = ("R@1", "R@5", "R@10", "R@50", "MdR", "MnR")
+
+
 def print_result(run: Run, result: dict[str, Any]) -> None:
+    """The table of `glscl eval`: each direction with its interval, and what normalisations make of it below."""
     counts = result["counts"]
-    name = f"{result['head']} ({result['run']})"
-    if "runs" in result:
-        name = f"{result['head']} together, {result['combine']} of similarities ({', '.join(result['runs'])})"
-    elif result["run"] is None:
-        name = f"{result['head']}, zero-shot"
     run.say(
-        f"{name} on {result['dataset']}/{result['split']}: {counts['texts']:,} captions, {counts['videos']:,} videos, "
-        f"frozen {result['backbone']}/{result['pretrained']}, selected on {result['selection']}"
+        f"{_judged(result)} on {result['dataset']}/{result['split']}: {counts['texts']:,} captions, "
+        f"{counts['videos']:,} videos, {'frozen' if result['frozen_backbone'] else 'fine-tuned'} "
+        f"{result['backbone']}/{result['pretrained']}, {_selected(result)}"
     )
     for kind, key in (("videos", "expected_videos"), ("captions", "expected_texts")):
         have = counts["videos" if kind == "videos" else "texts"]
@@ -129,26 +131,75 @@ def print_result(run: Run, result: dict[str, Any]) -> None:
             run.say(f"note: {have:,} {kind} of {counts[key]:,} published: not comparable with published numbers")
     if counts["texts_without_video"]:
         run.say(f"note: {counts['texts_without_video']:,} captions lost their video and are not queries")
-    metrics = ("R@1", "R@5", "R@10", "MdR", "MnR")
-    rows = [["", *metrics]]
-    directions = {"text_to_video": "text → video", "video_to_text": "video → text"}
-    for key, title in directions.items():
-        rows.append([title, *(f"{result[key][m]:.1f}" for m in metrics)])
+    normalised = result.get("normalised", {})
+    rows = [["", *METRICS, "Rsum"]]
+    for key, title in DIRECTIONS.items():
+        rows.append([title, *_cells(result[key])])
         interval = result.get("confidence_95", {}).get(key)
         if interval:
-            rows.append(["  95 %", *(f"{interval[m][0]:.1f}–{interval[m][1]:.1f}" for m in metrics)])
-    if result["video_to_text"] != result["video_to_text_caption"]:
-        rows.append(["  by caption", *(f"{result['video_to_text_caption'][m]:.1f}" for m in metrics)])
-    for normalisation, found in result.get("normalised", {}).items():
-        for key, title in directions.items():
-            mark = " (sees all test queries)" if found.get("transductive") else ""
-            rows.append([f"{title}, {normalisation}{mark}", *(f"{found[key][m]:.1f}" for m in metrics)])
+            rows.append(["  95 %", *(f"{interval[m][0]:.1f}–{interval[m][1]:.1f}" for m in METRICS), ""])
+        if key == "video_to_text" and result[key] != result["video_to_text_caption"]:
+            rows.append(["  by caption", *_cells(result["video_to_text_caption"])])
+        for name, found in normalised.items():
+            rows.append([f"  {name}{' *' if found['transductive'] else ''}", *_cells(found[key])])
     for tag, found in result.get("tags", {}).items():
-        rows.append([f"captions :{tag}", *(f"{found[m]:.1f}" for m in metrics)])
+        rows.append([f"captions :{tag}", *_cells(found)])
     run.say(aligned(rows))
+    if any(found["transductive"] for found in normalised.values()):
+        run.say("* sees all test queries at once: not what a query gets that comes alone")
+    for bank in dict.fromkeys(found["bank"] for found in normalised.values() if found["bank"] != "none"):
+        run.say(f"extra data of {', '.join(n for n, found in normalised.items() if found['bank'] == bank)}: {bank}")
+    if result["selection"] == "test" and result["split"] == "test":
+        run.say("warning: the epoch was selected on these test queries, so the numbers are optimistic")
 
 
-def where(hit: Any) -> list[str]:
-    if hasattr(hit, "time"):
-        return [hit.video, f"{int(hit.time // 60)}:{hit.time % 60:04.1f}"]
-    return [hit.video, hit.caption]
+def _judged(result: dict[str, Any]) -> str:
+    if "runs" in result:
+        return f"{result['head']} together, {result['combine']} of similarities ({', '.join(result['runs'])})"
+    return f"{result['head']}, zero-shot" if result["run"] is None else f"{result['head']} ({result['run']})"
+
+
+def _selected(result: dict[str, Any]) -> str:
+    if result["run"] is None and "runs" not in result:
+        return "untrained"
+    return "last epoch" if result["selection"] == "last" else f"selected on {result['selection']}"
+
+
+def _cells(metrics: dict[str, float]) -> list[str]:
+    from glscl.evaluate.metrics import rsum
+
+    return [*(f"{metrics[name]:.1f}" for name in METRICS), f"{rsum(metrics):.1f}"]
+
+
+def print_hits(run: Run, hits: list[Any], searched: Any) -> None:
+    """Answers of `glscl.evaluate.search.Search`: videos with the moment that fits best, or captions."""
+    from glscl.evaluate.tables import one_line
+
+    columns = ["rank", "score", *([searched.normalise] if searched.normalise else []), "video"]
+    rows = [[*columns, "at" if hits and hasattr(hits[0], "time") else "caption"]]
+    for hit in hits:
+        ordered_by = [] if hit.normalised is None else [f"{hit.normalised:.3f}"]
+        shown = clock(hit.time) if hasattr(hit, "time") else one_line(hit.caption)
+        rows.append([f"{hit.rank}", f"{hit.score:.3f}", *ordered_by, one_line(hit.video), shown])
+    run.say(aligned(rows, left=(len(columns) - 1, len(columns))))
+
+
+def clock(seconds: float) -> str:
+    """A moment of a video: 0:02.5, 1:02:03.0."""
+    tenths = round(seconds * 10)
+    minutes, rest = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    start = f"{hours}:{minutes:02d}" if hours else f"{minutes}"
+    return f"{start}:{rest // 10:02d}.{rest % 10}"
+
+
+def lines_of(stream: IO[str], prompt: str | None) -> Iterator[str]:
+    """Lines that say something, until the stream ends; with a prompt where a person types."""
+    while True:
+        if prompt:
+            print(prompt, end="", file=sys.stderr, flush=True)
+        line = stream.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()

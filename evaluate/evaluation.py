@@ -20,9 +20,9 @@ from torch import Tensor
 
 from glscl.cache.feature_table import FeatureTable
 from glscl.cache.files import dump_json, write_atomically
-from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.store import Store
 from glscl.errors import UsageError
+from glscl.evaluate.banks import Banks
 from glscl.evaluate.confidence import confidence_of_directions
 from glscl.evaluate.hubness import NORMALISATIONS, normalised_ranks
 from glscl.evaluate.metrics import TEXT_TO_VIDEO, query_videos, retrieval_ranks, summarise
@@ -320,87 +320,6 @@ def save_similarity_matrix(path: Path, similarity: Tensor, table: FeatureTable) 
 # --- normalisation with banks of training queries ----------------------------------------------------------------------
 
 
-class _Crossed:
-    """Some texts of one table beside some videos of another: as much of a table as similarity needs."""
-
-    def __init__(self, texts: FeatureTable, text_rows: Tensor, videos: FeatureTable, video_rows: Tensor) -> None:
-        self._texts, self._videos = texts, videos
-        self._text_rows, self._video_rows = text_rows.to(texts.device), video_rows.to(videos.device)
-        self.num_texts, self.num_videos = len(text_rows), len(video_rows)
-        self.video_of_text = torch.zeros(len(text_rows), dtype=torch.int64)  # no pairs; similarity wants a mapping
-        self.text_ids = [texts.text_ids[row] for row in text_rows.tolist()]
-        self.video_ids = [videos.video_ids[row] for row in video_rows.tolist()]
-
-    def texts(self, index: Any) -> TextFeatures:
-        return self._texts.texts(self._text_rows[index])
-
-    def videos(self, index: Any) -> VideoFeatures:
-        return self._videos.videos(self._video_rows[index])
-
-
-class _Banks:
-    """Banks of training queries for both directions; each is made when it is first asked for."""
-
-    def __init__(
-        self, head: Head, table: FeatureTable, train: FeatureTable, *, device: Any, seconds: dict[str, float]
-    ) -> None:
-        video, first = np.unique(train.video_of_text.cpu().numpy(), return_index=True)
-        if not len(video):
-            raise UsageError("the training split has no captions, so there is no bank to normalise with")
-        self.head, self.table, self.train, self.device, self.seconds = head, table, train, device, seconds
-        self.texts, self.videos = torch.from_numpy(first), torch.from_numpy(video)
-        self._made: dict[str, Tensor] = {}
-
-    @property
-    def description(self) -> str:
-        return f"first caption of {len(self.texts)} training videos; those videos for video to text"
-
-    def of(self, direction: str, names: Sequence[str]) -> dict[str, Tensor]:
-        """Banks of a direction by their keyword names, (N, gallery)."""
-        kinds = {"bank": "queries", "query_bank": "queries", "gallery_bank": "items"}
-        return {name: self._bank(direction, kinds[name]) for name in names}
-
-    def _bank(self, direction: str, kind: str) -> Tensor:
-        key = f"{direction} {kind}"
-        if key not in self._made:
-            make = self._queries if kind == "queries" else self._items
-            self._made[key] = make(direction)
-        return self._made[key]
-
-    def _queries(self, direction: str) -> Tensor:
-        """Training captions by the table's videos, or training videos by the table's texts."""
-        if direction == TEXT_TO_VIDEO:
-            return self._similarity(_Crossed(self.train, self.texts, self.table, torch.arange(self.table.num_videos)))
-        return self._similarity(_Crossed(self.table, torch.arange(self.table.num_texts), self.train, self.videos)).T
-
-    def _items(self, direction: str) -> Tensor:
-        """Training videos by the table's videos, or training captions by its texts: one vector each."""
-        with torch.no_grad(), _timed(self.seconds, "score"):
-            if direction == TEXT_TO_VIDEO:
-                bank, gallery = (self._vectors(t.videos, rows) for t, rows in self._sides(self.videos, "videos"))
-            else:
-                bank, gallery = (self._vectors(t.texts, rows) for t, rows in self._sides(self.texts, "texts"))
-            return (bank @ gallery.T).cpu()
-
-    def _sides(self, rows: Tensor, what: str) -> list[tuple[FeatureTable, Tensor]]:
-        count = self.table.num_videos if what == "videos" else self.table.num_texts
-        return [(self.train, rows), (self.table, torch.arange(count))]
-
-    def _vectors(self, fetch: Callable[[Tensor], Any], rows: Tensor) -> Tensor:
-        parts = []
-        for some in rows.split(512):
-            features = fetch(some)
-            features = type(features)(*(None if f is None else f.to(self.head.logit_scale.device) for f in features))
-            if isinstance(features, VideoFeatures):
-                parts.append(self.head.video_vectors(self.head.encode_video(features)))
-            else:
-                parts.append(self.head.text_vectors(self.head.encode_text(features)))
-        return torch.cat(parts).float()
-
-    def _similarity(self, crossed: _Crossed) -> Tensor:
-        return similarity_matrix(self.head, crossed, device=self.device, seconds=self.seconds)
-
-
 def _normalised(
     names: Sequence[str],
     head: Head,
@@ -411,7 +330,7 @@ def _normalised(
     device: Any,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    banks: _Banks | None = None
+    banks: Banks | None = None
     if any(NORMALISATIONS[name].needs_bank for name in names):
         if train is None:
             raise UsageError(f"{', '.join(names)}: a bank of training queries is needed")
@@ -419,7 +338,7 @@ def _normalised(
             bank_table = train()
         was_training = head.training
         head.eval()
-        banks = _Banks(head, table, bank_table, device=device, seconds=seconds)
+        banks = Banks(head, table, bank_table, device=device, seconds=seconds)
     out: dict[str, Any] = {}
     for name in names:
         entry = NORMALISATIONS[name]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -165,6 +166,28 @@ class OnlineNNN:
         return _like(scores - self.bias.to(scores.device), similarity)
 
 
+def online(name: str, bank: Any, *, direction: str) -> Callable[[Any], Any]:
+    """What a normalisation of `ONLINE` makes of one query (G,) or several (Q, G), fitted on a bank once.
+
+    Options are those of `NORMALISATIONS`, so a query gets what it gets in an evaluation, whatever comes beside it.
+
+    Args:
+        name: one of `ONLINE`.
+        bank: (N, G) scores of the bank's queries with the gallery.
+        direction: "text_to_video" or "video_to_text".
+
+    Raises:
+        UsageError: the normalisation sees more than a bank and one query.
+    """
+    if name not in ONLINE:
+        raise UsageError(f"--normalise is {name!r}; one query at a time can be normalised by {', '.join(ONLINE)}")
+    options = dict(NORMALISATIONS[name].options[direction])
+    if name == "nnn":
+        return OnlineNNN(bank, **options)
+    log = options.pop("log")
+    return partial(OnlineQBNorm(bank, **options), log=log)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Normalisation:
     """An entry of `NORMALISATIONS`.
@@ -254,6 +277,9 @@ NORMALISATIONS: dict[str, Normalisation] = {
         summary="4 rounds of scaling rows and columns of a bank of training queries",
     ),
 }
+
+
+ONLINE = ("nnn", "qb-norm")  # those of one query at a time
 
 
 def normalised_ranks(

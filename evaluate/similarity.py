@@ -176,7 +176,7 @@ class Scorer:
         self.kept_texts: dict[Span, Any] = {}
         self.kept_tiles: dict[tuple[Span, Span], Tensor] = {}
         self.last: tuple[Span, Any] = ((0, 0), None)
-        self.seen: set[tuple[Span, Span]] = set()
+        self.seen = bytearray(len(self.text_spans) * len(self.video_spans))  # one byte a tile: whether it was made
         self.done = 0
         with self._timed("encode"):
             rows = torch.arange(table.num_videos)
@@ -191,8 +191,9 @@ class Scorer:
             encoded_videos = _map(lambda field: field[slice(*videos)], self.encoded_videos)
             scores = self.head.score(encoded_texts, encoded_videos).float()
             finite(scores, lambda row: self._name_text(texts[0] + row), lambda row: self._name_video(videos[0] + row))
-        if self.progress is not None and (texts, videos) not in self.seen:
-            self.seen.add((texts, videos))
+        number = texts[0] // self.text_spans[0][1] * len(self.video_spans) + videos[0] // self.video_spans[0][1]
+        if self.progress is not None and not self.seen[number]:
+            self.seen[number] = 1
             self.done += scores.numel()
             self.progress(self.done, self.table.num_texts * self.table.num_videos)
         if self._fits([scores]):

@@ -26,6 +26,7 @@ from glscl.options import Run, command, command_line
 from glscl.options import main as run_command_line
 from glscl.progress import duration
 from glscl.train_head.config import TrainConfig
+from glscl.train_head.finetuning.config import TuneConfig
 
 app = typer.Typer(
     name="glscl",
@@ -357,6 +358,87 @@ def _sweep(run: Run, config: TrainConfig, sweep: list[str], store: Any, out: Pat
     run.result({"out": out, "rows": [row.as_dict() for row in rows]})
 
 
+@command(app, TrainConfig, TuneConfig)
+def finetune(
+    run: Run,
+    config: TrainConfig,
+    tuning: TuneConfig,
+    run_folder: Annotated[
+        Path | None,
+        typer.Option("--run", help="Trained head to start from. Default: a fresh --head.", rich_help_panel="Data"),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Cache of captions, splits and ids. Default: that of --run, or the only one.", rich_help_panel="Data"),
+    ] = None,
+    videos: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the videos. Default: where extraction found them.", rich_help_panel="Data"),
+    ] = None,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights of the backbone, where the cache was made from a file.", metavar="FILE", rich_help_panel="Data"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run. Default: runs/finetune-<head>-<time>.", rich_help_panel="Data")
+    ] = None,
+) -> None:
+    """Train backbone and head together from pixels: the second pass. Leaves a run with a backbone to extract with."""
+    from glscl.cache.store import open_store
+    from glscl.evaluate.evaluation import validation_metrics
+    from glscl.places import new_run, the_cache
+    from glscl.train_head.checkpoint import read_run
+    from glscl.train_head.finetune import finetune as train_both
+    from glscl.train_head.finetuning.config import resolve_finetune
+
+    device = run.device()
+    start = None if run_folder is None else read_run(run_folder)
+    if cache is None and start is not None and Path(start["cache"]).exists():
+        cache = Path(start["cache"])
+    store = open_store(cache or the_cache())
+    stored = read_run(out)["settings"] if config.resume and out is not None and (out / "run.json").exists() else None
+    settings = resolve_finetune(
+        config,
+        tuning,
+        start=start,
+        dataset=store.recipe,
+        device_type=device.type,
+        seed=None if stored is not None and run.seed == 0 else run.seed,
+        stored=stored,
+    )
+    out = out or new_run(f"finetune-{settings.head}")
+    run.say(f"training backbone and {settings.head} on the videos of {store.path} by the recipe {settings.recipe} → {out}")
+    run.say(f"{settings_line(settings)}, backbone_lr_scale {settings.backbone_lr_scale:g}")
+    done = train_both(
+        store,
+        out,
+        settings,
+        start=run_folder,
+        pretrained=pretrained,
+        videos=videos,
+        workers=tuning.workers,
+        frame_memory=tuning.frame_memory,
+        checkpoint_every=tuning.checkpoint_every or 500,
+        device=device,
+        validate=validation_metrics,
+        reporter=TrainingLines(run),
+        resume=config.resume,
+        tracker=config.tracker,
+        command=command_line(),
+    )
+    best = f"; best epoch {done.best['epoch']} by {done.selection}" if done.best else ""
+    run.say(f"{out}: {len(done.history)} epochs in {duration(done.seconds)}{best}")
+    run.say(f"its backbone gives other features than {store.path} holds; judge it from pixels, or extract again:")
+    run.say(f"  glscl eval --run {out} --videos DIR")
+    run.say(
+        f"  glscl extract --dataset {store.configuration.get('dataset', 'NAME')} "
+        f"--backbone {store.configuration['backbone']['name']} --pretrained {out}/backbone.safetensors --out CACHE"
+    )
+    run.result(vars(done))
+
+
 @command(app)
 def eval(
     run: Run,
@@ -386,6 +468,13 @@ def eval(
         Path | None, typer.Option(help="Cache. Default: the run's own, or the only one.", rich_help_panel="Data")
     ] = None,
     split: Annotated[str, typer.Option(help="Split to judge on.", rich_help_panel="Data")] = "test",
+    videos: Annotated[
+        Path | None,
+        typer.Option(
+            help="Judge a run of finetune from pixels: the folder with the videos of the cache it began from.",
+            rich_help_panel="Data",
+        ),
+    ] = None,
     normalise: Annotated[
         str | None, typer.Option(help="Hubness normalisations, separated by commas.", rich_help_panel="Metrics")
     ] = None,
@@ -410,6 +499,8 @@ def eval(
         raise UsageError(f"--weights is {weights!r}; expected best or last")
     if combine is not None and len(folders) < 2:
         raise UsageError("--combine needs several runs; repeat --run")
+    if videos is not None and (zero_shot or len(folders) > 1):
+        raise UsageError("--videos judges one run of finetune from pixels")
     folder = None if zero_shot else folders[0] if folders else newest_run()
     if cache is None and folder is not None:
         recorded = Path(read_run(folder)["cache"])
@@ -431,6 +522,11 @@ def eval(
         evaluation = evaluate_ensemble(store, folders, combine=combine or "mean", **common)
         together = home() / "runs" / f"ensemble-{'+'.join(each.resolve().name for each in folders)}"
         path = out or result_file(store.path, together, head, split)
+    elif videos is not None and folder is not None:
+        from glscl.evaluate.from_pixels import evaluate_from_pixels
+
+        evaluation = evaluate_from_pixels(store, folder, videos=videos, **common)
+        path = out or result_file(store.path, folder, head, split)
     else:
         from glscl.evaluate.evaluation import evaluate_run
 
@@ -542,23 +638,9 @@ def _head_and_table(
 
 def _backbone_of(run: Run, store: Any, pretrained: str | None) -> Any:
     """The backbone that a cache was made with, its weights compared by hash."""
-    from glscl.errors import FingerprintError
-    from glscl.extract.encoder import Backbone
+    from glscl.extract.encoder import backbone_of_cache
 
-    made = store.configuration.get("text_backbone", store.configuration["backbone"])
-    if made["pretrained"] == "imported":
-        raise UsageError(
-            f"{store.path} holds imported features of captions and frames: no backbone is known to encode more",
-            mend="Import with --backbone NAME, which encodes the captions now",
-        )
-    backbone = Backbone.load(made["name"], pretrained or made["pretrained"], words=made["words"], device=run.device())
-    if backbone.description.weights != made["weights"]:
-        raise FingerprintError(
-            f"{store.path} was made with other weights of {made['name']} ({made['pretrained']}, {made['weights']}); "
-            f"these are {backbone.description.weights}",
-            mend="Give the same weights with --pretrained FILE",
-        )
-    return backbone
+    return backbone_of_cache(store.configuration, store.path, pretrained, device=run.device())
 
 
 def _videos_for(run: Run, searched: Any, backbone: Any, sentence: str, top: int) -> list[dict[str, Any]]:

@@ -157,7 +157,7 @@ class Judged(NamedTuple):
 def open_run(run: Path, store: Store, *, which: str, split: str, note: Callable[[str], None]) -> Judged:
     """The head of a run, checked to understand a cache; arguments and errors as in `evaluate_run`."""
     head, record = load_run(run, which)
-    for line in check_cache(run, record, store):
+    for line in check_cache(run, record, store, which=which):
         note(f"the cache is not the one {run} was trained on: {line}")
     for line in record.get("imported", {}).get("notes", ()):
         note(f"{run}: {line}")

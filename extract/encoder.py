@@ -13,7 +13,7 @@ import os
 import socket
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from glscl.errors import BackboneError, UsageError
+from glscl.errors import BackboneError, FingerprintError, UsageError
 from glscl.extract.geometry import Geometry
 from glscl.extract.patch_embedding import widen_patch_embedding
 from glscl.extract.tuned_weights import TunedWeights, read_tuned
@@ -219,6 +219,51 @@ class Backbone:
         if self._amp is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self._amp)
+
+
+def backbone_of_cache(
+    configuration: Mapping[str, Any],
+    where: Path,
+    pretrained: str | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    precision: str = "auto",
+    across_frames: bool = False,
+) -> Backbone:
+    """The backbone that a cache was made with, its weights compared by hash.
+
+    Args:
+        configuration: of the cache.
+        where: the cache, for messages.
+        pretrained: file with the weights, where the cache was made from a file.
+        device, precision, across_frames: as in `Backbone.load`.
+
+    Raises:
+        UsageError: the features were imported, so no backbone is known.
+        FingerprintError: the weights are others.
+        BackboneError: see `Backbone.load`.
+    """
+    made = configuration.get("text_backbone", configuration["backbone"])
+    if made["pretrained"] == "imported":
+        raise UsageError(
+            f"{where} holds imported features of captions and frames: no backbone is known to encode more",
+            mend="Import with --backbone NAME, which encodes the captions now",
+        )
+    backbone = Backbone.load(
+        made["name"],
+        pretrained or made["pretrained"],
+        words=made["words"],
+        device=device,
+        precision=precision,
+        across_frames=across_frames,
+    )
+    if backbone.description.weights != made["weights"]:
+        raise FingerprintError(
+            f"{where} was made with other weights of {made['name']} ({made['pretrained']}, {made['weights']}); "
+            f"these are {backbone.description.weights}",
+            mend="Give the same weights with --pretrained FILE",
+        )
+    return backbone
 
 
 def _text_states(

@@ -57,8 +57,20 @@ def test_imports_go_one_way(path):
 @pytest.mark.parametrize("room", ["cache", "train_head", "evaluate"])
 def test_rooms_behind_the_cache_run_without_decoders_and_open_clip(room):
     for path in (ROOT / room).rglob("*.py"):
-        if path.name != "finetune.py":
+        if path not in second_pass():
             assert not external(path) & {"open_clip", "decord", "av"}, path
+
+
+def second_pass() -> set[Path]:
+    """The part of train_head that goes back to pixels."""
+    return {ROOT / "train_head" / "finetune.py", *(ROOT / "train_head" / "finetuning").glob("*.py")}
+
+
+def test_only_the_second_pass_goes_back_from_training_to_pixels():
+    for path in (ROOT / "train_head").rglob("*.py"):
+        if path not in second_pass():
+            assert "extract" not in imports(path), path
+            assert not [line for line in path.read_text().splitlines() if "import" in line and "finetun" in line], path
 
 
 def test_every_package_is_listed():

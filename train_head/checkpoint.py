@@ -2,8 +2,9 @@
 
     run.json             head, options, settings, cache and fingerprint, selection, history, versions, command
     history.jsonl        one line an epoch
-    best.safetensors     weights of the selected epoch
-    last.safetensors     weights of the last epoch
+    best.safetensors     weights of the head, of the selected epoch
+    last.safetensors     weights of the head, of the last epoch
+    backbone.safetensors, backbone-last.safetensors    the same of the backbone, where `finetune` trained it
     resume.safetensors   while training: weights, optimizer moments, and (as its metadata) where the run stands
 
 Every file is replaced in one step, so a killed run leaves the files of its last finished epoch.
@@ -169,13 +170,14 @@ def load_resume(folder: Path) -> Resume | None:
 # --- the cache a run belongs to ----------------------------------------------------------------------------------------
 
 
-def check_cache(folder: Path | str, run: Mapping[str, Any], store: Store) -> list[str]:
+def check_cache(folder: Path | str, run: Mapping[str, Any], store: Store, *, which: str = "best") -> list[str]:
     """Refuse features that the head of a run cannot understand.
 
     Args:
         folder: the run, for the message.
         run: content of its run.json.
         store: an open cache.
+        which: "best" or "last" weights; a second pass leaves a backbone with each.
 
     Returns:
         What else differs from the cache the run was trained on (dataset, sampling, …), one line each.
@@ -183,21 +185,41 @@ def check_cache(folder: Path | str, run: Mapping[str, Any], store: Store) -> lis
     Raises:
         FingerprintError: another backbone, preprocessing or size of features.
     """
-    if run["cache_fingerprint"] == store.fingerprint:
+    tuned = run.get("weights", {}).get(which)
+    if tuned is None and run["cache_fingerprint"] == store.fingerprint:
         return []
     trained = run.get("cache_configuration") or {}
+    if tuned is not None:
+        backbone = {**trained["backbone"], "pretrained": tuned["backbone"], "weights": tuned["weights"]}
+        trained = {**trained, "backbone": backbone}
     here, there = _binding(store.configuration), _binding(trained)
+    if tuned is not None:
+        here["pretrained"] = there["pretrained"]  # the file may have another name; the hash of its weights decides
     if here != there:
         ours, theirs = _describe(store.configuration), _describe(trained)
         detail = "" if ours != theirs else f" ({'; '.join(differences(here, there)[:2])})"
         name, pretrained = backbone_of(trained)
         command = f"glscl extract --dataset {store.configuration.get('dataset', 'NAME')} --backbone {name}"
+        if tuned is not None:
+            raise _other_than_tuned(folder, tuned, store, ours, command)
         command += f" --pretrained {pretrained}" if pretrained not in (None, "openai", "demo") else ""
         raise FingerprintError(
             f"{store.path} was extracted with {ours}; {folder} expects {theirs}{detail}",
             mend=f"Extract again: {command}",
         )
-    return differences(store.configuration, trained)
+    return [line for line in differences(store.configuration, trained) if not line.startswith("backbone.pretrained:")]
+
+
+def _other_than_tuned(
+    folder: Path | str, tuned: Mapping[str, Any], store: Store, ours: str, command: str
+) -> FingerprintError:
+    """What to say of features that another backbone gave than the one a second pass left."""
+    from_pixels = f"glscl eval --run {folder} --videos DIR"
+    again = f"Extract again: {command} --pretrained {Path(folder) / tuned['backbone']} --out NEW, or from pixels: {from_pixels}"
+    return FingerprintError(
+        f"{store.path} was extracted with {ours}; {folder} trained the backbone itself, so its head reads other features",
+        mend=f"Judge it from pixels: {from_pixels}" if tuned.get("patch_embedding") == "3d" else again,
+    )
 
 
 def backbone_of(configuration: Mapping[str, Any]) -> tuple[str, str | None]:

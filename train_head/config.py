@@ -181,13 +181,13 @@ def resolve(
     )
 
 
-def settings_from(stored: Mapping[str, Any]) -> TrainSettings:
-    """Settings as run.json holds them. Raises UsageError where they are not complete."""
-    names = {field.name for field in dataclasses.fields(TrainSettings)}
+def settings_from(stored: Mapping[str, Any], kind: type[TrainSettings] = TrainSettings) -> TrainSettings:
+    """Settings as run.json holds them, of `train-head` or a `kind` that has more. Raises UsageError where they are not complete."""
+    names = {field.name for field in dataclasses.fields(kind)}
     if set(stored) != names:
         odd = sorted(set(stored) ^ names)
         raise UsageError(f"The stored settings lack or have beside what is known: {', '.join(odd)}")
-    return TrainSettings(**{**stored, "betas": tuple(stored["betas"])})
+    return kind(**{**stored, "betas": tuple(stored["betas"])})
 
 
 def parse_options(head: str, pairs: Sequence[str]) -> dict[str, Any]:

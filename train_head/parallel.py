@@ -10,18 +10,22 @@ what a step does to the weights does not depend on how many processes share it.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor
 
 from glscl.errors import UsageError
 
 Encoded = TypeVar("Encoded", bound=tuple)
+
+_PATIENCE = timedelta(hours=4)  # the others wait while the first process validates
 
 
 def make_accelerator(
@@ -57,8 +61,22 @@ def make_accelerator(
         cpu=device.type == "cpu",
         log_with=None if tracker == "none" else tracker,
         project_dir=folder,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=True),
+            InitProcessGroupKwargs(timeout=_PATIENCE),
+        ],
     )
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Give every process the mean of all processes' gradients, for a backward pass that Accelerate did not see."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    for work in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
+        work.wait()
+    for gradient in gradients:
+        gradient.div_(dist.get_world_size())
 
 
 def gather_items(encoded: Encoded) -> Encoded:

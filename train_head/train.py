@@ -109,16 +109,7 @@ def train(
     out = Path(out)
     earlier = earlier_run(out, store, settings, resume)
     if earlier and earlier.get("complete"):
-        reporter.note(f"{out} is finished already")
-        return TrainResult(
-            run=out,
-            head=earlier["head"],
-            selection=earlier["selection"],
-            best=earlier["best"],
-            history=earlier["history"],
-            seconds=0.0,
-            already_complete=True,
-        )
+        return finished(out, earlier, reporter)
 
     def load(split: str) -> FeatureTable:
         return (tables or Tables(store)).load(
@@ -128,29 +119,9 @@ def train(
             tokens=head_class(settings.head).needs_tokens,
         )
 
-    table, validation, selection = _choose_parts(store, settings, load, validate is not None, reporter)
+    table, validation, selection = choose_parts(store, settings, load, validate is not None, reporter)
     head = start_head(settings, store, [table] if validation is None else [table, validation], reporter)
-    name, pretrained = backbone_of(store.configuration)
-    run = {
-        "head": settings.head,
-        "options": head.options,
-        "embed_dim": head.embed_dim,
-        "parameters": sum(p.numel() for p in head.parameters()),
-        "settings": settings.as_dict(),
-        "dataset": store.configuration.get("dataset", ""),
-        "backbone": name,
-        "pretrained": pretrained,
-        "cache": str(store.path),
-        "cache_fingerprint": store.fingerprint,
-        "cache_configuration": store.configuration,
-        "selection": selection,
-        "frozen_backbone": True,
-        "training": {"texts": table.num_texts, "videos": table.num_videos},
-        "validation": None if validation is None else {"texts": validation.num_texts, "videos": validation.num_videos},
-        "device": str(device),
-        "versions": versions(),
-        "command": command,
-    }
+    run = run_record(settings, head, store, table, validation, selection, device, command)
     judged = None
     if validation is not None:
         held = resident(validation, torch.device(device))
@@ -193,6 +164,54 @@ def train(
     )
 
 
+def finished(out: Path, run: Mapping[str, Any], reporter: Reporter) -> TrainResult:
+    """What came of a run that needs no more training; `run` is its run.json."""
+    reporter.note(f"{out} is finished already")
+    return TrainResult(
+        run=out,
+        head=run["head"],
+        selection=run["selection"],
+        best=run["best"],
+        history=run["history"],
+        seconds=0.0,
+        already_complete=True,
+    )
+
+
+def run_record(
+    settings: TrainSettings,
+    head: Head,
+    store: Store,
+    table: FeatureTable,
+    validation: FeatureTable | None,
+    selection: str,
+    device: torch.device | str,
+    command: str,
+) -> dict[str, Any]:
+    """run.json but for how it went: what is trained, on what, selected how, with which versions."""
+    name, pretrained = backbone_of(store.configuration)
+    return {
+        "head": settings.head,
+        "options": head.options,
+        "embed_dim": head.embed_dim,
+        "parameters": sum(p.numel() for p in head.parameters()),
+        "settings": settings.as_dict(),
+        "dataset": store.configuration.get("dataset", ""),
+        "backbone": name,
+        "pretrained": pretrained,
+        "cache": str(store.path),
+        "cache_fingerprint": store.fingerprint,
+        "cache_configuration": store.configuration,
+        "selection": selection,
+        "frozen_backbone": True,
+        "training": {"texts": table.num_texts, "videos": table.num_videos},
+        "validation": None if validation is None else {"texts": validation.num_texts, "videos": validation.num_videos},
+        "device": str(device),
+        "versions": versions(),
+        "command": command,
+    }
+
+
 def start_head(settings: TrainSettings, store: Store, tables: list[FeatureTable], reporter: Reporter) -> Head:
     """The head before its first step: seeded, as large as the features need, parts of the backbone copied in."""
     set_seed(settings.seed)
@@ -216,7 +235,7 @@ def start_head(settings: TrainSettings, store: Store, tables: list[FeatureTable]
     return head
 
 
-def _choose_parts(
+def choose_parts(
     store: Store, settings: TrainSettings, load: Callable[[str], FeatureTable], can_validate: bool, reporter: Reporter
 ) -> tuple[FeatureTable, FeatureTable | None, str]:
     """What to train on, what to validate on, and what `best` will mean."""
@@ -270,13 +289,14 @@ def earlier_run(out: Path, store: Store, settings: TrainSettings, resume: bool) 
             f"{out} holds a run already", mend="Go on with it: --resume; or choose another folder with --out"
         )
     run = read_run(out)
-    check_cache(out, run, store)
     if run["cache_fingerprint"] != store.fingerprint:
+        if "weights" not in run:
+            check_cache(out, run, store)
         raise FingerprintError(
             f"{out} was begun on another cache ({run['cache']}, fingerprint {run['cache_fingerprint']}) than {store.path} "
             f"({store.fingerprint})",
             mend="Resume it on that one with --cache, or train into another folder with --out",
         )
-    if settings_from(run["settings"]) != settings:
+    if settings_from(run["settings"], type(settings)) != settings:
         raise UsageError(f"{out} was begun with other settings", mend="Train into another folder with --out")
     return run

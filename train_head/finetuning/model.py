@@ -1,0 +1,103 @@
+"""Backbone and head as one module, from pixels and token ids to the loss.
+
+B captions and as many videos a batch, L tokens, F frames, n frames of all videos together, D embed_dim, S side in pixels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from glscl.cache.schema import TextFeatures, VideoFeatures
+from glscl.extract.encoder import Backbone
+from glscl.extract.patch_embedding import temporal_embedding
+from glscl.train_head.finetuning.towers import freeze_statistics
+from glscl.train_head.heads.base import Head
+from glscl.train_head.loop import ContrastiveStep
+
+
+class Captions(NamedTuple):
+    """Token ids (B, W) int64, how many are real (B,) int64, and the width L ≤ W that features are cut to."""
+
+    ids: Tensor
+    lengths: Tensor
+    width: int
+
+    def part(self, start: int, stop: int) -> Captions:
+        return Captions(self.ids[start:stop], self.lengths[start:stop], self.width)
+
+
+class Clips(NamedTuple):
+    """Frames of all videos one after another (n, S, S, 3) uint8, how many each has, and the mask (B, F) of real ones."""
+
+    frames: Tensor
+    counts: tuple[int, ...]
+    mask: Tensor
+
+    @classmethod
+    def of(cls, videos: list[np.ndarray], width: int, device: torch.device) -> Clips:
+        """From the frames of each video, (F, S, S, 3) uint8; features are padded to `width`."""
+        counts = tuple(len(frames) for frames in videos)
+        frames = torch.from_numpy(np.concatenate(videos))
+        if device.type == "cuda":
+            frames = frames.pin_memory()
+        mask = torch.arange(width) < torch.tensor(counts)[:, None]  # (B, F)
+        return cls(frames.to(device, non_blocking=True), counts, mask.to(device))
+
+    def part(self, start: int, stop: int) -> Clips:
+        first, last = sum(self.counts[:start]), sum(self.counts[:stop])
+        return Clips(self.frames[first:last], self.counts[start:stop], self.mask[start:stop])
+
+
+class EndToEnd(nn.Module):
+    """A head on a backbone. Calling it gives the loss of a batch; its features are what extraction would store.
+
+    In training mode the backbone's batch norms keep their statistics; dropout, if it has any, acts.
+
+    Attributes:
+        towers: the open_clip model.
+        head: the head.
+    """
+
+    def __init__(self, backbone: Backbone, head: Head) -> None:
+        super().__init__()
+        self.towers, self.head = backbone.model, head
+        self._backbone, self._loss = [backbone], [ContrastiveStep(head)]  # in lists: no modules of this one
+
+    @property
+    def backbone(self) -> Backbone:
+        return self._backbone[0]
+
+    def train(self, mode: bool = True) -> EndToEnd:
+        super().train(mode)
+        freeze_statistics(self.towers)
+        return self
+
+    def text_features(self, captions: Captions) -> TextFeatures:
+        """Pooled (B, D), tokens (B, L, D) and their mask, float32."""
+        pooled, states = self.backbone.text_states(captions.ids, captions.width)
+        if not self.head.needs_tokens:
+            return TextFeatures(pooled.float())
+        mask = torch.arange(captions.width, device=states.device) < captions.lengths[:, None]  # (B, L)
+        return TextFeatures(pooled.float(), states[:, : captions.width].float() * mask[..., None], mask)
+
+    def video_features(self, clips: Clips) -> VideoFeatures:
+        """Frame features (B, F, D) float32, padded with zeros."""
+        across = temporal_embedding(self.towers)
+        if across is not None:
+            across.lengths = clips.counts
+        features = self.backbone.image_features(clips.frames).float()  # (n, D)
+        padded = features.new_zeros((*clips.mask.shape, features.shape[-1]))
+        padded[clips.mask] = features
+        return VideoFeatures(padded, clips.mask)
+
+    def loss(self, text: TextFeatures, video: VideoFeatures, exclude: Tensor | None) -> Tensor:
+        """As `ContrastiveStep`."""
+        return self._loss[0](text, video, exclude)
+
+    def forward(self, captions: Captions, clips: Clips, exclude: Tensor | None = None) -> Tensor:
+        """Scalar loss of this process' share of a batch against the whole batch."""
+        return self.loss(self.text_features(captions), self.video_features(clips), exclude)

@@ -1,0 +1,177 @@
+"""Which weights of a backbone are trained, and how the trained backbone leaves.
+
+An open_clip model has a vision tower (`visual`) and a text tower (`text`, or the model itself in the plain CLIP class).
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from glscl.errors import UsageError
+from glscl.extract.encoder import Backbone, weights_hash
+from glscl.extract.patch_embedding import temporal_embedding, widen_patch_embedding
+from glscl.extract.tuned_weights import TunedWeights, write_tuned
+
+FILES = {"best": "backbone.safetensors", "last": "backbone-last.safetensors"}
+_TEXT_OF_PLAIN = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
+_OF_LORA = ("attn", "out_proj", "c_fc", "c_proj", "q_proj", "k_proj", "v_proj")  # modules inside the blocks
+
+
+def unfreeze(
+    backbone: Backbone,
+    *,
+    freeze: str = "none",
+    freeze_layers: int = 0,
+    patch_embedding: str = "2d",
+    lora_rank: int = 0,
+    gradient_checkpointing: bool = False,
+) -> None:
+    """Choose what of a backbone is trained, in place. The logit scale is the head's; the backbone's stays as it is.
+
+    Args:
+        freeze: "none", "text" or "vision".
+        freeze_layers: freeze the embeddings and the first so many blocks of each tower.
+        patch_embedding: "3d" embeds patches with their neighbours in time.
+        lora_rank: train only low-rank additions of this rank; 0 trains the weights themselves.
+        gradient_checkpointing: compute blocks again in the backward pass.
+
+    Raises:
+        UsageError: more layers to freeze than there are, or no peft package.
+        BackboneError: a tower without what is asked for.
+    """
+    model = backbone.model
+    if patch_embedding == "3d" and temporal_embedding(model) is None:
+        widen_patch_embedding(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(tower_of(name) != freeze and tower_of(name) != "neither")
+    if freeze_layers:
+        _freeze_layers(model, freeze_layers, backbone.name)
+    if lora_rank:
+        add_lora(backbone, lora_rank, freeze)
+    if gradient_checkpointing:
+        model.set_grad_checkpointing(True)
+
+
+def tower_of(parameter: str) -> str:
+    """ "vision", "text", or "neither" (temperature, decoders of captioning models) for the name of a parameter."""
+    first = parameter.split(".")[0]
+    if first == "visual":
+        return "vision"
+    return "text" if first == "text" or first in _TEXT_OF_PLAIN else "neither"
+
+
+def freeze_statistics(model: nn.Module) -> None:
+    """Keep the running statistics of batch norms: frames of few videos, one after another, are no fair sample."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def _freeze_layers(model: nn.Module, count: int, name: str) -> None:
+    for tower, blocks, behind in _towers(model, name):
+        if count > len(blocks):
+            raise UsageError(f"--freeze-layers is {count}; the {tower} tower of {name} has {len(blocks)} blocks")
+        open_ = {id(p) for block in blocks[count:] for p in block.parameters()} | {id(p) for p in behind}
+        for key, parameter in model.named_parameters():
+            if tower_of(key) == tower and id(parameter) not in open_:
+                parameter.requires_grad_(False)
+
+
+def _towers(model: nn.Module, name: str) -> list[tuple[str, list[nn.Module], list[nn.Parameter]]]:
+    """Name, blocks in order, and the parameters behind the last block, of each tower."""
+    visual, text = model.visual, getattr(model, "text", model)
+    if hasattr(visual, "layer4"):
+        blocks = [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
+        behind = list(visual.attnpool.parameters())
+    elif hasattr(visual, "transformer") and hasattr(visual.transformer, "resblocks"):
+        blocks = list(visual.transformer.resblocks)
+        behind = _parameters(visual, ("ln_post", "proj", "attn_pool"))
+    else:
+        raise UsageError(f"--freeze-layers knows no blocks in the vision tower of {name}", mend="Use --freeze vision")
+    if not hasattr(getattr(text, "transformer", None), "resblocks"):
+        raise UsageError(f"--freeze-layers knows no blocks in the text tower of {name}", mend="Use --freeze text")
+    last = _parameters(text, ("ln_final", "text_projection"))
+    return [("vision", blocks, behind), ("text", list(text.transformer.resblocks), last)]
+
+
+def _parameters(module: nn.Module, names: tuple[str, ...]) -> list[nn.Parameter]:
+    return [parameter for key, parameter in module.named_parameters() if key.split(".")[0] in names]
+
+
+# --- low-rank additions ------------------------------------------------------------------------------------------------
+
+
+def add_lora(backbone: Backbone, rank: int, freeze: str) -> None:
+    """Freeze the backbone and add trainable low-rank matrices to the attention and MLP of its transformer blocks.
+
+    Source: Hu et al. 2021 (LoRA), by the peft package; alpha is twice the rank, so that its scale is 2.
+
+    Raises:
+        UsageError: peft is not installed, or the towers have no transformer blocks to add to.
+    """
+    try:
+        from peft import LoraConfig
+        from peft.tuners.lora import LoraModel
+    except ImportError as error:
+        raise UsageError("--lora-rank needs the peft package", mend="pip install 'glscl[lora]'") from error
+    model = backbone.model
+    targets = [
+        name
+        for name, module in model.named_modules()
+        if ".resblocks." in name
+        and name.rpartition(".")[2] in _OF_LORA
+        and not name.endswith("attn.out_proj")  # part of the attention, which takes it along
+        and isinstance(module, (nn.Linear, nn.MultiheadAttention))
+        and tower_of(name) not in (freeze, "neither")
+    ]
+    if not targets:
+        raise UsageError(f"--lora-rank finds no transformer blocks to train in {backbone.name}")
+    LoraModel(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets), "default")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+
+
+def has_lora(model: nn.Module) -> bool:
+    """Whether low-rank additions hang on a model."""
+    return any("lora_" in name for name, _ in model.named_parameters())
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """The model itself, or a copy on the host with its low-rank additions added in, under open_clip's names again."""
+    if not has_lora(model):
+        return model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    plain = copy.deepcopy(model).cpu()
+    for name, module in list(plain.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent = plain.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
+    return plain
+
+
+# --- out ---------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def export_backbone(folder: Path, which: str, backbone: Backbone) -> dict[str, Any]:
+    """Write the trained backbone as `glscl extract --pretrained` takes it; file and weights' hash for run.json.
+
+    Raises:
+        StorageError: the disk is full or failing.
+    """
+    model = merged(backbone.model)
+    embedding = "2d" if temporal_embedding(model) is None else "3d"
+    about = backbone.description
+    write_tuned(
+        folder / FILES[which],
+        model,
+        TunedWeights(backbone.name, about.quick_gelu, about.preprocessing, embedding),
+    )
+    return {"backbone": FILES[which], "weights": weights_hash(model), "patch_embedding": embedding}

@@ -4,20 +4,23 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV ?= .venv
 OUT ?= demo-out
 PYTEST_OPTIONS ?=
+JOBS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help demo test docs clean
 
 help:
 	@echo "make demo    the whole pipeline on the built-in corpus, results in $(OUT)/"
-	@echo "make test    all tests (GLSCL_REAL_DATA=DIR adds those on real files)"
+	@echo "make test    all tests in JOBS=$(JOBS) processes (GLSCL_REAL_DATA=DIR adds those on real files)"
 	@echo "make docs    write docs/cli.md from the commands"
 	@echo "make clean   remove the virtual environment and build left-overs"
 
 $(VENV)/.ready: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11"; exit 1; }
-	"$(PYTHON)" -m venv $(VENV)
+	"$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV) && \
+		"$(PYTHON)" -m pip install --quiet --target build/virtualenv virtualenv && \
+		PYTHONPATH=build/virtualenv "$(PYTHON)" -m virtualenv --quiet $(VENV); }  # Debian's Python comes without ensurepip
 	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
 	@touch $@
 
@@ -25,7 +28,7 @@ demo: $(VENV)/.ready
 	$(VENV)/bin/glscl demo --out $(OUT)
 
 test: $(VENV)/.ready
-	$(VENV)/bin/python -m pytest $(PYTEST_OPTIONS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_OPTIONS)
 
 docs: $(VENV)/.ready
 	$(VENV)/bin/python docs/make_cli_page.py

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -159,19 +161,25 @@ def test_gradients_reach_every_parameter(name, adapter):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_bfloat16_autocast_stays_near_float32(name):
-    head = make_head(name, noise=0.01)
-    text, video = make_batch()
-    expected = head(text, video).similarity
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = head(text, video).similarity
-    assert output.dtype == torch.float32
-    assert (output - expected).abs().max() <= 0.02
+def test_bfloat16_autocast_stays_within_the_stated_bound(name):
+    """The bound is the last cell of the head's row in docs/heads.md, for cosines that spread by 0.1 to 0.2."""
+    page = (Path(__file__).parents[2] / "docs" / "heads.md").read_text(encoding="utf-8")
+    bound = float(re.search(rf"^\| \[`{name}`\].*\| ([\d.]+) \|$", page, flags=re.MULTILINE)[1])
+    assert bound <= 0.005
+    for seed in range(3):
+        head = make_head(name, seed=seed)
+        text, video = make_batch(seed=seed)
+        with torch.no_grad():
+            expected = head(text, video).similarity
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                output = head(text, video).similarity
+        assert output.dtype == torch.float32
+        assert (output - expected).abs().max() <= bound
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("texts", "videos", "frames"), [(1, 4, 6), (5, 1, 6), (1, 1, 1), (2, 3, 1)])
-def test_one_text_one_video_one_frame(name, texts, videos, frames):
+@pytest.mark.parametrize(("texts", "videos", "frames"), [(1, 4, 6), (5, 1, 6), (1, 1, 1), (2, 3, 1), (2, 9, 6)])
+def test_one_text_one_video_one_frame_and_batches_of_any_shape(name, texts, videos, frames):
     output = make_head(name)(*make_batch(texts=texts, videos=videos, frames=frames))
     assert output.similarity.shape == (texts, videos)
     assert output.similarity.isfinite().all()

@@ -191,6 +191,7 @@ def _extract(run: Run, config: ExtractConfig, dataset: str, found: Any, out: Pat
         words=config.max_words or entry.max_words,
         device=run.device(),
         precision=config.precision,
+        preprocess=config.preprocess,
     )
     done = extract_features(
         found,

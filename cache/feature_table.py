@@ -113,11 +113,12 @@ class FeatureTable:
 
         width = max(1, min(int(frames_of.max(initial=1)), max_frames or np.iinfo(np.int64).max))
         rows, mask = _frame_view(video["offsets"][kept_videos], frames_of[kept_videos], width, frame_position)
-        frames = store.take_rows("video", "values", rows[mask], items=run.videos)
-        frame_features = np.zeros((*rows.shape, store.embed_dim), frames.dtype)
-        frame_features[mask] = frames
-        frame_times = np.zeros(rows.shape, np.float32)
-        frame_times[mask] = store.take_rows("video", "times", rows[mask], items=run.videos)
+        frame_features, frame_times = (  # (V, F, D), (V, F)
+            store.take_rows("video", name, rows.ravel(), items=run.videos).reshape(*rows.shape, *columns)
+            for name, columns in (("values", (store.embed_dim,)), ("times", ()))
+        )
+        frame_features[~mask] = 0
+        frame_times[~mask] = 0
 
         token_values = token_offsets = None
         if tokens:
@@ -289,13 +290,14 @@ def frame_positions(count: int, width: int, position: FramePosition) -> np.ndarr
 def _frame_view(
     first: np.ndarray, count: np.ndarray, width: int, position: FramePosition
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (V, F) int64 of the frames to keep, and the mask (V, F) of those that are real."""
+    """Rows (V, F) int64 of the frames to keep, the last one repeated, and the mask (V, F) of those that are real."""
     rows = np.zeros((len(first), width), np.int64)
     mask = np.zeros((len(first), width), bool)
     for n in np.unique(count):
         chosen = frame_positions(int(n), width, position)
         same = np.flatnonzero(count == n)
-        rows[same[:, None], np.arange(len(chosen))] = first[same, None] + chosen
+        padded = np.pad(chosen, (0, width - len(chosen)), mode="edge")
+        rows[same] = first[same, None] + padded
         mask[same, : len(chosen)] = True
     return rows, mask
 

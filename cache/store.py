@@ -455,7 +455,7 @@ class Store:
         """Some rows of a ragged array without reading the others.
 
         Args:
-            rows: (k,) int64, rising; numbered within `items`, as the `offsets` of `arrays(stream, items=items)` do.
+            rows: (k,) int64, never falling; numbered within `items`, as the `offsets` of `arrays(stream, items=items)` do.
 
         Returns:
             (k, …) in the stored dtype.
@@ -472,7 +472,8 @@ class Store:
             last = min(items.stop, commit.items[1]) - commit.items[0]
             start, stop = (int(mapped[spec.boundaries][i]) for i in (first, last))
             upto = int(np.searchsorted(rows, base + stop - start))
-            np.take(mapped[name], rows[done:upto] - base + start, axis=0, out=out[done:upto])
+            # "clip" writes to `out` directly; the rows are in bounds, for `upto` is found among them
+            np.take(mapped[name], rows[done:upto] - base + start, axis=0, out=out[done:upto], mode="clip")
             base, done = base + stop - start, upto
         if done != len(rows):
             raise IndexError(f"row {rows[done]} of {base} {stream} rows")

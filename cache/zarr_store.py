@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
-from zarr.codecs import BytesCodec, Crc32cCodec
 
 from glscl.cache.blocks import Blocks, Chunk, Groups, LibraryRows, RawRows, RowReader, chunk_shape
+
+if TYPE_CHECKING:
+    import zarr
+    from zarr.codecs import BytesCodec
+
+# The library is imported where it is needed: our own shards are read as raw bytes, which takes less time than the import.
+_PLAIN_TYPES = {"uint8", "uint16", "int32", "int64", "float16", "float32", "float64"}
 
 
 class ZarrShards:
@@ -21,33 +28,45 @@ class ZarrShards:
     @staticmethod
     def prepare_root(root: Path, streams: tuple[str, ...]) -> None:
         """Make the cache itself a Zarr group, with groups down to each shard."""
+        import zarr
+
         for folder in (root, root / "shards", *(root / "shards" / stream for stream in streams)):
             if not (folder / "zarr.json").exists():
                 zarr.create_group(folder, zarr_format=3)
 
     @staticmethod
     def write(path: Path, arrays: Mapping[str, np.ndarray | Blocks], attributes: Mapping[str, str]) -> None:
+        import zarr
+
         _write_arrays(zarr.create_group(path, zarr_format=3, attributes=dict(attributes)), arrays)
 
     @staticmethod
     def write_groups(path: Path, groups: Groups) -> None:
+        import zarr
+
         root = zarr.create_group(path, zarr_format=3)
         for name, arrays in groups:
             _write_arrays(root if name == "/" else root.create_group(name), arrays)
 
     @staticmethod
     def read(path: Path, name: str) -> np.ndarray:
+        import zarr
+
         array = zarr.open_group(path, mode="r")[name]
         _require_chunks(path, array)
         return np.asarray(array[...])
 
     @staticmethod
     def map(path: Path, names: list[str]) -> dict[str, np.ndarray]:
-        group = zarr.open_group(path, mode="r")
-        return {name: _map_array(path / name, group[name]) for name in names}
+        if json.loads((path / "zarr.json").read_bytes())["node_type"] != "group":
+            raise ValueError(f"{path} is not a Zarr group")
+        found = {name: _map_chunk(path / name) for name in names}
+        return {name: ZarrShards.read(path, name) if array is None else array for name, array in found.items()}
 
     @staticmethod
     def blocks(path: Path, name: str) -> Iterator[np.ndarray]:
+        import zarr
+
         array = zarr.open_group(path, mode="r")[name]
         _require_chunks(path, array)
         for start in range(0, array.shape[0], array.chunks[0]):
@@ -55,12 +74,16 @@ class ZarrShards:
 
     @staticmethod
     def rows(path: Path, name: str) -> RowReader:
+        import zarr
+
         array = zarr.open_group(path, mode="r")[name]
         _require_chunks(path, array)
         return _raw_rows(path / name, array) or LibraryRows(lambda rows: np.asarray(array[rows]), array.shape[0])
 
 
 def _write_arrays(group: zarr.Group, arrays: Mapping[str, np.ndarray | Blocks]) -> None:
+    from zarr.codecs import Crc32cCodec
+
     for name, array in arrays.items():
         full = bool(array.size and array.ndim)
         chunks = chunk_shape(array.shape, array.dtype) if full else tuple(max(1, n) for n in array.shape)
@@ -86,14 +109,35 @@ def _require_chunks(path: Path, array: zarr.Array) -> None:
         raise OSError(f"array {array.name} of {path} lacks {array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks")
 
 
-def _map_array(folder: Path, array: zarr.Array) -> np.ndarray:
-    """The raw bytes of an uncompressed one-chunk array as a read-only map; else what the library reads."""
-    if array.size and array.nchunks == 1 and array.chunks == array.shape and _plain(array):
-        chunk = _chunk_file(folder, array, 0)
-        if chunk.is_file() and chunk.stat().st_size == array.nbytes + _checksum_bytes(array):
-            return np.memmap(chunk, array.dtype, "r", shape=array.shape)
-    _require_chunks(folder, array)
-    return np.asarray(array[...])
+def _map_chunk(folder: Path) -> np.ndarray | None:
+    """The raw bytes of an uncompressed one-chunk array as a read-only map; None where only the library can read it.
+
+    Raises:
+        FileNotFoundError: there is no such array. ValueError, KeyError, …: its description cannot be read.
+    """
+    described = json.loads((folder / "zarr.json").read_bytes())
+    shape, checksums = tuple(described["shape"]), _plain_codecs(described["codecs"])
+    grid, keys = described["chunk_grid"], described["chunk_key_encoding"]
+    if (
+        checksums is None
+        or not all(shape)
+        or (grid["name"], grid["configuration"].get("chunk_shape")) != ("regular", list(shape))
+        or (keys["name"], keys.get("configuration", {}).get("separator", "/")) != ("default", "/")
+        or described["data_type"] not in _PLAIN_TYPES
+    ):
+        return None
+    dtype = np.dtype(described["data_type"]).newbyteorder("<")
+    chunk = folder.joinpath("c", *("0" for _ in shape))
+    if not chunk.is_file() or chunk.stat().st_size != dtype.itemsize * int(np.prod(shape)) + checksums:
+        return None  # the library says what is wrong
+    return np.memmap(chunk, dtype, "r", shape=shape)
+
+
+def _plain_codecs(codecs: list[dict[str, Any]]) -> int | None:
+    """Bytes of checksums behind the values; None where the codecs do more than store them little-endian."""
+    first, *others = codecs
+    little = first["name"] == "bytes" and first.get("configuration", {}).get("endian", "little") == "little"
+    return 4 * len(others) if little and all(codec["name"] == "crc32c" for codec in others) else None
 
 
 def _raw_rows(folder: Path, array: zarr.Array) -> RawRows | None:
@@ -114,12 +158,16 @@ def _chunk_file(folder: Path, array: zarr.Array, number: int) -> Path:
 
 
 def _plain(array: zarr.Array) -> bool:
+    from zarr.codecs import BytesCodec, Crc32cCodec
+
     codecs = [*array.compressors, array.serializer]
     little = all(isinstance(c, Crc32cCodec) or (isinstance(c, BytesCodec) and _little(c)) for c in codecs)
     return little and not array.filters
 
 
 def _checksum_bytes(array: zarr.Array) -> int:
+    from zarr.codecs import Crc32cCodec
+
     return 4 * sum(isinstance(codec, Crc32cCodec) for codec in [*array.compressors, array.serializer])
 
 

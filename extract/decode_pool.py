@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import io
 import itertools
@@ -39,6 +40,7 @@ from glscl.extract.video import (
 POLL_SECONDS = 0.02
 SPOOL_PREFIX = "glscl-frames-"
 TASKS_PER_WORKER = 500  # then a fresh process takes over, so that what decoders leak stays small
+AHEAD_BYTES = 256 << 20  # decoded frames that may lie ready while the reader is busy
 MAX_RESTARTS = 3  # of the whole pool without one video finished in between
 
 
@@ -55,6 +57,8 @@ class DecodePool:
         video_limit: seconds for one video in all, against files that never end.
         memory_limit: bytes a worker may allocate beyond what it holds at its start (Linux); None for no limit.
         chunk_frames, chunk_bytes: size of the pieces in which the frames of long videos come.
+        ahead: videos that may lie ready while the reader is busy, where the latest ones were so small that they fit
+            AHEAD_BYTES.
         decode: stand-in for `decode_video` with the same signature; picklable.
 
     Raises:
@@ -75,6 +79,7 @@ class DecodePool:
         memory_limit: int | None = 4 << 30,
         chunk_frames: int = CHUNK_FRAMES,
         chunk_bytes: int = CHUNK_BYTES,
+        ahead: int = 64,
         decode: DecodeFunction = decode_video,
     ) -> None:
         if workers < 1:
@@ -84,7 +89,9 @@ class DecodePool:
         if not (time_limit > 0 and video_limit > 0):
             raise UsageError(f"time limits are {time_limit} s and {video_limit} s; expected more than 0")
         self.workers, self.decoder, self.video_limit, self.time_limit = workers, decoder, video_limit, time_limit
-        self.in_flight = workers + max(2, workers // 2)
+        self.in_flight = workers + max(2, workers // 2)  # at first; more where videos prove small
+        self._ahead = ahead
+        self._sizes: collections.deque[int] = collections.deque(maxlen=32)  # bytes of the frames of the latest videos
         self._settings = functools.partial(
             WorkerSettings,
             sampling=sampling,
@@ -128,7 +135,9 @@ class DecodePool:
                 shutil.rmtree(spool.folder, ignore_errors=True)
 
     def decode(self, tasks: Iterable[VideoTask]) -> Iterator[FrameChunk | VideoDone]:
-        """Decodes `tasks`, taking a few more from the iterable than there are workers, and yields as results come.
+        """Decodes `tasks`, taking more from the iterable than there are workers, and yields as results come.
+
+        How many more: what `ahead` and AHEAD_BYTES allow, going by the latest videos.
 
         Chunks of one video come in time order and before its VideoDone; videos may interleave. Closing the iterator
         gives up the videos under way.
@@ -143,7 +152,7 @@ class DecodePool:
         more = True
         try:
             while True:
-                while more and len(running) < self.in_flight:
+                while more and len(running) < self._room():
                     task = next(source, None)
                     if task is None:
                         more = False
@@ -165,6 +174,13 @@ class DecodePool:
                 future.cancel()
                 if self._spool is not None:
                     self._spool.discard(job.name)
+
+    def _room(self) -> int:
+        """Videos that may be under way or lie finished: so many that workers go on while the reader encodes a batch."""
+        if not self._sizes:
+            return self.in_flight
+        fitting = AHEAD_BYTES // max(1, *self._sizes)
+        return max(self.in_flight, self.workers + min(self._ahead, fitting))
 
     def _start(self) -> ProcessPool:
         assert self._spool is not None
@@ -243,6 +259,7 @@ class DecodePool:
             if chunk is not None:
                 job.count(chunk)
                 yield chunk
+            self._sizes.append(job.bytes)
             notes = [*job.notes, *([done.decoder_note] if done.decoder_note else [])]
             yield done._replace(frames=job.frames, decoder_note="; ".join(notes) or None)
             return
@@ -273,7 +290,7 @@ class _Job:
     def __init__(self, task: VideoTask, decoder: Decoder) -> None:
         self.task, self.decoder = task, decoder
         self.notes: list[str] = []
-        self.frames = 0
+        self.frames = self.bytes = 0
         self.last_time: float | None = None
         self.started = time.monotonic()
         self.name, self.chunks = "", 0
@@ -284,6 +301,7 @@ class _Job:
 
     def count(self, chunk: FrameChunk) -> None:
         self.frames += len(chunk.frames)
+        self.bytes += chunk.frames.nbytes
         self.last_time = float(chunk.times[-1])
 
     def stalled(self, spool: Spool) -> bool:

@@ -128,6 +128,8 @@ def _load_settings() -> WorkerSettings:
     if _settings is None:
         assert _packed is not None
         _settings = pickle.loads(_packed)
+        if "torch" in sys.modules:  # came with the geometry; the other cores belong to the other workers
+            sys.modules["torch"].set_num_threads(1)
         if _settings.memory_limit is not None:
             limit_memory(_settings.memory_limit)
     return _settings

@@ -30,6 +30,7 @@ from glscl.extract.tuned_weights import TunedWeights, read_tuned
 DEMO_BACKBONE = Path(__file__).parent / "demo" / "backbone"
 TEXT_BLOCKS_KEPT = 4  # blocks of the text transformer that aggregators start from
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+PREPROCESSING = ("open_clip", "fast")
 
 
 class TokenizedTexts(NamedTuple):
@@ -81,12 +82,18 @@ class Backbone:
         words: int,
         device: torch.device,
         precision: str,
+        preprocess: str = "open_clip",
     ) -> None:
         self.device = device
         self.name, self.pretrained, self.words, self.precision = name, pretrained, words, precision
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.geometry, self._mean, self._std, preprocessing = _split_preprocessing(model)
+        if preprocess == "fast":
+            from glscl.extract.fast_geometry import FastGeometry
+
+            self.geometry = FastGeometry(self.geometry.steps, self.geometry.size)
+            preprocessing = {**preprocessing, "method": "fast"}
         self.logit_scale = float(model.logit_scale.detach())
         self.context_length = int(getattr(model, "context_length", None) or model.text.context_length)
         if words > self.context_length:
@@ -118,6 +125,7 @@ class Backbone:
         device: str | torch.device = "cpu",
         precision: str = "auto",
         across_frames: bool = False,
+        preprocess: str = "open_clip",
     ) -> Backbone:
         """Build a model and load its weights.
 
@@ -128,11 +136,14 @@ class Backbone:
             precision: `fp32`, `fp16`, `bf16`; `auto` is fp16 on a GPU and fp32 elsewhere.
             across_frames: take weights whose patch embedding looks at neighbouring frames; only for callers that give
                 the frames of a video together.
+            preprocess: `open_clip` resizes pictures as open_clip itself does, `fast` through `FastGeometry`.
 
         Raises:
             BackboneError: unknown name or tag, weights that cannot be had or do not fit, no token features.
-            UsageError: precision or words out of range.
+            UsageError: precision, preprocess or words out of range.
         """
+        if preprocess not in PREPROCESSING:
+            raise UsageError(f"--preprocess is {preprocess!r}; expected one of {', '.join(PREPROCESSING)}")
         if precision not in PRECISIONS:
             raise UsageError(f"--precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
         device = torch.device(device)
@@ -152,7 +163,14 @@ class Backbone:
             _load_file(model, file, tuned)
         pretrained = _pretrained_name(name, pretrained)
         return cls(
-            model, tokenizer, name=name, pretrained=pretrained, words=words, device=device, precision=precision
+            model,
+            tokenizer,
+            name=name,
+            pretrained=pretrained,
+            words=words,
+            device=device,
+            precision=precision,
+            preprocess=preprocess,
         )
 
     # --- frames ------------------------------------------------------------------------------------------------
@@ -255,6 +273,7 @@ def backbone_of_cache(
         words=made["words"],
         device=device,
         precision=precision,
+        preprocess=made.get("preprocessing", {}).get("method", "open_clip"),
         across_frames=across_frames,
     )
     if backbone.description.weights != made["weights"]:

@@ -412,16 +412,7 @@ def _extract_videos(
     videos = store.plan.videos
     if not shards:
         return
-    in_progress = {
-        shard: _ShardInProgress(
-            store.shard_range("video", shard),
-            backbone,
-            batch_frames,
-            watch,
-            FrameSpool(store.path, store.frames) if store.frames else None,
-        )
-        for shard in shards
-    }
+    in_progress: dict[int, _ShardInProgress] = {}
     old_frames = StoredFrames(store)
 
     def tasks() -> Iterator[VideoTask]:
@@ -433,8 +424,24 @@ def _extract_videos(
     failed = 0
     with progress.task("videos", sum(map(len, wanted.values())), "videos") as task, pool:
 
-        def close(done: VideoDone) -> None:
+        def begin(shard: int) -> None:
+            """Close what needs no decoding: kept from an earlier run, or known to be missing."""
             nonlocal failed
+            spool = FrameSpool(store.path, store.frames) if store.frames else None
+            in_progress[shard] = _ShardInProgress(
+                store.shard_range("video", shard), backbone, batch_frames, watch, spool
+            )
+            for i in store.shard_range("video", shard):
+                if i in kept.get(shard, {}):
+                    if spool is not None:
+                        spool.add_stored(i, *old_frames.stored(i))
+                    close(_not_decoded(i, Status.OK, None))
+                elif videos[i].path is None:
+                    failed += 1
+                    close(_not_decoded(i, Status.MISSING, "no file found for this id"))
+                    task.advance(failed=failed)
+
+        def close(done: VideoDone) -> None:
             shard = done.index // store.shard_items["video"]
             current = in_progress[shard]
             current.close(done)
@@ -445,16 +452,9 @@ def _extract_videos(
                 watch.writing += time.perf_counter() - clock
                 del in_progress[shard]
 
-        for shard in shards:  # what needs no decoding: kept from an earlier run, or known to be missing
-            for i in store.shard_range("video", shard):
-                if i in kept.get(shard, {}):
-                    if in_progress[shard].spool is not None:
-                        in_progress[shard].spool.add_stored(i, *old_frames.stored(i))
-                    close(_not_decoded(i, Status.OK, None))
-                elif videos[i].path is None:
-                    failed += 1
-                    close(_not_decoded(i, Status.MISSING, "no file found for this id"))
-                    task.advance(failed=failed)
+        for shard in shards:
+            if not any(videos[i].path is not None for i in wanted[shard]):
+                begin(shard)  # and end: there is nothing to decode
         events = pool.decode(tasks())
         while True:
             clock = time.perf_counter()
@@ -462,8 +462,11 @@ def _extract_videos(
             watch.waiting += time.perf_counter() - clock
             if event is None:
                 break
+            shard = event.index // store.shard_items["video"]
+            if shard not in in_progress:
+                begin(shard)
             if isinstance(event, FrameChunk):
-                in_progress[event.index // store.shard_items["video"]].add(event)
+                in_progress[shard].add(event)
                 continue
             watch.decoding += event.seconds
             failed += not event.status.usable

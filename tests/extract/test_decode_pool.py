@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -125,7 +126,8 @@ def test_settings_that_cannot_work_are_refused():
         next(pool().decode([]))
 
 
-def test_tasks_are_pulled_as_they_are_needed():
+@pytest.mark.parametrize(("ahead", "most"), [(0, 4), (8, 10)])
+def test_tasks_are_pulled_as_they_are_needed(ahead, most):
     pulled = []
 
     def tasks():
@@ -133,13 +135,23 @@ def test_tasks_are_pulled_as_they_are_needed():
             pulled.append(i)
             yield VideoTask(i, "good 1")
 
-    with pool() as running:
+    with pool(ahead=ahead) as running:
         events = running.decode(tasks())
         done = 0
         for event in events:
             done += isinstance(event, VideoDone)
-            assert len(pulled) <= done + running.in_flight + 1
+            assert len(pulled) <= done + most + 1
     assert done == 100
+
+
+def test_fewer_videos_lie_ready_where_they_are_large(monkeypatch):
+    monkeypatch.setattr(decode_pool, "AHEAD_BYTES", 1000)
+    with pool() as running:
+        assert running._room() == running.in_flight == 4
+        running._sizes.extend([10, 100])
+        assert running._room() == 2 + 1000 // 100
+        running._sizes.append(600)
+        assert running._room() == 4
 
 
 def test_a_slow_reader_holds_the_worker_back():
@@ -160,7 +172,8 @@ def test_workers_that_die_between_videos_are_replaced():
             if i in (8, 16):
                 time.sleep(0.5)  # until they wait for work
                 for worker in list(running._pool._pool_manager.worker_manager.workers):
-                    os.kill(worker, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):  # of those killed before
+                        os.kill(worker, signal.SIGKILL)
             yield VideoTask(i, "good 2")
 
     with pool() as running:

@@ -683,8 +683,8 @@ class Store:
                 self._committed(stream, shard)
         streams = {s: [c._asdict() for _, c in sorted(self.commits(s).items())] for s in STREAMS}
         manifest = {"schema": SCHEMA, "fingerprint": self.fingerprint, "complete": True, "streams": streams}
-        write_atomically(self.path / "manifest.json", dump_json(manifest))
         shutil.rmtree(self.path / "partial", ignore_errors=True)
+        write_atomically(self.path / "manifest.json", dump_json(manifest))
 
     def write_backbone_pieces(self, pieces: Mapping[str, np.ndarray]) -> None:
         """Store the tensors that heads start from; once, the first writer's stand."""

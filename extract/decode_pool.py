@@ -193,7 +193,7 @@ class DecodePool:
             max_workers=self.workers,
             max_tasks=TASKS_PER_WORKER,
             initializer=initialise,
-            initargs=(packed,),
+            initargs=(packed, str(self._spool.folder)),
             context=context,
         )
 

@@ -13,6 +13,7 @@ import os
 import pickle
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -117,10 +118,23 @@ _packed: bytes | None = None
 _settings: WorkerSettings | None = None
 
 
-def initialise(packed: bytes) -> None:
+def initialise(packed: bytes, spool: str) -> None:
     """Remembers the settings of the pool; they are unpacked with the first video, where an error can be told."""
     global _packed
     _packed = packed
+    threading.Thread(target=_end_with_reader, args=(spool,), daemon=True).start()
+
+
+def _end_with_reader(spool: str) -> None:
+    """Ends this process when the one that reads its frames is gone, even where that was killed without a word.
+
+    While native code hangs with the interpreter's lock held this must wait; the stall guard ends such a process.
+    """
+    reader: Any = multiprocessing.parent_process()
+    if reader is not None:
+        reader.join()
+        shutil.rmtree(spool, ignore_errors=True)  # nobody will read, nobody else cleans up
+        os._exit(1)
 
 
 def _load_settings() -> WorkerSettings:
@@ -196,10 +210,6 @@ def decode_task(
 
 
 def _wait_for_room(spool: Spool, name: str, number: int, guard: StallGuard) -> None:
-    reader: Any = multiprocessing.parent_process()
     while spool.full(name, number):
         guard.beat()
-        if reader is not None and not reader.is_alive():  # killed: nobody will read, nobody else cleans up
-            shutil.rmtree(spool.folder, ignore_errors=True)
-            os._exit(1)
         time.sleep(WAIT_SECONDS)

@@ -193,8 +193,14 @@ def tiny_clip(tmp_path_factory):
 
 
 @pytest.fixture
-def make_video():
-    """`make_video(path, frames=12, fps=4)` writes a small H.264 clip whose brightness and hue tell its frames apart."""
+def make_video(make_video_file):
+    """`make_video_file` by its shorter name."""
+    return make_video_file
+
+
+@pytest.fixture(scope="session")
+def make_video_file():
+    """`make_video_file(path, frames=12, fps=4)` writes a small H.264 clip whose brightness and hue tell its frames apart."""
     import av
     import numpy as np
 

@@ -210,7 +210,8 @@ def test_nothing_is_left_after_the_end_or_after_leaving_early():
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks into /proc")
-def test_an_interrupt_ends_everything_quietly(tmp_path):
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupt_ends_everything_quietly_and_even_a_killed_reader_leaves_nothing_running(tmp_path, ending):
     script = tmp_path / "main.py"
     script.write_text(
         textwrap.dedent(f"""
@@ -239,10 +240,17 @@ def test_an_interrupt_ends_everything_quietly(tmp_path):
     folder = Path(process.stdout.readline().strip())
     workers = [int(pid) for pid in process.stdout.readline().split()]
     assert folder.is_dir() and len(workers) == 2
-    os.killpg(process.pid, signal.SIGINT)
+    if ending == signal.SIGINT:
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.kill()
     out, err = process.communicate(timeout=30)
-    assert out.strip() == "interrupted"
+    assert out.strip() == ("interrupted" if ending == signal.SIGINT else "")
     assert err == ""
+    if ending == signal.SIGKILL:  # nobody waits for them, so they take the moment they need
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and (folder.exists() or any(alive(pid) for pid in workers)):
+            time.sleep(0.02)
     assert not folder.exists()
     assert not any(alive(pid) for pid in workers)
 

@@ -16,6 +16,7 @@ from glscl.console import (
     print_cache,
     print_failures,
     print_hits,
+    print_repair,
     print_result,
     print_splits,
     settings_line,
@@ -256,8 +257,29 @@ def inspect(
         for line in report["problems"]:
             run.say(f"  {line}")
     if report.get("problems"):
-        raise CacheCorruptError(f"{cache} has {len(report['problems'])} problems; the first: {report['problems'][0]}")
+        raise CacheCorruptError(
+            f"{cache} has {len(report['problems'])} problems; the first: {report['problems'][0]}",
+            mend=f"Make the damaged shards again: glscl repair {cache}, then {store.resume_command}",
+        )
     run.result(report)
+
+
+@command(app)
+def repair(
+    run: Run,
+    cache: Annotated[Path, typer.Argument(help="Folder of the cache.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+) -> None:
+    """Drop what killed runs left in a cache and set damaged shards aside, so that the next extract makes them again."""
+    from glscl.cache.repair import repair as repair_cache
+    from glscl.cache.store import open_store
+
+    store = open_store(cache)
+    shards = sum(store.num_shards(stream) for stream in ("video", "text"))
+    with run.progress.task("read back", shards, "shards") as task:
+        report = repair_cache(cache, dry_run=dry_run, progress=task.advance)
+    print_repair(run, report)
+    run.result(report.as_dict())
 
 
 @command(app, TrainConfig)

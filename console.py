@@ -69,6 +69,38 @@ def print_cache(run: Run, report: dict[str, Any]) -> None:
         run.say(f"… and {len(report['failed']) - len(shown)} more (all with -v)")
 
 
+def print_repair(run: Run, report: Any) -> None:
+    """What `glscl repair` did, or with --dry-run would do; a line for each kind of thing, and what to do next."""
+    if report.clean:
+        run.say(f"{report.cache}: every committed shard is whole and nothing is left behind")
+        return
+    would = "would " if report.dry_run else ""
+    kinds = {
+        "half-written shard(s)": report.partial,
+        "shard(s) that no commit names": report.unreferenced,
+        "half-written file(s)": report.temporary,
+        "lock(s) of processes that are gone": report.locks,
+    }
+    for kind, names in kinds.items():
+        if names:
+            run.say(f"{would}remove {len(names)} {kind}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}")
+    if report.freed_bytes:
+        run.say(f"{would}free {report.freed_bytes / 1e6:.1f} MB")
+    for entry in report.damaged:
+        first, stop = entry["items"]
+        run.say(
+            f"{would}set aside {entry['stream']} shard {entry['shard']} (items {first} to {stop - 1}): "
+            f"{entry['problems'][0]}"
+        )
+    for name in report.restored:
+        run.say(f"{would}write {name} again, as the manifest knows it")
+    requeued = sum(map(len, report.requeued.values()))
+    if requeued:
+        run.say(f"{requeued} shard(s) {would}wait to be made again: {report.command}")
+    elif report.manifest == "written":
+        run.say(f"{would}write the manifest again: all shards are there")
+
+
 def settings_line(settings: Any) -> str:
     shown = ("epochs", "batch_size", "lr", "weight_decay", "max_frames", "precision", "same_video", "seed")
     parts = [f"{name} {getattr(settings, name)}" for name in shown]

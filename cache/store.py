@@ -7,6 +7,7 @@
     backbone/pieces.safetensors     first text blocks, positions, logit_scale, feature of a black frame
     partial/                        where shards are written aside; left-overs of killed writers, safe to delete
     locks/                          who writes at the moment (`glscl.cache.lock`); readers ignore it
+    damaged/                        what `glscl repair` set aside; safe to delete
     manifest.json                   all commits, when complete; with store.json all that a reader needs
 """
 
@@ -54,7 +55,8 @@ from glscl.errors import (
     UsageError,
 )
 
-_OWN_NAMES = {"store.json", "plan", "shards", "commits", "backbone", "partial", "locks", "manifest.json", "zarr.json"}
+_OWN_FOLDERS = {"plan", "shards", "commits", "backbone", "partial", "locks", "damaged"}
+_OWN_NAMES = _OWN_FOLDERS | {"store.json", "manifest.json", "zarr.json"}
 
 
 class ShardFormat(Protocol):
@@ -360,7 +362,7 @@ class Store:
         if "commits" not in self.header:
             return None
         rows = {stream: self.header["commits"][stream] for stream in STREAMS}
-        return {stream: {0: _commit(row)} if self.num_items[stream] else {} for stream, row in rows.items()}
+        return {stream: {0: commit_from_json(row)} if self.num_items[stream] else {} for stream, row in rows.items()}
 
     def _read_manifest(self) -> dict[str, dict[int, Commit]] | None:
         path = self.path / "manifest.json"
@@ -370,7 +372,7 @@ class Store:
         if manifest.get("fingerprint") != self.fingerprint:
             raise CacheCorruptError(f"{path} belongs to another cache (fingerprint {manifest.get('fingerprint')})")
         try:
-            return {s: {int(c["shard"]): _commit(c) for c in manifest["streams"][s]} for s in STREAMS}
+            return {s: {int(c["shard"]): commit_from_json(c) for c in manifest["streams"][s]} for s in STREAMS}
         except (KeyError, TypeError, ValueError) as error:
             raise CacheCorruptError(f"{path} cannot be read: {error!r}", mend="Delete it and extract again") from error
 
@@ -380,7 +382,7 @@ class Store:
             for path in sorted((self.path / "commits" / stream).glob("[0-9]*.json")):
                 row = load_json(path, "a commit of a glscl cache")
                 try:
-                    commit = _commit(row)
+                    commit = commit_from_json(row)
                 except (KeyError, TypeError, ValueError) as error:
                     raise CacheCorruptError(f"{path} cannot be read: {error!r}") from error
                 known = found[stream].get(commit.shard)
@@ -507,8 +509,11 @@ class Store:
 
     def verify_shard(self, stream: str, shard: int) -> list[str]:
         """Read one shard back through the format's library; every contradiction with its commit, as a line."""
-        commit = self._committed(stream, shard)
-        where = self.path / commit.path
+        return self.verify_commit(self._committed(stream, shard))
+
+    def verify_commit(self, commit: Commit) -> list[str]:
+        """As `verify_shard`, of a commit that need not be the one in force."""
+        where, stream = self.path / commit.path, commit.stream
         problems, arrays = [], {}
         for name, expected in commit.arrays.items():
             if name not in LAYOUT[stream]:
@@ -669,7 +674,7 @@ class Store:
             _remove(aside)
             raise
         if won:
-            self.commits(stream)[shard] = _commit(row)
+            self.commits(stream)[shard] = commit_from_json(row)
         else:
             _remove(final)
             self.refresh()
@@ -721,7 +726,8 @@ def describe_array(array: np.ndarray | Blocks) -> dict[str, Any]:
     return {"shape": list(array.shape), "dtype": array.dtype.name, "crc32": checksum}
 
 
-def _commit(row: Mapping[str, Any]) -> Commit:
+def commit_from_json(row: Mapping[str, Any]) -> Commit:
+    """A commit as its file or the manifest tells it; raises KeyError, TypeError, ValueError or IndexError for anything else."""
     return Commit(
         str(row["stream"]),
         int(row["shard"]),

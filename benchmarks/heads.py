@@ -1,24 +1,29 @@
-"""What every head costs: time and memory for a gallery, parameters, exact FLOPs of one caption with one video.
+"""What every head costs: time and memory for a gallery and for a training batch, parameters, exact FLOPs of a pair.
 
-    python benchmarks/heads.py                              all heads, 1,000 captions × 1,000 videos
+    python benchmarks/heads.py                              all heads, 1,000 captions × 1,000 videos, batches of 1,024
     python benchmarks/heads.py --heads glscl,xpool --pairs 200x5000
-    python benchmarks/heads.py --quick                      a smaller gallery and little patience: a look, not a result
+    python benchmarks/heads.py --quick                      smaller, and little patience: a look, not a result
     python benchmarks/heads.py --device cuda
 
-Features are random, of MSR-VTT's shapes (12 frames, 32 tokens). Encoding is what depends on one side and is done once a
-caption and once a video; scoring is what grows with the pairs. A head that would take longer than `--patience` seconds for
-the whole gallery is timed on a part of it, and the table says on how many pairs.
+Features are random, of MSR-VTT's shapes (12 frames, 32 tokens, no padding). Encoding is what depends on one side and is
+done once a caption and once a video; scoring is what grows with the pairs. A head that would take longer than `--patience`
+seconds for all pairs is timed on a part of them, and the table says on how many.
 
 FLOPs are counted by `torch.utils.flop_counter`: two per multiply-add of matrix products, convolutions and attention. "A
 pair, encoding included" is one caption with one video: what a program pays that shares nothing between pairs. "Each further
 pair" is by how much the score of a gallery grows with a pair, when both sides are encoded. The last column is what GLSCL's
 paper prints, without saying for how many pairs; its Prompt Switch is no head (it changes the backbone).
+
+Standard output is a dated note.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +66,26 @@ class Cost:
     @property
     def seconds_per_million(self) -> float:
         return self.score_seconds / self.pairs * 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """What the pairs of a training batch cost one head: score and backward pass, down to the encodings.
+
+    Attributes:
+        seconds: of `pairs` pairs.
+        pairs: that were timed.
+        peak_bytes: memory beside encodings and parameters, gradients included, at its highest.
+    """
+
+    head: str
+    seconds: float
+    pairs: int
+    peak_bytes: int
+
+    @property
+    def seconds_per_million(self) -> float:
+        return self.seconds / self.pairs * 1e6
 
 
 def features(texts: int, videos: int, *, dim: int, device: torch.device) -> tuple[TextFeatures, VideoFeatures]:
@@ -128,16 +153,12 @@ def measure(
         encoded = encode()
     kept = sum(field.numel() * field.element_size() for side in encoded for field in side)
     encode_seconds = timed(encode, repeats=repeats, burn_in=0, device=device)
-    text_side, video_side = _affordable(head, *encoded, device=device, patience=patience)
-
-    def score() -> torch.Tensor:
-        return head.score(text_side, video_side)
-
+    score = head.score
+    text_side, video_side = _affordable(score, *encoded, device=device, patience=patience)
     with peak_memory(device) as scoring:  # burns in, too
-        score()
+        score(text_side, video_side)
     pairs = len(text_side[0]) * len(video_side[0])
-    once = timed(score, repeats=1, burn_in=0, device=device)
-    score_seconds = timed(score, repeats=repeats, burn_in=0, device=device) if once * repeats < patience else once
+    score_seconds = _median(lambda: score(text_side, video_side), repeats=repeats, patience=patience, device=device)
     return Cost(
         head=name,
         parameters=sum(p.numel() for p in head.parameters()) - head.logit_scale.numel(),
@@ -150,15 +171,51 @@ def measure(
     )
 
 
-def _affordable(head: Head, text: Any, video: Any, *, device: torch.device, patience: float) -> tuple[Any, Any]:
-    """As large a part of the gallery as is scored within `patience` seconds, by doubling from a few pairs."""
+def measure_learning(
+    name: str, batch: int, *, dim: int, device: torch.device, patience: float, repeats: int
+) -> Learning:
+    """Time and memory of the pairs of one training batch, backward included."""
+    head = make_head(name, dim=dim, device=device).train().requires_grad_(True)
+    text, video = features(batch, batch, dim=dim, device=device)
+    with torch.no_grad():
+        encoded = head.encode_text(text), head.encode_video(video)
+
+    def learn(text_side: Any, video_side: Any) -> None:
+        head.zero_grad()
+        sides = [
+            type(side)(*(f.detach().requires_grad_(f.is_floating_point()) for f in side))
+            for side in (text_side, video_side)
+        ]
+        head.score(*sides).square().mean().backward()
+
+    text_side, video_side = _affordable(learn, *encoded, device=device, patience=patience)
+    with peak_memory(device) as learning:
+        learn(text_side, video_side)
+    return Learning(
+        head=name,
+        seconds=_median(lambda: learn(text_side, video_side), repeats=repeats, patience=patience, device=device),
+        pairs=len(text_side[0]) * len(video_side[0]),
+        peak_bytes=learning.bytes,
+    )
+
+
+def _median(call: Callable[[], object], *, repeats: int, patience: float, device: torch.device) -> float:
+    """Median seconds of `repeats` calls, of one where they would take longer than `patience`."""
+    once = timed(call, repeats=1, burn_in=0, device=device)
+    return timed(call, repeats=repeats, burn_in=0, device=device) if once * repeats < patience else once
+
+
+def _affordable(
+    work: Callable[[Any, Any], object], text: Any, video: Any, *, device: torch.device, patience: float
+) -> tuple[Any, Any]:
+    """As large a part of all pairs as `work` is done on within `patience` seconds, by doubling from a few pairs."""
     texts, videos = len(text[0]), len(video[0])
     some_texts, some_videos = min(texts, 4), min(videos, 4)
     while some_texts < texts or some_videos < videos:
         sides = slice_items(text, 0, some_texts), slice_items(video, 0, some_videos)
-        head.score(*sides)
+        work(*sides)
         synchronise(device)
-        spent = timed(lambda sides=sides: head.score(*sides), repeats=1, burn_in=0, device=device)
+        spent = timed(lambda sides=sides: work(*sides), repeats=1, burn_in=0, device=device)
         growth = patience / max(spent, 1e-9)  # how many times the pairs would fit
         if growth >= texts * videos / (some_texts * some_videos):
             return text, video
@@ -185,15 +242,48 @@ def row(cost: Cost, gallery: int) -> list[str]:
     ]
 
 
+def learning_row(cost: Learning, batch: int) -> list[str]:
+    """A row of the table of training."""
+    timed_on = "all" if cost.pairs == batch**2 else f"{cost.pairs:,}"
+    return [f"`{cost.head}`", digits(cost.seconds_per_million), timed_on, digits(cost.peak_bytes / 2**20)]
+
+
+def meaning(costs: Sequence[Cost], learned: Sequence[Learning], gallery: int, batch: int) -> str:
+    """What the tables say, in sentences."""
+    cheap, dear = (pick(costs, key=lambda cost: cost.seconds_per_million) for pick in (min, max))
+    hungry, greedy = (max(found, key=lambda cost: cost.peak_bytes) for found in (costs, learned))
+    times = digits(dear.seconds_per_million / cheap.seconds_per_million, 2)
+    lines = [
+        f"A pair costs `{dear.head}` {times} times what it costs `{cheap.head}`.",
+        f"Scoring took {hungry.peak_bytes / 2**20:,.0f} MiB at most (`{hungry.head}`), the pairs of a training batch "
+        f"{greedy.peak_bytes / 2**20:,.0f} MiB (`{greedy.head}`):",
+        "pairs are computed in tiles, and the backward pass computes each tile again instead of keeping it.",
+    ]
+    for scored, taught in zip(costs, learned, strict=True):
+        if scored.pairs < gallery or taught.pairs < batch**2:
+            whole = [scored.seconds_per_million * gallery / 6e7, taught.seconds_per_million * batch**2 / 6e7]
+            lines.append(
+                f"`{scored.head}` was timed on a part: by its cost a pair the whole gallery takes {digits(whole[0], 2)} "
+                f"minutes, the batch {digits(whole[1], 2)}.\nBeside the similarities its memory does not grow further: "
+                "more pairs are more tiles of the same size."
+            )
+    lines.append(
+        "Not measured here: encoding in a training step (it grows with the batch, not with its square), padded features, "
+        "half\nprecision, and galleries whose encodings do not fit memory."
+    )
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--heads", default=",".join(HEAD_NAMES), help="names separated by commas; all by default")
     parser.add_argument("--pairs", default="1000x1000", help="captions x videos, or one number for both")
+    parser.add_argument("--batch", type=int, default=1024, help="captions, and videos, of a training batch")
     parser.add_argument("--dim", type=int, default=512, help="size of the features")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3, help="of which the median is taken")
-    parser.add_argument("--patience", type=float, default=60.0, help="seconds a head may score; inf: as long as it takes")
-    parser.add_argument("--quick", action="store_true", help="100 x 100, one repeat, one second of patience")
+    parser.add_argument("--patience", type=float, default=60.0, help="seconds for a head's pairs; inf: as long as it takes")
+    parser.add_argument("--quick", action="store_true", help="100 x 100, batch 64, one repeat, patience of a second")
     given = parser.parse_args(arguments)
     try:
         sizes = [int(part) for part in given.pairs.lower().split("x")]
@@ -206,18 +296,24 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"there is no head {unknown[0]!r}" if unknown else "--pairs must be at least 1x1")
     if given.quick:
         texts, videos, given.repeats, given.patience = min(texts, 100), min(videos, 100), 1, 1.0
+        given.batch = min(given.batch, 64)
     device = torch.device(given.device)
-    print(machine(device))
-    print(f"{texts:,} captions × {videos:,} videos, D={given.dim}, {FRAMES} frames, {TOKENS} tokens, float32\n")
+    options = {"dim": given.dim, "device": device, "patience": given.patience, "repeats": given.repeats}
+    print(f"# Heads: time, memory, parameters, FLOPs\n\n{machine(device)}\n")
+    print(f"    python benchmarks/heads.py {shlex.join(sys.argv[1:] if arguments is None else arguments)}\n")
+    print(f"D={given.dim}, {FRAMES} frames, {TOKENS} tokens, float32; medians of {given.repeats}.\n")
+    print(f"## A gallery of {texts:,} captions × {videos:,} videos\n")
     header = [
         "head", "parameters", "encode s", "s per million pairs", "pairs timed", "peak extra MiB",
         "GFLOP a pair, encoding included", "MFLOP each further pair", "paper's G",
     ]  # fmt: skip
-    rows = []
-    for name in heads:
-        options = {"dim": given.dim, "device": device, "patience": given.patience, "repeats": given.repeats}
-        rows.append(row(measure(name, texts, videos, **options), texts * videos))
-    print(markdown(header, rows))
+    costs = [measure(name, texts, videos, **options) for name in heads]
+    print(markdown(header, [row(cost, texts * videos) for cost in costs]))
+    print(f"\n## The pairs of a training batch of {given.batch:,}, backward included\n")
+    header = ["head", "s per million pairs", "pairs timed", "peak extra MiB"]
+    learned = [measure_learning(name, given.batch, **options) for name in heads]
+    print(markdown(header, [learning_row(cost, given.batch) for cost in learned]))
+    print(f"\n{meaning(costs, learned, texts * videos, given.batch)}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -74,12 +73,26 @@ def test_peak_memory_sees_what_was_freed_before_the_end(heads):
     assert (30 << 20) < peak.bytes < (120 << 20)
 
 
-def test_the_command_prints_a_table():
-    command = [sys.executable, ROOT / "benchmarks" / "heads.py", "--quick", "--heads", "mean_pool,glscl"]
-    done = subprocess.run([*command, "--pairs", "6x8", "--dim", "16"], capture_output=True, text=True, check=True)
-    first, second, _, *table = done.stdout.splitlines()
-    assert "torch" in first and second.startswith("6 captions × 8 videos, D=16")
-    assert len(table) == 4 and table[2].startswith("| `mean_pool` | 0 |") and "1.0 (GLSCL)" in table[3]
+def test_the_backward_pass_of_a_batch_is_measured_down_to_the_encodings(heads):
+    options = {"dim": 16, "device": torch.device("cpu"), "repeats": 1}
+    whole = heads.measure_learning("xpool", 20, patience=60, **options)
+    assert whole.pairs == 400 and whole.seconds > 0 and heads.learning_row(whole, 20)[2] == "all"
+    assert heads.measure_learning("xpool", 20, patience=0, **options).pairs == 16
+
+
+def test_the_command_prints_a_note(heads, capsys):
+    given = ["--quick", "--heads", "mean_pool,glscl", "--pairs", "6x8", "--dim", "16", "--batch", "5"]
+    heads.main(given)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("# Heads") and "torch" in lines[2]
+    assert lines[4] == f"    python benchmarks/heads.py {' '.join(given)}"
+    first = lines.index("## A gallery of 6 captions × 8 videos") + 2
+    table = lines[first : first + 4]
+    assert table[2].startswith("| `mean_pool` | 0 |") and "1.0 (GLSCL)" in table[3]
     assert len({line.count("|") for line in table}) == 1
-    wrong = subprocess.run([*command[:2], "--heads", "foo"], capture_output=True, text=True)
-    assert wrong.returncode == 2 and "no head 'foo'" in wrong.stderr
+    assert "## The pairs of a training batch of 5, backward included" in lines
+    assert any(line.startswith("A pair costs `") for line in lines) and lines[-2].startswith("Not measured here")
+    assert not any("timed on a part" in line for line in lines)
+    with pytest.raises(SystemExit):
+        heads.main(["--heads", "foo"])
+    assert "no head 'foo'" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +17,18 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def benchmark_script() -> Callable[[str], ModuleType]:
     """`benchmark_script("scoring")` is benchmarks/scoring.py as a module; forgotten after the test module."""
     before = set(sys.modules)
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        yield importlib.import_module
+        yield load
     finally:
         sys.path.remove(str(BENCHMARKS))
-        here = {path.stem for path in BENCHMARKS.glob("*.py")}
+        here = {name for path in BENCHMARKS.glob("*.py") for name in (path.stem, f"benchmark_{path.stem}")}
         for name in here & (set(sys.modules) - before):
             del sys.modules[name]

@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
-def study():
-    """benchmarks/demo_seeds.py, imported as a script beside common.py is."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import demo_seeds
-
-        yield demo_seeds
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
-        for name in ("demo_seeds", "common"):
-            sys.modules.pop(name, None)
+def study(benchmark_script):
+    return benchmark_script("demo_seeds")
 
 
 def line(head, seed, recall, **options):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +14,8 @@ D, F, L, Q = 64, 12, 32, 8
 
 
 @pytest.fixture(scope="module")
-def heads():
-    """benchmarks/heads.py, imported as a script beside common.py is."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import heads
-
-        yield heads
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
-        for name in ("heads", "common"):
-            sys.modules.pop(name, None)
+def heads(benchmark_script):
+    return benchmark_script("heads")
 
 
 def count(heads, name, dim=D):

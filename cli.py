@@ -300,6 +300,14 @@ def train_head(
             rich_help_panel="Sweep",
         ),
     ] = None,
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Compile the step (on a GPU into CUDA graphs): a slower start, faster steps. Needs a compiler.",
+            rich_help_panel="Training",
+        ),
+    ] = False,
 ) -> None:
     """Train a head on cached features. Keeps the best and the last epoch, and how it went, in a run folder."""
     from glscl.cache.store import open_store
@@ -312,7 +320,7 @@ def train_head(
     device = run.device()
     store = open_store(cache or the_cache())
     if sweep:
-        _sweep(run, config, sweep, store, out, device)
+        _sweep(run, config, sweep, store, out, device, compile)
         return
     stored = read_run(out)["settings"] if config.resume and out is not None and (out / "run.json").exists() else None
     settings = resolve(
@@ -334,6 +342,7 @@ def train_head(
         reporter=TrainingLines(run),
         resume=config.resume,
         tracker=config.tracker,
+        compile=compile,
         command=command_line(),
     )
     best = f"; best epoch {done.best['epoch']} by {done.selection}" if done.best else ""
@@ -341,7 +350,9 @@ def train_head(
     run.result(vars(done))
 
 
-def _sweep(run: Run, config: TrainConfig, sweep: list[str], store: Any, out: Path | None, device: Any) -> None:
+def _sweep(
+    run: Run, config: TrainConfig, sweep: list[str], store: Any, out: Path | None, device: Any, compile: bool
+) -> None:
     from glscl.evaluate.evaluation import validation_metrics
     from glscl.places import new_run
     from glscl.train_head.sweep import parse_sweep, sweep_points, sweep_table, train_sweep
@@ -363,6 +374,7 @@ def _sweep(run: Run, config: TrainConfig, sweep: list[str], store: Any, out: Pat
         out,
         points,
         device=device,
+        compile=compile,
         validate=validation_metrics,
         reporter=TrainingLines(run),
         announce=run.say,

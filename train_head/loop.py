@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import threading
 import time
@@ -29,10 +30,12 @@ from glscl.cache.sampler import CaptionSampler
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.errors import NonFiniteError
 from glscl.train_head.checkpoint import save_weights
+from glscl.train_head.compiling import compiled
 from glscl.train_head.heads.base import Head
 from glscl.train_head.losses import contrastive_loss
 from glscl.train_head.optim import build_optimizer, clamp_logit_scale, parameter_groups, warmup_cosine
 from glscl.train_head.parallel import gather_items, make_accelerator
+from glscl.train_head.pieces import encode_in_pieces, piece_that_fits
 from glscl.train_head.standing import Standing, save_epoch, save_standing, take_up
 
 _RESIDENT_SHARE = 0.6  # of a GPU's free memory that features may take
@@ -81,16 +84,30 @@ class FitResult:
 
 
 class ContrastiveStep(nn.Module):
-    """The loss of one batch. A module, so that Accelerate can wrap it for several processes."""
+    """The loss of one batch. A module, so that Accelerate can wrap it for several processes.
 
-    def __init__(self, head: Head) -> None:
+    Args:
+        head: what is trained.
+        piece: texts and videos encoded at once, see `glscl.train_head.pieces`; None is the whole batch.
+
+    Attributes:
+        compute: what `forward` calls, `loss` or a compiled version of it.
+    """
+
+    def __init__(self, head: Head, *, piece: int | None = None) -> None:
         super().__init__()
         self.head = head
+        self.piece = piece
+        self.compute: Callable[..., Tensor] = self.loss
 
     def forward(self, text: TextFeatures, video: VideoFeatures, exclude: Tensor | None = None) -> Tensor:
         """Scalar loss of this process' share of a batch against the whole batch; `exclude` as in `contrastive_loss`."""
-        encoded_text = gather_items(self.head.encode_text(text))
-        encoded_video = gather_items(self.head.encode_video(video))
+        return self.compute(text, video, exclude)
+
+    def loss(self, text: TextFeatures, video: VideoFeatures, exclude: Tensor | None = None) -> Tensor:
+        """As `forward`, never compiled."""
+        encoded_text = gather_items(encode_in_pieces(self.head.encode_text, text, self.piece))
+        encoded_video = gather_items(encode_in_pieces(self.head.encode_video, video, self.piece))
         similarity = self.head.score(encoded_text, encoded_video)  # (B, B)
         loss = contrastive_loss(similarity * self.head.logit_scale.exp(), exclude=exclude)
         for auxiliary in self.head.auxiliary_losses(encoded_text, encoded_video).values():
@@ -101,22 +118,35 @@ class ContrastiveStep(nn.Module):
 class Learner:
     """What the loop trains and where its batches come from: here a head, and the features of a table.
 
+    Args:
+        head: where to start.
+        table: what to train on.
+        compile: make compiled code of the step, with captions padded to the table's longest, so that shapes stay.
+
     Attributes:
         head: scores; its logit scale is clamped after every step.
         module: everything that is trained and taken up again; the head is part of it.
         table: captions, videos and which belong together.
     """
 
-    def __init__(self, head: Head, table: FeatureTable) -> None:
+    def __init__(self, head: Head, table: FeatureTable, *, compile: bool = False) -> None:
         self.head, self.table = head, table
         self.module: nn.Module = head
+        self._compile = compile
 
     def begin(self, device: torch.device) -> nn.Module:
         """Move to the device; what gives the loss of a batch, for Accelerate to wrap."""
         lengths = self.table.token_offsets
         self._lengths = None if lengths is None else lengths.diff().cpu().numpy()
+        longest = 1 if self._lengths is None else max(1, int(self._lengths.max(initial=1)))
         self.table = resident(self.table, device)
-        return ContrastiveStep(self.head)
+        piece = piece_that_fits(self.head, words=longest, frames=self.table.frame_features.shape[1])
+        step = ContrastiveStep(self.head, piece=piece)
+        if self._compile:
+            step.compute = compiled(step.loss, device, processes=int(os.environ.get("WORLD_SIZE", "1")))
+            if self._lengths is not None:
+                self._lengths = np.full_like(self._lengths, longest)
+        return step
 
     def groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Groups of parameters; one with an `lr_scale` has that many times the learning rate."""
@@ -164,6 +194,7 @@ def fit(
     tracker: str = "none",
     reporter: Reporter | None = None,
     learner: Learner | None = None,
+    compile: bool = False,
     checkpoint_every: int | None = None,
     patience: int | None = None,
 ) -> FitResult:
@@ -186,6 +217,7 @@ def fit(
         tracker: "none" or "tensorboard".
         reporter: hears how it goes.
         learner: what else is trained, and where its batches come from; None trains `head` on the features of `table`.
+        compile: see `Learner`; a learner that is given knows by itself.
         checkpoint_every: also save where the run stands after so many steps; None only after an epoch.
         patience: stop after so many validations in a row without a better one; None never does.
 
@@ -202,7 +234,7 @@ def fit(
     if not main:
         out, reporter = None, Reporter()
     processes = accelerator.num_processes
-    learner = learner or Learner(head, table)
+    learner = learner or Learner(head, table, compile=compile)
     learner.module.to(device).train()
     video_of_text = table.video_of_text.cpu().numpy()
     sampler = CaptionSampler(
@@ -434,7 +466,14 @@ def _step_seed(seed: int, epoch: int, step: int, process: int) -> int:
 
 
 def _to(features: Any, device: torch.device) -> Any:
-    return type(features)(*(f if f is None else f.to(device, non_blocking=True) for f in features))
+    """The features on the device; from the host to a GPU through pinned memory, beside the step that it is at."""
+
+    def moved(field: Tensor) -> Tensor:
+        if device.type == "cuda" and field.device.type == "cpu":
+            field = field.pin_memory()
+        return field.to(device, non_blocking=True)
+
+    return type(features)(*(field if field is None else moved(field) for field in features))
 
 
 @contextlib.contextmanager

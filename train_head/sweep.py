@@ -164,6 +164,7 @@ def train_sweep(
     validate: Validate | None = None,
     reporter: Reporter | None = None,
     announce: Callable[[str], None] = lambda text: None,
+    compile: bool = False,
     command: str = "",
 ) -> list[Row]:
     """Train every point into its own folder below `out`; finished ones are left alone, begun ones go on.
@@ -174,7 +175,7 @@ def train_sweep(
         store: an open cache.
         out: folder of the sweep.
         points: from `sweep_points`.
-        device, validate, reporter, command: as in `glscl.train_head.train.train`.
+        device, validate, reporter, compile, command: as in `glscl.train_head.train.train`.
         announce: hears which point begins.
 
     Returns:
@@ -203,6 +204,7 @@ def train_sweep(
                 validate=validate,
                 reporter=reporter,
                 resume=True,
+                compile=compile,
                 command=command,
                 tables=tables,
             )

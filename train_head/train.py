@@ -76,6 +76,7 @@ def train(
     reporter: Reporter | None = None,
     resume: bool = False,
     tracker: str = "none",
+    compile: bool = False,
     command: str = "",
     log_every: int = 50,
     tables: Tables | None = None,
@@ -94,6 +95,7 @@ def train(
         reporter: hears how it goes.
         resume: go on where the run in `out` stopped; begins it where there is none, and leaves a finished one alone.
         tracker: "none" or "tensorboard".
+        compile: train compiled code; see `glscl.train_head.loop.Learner`.
         command: for run.json.
         log_every: steps between reports.
         tables: where features are read from, for several trainings that share them; None reads them for this one.
@@ -153,6 +155,7 @@ def train(
         resume=resume,
         tracker=tracker,
         reporter=reporter,
+        compile=compile,
     )
     return TrainResult(
         run=out,

@@ -1,0 +1,68 @@
+"""--compile: one graph for all batches, the losses of the uncompiled step, and a clear line where it cannot be had."""
+
+import pytest
+import torch
+
+from glscl.errors import UsageError
+from glscl.train_head import compiling
+from glscl.train_head.heads import build_head
+from glscl.train_head.loop import fit
+
+
+def new_head():
+    torch.manual_seed(0)
+    return build_head("glscl", embed_dim=16, queries=2, decoder_layers=1, aggregator_layers=1, dropout=0.0)
+
+
+def test_captions_of_any_length_run_through_one_graph_with_the_losses_of_the_uncompiled_step(planted, monkeypatch):
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    graphs, traced, torch_compile = [], [], torch.compile
+
+    def kept(graph, inputs):
+        graphs.append([tuple(value.shape) for value in inputs if isinstance(value, torch.Tensor)])
+        return make_boxed_func(graph.forward)
+
+    def without_a_compiler(function, **options):
+        traced.append(options)
+        return torch_compile(
+            function, dynamic=options["dynamic"], fullgraph=True, backend=aot_autograd(fw_compiler=kept)
+        )
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", without_a_compiler)
+    monkeypatch.setattr(compiling, "missing_compiler", lambda device: None)
+    table = planted(videos=16, captions=3)
+    table.token_offsets[1:] = 5 + 2 * torch.arange(48)  # one caption of five tokens, the others have two
+    plain = fit(new_head(), table, epochs=2, batch_size=12)
+    compiled = fit(new_head(), table, epochs=2, batch_size=12, compile=True)
+    assert compiled.losses == pytest.approx(plain.losses, rel=1e-5)
+    assert traced == [{"dynamic": False, "mode": None}]
+    assert len(graphs) == 2, "forward and backward, once for all steps"
+    torch.compiler.reset()
+
+
+def test_without_a_compiler_one_line_says_so(planted, monkeypatch):
+    from torch._inductor import cpp_builder
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def none():
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    with pytest.raises(UsageError, match=r"^--compile: there is no C\+\+ compiler here.*\n?.*leave --compile out"):
+        fit(new_head(), planted(videos=4, captions=1), epochs=1, compile=True)
+    assert "mps" in compiling.missing_compiler(torch.device("mps"))
+    with pytest.raises(UsageError, match="--compile is for one process, found 2"):
+        compiling.compiled(len, torch.device("cpu"), processes=2)
+
+
+def test_on_a_gpu_every_step_begins_anew_and_is_replayed(monkeypatch):
+    asked, begun = {}, []
+    monkeypatch.setattr(compiling, "missing_compiler", lambda device: None)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: asked.update(options) or function)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(True))
+    step = compiling.compiled(lambda *values: sum(values), torch.device("cuda"))
+    assert step(1, 2) == 3 and step(2, 2) == 4
+    assert asked == {"dynamic": False, "mode": "reduce-overhead"} and len(begun) == 2

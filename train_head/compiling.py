@@ -1,0 +1,58 @@
+"""`--compile`: the loss of a batch as compiled code, and whether this machine can make it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from glscl.errors import UsageError
+
+
+def compiled(function: Callable[..., Any], device: torch.device, *, processes: int = 1) -> Callable[..., Any]:
+    """The same function, compiled when it is first called, for shapes that stay the same.
+
+    On a GPU its kernels are recorded once and replayed as CUDA graphs: a step of a small head is bound by launching them.
+
+    Args:
+        function: takes and gives tensors.
+        device: where it will run, a CPU or a CUDA device.
+        processes: that share a batch; one only.
+
+    Raises:
+        UsageError: there is no compiler for this device, or several processes.
+    """
+    if processes > 1:
+        raise UsageError(f"--compile is for one process, found {processes}", mend="Leave it out")
+    problem = missing_compiler(device)
+    if problem is not None:
+        raise UsageError(f"--compile: {problem}", mend="Install it, or leave --compile out")
+    on_gpu = device.type == "cuda"
+    step = torch.compile(function, dynamic=False, mode="reduce-overhead" if on_gpu else None)
+    if not on_gpu:
+        return step
+
+    def replayed(*arguments: Any) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()  # what the last step gave may be overwritten
+        return step(*arguments)
+
+    return replayed
+
+
+def missing_compiler(device: torch.device) -> str | None:
+    """What `torch.compile` lacks on this machine for a device; None where nothing."""
+    if device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            return "there is no C++ compiler here (g++ or clang++)"
+        return None
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        return None if has_triton() else "Triton is not installed, or does not know this GPU"
+    return f"it runs on a CPU or a CUDA device, found {device.type}"

@@ -12,7 +12,17 @@ from glscl.errors import InputError
 from glscl.evaluate.compare import Change, Paired, common_queries, most_changed, paired_test
 from glscl.evaluate.metrics import TEXT_TO_VIDEO
 from glscl.evaluate.runs import RunForReport, clusters_of, with_distinct_names
-from glscl.evaluate.tables import DIRECTIONS, SHOWN, Row, Table, paired_table, published_rows, results_tables
+from glscl.evaluate.tables import (
+    DAGGER,
+    DIRECTIONS,
+    SHOWN,
+    Row,
+    Table,
+    paired_table,
+    published_rows,
+    results_tables,
+    selection_note,
+)
 
 
 class Moved(NamedTuple):
@@ -69,17 +79,20 @@ class Comparison:
             tables[0] = tables[0]._replace(notes=(*tables[0].notes, *self.notes))
         for of in self.against:
             shown = {direction: {name: metrics[name] for name in SHOWN} for direction, metrics in of.tests.items()}
-            tables.append(paired_table(self.runs[0].name, of.name, shown))
-            tables.append(_moved_table(self.runs[0].name, of))
+            pair = (self.runs[0].name, of.name)
+            marks = tuple(selection_note(name) for name in pair if name.endswith(DAGGER))
+            tables.append(paired_table(*pair, shown, marks))
+            moved = _moved_table(self.runs[0].name, of)
+            tables.append(moved._replace(notes=(*moved.notes, *marks)))
         return tables
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, JSON-able."""
         datasets = dict.fromkeys(run.result["dataset"] for run in self.runs)
         return {
-            "first": self.runs[0].name,
-            "runs": {run.name: run.result for run in self.runs},
-            "against_first": {of.name: _against_dict(of) for of in self.against},
+            "first": self.runs[0].name.removesuffix(DAGGER),
+            "runs": {run.name.removesuffix(DAGGER): run.result for run in self.runs},
+            "against_first": {of.name.removesuffix(DAGGER): _against_dict(of) for of in self.against},
             "published": [
                 {
                     "weights": kind,

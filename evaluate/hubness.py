@@ -28,9 +28,7 @@ from glscl.errors import InputError, UsageError
 from glscl.evaluate.metrics import TEXT_TO_VIDEO, as_scores, finite, retrieval_ranks
 
 
-def qb_norm(
-    similarity: Any, bank: Any, *, k: int = 1, beta: float = 20.0, theta: int = 1, log: bool = False
-) -> Any:
+def qb_norm(similarity: Any, bank: Any, *, k: int = 1, beta: float = 20.0, theta: int = 1, log: bool = False) -> Any:
     """QB-Norm, the dynamic inverted softmax (Bogolin et al. 2022, equation 5).
 
     Hubs are the gallery items that are among the top `k` of at least `theta` bank rows. The row of a query whose best
@@ -104,9 +102,7 @@ def dual_inverted_softmax(
     return _finish((beta1 + beta2) * scores - bias, similarity, log)
 
 
-def sinkhorn(
-    similarity: Any, bank: Any = None, *, beta: float = 100.0, iterations: int = 4, log: bool = False
-) -> Any:
+def sinkhorn(similarity: Any, bank: Any = None, *, beta: float = 100.0, iterations: int = 4, log: bool = False) -> Any:
     """Sinkhorn scaling (Yakovlev et al. 2023): `v_g exp(βS_qg)`, up to a factor a row.
 
     `v` makes the columns of `diag(u) exp(βB) diag(v)` sum to 1 after `iterations` times scaling its rows to sum 1, then

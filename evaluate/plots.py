@@ -154,8 +154,8 @@ def recall_curve(
             )
         axes.plot(steps, steps / gallery * 100, color=MUTED, linestyle=(0, (1, 2)), linewidth=1.2, label="chance")
         axes.set_xscale("log")
-        axes.set_xlim(0.9, max(gallery, 2) * 1.05)
-        axes.set_ylim(0, 101)
+        axes.set_xlim(0.8, max(gallery, 2) * 1.05)
+        axes.set_ylim(0, 103)  # a marker at 100 is seen whole
         _count_axis(axes.xaxis, [k for k in (1, 5, 10, 50, 100, 500, 1000, 5000, 10**4, 10**5, 10**6) if k <= gallery])
         axes.set_xlabel(f"K of {gallery:,} {item}, log scale")
         axes.set_ylabel("Recall@K (% of queries)")
@@ -176,16 +176,16 @@ def rank_histogram(
         order: as in `recall_curve`.
     """
     edges = [0, *(k for k in (1, 5, 10, 50, 100, 500, 1000, 5000, 10**4, 10**5, 10**6) if k < gallery), gallery]
-    labels = [
-        f"{low + 1:,}" if high == low + 1 else f"{low + 1:,}–{high:,}" for low, high in itertools.pairwise(edges)
-    ]
+    labels = [f"{low + 1:,}" if high == low + 1 else f"{low + 1:,}–{high:,}" for low, high in itertools.pairwise(edges)]
     with _axes(key) as (figure, axes):
         width = 0.8 / len(runs)
         for i, (name, ranks) in enumerate(runs):
             share = np.diff(np.searchsorted(np.sort(ranks), edges, side="right")) / len(ranks) * 100
             where = np.arange(len(labels)) + (i - (len(runs) - 1) / 2) * width
             axes.bar(where, share, width * 0.92, color=_look(name, order)[0], label=_label(name))
-        axes.set_xticks(range(len(labels)), labels, rotation=25, ha="right", rotation_mode="anchor")
+        turned = sum(map(len, labels)) > 36  # beyond, they would touch
+        slant = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"} if turned else {}
+        axes.set_xticks(range(len(labels)), labels, **slant)
         axes.tick_params(axis="x", length=0)
         axes.grid(axis="x", visible=False)
         axes.set_xlabel(f"Rank of the right answer among {gallery:,}")
@@ -222,10 +222,17 @@ def hubness(
         mean = neighbours * queries / max(1, len(runs[0][1]))
         axes.axhline(mean, color=MUTED, linestyle=(0, (1, 2)), linewidth=1.2, label="all alike")
         axes.set_xlim(0, 100)
-        axes.set_ylim(0, None)
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        most = max(int(counts.max()) for _, counts in runs)
+        logarithmic = most > 20 * max(1.0, mean)  # a few hubs would press all others to the ground
+        if logarithmic:
+            axes.set_yscale("symlog", linthresh=1, linscale=0.5)
+            axes.set_ylim(0, most * 1.3)
+            _count_axis(axes.yaxis, [0, *(of for of in (1, 10, 100, 1000, 10**4, 10**5, 10**6) if of <= most)])
+        else:
+            axes.set_ylim(0, None)
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axes.set_xlabel(f"{item.capitalize()}, most often found first (%)")
-        axes.set_ylabel(f"Times among the {neighbours} nearest")
+        axes.set_ylabel(f"Times among the {neighbours} nearest{' (log)' if logarithmic else ''}")
         _legend(figure, axes)
     most = "; ".join(f"{name}: the most frequent is found {int(counts.max()):,} times" for name, counts in runs)
     return Plot(key, title, f"{title}. {most}; {mean:.3g} times if all were alike.", figure)

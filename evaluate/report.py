@@ -16,12 +16,17 @@ from glscl.cache.files import write_atomically
 from glscl.errors import InputError
 from glscl.evaluate.report_examples import Pictures, Thumbnails, examples_context, has_examples
 from glscl.evaluate.report_figures import DIRECTIONS
-from glscl.evaluate.report_tables import backbone_name, groups_of
+from glscl.evaluate.report_tables import MORE, backbone_name, groups_of
 from glscl.evaluate.runs import RunForReport, with_distinct_names
 from glscl.evaluate.tables import SHOWN, minus, number, p_value, signed
 
 _LONG_CAPTION = 240  # characters shown before the rest is folded away
 _FAILURES_SHOWN = 100
+_SELECTIONS = {
+    "validation": "videos held out of training, or a split of their own",
+    "last": "nothing: the last one",
+    "test": "the test split itself, so its numbers are optimistic",
+}
 
 
 def write_report(
@@ -64,6 +69,7 @@ def write_report(
         "title": title or "Text-video retrieval: " + ", ".join(group.title for group in groups),
         "groups": groups,
         "shown": SHOWN,
+        "more": MORE,
         "directions": DIRECTIONS,
         "examples": [examples_context(run, pictures) for run in runs if run.closeup and has_examples(run.closeup)],
         "failures": _failures_context(runs),
@@ -120,6 +126,7 @@ def _provenance_context(run: RunForReport) -> dict[str, Any]:
         ("Fingerprint", result.get("cache_fingerprint")),
         ("Cache made", run.extraction.get("created")),
         ("Trained on", _trained_on(trained)),
+        ("Epoch selected on", _SELECTIONS[result["selection"]] if trained or result.get("runs") else None),
         ("Parameters", f"{trained['parameters']:,}" if isinstance(trained.get("parameters"), int) else None),
         ("Device", trained.get("device")),
         ("Seconds", ", ".join(f"{stage} {spent:.2f}" for stage, spent in (result.get("seconds") or {}).items())),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from glscl.evaluate.comparison import Against, compare_runs
+from glscl.evaluate.metrics import rsum
 from glscl.evaluate.plots import Plot
 from glscl.evaluate.report_figures import DIRECTIONS, figures_of, hubs_of
 from glscl.evaluate.runs import RunForReport
@@ -21,6 +22,8 @@ from glscl.evaluate.tables import (
     published_rows,
     result_notes,
 )
+
+MORE = ("R@50", "Rsum")  # metrics that stand in a folded table
 
 
 class Line(NamedTuple):
@@ -46,6 +49,7 @@ class Group:
     summary: str
     notes: tuple[str, ...]
     tables: dict[str, tuple[Section, ...]]  # direction -> sections
+    more: dict[str, tuple[Section, ...]]  # the same lines, with the columns `MORE`
     published: dict[str, tuple[Section, ...]]
     tags: tuple[tuple[str, ...], tuple[tuple[str, tuple[str, ...]], ...]] | None
     first: str
@@ -72,6 +76,10 @@ def groups_of(
                 summary=_summary(members),
                 notes=_group_notes(members, comparison.notes),
                 tables={direction: _sections(members, direction, given) for direction in DIRECTIONS},
+                more={
+                    direction: _with_warnings_only(_sections(members, direction, given, MORE))
+                    for direction in DIRECTIONS
+                },
                 published={direction: _published_sections(dataset, direction) for direction in DIRECTIONS},
                 tags=_tags(members),
                 first=members[0].name,
@@ -117,35 +125,49 @@ def _group_notes(members: Sequence[RunForReport], from_comparison: Sequence[str]
     return tuple(dict.fromkeys([*notes, *(note for note in from_comparison if note not in own)]))
 
 
-def _sections(members: Sequence[RunForReport], direction: str, chance: Mapping[str, Any]) -> tuple[Section, ...]:
-    best = _best([run.result[direction] for run in members])
+def _sections(
+    members: Sequence[RunForReport], direction: str, chance: Mapping[str, Any], shown: Sequence[str] = SHOWN
+) -> tuple[Section, ...]:
+    best = _best([run.result[direction] for run in members], shown)
     sections = []
     if chance.get(direction):
-        sections.append(Section("", (Line("Chance", "chance", (), _cells(chance[direction])),)))
+        sections.append(Section("", (Line("Chance", "chance", (), _cells(chance[direction], shown=shown)),)))
     for frozen, title in OURS.items():
         lines = [
             line
             for run in members
             if bool(run.result["frozen_backbone"]) is frozen
-            for line in _lines(run, direction, best)
+            for line in _lines(run, direction, best, shown)
         ]
         if lines:
             sections.append(Section(title, tuple(lines)))
     return tuple(sections)
 
 
-def _lines(run: RunForReport, direction: str, best: Mapping[str, float]) -> list[Line]:
+def _with_warnings_only(sections: Sequence[Section]) -> tuple[Section, ...]:
+    """The same lines without what is said of them a table above, but for warnings."""
+    return tuple(
+        section._replace(
+            lines=tuple(
+                line._replace(chips=tuple(chip for chip in line.chips if chip[1] == "warn")) for line in section.lines
+            )
+        )
+        for section in sections
+    )
+
+
+def _lines(run: RunForReport, direction: str, best: Mapping[str, float], shown: Sequence[str]) -> list[Line]:
     result = run.result
     metrics, confidence = result[direction], (result.get("confidence_95") or {}).get(direction)
-    lines = [Line(run.name, "run", _chips(run), _cells(metrics, confidence, best))]
+    lines = [Line(run.name, "run", _chips(run), _cells(metrics, confidence, best, shown))]
     by_caption = result.get("video_to_text_caption")
     if direction == "video_to_text" and by_caption and by_caption != metrics:
         spread = (result.get("confidence_95") or {}).get("video_to_text_caption")
-        lines.append(Line("ranked among captions", "under", (), _cells(by_caption, spread)))
+        lines.append(Line("ranked among captions", "under", (), _cells(by_caption, spread, shown=shown)))
     for name, of in (result.get("normalised") or {}).items():
         if of.get(direction):
             seen = ("sees all test queries", "warn") if of.get("transductive") else ("extra data", "plain")
-            lines.append(Line(f"+ {name}", "under", (seen,), _cells(of[direction])))
+            lines.append(Line(f"+ {name}", "under", (seen,), _cells(of[direction], shown=shown)))
     return lines
 
 
@@ -165,10 +187,11 @@ def _cells(
     metrics: Mapping[str, float],
     confidence: Mapping[str, Sequence[float]] | None = None,
     best: Mapping[str, float] | None = None,
+    shown: Sequence[str] = SHOWN,
 ) -> tuple[tuple[str, str, bool], ...]:
     cells = []
-    for name in SHOWN:
-        value = metrics.get(name)
+    for name in shown:
+        value = _value(metrics, name)
         spread = (confidence or {}).get(name)
         cells.append(
             (
@@ -180,11 +203,18 @@ def _cells(
     return tuple(cells)
 
 
-def _best(all_metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def _value(metrics: Mapping[str, float], name: str) -> float | None:
+    """A metric, or the sum of the first three recalls; None where it was not published."""
+    return rsum(metrics) if name == "Rsum" else metrics.get(name)
+
+
+def _best(all_metrics: Sequence[Mapping[str, float]], shown: Sequence[str]) -> dict[str, float]:
     """The best value of each metric where there is something to choose from."""
     if len(all_metrics) < 2:
         return {}
-    return {name: (max if "@" in name else min)(metrics[name] for metrics in all_metrics) for name in SHOWN}
+    return {
+        name: (max if name.startswith("R") else min)(_value(metrics, name) for metrics in all_metrics) for name in shown
+    }
 
 
 def _published_sections(dataset: str, direction: str) -> tuple[Section, ...]:

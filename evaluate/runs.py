@@ -17,6 +17,7 @@ import numpy as np
 from glscl.cache.store import Store, open_store
 from glscl.errors import CacheError, CheckpointError, InputError, NotFoundError, StorageError
 from glscl.evaluate.metrics import TEXT_TO_VIDEO
+from glscl.evaluate.tables import marked
 
 if TYPE_CHECKING:
     from glscl.evaluate.closeup import CloseUp
@@ -148,7 +149,10 @@ def open_cache_of(run: RunForReport, cache: Path | None = None) -> tuple[Store |
 
 
 def with_distinct_names(runs: Sequence[RunForReport]) -> list[RunForReport]:
-    """Runs under names that differ: the head, with the folder's name where heads repeat, with a number at last."""
+    """Runs under names that differ: the head, with the folder's name where heads repeat, with a number at last.
+
+    A run that was selected on the queries it is judged on carries a mark behind its name, see `glscl.evaluate.tables`.
+    """
     titles = [run.title for run in runs]
     named = []
     for run, title in zip(runs, titles):
@@ -162,7 +166,7 @@ def with_distinct_names(runs: Sequence[RunForReport]) -> list[RunForReport]:
             count += 1
             unique = f"{name} #{count}"
         final.append(unique)
-    return [replace(run, name=name) for run, name in zip(runs, final)]
+    return [replace(run, name=marked(name, run.result)) for run, name in zip(runs, final)]
 
 
 def _result_path(path: Path, split: str) -> Path:

@@ -97,7 +97,9 @@ class Search:
         if not table.num_videos:
             raise InputError("there are no videos to search: none of the cache gave frames")
         encoded = self.head.encode_text(text)
-        gallery = self._gallery("text_to_video", lambda span: self.head.encode_video(table.videos(span)), table.num_videos)
+        gallery = self._gallery(
+            "text_to_video", lambda span: self.head.encode_video(table.videos(span)), table.num_videos
+        )
         scores = torch.cat([self.head.score(encoded, part)[0] for part in gallery])  # (V,)
         ordered_by, best = self._best(scores, "text_to_video", top)
         frames = table.videos(best)

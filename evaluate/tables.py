@@ -46,6 +46,7 @@ OURS = {True: "Frozen backbone", False: "Fine-tuned backbone"}
 THEIRS = {FROZEN: "Published, frozen backbone", FINE_TUNED: "Published, fine-tuned backbone"}
 NOT_COMPARABLE = "A head on a frozen backbone and a model fine-tuned from pixels are not comparable."
 INTERVAL_LABEL = "  95 %"
+DAGGER = " †"  # stands behind the name of what was selected on the queries it is judged on, in every table and figure
 WIDEST = 76  # characters of a cell in a terminal; the other styles give all
 
 
@@ -88,6 +89,8 @@ def results_tables(
             ours, said = _result_rows(name, result, p_values)
             rows += ours
             notes += said
+        if any(of.get("transductive") for _, result in members for of in (result.get("normalised") or {}).values()):
+            notes.append("*: not what a query gets that comes alone.")
         rows.sort(key=lambda row: list(OURS.values()).index(row.section))
         if published:
             theirs = published_rows(dataset)
@@ -99,12 +102,15 @@ def results_tables(
     return tables
 
 
-def paired_table(before: str, after: str, tests: Mapping[str, Mapping[str, Paired]]) -> Table:
+def paired_table(
+    before: str, after: str, tests: Mapping[str, Mapping[str, Paired]], notes: Sequence[str] = ()
+) -> Table:
     """The outcome of `glscl.evaluate.compare.paired_test` for some directions.
 
     Args:
         before, after: names of the runs.
         tests: direction -> result of `paired_test`.
+        notes: said below it too.
     """
     rows = tuple(
         Row(
@@ -115,14 +121,31 @@ def paired_table(before: str, after: str, tests: Mapping[str, Mapping[str, Paire
         for name, of in metrics.items()
     )
     columns = ("Metric", before, after, "Difference", "95 % low", "95 % high", "p")
-    return Table(f"{after} against {before}", columns, rows, ("Permutation test and bootstrap, paired by query.",))
+    how = "Permutation test and bootstrap, paired by query."
+    return Table(f"{after} against {before}", columns, rows, (how, *notes))
 
 
 def default_names(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """How to call results: by head, with the run where a head occurs more than once."""
     heads = [str(result["head"]) for result in results]
     runs = [result.get("run") for result in results]
-    return [f"{head} ({run})" if heads.count(head) > 1 and run else head for head, run in zip(heads, runs)]
+    names = [f"{head} ({run})" if heads.count(head) > 1 and run else head for head, run in zip(heads, runs)]
+    return [marked(name, result) for name, result in zip(names, results)]
+
+
+def selected_on_test(result: Mapping[str, Any]) -> bool:
+    """Whether the epoch was chosen by the queries that the result is about: such numbers are optimistic."""
+    return result.get("selection") == "test" and result.get("split") == "test"
+
+
+def marked(name: str, result: Mapping[str, Any]) -> str:
+    """The name, with `DAGGER` where the result was selected on the test split."""
+    return f"{name}{DAGGER}" if selected_on_test(result) and not name.endswith(DAGGER) else name
+
+
+def selection_note(name: str) -> str:
+    """What the dagger says."""
+    return f"{name.removesuffix(DAGGER)}{DAGGER} was selected on the test split, so its numbers are optimistic."
 
 
 def published_rows(dataset: str) -> list[tuple[str, Published]]:
@@ -155,13 +178,18 @@ def coverage_notes(results: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str
 
 def result_notes(name: str, result: Mapping[str, Any]) -> list[str]:
     """What must be said beside the numbers of a result: how it was selected, what its normalisations have seen."""
-    notes = []
-    if result.get("selection") == "test" and result.get("split") == "test":
-        notes.append(f"{name} was selected on the test split.")
+    notes = [selection_note(name)] if selected_on_test(result) else []
+    alike: dict[tuple[str, str, str], list[str]] = {}
     for normalisation, of in (result.get("normalised") or {}).items():
-        bank = of.get("bank", "none")
-        extra = "sees all test queries at once" if bank == "none" else f"uses extra data: {bank}"
-        notes.append(f"{name} + {normalisation} {extra}.")
+        if of.get("transductive"):
+            said = ("sees", "see", "all test queries at once")
+        else:
+            said = ("uses", "use", f"extra data: {of.get('bank')}")
+        alike.setdefault(said, []).append(normalisation)
+    notes += [
+        f"{name} + {', '.join(names)} {one if len(names) == 1 else several} {what}."
+        for (one, several, what), names in alike.items()
+    ]
     return notes
 
 
@@ -206,7 +234,8 @@ def _result_rows(
     for normalisation, of in (result.get("normalised") or {}).items():
         for short, direction in DIRECTIONS.items():
             if of.get(direction):
-                cells = (f"{name} + {normalisation}", *about, short, *_metric_cells(of[direction]))
+                star = " *" if of.get("transductive") else ""
+                cells = (f"{name} + {normalisation}{star}", *about, short, *_metric_cells(of[direction]))
                 rows.append(Row(OURS[frozen], (*cells, *(() if p_values is None else (None,)))))
     return rows, result_notes(name, result)
 
@@ -351,6 +380,7 @@ _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "–": "--",
+    "†": r"\dag{}",
 }
 
 

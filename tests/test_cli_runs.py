@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
 
 from glscl import cli
+from glscl.cache.store import open_store
 from glscl.options import main
 from glscl.train_head.heads import build_head
+
+SCHEMA = jsonschema.Draft202012Validator(
+    json.loads((Path(__file__).parents[1] / "docs" / "result.schema.json").read_text())
+)
 
 
 @pytest.fixture
@@ -99,6 +108,105 @@ def test_two_runs_are_judged_as_one(glscl, two_runs, tmp_path):
     assert status == 0 and json.loads(out)["combine"] == "scaled"
     status, out, _ = glscl("compare", tmp_path / "r.json", written)
     assert status == 0 and "projection + attention_pool" in out
+
+
+def test_result_files_of_every_path_follow_the_schema(glscl, two_runs, tmp_path):
+    a, b = two_runs
+    every = "qb-norm,inverted-softmax,dsl,csls,nnn,dual-is,sinkhorn"
+    paths = {
+        "zero-shot": ("--zero-shot",),
+        "run": ("--run", a),
+        "last": ("--run", a, "--weights", "last"),
+        "validation": ("--run", a, "--split", "train"),
+        "ensemble": ("--run", a, "--run", b, "--normalise", "dsl"),
+        "normalised": ("--run", b, "--normalise", every),
+    }
+    for name, arguments in paths.items():
+        file = tmp_path / f"{name}.json"
+        status, out, err = glscl("eval", *arguments, "--out", file, "--json")
+        assert status == 0, err
+        result = json.loads(file.read_text())
+        SCHEMA.validate(result)
+        SCHEMA.validate(json.loads(out))
+        assert result["command"].startswith("glscl eval") and torch.__version__.startswith(result["versions"]["torch"])
+    assert set(result["normalised"]) == set(every.split(","))
+    banks = {name: found["bank"] for name, found in result["normalised"].items()}
+    assert banks["dsl"] == banks["csls"] == "none"
+    trained_on = sum(video.split == "train" for video in open_store(tmp_path / "home/caches/made").plan.videos)
+    assert f"first caption of {trained_on - 1} training videos" in banks["nnn"]  # one of them gave no frames
+
+
+def test_raw_and_normalised_rows_stand_together_and_transductive_ones_are_marked(glscl, two_runs):
+    status, out, _ = glscl("eval", "--run", two_runs[0], "--normalise", "qb-norm,nnn,dsl")
+    columns = next(line for line in out.splitlines() if line.startswith(" "))
+    assert status == 0 and columns.split() == ["R@1", "R@5", "R@10", "R@50", "MdR", "MnR", "Rsum"]
+    lines = out.splitlines()
+    first, second = (next(i for i, line in enumerate(lines) if line.startswith(of)) for of in ("text →", "video →"))
+    for part in (lines[first:second], lines[second:]):
+        found = [line.split()[0] for line in part if line.startswith(("  qb", "  nnn", "  dsl"))]
+        assert found == ["qb-norm", "nnn", "dsl"]
+    assert out.count("  dsl *") == 2 and "* sees all test queries at once" in out and "nnn *" not in out
+    assert "extra data of qb-norm, nnn: first caption of" in out
+
+
+def test_selection_on_test_is_warned_about_and_marks_every_later_table(glscl, cache, tmp_path):
+    chosen, clean = tmp_path / "chosen", tmp_path / "clean"
+    train = ("train-head", "--head", "projection", "--epochs", 2, "--batch-size", 8)
+    status, out, _ = glscl(*train, "--select", "test", "--out", chosen)
+    assert status == 0 and "warning: the epoch is selected on the test split" in out
+    assert glscl(*train, "--select", "last", "--out", clean)[0] == 0
+
+    for arguments in ((), ("--normalise", "nnn")):
+        status, out, _ = glscl("eval", "--run", chosen, *arguments)
+        assert status == 0 and "selected on test" in out and out.splitlines()[-2].startswith("warning: ")
+    result = json.loads((chosen / "result.json").read_text())
+    SCHEMA.validate(result)
+    assert result["selection"] == "test"
+    status, out, _ = glscl("eval", "--run", chosen, "--run", clean)
+    assert status == 0 and "selected on test" in out and "warning: " in out
+    status, out, _ = glscl("eval", "--run", clean)
+    assert status == 0 and "last epoch" in out and "optimistic" not in out
+
+    status, out, _ = glscl("compare", clean, chosen)
+    tables = out.split("\n\n")
+    assert status == 0 and len(tables) == 3 and all("†" in table and "optimistic" in table for table in tables)
+    assert json.loads(glscl("compare", clean, chosen, "--json")[1])["runs"]["projection (chosen)"]["selection"] == "test"
+
+    status, _, err = glscl("report", clean, chosen, "--out", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert status == 0, err
+    assert "projection (chosen) †" in page and "selected on test" in page and "so its numbers are optimistic" in page
+    assert "projection (clean) †" not in page
+
+    # The last epoch of the same run was not chosen by any query.
+    status, out, _ = glscl("eval", "--run", chosen, "--weights", "last", "--out", tmp_path / "last.json")
+    assert status == 0 and "optimistic" not in out
+
+
+def test_a_search_normalises_one_sentence_at_a_time_or_a_list_of_them(glscl, cache, monkeypatch):
+    shapes = {"text_features": (1, 8), "token_features": (1, 3, 8)}
+
+    class Backbone:
+        def tokenize(self, texts):
+            return texts
+
+        def encode_texts(self, texts):
+            g = torch.Generator().manual_seed(len(texts[0]))
+            made = {name: torch.randn(*shape, generator=g).numpy() for name, shape in shapes.items()}
+            return SimpleNamespace(**made)
+
+    monkeypatch.setattr(cli, "_backbone_of", lambda *_: Backbone())
+    status, out, err = glscl("search", "a dog", "--normalise", "nnn", "--top", 3)
+    assert status == 0 and out.splitlines()[0].split() == ["rank", "score", "nnn", "video", "at"], err
+    alone = json.loads(glscl("search", "a dog", "--normalise", "nnn", "--top", 3, "--json")[1])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a cat runs\n\na dog\n"))
+    status, out, _ = glscl("search", "-", "--normalise", "nnn", "--top", 3, "--json")
+    found = json.loads(out)
+    assert status == 0 and [of["query"] for of in found["searches"]] == ["a cat runs", "a dog"]
+    assert found["searches"][1]["hits"] == alone["hits"] and "first caption of" in found["bank"] == alone["bank"]
+    one_line(glscl("search", "a dog", "--normalise", "dsl"), 2, "nnn, qb-norm")
+    one_line(glscl("search", "  "), 2, "empty")
+    one_line(glscl("search", "--video", "nowhere.mp4"), 1, "nowhere.mp4")
 
 
 def test_what_cannot_be_judged_as_one_is_refused(glscl, two_runs, small_cache, tmp_path):

@@ -14,7 +14,7 @@ from glscl.errors import InputError, NotFoundError
 from glscl.evaluate.compare import paired_test
 from glscl.evaluate.comparison import compare_runs
 from glscl.evaluate.runs import RunForReport, open_cache_of, read_evaluated, with_distinct_names
-from glscl.evaluate.tables import DIRECTIONS, SHOWN, render
+from glscl.evaluate.tables import DIRECTIONS, SHOWN, STYLES, render
 
 
 @pytest.fixture
@@ -115,10 +115,10 @@ def test_a_history_or_cache_that_cannot_be_had_becomes_a_sentence(copied, judged
 
 def test_names_are_distinct(runs):
     zero, run, other = runs
-    assert [of.name for of in with_distinct_names(runs)] == ["mean_pool", "glscl (run)", "glscl (other)"]
+    assert [of.name for of in with_distinct_names(runs)] == ["mean_pool", "glscl (run)", "glscl (other) †"]
     assert [of.name for of in with_distinct_names([run, run])] == ["glscl (run)", "glscl (run) #2"]
     named = [replace(of, name="same") for of in (zero, run, other)]
-    assert [of.name for of in with_distinct_names(named)] == ["same", "same #2", "same #3"]
+    assert [of.name for of in with_distinct_names(named)] == ["same", "same #2", "same #3 †"]
 
 
 # ---- comparing -------------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_names_are_distinct(runs):
 
 def test_later_runs_are_tested_against_the_first(runs):
     comparison = compare_runs(runs, published=False, resamples=200, top=3)
-    assert [of.name for of in comparison.against] == ["glscl (run)", "glscl (other)"]
+    assert [of.name for of in comparison.against] == ["glscl (run)", "glscl (other) †"]
     for of, run in zip(comparison.against, runs[1:]):
         for direction in DIRECTIONS.values():
             cluster = runs[0].video_of_text if direction == "text_to_video" else None
@@ -206,13 +206,13 @@ def test_markdown_and_latex_can_be_read_back(runs):
     table = compare_runs(runs, published=False, resamples=100).tables()[0]
     expected = {
         (name, short): [f"{run.result[direction][metric]:.1f}" for metric in SHOWN]
-        for run, name in zip(runs, ("mean_pool", "glscl (run)", "glscl (other)"))
+        for run, name in zip(runs, ("mean_pool", "glscl (run)", "glscl (other) †"))
         for short, direction in DIRECTIONS.items()
     }
     lines = [line.strip("| ").split(" | ") for line in render(table, "markdown").splitlines() if line.startswith("| ")]
     found = {(cells[0], cells[3]): cells[4:9] for cells in lines if (cells[0], cells[3]) in expected}
     assert found == expected
-    text = render(table, "latex").replace(r"\_", "_")
+    text = render(table, "latex").replace(r"\_", "_").replace(r"\dag{}", "†")
     lines = [line[:-3].split(" & ") for line in text.splitlines() if line.endswith(r" \\")]
     found = {(cells[0], cells[3]): cells[4:9] for cells in lines if len(cells) > 4 and (cells[0], cells[3]) in expected}
     assert found == expected
@@ -221,12 +221,26 @@ def test_markdown_and_latex_can_be_read_back(runs):
 def test_a_test_selected_run_is_marked_and_published_rows_stand_apart(runs):
     named = [replace(run, result={**run.result, "dataset": "msrvtt"}) for run in runs]
     table = compare_runs(named, resamples=50).tables()[0]
-    assert any("glscl (other) was selected on the test split" in note for note in table.notes)
+    assert any("glscl (other) † was selected on the test split" in note for note in table.notes)
     sections = list(dict.fromkeys(row.section for row in table.rows))
     assert sections == ["Frozen backbone", "Published, frozen backbone", "Published, fine-tuned backbone"]
     without = compare_runs(named, published=False, resamples=50)
     assert {row.section for row in without.tables()[0].rows} == {"Frozen backbone"}
     assert without.as_dict()["published"] == []
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_every_table_with_a_test_selected_run_marks_it_in_every_style(runs, style):
+    comparison = compare_runs(runs, resamples=50)
+    marked = [table for table in comparison.tables() if "(other)" in f"{table.title} {table.rows}"]
+    assert len(marked) == 3
+    for table in marked:
+        text = render(table, style).replace(r"\dag{}", "†")
+        assert "glscl (other) †" in text
+        if style != "csv":  # which has no notes
+            assert "so its numbers are optimistic" in text
+    assert not any("†" in render(table, style) for table in comparison.tables() if table not in marked)
+    assert set(comparison.as_dict()["runs"]) == {"mean_pool", "glscl (run)", "glscl (other)"}
 
 
 @pytest.fixture

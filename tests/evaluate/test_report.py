@@ -95,7 +95,7 @@ def full(judged, tmp_path_factory):
 
 def test_the_numbers_of_the_page_are_those_of_the_results(full):
     runs, _, page, _ = full
-    names = ["zero-shot", "glscl (run)", "glscl (other)"]
+    names = ["zero-shot", "glscl (run)", "glscl (other) †"]
     for caption, direction in (("Text to video", "text_to_video"), ("Video to text", "video_to_text")):
         for name, run in zip(names, runs):
             cells = page.row(caption, name)

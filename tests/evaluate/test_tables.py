@@ -19,6 +19,7 @@ from glscl.evaluate.tables import (
     one_line,
     paired_table,
     render,
+    result_notes,
     results_tables,
 )
 
@@ -65,12 +66,21 @@ def test_a_normalised_result_stands_below_its_own_and_names_its_extra_data():
         "dsl": {**both, "bank": "none", "transductive": True},
     }
     (table,) = results_tables([result(normalised=normalised), result("b", selection="test")], published=False)
-    assert methods(table) == ["glscl", "glscl + qb-norm", "glscl + dsl", "b"]
+    assert methods(table) == ["glscl", "glscl + qb-norm", "glscl + dsl *", "b †"]
     assert table.rows[2].cells[3:5] == ("t2v", 40.0)
     notes = " ".join(table.notes)
     assert "glscl + qb-norm uses extra data: first caption of 9000 training videos." in notes
     assert "glscl + dsl sees all test queries at once." in notes
-    assert "b was selected on the test split." in notes
+    assert "*: not what a query gets that comes alone." in notes
+    assert "b † was selected on the test split, so its numbers are optimistic." in notes
+
+
+def test_normalisations_with_one_bank_share_a_note():
+    both = dict.fromkeys(("text_to_video", "video_to_text"), result()["text_to_video"])
+    bank = {**both, "bank": "first caption of 9 training videos", "transductive": False}
+    assert result_notes("a", {"normalised": {"qb-norm": bank, "nnn": bank}}) == [
+        "a + qb-norm, nnn use extra data: first caption of 9 training videos."
+    ]
 
 
 def test_a_split_that_was_not_judged_whole_is_said_once():

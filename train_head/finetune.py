@@ -117,6 +117,7 @@ def finetune(
         lora_rank=settings.lora_rank,
         gradient_checkpointing=settings.gradient_checkpointing,
     )
+    backbone.model.to(memory_format=torch.channels_last)  # convolutions are up to twice as fast so
     model = EndToEnd(backbone, head)
     trained = sum(p.numel() for p in backbone.model.parameters() if p.requires_grad)
     reporter.note(

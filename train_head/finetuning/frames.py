@@ -106,7 +106,8 @@ class Frames:
         """
         found = {item: self._kept[item] for item in items if item in self._kept}
         missing = [item for item in dict.fromkeys(items) if item not in found]
-        found.update(self._from_cache(missing) if self._stored is not None else self._decode(missing))
+        if missing:
+            found.update(self._from_cache(missing) if self._stored is not None else self._decode(missing))
         return [found[item] for item in items]
 
     def ahead(self, steps: Sequence[Sequence[int]]) -> Iterator[list[np.ndarray]]:
@@ -159,8 +160,6 @@ class Frames:
         return {item: self._stored.read(item, self._positions(item).tolist()) for item in items}
 
     def _decode(self, items: Sequence[int]) -> dict[int, np.ndarray]:
-        if not items:
-            return {}
         assert self._pool is not None
         plan = self.store.plan.videos
         wanted = {item: self._positions(item) for item in items}

@@ -148,12 +148,20 @@ def merged(model: nn.Module) -> nn.Module:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     plain = copy.deepcopy(model).cpu()
-    for name, module in list(plain.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            parent = plain.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
+    wrapped = [name for name, module in plain.named_modules() if isinstance(module, BaseTunerLayer)]
+    for name in wrapped:
+        if any(name.startswith(f"{outer}.") for outer in wrapped):
+            continue  # the projection inside an attention, which takes it along
+        parent, _, child = name.rpartition(".")
+        setattr(plain.get_submodule(parent), child, _merged_layer(plain.get_submodule(name)))
     return plain
+
+
+def _merged_layer(layer: Any) -> nn.Module:
+    if hasattr(layer, "unload_and_optionally_merge_module"):  # attentions, whose parts have additions too
+        return layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+    layer.merge()
+    return layer.get_base_layer()
 
 
 # --- out ---------------------------------------------------------------------------------------------------------------

@@ -770,6 +770,8 @@ def report(
     from glscl.evaluate.runs import open_cache_of, read_evaluated
     from glscl.extract.thumbnails import thumbnails_of
 
+    if videos is not None and not videos.is_dir():
+        raise NotFoundError(f"--videos is {videos}, where there is no folder")
     found, thumbnails = [], None
     for path in runs:
         store, judged = open_cache_of(read_evaluated(path, split=split), cache)

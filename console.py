@@ -187,7 +187,8 @@ def print_result(run: Run, result: dict[str, Any]) -> None:
 
 def _judged(result: dict[str, Any]) -> str:
     if "runs" in result:
-        return f"{result['head']} together, {result['combine']} of similarities ({', '.join(result['runs'])})"
+        how = {"mean": "mean of similarities", "scaled": "mean of similarities scaled by temperature"}[result["combine"]]
+        return f"{result['head']} together, {how} ({', '.join(result['runs'])})"
     return f"{result['head']}, zero-shot" if result["run"] is None else f"{result['head']} ({result['run']})"
 
 

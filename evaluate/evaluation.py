@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from torch import Tensor
 from glscl.cache.feature_table import FeatureTable
 from glscl.cache.files import dump_json, write_atomically
 from glscl.cache.store import Store
-from glscl.errors import UsageError
+from glscl.errors import InputError, UsageError
 from glscl.evaluate.banks import Banks
 from glscl.evaluate.confidence import confidence_of_directions
 from glscl.evaluate.hubness import NORMALISATIONS, normalised_ranks
@@ -227,6 +228,7 @@ def evaluate_head(
     check_normalisations(normalise, head)
     similarity = None
     if normalise or save_similarity is not None:
+        _check_room(table, bytes_a_pair=4 + 20 * bool(normalise))
         similarity = similarity_matrix(head, table, device=device, seconds=seconds, progress=progress)
         with _timed(seconds, "metrics"):
             of = retrieval_ranks(similarity, table.video_of_text)
@@ -254,6 +256,29 @@ def evaluate_head(
         video_ids=[table.video_ids[row] for row in queries],
         video_of_text=np.searchsorted(queries, video),
     )
+
+
+def _check_room(table: FeatureTable, *, bytes_a_pair: int) -> None:
+    """Refuse a matrix that this machine cannot hold, before it is half made.
+
+    Raises:
+        InputError: names both sizes.
+    """
+    needed, there = bytes_a_pair * table.num_texts * table.num_videos, _physical_memory()
+    if there is not None and needed > there:
+        raise InputError(
+            f"the similarities of {table.num_texts:,} texts with {table.num_videos:,} videos take {needed / 1e9:,.0f} GB, "
+            f"this machine has {there / 1e9:,.0f} GB",
+            mend="Leave out --normalise and --save-similarity: ranks need no matrix",
+        )
+
+
+def _physical_memory() -> int | None:
+    """Bytes of this machine; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def validation_metrics(head: Head, table: FeatureTable) -> dict[str, dict[str, float]]:

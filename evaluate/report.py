@@ -66,7 +66,7 @@ def write_report(
     groups = groups_of(runs, chance, resamples=resamples, seed=seed)
     pictures = Pictures(thumbnails)
     context = {
-        "title": title or "Text-video retrieval: " + ", ".join(group.title for group in groups),
+        "title": title or "Text-video retrieval: " + "; ".join(group.title for group in groups),
         "groups": groups,
         "shown": SHOWN,
         "more": MORE,

@@ -54,7 +54,8 @@ class Pictures:
             ]
         if self._lost:
             some = ", ".join(sorted(self._lost)[:3])
-            return [("Examples", f"{len(self._lost)} videos gave no pictures of frames, for example {some}.")]
+            note = f"{len(self._lost)} videos gave no pictures of frames, for example {some}. Give their folder: --videos DIR."
+            return [("Examples", note)]
         return []
 
 
@@ -88,12 +89,14 @@ def examples_context(run: RunForReport, pictures: Pictures) -> dict[str, Any]:
 def _example_context(example: Example, closeup: CloseUp, pictures: Pictures) -> dict[str, Any]:
     shares = closeup.weights_meaning != COSINE
     answers = []
+    largest = (
+        max((0.0, *(weight for video in example.retrieved for weight in video.weights))) or 1.0
+    )  # one scale a query
     for video in example.retrieved:
         count = len(video.times)
         kept = np.unique(np.linspace(0, count - 1, min(count, _FRAMES_SHOWN)).round().astype(int)) if count else []
         times, weights = (tuple(of[i] for i in kept) for of in (video.times, video.weights))
         uris = pictures.of(closeup.sources.get(video.id), times)
-        largest = max((0.0, *weights)) or 1.0
         frames = [
             {
                 "uri": uris[i] if uris else "",

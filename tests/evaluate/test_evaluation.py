@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from glscl.cache.feature_table import FeatureTable
-from glscl.errors import FingerprintError, NonFiniteError, UsageError
+from glscl.errors import FingerprintError, InputError, NonFiniteError, UsageError
+from glscl.evaluate import evaluation
 from glscl.evaluate.evaluation import (
     ZERO_SHOT_HEADS,
     evaluate_head,
@@ -224,3 +225,16 @@ def test_validation_gives_what_a_full_evaluation_gives():
 def test_a_single_pair_is_always_found():
     done = evaluate_head(build_head("mean_pool", embed_dim=8), table(texts=1, videos=1))
     assert done.result["text_to_video"]["R@1"] == 100 and done.result["video_to_text"]["MnR"] == 1
+
+
+def test_a_matrix_beyond_the_memory_is_refused_and_ranks_are_not(small_cache, tmp_path, monkeypatch):
+    store = small_cache().fill()
+    table = FeatureTable.load(store, "train", tokens=False)
+    monkeypatch.setattr(evaluation, "_physical_memory", lambda: 4 * table.num_texts * table.num_videos)
+    result = evaluate_run(store, split="train", confidence=False, save_similarity=tmp_path / "s.npy").result
+    with pytest.raises(InputError, match=r"similarities of \d+ texts with \d+ videos .* ranks need no matrix"):
+        evaluate_run(store, split="train", normalise=["dsl"])
+    monkeypatch.setattr(evaluation, "_physical_memory", lambda: 1)
+    with pytest.raises(InputError, match="--save-similarity"):
+        evaluate_run(store, split="train", save_similarity=tmp_path / "s.npy")
+    assert evaluate_run(store, split="train", confidence=False).result["text_to_video"] == result["text_to_video"]

@@ -117,6 +117,15 @@ def test_chance_is_that_of_the_gallery(full):
     ]
 
 
+def test_further_metrics_are_folded_away(full):
+    runs, _, page, _ = full
+    for direction, key in (("Text to video", "text_to_video"), ("Video to text", "video_to_text")):
+        metrics = runs[1].result[key]
+        cells = page.row(f"{direction}, R@50 and Rsum", "glscl (run)")
+        assert cells[0][0] == f"{metrics['R@50']:.1f}" and len(cells[0]) == 2
+        assert cells[1] == [f"{metrics['R@1'] + metrics['R@5'] + metrics['R@10']:.1f}"]
+
+
 def test_a_given_chance_is_shown(judged, tmp_path):
     of = {"R@1": 1.5, "R@5": 2.5, "R@10": 3.5, "MdR": 4.5, "MnR": 5.5}
     page = written(read(judged, "run"), tmp_path, chance={"text_to_video": of, "video_to_text": of})

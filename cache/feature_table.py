@@ -15,7 +15,7 @@ import torch
 from glscl.cache.layout import unpack_strings
 from glscl.cache.schema import Status, TextFeatures, VideoFeatures
 from glscl.cache.store import Store, open_store
-from glscl.errors import InputError, UsageError
+from glscl.errors import CacheCorruptError, InputError, UsageError
 
 FramePosition = Literal["uniform", "first", "last"]
 
@@ -107,6 +107,9 @@ class FeatureTable:
         row_of_video = np.full(len(usable) + 1, -1, np.int64)  # the last entry stands for "no such video"
         row_of_video[kept_videos] = np.arange(len(kept_videos))
         planned = text["video_index"]
+        foreign = planned[(planned >= 0) & ((planned < run.videos.start) | (planned >= run.videos.stop))]
+        if len(foreign):
+            raise CacheCorruptError(f"{store.path}: captions of split {split} name video {foreign[0]} of another split")
         local = np.where(planned >= 0, planned - run.videos.start, len(usable))
         video_of_text = row_of_video[local]
         kept_texts = np.flatnonzero(video_of_text >= 0)

@@ -125,7 +125,7 @@ def load_json(path: Path, what: str) -> dict[str, Any]:
     """Read a JSON object; anything else is a CacheFormatError naming the file."""
     try:
         value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise CacheFormatError(f"{path} is not {what}: {error}") from error
     if not isinstance(value, dict):
         raise CacheFormatError(f"{path} is not {what}: found a {type(value).__name__}, expected an object")

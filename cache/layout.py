@@ -6,6 +6,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from glscl.errors import CacheCorruptError
+
 FLOAT = "float"  # stands for the feature dtype of the cache: float16, float32, or bfloat16 stored as uint16
 
 FEATURE_DTYPES = {"float16": np.float16, "float32": np.float32, "bfloat16": np.uint16}
@@ -79,6 +81,10 @@ def pack_strings(strings: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def unpack_strings(data: np.ndarray, offsets: np.ndarray) -> list[str]:
+    """The strings that `pack_strings` packed. Raises CacheCorruptError where the bytes are not UTF-8."""
     raw = data.tobytes()
     bounds = offsets.tolist()
-    return [raw[a:b].decode("utf-8", "surrogatepass") for a, b in zip(bounds[:-1], bounds[1:])]
+    try:
+        return [raw[a:b].decode("utf-8", "surrogatepass") for a, b in zip(bounds[:-1], bounds[1:])]
+    except UnicodeDecodeError as error:
+        raise CacheCorruptError(f"The cache holds ids or captions that are not UTF-8: {error}") from error

@@ -19,7 +19,7 @@ from glscl.cache.files import dump_json, load_json, put_if_absent, storage_error
 from glscl.cache.lock import FOLDER as LOCKS
 from glscl.cache.lock import hold, locks
 from glscl.cache.schema import STREAMS
-from glscl.cache.store import Commit, Store, commit_from_json, open_store
+from glscl.cache.store import Commit, Store, open_store
 from glscl.cache.summary import folder_bytes
 from glscl.errors import CacheBusyError, CacheFormatError, UsageError
 
@@ -172,10 +172,7 @@ class _Repair:
 
     def _commit(self, row: dict[str, Any], stream: str) -> Commit:
         """A commit that speaks of this cache and of a shard inside it; raises what broken ones provoke."""
-        commit = commit_from_json(row)
-        items = self.store.shard_range(stream, commit.shard)
-        if commit.stream != stream or commit.items != (items.start, items.stop) or not len(items):
-            raise ValueError("it speaks of other items")
+        commit = self.store.commit_from_json(stream, row)
         if not re.fullmatch(rf"shards/{stream}/{commit.shard:05d}-[^/]+", commit.path):
             raise ValueError("it names no shard of this cache")
         return commit

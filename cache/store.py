@@ -42,6 +42,7 @@ from glscl.cache.fingerprint import annotation_hash, differences, fingerprint
 from glscl.cache.frames import FrameSpec, require_same
 from glscl.cache.hdf5_store import Hdf5Shards
 from glscl.cache.layout import FEATURE_DTYPES, FLOAT, LAYOUT, decode_features, numpy_dtype, unpack_strings
+from glscl.cache.records import Commit, Item, check_header, parse_commit, parse_item
 from glscl.cache.schema import SCHEMA, STREAMS, Annotations, Expected, Status, TextItem, VideoItem
 from glscl.cache.zarr_store import ZarrShards
 from glscl.errors import (
@@ -122,18 +123,6 @@ class StoreSpec:
     shard_items: Mapping[str, int] = field(default_factory=lambda: {"video": 256, "text": 4096})
     provenance: Mapping[str, Any] = field(default_factory=dict)
     frames: FrameSpec | None = None
-
-
-class Commit(NamedTuple):
-    """The record that makes one shard part of the cache."""
-
-    stream: str
-    shard: int
-    revision: int
-    items: tuple[int, int]
-    path: str  # below the cache
-    arrays: dict[str, dict[str, Any]]  # name → shape, dtype, crc32
-    failures: list[dict[str, Any]]
 
 
 def create_store(path: os.PathLike[str] | str, spec: StoreSpec, format: str = "zarr") -> Store:
@@ -247,11 +236,12 @@ def open_store(path: os.PathLike[str] | str) -> Store:
             raise CacheFormatError(f"{root} has format {header['format']!r}; known are {', '.join(STORES)}")
         if fingerprint(header["configuration"]) != header["fingerprint"]:
             raise CacheFormatError(f"The head of {root} was changed: its configuration does not give its fingerprint")
+        check_header(header)
         return Store(root, header)
+    except CacheFormatError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, CacheFormatError):
-            raise
-        raise CacheFormatError(f"The head of {root} is not that of a glscl cache: {error!r}") from error
+        raise CacheFormatError(f"The head of {root} is not that of a glscl cache: {_first_line(error)}") from error
 
 
 def _flat_header(path: Path) -> dict[str, Any] | None:
@@ -307,21 +297,26 @@ class Store:
     def plan(self) -> Annotations:
         return Annotations(
             dataset=self.configuration["dataset"],
-            videos=[VideoItem(**row) for row in self._plan_rows("video")],
-            texts=[TextItem(**row) for row in self._plan_rows("text")],
+            videos=self._plan_items("video", VideoItem),
+            texts=self._plan_items("text", TextItem),
             expected={name: split.expected for name, split in self.splits.items()},
             notes=list(self.header.get("notes", [])),
         )
 
-    def _plan_rows(self, stream: str) -> Iterator[dict[str, Any]]:
+    def _plan_items(self, stream: str, kind: type[Item]) -> list[Item]:
         path = self.path / "plan" / f"{stream}.jsonl"
+        items = []
         try:
-            with open(path, encoding="utf-8") as file:
-                yield from (json.loads(line) for line in file)
+            with open(path, encoding="utf-8", errors="surrogatepass") as file:
+                for line in file:
+                    items.append(parse_item(json.loads(line), kind))
         except FileNotFoundError as error:
             raise CacheCorruptError(f"{path} is missing") from error
-        except (ValueError, TypeError) as error:
-            raise CacheCorruptError(f"{path} cannot be read: {error}") from error
+        except (ValueError, RecursionError, OSError) as error:
+            raise CacheCorruptError(f"{path}, line {len(items) + 1} cannot be read: {_first_line(error)}") from error
+        if len(items) != self.num_items[stream]:
+            raise CacheCorruptError(f"{path} has {len(items)} lines, expected {self.num_items[stream]}")
+        return items
 
     @property
     def everything(self) -> Split:
@@ -361,8 +356,11 @@ class Store:
     def _flat_commits(self) -> dict[str, dict[int, Commit]] | None:
         if "commits" not in self.header:
             return None
-        rows = {stream: self.header["commits"][stream] for stream in STREAMS}
-        return {stream: {0: commit_from_json(row)} if self.num_items[stream] else {} for stream, row in rows.items()}
+        rows = self.header["commits"]
+        try:
+            return {s: {0: self.commit_from_json(s, rows[s])} if self.num_items[s] else {} for s in STREAMS}
+        except (KeyError, ValueError) as error:
+            raise CacheCorruptError(f"The head of {self.path} cannot be read: {_first_line(error)}") from error
 
     def _read_manifest(self) -> dict[str, dict[int, Commit]] | None:
         path = self.path / "manifest.json"
@@ -372,9 +370,11 @@ class Store:
         if manifest.get("fingerprint") != self.fingerprint:
             raise CacheCorruptError(f"{path} belongs to another cache (fingerprint {manifest.get('fingerprint')})")
         try:
-            return {s: {int(c["shard"]): commit_from_json(c) for c in manifest["streams"][s]} for s in STREAMS}
+            found = {s: [self.commit_from_json(s, row) for row in manifest["streams"][s]] for s in STREAMS}
         except (KeyError, TypeError, ValueError) as error:
-            raise CacheCorruptError(f"{path} cannot be read: {error!r}", mend="Delete it and extract again") from error
+            mend = "Delete it and extract again"
+            raise CacheCorruptError(f"{path} cannot be read: {_first_line(error)}", mend=mend) from error
+        return {s: {commit.shard: commit for commit in commits} for s, commits in found.items()}
 
     def _read_commits(self) -> dict[str, dict[int, Commit]]:
         found: dict[str, dict[int, Commit]] = {stream: {} for stream in STREAMS}
@@ -382,13 +382,17 @@ class Store:
             for path in sorted((self.path / "commits" / stream).glob("[0-9]*.json")):
                 row = load_json(path, "a commit of a glscl cache")
                 try:
-                    commit = commit_from_json(row)
-                except (KeyError, TypeError, ValueError) as error:
-                    raise CacheCorruptError(f"{path} cannot be read: {error!r}") from error
+                    commit = self.commit_from_json(stream, row)
+                except ValueError as error:
+                    raise CacheCorruptError(f"{path} cannot be read: {_first_line(error)}") from error
                 known = found[stream].get(commit.shard)
                 if known is None or known.revision < commit.revision:
                     found[stream][commit.shard] = commit
         return found
+
+    def commit_from_json(self, stream: str, row: Any) -> Commit:
+        """A commit as its file or the manifest tells it. Raises ValueError where it is none of this cache."""
+        return parse_commit(row, self.header, stream=stream)
 
     # --- reading -----------------------------------------------------------------------------------------------
 
@@ -501,11 +505,14 @@ class Store:
         try:
             return load_file(path)
         except Exception as error:  # safetensors raises its own, undocumented type
-            raise CacheCorruptError(f"{path} cannot be read: {error}") from error
+            raise CacheCorruptError(f"{path} cannot be read: {_first_line(error)}") from error
 
     def _flat_backbone_pieces(self) -> dict[str, np.ndarray]:
         names = self.header.get("backbone", [])
-        return {name: self.format.read(self.path / "backbone", name) for name in names}
+        try:
+            return {name: self.format.read(self.path / "backbone", name) for name in names}
+        except Exception as error:  # libraries raise whatever they like on damaged files
+            raise CacheCorruptError(f"The backbone's pieces in {self.path} cannot be read: {_first_line(error)}") from error
 
     def verify_shard(self, stream: str, shard: int) -> list[str]:
         """Read one shard back through the format's library; every contradiction with its commit, as a line."""
@@ -590,13 +597,9 @@ class Store:
         where = self.path / commit.path
         mapped = self._reading(commit, lambda where: self.format.map(where, names))
         for name, array in mapped.items():
-            expected = commit.arrays[name]
-            if list(array.shape) != expected["shape"] or array.dtype.name != expected["dtype"]:
-                raise CacheCorruptError(
-                    f"{where}: {name} is {array.dtype.name}{list(array.shape)}, "
-                    f"expected {expected['dtype']}{expected['shape']}",
-                    mend=self._look_closer,
-                )
+            problem = self._contradiction(commit, name, array)
+            if problem:
+                raise CacheCorruptError(f"{where}: {name} {problem}", mend=self._look_closer)
         return mapped
 
     def _reading(self, commit: Commit, read: Callable[[Path], Any]) -> Any:
@@ -612,6 +615,19 @@ class Store:
     @property
     def _look_closer(self) -> str:
         return f"See what is damaged: glscl inspect {self.path} --verify"
+
+    def _contradiction(self, commit: Commit, name: str, array: np.ndarray) -> str | None:
+        """What in an array cannot be, so that reading on would go astray; values themselves are not looked at."""
+        expected, spec = commit.arrays[name], LAYOUT[commit.stream][name]
+        if list(array.shape) != list(expected["shape"]) or array.dtype.name != expected["dtype"]:
+            return f"is {array.dtype.name}{list(array.shape)}, expected {expected['dtype']}{expected['shape']}"
+        if spec.along == "boundaries":
+            rows = next(n for n, s in LAYOUT[commit.stream].items() if s.boundaries == name)
+            if array[0] != 0 or array[-1] != commit.arrays[rows]["shape"][0] or (array[1:] < array[:-1]).any():
+                return f"does not rise from 0 to {commit.arrays[rows]['shape'][0]}"
+        if name == "video_index" and len(array) and not -1 <= array.min() <= array.max() < self.num_items["video"]:
+            return f"names videos that are not there, {array.min()} to {array.max()} of {self.num_items['video']}"
+        return None
 
     # --- writing -----------------------------------------------------------------------------------------------
 
@@ -674,7 +690,7 @@ class Store:
             _remove(aside)
             raise
         if won:
-            self.commits(stream)[shard] = commit_from_json(row)
+            self.commits(stream)[shard] = self.commit_from_json(stream, row)
         else:
             _remove(final)
             self.refresh()
@@ -726,19 +742,6 @@ def describe_array(array: np.ndarray | Blocks) -> dict[str, Any]:
     return {"shape": list(array.shape), "dtype": array.dtype.name, "crc32": checksum}
 
 
-def commit_from_json(row: Mapping[str, Any]) -> Commit:
-    """A commit as its file or the manifest tells it; raises KeyError, TypeError, ValueError or IndexError for anything else."""
-    return Commit(
-        str(row["stream"]),
-        int(row["shard"]),
-        int(row["revision"]),
-        (int(row["items"][0]), int(row["items"][1])),
-        str(row["path"]),
-        dict(row["arrays"]),
-        list(row["failures"]),
-    )
-
-
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
@@ -747,6 +750,8 @@ def _remove(path: Path) -> None:
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 

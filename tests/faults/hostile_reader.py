@@ -65,7 +65,7 @@ def attack(reader: Reader, box: Path, *, start: int, cases: int) -> Tally:
         for name, data in reader.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
-    names = sorted(p for p in folder.rglob("*") if p.is_file() and (not reader.only or p.name.endswith(reader.only)))
+    names = sorted(p for p in folder.rglob("*") if p.is_file() and (not reader.only or p.as_posix().endswith(reader.only)))
     good = {path: data for path in names if (data := path.read_bytes())}
     reader.read(folder)  # what is not mutated is good
     before = _outside(box)

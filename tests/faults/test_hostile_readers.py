@@ -13,9 +13,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from annotation_readers import ANNOTATIONS
+from feature_readers import FEATURES
 from hostile_reader import Reader, attack
+from stored_readers import STORED
 
-READERS = [*ANNOTATIONS]
+READERS = [*ANNOTATIONS, *FEATURES, *STORED]
 FEW = 150
 
 

@@ -1,0 +1,194 @@
+"""Readers of our own files under hostile input: caches in both formats, flat caches, runs, standings, results."""
+
+from __future__ import annotations
+
+import shutil
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from hostile_reader import Reader
+
+DIM, VIDEOS = 64, 6
+
+
+@cache
+def _made(kind: str) -> dict[str, bytes]:
+    """Files of a cache (`zarr`, `hdf5`, `flat.h5`, `flat.zarr`), or of a judged run."""
+    with TemporaryDirectory() as folder:
+        root = Path(folder)
+        _make(kind, root)
+        return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def _make(kind: str, root: Path) -> None:
+    from glscl.cache.convert import convert
+
+    if kind in ("zarr", "hdf5"):
+        _cache(root, kind)
+    elif kind.startswith("flat"):
+        convert(_cache(root / "cache", "hdf5"), root / kind)
+        shutil.rmtree(root / "cache")
+    else:
+        _run(root)
+
+
+def _cache(out: Path, format: str) -> Any:
+    from glscl.cache.schema import Annotations, TextItem, VideoItem
+    from glscl.cache.store import open_store
+    from glscl.extract.import_features import import_features
+
+    rng = np.random.default_rng(0)
+    ids = [f"video{i}" for i in range(VIDEOS)]
+    split = ["train"] * 3 + ["test"] * 3
+    annotations = Annotations(
+        dataset="made",
+        videos=[VideoItem(v, s, None) for v, s in zip(ids, split)],
+        texts=[TextItem(f"{v}#{k}", v, s, f"thing {k} of {v}") for v, s in zip(ids, split) for k in range(2)],
+    )
+    with TemporaryDirectory() as folder:
+        files = {name: Path(folder, f"{name}.npz") for name in ("frames", "texts", "tokens")}
+        np.savez(files["frames"], **{v: rng.standard_normal((1 + i % 3, DIM)) for i, v in enumerate(ids)})
+        np.savez(files["texts"], **{t.id: rng.standard_normal(DIM) for t in annotations.texts})
+        np.savez(files["tokens"], **{t.id: rng.standard_normal((3, DIM)) for t in annotations.texts})
+        import_features(
+            annotations,
+            files["frames"],
+            out,
+            text_features=files["texts"],
+            token_features=files["tokens"],
+            format=format,
+            shard_videos=4,
+            shard_texts=8,
+        )
+    return open_store(out)
+
+
+def _run(root: Path) -> None:
+    """Two runs of one epoch of two, judged, with where the first stands."""
+    from glscl.evaluate.evaluation import evaluate_run, write_result
+    from glscl.train_head.checkpoint import Resume, save_resume, save_weights, write_run
+    from glscl.train_head.heads import build_head
+
+    store = _cache(root / "cache", "hdf5")
+    for name in ("a", "b"):
+        folder = root / name
+        head = build_head("seq_transf", embed_dim=DIM, aggregator_layers=1, frame_positions=4)
+        row = {"epoch": 1, "step": 1, "loss": 3.0, "validation": {"text_to_video": {"R@1": 10.0}, "video_to_text": {"R@1": 1.0}}}
+        for which in ("best", "last"):
+            save_weights(folder / f"{which}.safetensors", head)
+        state = {"epochs": 2, "steps": 2, "batch_size": 2, "seed": 0}
+        moving = {"epoch": 1, "step": 0, "losses": [], "seconds": 1.0, "history": [row], "best": row, "scaler": None}
+        tensors = {f"head.{key}": value for key, value in head.state_dict().items()}
+        tensors |= {f"exp_avg.{key}": value.detach().clone() for key, value in head.named_parameters()}
+        save_resume(folder, Resume(tensors, {**state, **moving}))
+        write_run(
+            folder,
+            {
+                "head": "seq_transf",
+                "options": head.options,
+                "embed_dim": DIM,
+                "parameters": 1234,
+                "settings": {"head": "seq_transf", "epochs": 2, "max_frames": 6, "frame_position": "uniform"},
+                "cache": str(store.path),
+                "cache_fingerprint": store.fingerprint,
+                "cache_configuration": store.configuration,
+                "selection": "validation",
+                "frozen_backbone": True,
+                "training": {"texts": 4, "videos": 3},
+                "versions": {"torch": "0.0.1"},
+                "command": "glscl train-head",
+                "history": [row],
+                "best": row,
+                "complete": False,
+            },
+        )
+        write_result(folder / "result.json", evaluate_run(store, run=folder, command="glscl eval", normalise=["dsl"]))
+
+
+def _files(kind: str) -> Any:
+    def put(folder: Path) -> None:
+        for name, data in _made(kind).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+
+    return put
+
+
+def _read_cache(kind: str) -> Any:
+    def read(folder: Path) -> dict[str, Any]:
+        from glscl.cache.feature_table import FeatureTable
+        from glscl.cache.store import open_store
+        from glscl.cache.summary import summarise, verify
+
+        store = open_store(folder / kind if kind.startswith("flat") else folder)
+        told = summarise(store)
+        told["problems"] = verify(store)
+        if not kind.startswith("flat"):
+            told["plan"] = [*store.plan.videos, *store.plan.texts]
+        table = FeatureTable.load(store, "test")
+        table.texts(slice(None)), table.videos(slice(None))
+        told["pieces"] = sorted(store.backbone_pieces())
+        return told
+
+    return read
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    from glscl.cache.store import open_store
+    from glscl.train_head.checkpoint import check_cache, load_run
+
+    head, run = load_run(folder / "a")
+    return {"run": run, "notes": check_cache(folder / "a", run, open_store(folder / "cache"))}
+
+
+def _take_up(folder: Path) -> dict[str, Any]:
+    import torch
+    from accelerate import Accelerator
+
+    from glscl.train_head.heads import build_head
+    from glscl.train_head.standing import Standing, take_up
+
+    head = build_head("seq_transf", embed_dim=DIM, aggregator_layers=1, frame_positions=4)
+    state = Standing(epochs=2, steps=2, batch_size=2, seed=0)
+    take_up(Accelerator(cpu=True), state, head, torch.optim.AdamW(head.parameters()), folder / "a")
+    assert 0 <= state.epoch <= 2 and 0 <= state.step <= 2
+    return vars(state)
+
+
+def _read_results(folder: Path) -> dict[str, Any]:
+    from glscl.evaluate.comparison import compare_runs
+    from glscl.evaluate.runs import open_cache_of, read_evaluated
+    from glscl.evaluate.tables import STYLES, render
+
+    runs = [open_cache_of(read_evaluated(folder / name), folder / "cache")[1] for name in ("a", "b")]
+    comparison = compare_runs(runs, resamples=5)
+    told = comparison.as_dict()
+    for table in comparison.tables():
+        for style in STYLES:
+            render(table, style)
+    return told
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    from glscl.evaluate.report import write_report
+    from glscl.evaluate.runs import read_evaluated
+
+    write_report([read_evaluated(folder / name) for name in ("a", "b")], folder.parent / "out" / "report.html")
+    return {}
+
+
+STORED = [
+    Reader("cache-zarr", _files("zarr"), _read_cache("zarr")),
+    Reader("cache-zarr-json", _files("zarr"), _read_cache("zarr"), only=("json", "jsonl")),
+    Reader("cache-hdf5", _files("hdf5"), _read_cache("hdf5")),
+    Reader("cache-hdf5-json", _files("hdf5"), _read_cache("hdf5"), only=("json", "jsonl")),
+    Reader("cache-flat-hdf5", _files("flat.h5"), _read_cache("flat.h5")),
+    Reader("cache-flat-zarr", _files("flat.zarr"), _read_cache("flat.zarr")),
+    Reader("run", _files("run"), _read_run, only=("a/run.json", "a/best.safetensors")),
+    Reader("standing", _files("run"), _take_up, only=("a/resume.safetensors",)),
+    Reader("results", _files("run"), _read_results, only=("a/result.json", "a/result.ranks.npz", "a/run.json", "a/history.jsonl")),
+    Reader("report", _files("run"), _report, writes=True, only=("a/result.json", "a/run.json", "a/history.jsonl")),
+]

@@ -17,6 +17,7 @@ import shlex
 import sys
 import types
 import typing
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class CommonConfig:
     debug: bool = setting(False, "Show the traceback of an error.", group="Common", flag="--debug")
 
 
+LONGEST = 2000  # characters of an error; foreign files can put anything into one
 COMMANDS: dict[str, inspect.Signature] = {}  # command → the options that `command` gave it, for docs/cli.md
 
 
@@ -75,16 +77,16 @@ class Run:
 
     def say(self, text: str = "") -> None:
         """A line for people: standard output, or standard error when standard output carries JSON."""
-        print(text, file=sys.stderr if self.common.json else sys.stdout, flush=True)
+        print(_visible(text), file=sys.stderr if self.common.json else sys.stdout, flush=True)
 
     def detail(self, text: str) -> None:
         if self.common.verbose:
-            print(text, file=sys.stderr, flush=True)
+            print(_visible(text), file=sys.stderr, flush=True)
 
     def result(self, value: dict[str, Any]) -> None:
         """The machine-readable result; printed with --json only."""
         if self.common.json:
-            print(json.dumps(plain(value), ensure_ascii=False, allow_nan=False), flush=True)
+            _print_json(plain(value))
 
 
 def plain(value: Any) -> Any:
@@ -172,6 +174,9 @@ def main(app: typer.Typer, arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 1 (our one-line error), 2 (usage), 130 (interrupted)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug, as_json = "--debug" in arguments, "--json" in arguments
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks is no reason to fail
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         _terminate_like_interrupt()
         return app(arguments, standalone_mode=False, prog_name="glscl") or 0
@@ -199,11 +204,30 @@ def main(app: typer.Typer, arguments: list[str] | None = None) -> int:
 
 
 def _fail(message: str, status: int, as_json: bool) -> int:
-    message = " ".join(message.split())
+    message = _visible(" ".join(message.split()))
+    if len(message) > LONGEST:
+        message = f"{message[: LONGEST - 3]}..."
     print(f"glscl: {message}", file=sys.stderr, flush=True)
     if as_json:
-        print(json.dumps({"error": message, "exit_status": status}, ensure_ascii=False), flush=True)
+        _print_json({"error": message, "exit_status": status})
     return status
+
+
+def _print_json(value: Any) -> None:
+    """One JSON object on standard output, in ASCII where that cannot print all of it (half surrogates, other encodings)."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, allow_nan=False)
+    print(text, flush=True)
+
+
+def _visible(text: str) -> str:
+    """Text that cannot steer a terminal nor fail to print: control characters and half surrogates as `\\x1b`, `\\ud800`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else ascii(c)[1:-1] for c in text)
 
 
 def _terminate_like_interrupt() -> None:

@@ -17,15 +17,12 @@ import numpy as np
 from glscl.cache.store import Store, open_store
 from glscl.errors import CacheError, CheckpointError, InputError, NotFoundError, StorageError
 from glscl.evaluate.metrics import TEXT_TO_VIDEO
+from glscl.evaluate.result_check import DIRECTIONS, result_problem
 from glscl.evaluate.tables import marked
 
 if TYPE_CHECKING:
     from glscl.evaluate.closeup import CloseUp
     from glscl.evaluate.evaluation import Evaluation
-
-_NEEDED = ("dataset", "split", "head", "backbone", "selection", "frozen_backbone", "counts")
-_DIRECTIONS = ("text_to_video", "video_to_text")
-_METRICS = ("R@1", "R@5", "R@10", "R@50", "MdR", "MnR", "queries")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,15 +185,9 @@ def _read_result(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read as a result: {error}") from error
     if not isinstance(result, dict):
         raise InputError(f"{path} is not a result: found a {type(result).__name__}, expected an object")
-    missing = [key for key in (*_NEEDED, *_DIRECTIONS) if key not in result]
-    if missing:
-        raise InputError(f"{path} is not a result of glscl eval: it lacks {', '.join(missing)}")
-    for direction in _DIRECTIONS:
-        metrics = result[direction]
-        numbers = [metrics.get(name) if isinstance(metrics, dict) else None for name in _METRICS]
-        wrong = [name for name, value in zip(_METRICS, numbers) if not isinstance(value, (int, float))]
-        if wrong:
-            raise InputError(f"{path}: {direction} has no number for {', '.join(wrong)}")
+    problem = result_problem(result)
+    if problem:
+        raise InputError(f"{path} is not a result of glscl eval: {problem}")
     return result
 
 
@@ -207,25 +198,30 @@ def _with_ranks(run: RunForReport, path: Path) -> RunForReport:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        ranks = {name: np.asarray(arrays[name], np.float64) for name in (*_DIRECTIONS, "video_to_text_caption")}
+        ranks = {name: np.asarray(arrays[name], np.float64) for name in (*DIRECTIONS, "video_to_text_caption")}
         text_ids, video_ids = arrays["text_ids"].tolist(), arrays["video_ids"].tolist()
         video_of_text = np.asarray(arrays["video_of_text"], np.int64)
     except Exception as error:  # numpy and zipfile raise whatever they like on damaged files
-        return run.noting(f"The ranks of each query ({path}) cannot be read ({error}), {lost}.")
+        return run.noting(f"The ranks of each query ({path}) cannot be read ({str(error)[:200]}), {lost}.")
+    if not all(isinstance(name, str) for name in (*text_ids, *video_ids)):
+        return run.noting(f"The ids in {path} are not strings, {lost}.")
     queries = [len(text_ids), len(video_ids)]
-    stated = [run.result[direction]["queries"] for direction in _DIRECTIONS]
-    sizes = [len(ranks[direction]) for direction in _DIRECTIONS]
-    means = [float(of.mean()) for of in (ranks[direction] for direction in _DIRECTIONS) if len(of)]
+    stated = [run.result[direction]["queries"] for direction in DIRECTIONS]
+    sizes = [len(ranks[direction]) for direction in DIRECTIONS]
+    means = [float(of.mean()) for of in (ranks[direction] for direction in DIRECTIONS) if len(of)]
     agree = (
-        np.allclose(means, [run.result[direction]["MnR"] for direction in _DIRECTIONS]) if len(means) == 2 else False
+        np.allclose(means, [run.result[direction]["MnR"] for direction in DIRECTIONS]) if len(means) == 2 else False
     )
-    if not (queries == stated == sizes and agree and len(video_of_text) == len(text_ids)):
+    agree = agree and all(((of >= 1) & (of < 1e12)).all() for of in ranks.values())
+    known = ((video_of_text >= 0) & (video_of_text < len(video_ids))).all()
+    if not (queries == stated == sizes and agree and known and len(video_of_text) == len(text_ids)):
         return run.noting(f"The ranks in {path} belong to another evaluation than the result, {lost}.")
     return replace(run, ranks=ranks, text_ids=text_ids, video_ids=video_ids, video_of_text=video_of_text)
 
 
 def _with_history(run: RunForReport, folder: Path) -> RunForReport:
     from glscl.train_head.checkpoint import read_run
+    from glscl.train_head.records import history_problem
 
     run = replace(run, folder=folder)
     try:
@@ -235,10 +231,11 @@ def _with_history(run: RunForReport, folder: Path) -> RunForReport:
     path = folder / "history.jsonl"
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        return run.noting(
-            f"{os.fspath(path)} cannot be read ({type(error).__name__}), so there are no training curves."
-        )
+        problem = history_problem(rows)
+    except (OSError, ValueError, RecursionError) as error:
+        problem = type(error).__name__
+    if problem:
+        return run.noting(f"{os.fspath(path)} cannot be read ({problem}), so there are no training curves.")
     return replace(run, history=rows)
 
 

@@ -19,8 +19,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from glscl.errors import InputError, NotFoundError
-from glscl.extract.datasets.reading import read_bytes, show
+from glscl.extract.datasets.reading import check_memo, read_bytes, show
 from glscl.extract.datasets.video_files import VideoFiles
+
+EXPANSION, FLOOR = 1100, 2**20  # bytes a stored byte may become (deflate: 1,032), and bytes that are never too many
 
 Entries = dict[str, Callable[[], Any]]  # name → reads its value; "" is the name of an array that has none
 
@@ -47,7 +49,7 @@ class Arrays:
         """
         where = self.where(name)
         try:
-            array = _array(self.entries[name]())
+            array = _array(self.entries[name](), Budget(self.files.get(name, self.path)))
         except InputError:
             raise
         except Exception as error:  # damaged files raise nearly anything, in five libraries
@@ -113,7 +115,7 @@ def _only_array(path: Path) -> Callable[[], np.ndarray]:
             if len(entries) > 1 and "features" not in entries:
                 names = ", ".join(show(name) for name in list(entries)[:4])
                 raise InputError(f"{path}: {len(entries)} arrays ({names}); expected one, or one named 'features'")
-            return _array(entries["features" if len(entries) > 1 else next(iter(entries))]())
+            return _array(entries["features" if len(entries) > 1 else next(iter(entries))](), Budget(path))
 
     return read
 
@@ -165,10 +167,20 @@ def _h5(path: Path, stack: ExitStack) -> Entries:
 
     def visit(name: str, found: Any) -> None:
         if isinstance(found, h5py.Dataset):
-            entries[name] = lambda: found[()]
+            entries[name] = lambda: _dataset(found)
 
     file.visititems(visit)
     return entries
+
+
+def _dataset(found: Any) -> np.ndarray:
+    """The numbers of an HDF5 dataset that lie in its own file, unless it claims far more than it stores."""
+    if found.is_virtual or found.external:
+        raise ValueError("its numbers lie in other files")
+    stored = found.id.get_storage_size()
+    if found.nbytes > EXPANSION * stored + FLOOR:
+        raise ValueError(f"it claims {found.nbytes} bytes, but stores {stored}")
+    return found[()]
 
 
 def _torch(path: Path, stack: ExitStack) -> Entries:
@@ -183,12 +195,14 @@ def _torch(path: Path, stack: ExitStack) -> Entries:
             f"{path}: not a file of tensors alone: {found}",
             mend="Save tensors, or a dictionary of tensors, by torch.save",
         ) from None
-    return _flat(value)
+    return _flat(value, Budget(path))
 
 
 def _pickle(path: Path, stack: ExitStack) -> Entries:
     try:
-        value = _ArrayUnpickler(io.BytesIO(read_bytes(path)), encoding="latin1").load()
+        data = read_bytes(path)
+        check_memo(data)
+        value = _ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
     except InputError:
         raise
     except Exception as error:  # a damaged pickle raises nearly anything
@@ -196,7 +210,7 @@ def _pickle(path: Path, stack: ExitStack) -> Entries:
             f"{path}: not a pickle of plain containers and numpy arrays: {_reason(error)}",
             mend="Save it as .npz where you trust it: numpy.savez(FILE, **arrays).",
         ) from None
-    return _flat(value)
+    return _flat(value, Budget(path))
 
 
 _READERS: dict[str, Callable[[Path, ExitStack], Entries]] = {
@@ -212,19 +226,38 @@ _READERS: dict[str, Callable[[Path, ExitStack], Entries]] = {
 _KNOWN = ", ".join(_READERS)
 
 
-def _flat(value: Any, prefix: str = "") -> Entries:
+class Budget:
+    """What may be made of a file: containers that refer to each other can claim more than any memory holds.
+
+    Args:
+        path: the file; a budget is a multiple of its size.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.size = path.stat().st_size
+        self.left = 64 * self.size + 64 * FLOOR
+
+    def spend(self, size: int) -> None:
+        """Take off one value of `size` bytes. Raises ValueError where nothing is left."""
+        self.left -= 64 + size
+        if self.left < 0:
+            raise ValueError(f"its containers repeat each other to more than {64 * self.size} bytes")
+
+
+def _flat(value: Any, budget: Budget, prefix: str = "") -> Entries:
     """The leaves of nested dictionaries, their keys joined by slashes."""
+    budget.spend(len(prefix))
     if not isinstance(value, dict):
         return {prefix: lambda: value}
     entries: Entries = {}
     for key, inner in value.items():
         if isinstance(key, bool) or not isinstance(key, (str, int)):
             raise ValueError(f"the key {show(key)} is not a string")
-        entries.update(_flat(inner, f"{prefix}/{key}" if prefix else str(key)))
+        entries.update(_flat(inner, budget, f"{prefix}/{key}" if prefix else str(key)))
     return entries
 
 
-def _array(value: Any) -> np.ndarray:
+def _array(value: Any, budget: Budget) -> np.ndarray:
     """numpy arrays, torch tensors, pickled arrays, and lists of them, as one array.
 
     Raises:
@@ -233,9 +266,12 @@ def _array(value: Any) -> np.ndarray:
     if isinstance(value, np.ndarray):
         return value
     if isinstance(value, PickledArray):
-        return value.array()
+        array = value.array()
+        budget.spend(array.nbytes)
+        return array
+    budget.spend(8)
     if isinstance(value, (list, tuple)):
-        parts = [_array(part) for part in value]
+        parts = [_array(part, budget) for part in value]
         shapes = sorted({part.shape for part in parts})
         if len(shapes) > 1:
             raise ValueError(f"a list of arrays of different shapes, {shapes[0]} and {shapes[-1]}")
@@ -243,9 +279,19 @@ def _array(value: Any) -> np.ndarray:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return np.asarray(float(value))
     if hasattr(value, "is_floating_point"):  # a torch tensor; numpy knows no bfloat16
+        _check_tensor(value)
         dense = value.detach().to_dense() if value.is_sparse else value.detach()
         return (dense.float() if dense.is_floating_point() else dense).numpy()
     raise ValueError(f"found {show(value)}, expected an array of numbers")
+
+
+def _check_tensor(value: Any) -> None:
+    """Raise ValueError for a tensor that claims far more numbers than it stores: expanded, or sparse."""
+    parts = [value._indices(), value._values()] if value.is_sparse else [value]
+    stored = sum(part.untyped_storage().nbytes() for part in parts)
+    claimed = value.numel() * value.element_size()
+    if claimed > EXPANSION * stored + FLOOR:
+        raise ValueError(f"a tensor that claims {claimed} bytes, but stores {stored}")
 
 
 # --- pickles ----------------------------------------------------------------------------------------------------------
@@ -305,18 +351,33 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+class _Call:
+    """A function that a pickle may call and, unlike the function itself, not set attributes of."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, state: object) -> NoReturn:
+        raise pickle.UnpicklingError("it changes what reads it")
+
+
 _ADMITTED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): PickledArray,
     ("numpy", "dtype"): PickledDtype,
-    ("_codecs", "encode"): _latin1,
+    ("_codecs", "encode"): _Call(_latin1),
     ("collections", "OrderedDict"): dict,
     **{
         (f"numpy.{core}.{module}", name): stand_in
         for core in ("core", "_core")
         for module, name, stand_in in (
             ("multiarray", "_reconstruct", PickledArray),
-            ("multiarray", "scalar", _scalar),
-            ("numeric", "_frombuffer", _from_buffer),
+            ("multiarray", "scalar", _Call(_scalar)),
+            ("numeric", "_frombuffer", _Call(_from_buffer)),
         )
     },
 }

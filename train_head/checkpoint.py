@@ -22,8 +22,9 @@ from torch import Tensor
 
 from glscl.cache.files import dump_json, write_atomically
 from glscl.cache.fingerprint import differences
-from glscl.errors import CheckpointError, FingerprintError, GlsclError, NotFoundError
+from glscl.errors import CheckpointError, FingerprintError, NotFoundError
 from glscl.train_head.heads import build_head
+from glscl.train_head.records import run_problem, short
 
 if TYPE_CHECKING:
     from glscl.cache.store import Store
@@ -68,22 +69,14 @@ def read_run(folder: Path) -> dict[str, Any]:
         )
     try:
         run = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
     found = run.get("schema") if isinstance(run, dict) else type(run).__name__
     if found != RUN_SCHEMA:
-        raise CheckpointError(f"{path} has schema {found!r}; this version reads {RUN_SCHEMA!r}")
-    kinds = {
-        "head": str,
-        "options": dict,
-        "embed_dim": int,
-        "cache_fingerprint": str,
-        "history": list,
-        "settings": dict,
-    }
-    for key, kind in kinds.items():
-        if not isinstance(run.get(key), kind):
-            raise CheckpointError(f"{path}: {key} is {run.get(key)!r}, expected a {kind.__name__}")
+        raise CheckpointError(f"{path} has schema {short(found)}; this version reads {RUN_SCHEMA!r}")
+    problem = run_problem(run)
+    if problem:
+        raise CheckpointError(f"{path}: {problem}")
     return run
 
 
@@ -123,11 +116,22 @@ def load_run(
         raise ValueError(f"which is {which!r}, expected one of {', '.join(WHICH)}")
     folder = Path(folder)
     run = read_run(folder)
+    path = folder / f"{which}.safetensors"
+    tensors, _ = _load(path)
+    for name, value in run["options"].items():
+        if name.endswith("layers") and isinstance(value, int) and value > len(tensors):
+            raise CheckpointError(f"{path} does not fit the head: {name} is {value}, but it holds {len(tensors)} tensors")
     try:
+        with torch.device("meta"):  # sizes alone: what run.json claims may not fit into any memory
+            shapes = build_head(run["head"], embed_dim=run["embed_dim"], **run["options"]).state_dict()
+        check_tensors(path, tensors, {name: value.shape for name, value in shapes.items()})
         head = build_head(run["head"], embed_dim=run["embed_dim"], **run["options"])
-    except (GlsclError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'run.json'} describes no head of this version: {error}") from error
-    load_weights(folder / f"{which}.safetensors", head)
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch raises nearly anything for sizes that cannot be
+        reason = str(error).partition("\n")[0][:200]
+        raise CheckpointError(f"{folder / 'run.json'} describes no head of this version: {reason}") from error
+    head.load_state_dict(tensors)
     return head.to(device).eval(), run
 
 
@@ -162,7 +166,7 @@ def load_resume(folder: Path) -> Resume | None:
     tensors, metadata = _load(path)
     try:
         state = json.loads(metadata["state"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} does not say where the run stands: {error!r}") from error
     return Resume(tensors, state)
 
@@ -260,4 +264,4 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except Exception as error:  # safetensors raises its own, undocumented type
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {str(error)[:200]}") from error

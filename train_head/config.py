@@ -183,10 +183,15 @@ def resolve(
 
 def settings_from(stored: Mapping[str, Any], kind: type[TrainSettings] = TrainSettings) -> TrainSettings:
     """Settings as run.json holds them, of `train-head` or a `kind` that has more. Raises UsageError where they are not complete."""
+    from glscl.train_head.records import settings_problem
+
     names = {field.name for field in dataclasses.fields(kind)}
     if set(stored) != names:
         odd = sorted(set(stored) ^ names)
-        raise UsageError(f"The stored settings lack or have beside what is known: {', '.join(odd)}")
+        raise UsageError(f"The stored settings lack or have beside what is known: {', '.join(odd)[:200]}")
+    problem = settings_problem(stored, kind)
+    if problem:
+        raise UsageError(f"The stored settings cannot be: {problem}")
     return kind(**{**stored, "betas": tuple(stored["betas"])})
 
 

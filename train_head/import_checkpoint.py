@@ -26,6 +26,7 @@ from glscl.train_head.config import parse_options
 from glscl.train_head.heads import HEADS
 from glscl.train_head.heads.base import Head
 from glscl.train_head.recipes import RECIPES
+from glscl.train_head.records import short
 from glscl.train_head.upstream import SOURCES, head_from_state_dict
 from glscl.versions import versions
 
@@ -182,7 +183,7 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
         raise InputError(f"{file} holds a {type(found).__name__}, expected a state dict: names and tensors")
     odd = next((key for key, value in found.items() if not (isinstance(key, str) and isinstance(value, Tensor))), None)
     if odd is not None:
-        raise InputError(f"{file} is not a state dict: {odd!r} is a {type(found[odd]).__name__}, expected a tensor")
+        raise InputError(f"{file} is not a state dict: {short(odd)} is a {type(found[odd]).__name__}, expected a tensor")
     if not found:
         raise InputError(f"{file} holds no tensors")
     return dict(found)
@@ -285,7 +286,7 @@ def _read_safetensors(file: Path) -> Any:
     try:
         return load_file(file)
     except Exception as error:  # safetensors raises its own, undocumented type
-        raise InputError(f"{file} is neither a torch checkpoint nor safetensors: {error}") from error
+        raise InputError(f"{file} is neither a torch checkpoint nor safetensors: {str(error)[:200]}") from error
 
 
 def _from_a_file(pretrained: str | None) -> bool:

@@ -19,6 +19,7 @@ from glscl.train_head.checkpoint import (
     save_resume,
     write_run,
 )
+from glscl.train_head.records import short, standing_problem
 
 if TYPE_CHECKING:
     from glscl.train_head.loop import Learner
@@ -45,6 +46,7 @@ class Standing:
         self.epoch, self.step, self.losses, self.seconds = epoch, 0, [], 0.0
 
 
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW keeps of a parameter
 _SAME = ("epochs", "steps", "batch_size", "seed")
 _MOVING = ("epoch", "step", "losses", "seconds", "history", "best", "saved")
 
@@ -64,7 +66,13 @@ def take_up(
 ) -> None:
     """Set weights, moments and standing from what `_standing` saved; nothing where there is none."""
     resume = load_resume(out) if out is not None else None
-    found = resume.state["epoch"] * state.steps + resume.state["step"] if resume is not None else -1
+    found = -1
+    if resume is not None:
+        path = out / "resume.safetensors"
+        problem = standing_problem(resume.state, epochs=state.epochs, steps=state.steps)
+        if problem:
+            raise CheckpointError(f"{path} does not say where the run stands: {problem}")
+        found = resume.state["epoch"] * state.steps + resume.state["step"]
     everywhere = accelerator.gather(torch.tensor([found], device=accelerator.device)).tolist()
     if len(set(everywhere)) > 1:
         raise CheckpointError(
@@ -73,23 +81,30 @@ def take_up(
         )
     if resume is None:
         return
-    path = out / "resume.safetensors"
     for key in _SAME:
         if resume.state.get(key) != getattr(state, key):
-            found = resume.state.get(key)
+            found = short(resume.state.get(key))
             raise CheckpointError(f"{path} is of another training: {key} is {found}, expected {getattr(state, key)}")
     expected = {f"head.{name}": value.shape for name, value in module.state_dict().items()}
     weights = {name: value for name, value in resume.tensors.items() if name.startswith("head.")}
     check_tensors(path, weights, expected)
     parameters = dict(module.named_parameters())
+    moments: dict[str, dict[str, torch.Tensor]] = {}
     for name, value in resume.tensors.items():
         kind, _, parameter = name.partition(".")
-        if kind != "head" and (parameter not in parameters or value.shape not in (parameters[parameter].shape, ())):
-            raise CheckpointError(f"{path} does not fit the head: it has a {name} of shape {tuple(value.shape)}")
+        if kind == "head":
+            continue
+        shape = () if kind == "step" else parameters[parameter].shape if parameter in parameters else None
+        if parameter not in parameters or kind not in _MOMENTS or value.shape != shape or not value.is_floating_point():
+            raise CheckpointError(f"{path} does not fit the head: it has a {name[:200]} of shape {tuple(value.shape)}")
+        moments.setdefault(parameter, {})[kind] = value
+    for parameter, found_moments in moments.items():
+        if len(found_moments) < len(_MOMENTS):
+            lacking = ", ".join(kind for kind in _MOMENTS if kind not in found_moments)
+            raise CheckpointError(f"{path} lacks {lacking} of {parameter}")
     module.load_state_dict({name.removeprefix("head."): value for name, value in weights.items()})
-    for name, value in resume.tensors.items():
-        kind, _, parameter = name.partition(".")
-        if kind != "head":
+    for parameter, of in moments.items():
+        for kind, value in of.items():
             optimizer.state[parameters[parameter]][kind] = value.to(parameters[parameter].device)
     for key in _MOVING:
         setattr(state, key, resume.state.get(key, getattr(state, key)))

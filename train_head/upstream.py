@@ -138,9 +138,11 @@ def _plan_aggregator(weights: Mapping[str, Tensor], kind: str | None) -> _Plan:
 
 
 def _layers(weights: Mapping[str, Tensor], prefix: str) -> int:
-    """Number of layers below `prefix` by the highest index, at least 1."""
-    indices = [int(match[1]) for key in weights if (match := re.match(re.escape(prefix) + r"(\d+)\.", key))]
-    return max(indices, default=0) + 1
+    """Number of layers below `prefix` by the highest index, at least 1. Raises CheckpointError where one is left out."""
+    indices = {match[1] for key in weights if (match := re.match(re.escape(prefix) + r"([0-9]+)\.", key))}
+    if indices and indices != {str(i) for i in range(len(indices))}:
+        raise CheckpointError(f"{prefix} has the layers {', '.join(sorted(indices)[:8])[:200]}; expected 0, 1, …, each once")
+    return max(1, len(indices))
 
 
 def _warn_if_trained(weights: Mapping[str, Tensor]) -> None:

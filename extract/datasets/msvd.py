@@ -19,6 +19,7 @@ from glscl.extract.datasets.base import (
 )
 from glscl.extract.datasets.reading import (
     check_id,
+    check_memo,
     read_bytes,
     read_json,
     read_lines,
@@ -103,6 +104,7 @@ def read_plain_pickle(path: Path, expected: type) -> Any:
     """
     data = read_bytes(path)
     try:
+        check_memo(data)
         value = _PlainUnpickler(io.BytesIO(data), encoding="utf-8").load()
     except Exception as error:  # a damaged pickle raises nearly anything
         reason = str(error) or type(error).__name__

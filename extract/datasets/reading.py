@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import pickletools
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -136,6 +137,13 @@ def read_bytes(path: Path) -> bytes:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError as error:  # a null character in the name
         raise InputError(f"{show(str(path))}: not a path: {error}") from None
+
+
+def check_memo(data: bytes) -> None:
+    """Raise ValueError for a pickle that numbers an object beyond its size: unpickling would reserve memory for all."""
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= argument <= len(data):
+            raise ValueError(f"it numbers an object {argument}, with {len(data)} bytes in all")
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:

@@ -68,6 +68,8 @@ def _cache(out: Path, format: str) -> Any:
 
 def _run(root: Path) -> None:
     """Two runs of one epoch of two, judged, with where the first stands."""
+    import torch
+
     from glscl.evaluate.evaluation import evaluate_run, write_result
     from glscl.train_head.checkpoint import Resume, save_resume, save_weights, write_run
     from glscl.train_head.heads import build_head
@@ -82,7 +84,9 @@ def _run(root: Path) -> None:
         state = {"epochs": 2, "steps": 2, "batch_size": 2, "seed": 0}
         moving = {"epoch": 1, "step": 0, "losses": [], "seconds": 1.0, "history": [row], "best": row, "scaler": None}
         tensors = {f"head.{key}": value for key, value in head.state_dict().items()}
-        tensors |= {f"exp_avg.{key}": value.detach().clone() for key, value in head.named_parameters()}
+        for key, value in head.named_parameters():
+            tensors |= {f"{kind}.{key}": value.detach().clone() for kind in ("exp_avg", "exp_avg_sq")}
+            tensors[f"step.{key}"] = torch.tensor(2.0)
         save_resume(folder, Resume(tensors, {**state, **moving}))
         write_run(
             folder,

@@ -122,11 +122,15 @@ def dump_json(value: Any) -> bytes:
 
 
 def load_json(path: Path, what: str) -> dict[str, Any]:
-    """Read a JSON object; anything else is a CacheFormatError naming the file."""
+    """Read a JSON object; anything else is a CacheFormatError naming the file, a failing disk a StorageError."""
     try:
         value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError, OSError) as error:
+    except (ValueError, RecursionError) as error:
         raise CacheFormatError(f"{path} is not {what}: {error}") from error
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError(f"Cannot read {path}: {error.strerror or error}") from error
     if not isinstance(value, dict):
         raise CacheFormatError(f"{path} is not {what}: found a {type(value).__name__}, expected an object")
     return value

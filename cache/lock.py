@@ -131,7 +131,8 @@ def locks(root: os.PathLike[str] | str) -> list[Lock]:
                 holder = None
             except OSError as error:
                 raise StorageError(f"Cannot read {folder / name}: {error.strerror}") from error
-            if holder is not None and not (type(holder.get("pid")) is int and isinstance(holder.get("host"), str)):
+            pid = None if holder is None else holder.get("pid")
+            if holder is not None and not (type(pid) is int and 0 < pid < 2**31 and isinstance(holder.get("host"), str)):
                 holder = None
             found.append(Lock(folder / name, (int(match[1]), int(match[2])), holder))
     return found

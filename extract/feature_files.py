@@ -235,13 +235,13 @@ class Budget:
 
     def __init__(self, path: Path) -> None:
         self.size = path.stat().st_size
-        self.left = 64 * self.size + 64 * FLOOR
+        self.left = 64 * self.size + 8 * FLOOR
 
     def spend(self, size: int) -> None:
         """Take off one value of `size` bytes. Raises ValueError where nothing is left."""
         self.left -= 64 + size
         if self.left < 0:
-            raise ValueError(f"its containers repeat each other to more than {64 * self.size} bytes")
+            raise ValueError(f"its containers repeat each other to far more than its {self.size} bytes")
 
 
 def _flat(value: Any, budget: Budget, prefix: str = "") -> Entries:

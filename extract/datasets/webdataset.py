@@ -126,7 +126,7 @@ def _samples(shard: Path, stem: str, videos: Path | None) -> list[_Sample]:
                         refuse(shard, show(key), f"two videos: {files[key]} and {stem}/{name}")
                     captions.setdefault(key, {})
                     if videos is not None:
-                        _unpack(archive, member, videos / stem / name)
+                        _unpack(archive, member, videos, f"{stem}/{name}")
                 elif extension in ("txt", "json"):
                     text = _small_text(archive, member, shard)
                     if extension == "txt":
@@ -185,11 +185,14 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
     return content
 
 
-def _unpack(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+def _unpack(archive: tarfile.TarFile, member: tarfile.TarInfo, videos: Path, name: str) -> None:
     """Write a video aside and move it into place, unless it is there with the size it should have."""
+    target = videos / name
     with suppress(OSError):
         if target.stat().st_size == member.size:
             return
+    if not target.parent.resolve().is_relative_to(videos.resolve()):
+        raise StorageError(f"{target}: a link leads outside the folder of videos {videos}", mend="Take the link away")
     _make(target.parent)
     aside = target.with_name(f".{os.getpid()}.part")
     content = _content(archive, member)

@@ -155,10 +155,10 @@ FEATURES = [
     Reader("npz-compressed", {"features.npz": _npz(compressed=True)}, _read_arrays),
     Reader("pickle-2", {"features.pkl": _pickle(2)}, _read_arrays),
     Reader("pickle-5", {"features.pkl": _pickle(5)}, _read_arrays),
-    Reader("torch", _pt, _read_arrays),
-    Reader("torch-old", _old_pt, _read_arrays),
+    Reader("torch", _pt, _read_arrays, few=40),
+    Reader("torch-old", _old_pt, _read_arrays, few=40),
     Reader("h5", _h5, _read_arrays),
     Reader("import-features", _import_files, _import, writes=True),
-    Reader("checkpoint-torch", _weights_pt, _read_weights),
+    Reader("checkpoint-torch", _weights_pt, _read_weights, few=40),
     Reader("checkpoint-safetensors", _weights_safetensors, _read_weights),
 ]

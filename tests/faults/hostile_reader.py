@@ -31,6 +31,7 @@ class Reader:
         read: reads them all below a folder; what it returns must be JSON-able.
         writes: it writes to the folder `out` beside.
         only: which files are mutated, by suffix; all by default.
+        few: cases of a short run; slow readers have fewer.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Reader:
     read: Callable[[Path], Any]
     writes: bool = False
     only: tuple[str, ...] = ()
+    few: int = 60
 
 
 @dataclass
@@ -71,9 +73,9 @@ def attack(reader: Reader, box: Path, *, start: int, cases: int) -> Tally:
     before = _outside(box)
     tally = Tally()
     for case in range(start, start + cases):
-        path = random.Random(f"{reader.name} {case}").choice(list(good))
-        relative = path.relative_to(folder).as_posix()
-        path.write_bytes(mutate(relative, good[path], case))
+        number = random.Random(f"{reader.name} {case}").randrange(len(good))  # names of shards differ from run to run
+        path, relative = names[number], names[number].relative_to(folder).as_posix()
+        path.write_bytes(mutate(f"{reader.name} {number}{path.suffix}", good[path], case))
         try:
             with _alarm():
                 _one(reader, folder, tally)

@@ -185,14 +185,14 @@ def _report(folder: Path) -> dict[str, Any]:
 
 
 STORED = [
-    Reader("cache-zarr", _files("zarr"), _read_cache("zarr")),
-    Reader("cache-zarr-json", _files("zarr"), _read_cache("zarr"), only=("json", "jsonl")),
-    Reader("cache-hdf5", _files("hdf5"), _read_cache("hdf5")),
-    Reader("cache-hdf5-json", _files("hdf5"), _read_cache("hdf5"), only=("json", "jsonl")),
-    Reader("cache-flat-hdf5", _files("flat.h5"), _read_cache("flat.h5")),
-    Reader("cache-flat-zarr", _files("flat.zarr"), _read_cache("flat.zarr")),
-    Reader("run", _files("run"), _read_run, only=("a/run.json", "a/best.safetensors")),
-    Reader("standing", _files("run"), _take_up, only=("a/resume.safetensors",)),
-    Reader("results", _files("run"), _read_results, only=("a/result.json", "a/result.ranks.npz", "a/run.json", "a/history.jsonl")),
-    Reader("report", _files("run"), _report, writes=True, only=("a/result.json", "a/run.json", "a/history.jsonl")),
+    Reader("cache-zarr", _files("zarr"), _read_cache("zarr"), few=12),
+    Reader("cache-zarr-json", _files("zarr"), _read_cache("zarr"), only=("json", "jsonl"), few=12),
+    Reader("cache-hdf5", _files("hdf5"), _read_cache("hdf5"), few=25),
+    Reader("cache-hdf5-json", _files("hdf5"), _read_cache("hdf5"), only=("json", "jsonl"), few=25),
+    Reader("cache-flat-hdf5", _files("flat.h5"), _read_cache("flat.h5"), few=25),
+    Reader("cache-flat-zarr", _files("flat.zarr"), _read_cache("flat.zarr"), few=15),
+    Reader("run", _files("run"), _read_run, only=("a/run.json", "a/best.safetensors"), few=30),
+    Reader("standing", _files("run"), _take_up, only=("a/resume.safetensors",), few=30),
+    Reader("results", _files("run"), _read_results, only=("a/result.json", "a/result.ranks.npz", "a/run.json", "a/history.jsonl"), few=30),
+    Reader("report", _files("run"), _report, writes=True, only=("a/result.json", "a/run.json", "a/history.jsonl"), few=4),
 ]

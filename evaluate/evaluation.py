@@ -162,7 +162,7 @@ def open_run(run: Path, store: Store, *, which: str, split: str, note: Callable[
         note(f"the cache is not the one {run} was trained on: {line}")
     for line in record.get("imported", {}).get("notes", ()):
         note(f"{run}: {line}")
-    selection = record["selection"] if which == "best" else "last"
+    selection = record.get("selection", "last") if which == "best" else "last"
     if selection == "test" and split == "test":
         note("warning: the epoch was selected on the test split, so these numbers are optimistic")
     settings = record["settings"]

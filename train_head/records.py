@@ -20,9 +20,9 @@ _RUN = {
     "history": list,
     "settings": dict,
     "cache": str,
-    "selection": str,
 }
 _RUN_OPTIONAL = {
+    "selection": str,
     "versions": dict,
     "training": dict | None,
     "imported": dict,

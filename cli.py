@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from glscl.config import home
+from glscl.config import home, with_option
 from glscl.console import (
     TrainingLines,
     aligned,
     lines_of,
     print_cache,
+    print_extraction,
     print_failures,
     print_hits,
     print_repair,
@@ -151,7 +152,8 @@ def extract(
         run.result(counted)
         return
     done = _extract(run, config, dataset, found, out, limit)
-    run.result(done.as_dict())
+    if run.processes.world == 1 or done.finished_here or (done.already_complete and done.complete):
+        run.result(done.as_dict())
 
 
 def _annotations_folder(dataset: str, given: Path | None) -> Path | None:
@@ -179,11 +181,15 @@ def _extract(run: Run, config: ExtractConfig, dataset: str, found: Any, out: Pat
 
     from glscl.extract.datasets import DATASETS
     from glscl.extract.encoder import Backbone
+    from glscl.extract.part import Part
     from glscl.extract.pipeline import extract as extract_features
     from glscl.extract.sampling import Sampling
     from glscl.versions import versions
 
     entry = DATASETS[dataset]
+    launch = run.processes
+    part = Part.parse(config.part).among(launch.rank, launch.world)
+    cores = len(os.sched_getaffinity(0))
     name = f"{dataset}-{config.backbone.replace('/', '-').replace(':', '-')}" + (f"-first{limit}" if limit else "")
     out = out or home() / "caches" / name
     backbone = Backbone.load(
@@ -210,7 +216,7 @@ def _extract(run: Run, config: ExtractConfig, dataset: str, found: Any, out: Pat
         shard_texts=config.shard_texts,
         store_frames=config.store_frames,
         frame_quality=config.frame_quality,
-        workers=config.workers or len(os.sched_getaffinity(0)),
+        workers=config.workers or max(1, cores // launch.local_world),
         batch_frames=config.batch_frames,
         batch_texts=config.batch_texts,
         decoder=config.decoder,
@@ -218,17 +224,11 @@ def _extract(run: Run, config: ExtractConfig, dataset: str, found: Any, out: Pat
         memory_limit=config.memory_limit,
         strict=config.strict,
         retry_failed=config.retry_failed,
+        part=part,
         progress=run.progress,
-        provenance={"command": command_line(), "versions": versions(), "recipe": entry.recipe},
+        provenance={"command": with_option(command_line(), "--part", None), "versions": versions(), "recipe": entry.recipe},
     )
-    if done.already_complete:
-        run.say(f"{out} is complete already: {done.videos} videos, {done.frames} frames, {done.texts} captions")
-    else:
-        run.say(
-            f"{out}: {done.videos} videos, {done.frames} frames, {done.texts} captions in "
-            f"{duration(done.seconds['total'])}" + (f"; bound by {done.bound_by}" if done.bound_by else "")
-        )
-    print_failures(run, out, done)
+    print_extraction(run, out, done)
     return done
 
 
@@ -965,6 +965,22 @@ def export(
     )
     run.say(f"{out}: {done.videos:,} videos and {done.texts:,} captions, {done.dim}-d, in {', '.join(done.files)}")
     run.result(done.as_dict())
+
+
+@command(app)
+def merge(
+    run: Run,
+    out: Annotated[Path, typer.Argument(help="Folder of the merged cache; there already, or new.")],
+    parts: Annotated[list[Path], typer.Argument(help="Folders that `glscl extract --part` filled.")],
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the files even where they could be linked.")] = False,
+) -> None:
+    """Make one cache of the parts of an extraction that ran apart, without copying where the file system has links."""
+    from glscl.cache.merge import merge as merge_parts
+
+    done = merge_parts(parts, out, copy=copy)
+    files = f"{done.linked} files linked, {done.copied} copied"
+    run.say(f"{out}: {done.shards} new shards ({files}); complete with {done.videos} videos and {done.texts} captions")
+    run.result(vars(done))
 
 
 @command(app)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,20 @@ def check(config: Any) -> None:
         if (low is not None and not value >= low) or (high is not None and not value <= high):
             bounds = f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}"
             raise UsageError(f"{name} is {value!r}; expected {bounds}")
+
+
+def with_option(command: str, option: str, value: str | None) -> str:
+    """A command line with another value of an option, or (None) without it; as it stands where it has none."""
+    words, kept = shlex.split(command), []
+    while words:
+        word = words.pop(0)
+        if word == option and words:
+            words.pop(0)
+        elif not word.startswith(option + "="):
+            kept.append(word)
+            continue
+        kept += [] if value is None else [option, value]
+    return shlex.join(kept)
 
 
 def home() -> Path:

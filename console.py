@@ -12,6 +12,23 @@ from glscl.options import Run
 from glscl.progress import duration
 
 
+def print_extraction(run: Run, out: Path, done: Any) -> None:
+    """What an extraction did. Of several processes the one that completes the cache speaks at the end."""
+    if done.finished_here:
+        run.speaks = True
+    counts = f"{done.videos} videos, {done.frames} frames, {done.texts} captions"
+    took = f" in {duration(done.seconds['total'])}" + (f"; bound by {done.bound_by}" if done.bound_by else "")
+    if not done.complete:
+        run.say(f"{out}: part {done.part} {'was' if done.already_complete else 'is'} done{'' if done.already_complete else took}")
+        there = ", ".join(f"{s['committed']} of {s['planned']} {name} shards" for name, s in done.shards.items())
+        run.say(f"not complete until the other parts are done: {there} are there, {counts}")
+    elif done.already_complete:
+        run.say(f"{out} is complete already: {counts}")
+    else:
+        run.say(f"{out}: {counts}{took}")
+    print_failures(run, out, done)
+
+
 def print_failures(run: Run, out: Path, done: Any) -> None:
     if done.failed:
         lost = f"; {done.texts_without_video} captions lost their video" if done.texts_without_video else ""

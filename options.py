@@ -26,6 +26,7 @@ import typer
 
 from glscl.config import check, setting
 from glscl.errors import GlsclError, UsageError
+from glscl.processes import processes
 from glscl.progress import Progress
 
 
@@ -49,19 +50,27 @@ class Run:
 
     def __init__(self, common: CommonConfig) -> None:
         self.common = common
-        self.progress = Progress()
+        self.processes = processes()
+        self.speaks = self.processes.rank == 0  # of the processes of one launch the first prints
+        self.progress = Progress(quiet=not self.speaks)
 
     @property
     def seed(self) -> int:
         return self.common.seed
 
     def device(self) -> Any:
-        """The torch device that --device names. Raises UsageError where it is not there."""
+        """The torch device that --device names; each process of a launch gets a GPU of its own.
+
+        Raises:
+            UsageError: it is not there.
+        """
         import torch
 
         name = self.common.device
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cuda" and self.processes.world > 1 and torch.cuda.device_count():
+            name = f"cuda:{self.processes.local_rank % torch.cuda.device_count()}"
         try:
             device = torch.device(name)
         except RuntimeError as error:
@@ -77,15 +86,16 @@ class Run:
 
     def say(self, text: str = "") -> None:
         """A line for people: standard output, or standard error when standard output carries JSON."""
-        print(_visible(text), file=sys.stderr if self.common.json else sys.stdout, flush=True)
+        if self.speaks:
+            print(_visible(text), file=sys.stderr if self.common.json else sys.stdout, flush=True)
 
     def detail(self, text: str) -> None:
-        if self.common.verbose:
+        if self.common.verbose and self.speaks:
             print(_visible(text), file=sys.stderr, flush=True)
 
     def result(self, value: dict[str, Any]) -> None:
         """The machine-readable result; printed with --json only."""
-        if self.common.json:
+        if self.common.json and self.speaks:
             _print_json(plain(value))
 
 
@@ -207,8 +217,11 @@ def _fail(message: str, status: int, as_json: bool) -> int:
     message = _visible(" ".join(message.split()))
     if len(message) > LONGEST:
         message = f"{message[: LONGEST - 3]}..."
-    print(f"glscl: {message}", file=sys.stderr, flush=True)
-    if as_json:
+    launch = processes()
+    if launch.rank and status == 130:
+        return status  # the first process says it
+    print(f"glscl{f' (process {launch.rank})' if launch.rank else ''}: {message}", file=sys.stderr, flush=True)
+    if as_json and not launch.rank:
         _print_json({"error": message, "exit_status": status})
     return status
 

@@ -53,9 +53,10 @@ def convert(store: Store, out: Path, *, format: str | None = None) -> Path:
     return _write_cache(store, out, format or others[0])
 
 
-def _write_cache(store: Store, out: Path, format: str) -> Path:
+def spec_of(store: Store) -> StoreSpec:
+    """What `create_store` needs to begin a cache like this one."""
     own = ("dataset", "annotations", "embed_dim", "dtype", "tokens")
-    spec = StoreSpec(
+    return StoreSpec(
         configuration={k: v for k, v in store.configuration.items() if k not in own},
         annotations=replace(store.plan, dataset=store.configuration["dataset"]),
         embed_dim=store.embed_dim,
@@ -65,7 +66,10 @@ def _write_cache(store: Store, out: Path, format: str) -> Path:
         provenance=store.header.get("provenance", {}),
         frames=store.frames,
     )
-    target = create_store(out, spec, format)
+
+
+def _write_cache(store: Store, out: Path, format: str) -> Path:
+    target = create_store(out, spec_of(store), format)
     target.write_backbone_pieces(store.backbone_pieces())
     for stream in STREAMS:
         for shard in range(store.num_shards(stream)):

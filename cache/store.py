@@ -168,8 +168,7 @@ def create_store(path: os.PathLike[str] | str, spec: StoreSpec, format: str = "z
                 mend=f"Use --format {store.header['format']}, or another folder with --out",
             )
         require_same(store.frames, spec.frames, root)
-        store.plan = annotations
-        return store
+        return _with_plan(store, annotations)
     with storage_errors(root, "create the cache"):
         root.mkdir(parents=True, exist_ok=True)
         foreign = sorted(n for n in os.listdir(root) if n not in _OWN_NAMES and not n.startswith("."))
@@ -178,8 +177,6 @@ def create_store(path: os.PathLike[str] | str, spec: StoreSpec, format: str = "z
                 f"{root} is not a glscl cache and not empty: found {', '.join(foreign[:3])}, expected store.json",
                 mend="Choose another folder with --out",
             )
-        write_atomically(root / "plan" / "video.jsonl", _jsonl(annotations.videos))
-        write_atomically(root / "plan" / "text.jsonl", _jsonl(annotations.texts))
         for stream in STREAMS:
             for part in ("shards", "commits"):
                 (root / part / stream).mkdir(parents=True, exist_ok=True)
@@ -209,7 +206,18 @@ def create_store(path: os.PathLike[str] | str, spec: StoreSpec, format: str = "z
         }
         if not put_if_absent(root / "store.json", dump_json(header)):
             return create_store(path, spec, format)  # another launch was a moment faster: compare with what it wrote
-    store = open_store(root)
+    return _with_plan(open_store(root), annotations)
+
+
+def _with_plan(store: Store, annotations: Annotations) -> Store:
+    """The store with the files as this run found them; the first to come here writes them down.
+
+    After store.json, so that of two that begin together with other annotations only the one that won writes a plan.
+    """
+    for stream, items in (("video", annotations.videos), ("text", annotations.texts)):
+        path = store.path / "plan" / f"{stream}.jsonl"
+        if not path.exists():
+            put_if_absent(path, _jsonl(items))
     store.plan = annotations
     return store
 
@@ -696,16 +704,36 @@ class Store:
             self.refresh()
         return won
 
-    def finish(self) -> None:
-        """Write manifest.json. Raises CacheIncompleteError while a shard is missing."""
-        self._commits = self._read_commits()
-        for stream in STREAMS:
-            for shard in self.pending(stream)[:1]:
-                self._committed(stream, shard)
-        streams = {s: [c._asdict() for _, c in sorted(self.commits(s).items())] for s in STREAMS}
-        manifest = {"schema": SCHEMA, "fingerprint": self.fingerprint, "complete": True, "streams": streams}
-        shutil.rmtree(self.path / "partial", ignore_errors=True)
-        write_atomically(self.path / "manifest.json", dump_json(manifest))
+    def finish(self, *, clear: bool = True) -> bool:
+        """Write manifest.json.
+
+        Args:
+            clear: remove what killed writers left behind; not while others write.
+
+        Returns:
+            Whether there was no manifest before: of several writers that finish together, exactly one gets True.
+
+        Raises:
+            CacheIncompleteError: a shard is missing.
+        """
+        path, first, written = self.path / "manifest.json", False, b""
+        while True:
+            self._commits = self._read_commits()
+            for stream in STREAMS:
+                for shard in self.pending(stream)[:1]:
+                    self._committed(stream, shard)
+            streams = {s: [c._asdict() for _, c in sorted(self.commits(s).items())] for s in STREAMS}
+            manifest = {"schema": SCHEMA, "fingerprint": self.fingerprint, "complete": True, "streams": streams}
+            if dump_json(manifest) == written:  # nobody committed a revision meanwhile
+                break
+            written = dump_json(manifest)
+            if clear:
+                shutil.rmtree(self.path / "partial", ignore_errors=True)
+            if put_if_absent(path, written):
+                first = True
+            else:
+                write_atomically(path, written)
+        return first
 
     def write_backbone_pieces(self, pieces: Mapping[str, np.ndarray]) -> None:
         """Store the tensors that heads start from; once, the first writer's stand."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,10 +30,12 @@ class ZarrShards:
     def prepare_root(root: Path, streams: tuple[str, ...]) -> None:
         """Make the cache itself a Zarr group, with groups down to each shard."""
         import zarr
+        from zarr.errors import ContainsGroupError
 
         for folder in (root, root / "shards", *(root / "shards" / stream for stream in streams)):
             if not (folder / "zarr.json").exists():
-                zarr.create_group(folder, zarr_format=3)
+                with contextlib.suppress(ContainsGroupError):  # another launch was a moment faster
+                    zarr.create_group(folder, zarr_format=3)
 
     @staticmethod
     def write(path: Path, arrays: Mapping[str, np.ndarray | Blocks], attributes: Mapping[str, str]) -> None:

@@ -57,6 +57,12 @@ class ExtractConfig:
     shard_videos: int = setting(128, "Videos a shard: what a killed run can lose.", group="Cache", min=1)
     shard_texts: int = setting(4096, "Captions a shard.", group="Cache", min=1)
     workers: int | None = setting(None, "Decoding processes. Default: one a core.", group="Speed", min=1)
+    part: str | None = setting(
+        None,
+        "Do only share I of N, for several machines or a job array; see docs/many-machines.md.",
+        group="Speed",
+        metavar="I/N",
+    )
     batch_frames: int = setting(128, "Frames encoded at once.", group="Speed", min=1)
     batch_texts: int = setting(256, "Captions encoded at once.", group="Speed", min=1)
     decoder: str = setting(

@@ -17,14 +17,15 @@ import numpy as np
 
 from glscl.cache.feature_table import frame_positions
 from glscl.cache.frames import FrameSpec
-from glscl.cache.lock import hold
-from glscl.cache.schema import Annotations, Status, TextItem, VideoItem
+from glscl.cache.lock import hold, locks
+from glscl.cache.schema import STREAMS, Annotations, Status, TextItem, VideoItem
 from glscl.cache.shard import TextRecord, VideoRecord, text_arrays, video_arrays
 from glscl.cache.store import Store, StoreSpec, create_store
 from glscl.errors import DecodeError, InputError, NotFoundError
 from glscl.extract.decode_pool import DecodePool, FrameChunk, VideoDone, VideoTask
 from glscl.extract.encoder import Backbone, TokenizedTexts
 from glscl.extract.frame_spool import FrameSpool
+from glscl.extract.part import WHOLE, Part
 from glscl.extract.sampling import Sampling
 from glscl.extract.stored_frames import StoredFrames
 from glscl.progress import Progress, Task
@@ -32,16 +33,24 @@ from glscl.progress import Progress, Task
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExtractionSummary:
-    """What an extraction did. Seconds of stages overlap: decoding runs beside encoding."""
+    """What an extraction did. Seconds of stages overlap: decoding runs beside encoding.
+
+    While parts of others are missing, `complete` is False and the counts are those of the shards that are there;
+    `finished_here` says that this run put the last one in (into a cache that was complete before: that it was part 1).
+    """
 
     cache: str
     fingerprint: str
     already_complete: bool
+    complete: bool
+    finished_here: bool
+    part: str | None
+    shards: dict[str, dict[str, int]]
     videos: int
     texts: int
     frames: int
     failed: list[dict[str, Any]]
-    texts_without_video: int
+    texts_without_video: int | None
     seconds: dict[str, float]
     bound_by: str | None
 
@@ -79,10 +88,14 @@ def extract(
     memory_limit: float = 4.0,
     strict: bool = False,
     retry_failed: bool = False,
+    part: Part = WHOLE,
     progress: Progress | None = None,
     provenance: dict[str, Any] | None = None,
 ) -> ExtractionSummary:
     """Make a cache, or finish one that was begun.
+
+    Launches of different parts may run beside each other on one folder, or each on a folder of its own for
+    `glscl.cache.merge`. What stands in a shard does not depend on who makes it.
 
     Args:
         annotations: videos and captions from a dataset reader.
@@ -96,6 +109,7 @@ def extract(
         memory_limit: GB (1e9 bytes) that a decoding process may take.
         strict: raise DecodeError at the first video that is missing or gives no frames.
         retry_failed: decode again what failed in earlier runs.
+        part: the share of the shards that this run takes.
         provenance: command and versions, stored beside the configuration.
 
     Raises:
@@ -122,15 +136,17 @@ def extract(
     )
     store = create_store(out, spec, format)
     watch = _Stopwatch()
-    retried = _shards_with_failures(store) if retry_failed else []
-    already = store.complete and not retried and (store.path / "manifest.json").exists()
-    seconds_texts = 0.0
+    retried = part.of(_shards_with_failures(store)) if retry_failed else []
+    nothing_left = not retried and not any(part.of(store.pending(stream)) for stream in STREAMS)
+    had_manifest = (store.path / "manifest.json").exists()
+    already = nothing_left and (had_manifest or not store.complete)
+    finished_here, seconds_texts = False, 0.0
     if not already:
-        with hold(out, what="glscl extract"):
+        with hold(out, part=part, what="glscl extract") as own_lock:
             store.refresh()
             store.write_backbone_pieces(backbone.pieces())
             clock = time.perf_counter()
-            extract_texts(store, backbone, tokens=tokens, batch_texts=batch_texts, progress=progress)
+            extract_texts(store, backbone, tokens=tokens, batch_texts=batch_texts, part=part, progress=progress)
             seconds_texts = time.perf_counter() - clock
             pool = DecodePool(
                 workers=workers,
@@ -140,38 +156,57 @@ def extract(
                 time_limit=time_limit,
                 memory_limit=int(memory_limit * 1e9),
             )
-            _extract_videos(store, backbone, pool, retried, batch_frames, strict, watch, progress)
-            store.finish()
-    videos = store.arrays("video", ["status", "offsets"])
-    failed = store.failures()
-    usable = int(np.isin(videos["status"], [s for s in Status if s.usable]).sum())
-    if not usable:
-        first = failed[0] if failed else {"id": "", "reason": "nothing"}
-        raise DecodeError(
-            f"None of the {len(videos['status'])} videos gave frames; the first, {first['id']!r}: {first['reason']}",
-            mend=f"See all reasons: glscl inspect {out}",
-        )
-    lost = int((store.arrays("text", ["video_index"])["video_index"] < 0).sum())
-    total = time.perf_counter() - started
+            shards = sorted({*part.of(store.pending("video")), *retried})
+            _extract_videos(store, backbone, pool, shards, retried, batch_frames, strict, watch, progress)
+            store.refresh()
+            if part.whole or store.complete:
+                alone = all(lock.stale or lock.file == own_lock for lock in locks(out))
+                finished_here = store.finish(clear=alone) or (had_manifest and part.index == 1)
+    seconds = {
+        "total": time.perf_counter() - started,
+        "texts": seconds_texts,
+        "waiting_for_frames": watch.waiting,
+        "encoding_frames": watch.encoding,
+        "writing": watch.writing,
+        "decoding_in_workers": watch.decoding,
+    }
     return ExtractionSummary(
         cache=str(out),
         fingerprint=store.fingerprint,
         already_complete=already,
-        videos=usable,
-        texts=store.num_items["text"],
-        frames=int(videos["offsets"][-1]),
-        failed=failed,
-        texts_without_video=lost,
-        seconds={
-            "total": total,
-            "texts": seconds_texts,
-            "waiting_for_frames": watch.waiting,
-            "encoding_frames": watch.encoding,
-            "writing": watch.writing,
-            "decoding_in_workers": watch.decoding,
-        },
+        complete=store.complete,
+        finished_here=finished_here,
+        part=None if part.whole else str(part),
+        **_counted(store),
+        seconds=seconds,
         bound_by=_bound_by(watch, workers),
     )
+
+
+def _counted(store: Store) -> dict[str, Any]:
+    """What the committed shards hold. Raises DecodeError where the cache is complete and no video gave frames."""
+    usable = frames = seen = 0
+    for shard in sorted(store.commits("video")):
+        found = store.arrays("video", ["status", "offsets"], items=store.shard_range("video", shard))
+        usable += int(np.isin(found["status"], [s for s in Status if s.usable]).sum())
+        frames, seen = frames + int(found["offsets"][-1]), seen + len(found["status"])
+    failed = store.failures()
+    if store.complete and not usable:
+        first = failed[0] if failed else {"id": "", "reason": "nothing"}
+        raise DecodeError(
+            f"None of the {seen} videos gave frames; the first, {first['id']!r}: {first['reason']}",
+            mend=f"See all reasons: glscl inspect {store.path}",
+        )
+    return {
+        "videos": usable,
+        "texts": sum(len(store.shard_range("text", shard)) for shard in store.commits("text")),
+        "frames": frames,
+        "failed": failed,
+        "texts_without_video": int((store.arrays("text", ["video_index"])["video_index"] < 0).sum())
+        if store.complete
+        else None,
+        "shards": {s: {"committed": len(store.commits(s)), "planned": store.num_shards(s)} for s in STREAMS},
+    }
 
 
 def first_videos(annotations: Annotations, count: int) -> Annotations:
@@ -249,11 +284,11 @@ def encode_video_file(
 
 
 def extract_texts(
-    store: Store, backbone: Backbone, *, tokens: bool, batch_texts: int, progress: Progress
+    store: Store, backbone: Backbone, *, tokens: bool, batch_texts: int, part: Part = WHOLE, progress: Progress
 ) -> None:
-    """Encode and commit the captions of every shard that is not there yet."""
+    """Encode and commit the captions of every shard of `part` that is not there yet."""
     index_of_video = {video.id: i for i, video in enumerate(store.plan.videos)}
-    pending = store.pending("text")
+    pending = part.of(store.pending("text"))
     with progress.task("captions", sum(len(store.shard_range("text", s)) for s in pending), "captions") as task:
         for shard in pending:
             items = [store.plan.texts[i] for i in store.shard_range("text", shard)]
@@ -400,6 +435,7 @@ def _extract_videos(
     store: Store,
     backbone: Backbone,
     pool: DecodePool,
+    shards: list[int],
     retried: list[int],
     batch_frames: int,
     strict: bool,
@@ -407,7 +443,6 @@ def _extract_videos(
     progress: Progress,
 ) -> None:
     kept = {shard: _usable_records(store, shard) for shard in retried}
-    shards = sorted({*store.pending("video"), *retried})
     wanted = {s: [i for i in store.shard_range("video", s) if i not in kept.get(s, {})] for s in shards}
     videos = store.plan.videos
     if not shards:

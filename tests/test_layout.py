@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FLOOR = ["errors", "config", "versions", "progress"]  # modules at the top that every room may import
+FLOOR = ["errors", "config", "versions", "progress", "processes"]  # modules at the top that every room may import
 ORDER = ["cache", "extract", "train_head", "evaluate", "cli"]
 DOOR = {"options", "places", "demo", "console", "cli", "__main__"}  # the command line, which may import all of them
 

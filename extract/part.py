@@ -1,0 +1,45 @@
+"""A share of an extraction: every n-th shard of each stream, so that nobody has to hand them out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from glscl.errors import UsageError
+
+
+class Part(NamedTuple):
+    """Part `index` of `count`, counted from 1. Part(1, 1) is everything."""
+
+    index: int = 1
+    count: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    @property
+    def whole(self) -> bool:
+        return self.count == 1
+
+    def of(self, shards: Iterable[int]) -> list[int]:
+        """Those of some shard numbers that fall to this part."""
+        return [shard for shard in shards if shard % self.count == self.index - 1]
+
+    def among(self, rank: int, world: int) -> Part:
+        """The share that process `rank` (from 0) of `world` takes of this part."""
+        return Part((self.index - 1) * world + rank + 1, self.count * world)
+
+    @classmethod
+    def parse(cls, text: str | None) -> Part:
+        """`--part`: "2/8" → Part(2, 8), None → everything. Raises UsageError for anything else."""
+        if text is None:
+            return cls()
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip(), re.ASCII)
+        index, count = (int(number) for number in match.groups()) if match else (0, 0)
+        if not 1 <= index <= count:
+            raise UsageError(f"--part is {text!r}; expected I/N with I from 1 to N, such as 2/8")
+        return cls(index, count)
+
+
+WHOLE = Part()

@@ -621,7 +621,10 @@ def search(
     if video is not None and "text_backbone" in store.configuration:
         raise UsageError(f"{store.path} holds imported frame features: how they were made from pixels is not known")
     if normalise is not None and "train" not in store.splits:
-        raise UsageError(f"--normalise needs a bank of training captions and {store.path} has no split train")
+        raise UsageError(
+            f"--normalise needs a bank of training captions and {store.path} has no split train",
+            mend="Search without --normalise",
+        )
     head, table = _head_and_table(run, store, run_folder, split)
     backbone = _backbone_of(run, store, pretrained)
     searched = Search(

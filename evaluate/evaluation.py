@@ -388,7 +388,8 @@ def check_normalisations(names: Sequence[str], head: Head, store: Store | None =
         if "gallery_bank" in NORMALISATIONS[name].banks and not isinstance(head, VectorHead):
             raise UsageError(
                 f"{name} compares videos with videos, which needs a head that makes one vector of each; "
-                f"{type(head).__name__} does not"
+                f"{type(head).__name__} does not",
+                mend=f"Leave it out, or choose from {', '.join(other for other in NORMALISATIONS if other != name)}",
             )
         if store is not None and NORMALISATIONS[name].needs_bank and "train" not in store.splits:
             raise UsageError(

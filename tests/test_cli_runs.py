@@ -209,6 +209,10 @@ def test_a_search_normalises_one_sentence_at_a_time_or_a_list_of_them(glscl, cac
     one_line(glscl("search", "--video", "nowhere.mp4"), 1, "nowhere.mp4")
 
 
+def test_a_folder_of_videos_that_is_not_there_is_named_before_anything_is_scored(glscl, two_runs, tmp_path):
+    one_line(glscl("report", two_runs[0], "--videos", tmp_path / "nowhere"), 1, "--videos", tmp_path / "nowhere")
+
+
 def test_what_cannot_be_judged_as_one_is_refused(glscl, two_runs, small_cache, tmp_path):
     a, b = two_runs
     one_line(glscl("eval", "--run", a, "--combine", "mean"), 2, "--combine", "--run")

@@ -137,6 +137,26 @@ def test_the_histogram_counts_every_query_once_ties_too():
     assert [label.get_text() for label in plot.figure.axes[0].get_xticklabels()] == ["1", "2–3"]
 
 
+def test_bins_of_a_large_gallery_are_slanted_so_that_they_do_not_touch():
+    def angles(gallery):
+        plot = plots.rank_histogram("k", "t", [("a", np.array([1.0, gallery]))], gallery=gallery, order=["a"])
+        return {label.get_rotation() for label in plot.figure.axes[0].get_xticklabels()}
+
+    assert angles(250) == {0.0} and angles(5000) == {25.0}
+
+
+def test_few_hubs_among_many_are_drawn_on_a_logarithmic_axis_that_says_so():
+    def axes(counts):
+        figure = plots.hubness("k", "t", [("a", counts)], neighbours=1, item="videos", queries=100, order=["a"]).figure
+        return figure.axes[0]
+
+    even, spiky = axes(np.ones(100, int)), axes(np.r_[100, np.zeros(99, int)])
+    assert even.get_yscale() == "linear" and "log" not in even.get_ylabel()
+    assert spiky.get_yscale() == "symlog" and spiky.get_ylabel().endswith("(log)")
+    assert [label.get_text() for label in spiky.get_yticklabels()] == ["0", "1", "10", "100"]
+    assert spiky.get_lines()[0].get_ydata().tolist() == [100, *[0] * 99]  # zeros are on it too
+
+
 def test_a_gallery_of_one_and_a_single_epoch_can_be_drawn():
     one = np.array([1.0])
     plots.recall_curve("k", "t", [("a", summarise(one), one, None)], gallery=1, item="videos", order=["a"]).svg()

@@ -7,10 +7,11 @@ PYTEST_OPTIONS ?=
 JOBS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test docs clean
+.PHONY: help demo demo-finetune test docs clean
 
 help:
 	@echo "make demo    the whole pipeline on the built-in corpus, results in $(OUT)/"
+	@echo "make demo-finetune   the same, then backbone and head together from pixels"
 	@echo "make test    all tests in JOBS=$(JOBS) processes (GLSCL_REAL_DATA=DIR adds those on real files)"
 	@echo "make docs    write docs/cli.md from the commands"
 	@echo "make clean   remove the virtual environment and build left-overs"
@@ -26,6 +27,9 @@ $(VENV)/.ready: pyproject.toml
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/glscl demo --out $(OUT)
+
+demo-finetune: $(VENV)/.ready
+	$(VENV)/bin/glscl demo --finetune --out $(OUT)
 
 test: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_OPTIONS)

@@ -64,6 +64,10 @@ def demo(
         int | None, typer.Option(help="Training videos; validation and test shrink with them.", min=20)
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs a head. Default: the recipe's.", min=1)] = None,
+    finetune: Annotated[
+        bool,
+        typer.Option("--finetune", help="Also fine-tune backbone and glscl head from pixels, extract again and judge that."),
+    ] = False,
 ) -> None:
     """Run the whole pipeline on the built-in corpus and backbone: offline, on a CPU, in a few minutes."""
     from glscl.demo import run_demo
@@ -80,6 +84,7 @@ def demo(
         device=run.device(),
         sizes=sizes,
         epochs=epochs,
+        second_pass=finetune,
         progress=run.progress,
         reporter=TrainingLines(run),
         say=run.say,
@@ -87,7 +92,8 @@ def demo(
     )
     counts = results["zero_shot"]["counts"]
     spent = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in results["seconds"].items())
-    run.say(f"\ntest split: {counts['videos']} videos, {counts['texts']} captions, frozen backbone\n")
+    rest = " (fine-tuned in the last row)" if finetune else ""
+    run.say(f"\ntest split: {counts['videos']} videos, {counts['texts']} captions, frozen backbone{rest}\n")
     run.say(aligned(demo_table(results)))
     for name, result in results.items():
         if "tags" in result:

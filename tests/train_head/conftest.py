@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from glscl.cache.feature_table import FeatureTable
+from glscl.cache.schema import Annotations, TextItem, VideoItem
 
 
 def planted_table(
@@ -42,3 +44,40 @@ def planted_table(
 @pytest.fixture
 def planted() -> Callable[..., FeatureTable]:
     return planted_table
+
+
+COLOURS = ("red", "green", "blue", "yellow", "white", "black")
+
+
+def make_painted_corpus(folder: Path) -> Annotations:
+    """Twelve clips of two to five seconds, each with two captions: eight to train on, two each in val and test."""
+    videos, texts = [], []
+    for i in range(12):
+        split = "train" if i < 8 else "val" if i < 10 else "test"
+        path = paint_clip(folder / "a" / f"clip{i}.mp4", seconds=2 + i % 4, seed=i)
+        videos.append(VideoItem(f"clip{i}", split, str(path)))
+        for k in range(2):
+            words = f"a {COLOURS[i % 6]} circle {'moves' if k else 'stands on the left'} {'slowly' if i > 5 else ''}"
+            texts.append(TextItem(f"clip{i}#{k}", f"clip{i}", split, words.strip()))
+    return Annotations(dataset="made", videos=videos, texts=texts)
+
+
+def paint_clip(path: Path, *, seconds: int, seed: int) -> Path:
+    """An H.264 clip of 96 x 96 pixels in two random pictures of coarse squares a second."""
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=2)
+        stream.width, stream.height, stream.pix_fmt = 96, 96, "yuv420p"
+        for _ in range(2 * seconds):
+            picture = rng.integers(0, 255, (6, 6, 3), np.uint8).repeat(16, 0).repeat(16, 1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.fixture(scope="session")
+def painted_corpus() -> Callable[[Path], Annotations]:
+    return make_painted_corpus

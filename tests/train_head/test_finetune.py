@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from glscl.cache.feature_table import FeatureTable
-from glscl.cache.schema import Annotations, TextItem, VideoItem
+from glscl.cache.schema import Annotations
 from glscl.cache.store import Store, open_store
 from glscl.errors import BackboneError, DecodeError, FingerprintError, NotFoundError, UsageError
 from glscl.evaluate.evaluation import evaluate_run, validation_metrics
@@ -31,38 +31,12 @@ from glscl.train_head.loop import ContrastiveStep, Reporter
 from glscl.train_head.parallel import make_accelerator
 from glscl.train_head.train import train
 
-COLOURS = ("red", "green", "blue", "yellow", "white", "black")
 SMALL_HEAD = dict(queries=2, decoder_layers=1, aggregator_layers=1, dropout=0.0, frame_positions=3)
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Annotations:
-    """Twelve clips of two to five frames a second apart, each with two captions; the last is of the split test."""
-    folder = tmp_path_factory.mktemp("clips")
-    videos, texts = [], []
-    for i in range(12):
-        split = "train" if i < 8 else "val" if i < 10 else "test"
-        path = _clip(folder / "a" / f"clip{i}.mp4", seconds=2 + i % 4, seed=i)
-        videos.append(VideoItem(f"clip{i}", split, str(path)))
-        for k in range(2):
-            words = f"a {COLOURS[i % 6]} circle {'moves' if k else 'stands on the left'} {'slowly' if i > 5 else ''}"
-            texts.append(TextItem(f"clip{i}#{k}", f"clip{i}", split, words.strip()))
-    return Annotations(dataset="made", videos=videos, texts=texts)
-
-
-def _clip(path: Path, *, seconds: int, seed: int) -> Path:
-    import av
-
-    path.parent.mkdir(exist_ok=True)
-    rng = np.random.default_rng(seed)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=2)
-        stream.width, stream.height, stream.pix_fmt = 96, 96, "yuv420p"
-        for _ in range(2 * seconds):
-            picture = rng.integers(0, 255, (6, 6, 3), np.uint8).repeat(16, 0).repeat(16, 1)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
-    return path
+def corpus(tmp_path_factory, painted_corpus) -> Annotations:
+    return painted_corpus(tmp_path_factory.mktemp("clips"))
 
 
 def _extract(corpus: Annotations, out: Path, pretrained: str | None = None, **options) -> Store:

@@ -1,0 +1,93 @@
+"""Several processes that share a batch of pixels make the same steps as one process that has it to itself."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from glscl.extract.encoder import Backbone
+from glscl.extract.pipeline import extract
+from glscl.extract.sampling import Sampling
+
+# A large eps keeps AdamW from making whole steps of gradients that are nothing but rounding.
+SCRIPT = """
+import os, sys
+import torch
+from glscl.cache.feature_table import FeatureTable
+from glscl.cache.store import open_store
+from glscl.extract.encoder import Backbone
+from glscl.train_head.finetuning.frames import Frames, items_of
+from glscl.train_head.finetuning.learner import PixelLearner
+from glscl.train_head.finetuning.model import EndToEnd
+from glscl.train_head.finetuning.towers import unfreeze
+from glscl.train_head.heads import build_head
+from glscl.train_head.loop import fit
+
+def main():
+    store = open_store(sys.argv[2])
+    table = FeatureTable.load(store, "train", max_frames=3)
+    weights = {}
+    for case, micro_batch in (("plain", None), ("pieces", 1)):
+        torch.manual_seed(0)
+        backbone = Backbone.load("demo", precision="fp32")
+        unfreeze(backbone)
+        options = dict(queries=2, decoder_layers=1, aggregator_layers=1, dropout=0.0, frame_positions=3)
+        model = EndToEnd(backbone, build_head("glscl", embed_dim=128, **options))
+        with Frames(store, geometry=backbone.geometry, items=items_of(store, table), width=3) as frames:
+            learner = PixelLearner(model, table, store, frames, backbone_lr_scale=0.5, micro_batch=micro_batch)
+            losses = fit(model.head, table, learner=learner, epochs=1, batch_size=4, lr=1e-3, eps=1e-3).losses
+        weights[case] = {**{k: v.contiguous() for k, v in model.state_dict().items()}, "losses": torch.tensor(losses)}
+    if int(os.environ.get("RANK", 0)) == 0:
+        torch.save(weights, sys.argv[1])
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def launch(folder: Path, cache: Path, processes: int) -> dict[str, dict[str, torch.Tensor]]:
+    script, out = folder / "shared.py", folder / f"{processes}.pt"
+    script.write_text(SCRIPT)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    running = []
+    for rank in range(processes):
+        place = {"OMP_NUM_THREADS": 1, "ACCELERATE_USE_CPU": "true"}
+        if processes > 1:
+            place |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+            place |= {"MASTER_ADDR": "127.0.0.1"}
+        environment = {**os.environ, **{key: str(value) for key, value in place.items()}}
+        command = [sys.executable, str(script), str(out), str(cache)]
+        running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    for process in running:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    return torch.load(out, weights_only=True)
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_steps_as_one(tmp_path, painted_corpus):
+    cache = tmp_path / "cache"
+    backbone = Backbone.load("demo")
+    sampling = Sampling(fps=1.0)
+    extract(
+        painted_corpus(tmp_path), cache, backbone=backbone, sampling=sampling, dtype="float32", store_frames="uint8", workers=1
+    )
+    one, two = launch(tmp_path, cache, 1), launch(tmp_path, cache, 2)
+    assert one.keys() == two.keys() == {"plain", "pieces"}
+    before = backbone.model.state_dict()
+    for case, weights in one.items():
+        assert not torch.equal(weights["towers.visual.conv1.weight"], before["visual.conv1.weight"])
+        for name, value in weights.items():
+            torch.testing.assert_close(two[case][name], value, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    for name, value in one["plain"].items():
+        torch.testing.assert_close(one["pieces"][name], value, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")

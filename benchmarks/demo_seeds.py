@@ -1,15 +1,15 @@
 """How much of a head's number on the built-in corpus is luck, and what an option changes: several seeds on one cache.
 
     glscl demo --out demo-out
-    python benchmarks/demo_seeds.py demo-out/cache                                   the demo's heads, 5 seeds
+    python benchmarks/demo_seeds.py demo-out/cache                          the demo's heads, 5 seeds
     python benchmarks/demo_seeds.py demo-out/cache --heads mean_pool,glscl --options adapter=none adapter=mlp
-    python benchmarks/demo_seeds.py demo-out/cache --results study.jsonl             goes on where it was stopped
-    python benchmarks/demo_seeds.py --print study.jsonl other.jsonl                  prints the note, trains nothing
-    python benchmarks/demo_seeds.py demo-out/cache --quick                           one epoch, two seeds: a look
+    python benchmarks/demo_seeds.py demo-out/cache --results study.jsonl    goes on where it was stopped
+    python benchmarks/demo_seeds.py --print study.jsonl other.jsonl         the note alone
+    python benchmarks/demo_seeds.py demo-out/cache --quick                  one epoch, two seeds: a look
 
-Every finished training is one line of the results file, seeds outermost, so that a stopped study is balanced. Prints means
-and standard deviations over seeds, and for what has the same seeds the differences seed by seed. Seconds are those of the
-processor, so that they mean the same on a busy machine.
+Every finished training is one line of the results file, seeds outermost, so that a stopped study is balanced. Prints
+means and standard deviations over seeds, and for what has the same seeds the differences seed by seed. Seconds are those
+of the processor, so that they mean the same on a busy machine.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def spread(values: Sequence[float]) -> str:
 def note(lines: Sequence[dict[str, Any]]) -> str:
     """The tables of a study: spread over seeds, kinds of captions, differences seed by seed."""
     studied: dict[str, dict[int, dict[str, Any]]] = {}
-    for line in lines:
+    for line in sorted(lines, key=lambda line: (HEAD_NAMES.index(line["head"]), str(line["options"]), line["seed"])):
         studied.setdefault(label(line), {})[line["seed"]] = line
     short = {"text_to_video": "t→v", "video_to_text": "v→t"}
     columns = [(direction, metric) for direction in DIRECTIONS for metric in METRICS]
@@ -155,7 +155,7 @@ def note(lines: Sequence[dict[str, Any]]) -> str:
 
 
 def differences(studied: dict[str, dict[int, dict[str, Any]]]) -> Iterator[list[str]]:
-    """A row for each pair that differs in the head or in the options alone, and has two seeds in common at least."""
+    """A row for each two heads, or options of one head, with two seeds in common at least: later minus earlier."""
     for (a, of_a), (b, of_b) in combinations(studied.items(), 2):
         seeds = sorted(of_a.keys() & of_b.keys())
         first, second = of_a[seeds[0]] if seeds else {}, of_b[seeds[0]] if seeds else {}
@@ -178,7 +178,7 @@ def print_note(lines: Sequence[dict[str, Any]], device: torch.device) -> None:
     told = "; ".join(f"{key} {', '.join(values)}" for key, values in used.items())
     caches = sorted({line["cache_fingerprint"] for line in lines})
     print(f"{len(lines)} trainings with the recipe `{RECIPE}` ({told}) on the cache {', '.join(caches)}.")
-    print("Means ± standard deviations over seeds, of the epoch that was best on the validation split, on the test split.")
+    print("Means ± standard deviations over seeds, on the test split, of the epoch that was best in validation.")
     print("CPU seconds are of training with its validations.\n")
     print(note(lines))
     print(

@@ -5,14 +5,14 @@
     python benchmarks/heads.py --quick                      smaller, and little patience: a look, not a result
     python benchmarks/heads.py --device cuda
 
-Features are random, of MSR-VTT's shapes (12 frames, 32 tokens, no padding). Encoding is what depends on one side and is
-done once a caption and once a video; scoring is what grows with the pairs. A head that would take longer than `--patience`
-seconds for all pairs is timed on a part of them, and the table says on how many.
+Features are random, of MSR-VTT's shapes (12 frames, 32 tokens, no padding). Encoding is what depends on one side and
+is done once a caption and once a video; scoring is what grows with the pairs. A head that would take longer than
+`--patience` seconds for all pairs is timed on a part of them, and the table says on how many.
 
-FLOPs are counted by `torch.utils.flop_counter`: two per multiply-add of matrix products, convolutions and attention. "A
-pair, encoding included" is one caption with one video: what a program pays that shares nothing between pairs. "Each further
-pair" is by how much the score of a gallery grows with a pair, when both sides are encoded. The last column is what GLSCL's
-paper prints, without saying for how many pairs; its Prompt Switch is no head (it changes the backbone).
+FLOPs are counted by `torch.utils.flop_counter`: two per multiply-add of matrix products, convolutions and attention.
+"A pair, encoding included" is one caption with one video: what a program pays that shares nothing between pairs. "Each
+further pair" is by how much the score of a gallery grows with a pair, when both sides are encoded. The last column is
+what GLSCL's paper prints, without saying for how many pairs; its Prompt Switch is no head (it changes the backbone).
 
 Standard output is a dated note.
 """
@@ -253,23 +253,23 @@ def meaning(costs: Sequence[Cost], learned: Sequence[Learning], gallery: int, ba
     cheap, dear = (pick(costs, key=lambda cost: cost.seconds_per_million) for pick in (min, max))
     hungry, greedy = (max(found, key=lambda cost: cost.peak_bytes) for found in (costs, learned))
     times = digits(dear.seconds_per_million / cheap.seconds_per_million, 2)
-    lines = [
-        f"A pair costs `{dear.head}` {times} times what it costs `{cheap.head}`.",
-        f"Scoring took {hungry.peak_bytes / 2**20:,.0f} MiB at most (`{hungry.head}`), the pairs of a training batch "
-        f"{greedy.peak_bytes / 2**20:,.0f} MiB (`{greedy.head}`):",
+    lines = [f"A pair costs `{dear.head}` {times} times what it costs `{cheap.head}`."] if len(costs) > 1 else []
+    lines += [
+        f"Scoring took {hungry.peak_bytes / 2**20:,.0f} MiB at most (`{hungry.head}`), the pairs of a training "
+        f"batch {greedy.peak_bytes / 2**20:,.0f} MiB (`{greedy.head}`):",
         "pairs are computed in tiles, and the backward pass computes each tile again instead of keeping it.",
     ]
     for scored, taught in zip(costs, learned, strict=True):
         if scored.pairs < gallery or taught.pairs < batch**2:
             whole = [scored.seconds_per_million * gallery / 6e7, taught.seconds_per_million * batch**2 / 6e7]
             lines.append(
-                f"`{scored.head}` was timed on a part: by its cost a pair the whole gallery takes {digits(whole[0], 2)} "
+                f"`{scored.head}` was timed on a part: by its cost a pair the gallery takes {digits(whole[0], 2)} "
                 f"minutes, the batch {digits(whole[1], 2)}.\nBeside the similarities its memory does not grow further: "
                 "more pairs are more tiles of the same size."
             )
     lines.append(
-        "Not measured here: encoding in a training step (it grows with the batch, not with its square), padded features, "
-        "half\nprecision, and galleries whose encodings do not fit memory."
+        "Not measured here: encoding in a training step (it grows with the batch, not with its square), padded "
+        "features,\nhalf precision, and galleries whose encodings do not fit memory."
     )
     return "\n".join(lines)
 
@@ -282,7 +282,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dim", type=int, default=512, help="size of the features")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3, help="of which the median is taken")
-    parser.add_argument("--patience", type=float, default=60.0, help="seconds for a head's pairs; inf: as long as it takes")
+    parser.add_argument("--patience", type=float, default=60.0, help="seconds for a head's pairs; inf: all of them")
     parser.add_argument("--quick", action="store_true", help="100 x 100, batch 64, one repeat, patience of a second")
     given = parser.parse_args(arguments)
     try:

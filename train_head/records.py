@@ -96,7 +96,8 @@ def settings_problem(stored: Mapping[str, Any], of: type) -> str | None:
         if field.name == "betas":
             good = fits(value, list) and len(value) == 2 and all(fits(beta, float) for beta in value)
         else:
-            good = fits(value, dict if typing.get_origin(kind) else kind)
+            of_objects = typing.get_origin(kind) not in (None, types.UnionType)  # dict[str, …], but not int | None
+            good = fits(value, dict if of_objects else kind)
         if not good:
             return f"{field.name} is {short(value)}"
     return None

@@ -204,6 +204,8 @@ def check_cache(folder: Path | str, run: Mapping[str, Any], store: Store, *, whi
         detail = "" if ours != theirs else f" ({'; '.join(differences(here, there)[:2])})"
         name, pretrained = backbone_of(trained)
         command = f"glscl extract --dataset {store.configuration.get('dataset', 'NAME')} --backbone {name}"
+        if trained.get("backbone", {}).get("preprocessing", {}).get("method") == "fast":
+            command += " --preprocess fast"
         if tuned is not None:
             raise _other_than_tuned(folder, tuned, store, ours, command)
         command += f" --pretrained {pretrained}" if pretrained not in (None, "openai", "demo") else ""

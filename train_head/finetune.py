@@ -221,7 +221,13 @@ def tuned_table(
         )
     made = record["cache_configuration"]["backbone"]
     backbone = Backbone.load(
-        made["name"], str(run / FILES[which]), words=made["words"], device=device, across_frames=True, precision="fp32"
+        made["name"],
+        str(run / FILES[which]),
+        words=made["words"],
+        device=device,
+        precision="fp32",
+        preprocess=made["preprocessing"].get("method", "open_clip"),
+        across_frames=True,
     )
     settings = record["settings"]
     table = FeatureTable.load(

@@ -50,7 +50,18 @@ def run_problem(run: Mapping[str, Any]) -> str | None:
         return f"frame_position of its settings is {short(settings['frame_position'])}"
     if not fits(notes, list) or not all(isinstance(note, str) for note in notes):
         return f"notes of what was imported are {short(notes)}"
-    return history_problem(run["history"])
+    return _weights_problem(run.get("weights", {})) or history_problem(run["history"])
+
+
+def _weights_problem(weights: Any) -> str | None:
+    """What is wrong with what a second pass says of its backbones, by "best" and "last"."""
+    if not fits(weights, dict):
+        return f"weights are {short(weights)}, expected an object"
+    for which, of in weights.items():
+        named = isinstance(of, dict) and all(isinstance(of.get(key), str) for key in ("backbone", "weights"))
+        if not named or "/" in of["backbone"]:
+            return f"weights of {short(which)} are {short(of)}, expected the name of a file and a hash"
+    return None
 
 
 def history_problem(rows: Iterable[Any]) -> str | None:

@@ -177,9 +177,8 @@ def export_backbone(folder: Path, which: str, backbone: Backbone) -> dict[str, A
     model = merged(backbone.model)
     embedding = "2d" if temporal_embedding(model) is None else "3d"
     about = backbone.description
+    settings = {key: value for key, value in about.preprocessing.items() if key != "method"}  # how it is carried out
     write_tuned(
-        folder / FILES[which],
-        model,
-        TunedWeights(backbone.name, about.quick_gelu, about.preprocessing, embedding),
+        folder / FILES[which], model, TunedWeights(backbone.name, about.quick_gelu, settings, embedding)
     )
     return {"backbone": FILES[which], "weights": weights_hash(model), "patch_embedding": embedding}

@@ -1,0 +1,61 @@
+"""The second pass on the command line: from a cache to a run, from the run to numbers, and what it says on the way."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from glscl import cli
+from glscl.options import main
+
+
+@pytest.fixture
+def glscl(capsys, monkeypatch):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["glscl", *map(str, arguments)])
+        status = main(cli.app, [str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+def test_finetune_leaves_a_run_that_pixels_and_new_features_judge_alike(glscl, tmp_path, make_video):
+    lines = ["video,caption,split"]
+    for i in range(8):
+        split = "train" if i < 6 else "test"
+        make_video(tmp_path / "videos" / f"clip{i}.mp4", frames=8, seed=i)
+        lines += [f"clip{i}.mp4,a red circle number {i} {word},{split}" for word in ("moving", "turning")]
+    (tmp_path / "captions.csv").write_text("\n".join(lines) + "\n")
+    data = ("--dataset", "csv", "--annotations", tmp_path / "captions.csv", "--videos", tmp_path / "videos")
+    cache, out, again = tmp_path / "cache", tmp_path / "ft", tmp_path / "again"
+    extract = ("extract", *data, "--backbone", "demo", "--dtype", "float32", "--workers", 1)
+    assert glscl(*extract, "--out", cache, "--store-frames", "uint8")[0] == 0
+
+    asked = ("--head", "projection", "--epochs", 1, "--batch-size", 4, "--lr", 1e-3, "--backbone-lr-scale", 0.1)
+    status, text, _ = glscl("finetune", "--cache", cache, "--out", out, *asked, "--micro-batch", 2)
+    assert status == 0 and "judge it from pixels, or extract again" in text
+    assert json.loads((out / "run.json").read_text())["frozen_backbone"] is False
+
+    status, _, error = glscl("eval", "--run", out)
+    assert status == 1 and "trained the backbone itself" in error and "--pretrained" in error
+    status, text, _ = glscl("eval", "--run", out, "--videos", tmp_path / "videos", "--json", "--out", tmp_path / "a.json")
+    assert status == 0
+    assert glscl(*extract, "--pretrained", out / "backbone.safetensors", "--out", again)[0] == 0
+    status, same, _ = glscl("eval", "--run", out, "--cache", again, "--json")
+    assert status == 0
+    by_pixels, by_features = json.loads(text), json.loads(same)
+    assert by_pixels["text_to_video"] == by_features["text_to_video"]
+    assert by_pixels["frozen_backbone"] is by_features["frozen_backbone"] is False
+
+    for wrong, says in [
+        (("--lora-rank", 2, "--freeze-layers", 1), "--lora-rank leaves the backbone as it is"),
+        (("--freeze-layers", 9), "the vision tower of demo has 4 blocks"),
+        (("--patch-embedding", "3d"), "needs an open_clip vision transformer"),
+        (("--out", out), "holds a run already"),
+    ]:
+        status, _, error = glscl("finetune", "--cache", cache, "--out", tmp_path / "bad", *asked, *wrong)
+        assert status in (1, 2) and says in error and error.count("\n") <= 4, error
+        assert not (tmp_path / "bad").exists()

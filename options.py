@@ -199,6 +199,10 @@ def main(app: typer.Typer, arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (nobody reads any more; keeps the interpreter's flush quiet)
         return 0
+    except (OSError, MemoryError) as error:
+        if debug:
+            raise
+        return _fail(_told_by_the_system(error), 1, as_json)
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "show"):  # typer's own usage errors
             error.show()
@@ -211,6 +215,14 @@ def main(app: typer.Typer, arguments: list[str] | None = None) -> int:
             raise
         text = " ".join(str(error).split())[:500]
         return _fail(f"Unexpected {type(error).__name__}: {text}. The same command with --debug shows where", 1, as_json)
+
+
+def _told_by_the_system(error: OSError | MemoryError) -> str:
+    """What the system says of a path or of the memory, as a line of ours."""
+    if isinstance(error, MemoryError):
+        return "There is not enough memory for this"
+    names = [ascii(os.fsdecode(name))[1:-1][:200] for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
+    return f"Cannot use {' or '.join(names) or 'a file'}: {error.strerror or ' '.join(str(error).split())[:200]}"
 
 
 def _fail(message: str, status: int, as_json: bool) -> int:

@@ -1,0 +1,343 @@
+"""What the long runs over hostile files have found, one by one: each is refused in a line that says what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from glscl import cli
+from glscl.cache.feature_table import FeatureTable
+from glscl.cache.lock import FOLDER, hold, locks
+from glscl.cache.store import open_store
+from glscl.cache.summary import summarise
+from glscl.errors import CacheCorruptError, CacheFormatError, CheckpointError, InputError, UsageError
+from glscl.evaluate.runs import read_evaluated
+from glscl.options import main
+from glscl.train_head.checkpoint import Resume, load_run, save_resume, save_weights, write_run
+from glscl.train_head.config import settings_from
+from glscl.train_head.heads import build_head
+from glscl.train_head.records import standing_problem
+from glscl.train_head.upstream import head_from_state_dict
+
+
+@pytest.fixture
+def cache(small_cache) -> Path:
+    return small_cache("hdf5").fill().path
+
+
+def change(path: Path, /, **changes: object) -> None:
+    """Replace fields of a JSON object; `a__b` is field b of a."""
+    value = json.loads(path.read_text())
+    for key, new in changes.items():
+        *outer, last = key.split("__")
+        place = value
+        for name in outer:
+            place = place[name]
+        place[last] = new
+    path.write_text(json.dumps(value))
+
+
+def put(cache: Path, stream: str, name: str, index: int, value: int) -> None:
+    """Change a number of a committed array of the first shard."""
+    where = cache / open_store(cache).commits(stream)[0].path
+    with h5py.File(where, "r+") as file:
+        file[name][index] = value
+
+
+# --- caches -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"streams__video__items": 10**15}, "items is 1000000000000000"),
+        ({"streams__text__shard_items": 0}, "shard_items is 0"),
+        ({"streams__video__items": True}, "items is True"),
+        ({"splits__test__videos": [0, 99]}, "split 'test'"),
+        ({"splits__test__texts": [5, 1]}, "split 'test'"),
+        ({"splits__test__expected_videos": "x"}, "expected_videos"),
+        ({"notes": [1]}, "notes"),
+        ({"provenance": []}, "provenance"),
+        ({"provenance": {"recipe": ["x"]}}, "recipe"),
+        ({"streams": None}, "streams"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_head_of_a_cache_is_checked_field_by_field(cache, changes, words):
+    change(cache / "store.json", **changes)
+    with pytest.raises(CacheFormatError, match=words):
+        open_store(cache)
+
+
+@pytest.mark.parametrize("line", ["[]", '{"id": 1}', '{"id": "a"}', '{"id":"a","split":"b","path":[]}', "{", "[" * 99_999])
+def test_a_line_of_the_plan_that_is_no_video_is_named(cache, line):
+    path = cache / "plan" / "video.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], line, *lines[2:]]))
+    with pytest.raises(CacheCorruptError, match=r"video\.jsonl, line 2 cannot be read"):
+        open_store(cache).plan  # noqa: B018 (read when it is asked for)
+
+
+def test_a_plan_of_another_length_is_refused(cache):
+    path = cache / "plan" / "text.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(CacheCorruptError, match="has 32 lines, expected 33"):
+        open_store(cache).plan  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"path": "../../elsewhere.h5"}, "expected one below the cache"),
+        ({"path": "/etc/passwd"}, "expected one below the cache"),
+        ({"path": "shards/\0"}, "expected one below the cache"),
+        ({"items": [0, 3]}, "items of shard 0"),
+        ({"shard": 1.5}, "shard is 1.5"),
+        ({"stream": "text"}, "stream is 'text'"),
+        ({"arrays": {}}, "values is None"),
+        ({"arrays__values__shape": [-1, 8]}, "shape"),
+        ({"arrays__values__shape": [3]}, "shape"),
+        ({"arrays__times__shape": [1]}, "expected"),
+        ({"arrays__values__dtype": "float64"}, "dtype 'float64'"),
+        ({"failures": [{}]}, "failures"),
+        ({"failures": "x"}, "failures"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_commit_is_checked_field_by_field(cache, changes, words):
+    (cache / "manifest.json").unlink()
+    change(cache / "commits" / "video" / "00000.json", **changes)
+    with pytest.raises(CacheCorruptError, match=words):
+        summarise(open_store(cache))
+
+
+@pytest.mark.parametrize("manifest", [{"streams": []}, {"streams": {"video": [1], "text": []}}, {"streams": {}}])
+def test_a_manifest_of_other_things_is_refused(cache, manifest):
+    change(cache / "manifest.json", **manifest)
+    with pytest.raises(CacheCorruptError, match=r"manifest\.json cannot be read"):
+        summarise(open_store(cache))
+
+
+@pytest.mark.parametrize(("index", "value"), [(0, 5), (1, 10**15), (2, -1), (-1, 3)])
+def test_boundaries_that_do_not_rise_lead_nowhere(cache, index, value):
+    put(cache, "video", "offsets", index, value)
+    with pytest.raises(CacheCorruptError, match="offsets does not rise from 0 to"):
+        FeatureTable.load(cache, "train", tokens=False)
+
+
+def test_a_caption_of_a_video_that_is_not_there_is_refused(cache):
+    put(cache, "text", "video_index", 0, 99)
+    with pytest.raises(CacheCorruptError, match="names videos that are not there"):
+        FeatureTable.load(cache, "train")
+
+
+def test_a_caption_of_a_video_of_another_split_is_refused(cache):
+    put(cache, "text", "video_index", 0, 10)
+    with pytest.raises(CacheCorruptError, match="captions of split train name video 10 of another split"):
+        FeatureTable.load(cache, "train")
+
+
+def test_captions_that_are_no_text_are_refused(cache):
+    put(cache, "text", "text_bytes", 0, 0xFF)
+    with pytest.raises(CacheCorruptError, match="not UTF-8"):
+        FeatureTable.load(cache, "train")
+
+
+@pytest.mark.parametrize("holder", [{"pid": 10**30, "host": "x"}, {"pid": -1, "host": "x"}, {"pid": "1", "host": 1}, [], "x"])
+def test_a_lock_of_a_process_that_cannot_be_is_still_a_lock(cache, holder):
+    with hold(cache, what="a test"):
+        (path,) = (cache / FOLDER).iterdir()
+        good = path.read_bytes()
+        path.write_text(json.dumps(holder))
+        assert [lock.holder for lock in locks(cache)] == [None]
+        path.write_bytes(good)
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    head = build_head("seq_transf", embed_dim=64, aggregator_layers=1, frame_positions=4)
+    record = {
+        "head": "seq_transf",
+        "options": head.options,
+        "embed_dim": 64,
+        "cache": "cache",
+        "cache_fingerprint": "0",
+        "settings": {"max_frames": 4},
+        "history": [],
+    }
+    save_weights(tmp_path / "run" / "best.safetensors", head)
+    write_run(tmp_path / "run", record)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"options__aggregator_layers": 10**9}, "aggregator_layers is 1000000000, but it holds"),
+        ({"options__frame_positions": 10**13}, "shape"),
+        ({"embed_dim": 64 * 10**13}, "expected at most"),
+        ({"embed_dim": True}, "embed_dim is True"),
+        ({"options__aggregator_heads": 7}, "describes no head"),
+        ({"settings__max_frames": "4"}, "max_frames"),
+        ({"settings__max_frames": 0}, "max_frames"),
+        ({"settings__frame_position": []}, "frame_position"),
+        ({"history": [1]}, "a row of the history"),
+        ({"history": [{"validation": {"x": {"R@1": []}}}]}, "validation"),
+        ({"versions": []}, "versions"),
+        ({"cache": None}, "cache is None"),
+        ({"imported": {"notes": "x"}}, "notes"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_run_is_checked_field_by_field_before_its_head_takes_memory(run, changes, words):
+    change(run / "run.json", **changes)
+    with pytest.raises(CheckpointError, match=words):
+        load_run(run)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"epoch": 3}, "epoch is 3, expected 0 to 2"),
+        ({"epoch": 1.0}, "epoch is 1.0"),
+        ({"step": -1}, "step is -1"),
+        ({"losses": ["x"]}, "losses"),
+        ({"losses": [10**400]}, "losses"),
+        ({"history": None}, "history"),
+        ({"best": []}, "best"),
+        ({"scaler": 1}, "scaler"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_standing_is_checked_field_by_field(changes, words):
+    good = {"epoch": 1, "step": 0, "losses": [1.0], "seconds": 1.0, "history": [], "best": None, "scaler": None}
+    assert standing_problem(good, epochs=2, steps=4) is None
+    assert words in standing_problem(good | changes, epochs=2, steps=4)
+    assert standing_problem([], epochs=2, steps=4) == "found a list of 0, expected an object"
+
+
+def test_a_standing_without_a_moment_is_refused(tmp_path):
+    from accelerate import Accelerator
+
+    from glscl.train_head.standing import Standing, take_up
+
+    head = build_head("projection", embed_dim=8)
+    state = Standing(epochs=2, steps=2, batch_size=2, seed=0)
+    moving = {"epoch": 1, "step": 0, "losses": [], "seconds": 0.0, "history": [], "best": None, "scaler": None}
+    tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
+    name, parameter = next((n, p) for n, p in head.named_parameters() if p.ndim)
+    for extra, words in (
+        ({f"exp_avg.{name}": torch.zeros_like(parameter)}, f"lacks exp_avg_sq, step of {name}"),
+        ({f"momentum.{name}": torch.zeros_like(parameter)}, "does not fit the head"),
+        ({f"exp_avg.{name}": torch.zeros(())}, "does not fit the head"),
+        ({f"step.{name}": torch.zeros((), dtype=torch.int64)}, "does not fit the head"),
+    ):
+        same = {"epochs": 2, "steps": 2, "batch_size": 2, "seed": 0}
+        save_resume(tmp_path, Resume({**tensors, **extra}, {**same, **moving}))
+        with pytest.raises(CheckpointError, match=words):
+            take_up(Accelerator(cpu=True), state, head, torch.optim.AdamW(head.parameters()), tmp_path)
+
+
+def test_stored_settings_of_other_types_are_refused():
+    from dataclasses import fields
+
+    from glscl.train_head.config import TrainConfig, TrainSettings, resolve
+
+    good = resolve(TrainConfig(), dataset="msrvtt", device_type="cpu", seed=0).as_dict()
+    assert settings_from(good).as_dict() == good
+    for field in fields(TrainSettings):
+        with pytest.raises(UsageError, match=f"cannot be: {field.name}"):
+            settings_from({**good, field.name: [[]]})
+
+
+def test_layers_of_foreign_weights_are_counted_not_believed():
+    key = "transformerClip.resblocks.{}.ln_1.weight"
+    for layers in (["0", "999999999"], ["1"], ["00"]):
+        with pytest.raises(CheckpointError, match="each once"):
+            head_from_state_dict({key.format(n): torch.zeros(64) for n in layers}, "clip4clip", embed_dim=64)
+
+
+def test_a_head_of_safetensors_that_goes_on_and_on_is_cut(run):
+    save_file({"x" * 50_000: torch.zeros(1)}, run / "best.safetensors")
+    data = (run / "best.safetensors").read_bytes().replace(b'"F32"', b'"' + b"y" * 3 + b'"')
+    (run / "best.safetensors").write_bytes(data)
+    with pytest.raises(CheckpointError) as error:
+        load_run(run)
+    assert len(str(error.value)) < 1000
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+METRICS = {"R@1": 50.0, "R@5": 60.0, "R@10": 70.0, "R@50": 80.0, "MdR": 1.0, "MnR": 2.0, "queries": 4}
+RESULT = {
+    "dataset": "made",
+    "split": "test",
+    "head": "mean_pool",
+    "backbone": "b",
+    "selection": "last",
+    "frozen_backbone": True,
+    "counts": {"texts": 4, "videos": 4},
+    "text_to_video": METRICS,
+    "video_to_text": METRICS,
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dataset": []},
+        {"frozen_backbone": 1},
+        {"counts": []},
+        {"counts": {"texts": 4}},
+        {"counts": {"texts": 4, "videos": 0}},
+        {"counts": {"texts": 4, "videos": 4, "expected_videos": "x"}},
+        {"text_to_video": METRICS | {"R@1": True}},
+        {"text_to_video": METRICS | {"R@1": float("nan")}},
+        {"text_to_video": METRICS | {"MnR": 10**400}},
+        {"video_to_text": METRICS | {"queries": 4.5}},
+        {"video_to_text_caption": {}},
+        {"confidence_95": {"text_to_video": {"R@1": [1]}}},
+        {"confidence_95": []},
+        {"normalised": {"dsl": []}},
+        {"normalised": {"dsl": {"text_to_video": {"R@1": "x"}}}},
+        {"tags": {"x": {}}},
+        {"seconds": {"load": "x"}},
+        {"versions": {"torch": 2}},
+        {"runs": [1]},
+        {"cache": 1},
+    ],
+    ids=lambda changes: json.dumps(changes)[:50],
+)
+def test_a_result_is_checked_field_by_field(tmp_path, changes):
+    (tmp_path / "result.json").write_text(json.dumps(RESULT))
+    assert read_evaluated(tmp_path / "result.json").result == RESULT
+    (tmp_path / "result.json").write_text(json.dumps(RESULT | changes))
+    with pytest.raises(InputError, match="is not a result of glscl eval"):
+        read_evaluated(tmp_path / "result.json")
+
+
+@pytest.mark.parametrize("ids", [np.arange(4), np.array([b"a"] * 4)])
+def test_ranks_of_something_else_are_left_out_with_a_note(tmp_path, ids):
+    (tmp_path / "result.json").write_text(json.dumps(RESULT))
+    ranks = dict.fromkeys(("text_to_video", "video_to_text", "video_to_text_caption"), np.full(4, 2.0))
+    np.savez(tmp_path / "result.ranks.npz", **ranks, text_ids=ids, video_ids=ids, video_of_text=np.arange(4))
+    found = read_evaluated(tmp_path / "result.json")
+    assert found.ranks is None and "not strings" in found.notes[0]
+
+
+# --- the last net -----------------------------------------------------------------------------------------------------
+
+
+def test_what_the_system_refuses_is_one_line_about_the_path(capsys):
+    assert main(cli.app, ["inspect", "x" * 5000]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("glscl: Cannot use xxx") and err.endswith("File name too long\n") and len(err) < 300

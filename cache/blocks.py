@@ -59,9 +59,14 @@ class Blocks:
 
 
 def chunk_shape(shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
-    """One chunk an array while it stays below 48 MB, else as many whole rows as fit."""
-    row = int(np.prod(shape[1:])) * dtype.itemsize
-    return (max(1, min(shape[0], MAX_CHUNK_BYTES // max(1, row))), *shape[1:])
+    """One chunk an array while it stays below 48 MB, else as few as may be, of whole rows and equal size.
+
+    Equal, because the last chunk takes as much of the disk as the others however little of it is used.
+    """
+    row = max(1, int(np.prod(shape[1:])) * dtype.itemsize)
+    most = max(1, MAX_CHUNK_BYTES // row)
+    count = max(1, -(-shape[0] // most))
+    return (max(1, -(-shape[0] // count)), *shape[1:])
 
 
 Groups = Iterable[tuple[str, Mapping[str, np.ndarray | Blocks]]]  # of one file: name, arrays

@@ -97,7 +97,7 @@ def _inside(path: Path) -> tuple[Path, str]:
 
 
 def _map_dataset(path: Path, dataset: h5py.Dataset) -> np.ndarray:
-    """The raw bytes of an uncompressed one-chunk dataset as a read-only map; else what the library reads."""
+    """A read-only map of an uncompressed one-chunk dataset; of several chunks their bytes; else what the library reads."""
     if dataset.size and dataset.chunks == dataset.shape and dataset.compression is None and not dataset.shuffle:
         if dataset.id.get_num_chunks() == 1:
             info = dataset.id.get_chunk_info(0)
@@ -106,7 +106,8 @@ def _map_dataset(path: Path, dataset: h5py.Dataset) -> np.ndarray:
                 return np.memmap(path, dataset.dtype, "r", offset=info.byte_offset, shape=dataset.shape)
         elif dataset.id.get_num_chunks() == 0:
             raise OSError(f"dataset {dataset.name} of {path} has no data")
-    return dataset[...]
+    raw = _raw_rows(path, dataset) if dataset.size else None
+    return dataset[...] if raw is None else raw.read(0, len(dataset))
 
 
 def _raw_rows(path: Path, dataset: h5py.Dataset) -> RawRows | None:
@@ -120,4 +121,8 @@ def _raw_rows(path: Path, dataset: h5py.Dataset) -> RawRows | None:
         return None
     infos = [dataset.id.get_chunk_info(i) for i in range(count)]
     infos.sort(key=lambda info: info.chunk_offset[0])
+    expected = rows * int(np.prod(dataset.shape[1:])) * dataset.dtype.itemsize
+    for info in infos:
+        if info.byte_offset is None or info.size != expected + 4 * bool(dataset.fletcher32 and not info.filter_mask):
+            return None
     return RawRows([Chunk(path, info.byte_offset) for info in infos], rows, dataset.shape, dataset.dtype)

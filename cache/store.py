@@ -120,7 +120,7 @@ class StoreSpec:
     embed_dim: int
     dtype: str = "float16"
     tokens: bool = True
-    shard_items: Mapping[str, int] = field(default_factory=lambda: {"video": 256, "text": 4096})
+    shard_items: Mapping[str, int] = field(default_factory=lambda: {"video": 256, "text": 2048})
     provenance: Mapping[str, Any] = field(default_factory=dict)
     frames: FrameSpec | None = None
 

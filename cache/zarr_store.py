@@ -63,7 +63,7 @@ class ZarrShards:
     def map(path: Path, names: list[str]) -> dict[str, np.ndarray]:
         if json.loads((path / "zarr.json").read_bytes())["node_type"] != "group":
             raise ValueError(f"{path} is not a Zarr group")
-        found = {name: _map_chunk(path / name) for name in names}
+        found = {name: _map_chunks(path / name) for name in names}
         return {name: ZarrShards.read(path, name) if array is None else array for name, array in found.items()}
 
     @staticmethod
@@ -112,8 +112,11 @@ def _require_chunks(path: Path, array: zarr.Array) -> None:
         raise OSError(f"array {array.name} of {path} lacks {array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks")
 
 
-def _map_chunk(folder: Path) -> np.ndarray | None:
-    """The raw bytes of an uncompressed one-chunk array as a read-only map; None where only the library can read it.
+def _map_chunks(folder: Path) -> np.ndarray | None:
+    """The raw bytes of an uncompressed array that is cut along its first axis only; None where the library must read it.
+
+    Returns:
+        A read-only map of one chunk, or an array in memory that the bytes of several were read into.
 
     Raises:
         FileNotFoundError: there is no such array. ValueError, KeyError, …: its description cannot be read.
@@ -123,17 +126,23 @@ def _map_chunk(folder: Path) -> np.ndarray | None:
     grid, keys = described["chunk_grid"], described["chunk_key_encoding"]
     if (
         checksums is None
+        or not shape
         or not all(shape)
-        or (grid["name"], grid["configuration"].get("chunk_shape")) != ("regular", list(shape))
+        or grid["name"] != "regular"
+        or tuple(grid["configuration"]["chunk_shape"][1:]) != shape[1:]
         or (keys["name"], keys.get("configuration", {}).get("separator", "/")) != ("default", "/")
         or described["data_type"] not in _PLAIN_TYPES
     ):
         return None
     dtype = np.dtype(described["data_type"]).newbyteorder("<")
-    chunk = folder.joinpath("c", *("0" for _ in shape))
-    if not chunk.is_file() or chunk.stat().st_size != dtype.itemsize * int(np.prod(shape)) + checksums:
+    rows = grid["configuration"]["chunk_shape"][0]
+    files = [folder.joinpath("c", str(i), *("0" for _ in shape[1:])) for i in range(-(-shape[0] // rows))]
+    expected = dtype.itemsize * rows * int(np.prod(shape[1:])) + checksums
+    if any(not file.is_file() or file.stat().st_size != expected for file in files):
         return None  # the library says what is wrong
-    return np.memmap(chunk, dtype, "r", shape=shape)
+    if len(files) == 1:
+        return np.memmap(files[0], dtype, "r", shape=shape)
+    return RawRows([Chunk(file, 0) for file in files], rows, shape, dtype).read(0, shape[0])
 
 
 def _plain_codecs(codecs: list[dict[str, Any]]) -> int | None:

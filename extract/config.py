@@ -55,7 +55,7 @@ class ExtractConfig:
     )
     frame_quality: int = setting(95, "Quality of stored JPEG frames.", group="Cache", min=1, max=100)
     shard_videos: int = setting(128, "Videos a shard: what a killed run can lose.", group="Cache", min=1)
-    shard_texts: int = setting(4096, "Captions a shard.", group="Cache", min=1)
+    shard_texts: int = setting(2048, "Captions a shard.", group="Cache", min=1)
     workers: int | None = setting(None, "Decoding processes. Default: one a core.", group="Speed", min=1)
     part: str | None = setting(
         None,
@@ -116,7 +116,7 @@ class ImportConfig:
         "float16", "Type of the stored features.", group="Cache", choices=("float16", "float32", "bfloat16")
     )
     shard_videos: int = setting(512, "Videos a shard.", group="Cache", min=1)
-    shard_texts: int = setting(4096, "Captions a shard.", group="Cache", min=1)
+    shard_texts: int = setting(2048, "Captions a shard.", group="Cache", min=1)
 
 
 def parse_rate(text: str) -> float | None:

@@ -70,7 +70,7 @@ def import_features(
     dtype: str = "float16",
     tokens: bool = True,
     shard_videos: int = 512,
-    shard_texts: int = 4096,
+    shard_texts: int = 2048,
     batch_texts: int = 256,
     progress: Progress | None = None,
     provenance: Mapping[str, Any] | None = None,

@@ -79,7 +79,7 @@ def extract(
     store_frames: str = "none",
     frame_quality: int = 95,
     shard_videos: int = 128,
-    shard_texts: int = 4096,
+    shard_texts: int = 2048,
     workers: int = 2,
     batch_frames: int = 128,
     batch_texts: int = 256,

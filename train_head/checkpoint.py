@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from glscl.cache.files import dump_json, write_atomically
 from glscl.cache.fingerprint import differences
@@ -122,7 +123,7 @@ def load_run(
         if name.endswith("layers") and isinstance(value, int) and value > len(tensors):
             raise CheckpointError(f"{path} does not fit the head: {name} is {value}, but it holds {len(tensors)} tensors")
     try:
-        with torch.device("meta"):  # sizes alone: what run.json claims may not fit into any memory
+        with torch.device("meta"), _Unfilled():  # sizes alone: what run.json claims may not fit into any memory
             shapes = build_head(run["head"], embed_dim=run["embed_dim"], **run["options"]).state_dict()
         check_tensors(path, tensors, {name: value.shape for name, value in shapes.items()})
         head = build_head(run["head"], embed_dim=run["embed_dim"], **run["options"])
@@ -169,6 +170,22 @@ def load_resume(folder: Path) -> Resume | None:
     except (KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} does not say where the run stands: {error!r}") from error
     return Resume(tensors, state)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out the starting values of modules built within.
+
+    Nothing can be filled on the meta device, where trying makes torch import its compiler, for longer than an evaluation
+    of a small head takes.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        named = named or {}
+        if getattr(function, "__module__", None) == "torch.nn.init" or function in (torch.Tensor.normal_, torch.Tensor.uniform_):
+            return named["tensor"] if "tensor" in named else arguments[0]
+        if function is torch.eye:
+            return named["out"] if "out" in named else torch.empty(arguments[0], arguments[-1])
+        return function(*arguments, **named)
 
 
 # --- the cache a run belongs to ----------------------------------------------------------------------------------------

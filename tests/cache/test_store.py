@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from glscl.cache import store as store_module
+from glscl.cache.blocks import chunk_shape
 from glscl.cache.layout import LAYOUT, decode_features, encode_features
 from glscl.cache.schema import Annotations, TextItem, VideoItem
 from glscl.cache.store import STORES, create_store, open_store
@@ -104,6 +105,13 @@ def test_an_array_larger_than_one_chunk_is_read_whole(small_cache, format, monke
     frames = np.concatenate([v.frame_features for v in made.videos])
     np.testing.assert_allclose(store.arrays("video")["values"], frames, rtol=1e-3)
     assert store.verify_shard("video", 0) == []
+
+
+def test_chunks_of_a_large_array_are_of_equal_size(monkeypatch):
+    monkeypatch.setattr("glscl.cache.blocks.MAX_CHUNK_BYTES", 40)
+    shapes = {(n, 2): chunk_shape((n, 2), np.dtype(np.float16)) for n in (0, 1, 10, 11, 21, 100)}
+    assert shapes == {(0, 2): (1, 2), (1, 2): (1, 2), (10, 2): (10, 2), (11, 2): (6, 2), (21, 2): (7, 2), (100, 2): (10, 2)}
+    assert chunk_shape((3, 50), np.dtype(np.float16)) == (1, 50)
 
 
 def test_a_shard_of_zeros_alone_is_stored_and_verified(small_cache, format):

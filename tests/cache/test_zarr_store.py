@@ -20,19 +20,19 @@ FOREIGN = {
     "big endian": {"serializer": BytesCodec(endian="big"), "compressors": None},
     "several chunks": {"chunks": (3, 5), "compressors": [Crc32cCodec()]},
     "one larger chunk": {"chunks": (9, 5), "compressors": None},
+    "cut columns": {"chunks": (7, 2), "compressors": None},
     "sharded": {"chunks": (1, 5), "shards": (7, 5), "compressors": None},
     "other chunk names": {"chunk_key_encoding": {"name": "v2", "separator": "."}, "compressors": None},
 }
 
 
 @pytest.mark.parametrize("options", FOREIGN.values(), ids=FOREIGN.keys())
-def test_arrays_that_other_programs_wrote_are_read_through_the_library(tmp_path, options):
+def test_arrays_that_other_programs_wrote_are_read_however_they_lie(tmp_path, options):
     group = zarr.create_group(tmp_path / "shard", zarr_format=3)
     array = group.create_array("values", shape=VALUES.shape, dtype=VALUES.dtype, **{"chunks": VALUES.shape, **options})
     array[...] = VALUES
     found = ZarrShards.map(tmp_path / "shard", ["values"])["values"]
     np.testing.assert_array_equal(found, VALUES)
-    assert not isinstance(found, np.memmap)
 
 
 @pytest.mark.parametrize("checksums", [[], [Crc32cCodec()], [Crc32cCodec(), Crc32cCodec()]])

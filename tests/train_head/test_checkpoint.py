@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -169,3 +171,17 @@ def test_another_corpus_through_the_same_backbone_is_allowed_and_told(small_cach
     run = {**folder.run, "cache_configuration": {**store.configuration, "dataset": "other"}}
     assert check_cache(folder.path, run, store) == ["dataset: found 'made', expected 'other'"]
     assert check_cache(folder.path, {**run, "cache_fingerprint": store.fingerprint}, store) == []
+
+
+def test_heads_are_sized_without_loading_the_compiler():
+    """It takes torch longer to import its compiler than to evaluate a small head."""
+    program = (
+        "import sys, torch\n"
+        "from glscl.train_head.checkpoint import _Unfilled\n"
+        "from glscl.train_head.heads import HEADS, build_head\n"
+        "with torch.device('meta'), _Unfilled():\n"
+        "    built = [build_head(name, embed_dim=64) for name in HEADS]\n"
+        "print(all(p.is_meta for head in built for p in head.parameters()), 'torch._dynamo' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["True", "False"]

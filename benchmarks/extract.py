@@ -233,7 +233,7 @@ def memory(arguments: argparse.Namespace, clips: list[Path], folder: Path) -> No
     many, frames = (200, 1000) if arguments.quick else (5000, 20_000)
     long = long_video(folder / "long.mp4", frames)
     runs = {
-        f"{many:,} videos, {len(clips)} files again and again": (listed(clips, -(-many // len(clips))), Sampling(fps=1, max_frames=4)),
+        f"{many:,} videos, {len(clips)} files again and again": (listed(clips, -(-many // len(clips))), Sampling(fps=1, max_frames=2)),
         f"one video of {frames:,} frames, --fps native": (listed([long], 1), Sampling(fps=None)),
     }
     for number, (what, (corpus, sampling)) in enumerate(runs.items()):

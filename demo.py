@@ -38,7 +38,7 @@ HEADS = ("projection", "seq_transf", "glscl")
 
 # The second pass starts from the trained glscl head: every video with one caption drawn anew each epoch. The tiny backbone
 # has seen single frames only and is far from settled, so its learning rate is much nearer to the head's than the recipe's.
-SECOND_PASS = {"epochs": 4, "batch_size": 64, "lr": 5e-4, "captions_per_video": 1, "precision": "bf16"}
+SECOND_PASS = {"epochs": 4, "batch_size": 64, "lr": 5e-4, "captions_per_video": 1}
 BACKBONE_LR_SCALE = 0.4
 
 

@@ -106,9 +106,8 @@ def finetune(
         head = load_run(start)[0]
         for line in check_cache(start, read_run(start), store):
             reporter.note(f"{store.path} is not the cache {start} was trained on: {line}")
-    backbone = backbone_of_cache(
-        store.configuration, store.path, pretrained, device=device, precision="fp32", across_frames=True
-    )
+    # On the host: of several processes each has its own GPU, which `fit` knows.
+    backbone = backbone_of_cache(store.configuration, store.path, pretrained, precision="fp32", across_frames=True)
     unfreeze(
         backbone,
         freeze=settings.freeze,

@@ -421,3 +421,12 @@ def test_features_made_anew_are_those_of_the_cache(store, model):
     torch.testing.assert_close(now.frame_features, table.frame_features, rtol=0, atol=1e-3)
     torch.testing.assert_close(now.token_values, table.token_values, rtol=0, atol=1e-3)
     torch.testing.assert_close(now.text_features, table.text_features, rtol=0, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_tunes_in_every_precision(store, trained_head, tmp_path, precision):
+    config = {"epochs": 1, "precision": precision}
+    done = tune(store, tmp_path / "run", trained_head, config=config, tuning={"micro_batch": 2}, device="cuda")
+    assert np.isfinite(done.history[0]["loss"]) and (tmp_path / "run" / "backbone.safetensors").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -364,6 +365,9 @@ def test_old_features_are_refused_and_new_ones_judged_as_pixels_are(corpus, stor
         assert by_cache[direction] == by_pixels[direction]
     assert by_cache["frozen_backbone"] is False and by_cache["pretrained"] == "backbone.safetensors"
     assert by_pixels["pretrained"] == "backbone.safetensors" and by_pixels["frozen_backbone"] is False
+    schema = json.loads((Path(__file__).parents[2] / "docs" / "result.schema.json").read_text())
+    for result in (by_cache, by_pixels):
+        jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(result)))
 
 
 def test_from_pixels_only_a_second_pass_is_judged(store, trained_head):

@@ -32,6 +32,7 @@ class Reader:
         writes: it writes to the folder `out` beside.
         only: which files are mutated, by suffix; all by default.
         few: cases of a short run; slow readers have fewer.
+        refuses: whether it has something to say of bad files.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Reader:
     writes: bool = False
     only: tuple[str, ...] = ()
     few: int = 60
+    refuses: bool = True
 
 
 @dataclass

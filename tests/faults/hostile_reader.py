@@ -18,7 +18,7 @@ from mutation import mutate
 from glscl.errors import GlsclError
 from glscl.options import plain
 
-PATIENCE = 60  # seconds until a case counts as hanging; a good one takes milliseconds
+PATIENCE = 60  # seconds of the processor until a case counts as hanging; a good one takes milliseconds
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,12 @@ def _alarm() -> Iterator[None]:
     """A case that hangs ends in TimeoutError, with the place where it hung."""
 
     def expired(*_: object) -> None:
-        raise TimeoutError(f"no answer within {PATIENCE} s")
+        raise TimeoutError(f"no answer within {PATIENCE} s of the processor")
 
-    before = signal.signal(signal.SIGALRM, expired)
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    before = signal.signal(signal.SIGPROF, expired)
+    signal.setitimer(signal.ITIMER_PROF, PATIENCE)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)

@@ -24,7 +24,7 @@ class ExtractConfig:
     )
     preprocess: str = setting(
         "open_clip",
-        "How frames are resized: as open_clip does, or `fast`, by torch: ten times as fast, mostly the same pixels.",
+        "How frames are resized: as open_clip does, or `fast`, by torch: a few times as fast, mostly the same pixels.",
         group="Backbone",
         choices=("open_clip", "fast"),
     )

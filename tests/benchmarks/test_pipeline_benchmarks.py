@@ -63,6 +63,12 @@ def test_the_plain_loop_and_the_stages_see_the_same_frames(script, tmp_path, mak
     assert seen == [10, 10, 4]
 
 
+def test_both_ways_of_preprocessing_are_timed_and_compared(script):
+    rows = script("extract").preprocessing_rows("demo")
+    assert [row[0] for row in rows] == ["320 × 240", "640 × 360", "1920 × 1080"]
+    assert all(float(ratio) > 0 and float(apart) < 1 for _, _, _, ratio, apart in rows)
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_memory_of_this_process_and_of_its_children_is_seen(script):
     extract = script("extract")

@@ -9,6 +9,7 @@ run as `train-head` leaves it, with the backbone beside the head:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -61,6 +62,7 @@ def finetune(
 ) -> TrainResult:
     """Train backbone and head on the split `train` of a cache, from pixels.
 
+    Where the vision tower is frozen and frames are not augmented, its features are taken from the cache, and no video is read.
     Which part validates is decided as in `glscl.train_head.train.train`; its features are made anew at every validation.
 
     Args:
@@ -128,17 +130,21 @@ def finetune(
         "start": None if start is None else str(start),
         "backbone_parameters_trained": trained,
     }
-    frames = Frames(
-        store,
-        geometry=backbone.geometry,
-        items=items_of(store, table, *([] if validation is None else [validation])),
-        videos=videos,
-        width=settings.max_frames,
-        position=settings.frame_position,
-        workers=workers or max(1, len(os.sched_getaffinity(0)) // processes),
-        memory=frame_memory * 1e9,
-    )
-    with frames:
+    frames = None
+    if settings.augment != "none" or any(p.requires_grad for p in backbone.model.visual.parameters()):
+        frames = Frames(
+            store,
+            geometry=backbone.geometry,
+            items=items_of(store, table, *([] if validation is None else [validation])),
+            videos=videos,
+            width=settings.max_frames,
+            position=settings.frame_position,
+            workers=workers or max(1, len(os.sched_getaffinity(0)) // processes),
+            memory=frame_memory * 1e9,
+        )
+    else:
+        reporter.note("the vision tower is frozen: its features are taken from the cache, and no video is read")
+    with frames or contextlib.nullcontext():
         learner = PixelLearner(
             model,
             table,

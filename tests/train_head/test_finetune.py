@@ -296,6 +296,21 @@ def test_the_second_pass_takes_head_options_and_frames_from_the_run(trained_head
         )
 
 
+def test_a_frozen_vision_tower_is_read_from_the_cache(corpus, store, trained_head, tmp_path, monkeypatch):
+    settings = {"config": {"epochs": 1}, "tuning": {"freeze": "vision", "micro_batch": 2}}
+    monkeypatch.setattr("glscl.train_head.finetune.Frames", None)  # no pixels
+    out = tmp_path / "run"
+    tune(store, out, trained_head, **settings)
+    before, after = Backbone.load("demo").model.state_dict(), weights_in(out)
+    for name, value in before.items():
+        same = torch.equal(value, after[f"backbone-last/{name}"])
+        assert same == (name.startswith("visual.") or name == "logit_scale"), name
+    again = _extract(corpus, tmp_path / "again", str(out / "backbone.safetensors"))
+    judged = evaluate_run(again, run=out, split="val", confidence=False).result
+    best = json.loads((out / "run.json").read_text())["best"]
+    assert judged["text_to_video"]["R@1"] == best["validation"]["text_to_video"]["R@1"]
+
+
 # --- whole runs --------------------------------------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ from glscl.train_head.parallel import average_gradients
 def backward_in_pieces(
     model: EndToEnd,
     captions: Captions,
-    clips: Clips,
+    clips: Clips | VideoFeatures,
     exclude: Tensor | None = None,
     *,
     micro_batch: int,
@@ -37,11 +37,11 @@ def backward_in_pieces(
         micro_batch: N, captions and videos encoded at once.
         accelerator: gives autocast, and scales the loss where fp16 needs it.
     """
-    device = clips.frames.device
+    device = captions.ids.device
     bounds = [(start, min(start + micro_batch, len(captions.ids))) for start in range(0, len(captions.ids), micro_batch)]
-    pieces = [(captions.part(*bound), clips.part(*bound)) for bound in bounds]
+    pieces = [(captions.part(*bound), _part(clips, *bound)) for bound in bounds]
 
-    def encode(piece: tuple[Captions, Clips]) -> tuple[TextFeatures, VideoFeatures]:
+    def encode(piece: tuple[Captions, Clips | VideoFeatures]) -> tuple[TextFeatures, VideoFeatures]:
         with accelerator.autocast():
             return model.text_features(piece[0]), model.video_features(piece[1])
 
@@ -70,6 +70,12 @@ def backward_in_pieces(
     _set_random_state(after, device)
     average_gradients(model.parameters())
     return loss.detach()
+
+
+def _part(clips: Clips | VideoFeatures, start: int, stop: int) -> Clips | VideoFeatures:
+    if isinstance(clips, Clips):
+        return clips.part(start, stop)
+    return VideoFeatures(*(field[start:stop] for field in clips))
 
 
 def _joined(fields: tuple[Tensor | None, ...]) -> Tensor | None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from glscl.cache.feature_table import FeatureTable
+from glscl.cache.schema import VideoFeatures
 from glscl.cache.store import Store
 from glscl.train_head.finetuning.frames import Frames, items_of
 from glscl.train_head.finetuning.gradients import backward_in_pieces
@@ -60,7 +61,7 @@ class PixelLearner(Learner):
         model: head on backbone.
         table: what to train on.
         store: the cache it is from.
-        frames: where pixels come from.
+        frames: where pixels come from; None takes the features of the table, for a vision tower that is frozen.
         backbone_lr_scale: learning rate of the backbone, in times the head's; low-rank additions have the head's.
         micro_batch: see `backward_in_pieces`; None encodes a batch at once.
         augment: "none" or "randaugment".
@@ -71,7 +72,7 @@ class PixelLearner(Learner):
         model: EndToEnd,
         table: FeatureTable,
         store: Store,
-        frames: Frames,
+        frames: Frames | None,
         *,
         backbone_lr_scale: float = 1e-3,
         micro_batch: int | None = None,
@@ -125,36 +126,50 @@ class _PixelBatches:
     def __init__(self, learner: PixelLearner, rows: np.ndarray, *, start: int, share: slice, mask: bool) -> None:
         self._learner, self._rows, self._share, self._mask = learner, torch.from_numpy(rows), share, mask
         self._videos = learner.table.video_of_text.cpu()[self._rows]  # (S, B)
-        items = learner.pixels.items[self._videos[start:, share].numpy()]
-        self._ahead: Iterator[list[np.ndarray]] = learner._frames.ahead(items.tolist())
+        self._ahead: Iterator[list[np.ndarray]] | None = None
+        if learner._frames is not None:
+            items = learner.pixels.items[self._videos[start:, share].numpy()]
+            self._ahead = learner._frames.ahead(items.tolist())
 
-    def on(self, device: torch.device, step: int) -> tuple[Captions, Clips, Tensor | None]:
+    def on(self, device: torch.device, step: int) -> tuple[Captions, Clips | VideoFeatures, Tensor | None]:
         """What `EndToEnd` takes; all processes pad to the longest caption of the whole batch."""
         pixels, rows, videos = self._learner.pixels, self._rows[step], self._videos[step]
         width = int(pixels.lengths[rows].max())
         captions = pixels.captions(rows[self._share], device, width=width)
-        clips = self._learner.augmented(Clips.of(next(self._ahead), pixels.width, device))
+        if self._ahead is None:
+            clips = VideoFeatures(*(field.to(device) for field in self._learner.table.videos(videos[self._share])))
+        else:
+            clips = self._learner.augmented(Clips.of(next(self._ahead), pixels.width, device))
         exclude = (videos[:, None] == videos).to(device) if self._mask else None  # (B, B)
         return captions, clips, exclude
 
 
 @torch.no_grad()
 def encode_table(
-    model: EndToEnd, table: FeatureTable, store: Store, frames: Frames, *, device: torch.device | str, batch: int = 32
+    model: EndToEnd,
+    table: FeatureTable,
+    store: Store,
+    frames: Frames | None,
+    *,
+    device: torch.device | str,
+    batch: int = 32,
 ) -> FeatureTable:
     """The table with the features that the backbone gives now, float32 on the host.
 
     Args:
         model: head on backbone; left in evaluation mode.
         table: some captions and videos of `store`.
-        frames: where pixels come from.
+        frames: where pixels come from; None keeps the table's own frame features, of a vision tower that is frozen.
         batch: videos encoded at once; of captions eight times as many.
     """
     device = torch.device(device)
     model.to(device).eval()
     pixels = PixelTable(model, table, store)
-    videos = [pixels.items[start : start + batch].tolist() for start in range(0, table.num_videos, batch)]
-    features = [model.video_features(Clips.of(of, pixels.width, device)).frame_features for of in frames.ahead(videos)]
+    frame_features = table.frame_features.float().cpu()
+    if frames is not None:
+        videos = [pixels.items[start : start + batch].tolist() for start in range(0, table.num_videos, batch)]
+        clips = (Clips.of(of, pixels.width, device) for of in frames.ahead(videos))
+        frame_features = torch.cat([model.video_features(of).frame_features.cpu() for of in clips])
     pooled = torch.empty((table.num_texts, table.embed_dim))
     tokens: list[Tensor | None] = [None] * table.num_texts
     order = torch.argsort(pixels.lengths, stable=True)
@@ -170,7 +185,7 @@ def encode_table(
         text_features=pooled,
         token_values=torch.cat(tokens) if with_tokens else None,  # (R, D)
         token_offsets=torch.cat([torch.zeros(1, dtype=torch.int64), pixels.lengths.cumsum(0)]) if with_tokens else None,
-        frame_features=torch.cat([of.cpu() for of in features]),
+        frame_features=frame_features,
         frame_mask=table.frame_mask.cpu(),
         frame_times=table.frame_times.cpu(),
         video_of_text=table.video_of_text.cpu(),

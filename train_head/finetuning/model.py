@@ -84,8 +84,10 @@ class EndToEnd(nn.Module):
         mask = torch.arange(captions.width, device=states.device) < captions.lengths[:, None]  # (B, L)
         return TextFeatures(pooled.float(), states[:, : captions.width].float() * mask[..., None], mask)
 
-    def video_features(self, clips: Clips) -> VideoFeatures:
-        """Frame features (B, F, D) float32, padded with zeros."""
+    def video_features(self, clips: Clips | VideoFeatures) -> VideoFeatures:
+        """Frame features (B, F, D) float32, padded with zeros; what is features already stays."""
+        if isinstance(clips, VideoFeatures):
+            return clips
         across = temporal_embedding(self.towers)
         if across is not None:
             across.lengths = clips.counts
@@ -98,6 +100,6 @@ class EndToEnd(nn.Module):
         """As `ContrastiveStep`."""
         return self._loss[0](text, video, exclude)
 
-    def forward(self, captions: Captions, clips: Clips, exclude: Tensor | None = None) -> Tensor:
+    def forward(self, captions: Captions, clips: Clips | VideoFeatures, exclude: Tensor | None = None) -> Tensor:
         """Scalar loss of this process' share of a batch against the whole batch."""
         return self.loss(self.text_features(captions), self.video_features(clips), exclude)

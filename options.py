@@ -221,7 +221,7 @@ def _told_by_the_system(error: OSError | MemoryError) -> str:
     """What the system says of a path or of the memory, as a line of ours."""
     if isinstance(error, MemoryError):
         return "There is not enough memory for this"
-    names = [ascii(os.fsdecode(name))[1:-1][:200] for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
+    names = [os.fsdecode(name)[:200] for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
     return f"Cannot use {' or '.join(names) or 'a file'}: {error.strerror or ' '.join(str(error).split())[:200]}"
 
 

@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -93,6 +94,26 @@ def test_what_is_printed_cannot_steer_a_terminal(text):
     visible = _visible(text)
     assert all(c in "\n\t" or (ord(c) >= 32 and not 0x7F <= ord(c) < 0xA0) for c in visible)
     visible.encode(), show(text).encode()
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    from glscl.extract.encoder import Backbone
+
+    return Backbone.load("demo", None, words=16, device="cpu")
+
+
+@settings(max_examples=40, deadline=None)
+@given(text=st.text(st.characters(), max_size=200))
+@example(text="")
+@example(text="<|endoftext|> <start_of_text>" * 9)
+@example(text="\ud800\udfff")
+@example(text="x" * 100_000)
+def test_any_caption_has_a_finite_feature_and_ends_within_its_words(backbone, text):
+    encoded = backbone.encode_texts(backbone.tokenize([text]))
+    assert encoded.text_features.shape == (1, backbone.embed_dim)
+    assert 2 <= encoded.token_features.shape[1] <= 16
+    assert np.isfinite(encoded.text_features).all() and encoded.text_features.any()
 
 
 JSON = st.recursive(

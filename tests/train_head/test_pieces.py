@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.train_head.heads import HEAD_NAMES, build_head
 from glscl.train_head.loop import ContrastiveStep
+from glscl.train_head.losses import contrastive_loss
 from glscl.train_head.pieces import _Kept, encode_in_pieces, piece_that_fits
 
 D = 16
@@ -91,3 +93,39 @@ def test_the_piece_follows_from_head_and_sizes_and_leaves_the_random_numbers_alo
     with _Kept() as keeping:
         head.encode_text(text)
     assert keeping.bytes > (4 << 30) / piece / 2 - sum(4 * p.numel() for p in head.parameters())
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the largest storage that any operation gave, in the backward pass too."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+        return result
+
+
+@pytest.mark.parametrize("tile_bytes", [None, 1 << 18])
+@pytest.mark.parametrize("name", ["glscl", "query_scoring"])
+def test_the_loss_of_a_large_batch_makes_no_vector_for_any_pair_forward_or_backward(name, tile_bytes):
+    torch.manual_seed(0)
+    pairs, dim, frames = 128, 64, 5
+    head = build_head(name, embed_dim=dim).eval()
+    head.tile_bytes = tile_bytes
+    real = torch.ones(pairs, frames, dtype=torch.bool)
+    entries = torch.randn(pairs, frames, dim)
+    with torch.no_grad():
+        sides = (
+            head.encode_text(TextFeatures(entries[:, 0], entries, real)),
+            head.encode_video(VideoFeatures(entries, real)),
+        )
+    sides = [type(s)(*(f.requires_grad_() if f.is_floating_point() else f for f in s)) for s in sides]
+    with LargestTensor() as largest:
+        contrastive_loss(head.score(*sides) * 100).backward()
+    assert all(field.grad is not None for side in sides for field in side if field.is_floating_point())
+    a_pair = 4 * (frames if tile_bytes is None else 1)
+    inputs = max(field.untyped_storage().nbytes() for side in sides for field in side)
+    assert largest.bytes <= max(a_pair * pairs**2, tile_bytes or 0, inputs) < 4 * pairs**2 * dim

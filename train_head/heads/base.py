@@ -7,6 +7,9 @@ A head is written as three small methods; the rest is here.
     text_side(TextFeatures)    -> NamedTuple   what a text contributes, computed once per text
     video_side(VideoFeatures)  -> NamedTuple   what a video contributes, computed once per video
     pair_scores(text, video)   -> (T, V)       the only part whose cost grows with T x V
+
+Items are encoded in batches of like length. To be put together again, a field that runs over tokens or frames is lengthened
+with zeros, a mask with False; `pair_scores` gives the same for it.
 """
 
 from __future__ import annotations

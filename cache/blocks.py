@@ -73,7 +73,10 @@ Groups = Iterable[tuple[str, Mapping[str, np.ndarray | Blocks]]]  # of one file:
 
 
 class RowReader(Protocol):
-    """Reads consecutive rows of one array on disk, and no others."""
+    """Reads consecutive rows of one array on disk, and no others. `shape` and `dtype` are those of the whole array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop), a new array. Raises OSError where the file is shorter than it should be."""
@@ -113,11 +116,11 @@ class RawRows:
 class LibraryRows:
     """Rows through the library of the format: for chunks that are compressed or lie elsewhere."""
 
-    def __init__(self, read: Callable[[slice], np.ndarray], length: int) -> None:
-        self._read, self._length = read, length
+    def __init__(self, read: Callable[[slice], np.ndarray], shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self._read, self.shape, self.dtype = read, shape, dtype
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        _require_within(start, stop, self._length)
+        _require_within(start, stop, self.shape[0])
         return self._read(slice(start, stop))
 
 

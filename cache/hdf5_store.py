@@ -61,7 +61,7 @@ class Hdf5Shards:
         file, group = _inside(path)
         with h5py.File(file, "r") as opened:
             dataset = opened[group][name]
-            return _raw_rows(file, dataset) or LibraryRows(_slices(file, dataset.name), len(dataset))
+            return _raw_rows(file, dataset) or LibraryRows(_slices(file, dataset.name), dataset.shape, dataset.dtype)
 
 
 def _slices(file: Path, name: str) -> Callable[[slice], np.ndarray]:

@@ -143,8 +143,10 @@ def _take_shards(part: Store, target: Store, *, copy: bool) -> _Tally:
             place = target.path / "commits" / stream / commit_file.name
             if place.exists():
                 continue
-            row = load_json(commit_file, "a commit of a glscl cache")
-            name = Path(str(row.get("path"))).name
+            try:
+                name = Path(part.commit_from_json(stream, load_json(commit_file, "a commit of a glscl cache")).path).name
+            except ValueError as error:
+                raise CacheCorruptError(f"{commit_file} cannot be read: {error}") from error
             source, final = part.path / "shards" / stream / name, target.path / "shards" / stream / name
             if not source.exists():
                 raise CacheCorruptError(

@@ -580,7 +580,17 @@ class Store:
         """
         commit = self._committed("video", shard)
         names = self.frames.arrays if self.frames else ()
-        return {name: self._reading(commit, lambda where, name=name: self.format.rows(where, name)) for name in names}
+        found = {}
+        for name in names:
+            reader, expected = self._reading(commit, lambda where, name=name: self.format.rows(where, name)), commit.arrays[name]
+            if list(reader.shape) != list(expected["shape"]) or reader.dtype.name != expected["dtype"]:
+                raise CacheCorruptError(
+                    f"{self.path / commit.path}: {name} is {reader.dtype.name}{list(reader.shape)}, "
+                    f"expected {expected['dtype']}{expected['shape']}",
+                    mend=self._look_closer,
+                )
+            found[name] = reader
+        return found
 
     def _committed(self, stream: str, shard: int) -> Commit:
         commit = self.commits(stream).get(shard)

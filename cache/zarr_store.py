@@ -81,7 +81,8 @@ class ZarrShards:
 
         array = zarr.open_group(path, mode="r")[name]
         _require_chunks(path, array)
-        return _raw_rows(path / name, array) or LibraryRows(lambda rows: np.asarray(array[rows]), array.shape[0])
+        raw = _raw_rows(path / name, array)
+        return raw or LibraryRows(lambda rows: np.asarray(array[rows]), array.shape, array.dtype)
 
 
 def _write_arrays(group: zarr.Group, arrays: Mapping[str, np.ndarray | Blocks]) -> None:

@@ -92,7 +92,13 @@ def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
     return out.getvalue()
 
 
-def decode_jpeg(data: bytes | np.ndarray) -> np.ndarray:
-    """JPEG → (H, W, 3) uint8 RGB. Raises OSError where the bytes are none."""
-    with Image.open(io.BytesIO(data), formats=["JPEG"]) as picture:
+def decode_jpeg(data: bytes | np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """JPEG → (H, W, 3) uint8 RGB. Raises ValueError where it is no JPEG of this size (H, W)."""
+    try:
+        picture = Image.open(io.BytesIO(data), formats=["JPEG"])
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"no JPEG: {error}") from error
+    with picture:
+        if picture.size != size[::-1]:
+            raise ValueError(f"a JPEG of {picture.size[1]}×{picture.size[0]} pixels, expected {size[0]}×{size[1]}")
         return np.array(picture.convert("RGB"))

@@ -74,8 +74,9 @@ class StoredFrames:
             elif len(wanted):
                 offsets = readers["frame_offsets"].read(rows.start, rows.stop + 1)
                 for i, position in enumerate(wanted):
-                    out[i] = decode_jpeg(readers["frame_bytes"].read(*offsets[position : position + 2].tolist()))
-        except (OSError, ValueError, IndexError, SyntaxError) as error:  # PIL raises SyntaxError on broken files
+                    data = readers["frame_bytes"].read(*offsets[position : position + 2].tolist())
+                    out[i] = decode_jpeg(data, self.spec.size)
+        except (OSError, ValueError, IndexError) as error:
             raise self._corrupt(item, error) from error
         return out
 

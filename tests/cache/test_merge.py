@@ -130,6 +130,16 @@ def test_a_shard_that_vanished_is_named_before_anything_is_committed(small_cache
     assert sorted(open_store(tmp_path / "merged").commits("video")) == [0]
 
 
+def test_a_damaged_commit_is_not_taken_over(small_cache, format, tmp_path):
+    first = part(small_cache, format, "a", 0, 1)
+    commit = first.path / "commits" / "text" / "00002.json"
+    row = json.loads(commit.read_text())
+    commit.write_text(json.dumps(row | {"path": "../../elsewhere"}))
+    with pytest.raises(CacheCorruptError, match=r"00002.json cannot be read: path is"):
+        merge([first.path], tmp_path / "merged")
+    assert not open_store(tmp_path / "merged").complete
+
+
 def test_the_merged_cache_says_how_it_is_finished(small_cache, format, tmp_path):
     made = small_cache(format, name="a")
     command = "glscl extract --dataset made --out a --fps 2"

@@ -16,6 +16,7 @@ from glscl.cache.store import Store, open_store
 from glscl.cache.summary import summarise, verify
 from glscl.errors import CacheCorruptError, UsageError
 from glscl.extract.encoder import Backbone
+from glscl.extract.frame_spool import decode_jpeg, encode_jpeg
 from glscl.extract.pipeline import extract
 from glscl.extract.sampling import Sampling
 from glscl.extract.stored_frames import StoredFrames
@@ -180,6 +181,20 @@ def test_a_flipped_bit_and_a_cut_file_are_found(corpus, backbone, tmp_path, form
     with pytest.raises(CacheCorruptError, match="glscl inspect .* --verify"):
         StoredFrames(store.path).read(0)
     assert verify(open_store(store.path))
+
+
+def test_frames_that_are_not_what_the_head_says_are_refused(corpus, backbone, tmp_path):
+    run(corpus, tmp_path / "cache", backbone, store_frames="jpeg")
+    frames = StoredFrames(tmp_path / "cache")
+    with pytest.raises(ValueError, match="a JPEG of 8×4 pixels, expected 32×32"):
+        decode_jpeg(encode_jpeg(np.zeros((8, 4, 3), np.uint8), 95), (32, 32))
+    with pytest.raises(ValueError, match="no JPEG"):
+        decode_jpeg(b"GIF89a", (32, 32))
+    commit = frames.store.commits("video")[0]
+    longer = {**commit.arrays["frame_bytes"], "shape": [commit.arrays["frame_bytes"]["shape"][0] + 1]}
+    commit.arrays["frame_bytes"] = longer
+    with pytest.raises(CacheCorruptError, match=r"frame_bytes is uint8\[\d+\], expected uint8\[\d+\].*--verify"):
+        frames.read(0)
 
 
 def test_inspect_says_how_frames_are_stored_and_how_large_they_are(corpus, backbone, tmp_path):

@@ -23,16 +23,22 @@ as one line and exits with status 1 (a traceback with --debug).
 from __future__ import annotations
 
 
+LONGEST = 1500  # characters of a message; what it quotes of a foreign file may be megabytes
+
+
 class GlsclError(Exception):
     """Base of all errors raised on purpose.
 
     Args:
-        message: what happened, where, what was found and what was expected.
+        message: what happened, where, what was found and what was expected; of a longer one than `LONGEST` characters
+            the middle is left out.
         mend: the command or step that mends it, appended to the message when given.
     """
 
     def __init__(self, message: str, *, mend: str | None = None) -> None:
         self.mend = mend
+        if len(message) > LONGEST:
+            message = f"{message[: LONGEST - 400]} [...] {message[-400:]}"
         super().__init__(f"{message.rstrip('.')}. {mend}" if mend else message)
 
 

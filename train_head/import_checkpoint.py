@@ -256,7 +256,10 @@ def _dropped_notes(keys: Sequence[str]) -> list[str]:
 
 def _is_pickle(file: Path) -> bool:
     """Whether torch wrote it: a zip archive, or a bare pickle as before torch 1.6."""
-    if zipfile.is_zipfile(file):
+    try:
+        if zipfile.is_zipfile(file):
+            return True
+    except zipfile.BadZipFile:  # damaged, but nothing else
         return True
     with open(file, "rb") as opened:
         return opened.read(1) == b"\x80"

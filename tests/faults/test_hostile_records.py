@@ -22,6 +22,7 @@ from glscl.options import main
 from glscl.train_head.checkpoint import Resume, load_run, save_resume, save_weights, write_run
 from glscl.train_head.config import settings_from
 from glscl.train_head.heads import build_head
+from glscl.train_head.import_checkpoint import read_state_dict
 from glscl.train_head.records import standing_problem
 from glscl.train_head.upstream import head_from_state_dict
 
@@ -273,6 +274,22 @@ def test_a_head_of_safetensors_that_goes_on_and_on_is_cut(run):
     with pytest.raises(CheckpointError) as error:
         load_run(run)
     assert len(str(error.value)) < 1000
+
+
+def test_an_archive_of_several_disks_is_no_checkpoint(tmp_path):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "x.pt")
+    data = bytearray((tmp_path / "x.pt").read_bytes())
+    locator = data.rfind(b"PK\x05\x06") - 20
+    data[locator : locator + 20] = b"PK\x06\x07" + (1).to_bytes(4, "little") + (0).to_bytes(8, "little") + (9).to_bytes(4, "little")
+    (tmp_path / "x.pt").write_bytes(data)
+    with pytest.raises(InputError, match=r"x\.pt cannot be read"):
+        read_state_dict(tmp_path / "x.pt")
+
+
+def test_names_of_foreign_weights_that_go_on_and_on_are_cut():
+    with pytest.raises(CheckpointError, match=r"unknown keys: x+ \[\.\.\.\] x+") as error:
+        head_from_state_dict({"x" * 100_000: torch.zeros(1)}, "clip4clip", embed_dim=64)
+    assert len(str(error.value)) < 2000
 
 
 # --- results ----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ as one line and exits with status 1 (a traceback with --debug).
 
 from __future__ import annotations
 
-
 LONGEST = 1500  # characters of a message; what it quotes of a foreign file may be megabytes
 
 

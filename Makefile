@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 help:
 	@echo "make demo    the whole pipeline on the built-in corpus, results in $(OUT)/"
-	@echo "make demo-finetune   the same, then backbone and head together from pixels"
+	@echo "make demo-finetune   the same, then the second pass: text tower and head together"
 	@echo "make test    all tests in JOBS=$(JOBS) processes (GLSCL_REAL_DATA=DIR adds those on real files)"
 	@echo "make docs    write docs/cli.md from the commands"
 	@echo "make clean   remove the virtual environment and build left-overs"

@@ -66,7 +66,7 @@ def demo(
     epochs: Annotated[int | None, typer.Option(help="Epochs a head. Default: the recipe's.", min=1)] = None,
     finetune: Annotated[
         bool,
-        typer.Option("--finetune", help="Also fine-tune backbone and glscl head from pixels, extract again and judge that."),
+        typer.Option("--finetune", help="Also fine-tune text tower and glscl head together, extract again and judge that."),
     ] = False,
 ) -> None:
     """Run the whole pipeline on the built-in corpus and backbone: offline, on a CPU, in a few minutes."""

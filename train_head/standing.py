@@ -105,11 +105,18 @@ def take_up(
     module.load_state_dict({name.removeprefix("head."): value for name, value in weights.items()})
     for parameter, of in moments.items():
         for kind, value in of.items():
-            optimizer.state[parameters[parameter]][kind] = value.to(parameters[parameter].device)
+            optimizer.state[parameters[parameter]][kind] = _laid_out_like(parameters[parameter], value)
     for key in _MOVING:
         setattr(state, key, resume.state.get(key, getattr(state, key)))
     if accelerator.scaler is not None and resume.state.get("scaler"):
         accelerator.scaler.load_state_dict(resume.state["scaler"])
+
+
+def _laid_out_like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A moment on the parameter's device and in its order of memory, which fused steps take for granted."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device)
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def save_epoch(

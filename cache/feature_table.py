@@ -98,8 +98,9 @@ class FeatureTable:
                 mend="Extract with --tokens into another folder, or use a head that needs none",
             )
         run = store.splits[split] if split is not None else store.everything
-        video = store.arrays("video", ["offsets", "status", "id_bytes", "id_offsets"], items=run.videos)
-        text = store.arrays("text", ["pooled", "offsets", "video_index"], items=run.texts, raw=True)
+        video = store.arrays("video", ["offsets", "status", "id_bytes", "id_offsets", "times"], items=run.videos)
+        wanted = ["pooled", "offsets", "video_index", "id_bytes", "id_offsets", "text_bytes", "text_offsets"]
+        text = store.arrays("text", [*wanted, *(["values"] if tokens else [])], items=run.texts, raw=True)
 
         frames_of = np.diff(video["offsets"])
         usable = np.isin(video["status"], [s for s in Status if s.usable]) & (frames_of > 0)
@@ -116,22 +117,22 @@ class FeatureTable:
 
         width = max(1, min(int(frames_of.max(initial=1)), max_frames or np.iinfo(np.int64).max))
         rows, mask = _frame_view(video["offsets"][kept_videos], frames_of[kept_videos], width, frame_position)
-        frame_features, frame_times = (  # (V, F, D), (V, F)
-            store.take_rows("video", name, rows.ravel(), items=run.videos).reshape(*rows.shape, *columns)
-            for name, columns in (("values", (store.embed_dim,)), ("times", ()))
-        )
+        frame_features = store.take_rows("video", "values", rows.ravel(), items=run.videos)
+        frame_features = frame_features.reshape(*rows.shape, store.embed_dim)  # (V, F, D)
+        frame_times = video["times"][rows] if rows.size else np.zeros(rows.shape, np.float32)  # (V, F)
         frame_features[~mask] = 0
         frame_times[~mask] = 0
 
         token_values = token_offsets = None
         if tokens:
-            values = store.arrays("text", ["values"], items=run.texts, raw=True)["values"]
+            values = text["values"]
             lengths = np.diff(text["offsets"])
             if len(kept_texts) != len(lengths):
                 values = values[np.repeat(np.isin(np.arange(len(lengths)), kept_texts), lengths)]
             token_offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths[kept_texts])]))
             token_values = _tensor(values, store.dtype)
-        captions, text_ids = store.captions(run.texts), store.ids("text", run.texts)
+        captions = unpack_strings(text["text_bytes"], text["text_offsets"])
+        text_ids = unpack_strings(text["id_bytes"], text["id_offsets"])
         video_ids = unpack_strings(video["id_bytes"], video["id_offsets"])
         return cls(
             text_features=_tensor(text["pooled"][kept_texts], store.dtype),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -45,7 +46,8 @@ class Hdf5Shards:
     def map(path: Path, names: list[str]) -> dict[str, np.ndarray]:
         file, group = _inside(path)
         with h5py.File(file, "r") as opened:
-            return {name: _map_dataset(file, opened[group][name]) for name in names}
+            inside = opened[group]
+            return {name: _map_dataset(file, inside[name]) for name in names}
 
     @staticmethod
     def blocks(path: Path, name: str) -> Iterator[np.ndarray]:
@@ -98,14 +100,17 @@ def _inside(path: Path) -> tuple[Path, str]:
 
 def _map_dataset(path: Path, dataset: h5py.Dataset) -> np.ndarray:
     """A read-only map of an uncompressed one-chunk dataset; of several chunks their bytes; else what the library reads."""
-    if dataset.size and dataset.chunks == dataset.shape and dataset.compression is None and not dataset.shuffle:
-        if dataset.id.get_num_chunks() == 1:
-            info = dataset.id.get_chunk_info(0)
-            checksum = 4 if dataset.fletcher32 and not info.filter_mask else 0
-            if info.byte_offset is not None and info.size == dataset.nbytes + checksum:
-                return np.memmap(path, dataset.dtype, "r", offset=info.byte_offset, shape=dataset.shape)
-        elif dataset.id.get_num_chunks() == 0:
+    layout, shape = dataset.id.get_create_plist(), dataset.shape  # one look; Dataset's own properties look anew each time
+    filters = {layout.get_filter(i)[0] for i in range(layout.get_nfilters())}
+    if dataset.size and layout.get_layout() == h5py.h5d.CHUNKED and filters <= {h5py.h5z.FILTER_FLETCHER32}:
+        count = dataset.id.get_num_chunks()
+        if count == 0:
             raise OSError(f"dataset {dataset.name} of {path} has no data")
+        if count == 1 and layout.get_chunk() == shape:
+            info, dtype = dataset.id.get_chunk_info(0), dataset.dtype
+            checksum = 4 if filters and not info.filter_mask else 0
+            if info.byte_offset is not None and info.size == dtype.itemsize * math.prod(shape) + checksum:
+                return np.memmap(path, dtype, "r", offset=info.byte_offset, shape=shape)
     raw = _raw_rows(path, dataset) if dataset.size else None
     return dataset[...] if raw is None else raw.read(0, len(dataset))
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from glscl.errors import CacheFormatError, StorageError
 
+_ERRNO = re.compile(r"errno = (\d+)")
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -29,8 +31,10 @@ def storage_errors(path: os.PathLike[str] | str, doing: str = "write") -> Iterat
 
 
 def _explain(error: OSError, path: os.PathLike[str] | str, doing: str) -> tuple[str, str]:
-    code = error.errno
     text = str(error)
+    told = _ERRNO.search(text)  # HDF5 tells the number within several lines of its own
+    code = int(told[1]) if told else error.errno
+    reason = os.strerror(int(told[1])) if told else (error.strerror or text or type(error).__name__).splitlines()[0]
     if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
         return f"Cannot {doing} {os.fspath(path)}: the disk is full", "Free some space and run the same command again"
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -39,7 +43,7 @@ def _explain(error: OSError, path: os.PathLike[str] | str, doing: str) -> tuple[
         return f"Cannot {doing} {os.fspath(path)}: a file stands where a folder is expected, or the reverse", (
             "Choose another folder with --out"
         )
-    return f"Cannot {doing} {os.fspath(path)}: {error.strerror or text}", "Run the same command again once the disk is well"
+    return f"Cannot {doing} {os.fspath(path)}: {reason}", "Run the same command again once the disk is well"
 
 
 def sync_directory(path: Path) -> None:

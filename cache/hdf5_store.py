@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -26,6 +29,7 @@ class Hdf5Shards:
 
     @staticmethod
     def write(path: Path, arrays: Mapping[str, np.ndarray | Blocks], attributes: Mapping[str, str]) -> None:
+        _require_space(path.parent, arrays)
         with h5py.File(path, "w", **_ALIGNED) as file:
             file.attrs.update(attributes)
             _write_arrays(file, arrays)
@@ -72,6 +76,13 @@ def _slices(file: Path, name: str) -> Callable[[slice], np.ndarray]:
             return opened[name][rows]
 
     return read
+
+
+def _require_space(folder: Path, arrays: Mapping[str, np.ndarray | Blocks]) -> None:
+    """Raise what a full disk would, before the library prints a line for every object that it then cannot close."""
+    needed = sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays.values())
+    if shutil.disk_usage(folder).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _write_arrays(group: h5py.Group, arrays: Mapping[str, np.ndarray | Blocks]) -> None:

@@ -52,7 +52,6 @@ from glscl.errors import (
     FingerprintError,
     InputError,
     NotFoundError,
-    StorageError,
     UsageError,
 )
 
@@ -686,7 +685,9 @@ class Store:
                 try:
                     self.format.write(aside, arrays, attributes)
                 except RuntimeError as error:  # h5py wraps some write errors so
-                    raise StorageError(f"Cannot write {aside}: {_first_line(error)}") from error
+                    if type(error) is not RuntimeError:
+                        raise
+                    raise OSError(str(error)) from error
                 sync_tree(aside)
                 os.rename(aside, final)
                 sync_directory(final.parent)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -287,6 +288,24 @@ def test_a_failing_disk_is_one_clear_error_and_costs_nothing_committed(small_cac
     assert again.pending("video") == [1, 2]
     assert again.verify_shard("video", 0) == []
     assert os.listdir(made.path / "partial") == []
+    assert made.fill().complete
+
+
+def test_what_hdf5_says_of_a_full_disk_in_many_lines_becomes_one(small_cache, monkeypatch, capfd):
+    made = small_cache("hdf5")
+    store = made.create()
+    told = "Can't write (file write failed: time = Sat\n, filename = 'x.h5', errno = 28, error message = 'No space')"
+    for kind in (OSError, RuntimeError):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(store.format), "write", staticmethod(lambda *_, kind=kind: (_ for _ in ()).throw(kind(told))))
+            with pytest.raises(StorageError, match="cache: the disk is full. Free some space") as error:
+                made.commit(store, "video", 0)
+        assert "\n" not in str(error.value)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+        with pytest.raises(StorageError, match="the disk is full"):
+            made.commit(store, "video", 0)
+    assert capfd.readouterr().err == ""
     assert made.fill().complete
 
 

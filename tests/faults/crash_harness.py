@@ -1,25 +1,31 @@
-"""Extractions that are killed, many of them: everything is imported once, each extraction is a forked process of its own.
+"""Extractions that are killed or whose disk fails, many of them: all is imported once, each one is a forked process.
 
-    python crash_harness.py WORK FORMAT ROUNDS [SEED]
+    python crash_harness.py WORK FORMAT ROUNDS [SEED] [KIND,KIND…]
 
 A round begins a cache, dies at one point, is looked at, and is finished by another process. Points are the calls that
 make data durable or visible (`call`, before the n-th), lines of the code that writes (`line`, before the n-th), and
-moments (`time`). Prints one JSON object: {"killed": {kind: rounds that died}, "rounds", "problems": [...]}.
+moments (`time`). With the kind `disk` it lives on, and that call fails once or from then on, as on a full, failing or
+read-only disk; with `size` no file may grow beyond some bytes. Prints one JSON object: {"stopped": {kind: rounds that
+ended before the work was done}, "rounds", "messages": [...], "problems": [...]}.
 
 Only the pool of decoding processes is replaced: the same decoders run in the extraction's own process.
 """
 
 from __future__ import annotations
 
+import builtins
+import errno
+import io
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +33,7 @@ from glscl.cache import files, lock, store
 from glscl.cache.schema import STREAMS, Annotations, TextItem, VideoItem
 from glscl.cache.store import open_store
 from glscl.cache.summary import verify
+from glscl.errors import StorageError
 from glscl.extract import pipeline
 from glscl.extract.encoder import Backbone
 from glscl.extract.sampling import Sampling
@@ -34,7 +41,9 @@ from glscl.extract.video import FrameChunk, VideoDone, VideoTask, decode_video
 
 VIDEOS = 8
 DURABLE = ("fsync", "link", "replace", "rename", "unlink", "mkdir", "open", "rmdir")
-KINDS = ("call", "line", "time")
+KILLS = ("call", "line", "time")
+ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT, errno.EACCES)
+WRITES = ("fsync", "link", "replace", "rename", "mkdir", "open")
 
 
 class DecodeHere:
@@ -134,6 +143,40 @@ def count_lines(tick: Callable[[], None]) -> None:
     sys.settrace(calls)
 
 
+class FailingDisk:
+    """Lets the `at`-th call that writes fail, or all from there on; with None it only counts."""
+
+    def __init__(self, at: int | None, code: int, *, lasting: bool) -> None:
+        self.at, self.code, self.lasting, self.count = at, code, lasting, 0
+
+    def tick(self) -> None:
+        self.count += 1
+        if self.at is not None and (self.count == self.at or (self.lasting and self.count > self.at)):
+            raise OSError(self.code, os.strerror(self.code))
+
+    def install(self) -> None:
+        def wrapped(original: Callable[..., Any], writes: Callable[..., bool]) -> Callable[..., Any]:
+            def call(*args: Any, **options: Any) -> Any:
+                if writes(*args, **options):
+                    self.tick()
+                return original(*args, **options)
+
+            return call
+
+        def always(*_: Any, **__: Any) -> bool:
+            return True
+
+        def by_flags(_: Any, flags: int, *__: Any, **___: Any) -> bool:
+            return bool(flags & (os.O_WRONLY | os.O_RDWR))
+
+        def by_mode(_: Any, mode: str = "r", *__: Any, **___: Any) -> bool:
+            return any(letter in mode for letter in "wax+")
+
+        for name in WRITES:
+            setattr(os, name, wrapped(getattr(os, name), by_flags if name == "open" else always))
+        builtins.open = io.open = wrapped(io.open, by_mode)  # type: ignore[assignment]
+
+
 HOOKS = {"call": count_calls, "line": count_lines}
 
 
@@ -142,14 +185,15 @@ def in_child(work: Callable[[], Any], *, kill_after: float | None = None) -> tup
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(read)
         try:
-            answer = json.dumps(work())
-        except BaseException:
-            answer = json.dumps({"raised": traceback.format_exc()})
-        with os.fdopen(write, "w") as pipe:
-            pipe.write(answer)
-        os._exit(0)
+            os.close(read)
+            try:
+                answer = json.dumps(work())
+            except BaseException:
+                answer = json.dumps({"raised": traceback.format_exc()})
+            os.write(write, answer.encode())  # opening anything may be what fails
+        finally:
+            os._exit(0)
     os.close(write)
     if kill_after is not None:
         time.sleep(kill_after)
@@ -195,63 +239,80 @@ def finish(path: Path, clips: Path, format: str, backbone: Backbone, reference: 
     return problems + [f"{p.name} was left behind" for p in path.glob("partial/*")]
 
 
-def one_round(kind: str, place: float, sizes: dict[str, float], setting: dict[str, Any]) -> tuple[bool, list[str]]:
-    """Kill at `place` (0 to 1 of the whole run), look, finish. Returns whether it died there, and the problems."""
+def one_round(kind: str, place: float, sizes: dict[str, float], setting: dict[str, Any]) -> dict[str, Any]:
+    """Stop at `place` (0 to 1 of the whole run), look, finish. Returns whether it stopped there, what it said, problems."""
     out = setting["work"] / "cache"
     shutil.rmtree(out, ignore_errors=True)
     run = {name: setting[name] for name in ("clips", "format", "backbone")}
+    at = int(place * sizes[kind])
+    where = f"stopped at {place:.4f} of {sizes[kind]:g} ({kind})"
 
-    def begin() -> None:
-        if kind in HOOKS:
-            HOOKS[kind](Countdown(1 + int(place * sizes[kind])))
-        extract(out, **run)
+    def begin() -> str | None:
+        if kind == "disk":
+            FailingDisk(1 + at, ERRORS[at % len(ERRORS)], lasting=at % 2 == 0).install()
+        elif kind == "size":
+            run["backbone"].pieces = dict  # they are the largest file and would always be the one that fails
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (at, resource.RLIM_INFINITY))
+        elif kind in HOOKS:
+            HOOKS[kind](Countdown(1 + at))
+        try:
+            extract(out, **run)
+        except StorageError as error:
+            return str(error)
+        return None
 
     status, answer = in_child(begin, kill_after=place * sizes["time"] if kind == "time" else None)
-    where = f"killed at {place:.4f} of {sizes[kind]:g} ({kind})"
-    if answer is not None:
-        return False, [f"{where}: {answer['raised']}"]
+    if isinstance(answer, dict):
+        return {"stopped": False, "said": None, "problems": [f"{where}: {answer['raised']}"]}
     problems = []
+    if answer is not None and ("\n" in answer or str(out) not in answer):
+        problems.append(f"{where}: not one line that names the place: {answer}")
     for step in (lambda: look(out, setting["reference"]), lambda: finish(out, reference=setting["reference"], **run)):
         code, found = in_child(step)
         if code != 0 or isinstance(found, dict):
             problems.append(f"{where}: the next process ended with {code}: {found and found['raised']}")
         else:
             problems += [f"{where}: {line}" for line in found]
-    return status == -signal.SIGKILL, problems
+    return {"stopped": status == -signal.SIGKILL or answer is not None, "said": answer, "problems": problems}
 
 
-def places(rounds: int, seed: int) -> list[tuple[str, float]]:
+def places(rounds: int, seed: int, kinds: Sequence[str]) -> list[tuple[str, float]]:
     """A kind and a place for each round: every kind spread over the whole run, at random within its slice."""
     rng = random.Random(seed)
     chosen = []
-    for number, kind in enumerate(KINDS):
-        count = len(range(number, rounds, len(KINDS)))
+    for number, kind in enumerate(kinds):
+        count = len(range(number, rounds, len(kinds)))
         chosen += [(kind, (i + rng.random()) / count) for i in range(count)]
     return chosen
 
 
-def measure(setting: dict[str, Any]) -> dict[str, float]:
-    """How many calls, lines and seconds an uninterrupted run takes; its cache is the reference."""
+def measure(setting: dict[str, Any], kinds: Sequence[str]) -> dict[str, float]:
+    """How many calls, lines, seconds and bytes (of its largest file) a whole run takes; its cache is the reference."""
     run = {name: setting[name] for name in ("clips", "format", "backbone")}
 
-    def whole(hook: str | None, out: Path) -> float:
-        tick = Countdown(None)
-        if hook:
-            HOOKS[hook](tick)
+    def whole(kind: str, out: Path) -> float:
+        tick, disk = Countdown(None), FailingDisk(None, 0, lasting=False)
+        if kind in HOOKS:
+            HOOKS[kind](tick)
+        elif kind == "disk":
+            disk.install()
         began = time.perf_counter()
         extract(out, **run)
-        return time.perf_counter() - began if hook is None else tick.count
+        seconds = time.perf_counter() - began
+        sizes = [p.stat().st_size for p in out.rglob("*") if p.is_file() and p.parent.name != "backbone"]
+        return {"time": seconds, "disk": disk.count, "size": max(sizes)}.get(kind, tick.count)
 
-    sizes = {}
-    for kind, hook in (("time", None), ("call", "call"), ("line", "line")):
+    found = {}
+    for kind in dict.fromkeys(["time", *kinds]):
         out = setting["reference"] if kind == "time" else setting["work"] / kind
-        status, sizes[kind] = in_child(lambda hook=hook, out=out: whole(hook, out))
-        if status != 0 or isinstance(sizes[kind], dict):
-            raise SystemExit(f"an uninterrupted run ends with {status}: {sizes[kind]}")
-    return sizes
+        status, found[kind] = in_child(lambda kind=kind, out=out: whole(kind, out))
+        if status != 0 or isinstance(found[kind], dict):
+            raise SystemExit(f"an uninterrupted run ends with {status}: {found[kind]}")
+    return found
 
 
-def main(work: str, format: str, rounds: str, seed: str = "0") -> None:
+def main(work: str, format: str, rounds: str, seed: str = "0", kinds: str = ",".join(KILLS)) -> None:
     folder = Path(work)
     setting = {
         "work": folder,
@@ -260,13 +321,15 @@ def main(work: str, format: str, rounds: str, seed: str = "0") -> None:
         "format": format,
         "backbone": Backbone.load("demo", None, words=12, device="cpu", precision="fp32"),
     }
-    sizes = measure(setting)
-    killed, problems = dict.fromkeys(KINDS, 0), []
-    for kind, place in places(int(rounds), int(seed)):
-        died, found = one_round(kind, place, sizes, setting)
-        killed[kind] += died
-        problems += found
-    print(json.dumps({"rounds": int(rounds), "killed": killed, "sizes": sizes, "problems": problems}))
+    chosen = kinds.split(",")
+    sizes = measure(setting, chosen)
+    report = {"rounds": int(rounds), "stopped": dict.fromkeys(chosen, 0), "sizes": sizes, "messages": [], "problems": []}
+    for kind, place in places(int(rounds), int(seed), chosen):
+        found = one_round(kind, place, sizes, setting)
+        report["stopped"][kind] += found["stopped"]
+        report["messages"] += [found["said"].replace(str(folder), "")] if found["said"] else []
+        report["problems"] += found["problems"]
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

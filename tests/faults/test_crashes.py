@@ -1,4 +1,4 @@
-"""Extractions killed with SIGKILL at many points, also inside the commit: nothing committed is lost or changed.
+"""Extractions killed, or with a failing disk, at many points, also inside the commit: nothing committed is lost.
 
 `GLSCL_FAULT_ROUNDS=200` makes the run longer, `GLSCL_FAULT_SEED` chooses other points.
 """
@@ -21,6 +21,8 @@ HARNESS = Path(__file__).with_name("crash_harness.py")
 ROUNDS = int(os.environ.get("GLSCL_FAULT_ROUNDS", "45"))
 SEED = os.environ.get("GLSCL_FAULT_SEED", "0")
 
+FORMATS = pytest.mark.parametrize("format", ["zarr", "hdf5"])
+
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the extractions that it kills")
 
 
@@ -33,18 +35,37 @@ def clips(tmp_path_factory, make_video_file):
     return folder
 
 
-@pytest.mark.parametrize("format", ["zarr", "hdf5"])
-def test_a_killed_extraction_loses_nothing_committed_and_is_finished_to_the_same_values(format, clips, tmp_path):
-    (tmp_path / "clips").symlink_to(clips)
-    command = [sys.executable, str(HARNESS), str(tmp_path), format, str(ROUNDS), SEED]
+def harness(folder, clips, format, rounds, *kinds) -> dict:
+    """The report of `crash_harness.py`; every round ends with a look at the cache and with its completion."""
+    (folder / "clips").symlink_to(clips)
+    command = [sys.executable, str(HARNESS), str(folder), format, str(rounds), SEED, *(",".join(k) for k in kinds)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     print(report)
     assert report["problems"] == []
-    assert sum(report["killed"].values()) >= ROUNDS * 8 // 9, "so few died that little was tried"
-    assert all(report["killed"].values())
-    whole, finished = open_store(tmp_path / "reference"), open_store(tmp_path / "cache")
+    return report
+
+
+def assert_equal_caches(path: Path, reference: Path) -> None:
+    whole, finished = open_store(reference), open_store(path)
     for stream in STREAMS:
         for name, array in whole.arrays(stream).items():
             np.testing.assert_array_equal(finished.arrays(stream)[name], array, err_msg=f"{stream} {name}")
+
+
+@FORMATS
+def test_a_killed_extraction_loses_nothing_committed_and_is_finished_to_the_same_values(format, clips, tmp_path):
+    report = harness(tmp_path, clips, format, ROUNDS)
+    assert sum(report["stopped"].values()) >= ROUNDS * 8 // 9, "so few died that little was tried"
+    assert all(report["stopped"].values())
+    assert_equal_caches(tmp_path / "cache", tmp_path / "reference")
+
+
+@FORMATS
+def test_a_failing_disk_is_one_line_and_costs_nothing_committed(format, clips, tmp_path):
+    report = harness(tmp_path, clips, format, max(12, ROUNDS // 4), ["disk", "size"])
+    assert all(report["stopped"].values())
+    kinds = ("the disk is full", "no permission to write there", "Input/output error", "File too large")
+    assert all(any(kind in line for kind in kinds) for line in report["messages"])
+    assert_equal_caches(tmp_path / "cache", tmp_path / "reference")

@@ -262,7 +262,7 @@ def one_round(kind: str, place: float, sizes: dict[str, float], setting: dict[st
             return str(error)
         return None
 
-    status, answer = in_child(begin, kill_after=place * sizes["time"] if kind == "time" else None)
+    status, answer = in_child(begin, kill_after=0.7 * place * sizes["time"] if kind == "time" else None)
     if isinstance(answer, dict):
         return {"stopped": False, "said": None, "problems": [f"{where}: {answer['raised']}"]}
     problems = []

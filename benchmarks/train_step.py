@@ -248,7 +248,8 @@ def main(arguments: list[str] | None = None) -> None:
     header = ["head", "samples/s", "s a step", "in products, of operators", "in products, of wall", "peak extra GiB"]
     costs = [measure(name, batch=batch, steps=steps, once=given.once, **options) for name in names]
     print(markdown(header, [row(cost, batch) for cost in costs]) + "\n")
-    print("Peak is of a step, above model, optimizer, gradients of the step before and features.\n")
+    beside = "head and features" if given.once else "model, optimizer, gradients of the step before and features"
+    print(f"Peak is of a step, above {beside}.\n")
     pairs = RECIPE_VIDEOS * RECIPE_CAPTIONS * RECIPE_EPOCHS
     if given.recipe_time:
         videos = 40 if given.quick else RECIPE_VIDEOS

@@ -18,7 +18,7 @@ from glscl.cache.schema import STREAMS
 from glscl.cache.store import open_store
 
 HARNESS = Path(__file__).with_name("crash_harness.py")
-ROUNDS = int(os.environ.get("GLSCL_FAULT_ROUNDS", "51"))
+ROUNDS = int(os.environ.get("GLSCL_FAULT_ROUNDS", "54"))
 SEED = os.environ.get("GLSCL_FAULT_SEED", "0")
 
 FORMATS = pytest.mark.parametrize("format", ["zarr", "hdf5"])

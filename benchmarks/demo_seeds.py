@@ -129,7 +129,12 @@ def spread(values: Sequence[float]) -> str:
 def note(lines: Sequence[dict[str, Any]]) -> str:
     """The tables of a study: spread over seeds, kinds of captions, differences seed by seed."""
     studied: dict[str, dict[int, dict[str, Any]]] = {}
-    for line in sorted(lines, key=lambda line: (HEAD_NAMES.index(line["head"]), str(line["options"]), line["seed"])):
+
+    def place(line: dict[str, Any]) -> tuple[Any, ...]:  # a head without options stands before itself with some
+        options = sorted((name, str(value)) for name, value in line["options"].items())
+        return HEAD_NAMES.index(line["head"]), options, line["seed"]
+
+    for line in sorted(lines, key=place):
         studied.setdefault(label(line), {})[line["seed"]] = line
     short = {"text_to_video": "t→v", "video_to_text": "v→t"}
     columns = [(direction, metric) for direction in DIRECTIONS for metric in METRICS]

@@ -141,9 +141,16 @@ def read_bytes(path: Path) -> bytes:
 
 def check_memo(data: bytes) -> None:
     """Raise ValueError for a pickle that numbers an object beyond its size: unpickling would reserve memory for all."""
-    for opcode, argument, _ in pickletools.genops(data):
+    stream = io.BytesIO(data)
+    while opcode := pickletools.code2op.get(stream.read(1).decode("latin-1")):  # the unpickler refuses unknown ones
+        if opcode.name == "STRING":  # its bytes may be in any encoding, which `pickletools.genops` does not take
+            stream.readline()
+            continue
+        argument = opcode.arg.reader(stream) if opcode.arg else None
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= argument <= len(data):
             raise ValueError(f"it numbers an object {argument}, with {len(data)} bytes in all")
+        if opcode.name == "STOP":
+            return
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:

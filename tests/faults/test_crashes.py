@@ -18,7 +18,7 @@ from glscl.cache.schema import STREAMS
 from glscl.cache.store import open_store
 
 HARNESS = Path(__file__).with_name("crash_harness.py")
-ROUNDS = int(os.environ.get("GLSCL_FAULT_ROUNDS", "54"))
+ROUNDS = int(os.environ.get("GLSCL_FAULT_ROUNDS", "66"))
 SEED = os.environ.get("GLSCL_FAULT_SEED", "0")
 
 FORMATS = pytest.mark.parametrize("format", ["zarr", "hdf5"])
@@ -57,8 +57,8 @@ def assert_equal_caches(path: Path, reference: Path) -> None:
 @FORMATS
 def test_a_killed_extraction_loses_nothing_committed_and_is_finished_to_the_same_values(format, clips, tmp_path):
     report = harness(tmp_path, clips, format, ROUNDS)
-    assert sum(report["stopped"].values()) >= ROUNDS * 7 // 9, "so few died that little was tried"
-    assert all(report["stopped"].values())
+    counted = report["stopped"]["call"] + report["stopped"]["line"]  # at a moment of the clock it may be done already
+    assert counted == ROUNDS - ROUNDS // 3, "every one of these points lies within the run"
     assert_equal_caches(tmp_path / "cache", tmp_path / "reference")
 
 

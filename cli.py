@@ -40,6 +40,40 @@ app = typer.Typer(
 )
 
 
+# Options of several commands
+DatasetOption = Annotated[
+    str, typer.Option(help="Name of a dataset reader; see docs/datasets.md.", rich_help_panel="Data")
+]
+AnnotationsOption = Annotated[
+    Path | None, typer.Option(help="File or folder with the annotations.", rich_help_panel="Data")
+]
+CacheFolderOption = Annotated[Path | None, typer.Option(help="Folder of the cache.", rich_help_panel="Data")]
+SplitsOption = Annotated[
+    str | None, typer.Option(help="Only these splits, separated by commas.", rich_help_panel="Data")
+]
+ProtocolOption = Annotated[
+    str | None, typer.Option(help="Variant of the splits, such as 9k, 7k, full.", rich_help_panel="Data")
+]
+CacheArgument = Annotated[Path, typer.Argument(help="Folder of the cache.")]
+RunFolderOption = Annotated[
+    Path | None, typer.Option(help="Folder of the run. Default: runs/<head>-<time>.", rich_help_panel="Data")
+]
+VideosOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder with the videos. Default: where extraction found them.", rich_help_panel="Data"),
+]
+CacheOption = Annotated[
+    Path | None, typer.Option(help="Cache. Default: the run's own, or the only one.", rich_help_panel="Data")
+]
+RunsArgument = Annotated[
+    list[Path], typer.Argument(help="Run folders or result files; the first is what others are compared with.")
+]
+ResultsOption = Annotated[str, typer.Option(help="Which results of the folders.", rich_help_panel="Data")]
+MovedCacheOption = Annotated[
+    Path | None, typer.Option(help="Where the cache is now. Default: where it was.", rich_help_panel="Data")
+]
+
+
 def main() -> None:
     """Entry point of the console script."""
     sys.exit(run_command_line(app))
@@ -57,16 +91,16 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 @command(app)
 def demo(
     run: Run,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for videos, cache, runs and results. Default: demo.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for videos, cache, runs and results. Default: demo.")] = None,
     videos: Annotated[
         int | None, typer.Option(help="Training videos; validation and test shrink with them.", min=20)
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs a head. Default: the recipe's.", min=1)] = None,
     finetune: Annotated[
         bool,
-        typer.Option("--finetune", help="Also fine-tune text tower and glscl head together, extract again and judge that."),
+        typer.Option(
+            "--finetune", help="Also fine-tune text tower and glscl head together, extract again and judge that."
+        ),
     ] = False,
 ) -> None:
     """Run the whole pipeline on the built-in corpus and backbone: offline, on a CPU, in a few minutes."""
@@ -107,23 +141,18 @@ def demo(
 def extract(
     run: Run,
     config: ExtractConfig,
-    dataset: Annotated[str, typer.Option(help="Name of a dataset reader; see docs/datasets.md.", rich_help_panel="Data")],
-    annotations: Annotated[
-        Path | None, typer.Option(help="File or folder with the annotations.", rich_help_panel="Data")
-    ] = None,
+    dataset: DatasetOption,
+    annotations: AnnotationsOption = None,
     videos: Annotated[Path | None, typer.Option(help="Folder with the videos.", rich_help_panel="Data")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the cache.", rich_help_panel="Data")] = None,
-    splits: Annotated[
-        str | None, typer.Option(help="Only these splits, separated by commas.", rich_help_panel="Data")
-    ] = None,
-    protocol: Annotated[
-        str | None, typer.Option(help="Variant of the splits, such as 9k, 7k, full.", rich_help_panel="Data")
-    ] = None,
+    out: CacheFolderOption = None,
+    splits: SplitsOption = None,
+    protocol: ProtocolOption = None,
     limit: Annotated[
         int | None, typer.Option(help="Only the first N videos of each split.", rich_help_panel="Data", min=1)
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Read the annotations, find the files, print counts.", rich_help_panel="Data")
+        bool,
+        typer.Option("--dry-run", help="Read the annotations, find the files, print counts.", rich_help_panel="Data"),
     ] = False,
 ) -> None:
     """Encode every frame and caption with CLIP into a cache. Resumes by itself; a finished cache is left alone."""
@@ -232,7 +261,11 @@ def _extract(run: Run, config: ExtractConfig, dataset: str, found: Any, out: Pat
         retry_failed=config.retry_failed,
         part=part,
         progress=run.progress,
-        provenance={"command": with_option(command_line(), "--part", None), "versions": versions(), "recipe": entry.recipe},
+        provenance={
+            "command": with_option(command_line(), "--part", None),
+            "versions": versions(),
+            "recipe": entry.recipe,
+        },
     )
     print_extraction(run, out, done)
     return done
@@ -241,7 +274,7 @@ def _extract(run: Run, config: ExtractConfig, dataset: str, found: Any, out: Pat
 @command(app)
 def inspect(
     run: Run,
-    cache: Annotated[Path, typer.Argument(help="Folder of the cache.")],
+    cache: CacheArgument,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read everything back: checksums, finite values, boundaries.")
     ] = False,
@@ -273,7 +306,7 @@ def inspect(
 @command(app)
 def repair(
     run: Run,
-    cache: Annotated[Path, typer.Argument(help="Folder of the cache.")],
+    cache: CacheArgument,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
 ) -> None:
     """Drop what killed runs left in a cache and set damaged shards aside, so that the next extract makes them again."""
@@ -295,9 +328,7 @@ def train_head(
     cache: Annotated[
         Path | None, typer.Option(help="Cache to train on. Default: the only one there is.", rich_help_panel="Data")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the run. Default: runs/<head>-<time>.", rich_help_panel="Data")
-    ] = None,
+    out: RunFolderOption = None,
     sweep: Annotated[
         list[str] | None,
         typer.Option(
@@ -410,20 +441,22 @@ def finetune(
     ] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(help="Cache of captions, splits and ids. Default: that of --run, or the only one.", rich_help_panel="Data"),
+        typer.Option(
+            help="Cache of captions, splits and ids. Default: that of --run, or the only one.", rich_help_panel="Data"
+        ),
     ] = None,
-    videos: Annotated[
-        Path | None,
-        typer.Option(help="Folder with the videos. Default: where extraction found them.", rich_help_panel="Data"),
-    ] = None,
+    videos: VideosOption = None,
     pretrained: Annotated[
         str | None,
         typer.Option(
-            help="Weights of the backbone, where the cache was made from a file.", metavar="FILE", rich_help_panel="Data"
+            help="Weights of the backbone, where the cache was made from a file.",
+            metavar="FILE",
+            rich_help_panel="Data",
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run. Default: runs/finetune-<head>-<time>.", rich_help_panel="Data")
+        Path | None,
+        typer.Option(help="Folder of the run. Default: runs/finetune-<head>-<time>.", rich_help_panel="Data"),
     ] = None,
 ) -> None:
     """Train backbone and head together from pixels: the second pass. Leaves a run with a backbone to extract with."""
@@ -450,7 +483,9 @@ def finetune(
         stored=stored,
     )
     out = out or new_run(f"finetune-{settings.head}")
-    run.say(f"training backbone and {settings.head} on the videos of {store.path} by the recipe {settings.recipe} → {out}")
+    run.say(
+        f"training backbone and {settings.head} on the videos of {store.path} by the recipe {settings.recipe} → {out}"
+    )
     run.say(f"{settings_line(settings)}, backbone_lr_scale {settings.backbone_lr_scale:g}")
     done = train_both(
         store,
@@ -505,9 +540,7 @@ def eval(
     ] = False,
     head: Annotated[str, typer.Option(help="Head of a zero-shot evaluation.", rich_help_panel="What")] = "mean_pool",
     weights: Annotated[str, typer.Option(help="best or last epoch of the run.", rich_help_panel="What")] = "best",
-    cache: Annotated[
-        Path | None, typer.Option(help="Cache. Default: the run's own, or the only one.", rich_help_panel="Data")
-    ] = None,
+    cache: CacheOption = None,
     split: Annotated[str, typer.Option(help="Split to judge on.", rich_help_panel="Data")] = "test",
     videos: Annotated[
         Path | None,
@@ -593,7 +626,8 @@ def search(
         Path | None, typer.Option("--run", help="Trained head. Default: zero-shot mean_pool.", rich_help_panel="How")
     ] = None,
     cache: Annotated[
-        Path | None, typer.Option(help="Cache to search. Default: the run's own, or the only one.", rich_help_panel="Data")
+        Path | None,
+        typer.Option(help="Cache to search. Default: the run's own, or the only one.", rich_help_panel="Data"),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Search one split only.", rich_help_panel="Data")] = None,
     normalise: Annotated[
@@ -701,9 +735,7 @@ def _videos_for(run: Run, searched: Any, backbone: Any, sentence: str, top: int)
     return [hit._asdict() for hit in hits]
 
 
-def _captions_for(
-    run: Run, searched: Any, backbone: Any, video: Any, sampling: Any, top: int
-) -> list[dict[str, Any]]:
+def _captions_for(run: Run, searched: Any, backbone: Any, video: Any, sampling: Any, top: int) -> list[dict[str, Any]]:
     import torch
 
     from glscl.cache.schema import VideoFeatures
@@ -721,9 +753,10 @@ def _captions_for(
 @command(app)
 def compare(
     run: Run,
-    runs: Annotated[list[Path], typer.Argument(help="Run folders or result files; the first is what others are compared with.")],
+    runs: RunsArgument,
     format: Annotated[
-        str, typer.Option(help="How tables are written.", metavar="terminal|markdown|csv|latex", rich_help_panel="Output")
+        str,
+        typer.Option(help="How tables are written.", metavar="terminal|markdown|csv|latex", rich_help_panel="Output"),
     ] = "terminal",
     published: Annotated[
         bool, typer.Option(help="Put published results beside, frozen and fine-tuned apart.", rich_help_panel="Output")
@@ -731,10 +764,8 @@ def compare(
     top: Annotated[
         int, typer.Option(help="Captions listed that improved most, and worsened.", min=0, rich_help_panel="Output")
     ] = 5,
-    split: Annotated[str, typer.Option(help="Which results of the folders.", rich_help_panel="Data")] = "test",
-    cache: Annotated[
-        Path | None, typer.Option(help="Where the cache is now. Default: where it was.", rich_help_panel="Data")
-    ] = None,
+    split: ResultsOption = "test",
+    cache: MovedCacheOption = None,
     resamples: Annotated[
         int, typer.Option(help="Draws of the paired tests.", min=1, rich_help_panel="Statistics")
     ] = 2000,
@@ -755,20 +786,15 @@ def compare(
 @command(app)
 def report(
     run: Run,
-    runs: Annotated[list[Path], typer.Argument(help="Run folders or result files; the first is what others are compared with.")],
+    runs: RunsArgument,
     out: Annotated[Path, typer.Option(help="The page.", rich_help_panel="Output")] = Path("report.html"),
     plots: Annotated[
         Path | None, typer.Option(help="Write the figures as PNG and PDF to this folder.", rich_help_panel="Output")
     ] = None,
     title: Annotated[str | None, typer.Option(help="Heading of the page.", rich_help_panel="Output")] = None,
-    videos: Annotated[
-        Path | None,
-        typer.Option(help="Folder with the videos. Default: where extraction found them.", rich_help_panel="Data"),
-    ] = None,
-    split: Annotated[str, typer.Option(help="Which results of the folders.", rich_help_panel="Data")] = "test",
-    cache: Annotated[
-        Path | None, typer.Option(help="Where the cache is now. Default: where it was.", rich_help_panel="Data")
-    ] = None,
+    videos: VideosOption = None,
+    split: ResultsOption = "test",
+    cache: MovedCacheOption = None,
     examples: Annotated[
         int, typer.Option(help="Best captions shown a run, and as many worst.", min=0, rich_help_panel="Examples")
     ] = 3,
@@ -801,14 +827,14 @@ def report(
 def import_features(
     run: Run,
     config: ImportConfig,
-    dataset: Annotated[str, typer.Option(help="Name of a dataset reader; see docs/datasets.md.", rich_help_panel="Data")],
+    dataset: DatasetOption,
     features: Annotated[
         Path,
-        typer.Option(help="Frame features: a folder with a file a video, or one file by video.", rich_help_panel="Data"),
+        typer.Option(
+            help="Frame features: a folder with a file a video, or one file by video.", rich_help_panel="Data"
+        ),
     ],
-    annotations: Annotated[
-        Path | None, typer.Option(help="File or folder with the annotations.", rich_help_panel="Data")
-    ] = None,
+    annotations: AnnotationsOption = None,
     text_features: Annotated[
         Path | None,
         typer.Option(help="Caption features: by caption or by video, or one array in order.", rich_help_panel="Data"),
@@ -816,13 +842,9 @@ def import_features(
     token_features: Annotated[
         Path | None, typer.Option(help="Token features: by caption, or one array in order.", rich_help_panel="Data")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the cache.", rich_help_panel="Data")] = None,
-    splits: Annotated[
-        str | None, typer.Option(help="Only these splits, separated by commas.", rich_help_panel="Data")
-    ] = None,
-    protocol: Annotated[
-        str | None, typer.Option(help="Variant of the splits, such as 9k, 7k, full.", rich_help_panel="Data")
-    ] = None,
+    out: CacheFolderOption = None,
+    splits: SplitsOption = None,
+    protocol: ProtocolOption = None,
 ) -> None:
     """Make a cache from features that others extracted, with the captions of a dataset. No video is needed."""
     from glscl.extract.datasets import DATASETS
@@ -890,9 +912,7 @@ def import_checkpoint(
     cache: Annotated[
         Path | None, typer.Option(help="Cache to judge it on. Default: the only one there is.", rich_help_panel="Data")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the run. Default: runs/<head>-<time>.", rich_help_panel="Data")
-    ] = None,
+    out: RunFolderOption = None,
     max_frames: Annotated[
         int | None, typer.Option(help="Frames a video. Default: the recipe's.", min=1, rich_help_panel="Data")
     ] = None,
@@ -932,15 +952,16 @@ def export(
         Path | None, typer.Option("--run", help="Run to export. Default: the newest.", rich_help_panel="What")
     ] = None,
     zero_shot: Annotated[
-        bool, typer.Option("--zero-shot", help="Vectors of zero-shot mean_pool instead of a run.", rich_help_panel="What")
+        bool,
+        typer.Option("--zero-shot", help="Vectors of zero-shot mean_pool instead of a run.", rich_help_panel="What"),
     ] = False,
-    cache: Annotated[
-        Path | None, typer.Option(help="Cache. Default: the run's own, or the only one.", rich_help_panel="Data")
-    ] = None,
+    cache: CacheOption = None,
     split: Annotated[
         str, typer.Option(help="Split to make vectors of; all takes the whole cache.", rich_help_panel="Data")
     ] = "test",
-    to: Annotated[str, typer.Option(help="How vectors are written.", metavar="npy|safetensors", rich_help_panel="Output")] = "npy",
+    to: Annotated[
+        str, typer.Option(help="How vectors are written.", metavar="npy|safetensors", rich_help_panel="Output")
+    ] = "npy",
 ) -> None:
     """Write one vector a video and one a caption for any index; their dot products are the similarities of the head."""
     from glscl.cache.store import open_store
@@ -996,7 +1017,9 @@ def merge(
 def convert(
     run: Run,
     cache: Annotated[Path, typer.Argument(help="Cache to read: a folder, or a flat .h5 file or .zarr group.")],
-    out: Annotated[Path, typer.Argument(help="*.h5 or *.zarr: one flat file or group. Any other name: a cache folder.")],
+    out: Annotated[
+        Path, typer.Argument(help="*.h5 or *.zarr: one flat file or group. Any other name: a cache folder.")
+    ],
     format: Annotated[
         str | None, typer.Option(help="Format of a cache folder; the other one by default.", metavar="zarr|hdf5")
     ] = None,

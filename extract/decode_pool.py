@@ -11,6 +11,7 @@ import os
 import pickle
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, TimeoutError, wait
@@ -42,6 +43,7 @@ SPOOL_PREFIX = "glscl-frames-"
 TASKS_PER_WORKER = 500  # then a fresh process takes over, so that what decoders leak stays small
 AHEAD_BYTES = 256 << 20  # decoded frames that may lie ready while the reader is busy
 MAX_RESTARTS = 3  # of the whole pool without one video finished in between
+END_SECONDS = 5.0  # for workers to stop by themselves, before they are killed
 
 
 class DecodePool:
@@ -126,8 +128,7 @@ class DecodePool:
         self._pool = self._spool = self._lock = None
         try:
             if pool is not None:
-                pool.stop()
-                pool.join()
+                _end(pool)
         finally:
             if lock is not None:
                 lock.release()
@@ -358,3 +359,19 @@ def _sweep(folder: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     except (OSError, Timeout):
         return  # of another user, or in use
+
+
+def _end(pool: Any) -> None:
+    """Stop a pool and its workers; an interrupt that hit it amid its own locks can keep it from stopping by itself."""
+
+    def stop() -> None:
+        pool.stop()
+        pool.join()
+
+    ending = threading.Thread(target=stop, name="decode pool's end", daemon=True)
+    ending.start()
+    ending.join(END_SECONDS)
+    if ending.is_alive():
+        for worker in list(pool._pool_manager.worker_manager.workers.values()):
+            worker.kill()
+        ending.join(END_SECONDS)

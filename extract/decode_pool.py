@@ -215,8 +215,7 @@ class DecodePool:
         self._restarts += 1
         if self._restarts > MAX_RESTARTS:
             raise DecodeError(f"decode workers die before they can work: {error}") from error
-        self._pool.stop()
-        self._pool.join()
+        _end(self._pool)
         self._pool = self._start()
         for future, job in list(running.items()):
             if not future.done() or future.cancelled() or future.exception() is not None:

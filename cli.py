@@ -350,7 +350,6 @@ def train_head(
     from glscl.cache.store import open_store
     from glscl.evaluate.evaluation import validation_metrics
     from glscl.places import new_run, the_cache
-    from glscl.train_head.checkpoint import read_run
     from glscl.train_head.config import resolve
     from glscl.train_head.train import train
 
@@ -359,7 +358,7 @@ def train_head(
     if sweep:
         _sweep(run, config, sweep, store, out, device, compile)
         return
-    stored = read_run(out)["settings"] if config.resume and out is not None and (out / "run.json").exists() else None
+    stored = _settings_to_resume(config, out)
     settings = resolve(
         config,
         dataset=store.recipe,
@@ -382,9 +381,20 @@ def train_head(
         compile=compile,
         command=command_line(),
     )
-    best = f"; best epoch {done.best['epoch']} by {done.selection}" if done.best else ""
-    run.say(f"{out}: {len(done.history)} epochs in {duration(done.seconds)}{best}")
+    _say_trained(run, done)
     run.result(vars(done))
+
+
+def _settings_to_resume(config: TrainConfig, out: Path | None) -> dict[str, Any] | None:
+    """Settings of the run that --resume goes on with; None where there is none yet."""
+    from glscl.train_head.checkpoint import read_run
+
+    return read_run(out)["settings"] if config.resume and out is not None and (out / "run.json").exists() else None
+
+
+def _say_trained(run: Run, done: Any) -> None:
+    best = f"; best epoch {done.best['epoch']} by {done.selection}" if done.best else ""
+    run.say(f"{done.run}: {len(done.history)} epochs in {duration(done.seconds)}{best}")
 
 
 def _sweep(
@@ -472,7 +482,7 @@ def finetune(
     if cache is None and start is not None and Path(start["cache"]).exists():
         cache = Path(start["cache"])
     store = open_store(cache or the_cache())
-    stored = read_run(out)["settings"] if config.resume and out is not None and (out / "run.json").exists() else None
+    stored = _settings_to_resume(config, out)
     settings = resolve_finetune(
         config,
         tuning,
@@ -504,8 +514,7 @@ def finetune(
         tracker=config.tracker,
         command=command_line(),
     )
-    best = f"; best epoch {done.best['epoch']} by {done.selection}" if done.best else ""
-    run.say(f"{out}: {len(done.history)} epochs in {duration(done.seconds)}{best}")
+    _say_trained(run, done)
     run.say(f"its backbone gives other features than {store.path} holds; judge it from pixels, or extract again:")
     run.say(f"  glscl eval --run {out} --videos DIR")
     run.say(

@@ -17,14 +17,7 @@ from glscl.cache.feature_table import FeatureTable
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.store import Store
 from glscl.errors import FingerprintError, UsageError
-from glscl.evaluate.evaluation import (
-    Evaluation,
-    Judged,
-    check_normalisations,
-    describe,
-    evaluate_head,
-    open_run,
-)
+from glscl.evaluate.evaluation import Evaluation, Judged, judge, open_run
 from glscl.evaluate.similarity import Progress
 from glscl.train_head.checkpoint import read_run
 from glscl.train_head.heads.base import Head
@@ -167,31 +160,28 @@ def evaluate_ensemble(
         ]
         return tables[0] if len(tables) == 1 else JointTable(tables)
 
-    check_normalisations(normalise, ensemble, store)
-    table = load(split)
-    evaluation = evaluate_head(
+    of_heads = {
+        "head": " + ".join(member.name for member in members),
+        "run": None,
+        "runs": [str(run) for run in runs],
+        "combine": combine,
+        "selection": _selection(members),
+        "frozen_backbone": all(member.frozen_backbone for member in members),
+    }
+    return judge(
         ensemble,
-        table,
+        store,
+        load,
+        of_heads,
+        split=split,
+        started=started,
+        command=command,
         normalise=normalise,
-        train=lambda: load("train"),
         confidence=confidence,
         seed=seed,
         device=device,
-        seconds={"load": time.perf_counter() - started},
         save_similarity=save_similarity,
         progress=progress,
-    )
-    return describe(
-        evaluation,
-        store,
-        split=split,
-        command=command,
-        head=" + ".join(member.name for member in members),
-        run=None,
-        runs=[str(run) for run in runs],
-        combine=combine,
-        selection=_selection(members),
-        frozen_backbone=all(member.frozen_backbone for member in members),
     )
 
 

@@ -117,31 +117,72 @@ def evaluate_run(
             tokens=built.needs_tokens,
         )
 
-    check_normalisations(normalise, built, store)
-    table = load(split)
-    seconds = {"load": time.perf_counter() - started}
-    evaluation = evaluate_head(
+    of_head = {
+        "head": judged.name,
+        "run": None if run is None else str(run),
+        "selection": judged.selection,
+        "frozen_backbone": judged.frozen_backbone,
+    }
+    return judge(
         built,
-        table,
+        store,
+        load,
+        of_head,
+        split=split,
+        started=started,
+        command=command,
         normalise=normalise,
-        train=(lambda: load("train")),
         confidence=confidence,
         seed=seed,
         device=device,
-        seconds=seconds,
         save_similarity=save_similarity,
         progress=progress,
     )
-    return describe(
-        evaluation,
-        store,
-        split=split,
-        command=command,
-        head=judged.name,
-        run=None if run is None else str(run),
-        selection=judged.selection,
-        frozen_backbone=judged.frozen_backbone,
+
+
+def judge(
+    head: Head,
+    store: Store,
+    load: Callable[[str], FeatureTable],
+    of_head: Mapping[str, Any],
+    *,
+    split: str,
+    started: float,
+    command: str = "",
+    normalise: Sequence[str] = (),
+    **how: Any,
+) -> Evaluation:
+    """Judge a head, or several as one, on a split of a cache: the numbers, and all that a result says beside them.
+
+    Args:
+        load: gives the table of a split; that of "train" is asked for only where a normalisation needs a bank.
+        of_head: what the result says of the head: `head`, `run`, `selection`, `frozen_backbone`, and for several runs
+            `runs` and `combine`.
+        started: `time.perf_counter()` when the caller began to read.
+        **how: whatever else `evaluate_head` takes.
+
+    Raises:
+        UsageError: an unknown normalisation, or one that the head or the cache has nothing for.
+        Others: see `load` and `evaluate_head`.
+    """
+    check_normalisations(normalise, head, store)
+    table = load(split)
+    seconds = {"load": time.perf_counter() - started}
+    evaluation = evaluate_head(
+        head, table, normalise=normalise, train=lambda: load("train"), seconds=seconds, **how
     )
+    backbone, pretrained = backbone_of(store.configuration)
+    about = {
+        "dataset": store.configuration.get("dataset", ""),
+        "split": split,
+        **of_head,
+        "backbone": backbone,
+        "pretrained": pretrained,
+        "cache": str(store.path),
+        "cache_fingerprint": store.fingerprint,
+    }
+    tail = {"versions": versions(), "command": command}
+    return replace(evaluation, result={**about, **evaluation.result, **tail})
 
 
 class Judged(NamedTuple):
@@ -174,28 +215,6 @@ def open_run(run: Path, store: Store, *, which: str, split: str, note: Callable[
         max_frames=settings.get("max_frames"),
         frame_position=settings.get("frame_position", "uniform"),
     )
-
-
-def describe(evaluation: Evaluation, store: Store, *, split: str, command: str, **of_head: Any) -> Evaluation:
-    """The evaluation with everything that a result says beside numbers.
-
-    Args:
-        evaluation: from `evaluate_head`.
-        store: the cache it was made on.
-        **of_head: `head`, `run`, `selection`, `frozen_backbone`, and for several runs `runs` and `combine`.
-    """
-    backbone, pretrained = backbone_of(store.configuration)
-    about = {
-        "dataset": store.configuration.get("dataset", ""),
-        "split": split,
-        **of_head,
-        "backbone": backbone,
-        "pretrained": pretrained,
-        "cache": str(store.path),
-        "cache_fingerprint": store.fingerprint,
-    }
-    tail = {"versions": versions(), "command": command}
-    return replace(evaluation, result={**about, **evaluation.result, **tail})
 
 
 def evaluate_head(

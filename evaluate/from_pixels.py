@@ -11,7 +11,7 @@ import torch
 
 from glscl.cache.feature_table import FeatureTable
 from glscl.cache.store import Store
-from glscl.evaluate.evaluation import Evaluation, check_normalisations, describe, evaluate_head
+from glscl.evaluate.evaluation import Evaluation, judge
 from glscl.train_head.checkpoint import load_run
 
 
@@ -45,7 +45,6 @@ def evaluate_from_pixels(
 
     started = time.perf_counter()
     head, record = load_run(run, which, device=device)
-    check_normalisations(normalise, head, store)
     selection = record["selection"] if which == "best" else "last"
     if selection == "test" and split == "test":
         note("warning: the epoch was selected on the test split, so these numbers are optimistic")
@@ -53,25 +52,18 @@ def evaluate_from_pixels(
     def encoded(split: str) -> FeatureTable:
         return tuned_table(run, store, split, which=which, videos=videos, device=device)[1]
 
-    table = encoded(split)
-    evaluation = evaluate_head(
+    of_head = {"head": record["head"], "run": str(run), "selection": selection, "frozen_backbone": False}
+    evaluation = judge(
         head,
-        table,
+        store,
+        encoded,
+        of_head,
+        split=split,
+        started=started,
+        command=command,
         normalise=normalise,
-        train=lambda: encoded("train"),
         seed=seed,
         device=device,
-        seconds={"load": time.perf_counter() - started},
         save_similarity=save_similarity,
     )
-    described = describe(
-        evaluation,
-        store,
-        split=split,
-        command=command,
-        head=record["head"],
-        run=str(run),
-        selection=selection,
-        frozen_backbone=False,
-    )
-    return replace(described, result={**described.result, "pretrained": record["weights"][which]["backbone"]})
+    return replace(evaluation, result={**evaluation.result, "pretrained": record["weights"][which]["backbone"]})

@@ -29,13 +29,14 @@ from glscl.train_head.finetuning.model import EndToEnd
 from glscl.train_head.finetuning.towers import FILES, unfreeze
 from glscl.train_head.heads import head_class
 from glscl.train_head.heads.base import Head
-from glscl.train_head.loop import Reporter, fit
+from glscl.train_head.loop import Reporter
 from glscl.train_head.train import (
     TrainResult,
     Validate,
     choose_parts,
     earlier_run,
     finished,
+    fit_run,
     run_record,
     start_head,
 )
@@ -159,42 +160,23 @@ def finetune(
             now = encode_table(model, validation, store, frames, device=next(head.parameters()).device)
             return validate(head, now)
 
-        fitted = fit(
+        return fit_run(
             head,
             table,
-            learner=learner,
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            betas=settings.betas,
-            eps=settings.eps,
-            warmup=settings.warmup,
-            clip=settings.clip,
-            seed=settings.seed,
-            same_video=settings.same_video,
-            captions_per_video=settings.captions_per_video,
-            precision=settings.precision,
-            device=device,
-            validate=None if validation is None else judged,
-            eval_every=settings.eval_every,
-            log_every=log_every,
+            settings,
             out=out,
             run=run,
+            started=started,
+            learner=learner,
+            device=device,
+            validate=None if validation is None else judged,
+            log_every=log_every,
             resume=resume,
             tracker=tracker,
             reporter=reporter,
             checkpoint_every=checkpoint_every,
             patience=settings.patience,
         )
-    return TrainResult(
-        run=out,
-        head=settings.head,
-        selection=selection,
-        best=fitted.best,
-        history=fitted.history,
-        seconds=time.perf_counter() - started,
-    )
 
 
 def tuned_table(

@@ -131,6 +131,41 @@ def train(
         def judged(head: Head) -> Mapping[str, Mapping[str, float]]:
             return validate(head, held)
 
+    return fit_run(
+        head,
+        table,
+        settings,
+        out=out,
+        run=run,
+        started=started,
+        device=device,
+        validate=judged,
+        log_every=log_every,
+        resume=resume,
+        tracker=tracker,
+        reporter=reporter,
+        compile=compile,
+    )
+
+
+def fit_run(
+    head: Head,
+    table: FeatureTable,
+    settings: TrainSettings,
+    *,
+    out: Path,
+    run: Mapping[str, Any],
+    started: float,
+    **how: Any,
+) -> TrainResult:
+    """`fit` as the settings of a run say, and what came of it.
+
+    Args:
+        head, table, out, run: see `fit`; `run` from `run_record`.
+        settings: decide everything of `fit` that they have a name for.
+        started: `time.perf_counter()` when the run began.
+        **how: whatever else `fit` takes.
+    """
     fitted = fit(
         head,
         table,
@@ -146,21 +181,15 @@ def train(
         same_video=settings.same_video,
         captions_per_video=settings.captions_per_video,
         precision=settings.precision,
-        device=device,
-        validate=judged,
         eval_every=settings.eval_every,
-        log_every=log_every,
         out=out,
         run=run,
-        resume=resume,
-        tracker=tracker,
-        reporter=reporter,
-        compile=compile,
+        **how,
     )
     return TrainResult(
         run=out,
         head=settings.head,
-        selection=selection,
+        selection=run["selection"],
         best=fitted.best,
         history=fitted.history,
         seconds=time.perf_counter() - started,

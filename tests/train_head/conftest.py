@@ -1,9 +1,14 @@
-"""Made-up features in which captions and videos belong together behind a rotation that a head can learn."""
+"""Made-up features that a head can learn, clips with captions, and scripts run in several processes at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +49,50 @@ def planted_table(
 @pytest.fixture
 def planted() -> Callable[..., FeatureTable]:
     return planted_table
+
+
+def launch(script: str, folder: Path, processes: int, *arguments: object) -> Any:
+    """What `script` saves at the path it is given first, run in so many processes of one thread that know each other.
+
+    Args:
+        script: Python; its `sys.argv` is the path to save at (`torch.save`, by the first process) and `arguments`.
+        folder: for the script and what it saves.
+    """
+    file, out = folder / "shared.py", folder / f"{processes}.pt"
+    file.write_text(script)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    running = []
+    for rank in range(processes):
+        place = {"OMP_NUM_THREADS": 1, "ACCELERATE_USE_CPU": "true"}
+        if processes > 1:
+            place |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+            place |= {"MASTER_ADDR": "127.0.0.1"}
+        environment = {**os.environ, **{key: str(value) for key, value in place.items()}}
+        command = [sys.executable, str(file), str(out), *map(str, arguments)]
+        running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    for process in running:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    return torch.load(out, weights_only=True)
+
+
+@pytest.fixture(scope="session")
+def launched() -> Callable[..., Any]:
+    return launch
+
+
+def assert_same_weights(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """To 1e-5, named where they differ."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.fixture(scope="session")
+def same_weights() -> Callable[..., None]:
+    return assert_same_weights
 
 
 COLOURS = ("red", "green", "blue", "yellow", "white", "black")

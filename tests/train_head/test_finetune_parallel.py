@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -53,41 +47,18 @@ if __name__ == "__main__":
 """
 
 
-def launch(folder: Path, cache: Path, processes: int) -> dict[str, dict[str, torch.Tensor]]:
-    script, out = folder / "shared.py", folder / f"{processes}.pt"
-    script.write_text(SCRIPT)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    running = []
-    for rank in range(processes):
-        place = {"OMP_NUM_THREADS": 1, "ACCELERATE_USE_CPU": "true"}
-        if processes > 1:
-            place |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
-            place |= {"MASTER_ADDR": "127.0.0.1"}
-        environment = {**os.environ, **{key: str(value) for key, value in place.items()}}
-        command = [sys.executable, str(script), str(out), str(cache)]
-        running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    for process in running:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-    return torch.load(out, weights_only=True)
-
-
 @pytest.mark.slow
-def test_two_processes_make_the_same_steps_as_one(tmp_path, painted_corpus):
+def test_two_processes_make_the_same_steps_as_one(tmp_path, painted_corpus, launched, same_weights):
     cache = tmp_path / "cache"
     backbone = Backbone.load("demo")
     sampling = Sampling(fps=1.0)
     extract(
         painted_corpus(tmp_path), cache, backbone=backbone, sampling=sampling, dtype="float32", store_frames="uint8", workers=1
     )
-    one, two = launch(tmp_path, cache, 1), launch(tmp_path, cache, 2)
+    one, two = launched(SCRIPT, tmp_path, 1, cache), launched(SCRIPT, tmp_path, 2, cache)
     assert one.keys() == two.keys() == {"plain", "pieces"}
     before = backbone.model.state_dict()
     for case, weights in one.items():
         assert not torch.equal(weights["towers.visual.conv1.weight"], before["visual.conv1.weight"])
-        for name, value in weights.items():
-            torch.testing.assert_close(two[case][name], value, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
-    for name, value in one["plain"].items():
-        torch.testing.assert_close(one["pieces"][name], value, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        same_weights(two[case], weights)
+    same_weights(one["pieces"], one["plain"])

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 # Each case is a head, its options and what two captions of one video in a batch are to each other. The heads differ in
 # where their parameters sit: before the gather, behind it, or both.
@@ -41,31 +36,10 @@ if torch.distributed.is_initialized():
 """
 
 
-def launch(folder: Path, processes: int) -> dict[str, dict[str, torch.Tensor]]:
-    script, out = folder / "shared.py", folder / f"{processes}.pt"
-    script.write_text(SCRIPT)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    running = []
-    for rank in range(processes):
-        place = {"OMP_NUM_THREADS": 1, "ACCELERATE_USE_CPU": "true"}
-        if processes > 1:
-            place |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
-            place |= {"MASTER_ADDR": "127.0.0.1"}
-        environment = {**os.environ, **{key: str(value) for key, value in place.items()}}
-        command = [sys.executable, str(script), str(out), str(Path(__file__).parent)]
-        running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    for process in running:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-    return torch.load(out, weights_only=True)
-
-
 @pytest.mark.slow
-def test_two_processes_make_the_same_steps_as_one(tmp_path):
-    one, two = launch(tmp_path, 1), launch(tmp_path, 2)
+def test_two_processes_make_the_same_steps_as_one(tmp_path, launched, same_weights):
+    here = Path(__file__).parent
+    one, two = launched(SCRIPT, tmp_path, 1, here), launched(SCRIPT, tmp_path, 2, here)
     assert one.keys() == two.keys() and len(one) == 4
     for head, weights in one.items():
-        for name, value in weights.items():
-            torch.testing.assert_close(two[head][name], value, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        same_weights(two[head], weights)

@@ -1,7 +1,9 @@
 """How a command line is made: dataclass fields become options, errors become one line, results become one JSON object.
 
-    @command(app, ExtractConfig)
+    @command(ExtractConfig)
     def extract(run: Run, config: ExtractConfig, dataset: Annotated[str, typer.Option(...)]) -> None: ...
+
+    register(app, extract, group="Caches")
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ class CommonConfig:
 
 
 LONGEST = 2000  # characters of an error; foreign files can put anything into one
-COMMANDS: dict[str, inspect.Signature] = {}  # command → the options that `command` gave it, for docs/cli.md
+COMMANDS: dict[str, inspect.Signature] = {}  # name of a registered command → the options it has, for docs/cli.md
+_CALLS: dict[Callable[..., None], Callable[..., None]] = {}  # function of a command → what typer calls
 
 
 class Run:
@@ -117,13 +120,13 @@ def plain(value: Any) -> Any:
 class _Interrupted(Exception): ...
 
 
-def command(app: typer.Typer, *configs: type, name: str | None = None) -> Callable[..., Any]:
-    """Register a function as a command with the fields of `configs` as options.
+def command(*configs: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a command with the fields of `configs` as options; `register` gives it to an application.
 
     The function's first parameter takes the `Run`, the next ones an instance of each config, the rest are its own options.
     """
 
-    def register(function: Callable[..., None]) -> Callable[..., None]:
+    def make(function: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1 + len(configs) :]
         options = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
         all_configs = (*configs, CommonConfig)
@@ -143,12 +146,17 @@ def command(app: typer.Typer, *configs: type, name: str | None = None) -> Callab
         call.__name__, call.__doc__, call.__module__ = function.__name__, function.__doc__, function.__module__
         call.__signature__ = inspect.Signature(options)  # what typer reads
         call.__annotations__ = {p.name: p.annotation for p in options}
-        title = name or function.__name__.replace("_", "-")
-        COMMANDS[title] = call.__signature__
-        app.command(title)(call)
+        _CALLS[function] = call
         return function
 
-    return register
+    return make
+
+
+def register(app: typer.Typer, function: Callable[..., None], *, group: str) -> None:
+    """Add what `command` made to an application: `train_head` becomes `train-head`, below the heading `group`."""
+    title, call = function.__name__.replace("_", "-"), _CALLS[function]
+    COMMANDS[title] = inspect.signature(call)
+    app.command(title, rich_help_panel=group)(call)
 
 
 def _parameter(field: dataclasses.Field[Any], config: type) -> inspect.Parameter:

@@ -15,6 +15,7 @@ import torch
 
 from glscl import cli
 from glscl.cache.store import open_store
+from glscl.commands import searching
 from glscl.options import main
 from glscl.train_head.heads import build_head
 
@@ -195,7 +196,7 @@ def test_a_search_normalises_one_sentence_at_a_time_or_a_list_of_them(glscl, cac
             made = {name: torch.randn(*shape, generator=g).numpy() for name, shape in shapes.items()}
             return SimpleNamespace(**made)
 
-    monkeypatch.setattr(cli, "_backbone_of", lambda *_: Backbone())
+    monkeypatch.setattr(searching, "_backbone_of", lambda *_: Backbone())
     status, out, err = glscl("search", "a dog", "--normalise", "nnn", "--top", 3)
     assert status == 0 and out.splitlines()[0].split() == ["rank", "score", "nnn", "video", "at"], err
     alone = json.loads(glscl("search", "a dog", "--normalise", "nnn", "--top", 3, "--json")[1])

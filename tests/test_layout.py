@@ -11,11 +11,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOOR = ["errors", "config", "versions", "progress", "processes"]  # modules at the top that every room may import
 ORDER = ["cache", "extract", "train_head", "evaluate", "cli"]
-DOOR = {"options", "places", "demo", "console", "cli", "__main__"}  # the command line, which may import all of them
+DOOR = {"options", "places", "demo", "console", "commands", "cli", "__main__"}  # the command line may import all
+FOLDERS = [*ORDER[:-1], "commands"]  # with modules, to be packaged
 
 
 def sources() -> list[Path]:
-    rooms = [p for room in ORDER[:-1] for p in (ROOT / room).rglob("*.py")]
+    rooms = [p for room in FOLDERS for p in (ROOT / room).rglob("*.py")]
     return rooms + [p for p in ROOT.glob("*.py")]
 
 
@@ -75,10 +76,10 @@ def test_only_the_second_pass_goes_back_from_training_to_pixels():
 
 def test_every_package_is_listed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    rooms = {p.parent for room in ORDER[:-1] for p in (ROOT / room).rglob("__init__.py")}
+    rooms = {p.parent for room in FOLDERS for p in (ROOT / room).rglob("__init__.py")}
     expected = {"glscl"} | {"glscl." + ".".join(p.relative_to(ROOT).parts) for p in rooms}
     assert set(project["tool"]["setuptools"]["packages"]) == expected
-    with_modules = {p.parent for room in ORDER[:-1] for p in (ROOT / room).rglob("*.py")}
+    with_modules = {p.parent for room in FOLDERS for p in (ROOT / room).rglob("*.py")}
     assert with_modules == rooms, "a folder with modules lacks its __init__.py"
 
 
@@ -93,7 +94,7 @@ def test_every_data_file_is_listed():
     }
     data = {
         p
-        for room in ORDER[:-1]
+        for room in FOLDERS
         for p in (ROOT / room).rglob("*")
         if p.is_file() and p.suffix not in (".py", ".pyc")
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("cache", "extract", "train_head", "evaluate")
+ROOMS = ("cache", "extract", "train_head", "evaluate", "commands")
 
 
 @pytest.fixture(scope="module")

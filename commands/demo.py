@@ -1,0 +1,62 @@
+"""`glscl demo`: the whole pipeline on what is built in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from glscl.config import home
+from glscl.console import TrainingLines, aligned
+from glscl.options import Run, command, command_line
+from glscl.progress import duration
+
+
+@command()
+def demo(
+    run: Run,
+    out: Annotated[Path | None, typer.Option(help="Folder for videos, cache, runs and results. Default: demo.")] = None,
+    videos: Annotated[
+        int | None, typer.Option(help="Training videos; validation and test shrink with them.", min=20)
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs a head. Default: the recipe's.", min=1)] = None,
+    finetune: Annotated[
+        bool,
+        typer.Option(
+            "--finetune", help="Also fine-tune text tower and glscl head together, extract again and judge that."
+        ),
+    ] = False,
+) -> None:
+    """Run the whole pipeline on the built-in corpus and backbone: offline, on a CPU, in a few minutes."""
+    from glscl.demo import run_demo
+    from glscl.demo import table as demo_table
+    from glscl.extract.demo.corpus import SIZES
+
+    out = out or home() / "demo"
+    sizes = None
+    if videos:
+        sizes = {split: max(10, round(size * videos / SIZES["train"])) for split, size in SIZES.items()}
+    results = run_demo(
+        out,
+        seed=run.seed,
+        device=run.device(),
+        sizes=sizes,
+        epochs=epochs,
+        second_pass=finetune,
+        progress=run.progress,
+        reporter=TrainingLines(run),
+        say=run.say,
+        command=command_line(),
+    )
+    counts = results["zero_shot"]["counts"]
+    spent = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in results["seconds"].items())
+    rest = " (fine-tuned in the last row)" if finetune else ""
+    run.say(f"\ntest split: {counts['videos']} videos, {counts['texts']} captions, frozen backbone{rest}\n")
+    run.say(aligned(demo_table(results)))
+    for name, result in results.items():
+        if "tags" in result:
+            tags = ", ".join(f":{tag} {found['R@1']:.1f}" for tag, found in result["tags"].items())
+            run.say(f"text→video R@1 by kind of caption, {name}: {tags}")
+    run.say(f"\n{spent}\nwritten to {out}/results.json")
+    run.result(results)

@@ -1,0 +1,179 @@
+"""Commands that judge runs: their metrics, side by side, as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from glscl.commands.shared import CacheOption, MovedCacheOption, ResultsOption, RunsArgument, VideosOption, open_cache
+from glscl.config import home
+from glscl.console import print_result
+from glscl.errors import NotFoundError, UsageError
+from glscl.options import Run, command, command_line
+
+
+@command()
+def eval(
+    run: Run,
+    run_folders: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--run",
+            help="Run to judge; repeat to judge several as one. Default: the newest.",
+            metavar="PATH",
+            rich_help_panel="What",
+        ),
+    ] = None,
+    combine: Annotated[
+        str | None,
+        typer.Option(
+            help="How several runs' similarities are averaged: as they are, or each scaled by its temperature. Default: mean.",
+            metavar="mean|scaled",
+            rich_help_panel="What",
+        ),
+    ] = None,
+    zero_shot: Annotated[
+        bool, typer.Option("--zero-shot", help="Judge the untrained --head instead of a run.", rich_help_panel="What")
+    ] = False,
+    head: Annotated[str, typer.Option(help="Head of a zero-shot evaluation.", rich_help_panel="What")] = "mean_pool",
+    weights: Annotated[str, typer.Option(help="best or last epoch of the run.", rich_help_panel="What")] = "best",
+    cache: CacheOption = None,
+    split: Annotated[str, typer.Option(help="Split to judge on.", rich_help_panel="Data")] = "test",
+    videos: Annotated[
+        Path | None,
+        typer.Option(
+            help="Judge a run of finetune from pixels: the folder with the videos of the cache it began from.",
+            rich_help_panel="Data",
+        ),
+    ] = None,
+    normalise: Annotated[
+        str | None, typer.Option(help="Hubness normalisations, separated by commas.", rich_help_panel="Metrics")
+    ] = None,
+    save_similarity: Annotated[
+        Path | None, typer.Option(help="Write the matrix to this .npy file.", rich_help_panel="Output")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Result file. Default: result.json in the run's folder.", rich_help_panel="Output"),
+    ] = None,
+) -> None:
+    """Report R@1, R@5, R@10, median and mean rank in both directions, from stored features alone."""
+    from glscl.evaluate.evaluation import write_result
+    from glscl.places import newest_run, result_file
+
+    folders = run_folders or []
+    if zero_shot and folders:
+        raise UsageError("--run and --zero-shot exclude each other")
+    if weights not in ("best", "last"):
+        raise UsageError(f"--weights is {weights!r}; expected best or last")
+    if combine is not None and len(folders) < 2:
+        raise UsageError("--combine needs several runs; repeat --run")
+    if videos is not None and (zero_shot or len(folders) > 1):
+        raise UsageError("--videos judges one run of finetune from pixels")
+    folder = None if zero_shot else folders[0] if folders else newest_run()
+    store = open_cache(cache, folder)
+    common: dict[str, Any] = {
+        "which": weights,
+        "split": split,
+        "normalise": [name.strip() for name in normalise.split(",")] if normalise else (),
+        "seed": run.seed,
+        "device": run.device(),
+        "save_similarity": save_similarity,
+        "command": command_line(),
+        "note": lambda text: run.say(f"note: {text}"),
+    }
+    if len(folders) > 1:
+        from glscl.evaluate.ensemble import evaluate_ensemble
+
+        evaluation = evaluate_ensemble(store, folders, combine=combine or "mean", **common)
+        together = home() / "runs" / f"ensemble-{'+'.join(each.resolve().name for each in folders)}"
+        path = out or result_file(store.path, together, head, split)
+    elif videos is not None and folder is not None:
+        from glscl.evaluate.from_pixels import evaluate_from_pixels
+
+        evaluation = evaluate_from_pixels(store, folder, videos=videos, **common)
+        path = out or result_file(store.path, folder, head, split)
+    else:
+        from glscl.evaluate.evaluation import evaluate_run
+
+        evaluation = evaluate_run(store, run=folder, head=head, **common)
+        path = out or result_file(store.path, folder, head, split)
+    write_result(path, evaluation)
+    print_result(run, evaluation.result)
+    run.say(f"written to {path}")
+    run.result(evaluation.result)
+
+
+@command()
+def compare(
+    run: Run,
+    runs: RunsArgument,
+    format: Annotated[
+        str,
+        typer.Option(help="How tables are written.", metavar="terminal|markdown|csv|latex", rich_help_panel="Output"),
+    ] = "terminal",
+    published: Annotated[
+        bool, typer.Option(help="Put published results beside, frozen and fine-tuned apart.", rich_help_panel="Output")
+    ] = True,
+    top: Annotated[
+        int, typer.Option(help="Captions listed that improved most, and worsened.", min=0, rich_help_panel="Output")
+    ] = 5,
+    split: ResultsOption = "test",
+    cache: MovedCacheOption = None,
+    resamples: Annotated[
+        int, typer.Option(help="Draws of the paired tests.", min=1, rich_help_panel="Statistics")
+    ] = 2000,
+) -> None:
+    """Runs side by side: one table with intervals, each run tested against the first, and the captions they differ on."""
+    from glscl.evaluate.comparison import compare_runs
+    from glscl.evaluate.runs import open_cache_of, read_evaluated
+    from glscl.evaluate.tables import STYLES, render
+
+    if format not in STYLES:
+        raise UsageError(f"--format is {format!r}; expected one of {', '.join(STYLES)}")
+    found = [open_cache_of(read_evaluated(path, split=split), cache)[1] for path in runs]
+    comparison = compare_runs(found, published=published, top=top, resamples=resamples, seed=run.seed)
+    run.say("\n".join(render(table, format) for table in comparison.tables()).rstrip())
+    run.result(comparison.as_dict())
+
+
+@command()
+def report(
+    run: Run,
+    runs: RunsArgument,
+    out: Annotated[Path, typer.Option(help="The page.", rich_help_panel="Output")] = Path("report.html"),
+    plots: Annotated[
+        Path | None, typer.Option(help="Write the figures as PNG and PDF to this folder.", rich_help_panel="Output")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Heading of the page.", rich_help_panel="Output")] = None,
+    videos: VideosOption = None,
+    split: ResultsOption = "test",
+    cache: MovedCacheOption = None,
+    examples: Annotated[
+        int, typer.Option(help="Best captions shown a run, and as many worst.", min=0, rich_help_panel="Examples")
+    ] = 3,
+) -> None:
+    """Write one self-contained HTML page: tables, curves, hubs, examples with their frames, failures, commands."""
+    from glscl.evaluate.closeup import examine
+    from glscl.evaluate.report import write_report
+    from glscl.evaluate.runs import open_cache_of, read_evaluated
+    from glscl.extract.thumbnails import thumbnails_of
+
+    if videos is not None and not videos.is_dir():
+        raise NotFoundError(f"--videos is {videos}, where there is no folder")
+    found, thumbnails = [], None
+    for path in runs:
+        store, judged = open_cache_of(read_evaluated(path, split=split), cache)
+        if store is not None:
+            run.detail(f"looking closely at {path}")
+            judged = examine(judged, store, examples=examples, device=run.device())
+            thumbnails = thumbnails or thumbnails_of(store.configuration, videos)
+        found.append(judged)
+    write_report(found, out, title=title, thumbnails=thumbnails, plots_dir=plots, seed=run.seed)
+    for judged in found:
+        for note in judged.notes:
+            run.say(f"note: {judged.title}: {note}")
+    run.say(f"written to {out}" + (f", figures to {plots}" if plots else ""))
+    run.result({"report": out, "plots": plots, "runs": [judged.title for judged in found]})

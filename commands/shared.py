@@ -1,0 +1,55 @@
+"""What several commands take and do alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from glscl.cache.store import Store
+
+DatasetOption = Annotated[
+    str, typer.Option(help="Name of a dataset reader; see docs/datasets.md.", rich_help_panel="Data")
+]
+AnnotationsOption = Annotated[
+    Path | None, typer.Option(help="File or folder with the annotations.", rich_help_panel="Data")
+]
+CacheFolderOption = Annotated[Path | None, typer.Option(help="Folder of the cache.", rich_help_panel="Data")]
+SplitsOption = Annotated[
+    str | None, typer.Option(help="Only these splits, separated by commas.", rich_help_panel="Data")
+]
+ProtocolOption = Annotated[
+    str | None, typer.Option(help="Variant of the splits, such as 9k, 7k, full.", rich_help_panel="Data")
+]
+CacheArgument = Annotated[Path, typer.Argument(help="Folder of the cache.")]
+RunFolderOption = Annotated[
+    Path | None, typer.Option(help="Folder of the run. Default: runs/<head>-<time>.", rich_help_panel="Data")
+]
+VideosOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder with the videos. Default: where extraction found them.", rich_help_panel="Data"),
+]
+CacheOption = Annotated[
+    Path | None, typer.Option(help="Cache. Default: the run's own, or the only one.", rich_help_panel="Data")
+]
+RunsArgument = Annotated[
+    list[Path], typer.Argument(help="Run folders or result files; the first is what others are compared with.")
+]
+ResultsOption = Annotated[str, typer.Option(help="Which results of the folders.", rich_help_panel="Data")]
+MovedCacheOption = Annotated[
+    Path | None, typer.Option(help="Where the cache is now. Default: where it was.", rich_help_panel="Data")
+]
+
+
+def open_cache(given: Path | None, run_folder: Path | None = None) -> Store:
+    """The cache named on the command line, else the one that a run was made from, else the only one there is."""
+    from glscl.cache.store import open_store
+    from glscl.places import the_cache
+    from glscl.train_head.checkpoint import read_run
+
+    if given is None and run_folder is not None:
+        recorded = Path(read_run(run_folder)["cache"])
+        given = recorded if recorded.exists() else None
+    return open_store(given or the_cache())

@@ -1,0 +1,264 @@
+"""Commands that make a run: on cached features, from pixels, from the weights of others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from glscl.commands.shared import RunFolderOption, VideosOption, open_cache
+from glscl.console import TrainingLines, aligned, settings_line
+from glscl.errors import UsageError
+from glscl.options import Run, command, command_line
+from glscl.progress import duration
+from glscl.train_head.config import TrainConfig
+from glscl.train_head.finetuning.config import TuneConfig
+
+
+@command(TrainConfig)
+def train_head(
+    run: Run,
+    config: TrainConfig,
+    cache: Annotated[
+        Path | None, typer.Option(help="Cache to train on. Default: the only one there is.", rich_help_panel="Data")
+    ] = None,
+    out: RunFolderOption = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Train once for each value of a setting or option of the head, such as queries=4,8,16; repeat for a grid.",
+            metavar="KEY=V1,V2",
+            rich_help_panel="Sweep",
+        ),
+    ] = None,
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Compile the step (on a GPU into CUDA graphs): a slower start, faster steps. Needs a compiler.",
+            rich_help_panel="Training",
+        ),
+    ] = False,
+) -> None:
+    """Train a head on cached features. Keeps the best and the last epoch, and how it went, in a run folder."""
+    from glscl.evaluate.evaluation import validation_metrics
+    from glscl.places import new_run
+    from glscl.train_head.config import resolve
+    from glscl.train_head.train import train
+
+    device = run.device()
+    store = open_cache(cache)
+    if sweep:
+        _sweep(run, config, sweep, store, out, device, compile)
+        return
+    stored = _settings_to_resume(config, out)
+    settings = resolve(
+        config,
+        dataset=store.recipe,
+        device_type=device.type,
+        seed=None if stored is not None and run.seed == 0 else run.seed,
+        stored=stored,
+    )
+    out = out or new_run(settings.head)
+    run.say(f"training {settings.head} on {store.path} by the recipe {settings.recipe} → {out}")
+    run.say(settings_line(settings))
+    done = train(
+        store,
+        out,
+        settings,
+        device=device,
+        validate=validation_metrics,
+        reporter=TrainingLines(run),
+        resume=config.resume,
+        tracker=config.tracker,
+        compile=compile,
+        command=command_line(),
+    )
+    _say_trained(run, done)
+    run.result(vars(done))
+
+
+def _say_trained(run: Run, done: Any) -> None:
+    best = f"; best epoch {done.best['epoch']} by {done.selection}" if done.best else ""
+    run.say(f"{done.run}: {len(done.history)} epochs in {duration(done.seconds)}{best}")
+
+
+def _settings_to_resume(config: TrainConfig, out: Path | None) -> dict[str, Any] | None:
+    """Settings of the run that --resume goes on with; None where there is none yet."""
+    from glscl.train_head.checkpoint import read_run
+
+    return read_run(out)["settings"] if config.resume and out is not None and (out / "run.json").exists() else None
+
+
+def _sweep(
+    run: Run, config: TrainConfig, sweep: list[str], store: Any, out: Path | None, device: Any, compile: bool
+) -> None:
+    from glscl.evaluate.evaluation import validation_metrics
+    from glscl.places import new_run
+    from glscl.train_head.sweep import parse_sweep, sweep_points, sweep_table, train_sweep
+
+    if config.tracker != "none":
+        raise UsageError("--tracker follows one run, not a sweep")
+    points = sweep_points(
+        config,
+        parse_sweep(sweep),
+        dataset=store.recipe,
+        embed_dim=store.embed_dim,
+        device_type=device.type,
+        seed=run.seed,
+    )
+    out = out or new_run(f"sweep-{points[0].settings.head}")
+    run.say(f"{len(points)} trainings on {store.path} → {out}")
+    rows = train_sweep(
+        store,
+        out,
+        points,
+        device=device,
+        compile=compile,
+        validate=validation_metrics,
+        reporter=TrainingLines(run),
+        announce=run.say,
+        command=command_line(),
+    )
+    run.say()
+    run.say(aligned(sweep_table(rows)))
+    for row in rows:
+        if row.error is not None:
+            run.say(f"note: {row.point}: {row.error}")
+    best = rows[0]
+    if best.validation is None:
+        run.say("nothing was validated, so the order says nothing")
+    else:
+        run.say(f"sorted by validation R@1; judge the best: glscl eval --run {best.run}")
+    run.result({"out": out, "rows": [row.as_dict() for row in rows]})
+
+
+@command(TrainConfig, TuneConfig)
+def finetune(
+    run: Run,
+    config: TrainConfig,
+    tuning: TuneConfig,
+    run_folder: Annotated[
+        Path | None,
+        typer.Option("--run", help="Trained head to start from. Default: a fresh --head.", rich_help_panel="Data"),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Cache of captions, splits and ids. Default: that of --run, or the only one.", rich_help_panel="Data"
+        ),
+    ] = None,
+    videos: VideosOption = None,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights of the backbone, where the cache was made from a file.",
+            metavar="FILE",
+            rich_help_panel="Data",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run. Default: runs/finetune-<head>-<time>.", rich_help_panel="Data"),
+    ] = None,
+) -> None:
+    """Train backbone and head together from pixels: the second pass. Leaves a run with a backbone to extract with."""
+    from glscl.evaluate.evaluation import validation_metrics
+    from glscl.places import new_run
+    from glscl.train_head.checkpoint import read_run
+    from glscl.train_head.finetune import finetune as train_both
+    from glscl.train_head.finetuning.config import resolve_finetune
+
+    device = run.device()
+    start = None if run_folder is None else read_run(run_folder)
+    store = open_cache(cache, run_folder)
+    stored = _settings_to_resume(config, out)
+    settings = resolve_finetune(
+        config,
+        tuning,
+        start=start,
+        dataset=store.recipe,
+        device_type=device.type,
+        seed=None if stored is not None and run.seed == 0 else run.seed,
+        stored=stored,
+    )
+    out = out or new_run(f"finetune-{settings.head}")
+    run.say(
+        f"training backbone and {settings.head} on the videos of {store.path} by the recipe {settings.recipe} → {out}"
+    )
+    run.say(f"{settings_line(settings)}, backbone_lr_scale {settings.backbone_lr_scale:g}")
+    done = train_both(
+        store,
+        out,
+        settings,
+        start=run_folder,
+        pretrained=pretrained,
+        videos=videos,
+        workers=tuning.workers,
+        frame_memory=tuning.frame_memory,
+        checkpoint_every=tuning.checkpoint_every or 500,
+        device=device,
+        validate=validation_metrics,
+        reporter=TrainingLines(run),
+        resume=config.resume,
+        tracker=config.tracker,
+        command=command_line(),
+    )
+    _say_trained(run, done)
+    run.say(f"its backbone gives other features than {store.path} holds; judge it from pixels, or extract again:")
+    run.say(f"  glscl eval --run {out} --videos DIR")
+    run.say(
+        f"  glscl extract --dataset {store.configuration.get('dataset', 'NAME')} "
+        f"--backbone {store.configuration['backbone']['name']} --pretrained {out}/backbone.safetensors --out CACHE"
+    )
+    run.result(vars(done))
+
+
+@command()
+def import_checkpoint(
+    run: Run,
+    file: Annotated[Path, typer.Argument(help="State dict: what torch.save wrote, or safetensors.")],
+    source: Annotated[
+        str, typer.Option(help="Program that made it.", metavar="glscl|clip4clip", rich_help_panel="What")
+    ],
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Option of the head that weights cannot tell, such as mask_padding=false; repeat for more.",
+            metavar="KEY=VALUE",
+            rich_help_panel="What",
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Cache to judge it on. Default: the only one there is.", rich_help_panel="Data")
+    ] = None,
+    out: RunFolderOption = None,
+    max_frames: Annotated[
+        int | None, typer.Option(help="Frames a video. Default: the recipe's.", min=1, rich_help_panel="Data")
+    ] = None,
+    frame_position: Annotated[
+        str,
+        typer.Option(help="Which frames where there are more.", metavar="uniform|first|last", rich_help_panel="Data"),
+    ] = "uniform",
+) -> None:
+    """Make a run from a checkpoint of GLSCL or CLIP4Clip, to judge and search with. Unpickles nothing but tensors."""
+    from glscl.places import new_run
+    from glscl.train_head.import_checkpoint import import_checkpoint as import_weights
+
+    done = import_weights(
+        file,
+        open_cache(cache),
+        out or new_run,
+        source=source,
+        options=option or (),
+        max_frames=max_frames,
+        frame_position=frame_position,
+        command=command_line(),
+    )
+    for line in done.notes:
+        run.say(f"note: {line}")
+    for key in done.dropped_keys:
+        run.detail(f"dropped: {key}")
+    run.say(f"{done.run}: {done.head} from {file}. Judge it: glscl eval --run {done.run}")
+    run.result(done.as_dict())

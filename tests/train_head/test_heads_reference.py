@@ -315,13 +315,18 @@ def test_intra_diversity_is_felt_when_queries_agree_and_gone_when_they_are_apart
     assert intra_diversity(torch.ones(3, 1, D)).item() == 0, "one query has nothing to be apart from"
 
 
-def test_glscl_auxiliary_losses_are_those_of_training_mode_only_and_need_pairs():
-    head = make_head("glscl", aggregator="none").train()
+@pytest.mark.parametrize("training", [True, False])
+def test_glscl_auxiliary_losses_need_pairs_and_no_mode(training):
+    head = make_head("glscl", aggregator="none", dropout=0.0).train(training)
     text, video = make_batch(texts=4, videos=4)
-    assert set(head(text, video).auxiliary) == {"intra_diversity", "inter_consistency"}
-    assert head.eval()(text, video).auxiliary == {}
+    losses = head(text, video).auxiliary
+    assert set(losses) == {"intra_diversity", "inter_consistency"}
+    other = head.train(not training)(text, video).auxiliary
+    assert {name: loss.item() for name, loss in losses.items()} == {name: loss.item() for name, loss in other.items()}
+    assert head.train(training)(*make_batch()).auxiliary == {}
     with pytest.raises(ValueError, match="5 texts and 4 videos"):
-        head.train()(*make_batch())
+        text, video = make_batch()
+        head.auxiliary_losses(head.encode_text(text), head.encode_video(video))
 
 
 def test_mask_padding_false_reads_the_padding():
@@ -360,8 +365,10 @@ def test_channel_decorrelation_of_token_wise_interaction(alpha2):
     expected = expected + alpha2 * sum(c[d, e] ** 2 for d in range(D) for e in range(D) if d != e)
     loss = head.auxiliary_losses(a, b)["channel_decorrelation"]
     assert loss.item() == pytest.approx(0.5 * expected.item(), rel=1e-4)
+    assert head.train()(*make_batch()).auxiliary == {}
+    text, video = make_batch()
     with pytest.raises(ValueError, match="5 texts and 4 videos"):
-        head.train()(*make_batch())
+        head.auxiliary_losses(head.encode_text(text), head.encode_video(video))
 
 
 def test_channel_decorrelation_of_equal_sides_counts_only_how_far_weights_are_from_one():

@@ -38,7 +38,7 @@ class HeadOutput(NamedTuple):
 
     Attributes:
         similarity: (T, V), before the logit scale.
-        auxiliary: name -> scalar loss, already weighted; empty in evaluation mode.
+        auxiliary: name -> scalar loss, already weighted; empty where texts and videos are not pairs.
     """
 
     similarity: Tensor
@@ -130,9 +130,13 @@ class Head(nn.Module, ABC):
     # ---- what callers use ----------------------------------------------------------------------------------------
 
     def forward(self, text: TextFeatures, video: VideoFeatures) -> HeadOutput:
-        """Similarity of every text with every video, and in training mode the auxiliary losses."""
+        """Similarity of every text with every video, and for as many texts as videos the losses of text i with video i.
+
+        The mode decides on dropout alone, so a head without it (`eval()`) reports the loss that training minimises.
+        """
         encoded_text, encoded_video = self.encode_text(text), self.encode_video(video)
-        auxiliary = self.auxiliary_losses(encoded_text, encoded_video) if self.training else {}
+        paired = len(encoded_text[0]) == len(encoded_video[0])
+        auxiliary = self.auxiliary_losses(encoded_text, encoded_video) if paired else {}
         return HeadOutput(self.score(encoded_text, encoded_video), auxiliary)
 
     def encode_text(self, text: TextFeatures) -> Any:

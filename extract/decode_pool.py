@@ -10,11 +10,12 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import signal
 import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, TimeoutError, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +27,7 @@ from pebble import ProcessExpired, ProcessPool
 from glscl.cache.schema import Status
 from glscl.errors import DecodeError, StorageError, UsageError
 from glscl.extract.decode_worker import SPOOL_WINDOW, DecodeFunction, Spool, WorkerSettings, decode_task, initialise
+from glscl.extract.interrupts import Interrupts
 from glscl.extract.sampling import Sampling
 from glscl.extract.video import (
     CHUNK_BYTES,
@@ -43,7 +45,7 @@ SPOOL_PREFIX = "glscl-frames-"
 TASKS_PER_WORKER = 500  # then a fresh process takes over, so that what decoders leak stays small
 AHEAD_BYTES = 256 << 20  # decoded frames that may lie ready while the reader is busy
 MAX_RESTARTS = 3  # of the whole pool without one video finished in between
-END_SECONDS = 5.0  # for workers to stop by themselves, before they are killed
+END_SECONDS = 5.0  # for killed workers, and the threads that look after them, to be gone
 
 
 class DecodePool:
@@ -114,26 +116,41 @@ class DecodePool:
         self._spool: Spool | None = None
         self._lock: FileLock | None = None
         self._restarts = 0
+        self._interrupts = Interrupts()
 
     def __enter__(self) -> DecodePool:
-        folder, self._lock = make_spool_folder(self._spool_bytes)
-        self._spool = Spool(folder)
-        self._pool = self._start()
+        try:
+            self._interrupts.watch()
+            with self._interrupts.held():
+                folder, self._lock = make_spool_folder(self._spool_bytes)
+                self._spool = Spool(folder)
+                self._pool = self._start()
+        except BaseException:
+            self._leave()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        pool, spool, lock = self._pool, self._spool, self._lock
-        self._pool = self._spool = self._lock = None
+        self._leave()
+
+    def _leave(self) -> None:
+        """Ends the workers and removes the spool, whatever has come to be of both; an interrupt waits until that is done."""
         try:
-            if pool is not None:
-                _end(pool)
+            with self._interrupts.held():
+                pool, spool, lock = self._pool, self._spool, self._lock
+                self._pool = self._spool = self._lock = None
+                try:
+                    if pool is not None:
+                        _end(pool)
+                finally:
+                    if lock is not None:
+                        lock.release()
+                    if spool is not None:
+                        shutil.rmtree(spool.folder, ignore_errors=True)
         finally:
-            if lock is not None:
-                lock.release()
-            if spool is not None:
-                shutil.rmtree(spool.folder, ignore_errors=True)
+            self._interrupts.release()
 
     def decode(self, tasks: Iterable[VideoTask]) -> Iterator[FrameChunk | VideoDone]:
         """Decodes `tasks`, taking more from the iterable than there are workers, and yields as results come.
@@ -161,7 +178,7 @@ class DecodePool:
                         self._submit(_Job(VideoTask(*task), self.decoder), running)
                 if not running:
                     return
-                finished, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+                finished = self._wait(running)
                 for job in list(running.values()):
                     yield from self._spooled(job)
                 for future in finished:
@@ -171,10 +188,11 @@ class DecodePool:
                     yield from self._spooled(job)
                     yield from self._finish(job, future, running)
         finally:
-            for future, job in running.items():
-                future.cancel()
-                if self._spool is not None:
-                    self._spool.discard(job.name)
+            with self._interrupts.held():
+                for future, job in running.items():
+                    future.cancel()
+                    if self._spool is not None:
+                        self._spool.discard(job.name)
 
     def _room(self) -> int:
         """Videos that may be under way or lie finished: so many that workers go on while the reader encodes a batch."""
@@ -183,6 +201,20 @@ class DecodePool:
         fitting = AHEAD_BYTES // max(1, *self._sizes)
         return max(self.in_flight, self.workers + min(self._ahead, fitting))
 
+    def _wait(self, running: dict[Future[Any], _Job]) -> set[Future[Any]]:
+        """What has finished after a moment. Gives up videos that took too long, by a clock that nobody sets."""
+        with self._interrupts.held():
+            finished = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED).done
+            now = time.monotonic()
+            for future, job in running.items():
+                if not future.running():
+                    continue
+                if job.running_since is None:
+                    job.running_since = now
+                if now - job.running_since > self.video_limit:
+                    job.overdue = future.cancel()  # pebble ends its worker
+            return finished
+
     def _start(self) -> ProcessPool:
         assert self._spool is not None
         packed = pickle.dumps(self._settings(spool=str(self._spool.folder)))
@@ -190,6 +222,7 @@ class DecodePool:
         context: Any = multiprocessing.get_context(method)
         if method == "forkserver":
             context.set_forkserver_preload(self._preload)
+            _start_fork_server()
         return ProcessPool(
             max_workers=self.workers,
             max_tasks=TASKS_PER_WORKER,
@@ -202,12 +235,13 @@ class DecodePool:
         job.begin(next(self._names))
         arguments = (job.task, job.name, job.decoder, job.last_time)
         assert self._pool is not None
-        try:
-            future = self._pool.schedule(decode_task, args=arguments, timeout=self.video_limit)
-        except RuntimeError as error:  # pebble gave the pool up, as when a worker dies between two videos
-            self._restart(error, running)
-            future = self._pool.schedule(decode_task, args=arguments, timeout=self.video_limit)
-        running[future] = job
+        with self._interrupts.held():
+            try:
+                future = self._pool.schedule(decode_task, args=arguments)
+            except RuntimeError as error:  # pebble gave the pool up, as when a worker dies between two videos
+                self._restart(error, running)
+                future = self._pool.schedule(decode_task, args=arguments)
+            running[future] = job
 
     def _restart(self, error: BaseException, running: dict[Future[Any], _Job]) -> None:
         """Starts the pool anew and hands it the videos that the old one still owed."""
@@ -215,13 +249,14 @@ class DecodePool:
         self._restarts += 1
         if self._restarts > MAX_RESTARTS:
             raise DecodeError(f"decode workers die before they can work: {error}") from error
-        _end(self._pool)
-        self._pool = self._start()
-        for future, job in list(running.items()):
-            if not future.done() or future.cancelled() or future.exception() is not None:
-                del running[future]
-                self._spool.discard(job.name)
-                self._submit(job, running)
+        with self._interrupts.held():
+            _end(self._pool)
+            self._pool = self._start()
+            for future, job in list(running.items()):
+                if not future.done() or future.cancelled() or future.exception() is not None:
+                    del running[future]
+                    self._spool.discard(job.name)
+                    self._submit(job, running)
 
     def _spooled(self, job: _Job) -> Iterator[FrameChunk]:
         assert self._spool is not None
@@ -235,7 +270,8 @@ class DecodePool:
     ) -> Iterator[FrameChunk | VideoDone]:
         assert self._spool is not None
         try:
-            done, chunk = future.result()
+            with self._interrupts.held():
+                done, chunk = future.result()
         except ProcessExpired as error:
             stalled = job.stalled(self._spool)
             self._spool.discard(job.name)
@@ -243,13 +279,13 @@ class DecodePool:
                 status, reason = Status.TIMED_OUT, f"no progress for {self.time_limit:g} s"
             else:
                 status, reason = Status.DECODE_ERROR, f"decoder process died ({_cause(error.exitcode)})"
-        except TimeoutError:
+        except (BrokenProcessPool, CancelledError) as error:
+            if not job.overdue:
+                running[future] = job
+                self._restart(error, running)
+                return
             self._spool.discard(job.name)
             status, reason = Status.TIMED_OUT, f"not finished after {self.video_limit:g} s"
-        except (BrokenProcessPool, CancelledError) as error:
-            running[future] = job
-            self._restart(error, running)
-            return
         except OSError as error:
             raise StorageError(f"{self._spool.folder}: frames under way cannot be written: {error}") from error
         except Exception as error:
@@ -293,11 +329,13 @@ class _Job:
         self.frames = self.bytes = 0
         self.last_time: float | None = None
         self.started = time.monotonic()
-        self.name, self.chunks = "", 0
+        self.begin("")
 
     def begin(self, name: str) -> None:
         """Begins an attempt; chunks of earlier ones that were not read are forgotten."""
         self.name, self.chunks = name, 0
+        self.running_since: float | None = None
+        self.overdue = False
 
     def count(self, chunk: FrameChunk) -> None:
         self.frames += len(chunk.frames)
@@ -360,17 +398,44 @@ def _sweep(folder: Path) -> None:
         return  # of another user, or in use
 
 
+def _start_fork_server() -> None:
+    """Lets the process that forks workers come up deaf to Ctrl-C, which a terminal sends to all of a group.
+
+    It would end with a traceback while it imports; its children ignore the signal anyway.
+    """
+    from multiprocessing import forkserver, resource_tracker
+
+    resource_tracker.ensure_running()  # sets the mask itself, so it comes first
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _end(pool: Any) -> None:
-    """Stop a pool and its workers; an interrupt that hit it amid its own locks can keep it from stopping by itself."""
+    """Stop a pool and its workers, which have nothing to put in order: within a moment, even where native code hangs.
+
+    It waits in a thread of its own, for END_SECONDS, because pebble waits for its threads without end.
+    """
 
     def stop() -> None:
-        pool.stop()
+        if pool._pool_manager_loop is not None:
+            pool._pool_manager_loop.join()
+        _kill_workers(pool)  # also those that it had just replaced; one that still starts would miss the locks of the pool
         pool.join()
 
+    pool.stop()
+    _kill_workers(pool)
     ending = threading.Thread(target=stop, name="decode pool's end", daemon=True)
     ending.start()
     ending.join(END_SECONDS)
-    if ending.is_alive():
-        for worker in list(pool._pool_manager.worker_manager.workers.values()):
-            worker.kill()
-        ending.join(END_SECONDS)
+    _kill_workers(pool)
+
+
+def _kill_workers(pool: Any) -> None:
+    workers = list(pool._pool_manager.worker_manager.workers.values())
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join(END_SECONDS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -254,6 +256,34 @@ def test_an_interrupt_ends_everything_quietly_and_even_a_killed_reader_leaves_no
             time.sleep(0.02)
     assert not folder.exists()
     assert not any(alive(pid) for pid in workers)
+
+
+@pytest.mark.parametrize("after", [1, 3, 10])
+def test_an_interrupt_while_locks_are_taken_leaves_the_pool_able_to_end(monkeypatch, after):
+    taking, times = concurrent.futures._base._AcquireFutures.__enter__, itertools.count(1)
+
+    def interrupted(futures) -> None:
+        taking(futures)  # the locks that the threads of the pool need to end
+        if next(times) == after:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(concurrent.futures._base._AcquireFutures, "__enter__", interrupted)
+    with pytest.raises(KeyboardInterrupt), pool() as running:
+        inner = running._pool
+        list(running.decode(VideoTask(i, "good 1") for i in range(1000)))
+    assert inner._loops and not any(loop.is_alive() for loop in inner._loops)
+
+
+@pytest.mark.parametrize("years", [-1, 10])
+def test_a_clock_that_is_set_gives_no_video_up(monkeypatch, years):
+    clock = time.time
+    with pool(video_limit=3600) as running:
+        events = running.decode([VideoTask(0, "slow 5"), VideoTask(1, "good 9"), VideoTask(2, "slow 5")])
+        first = next(events)
+        monkeypatch.setattr(time, "time", lambda: clock() + years * 365 * 86400)
+        result = collect([first, *events])
+    assert [done.status for _, done in result.values()] == [Status.OK] * 3
+    assert [len(times) for times, _ in (result[0], result[1], result[2])] == [5, 9, 5]
 
 
 def test_folders_of_killed_processes_are_swept_and_living_ones_kept(tmp_path, monkeypatch):

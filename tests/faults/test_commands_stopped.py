@@ -42,9 +42,9 @@ class Extraction:
         while commits and not mark.exists() and self.process.poll() is None:
             time.sleep(0.02)
 
-    def end(self, kind: signal.Signals) -> None:
-        """Ctrl-C goes to the whole group, as a terminal sends it; the other signals to the process alone."""
-        if kind == signal.SIGINT:
+    def end(self, kind: signal.Signals, *, group: bool) -> None:
+        """To the whole group, as a terminal sends Ctrl-C and a batch system SIGTERM, or to the process alone."""
+        if group:
             os.killpg(self.process.pid, kind)
         else:
             self.process.send_signal(kind)
@@ -96,12 +96,13 @@ def test_whatever_ends_an_extraction_the_same_command_finishes_it(videos, tmp_pa
 
     cache, before = tmp_path / "cache", {}
     command = arguments(videos, cache, "zarr")
-    for commits, kind in ((3, signal.SIGKILL), (1, signal.SIGTERM), (1, signal.SIGINT)):
+    endings = ((2, signal.SIGKILL, False), (1, signal.SIGTERM, False), (1, signal.SIGTERM, True), (1, signal.SIGINT, True))
+    for commits, kind, group in endings:
         run = Extraction(tmp_path, command, commits)
         assert run.process.poll() is None, run.process.communicate()
         if kind == signal.SIGKILL:
             check_what_others_can_do_meanwhile(cache, command, run.process.pid, capsys)
-        run.end(kind)
+        run.end(kind, group=group)
         assert run.left() == [], f"processes outlived {kind.name}"
         if kind == signal.SIGKILL:
             assert [lock.stale for lock in locks(cache)] == [True]
@@ -134,7 +135,7 @@ def check_what_others_can_do_meanwhile(cache: Path, command: list[str], writer: 
     assert main(cli.app, ["inspect", str(cache), "--verify", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert not report["complete"] and report["problems"] == []
-    assert sum(shards["committed"] for shards in report["shards"].values()) == 3
+    assert sum(shards["committed"] for shards in report["shards"].values()) == 2
 
     assert main(cli.app, ["train-head", "--cache", str(cache), "--head", "projection"]) == 1
     lines = capsys.readouterr().err.strip().splitlines()

@@ -1,0 +1,67 @@
+"""Ctrl-C and SIGTERM wait while locks are held that other threads need.
+
+Python may raise KeyboardInterrupt between any two steps of the main thread, also between the one that takes a lock and the
+one that sees to it being given back. A lock of a queue or a future that is lost so stops the threads of a process pool for
+good. Within `held` the signal is only noted, and acts when the block is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name))
+
+
+class Interrupts:
+    """The handlers of SIGINT and SIGTERM from `watch` to `release`, which hand on what comes outside of `held`.
+
+    Handlers that Python does not run (the system's own, or ignored signals) stay as they are, and so does everything
+    outside the main thread, which no signal interrupts.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[int, Callable[[int, FrameType | None], Any]] = {}
+        self._depth = 0
+        self._noted: int | None = None
+        self._note_bound = self._note  # one object, to be known again
+
+    def watch(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in SIGNALS:
+            handler = signal.getsignal(number)
+            if callable(handler):
+                self._before[number] = handler
+                signal.signal(number, self._note_bound)
+
+    def release(self) -> None:
+        """Put the handlers back, but for those that somebody else has set meanwhile."""
+        for number, handler in self._before.items():
+            if signal.getsignal(number) is self._note_bound:
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Signals wait until the (outermost) block is left; then the handler from before is called once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if not self._depth and self._noted is not None:
+                number, self._noted = self._noted, None
+                self._before[number](number, None)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._depth:
+            self._noted = number
+        else:
+            self._before[number](number, frame)

@@ -1,11 +1,9 @@
-"""Arrays too large for memory: written block by block, read a few rows at a time."""
+"""Arrays too large for memory, written block by block."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -70,71 +68,3 @@ def chunk_shape(shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
 
 
 Groups = Iterable[tuple[str, Mapping[str, np.ndarray | Blocks]]]  # of one file: name, arrays
-
-
-class RowReader(Protocol):
-    """Reads consecutive rows of one array on disk, and no others. `shape` and `dtype` are those of the whole array."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows [start, stop), a new array. Raises OSError where the file is shorter than it should be."""
-
-
-class Chunk(NamedTuple):
-    """Where the raw bytes of a chunk begin."""
-
-    path: Path
-    offset: int
-
-
-class RawRows:
-    """Rows straight from the bytes of uncompressed chunks. Holds no file open; can be sent to other processes."""
-
-    def __init__(self, chunks: list[Chunk], rows: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        self.chunks, self.rows, self.shape, self.dtype = chunks, rows, shape, dtype
-        self.row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        _require_within(start, stop, self.shape[0])
-        out = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        view = memoryview(out.reshape(-1).view(np.uint8))
-        row = start
-        while row < stop:
-            chunk = self.chunks[row // self.rows]
-            upto = min(stop, (row // self.rows + 1) * self.rows)
-            part = view[(row - start) * self.row_bytes : (upto - start) * self.row_bytes]
-            with open(chunk.path, "rb", buffering=0) as file:
-                file.seek(chunk.offset + row % self.rows * self.row_bytes)
-                if _fill(file, part) != len(part):
-                    raise OSError(f"{chunk.path} ends early")
-            row = upto
-        return out
-
-
-class LibraryRows:
-    """Rows through the library of the format: for chunks that are compressed or lie elsewhere."""
-
-    def __init__(self, read: Callable[[slice], np.ndarray], shape: tuple[int, ...], dtype: np.dtype) -> None:
-        self._read, self.shape, self.dtype = read, shape, dtype
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        _require_within(start, stop, self.shape[0])
-        return self._read(slice(start, stop))
-
-
-def _require_within(start: int, stop: int, length: int) -> None:
-    if not 0 <= start <= stop <= length:
-        raise IndexError(f"rows {start}:{stop} of {length}")
-
-
-def _fill(file: object, part: memoryview) -> int:
-    """Read until `part` is full or the file ends; the number of bytes read."""
-    done = 0
-    while done < len(part):
-        count = file.readinto(part[done:])
-        if not count:
-            break
-        done += count
-    return done

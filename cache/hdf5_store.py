@@ -12,7 +12,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from glscl.cache.blocks import Blocks, Chunk, Groups, LibraryRows, RawRows, RowReader, chunk_shape
+from glscl.cache.blocks import Blocks, Groups, chunk_shape
+from glscl.cache.rows import Chunk, LibraryRows, RawRows, RowReader
 
 _ALIGNED = {"alignment_threshold": 4096, "alignment_interval": 4096}
 
@@ -47,13 +48,6 @@ class Hdf5Shards:
             return opened[group][name][...]
 
     @staticmethod
-    def map(path: Path, names: list[str]) -> dict[str, np.ndarray]:
-        file, group = _inside(path)
-        with h5py.File(file, "r") as opened:
-            inside = opened[group]
-            return {name: _map_dataset(file, inside[name]) for name in names}
-
-    @staticmethod
     def blocks(path: Path, name: str) -> Iterator[np.ndarray]:
         file, group = _inside(path)
         with h5py.File(file, "r") as opened:
@@ -63,11 +57,15 @@ class Hdf5Shards:
                 yield dataset[start : start + step]
 
     @staticmethod
-    def rows(path: Path, name: str) -> RowReader:
+    def rows(path: Path, names: list[str]) -> dict[str, RowReader]:
         file, group = _inside(path)
         with h5py.File(file, "r") as opened:
-            dataset = opened[group][name]
-            return _raw_rows(file, dataset) or LibraryRows(_slices(file, dataset.name), dataset.shape, dataset.dtype)
+            inside = opened[group]
+            return {name: _raw_rows(file, inside, name) or _library_rows(file, inside[name]) for name in names}
+
+
+def _library_rows(file: Path, dataset: h5py.Dataset) -> LibraryRows:
+    return LibraryRows(_slices(file, dataset.name), dataset.shape, dataset.dtype)
 
 
 def _slices(file: Path, name: str) -> Callable[[slice], np.ndarray]:
@@ -109,36 +107,27 @@ def _inside(path: Path) -> tuple[Path, str]:
     return file, path.relative_to(file).as_posix() if path != file else "/"
 
 
-def _map_dataset(path: Path, dataset: h5py.Dataset) -> np.ndarray:
-    """A read-only map of an uncompressed one-chunk dataset; of several chunks their bytes; else what the library reads."""
-    layout, shape = dataset.id.get_create_plist(), dataset.shape  # one look; Dataset's own properties look anew each time
+def _raw_rows(path: Path, group: h5py.Group, name: str) -> RawRows | None:
+    """The chunks of an uncompressed dataset that is cut along its first axis only; None where they are anything else.
+
+    Through the library's lower calls: its own Dataset looks everything up anew for each property.
+    """
+    dataset = h5py.h5d.open(group.id, name.encode())
+    shape, dtype, layout = dataset.shape, dataset.dtype, dataset.get_create_plist()
+    if not math.prod(shape):
+        return RawRows([], 1, shape, dtype)
     filters = {layout.get_filter(i)[0] for i in range(layout.get_nfilters())}
-    if dataset.size and layout.get_layout() == h5py.h5d.CHUNKED and filters <= {h5py.h5z.FILTER_FLETCHER32}:
-        count = dataset.id.get_num_chunks()
-        if count == 0:
-            raise OSError(f"dataset {dataset.name} of {path} has no data")
-        if count == 1 and layout.get_chunk() == shape:
-            info, dtype = dataset.id.get_chunk_info(0), dataset.dtype
-            checksum = 4 if filters and not info.filter_mask else 0
-            if info.byte_offset is not None and info.size == dtype.itemsize * math.prod(shape) + checksum:
-                return np.memmap(path, dtype, "r", offset=info.byte_offset, shape=shape)
-    raw = _raw_rows(path, dataset) if dataset.size else None
-    return dataset[...] if raw is None else raw.read(0, len(dataset))
-
-
-def _raw_rows(path: Path, dataset: h5py.Dataset) -> RawRows | None:
-    """The chunks of an uncompressed dataset that is cut along its first axis only; None where they are anything else."""
-    if not dataset.size:
-        return RawRows([], 1, dataset.shape, dataset.dtype)
-    if dataset.compression is not None or dataset.shuffle or dataset.chunks is None:
+    if layout.get_layout() != h5py.h5d.CHUNKED or not filters <= {h5py.h5z.FILTER_FLETCHER32}:
         return None
-    rows, count = dataset.chunks[0], -(-len(dataset) // dataset.chunks[0])
-    if dataset.chunks[1:] != dataset.shape[1:] or dataset.id.get_num_chunks() != count:
+    chunk, count = layout.get_chunk(), dataset.get_num_chunks()
+    if count == 0:
+        raise OSError(f"dataset {name} of {path} has no data")
+    if chunk[1:] != shape[1:] or count != -(-shape[0] // chunk[0]):
         return None
-    infos = [dataset.id.get_chunk_info(i) for i in range(count)]
+    infos = [dataset.get_chunk_info(i) for i in range(count)]
     infos.sort(key=lambda info: info.chunk_offset[0])
-    expected = rows * int(np.prod(dataset.shape[1:])) * dataset.dtype.itemsize
+    expected = math.prod(chunk) * dtype.itemsize
     for info in infos:
-        if info.byte_offset is None or info.size != expected + 4 * bool(dataset.fletcher32 and not info.filter_mask):
+        if info.byte_offset is None or info.size != expected + 4 * bool(filters and not info.filter_mask):
             return None
-    return RawRows([Chunk(path, info.byte_offset) for info in infos], rows, dataset.shape, dataset.dtype)
+    return RawRows([Chunk(path, info.byte_offset) for info in infos], chunk[0], shape, dtype)

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from glscl.cache.blocks import Blocks, Groups, RowReader
+from glscl.cache.blocks import Blocks, Groups
 from glscl.cache.files import (
     dump_json,
     load_json,
@@ -42,7 +42,9 @@ from glscl.cache.fingerprint import annotation_hash, differences, fingerprint
 from glscl.cache.frames import FrameSpec, require_same
 from glscl.cache.hdf5_store import Hdf5Shards
 from glscl.cache.layout import FEATURE_DTYPES, FLOAT, LAYOUT, decode_features, numpy_dtype, unpack_strings
+from glscl.cache.reading import read_arrays, read_rows
 from glscl.cache.records import Commit, Item, check_header, parse_commit, parse_item
+from glscl.cache.rows import RowReader
 from glscl.cache.schema import SCHEMA, STREAMS, Annotations, Expected, Status, TextItem, VideoItem
 from glscl.cache.zarr_store import ZarrShards
 from glscl.errors import (
@@ -78,14 +80,11 @@ class ShardFormat(Protocol):
     def read(self, path: Path, name: str) -> np.ndarray:
         """One array through the format's library, checksums verified."""
 
-    def map(self, path: Path, names: list[str]) -> dict[str, np.ndarray]:
-        """Arrays as read-only memory maps where the raw bytes lie plainly in the file, else as `read`."""
-
     def blocks(self, path: Path, name: str) -> Iterator[np.ndarray]:
         """One array through the format's library, checksums verified, chunk by chunk along its first axis."""
 
-    def rows(self, path: Path, name: str) -> RowReader:
-        """A reader of consecutive rows of one array, from the raw bytes where they lie plainly in the file."""
+    def rows(self, path: Path, names: list[str]) -> dict[str, RowReader]:
+        """Readers of the rows of arrays, from the raw bytes where they lie plainly in the file."""
 
 
 STORES: dict[str, ShardFormat] = {"zarr": ZarrShards(), "hdf5": Hdf5Shards()}
@@ -297,6 +296,7 @@ class Store:
         }
         self.frames = FrameSpec.from_header(header.get("stored_frames"))
         self._commits: dict[str, dict[int, Commit]] | None = None
+        self._readers: dict[str, dict[str, RowReader]] = {}  # by the path of a shard
 
     # --- what is there -----------------------------------------------------------------------------------------
 
@@ -428,44 +428,21 @@ class Store:
             CacheIncompleteError: a shard that is needed is not committed.
             CacheCorruptError: a shard contradicts its commit.
         """
-        layout = LAYOUT[stream]
-        names = list(layout) if names is None else list(names)
+        names = list(LAYOUT[stream]) if names is None else list(names)
         items = range(self.num_items[stream]) if items is None else items
-        need = sorted({*names} | {layout[name].boundaries for name in names if layout[name].boundaries} - {None})
-        pieces: dict[str, list[np.ndarray]] = {name: [] for name in need}
-        size = self.shard_items[stream]
-        for shard in range(items.start // size, -(-items.stop // size)) if len(items) else ():
-            commit = self._committed(stream, shard)
-            mapped = self._mapped(commit, need)
-            first = max(items.start, commit.items[0]) - commit.items[0]
-            last = min(items.stop, commit.items[1]) - commit.items[0]
-            for name in need:
-                spec = layout[name]
-                if spec.along == "items":
-                    pieces[name].append(mapped[name][first:last])
-                elif spec.along == "boundaries":
-                    pieces[name].append(np.diff(mapped[name][first : last + 1]))
-                else:
-                    bounds = mapped[spec.boundaries]
-                    pieces[name].append(mapped[name][int(bounds[first]) : int(bounds[last])])
-        out = {}
-        for name in names:
-            spec = layout[name]
-            dtype = numpy_dtype(spec, self.dtype)
-            columns = (self.embed_dim,) if spec.columns else ()
-            joined = np.concatenate(pieces[name]) if pieces[name] else np.zeros((0, *columns), dtype)
-            if spec.along == "boundaries":
-                joined = np.concatenate([np.zeros(1, np.int64), np.cumsum(joined, dtype=np.int64)])
-            elif spec.dtype == FLOAT and not raw:
-                joined = decode_features(joined, self.dtype)
-            elif name == "video_index" and not raw:
+        found = read_arrays(self, stream, names, items)
+        for name, array in found.items():
+            if raw:
+                break
+            if LAYOUT[stream][name].dtype == FLOAT:
+                found[name] = decode_features(array, self.dtype)
+            elif name == "video_index":
                 usable = np.isin(self.arrays("video", ["status"])["status"], [s for s in Status if s.usable])
-                joined = np.where((joined >= 0) & usable[joined], joined, -1) if len(usable) else joined * 0 - 1
-            out[name] = joined
-        return out
+                found[name] = np.where((array >= 0) & usable[array], array, -1) if len(usable) else array * 0 - 1
+        return found
 
     def take_rows(self, stream: str, name: str, rows: np.ndarray, *, items: range | None = None) -> np.ndarray:
-        """Some rows of a ragged array without reading the others.
+        """Some rows of a ragged array; where they are few, without reading the others.
 
         Args:
             rows: (k,) int64, never falling; numbered within `items`, as the `offsets` of `arrays(stream, items=items)` do.
@@ -473,24 +450,7 @@ class Store:
         Returns:
             (k, …) in the stored dtype.
         """
-        spec = LAYOUT[stream][name]
-        items = range(self.num_items[stream]) if items is None else items
-        dtype, columns = numpy_dtype(spec, self.dtype), (self.embed_dim,) if spec.columns else ()
-        out = np.empty((len(rows), *columns), dtype)
-        size, base, done = self.shard_items[stream], 0, 0
-        for shard in range(items.start // size, -(-items.stop // size)) if len(items) else ():
-            commit = self._committed(stream, shard)
-            mapped = self._mapped(commit, [name, spec.boundaries])
-            first = max(items.start, commit.items[0]) - commit.items[0]
-            last = min(items.stop, commit.items[1]) - commit.items[0]
-            start, stop = (int(mapped[spec.boundaries][i]) for i in (first, last))
-            upto = int(np.searchsorted(rows, base + stop - start))
-            # "clip" writes to `out` directly; the rows are in bounds, for `upto` is found among them
-            np.take(mapped[name], rows[done:upto] - base + start, axis=0, out=out[done:upto], mode="clip")
-            base, done = base + stop - start, upto
-        if done != len(rows):
-            raise IndexError(f"row {rows[done]} of {base} {stream} rows")
-        return out
+        return read_rows(self, stream, name, rows, range(self.num_items[stream]) if items is None else items)
 
     def ids(self, stream: str, items: range | None = None) -> list[str]:
         found = self.arrays(stream, ["id_bytes", "id_offsets"], items=items)
@@ -523,7 +483,7 @@ class Store:
 
     def verify_shard(self, stream: str, shard: int) -> list[str]:
         """Read one shard back through the format's library; every contradiction with its commit, as a line."""
-        return self.verify_commit(self._committed(stream, shard))
+        return self.verify_commit(self.committed(stream, shard))
 
     def verify_commit(self, commit: Commit) -> list[str]:
         """As `verify_shard`, of a commit that need not be the one in force."""
@@ -577,21 +537,28 @@ class Store:
             CacheIncompleteError: the shard is not committed.
             CacheCorruptError: it is not there or cannot be read.
         """
-        commit = self._committed("video", shard)
-        names = self.frames.arrays if self.frames else ()
-        found = {}
-        for name in names:
-            reader, expected = self._reading(commit, lambda where, name=name: self.format.rows(where, name)), commit.arrays[name]
-            if list(reader.shape) != list(expected["shape"]) or reader.dtype.name != expected["dtype"]:
-                raise CacheCorruptError(
-                    f"{self.path / commit.path}: {name} is {reader.dtype.name}{list(reader.shape)}, "
-                    f"expected {expected['dtype']}{expected['shape']}",
-                    mend=self._look_closer,
-                )
-            found[name] = reader
-        return found
+        return self.readers(self.committed("video", shard), list(self.frames.arrays) if self.frames else [])
 
-    def _committed(self, stream: str, shard: int) -> Commit:
+    def readers(self, commit: Commit, names: list[str]) -> dict[str, RowReader]:
+        """Readers of arrays of a shard, looked up once: a shard is never modified.
+
+        Raises:
+            CacheCorruptError: it is not there or cannot be read, or an array is not what the commit says.
+        """
+        known = self._readers.setdefault(commit.path, {})
+        missing = [name for name in names if name not in known]
+        if missing:
+            for name, reader in self.reading(commit, lambda where: self.format.rows(where, missing)).items():
+                expected, dtype = commit.arrays[name], reader.dtype.name
+                if list(reader.shape) != list(expected["shape"]) or dtype != expected["dtype"]:
+                    raise self.contradiction(
+                        commit,
+                        f"{name} is {dtype}{list(reader.shape)}, expected {expected['dtype']}{expected['shape']}",
+                    )
+                known[name] = reader
+        return {name: known[name] for name in names}
+
+    def committed(self, stream: str, shard: int) -> Commit:
         commit = self.commits(stream).get(shard)
         if commit is None:
             done = len(self.commits(stream))
@@ -610,16 +577,7 @@ class Store:
         """Name of the training recipe that fits: the dataset's, as extraction recorded it."""
         return self.header.get("provenance", {}).get("recipe") or self.configuration["dataset"]
 
-    def _mapped(self, commit: Commit, names: list[str]) -> dict[str, np.ndarray]:
-        where = self.path / commit.path
-        mapped = self._reading(commit, lambda where: self.format.map(where, names))
-        for name, array in mapped.items():
-            problem = self._contradiction(commit, name, array)
-            if problem:
-                raise CacheCorruptError(f"{where}: {name} {problem}", mend=self._look_closer)
-        return mapped
-
-    def _reading(self, commit: Commit, read: Callable[[Path], Any]) -> Any:
+    def reading(self, commit: Commit, read: Callable[[Path], Any]) -> Any:
         """What `read` gives for the place of a shard; CacheCorruptError where it fails."""
         where = self.path / commit.path
         try:
@@ -633,18 +591,9 @@ class Store:
     def _look_closer(self) -> str:
         return f"See what is damaged: glscl inspect {self.path} --verify"
 
-    def _contradiction(self, commit: Commit, name: str, array: np.ndarray) -> str | None:
-        """What in an array cannot be, so that reading on would go astray; values themselves are not looked at."""
-        expected, spec = commit.arrays[name], LAYOUT[commit.stream][name]
-        if list(array.shape) != list(expected["shape"]) or array.dtype.name != expected["dtype"]:
-            return f"is {array.dtype.name}{list(array.shape)}, expected {expected['dtype']}{expected['shape']}"
-        if spec.along == "boundaries":
-            rows = next(n for n, s in LAYOUT[commit.stream].items() if s.boundaries == name)
-            if array[0] != 0 or array[-1] != commit.arrays[rows]["shape"][0] or (array[1:] < array[:-1]).any():
-                return f"does not rise from 0 to {commit.arrays[rows]['shape'][0]}"
-        if name == "video_index" and len(array) and not -1 <= array.min() <= array.max() < self.num_items["video"]:
-            return f"names videos that are not there, {array.min()} to {array.max()} of {self.num_items['video']}"
-        return None
+    def contradiction(self, commit: Commit, what: str) -> CacheCorruptError:
+        """The error of a shard that holds something else than its commit says."""
+        return CacheCorruptError(f"{self.path / commit.path}: {what}", mend=self._look_closer)
 
     # --- writing -----------------------------------------------------------------------------------------------
 
@@ -732,7 +681,7 @@ class Store:
             self._commits = self._read_commits()
             for stream in STREAMS:
                 for shard in self.pending(stream)[:1]:
-                    self._committed(stream, shard)
+                    self.committed(stream, shard)
             streams = {s: [c._asdict() for _, c in sorted(self.commits(s).items())] for s in STREAMS}
             manifest = {"schema": SCHEMA, "fingerprint": self.fingerprint, "complete": True, "streams": streams}
             if dump_json(manifest) == written:  # nobody committed a revision meanwhile

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glscl.cache.blocks import Blocks, Chunk, Groups, LibraryRows, RawRows, RowReader, chunk_shape
+from glscl.cache.blocks import Blocks, Groups, chunk_shape
+from glscl.cache.rows import Chunk, LibraryRows, RawRows, RowReader
 
 if TYPE_CHECKING:
     import zarr
-    from zarr.codecs import BytesCodec
 
 # The library is imported where it is needed: our own shards are read as raw bytes, which takes less time than the import.
 _PLAIN_TYPES = {"uint8", "uint16", "int32", "int64", "float16", "float32", "float64"}
@@ -60,13 +63,6 @@ class ZarrShards:
         return np.asarray(array[...])
 
     @staticmethod
-    def map(path: Path, names: list[str]) -> dict[str, np.ndarray]:
-        if json.loads((path / "zarr.json").read_bytes())["node_type"] != "group":
-            raise ValueError(f"{path} is not a Zarr group")
-        found = {name: _map_chunks(path / name) for name in names}
-        return {name: ZarrShards.read(path, name) if array is None else array for name, array in found.items()}
-
-    @staticmethod
     def blocks(path: Path, name: str) -> Iterator[np.ndarray]:
         import zarr
 
@@ -76,13 +72,18 @@ class ZarrShards:
             yield np.asarray(array[start : start + array.chunks[0]])
 
     @staticmethod
-    def rows(path: Path, name: str) -> RowReader:
-        import zarr
+    def rows(path: Path, names: list[str]) -> dict[str, RowReader]:
+        if json.loads((path / "zarr.json").read_bytes())["node_type"] != "group":
+            raise ValueError(f"{path} is not a Zarr group")
+        return {name: _raw_rows(path / name) or _library_rows(path, name) for name in names}
 
-        array = zarr.open_group(path, mode="r")[name]
-        _require_chunks(path, array)
-        raw = _raw_rows(path / name, array)
-        return raw or LibraryRows(lambda rows: np.asarray(array[rows]), array.shape, array.dtype)
+
+def _library_rows(path: Path, name: str) -> LibraryRows:
+    import zarr
+
+    array = zarr.open_group(path, mode="r")[name]
+    _require_chunks(path, array)
+    return LibraryRows(lambda rows: np.asarray(array[rows]), array.shape, array.dtype)
 
 
 def _write_arrays(group: zarr.Group, arrays: Mapping[str, np.ndarray | Blocks]) -> None:
@@ -113,11 +114,8 @@ def _require_chunks(path: Path, array: zarr.Array) -> None:
         raise OSError(f"array {array.name} of {path} lacks {array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks")
 
 
-def _map_chunks(folder: Path) -> np.ndarray | None:
-    """The raw bytes of an uncompressed array that is cut along its first axis only; None where the library must read it.
-
-    Returns:
-        A read-only map of one chunk, or an array in memory that the bytes of several were read into.
+def _raw_rows(folder: Path) -> RawRows | None:
+    """The chunk files of an uncompressed array that is cut along its first axis only; None where they are anything else.
 
     Raises:
         FileNotFoundError: there is no such array. ValueError, KeyError, …: its description cannot be read.
@@ -128,7 +126,6 @@ def _map_chunks(folder: Path) -> np.ndarray | None:
     if (
         checksums is None
         or not shape
-        or not all(shape)
         or grid["name"] != "regular"
         or tuple(grid["configuration"]["chunk_shape"][1:]) != shape[1:]
         or (keys["name"], keys.get("configuration", {}).get("separator", "/")) != ("default", "/")
@@ -136,14 +133,25 @@ def _map_chunks(folder: Path) -> np.ndarray | None:
     ):
         return None
     dtype = np.dtype(described["data_type"]).newbyteorder("<")
+    if not all(shape):
+        return RawRows([], 1, shape, dtype)
     rows = grid["configuration"]["chunk_shape"][0]
-    files = [folder.joinpath("c", str(i), *("0" for _ in shape[1:])) for i in range(-(-shape[0] // rows))]
-    expected = dtype.itemsize * rows * int(np.prod(shape[1:])) + checksums
-    if any(not file.is_file() or file.stat().st_size != expected for file in files):
-        return None  # the library says what is wrong
-    if len(files) == 1:
-        return np.memmap(files[0], dtype, "r", shape=shape)
-    return RawRows([Chunk(file, 0) for file in files], rows, shape, dtype).read(0, shape[0])
+    expected = dtype.itemsize * rows * math.prod(shape[1:]) + checksums
+    chunks = []
+    for number in range(-(-shape[0] // rows)):
+        chunks.append(Chunk(folder.joinpath("c", str(number), *("0" for _ in shape[1:])), 0))
+        if _size(chunks[-1].path) != expected:
+            return None  # the library says what is wrong
+    return RawRows(chunks, rows, shape, dtype)
+
+
+def _size(file: Path) -> int | None:
+    """Bytes of a file; None where there is none."""
+    try:
+        about = os.stat(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return about.st_size if stat.S_ISREG(about.st_mode) else None
 
 
 def _plain_codecs(codecs: list[dict[str, Any]]) -> int | None:
@@ -151,38 +159,3 @@ def _plain_codecs(codecs: list[dict[str, Any]]) -> int | None:
     first, *others = codecs
     little = first["name"] == "bytes" and first.get("configuration", {}).get("endian", "little") == "little"
     return 4 * len(others) if little and all(codec["name"] == "crc32c" for codec in others) else None
-
-
-def _raw_rows(folder: Path, array: zarr.Array) -> RawRows | None:
-    """The chunk files of an uncompressed array that is cut along its first axis only; None where they are anything else."""
-    if not array.size:
-        return RawRows([], 1, array.shape, array.dtype)
-    if array.chunks[1:] != array.shape[1:] or not _plain(array):
-        return None
-    files = [_chunk_file(folder, array, i) for i in range(array.nchunks)]
-    expected = int(np.prod(array.chunks)) * array.dtype.itemsize + _checksum_bytes(array)
-    if any(not file.is_file() or file.stat().st_size != expected for file in files):
-        return None
-    return RawRows([Chunk(file, 0) for file in files], array.chunks[0], array.shape, array.dtype)
-
-
-def _chunk_file(folder: Path, array: zarr.Array, number: int) -> Path:
-    return folder / "c" / "/".join([str(number), *("0" for _ in array.shape[1:])])
-
-
-def _plain(array: zarr.Array) -> bool:
-    from zarr.codecs import BytesCodec, Crc32cCodec
-
-    codecs = [*array.compressors, array.serializer]
-    little = all(isinstance(c, Crc32cCodec) or (isinstance(c, BytesCodec) and _little(c)) for c in codecs)
-    return little and not array.filters
-
-
-def _checksum_bytes(array: zarr.Array) -> int:
-    from zarr.codecs import Crc32cCodec
-
-    return 4 * sum(isinstance(codec, Crc32cCodec) for codec in [*array.compressors, array.serializer])
-
-
-def _little(codec: BytesCodec) -> bool:
-    return codec.endian is None or codec.endian.value == "little"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from glscl.cache.blocks import RowReader
+from glscl.cache.rows import RowReader
 from glscl.cache.store import Store, open_store
 from glscl.errors import CacheCorruptError, UsageError
 from glscl.extract.frame_spool import decode_jpeg

@@ -94,8 +94,8 @@ def test_both_formats_hold_the_same_arrays(small_cache):
 
 def test_uncompressed_arrays_are_mapped_not_copied(small_cache, format):
     store = small_cache(format).fill()
-    mapped = store.format.map(store.path / store.commits("video")[0].path, list(LAYOUT["video"]))
-    assert all(isinstance(array, np.memmap) for array in mapped.values())
+    readers = store.format.rows(store.path / store.commits("video")[0].path, list(LAYOUT["video"]))
+    assert all(isinstance(reader.map(), np.memmap) for reader in readers.values())
 
 
 def test_an_array_larger_than_one_chunk_is_read_whole(small_cache, format, monkeypatch):
@@ -324,7 +324,7 @@ def test_every_flipped_bit_of_the_data_is_found(small_cache, format, stream):
         p for p in shard.rglob("c/0/0") if p.is_file()
     )
     rng = np.random.default_rng(0)
-    mapped = store.format.map(shard, list(LAYOUT[stream]))
+    mapped = {name: reader.map() for name, reader in store.format.rows(shard, list(LAYOUT[stream])).items()}
     places = []
     for name, array in mapped.items():
         file = shard if shard.is_file() else next(p for p in files if name in p.parts)

@@ -31,7 +31,7 @@ def test_arrays_that_other_programs_wrote_are_read_however_they_lie(tmp_path, op
     group = zarr.create_group(tmp_path / "shard", zarr_format=3)
     array = group.create_array("values", shape=VALUES.shape, dtype=VALUES.dtype, **{"chunks": VALUES.shape, **options})
     array[...] = VALUES
-    found = ZarrShards.map(tmp_path / "shard", ["values"])["values"]
+    found = ZarrShards.rows(tmp_path / "shard", ["values"])["values"].map()
     np.testing.assert_array_equal(found, VALUES)
 
 
@@ -39,7 +39,7 @@ def test_arrays_that_other_programs_wrote_are_read_however_they_lie(tmp_path, op
 def test_plain_arrays_are_mapped_with_and_without_checksums(tmp_path, checksums):
     group = zarr.create_group(tmp_path / "shard", zarr_format=3)
     group.create_array("values", shape=VALUES.shape, dtype=VALUES.dtype, chunks=VALUES.shape, compressors=checksums)[...] = VALUES
-    found = ZarrShards.map(tmp_path / "shard", ["values"])["values"]
+    found = ZarrShards.rows(tmp_path / "shard", ["values"])["values"].map()
     assert isinstance(found, np.memmap)
     np.testing.assert_array_equal(found, VALUES)
 
@@ -48,7 +48,7 @@ def test_a_chunk_that_is_not_there_is_not_read_as_zeros(tmp_path):
     group = zarr.create_group(tmp_path / "shard", zarr_format=3)
     group.create_array("values", shape=VALUES.shape, dtype=VALUES.dtype, chunks=VALUES.shape)
     with pytest.raises(OSError, match="lacks 1 of 1 chunks"):
-        ZarrShards.map(tmp_path / "shard", ["values"])
+        ZarrShards.rows(tmp_path / "shard", ["values"])
 
 
 def test_a_cache_of_ours_is_opened_and_read_without_importing_zarr(small_cache):

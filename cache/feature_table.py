@@ -100,7 +100,7 @@ class FeatureTable:
         run = store.splits[split] if split is not None else store.everything
         video = store.arrays("video", ["offsets", "status", "id_bytes", "id_offsets", "times"], items=run.videos)
         wanted = ["pooled", "offsets", "video_index", "id_bytes", "id_offsets", "text_bytes", "text_offsets"]
-        text = store.arrays("text", [*wanted, *(["values"] if tokens else [])], items=run.texts, raw=True)
+        text = store.arrays("text", wanted, items=run.texts, raw=True)
 
         frames_of = np.diff(video["offsets"])
         usable = np.isin(video["status"], [s for s in Status if s.usable]) & (frames_of > 0)
@@ -120,31 +120,31 @@ class FeatureTable:
         frame_features = store.take_rows("video", "values", rows.ravel(), items=run.videos)
         frame_features = frame_features.reshape(*rows.shape, store.embed_dim)  # (V, F, D)
         frame_times = video["times"][rows] if rows.size else np.zeros(rows.shape, np.float32)  # (V, F)
-        frame_features[~mask] = 0
-        frame_times[~mask] = 0
+        if not mask.all():
+            frame_features[~mask] = 0
+            frame_times[~mask] = 0
 
         token_values = token_offsets = None
         if tokens:
-            values = text["values"]
             lengths = np.diff(text["offsets"])
-            if len(kept_texts) != len(lengths):
-                values = values[np.repeat(np.isin(np.arange(len(lengths)), kept_texts), lengths)]
-            token_offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths[kept_texts])]))
-            token_values = _tensor(values, store.dtype)
+            token_offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[kept_texts])])
+            rows = _ragged_rows(text["offsets"][kept_texts], token_offsets)
+            token_values = _tensor(store.take_rows("text", "values", rows, items=run.texts), store.dtype)
+            token_offsets = torch.from_numpy(token_offsets)
         captions = unpack_strings(text["text_bytes"], text["text_offsets"])
         text_ids = unpack_strings(text["id_bytes"], text["id_offsets"])
         video_ids = unpack_strings(video["id_bytes"], video["id_offsets"])
         return cls(
-            text_features=_tensor(text["pooled"][kept_texts], store.dtype),
+            text_features=_tensor(_some(text["pooled"], kept_texts), store.dtype),
             token_values=token_values,
             token_offsets=token_offsets,
             frame_features=_tensor(frame_features, store.dtype),
             frame_mask=torch.from_numpy(mask),
             frame_times=torch.from_numpy(frame_times),
             video_of_text=torch.from_numpy(video_of_text[kept_texts]),
-            text_ids=[text_ids[i] for i in kept_texts],
-            video_ids=[video_ids[i] for i in kept_videos],
-            captions=[captions[i] for i in kept_texts],
+            text_ids=_some(text_ids, kept_texts),
+            video_ids=_some(video_ids, kept_videos),
+            captions=_some(captions, kept_texts),
             counts=Counts(
                 texts=len(kept_texts),
                 videos=len(kept_videos),
@@ -304,6 +304,18 @@ def _frame_view(
         rows[same] = first[same, None] + padded
         mask[same, : len(chosen)] = True
     return rows, mask
+
+
+def _ragged_rows(first: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """Rows (R,) int64 of ragged items: item i has `bounds[i + 1] - bounds[i]` of them, from `first[i]` on."""
+    return np.repeat(first - bounds[:-1], np.diff(bounds)) + np.arange(bounds[-1])
+
+
+def _some(values: np.ndarray | list[str], rows: np.ndarray) -> np.ndarray | list[str]:
+    """The entries at some rows; `values` itself where those, in order, are all."""
+    if len(rows) == len(values):
+        return values
+    return values[rows] if isinstance(values, np.ndarray) else [values[i] for i in rows.tolist()]
 
 
 def _tensor(values: np.ndarray, dtype: str) -> torch.Tensor:

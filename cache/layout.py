@@ -82,9 +82,14 @@ def pack_strings(strings: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 def unpack_strings(data: np.ndarray, offsets: np.ndarray) -> list[str]:
     """The strings that `pack_strings` packed. Raises CacheCorruptError where the bytes are not UTF-8."""
-    raw = data.tobytes()
-    bounds = offsets.tolist()
     try:
-        return [raw[a:b].decode("utf-8", "surrogatepass") for a, b in zip(bounds[:-1], bounds[1:])]
+        text = data.tobytes().decode("utf-8", "surrogatepass")
     except UnicodeDecodeError as error:
         raise CacheCorruptError(f"The cache holds ids or captions that are not UTF-8: {error}") from error
+    if len(text) < len(data):  # boundaries count bytes; a byte that goes on with a character begins with the bits 10
+        begins = (data & 0xC0) != 0x80
+        if not begins[offsets[offsets < len(data)]].all():
+            raise CacheCorruptError("The cache holds ids or captions that are cut within a character")
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(begins, dtype=np.int64)])[offsets]
+    bounds = offsets.tolist()
+    return [text[a:b] for a, b in zip(bounds, bounds[1:])]

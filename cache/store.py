@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -43,7 +44,7 @@ from glscl.cache.frames import FrameSpec, require_same
 from glscl.cache.hdf5_store import Hdf5Shards
 from glscl.cache.layout import FEATURE_DTYPES, FLOAT, LAYOUT, decode_features, numpy_dtype, unpack_strings
 from glscl.cache.reading import read_arrays, read_rows
-from glscl.cache.records import Commit, Item, check_header, parse_commit, parse_item
+from glscl.cache.records import Commit, Item, check_header, parse_commit, parse_item, parse_lines
 from glscl.cache.rows import RowReader
 from glscl.cache.schema import SCHEMA, STREAMS, Annotations, Expected, Status, TextItem, VideoItem
 from glscl.cache.zarr_store import ZarrShards
@@ -56,6 +57,8 @@ from glscl.errors import (
     NotFoundError,
     UsageError,
 )
+
+PLAN_LINES = 4096  # parsed at once
 
 _OWN_FOLDERS = {"plan", "shards", "commits", "backbone", "partial", "locks", "damaged"}
 _OWN_NAMES = _OWN_FOLDERS | {"store.json", "manifest.json", "zarr.json"}
@@ -315,8 +318,13 @@ class Store:
         items = []
         try:
             with open(path, encoding="utf-8", errors="surrogatepass") as file:
-                for line in file:
-                    items.append(parse_item(json.loads(line), kind))
+                while lines := list(itertools.islice(file, PLAN_LINES)):
+                    quick = parse_lines(lines, kind)
+                    if quick is not None:
+                        items += quick
+                        continue
+                    for line in lines:  # one by one, so that an error names its line
+                        items.append(parse_item(json.loads(line), kind))
         except FileNotFoundError as error:
             raise CacheCorruptError(f"{path} is missing") from error
         except (ValueError, RecursionError, OSError) as error:

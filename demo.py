@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -42,6 +42,19 @@ SECOND_PASS = {"epochs": 2, "batch_size": 128, "lr": 5e-4, "captions_per_video":
 TUNED = {"backbone_lr_scale": 2.0, "freeze": "vision"}
 
 
+class DemoDone(NamedTuple):
+    """What the demo gave.
+
+    Attributes:
+        results: the content of results.json: `chance`, `zero_shot`, one entry a head, and `finetuned` where a second
+            pass was asked for; each as a result file.
+        seconds: stage -> seconds, the content of seconds.json.
+    """
+
+    results: dict[str, dict[str, Any]]
+    seconds: dict[str, float]
+
+
 def run_demo(
     out: Path,
     *,
@@ -55,7 +68,7 @@ def run_demo(
     reporter: Reporter | None = None,
     say: Callable[[str], None] = lambda text: None,
     command: str = "glscl demo",
-) -> dict[str, Any]:
+) -> DemoDone:
     """Run everything below `out`; what is there already from the same seed is used again.
 
     Args:
@@ -68,10 +81,6 @@ def run_demo(
         workers: rendering and decoding processes; one a core by default.
         progress, reporter, say: what people see meanwhile.
         command: for provenance.
-
-    Returns:
-        The content of results.json: `chance`, `zero_shot`, one entry a head, and `finetuned` where a second pass was
-        asked for, each as a result file, and `seconds`.
     """
     progress = progress or Progress(quiet=True)
     workers = workers or len(os.sched_getaffinity(0))
@@ -157,9 +166,9 @@ def run_demo(
         thumbnails=thumbnails_of(store.configuration),
     )
     lap("report")
-    results["seconds"] = seconds
     write_atomically(out / "results.json", dump_json(results))
-    return results
+    write_atomically(out / "seconds.json", dump_json(seconds))
+    return DemoDone(results, seconds)
 
 
 def _second_pass(
@@ -229,7 +238,14 @@ def _examined(
 
 
 def chance(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What a head that knows nothing is expected to score on the same split: the mean over random orders."""
+    """What a head that knows nothing is expected to score on the same split: the mean over random orders.
+
+    Args:
+        result: of any head on that split; names the data.
+
+    Returns:
+        A result too. Its values are computed, not sampled, so its intervals have no width.
+    """
     videos, texts = result["counts"]["videos"], result["counts"]["texts"]
     groups = result["video_to_text"]["queries"]
     expected = {
@@ -237,8 +253,10 @@ def chance(result: Mapping[str, Any]) -> dict[str, Any]:
         "video_to_text": _chance(groups, groups),
         "video_to_text_caption": _chance_of_best(texts, texts / max(1, groups), groups),
     }
-    keys = ("dataset", "split", "cache", "cache_fingerprint", "counts")
-    return {**{key: result[key] for key in keys}, "head": "chance", **expected}
+    exact = {direction: {m: [v, v] for m, v in of.items() if m != "queries"} for direction, of in expected.items()}
+    spent = dict.fromkeys(result["seconds"], 0.0)
+    kept = {key: value for key, value in result.items() if key not in ("tags", "normalised")}
+    return {**kept, "head": "chance", "run": None, **expected, "confidence_95": exact, "seconds": spent}
 
 
 def _chance(gallery: int, queries: int) -> dict[str, float]:
@@ -266,13 +284,12 @@ def table(results: Mapping[str, Any]) -> list[list[str]]:
     rows = [["", "t→v R@1", "R@5", "R@10", "MdR", "MnR", "v→t R@1", "R@5", "R@10", "MdR", "MnR"]]
     titles = {"zero_shot": "zero-shot (mean_pool)", "finetuned": "glscl, fine-tuned"}
     for name, result in results.items():
-        if name != "seconds":
-            cells = [
-                f"{result[direction][metric]:.1f}"
-                for direction in ("text_to_video", "video_to_text")
-                for metric in ("R@1", "R@5", "R@10", "MdR", "MnR")
-            ]
-            rows.append([titles.get(name, name), *cells])
+        cells = [
+            f"{result[direction][metric]:.1f}"
+            for direction in ("text_to_video", "video_to_text")
+            for metric in ("R@1", "R@5", "R@10", "MdR", "MnR")
+        ]
+        rows.append([titles.get(name, name), *cells])
     return rows
 
 

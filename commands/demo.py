@@ -37,7 +37,7 @@ def demo(
     sizes = None
     if videos:
         sizes = {split: max(10, round(size * videos / SIZES["train"])) for split, size in SIZES.items()}
-    results = run_demo(
+    results, seconds = run_demo(
         out,
         seed=run.seed,
         device=run.device(),
@@ -50,7 +50,7 @@ def demo(
         command=command_line(),
     )
     counts = results["zero_shot"]["counts"]
-    spent = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in results["seconds"].items())
+    spent = ", ".join(f"{stage} {duration(time)}" for stage, time in seconds.items())
     rest = " (fine-tuned in the last row)" if finetune else ""
     run.say(f"\ntest split: {counts['videos']} videos, {counts['texts']} captions, frozen backbone{rest}\n")
     run.say(aligned(demo_table(results)))

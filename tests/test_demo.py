@@ -1,0 +1,68 @@
+"""`glscl demo` from end to end, with a corpus of a few videos."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+
+from glscl.demo import chance, run_demo, table
+from glscl.evaluate.metrics import retrieval_metrics
+
+SCHEMA = Path(__file__).parents[1] / "docs" / "result.schema.json"
+DIRECTIONS = ("text_to_video", "video_to_text", "video_to_text_caption")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo")
+    return out, run_demo(out, sizes={"train": 20, "val": 10, "test": 10}, epochs=1, workers=1)
+
+
+def test_every_entry_of_the_results_is_a_result(demo):
+    out, done = demo
+    results = json.loads((out / "results.json").read_text())
+    assert results == done.results
+    assert list(results) == ["chance", "zero_shot", "projection", "seq_transf", "glscl"]
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
+    for name, result in results.items():
+        assert not list(validator.iter_errors(result)), name
+        assert result["counts"]["texts"] == result["text_to_video"]["queries"] == 200
+        assert set(result["confidence_95"]) == set(DIRECTIONS)
+    assert results["glscl"]["selection"] == "validation" and results["zero_shot"]["run"] is None
+
+
+def test_the_heads_have_runs_and_the_page_and_the_times_stand_beside(demo):
+    out, done = demo
+    for head in ("projection", "seq_transf", "glscl"):
+        assert json.loads((out / "runs" / head / "result.json").read_text()) == done.results[head]
+    assert json.loads((out / "seconds.json").read_text()) == done.seconds
+    assert {"render", "extract", "zero_shot", "glscl", "report"} <= set(done.seconds)
+    page = (out / "report.html").read_text()
+    assert "seq_transf" in page and "chance" in page
+    assert [row[0] for row in table(done.results)[1:]] == ["chance", "zero-shot (mean_pool)", *list(done.results)[2:]]
+
+
+def test_a_second_demo_in_the_same_folder_trains_nothing_again(demo):
+    out, done = demo
+    weights = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    again = run_demo(out, sizes={"train": 20, "val": 10, "test": 10}, epochs=1, workers=1)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == weights
+    for name, result in done.results.items():
+        assert {d: again.results[name][d] for d in DIRECTIONS} == {d: result[d] for d in DIRECTIONS}
+
+
+def test_chance_is_what_random_scores_give_on_average(demo):
+    _, done = demo
+    expected = chance(done.results["glscl"])
+    video_of_text = np.repeat(np.arange(10), 20)
+    rng = np.random.default_rng(0)
+    drawn = [retrieval_metrics(rng.standard_normal((200, 10)), video_of_text) for _ in range(300)]
+    for direction in DIRECTIONS:
+        for metric in ("R@1", "R@5", "R@10", "MnR"):
+            values = [of[direction][metric] for of in drawn]
+            error = 4 * np.std(values) / np.sqrt(len(values))
+            assert abs(np.mean(values) - expected[direction][metric]) <= error + 1e-9, (direction, metric)

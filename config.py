@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ def setting(
     max: float | None = None,
     flag: str | None = None,
     metavar: str | None = None,
+    parse: Callable[[str], Any] | None = None,
 ) -> Any:
     """A dataclass field that knows how to be a command-line option.
 
@@ -40,13 +41,14 @@ def setting(
         min, max: inclusive bounds of a number.
         flag: option name where it is not the field's, such as "--no-tokens" pairs ("--tokens/--no-tokens").
         metavar: name of the value in `--help`.
+        parse: reads a text that has a form of its own; raises UsageError where the text has not, before anything begins.
     """
-    metadata = dict(help=help, group=group, choices=choices, min=min, max=max, flag=flag, metavar=metavar)
+    metadata = dict(help=help, group=group, choices=choices, min=min, max=max, flag=flag, metavar=metavar, parse=parse)
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def check(config: Any) -> None:
-    """Raise UsageError for the first setting outside its choices or bounds (for configs made in Python)."""
+    """Raise UsageError for the first setting outside its choices or bounds, or not in its form."""
     for field in dataclasses.fields(config):
         value, meta = getattr(config, field.name), field.metadata
         if value is None:
@@ -58,6 +60,8 @@ def check(config: Any) -> None:
         if (low is not None and not value >= low) or (high is not None and not value <= high):
             bounds = f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}"
             raise UsageError(f"{name} is {value!r}; expected {bounds}")
+        if meta.get("parse"):
+            meta["parse"](value)
 
 
 def with_option(command: str, option: str, value: str | None) -> str:

@@ -214,6 +214,8 @@ def main(app: typer.Typer, arguments: list[str] | None = None) -> int:
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "show"):  # typer's own usage errors
             error.show()
+            if as_json and not processes().rank:
+                _print_json({"error": _visible(error.format_message()), "exit_status": error.exit_code})
             return error.exit_code
         if isinstance(error, typer.Exit):
             return error.exit_code

@@ -6,6 +6,20 @@ from dataclasses import dataclass
 
 from glscl.config import setting
 from glscl.errors import UsageError
+from glscl.extract.part import Part
+
+
+def parse_rate(text: str) -> float | None:
+    """`--fps`: frames a second, or None for `native`, which takes every frame."""
+    if text == "native":
+        return None
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < 1000:
+        raise UsageError(f"--fps is {text!r}; expected a number of frames a second above 0, or native")
+    return rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +45,7 @@ class ExtractConfig:
     fps: str | None = setting(
         None, "Frames a second of video, or `native` for every frame. Default: the dataset's, mostly 1.", group="Sampling",
         metavar="N|native",
+        parse=parse_rate,
     )
     max_frames: int | None = setting(None, "Most frames stored a video, spread evenly.", group="Sampling", min=1)
     sampling: str = setting(
@@ -62,6 +77,7 @@ class ExtractConfig:
         "Do only share I of N, for several machines or a job array; see docs/many-machines.md.",
         group="Speed",
         metavar="I/N",
+        parse=Part.parse,
     )
     batch_frames: int = setting(128, "Frames encoded at once.", group="Speed", min=1)
     batch_texts: int = setting(256, "Captions encoded at once.", group="Speed", min=1)
@@ -117,16 +133,3 @@ class ImportConfig:
     )
     shard_videos: int = setting(512, "Videos a shard.", group="Cache", min=1)
     shard_texts: int = setting(2048, "Captions a shard.", group="Cache", min=1)
-
-
-def parse_rate(text: str) -> float | None:
-    """`--fps`: frames a second, or None for `native`, which takes every frame."""
-    if text == "native":
-        return None
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = 0.0
-    if not 0 < rate < 1000:
-        raise UsageError(f"--fps is {text!r}; expected a number of frames a second above 0, or native")
-    return rate

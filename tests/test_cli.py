@@ -116,6 +116,11 @@ def test_json_is_one_object_on_standard_output_also_for_errors(glscl, tmp_path):
     status, out, err = glscl("inspect", tmp_path / "nothing", "--json")
     assert status == 1
     assert json.loads(out) == {"error": err.strip().removeprefix("glscl: "), "exit_status": 1}
+    for words in (("extract",), ("inspect",), ("no-such-command",), ("eval", "--no-such-option"), ("eval", "--seed", "x")):
+        status, out, err = glscl(*words, "--json")
+        told = json.loads(out)
+        assert status == told["exit_status"] == 2
+        assert told["error"] and told["error"].split()[0] in err
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
@@ -133,6 +138,8 @@ def test_every_command_has_help_and_the_common_options(glscl, command):
         ("extract",),
         ("extract", "--dataset", "csv", "--format", "parquet"),
         ("extract", "--dataset", "nonsense"),
+        ("extract", "--dataset", "csv", "--fps", "fast"),
+        ("extract", "--dataset", "csv", "--part", "3/2"),
         ("inspect", "--no-such-option"),
         ("no-such-command",),
         ("extract", "--dataset", "csv", "--max-frames", "0"),

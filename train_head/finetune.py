@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import set_seed
 
 from glscl.cache.feature_table import FeatureTable
 from glscl.cache.store import Store
@@ -111,6 +112,7 @@ def finetune(
             reporter.note(f"{store.path} is not the cache {start} was trained on: {line}")
     # On the host: of several processes each has its own GPU, which `fit` knows.
     backbone = backbone_of_cache(store.configuration, store.path, pretrained, precision="fp32", across_frames=True)
+    set_seed(settings.seed)  # low-rank additions begin at random
     unfreeze(
         backbone,
         freeze=settings.freeze,
@@ -119,7 +121,9 @@ def finetune(
         lora_rank=settings.lora_rank,
         gradient_checkpointing=settings.gradient_checkpointing,
     )
-    backbone.model.to(memory_format=torch.channels_last)  # convolutions are up to twice as fast so
+    for parameter in backbone.model.parameters():
+        if parameter.ndim == 4:  # convolutions over pictures, which are up to twice as fast so
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     model = EndToEnd(backbone, head)
     trained = sum(p.numel() for p in backbone.model.parameters() if p.requires_grad)
     reporter.note(

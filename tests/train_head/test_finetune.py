@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -10,19 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from glscl.cache.feature_table import FeatureTable
+sys.path.insert(0, str(Path(__file__).parent))
+from tuning import SMALL_HEAD, Stop, extracted, frames_of, load, tune, weights_in
+
 from glscl.cache.schema import Annotations
-from glscl.cache.store import Store, open_store
-from glscl.errors import BackboneError, DecodeError, FingerprintError, NotFoundError, UsageError
+from glscl.cache.store import Store
+from glscl.errors import DecodeError, FingerprintError, NotFoundError, UsageError
 from glscl.evaluate.evaluation import evaluate_run, validation_metrics
 from glscl.evaluate.from_pixels import evaluate_from_pixels
 from glscl.extract.encoder import Backbone, backbone_of_cache
-from glscl.extract.pipeline import extract
-from glscl.extract.sampling import Sampling
 from glscl.train_head.config import TrainConfig, resolve
 from glscl.train_head.finetune import finetune
 from glscl.train_head.finetuning.config import TuneConfig, resolve_finetune
-from glscl.train_head.finetuning.frames import Frames, items_of
 from glscl.train_head.finetuning.gradients import backward_in_pieces
 from glscl.train_head.finetuning.learner import PixelLearner, encode_table
 from glscl.train_head.finetuning.model import EndToEnd
@@ -32,30 +32,22 @@ from glscl.train_head.loop import ContrastiveStep, Reporter
 from glscl.train_head.parallel import make_accelerator
 from glscl.train_head.train import train
 
-SMALL_HEAD = dict(queries=2, decoder_layers=1, aggregator_layers=1, dropout=0.0, frame_positions=3)
-
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory, painted_corpus) -> Annotations:
     return painted_corpus(tmp_path_factory.mktemp("clips"))
 
 
-def _extract(corpus: Annotations, out: Path, pretrained: str | None = None, **options) -> Store:
-    backbone = Backbone.load("demo", pretrained)
-    extract(corpus, out, backbone=backbone, sampling=Sampling(fps=1.0), dtype="float32", workers=1, **options)
-    return open_store(out)
-
-
 @pytest.fixture(scope="module")
 def store(corpus, tmp_path_factory) -> Store:
     """The cache of the corpus, with the frames that the encoder saw: tests that do not decode are quicker."""
-    return _extract(corpus, tmp_path_factory.mktemp("made") / "cache", store_frames="uint8")
+    return extracted(corpus, tmp_path_factory.mktemp("made") / "cache", store_frames="uint8")
 
 
 @pytest.fixture(scope="module")
 def plain_store(corpus, tmp_path_factory) -> Store:
     """The same cache without frames: they must be decoded again."""
-    return _extract(corpus, tmp_path_factory.mktemp("made") / "plain")
+    return extracted(corpus, tmp_path_factory.mktemp("made") / "plain")
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +66,6 @@ def model() -> EndToEnd:
     backbone = Backbone.load("demo", precision="fp32")
     unfreeze(backbone)
     return EndToEnd(backbone, build_head("glscl", embed_dim=128, **SMALL_HEAD))
-
-
-def load(store: Store, split: str = "train") -> FeatureTable:
-    return FeatureTable.load(store, split, max_frames=3)
-
-
-def frames_of(store: Store, table: FeatureTable, model: EndToEnd, **options) -> Frames:
-    return Frames(store, geometry=model.backbone.geometry, items=items_of(store, table), width=3, workers=1, **options)
 
 
 def batch_of(store: Store, model: EndToEnd, **options):
@@ -238,47 +222,6 @@ def test_augmentation_changes_all_frames_of_a_video_alike_and_follows_the_seed(s
     assert torch.equal(learner.augmented(still).frames, changed.frames)
 
 
-def test_a_3d_patch_embedding_starts_as_the_plain_one_and_sees_neighbours(tiny_clip):
-    backbone = Backbone.load(f"local-dir:{tiny_clip('clip_vit')}", precision="fp32")
-    torch.manual_seed(0)
-    frames = torch.randint(0, 255, (5, 32, 32, 3), dtype=torch.uint8)
-    before = backbone.encode_frames(frames)
-    unfreeze(backbone, patch_embedding="3d")
-    embedding = backbone.model.visual.conv1
-    embedding.lengths = (3, 2)
-    np.testing.assert_allclose(backbone.encode_frames(frames), before, rtol=1e-5, atol=1e-5)
-    with torch.no_grad():
-        embedding.weight[:, :, 0].normal_()
-    moved = backbone.encode_frames(frames)
-    same = [np.allclose(a, b, atol=1e-5) for a, b in zip(moved, before)]
-    assert same == [True, False, False, True, False]  # the first frame of each video has no frame before it
-    with pytest.raises(BackboneError, match="needs an open_clip vision transformer"):
-        unfreeze(Backbone.load("demo"), patch_embedding="3d")
-
-
-def test_low_rank_additions_train_alone_and_leave_merged(tiny_clip, tmp_path):
-    pytest.importorskip("peft", reason="the peft package is not installed: pip install 'glscl[lora]'")
-    name = f"local-dir:{tiny_clip('clip_vit')}"
-    backbone = Backbone.load(name, precision="fp32")
-    torch.manual_seed(0)
-    frames = torch.randint(0, 255, (2, 32, 32, 3), dtype=torch.uint8)
-    before = backbone.encode_frames(frames)
-    unfreeze(backbone, lora_rank=2)
-    np.testing.assert_allclose(backbone.encode_frames(frames), before, atol=1e-5)
-    model = EndToEnd(backbone, build_head("projection", embed_dim=64))
-    assert all("lora_" in n for n, p in model.towers.named_parameters() if p.requires_grad)
-    with torch.no_grad():
-        for parameter_name, parameter in model.towers.named_parameters():
-            if "lora_B" in parameter_name:
-                parameter.normal_(std=0.1)
-    from glscl.train_head.finetuning.towers import export_backbone
-
-    said = export_backbone(tmp_path, "best", backbone)
-    loaded = Backbone.load(name, str(tmp_path / "backbone.safetensors"), precision="fp32")
-    assert loaded.description.weights == said["weights"] and not np.allclose(loaded.encode_frames(frames), before)
-    np.testing.assert_allclose(loaded.encode_frames(frames), backbone.encode_frames(frames), atol=1e-4)
-
-
 # --- settings ----------------------------------------------------------------------------------------------------------
 
 
@@ -308,45 +251,13 @@ def test_a_frozen_vision_tower_is_read_from_the_cache(corpus, store, trained_hea
     for name, value in before.items():
         same = torch.equal(value, after[f"backbone-last/{name}"])
         assert same == (name.startswith("visual.") or name == "logit_scale"), name
-    again = _extract(corpus, tmp_path / "again", str(out / "backbone.safetensors"))
+    again = extracted(corpus, tmp_path / "again", "demo", str(out / "backbone.safetensors"))
     judged = evaluate_run(again, run=out, split="val", confidence=False).result
     best = json.loads((out / "run.json").read_text())["best"]
     assert judged["text_to_video"]["R@1"] == best["validation"]["text_to_video"]["R@1"]
 
 
 # --- whole runs --------------------------------------------------------------------------------------------------------
-
-
-class Stop(Reporter):
-    """Interrupts a run at its n-th reported step."""
-
-    def __init__(self, at: int) -> None:
-        self.at, self.seen = at, 0
-
-    def step(self, report) -> None:
-        self.seen += 1
-        if self.seen == self.at:
-            import signal
-
-            signal.raise_signal(signal.SIGINT)
-
-
-def tune(store: Store, out: Path, start: Path, *, config: dict | None = None, tuning: dict | None = None, **options):
-    settings = resolve_finetune(
-        TrainConfig(**{"epochs": 2, "batch_size": 4, "lr": 1e-3, **(config or {})}),
-        TuneConfig(**{"backbone_lr_scale": 0.1, **(tuning or {})}),
-        start=json.loads((start / "run.json").read_text()),
-        dataset="made",
-    )
-    return finetune(
-        store, out, settings, start=start, workers=1, validate=validation_metrics, **{"log_every": 1, **options}
-    )
-
-
-def weights_in(folder: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return {f"{n}/{k}": v for n in ("last", "backbone-last") for k, v in load_file(folder / f"{n}.safetensors").items()}
 
 
 @pytest.fixture(scope="module")
@@ -376,7 +287,7 @@ def test_a_run_says_what_it_is(tuned, trained_head):
 def test_old_features_are_refused_and_new_ones_judged_as_pixels_are(corpus, store, tuned, tmp_path):
     with pytest.raises(FingerprintError, match=r"Extract again: .*--pretrained .*backbone.safetensors"):
         evaluate_run(store, run=tuned)
-    again = _extract(corpus, tmp_path / "again", str(tuned / "backbone.safetensors"))
+    again = extracted(corpus, tmp_path / "again", "demo", str(tuned / "backbone.safetensors"))
     by_cache = evaluate_run(again, run=tuned, confidence=False).result
     by_pixels = evaluate_from_pixels(store, tuned, videos=None).result
     for direction in ("text_to_video", "video_to_text"):

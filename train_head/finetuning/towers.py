@@ -6,6 +6,7 @@ An open_clip model has a vision tower (`visual`) and a text tower (`text`, or th
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,8 @@ def add_lora(backbone: Backbone, rank: int, freeze: str) -> None:
     ]
     if not targets:
         raise UsageError(f"--lora-rank finds no transformer blocks to train in {backbone.name}")
-    LoraModel(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets), "default")
+    exactly = "|".join(map(re.escape, targets))  # a list would also take modules whose names end like these
+    LoraModel(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=exactly), "default")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
 

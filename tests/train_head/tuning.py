@@ -1,0 +1,85 @@
+"""What the tests of the second pass do again and again: extract, tune, stop a run, look at what it left."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from glscl.cache.feature_table import FeatureTable
+from glscl.cache.schema import Annotations
+from glscl.cache.store import Store, open_store
+from glscl.evaluate.evaluation import validation_metrics
+from glscl.extract.encoder import Backbone
+from glscl.extract.pipeline import extract
+from glscl.extract.sampling import Sampling
+from glscl.train_head.config import TrainConfig
+from glscl.train_head.finetune import finetune
+from glscl.train_head.finetuning.config import TuneConfig, resolve_finetune
+from glscl.train_head.finetuning.frames import Frames, items_of
+from glscl.train_head.finetuning.model import EndToEnd
+from glscl.train_head.loop import Reporter
+from glscl.train_head.train import TrainResult
+
+SMALL_HEAD = dict(queries=2, decoder_layers=1, aggregator_layers=1, dropout=0.0, frame_positions=3)
+
+
+def extracted(corpus: Annotations, out: Path, name: str = "demo", pretrained: str | None = None, **options) -> Store:
+    """A float32 cache of the corpus, a frame a second."""
+    backbone = Backbone.load(name, pretrained)
+    extract(corpus, out, backbone=backbone, sampling=Sampling(fps=1.0), dtype="float32", workers=1, **options)
+    return open_store(out)
+
+
+def load(store: Store, split: str = "train") -> FeatureTable:
+    return FeatureTable.load(store, split, max_frames=3)
+
+
+def frames_of(store: Store, table: FeatureTable, model: EndToEnd, **options) -> Frames:
+    return Frames(store, geometry=model.backbone.geometry, items=items_of(store, table), width=3, workers=1, **options)
+
+
+def tune(
+    store: Store, out: Path, start: Path | None, *, config: dict | None = None, tuning: dict | None = None, **options
+) -> TrainResult:
+    """Two epochs of batches of four, from a trained head or a fresh `projection`."""
+    fresh = {"head": "projection", "max_frames": 3} if start is None else {}
+    settings = resolve_finetune(
+        TrainConfig(**{"epochs": 2, "batch_size": 4, "lr": 1e-3, **fresh, **(config or {})}),
+        TuneConfig(**{"backbone_lr_scale": 0.1, **(tuning or {})}),
+        start=None if start is None else json.loads((start / "run.json").read_text()),
+        dataset="made",
+    )
+    return finetune(
+        store, out, settings, start=start, workers=1, validate=validation_metrics, **{"log_every": 1, **options}
+    )
+
+
+class Stop(Reporter):
+    """Interrupts a run at its n-th reported step."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.seen = at, 0
+
+    def step(self, report) -> None:
+        self.seen += 1
+        if self.seen == self.at:
+            signal.raise_signal(signal.SIGINT)
+
+
+class Steps(Reporter):
+    """Keeps every step that is reported."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def step(self, report) -> None:
+        self.losses.append(report.loss)
+
+
+def weights_in(folder: Path) -> dict[str, torch.Tensor]:
+    """Of the last epoch: of the head as `last/NAME`, of the backbone as `backbone-last/NAME`."""
+    return {f"{n}/{k}": v for n in ("last", "backbone-last") for k, v in load_file(folder / f"{n}.safetensors").items()}

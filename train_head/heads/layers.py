@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glscl.errors import UsageError
+from glscl.train_head.heads.dropout import Dropout, dropout
 from glscl.train_head.heads.packing import Packing
 
 ADAPTERS = ("none", "linear", "mlp")
@@ -73,6 +74,25 @@ class Attention(nn.Module):
         query = F.linear(queries, self.in_proj_weight[:width], self.in_proj_bias[:width])
         return self.out_proj(self._attend(query, *projected.chunk(2, dim=-1), mask))
 
+    def repeated(self, queries: Tensor, items: int) -> Tensor:
+        """Self-attention of entries that all items share, where every item draws its own dropout.
+
+        What comes before the dropout is done once; so is the output projection, of the values instead of the result.
+
+        Args:
+            queries: (S, D).
+            items: N.
+
+        Returns:
+            (N, S, D).
+        """
+        split = F.linear(queries, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.heads, -1))
+        query, key, value = split.permute(1, 2, 0, 3)  # (H, S, D/H)
+        weights = (query @ key.transpose(1, 2) / query.shape[-1] ** 0.5).softmax(-1)  # (H, S, S)
+        values = value @ self.out_proj.weight.T.unflatten(0, (self.heads, -1))  # (H, S, D)
+        dropped = dropout(weights.transpose(0, 1).flatten(1).expand(items, -1, -1), self.dropout)  # (N, S, H·S)
+        return F.linear(dropped, values.flatten(0, 1).T, self.out_proj.bias)
+
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """(N or 1, S, D), (N, M, D), (N, M, D) → (N, S, D)."""
         query, key, value = (
@@ -96,8 +116,8 @@ def quick_gelu(x: Tensor) -> Tensor:
 class FeedForward(nn.Module):
     """D → 4D → QuickGELU → D, named as in CLIP.
 
-    `quick_gelu(h) = silu(1.702 h) / 1.702`, and both factors ride along in the matrix products: one pass over the hidden
-    layer instead of three, one tensor kept for the backward pass instead of three.
+    `quick_gelu(h) = silu(1.702 h) / 1.702`, and both factors go to the weights: one pass over the hidden layer instead of
+    three, two tensors kept for the backward pass instead of four.
     """
 
     def __init__(self, width: int) -> None:
@@ -106,9 +126,8 @@ class FeedForward(nn.Module):
         self.c_proj = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.flatten(0, -2)
-        hidden = torch.addmm(self.c_fc.bias, rows, self.c_fc.weight.T, beta=QUICK, alpha=QUICK)  # (R, 4D)
-        return torch.addmm(self.c_proj.bias, F.silu(hidden), self.c_proj.weight.T, alpha=1 / QUICK).view(x.shape)
+        hidden = F.linear(x, QUICK * self.c_fc.weight, QUICK * self.c_fc.bias)  # (…, 4D)
+        return F.linear(F.silu(hidden), self.c_proj.weight / QUICK, self.c_proj.bias)
 
 
 class ResidualBlock(nn.Module):
@@ -161,13 +180,17 @@ class DecoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
         self.norm3 = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, queries: Tensor, projected: Tensor, mask: Tensor | None) -> Tensor:
         """queries (N or 1, S, D); keys and values of the memory (N, M, 2D); mask (N, M) bool or None → (N, S, D)."""
-        queries = self.norm1(queries + self.dropout(self.self_attn(queries)))
+        if len(queries) < len(projected) and self.training and self.dropout.p > 0:
+            attended = self.self_attn.repeated(queries[0], len(projected))
+        else:
+            attended = self.self_attn(queries)
+        queries = self.norm1(queries + self.dropout(attended))
         queries = self.norm2(queries + self.dropout(self.multihead_attn.read(queries, projected, mask)))
-        hidden = self.dropout(F.relu(self.linear1(queries)))
+        hidden = self.dropout.of_relu(self.linear1(queries))
         return self.norm3(queries + self.dropout(self.linear2(hidden)))
 
 
@@ -194,17 +217,15 @@ class Decoder(nn.Module):
     def forward(self, queries: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
         """queries (S, D), the same for all items; memory (N, M, D); mask (N, M) bool or None → (N, S, D).
 
-        The first self-attention sees no item, so it runs once; with dropout every item draws its own instead. Keys and
-        values of all layers are one product, of the real entries alone.
+        The first self-attention sees no item, so it runs once, but for dropout, of which every item draws its own. Keys
+        and values are made of the real entries alone.
         """
         state = queries.unsqueeze(0)  # (1, S, D)
-        if self.training and self.dropout > 0:
-            state = state.expand(memory.shape[0], -1, -1)
-        weights, biases = zip(*(layer.multihead_attn.memory_projection() for layer in self.layers))
         packing = Packing.of(mask)
-        projected = packing.unpack(F.linear(packing.pack(memory), torch.cat(weights), torch.cat(biases)))
-        for layer, of_layer in zip(self.layers, projected.chunk(len(self.layers), dim=-1)):  # (N, M, 2D)
-            state = layer(state, of_layer, mask)
+        packed = packing.pack(memory)
+        for layer in self.layers:
+            projected = packing.unpack(F.linear(packed, *layer.multihead_attn.memory_projection()))  # (N, M, 2D)
+            state = layer(state, projected, mask)
         return state  # (N, S, D)
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-WORTHWHILE = 0.9  # packing copies every row twice or so, which pays where at least a tenth is padding
+WORTHWHILE = 0.95  # packing copies every row twice or so, which pays where at least a twentieth is padding
 
 
 class Packing:

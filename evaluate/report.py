@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +150,8 @@ def _provenance_context(run: RunForReport) -> dict[str, Any]:
 
 
 def _trained_on(trained: Mapping[str, Any]) -> str | None:
-    of = trained.get("training")
-    return f"{of['texts']:,} captions of {of['videos']:,} videos" if isinstance(of, Mapping) and "texts" in of else None
+    of = trained.get("training") or {}
+    return f"{of['texts']:,} captions of {of['videos']:,} videos" if {"texts", "videos"} <= of.keys() else None
 
 
 def _setting(value: Any) -> str:
@@ -164,6 +165,7 @@ def _setting(value: Any) -> str:
 # ---- page ------------------------------------------------------------------------------------------------------------
 
 
+@cache  # a template is compiled once
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),

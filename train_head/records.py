@@ -43,6 +43,9 @@ def run_problem(run: Mapping[str, Any]) -> str | None:
     if run["embed_dim"] > MAX_DIM:
         return f"embed_dim is {short(run['embed_dim'])}, expected at most {MAX_DIM}"
     settings, notes = run["settings"], run.get("imported", {}).get("notes", [])
+    for key, value in (run.get("training") or {}).items():
+        if key in ("texts", "videos") and not fits(value, int):
+            return f"{key} of its training are {short(value)}, expected a number of them"
     frames = settings.get("max_frames")
     if frames is not None and not (fits(frames, int) and 1 <= frames <= MAX_DIM):
         return f"max_frames of its settings is {short(frames)}, expected a number of frames"

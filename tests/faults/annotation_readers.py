@@ -18,7 +18,7 @@ SPLITS = ["train", "train", "train", "val", "test", "test"]
 
 
 def _dataset(name: str, file: str | None = None, protocol: str | None = None) -> Any:
-    def read(folder: Path) -> dict[str, Any]:
+    def read(folder: Path, _: Path | None) -> dict[str, Any]:
         from glscl.extract.datasets import DATASETS
         from glscl.extract.datasets.base import summary
 

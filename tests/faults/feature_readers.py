@@ -55,7 +55,7 @@ def _h5(folder: Path) -> None:
             file.create_dataset(f"group/{name}", data=array, compression="gzip" if i % 2 else None)
 
 
-def _read_arrays(folder: Path) -> dict[str, Any]:
+def _read_arrays(folder: Path, _: Path | None) -> dict[str, Any]:
     from glscl.errors import InputError
     from glscl.extract.feature_files import open_arrays
 
@@ -76,7 +76,7 @@ def _read_arrays(folder: Path) -> dict[str, Any]:
     return sizes
 
 
-def _import(folder: Path) -> dict[str, Any]:
+def _import(folder: Path, _: Path | None) -> dict[str, Any]:
     from glscl.extract.datasets import DATASETS
     from glscl.extract.import_features import import_features
 
@@ -108,7 +108,7 @@ def _foreign() -> dict[str, Any]:
     """A small state dict as CLIP4Clip names it: one transformer block over frames."""
     import torch
 
-    block, width = "transformerClip.resblocks.0", 64
+    block, width = "transformerClip.resblocks.0", 16
     shapes = {
         "frame_position_embeddings.weight": (4, width),
         f"{block}.attn.in_proj_weight": (3 * width, width),
@@ -140,12 +140,12 @@ def _weights_safetensors(folder: Path) -> None:
     save_file(_foreign(), folder / "weights.safetensors")
 
 
-def _read_weights(folder: Path) -> dict[str, Any]:
+def _read_weights(folder: Path, _: Path | None) -> dict[str, Any]:
     from glscl.train_head.import_checkpoint import read_state_dict
     from glscl.train_head.upstream import head_from_state_dict
 
     (path,) = folder.iterdir()
-    head = head_from_state_dict(read_state_dict(path), "clip4clip", embed_dim=64)
+    head = head_from_state_dict(read_state_dict(path), "clip4clip", embed_dim=16)
     return {"head": type(head).__name__, "options": head.options}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import zlib
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,12 +13,12 @@ from typing import Any
 import numpy as np
 from hostile_reader import Reader
 
-DIM, VIDEOS = 64, 6
+DIM, VIDEOS = 16, 6
 
 
 @cache
 def _made(kind: str) -> dict[str, bytes]:
-    """Files of a cache (`zarr`, `hdf5`, `flat.h5`, `flat.zarr`), or of a judged run."""
+    """Files of a cache (`zarr`, `hdf5`, a shard a stream; `zarr parts`, `hdf5 parts`, two; `flat.h5`, `flat.zarr`), or of a run."""
     with TemporaryDirectory() as folder:
         root = Path(folder)
         _make(kind, root)
@@ -26,16 +28,17 @@ def _made(kind: str) -> dict[str, bytes]:
 def _make(kind: str, root: Path) -> None:
     from glscl.cache.convert import convert
 
-    if kind in ("zarr", "hdf5"):
-        _cache(root, kind)
+    if kind.startswith(("zarr", "hdf5")):
+        _cache(root, kind.split()[0], videos=4 if "parts" in kind else VIDEOS)
     elif kind.startswith("flat"):
-        convert(_cache(root / "cache", "hdf5"), root / kind)
+        convert(_cache(root / "cache", "hdf5", videos=4), root / kind)
         shutil.rmtree(root / "cache")
     else:
         _run(root)
 
 
-def _cache(out: Path, format: str) -> Any:
+def _cache(out: Path, format: str, *, videos: int) -> Any:
+    """A cache of six videos and twelve captions, in shards of so many videos, and of two captions each."""
     from glscl.cache.schema import Annotations, TextItem, VideoItem
     from glscl.cache.store import open_store
     from glscl.extract.import_features import import_features
@@ -60,8 +63,8 @@ def _cache(out: Path, format: str) -> Any:
             text_features=files["texts"],
             token_features=files["tokens"],
             format=format,
-            shard_videos=4,
-            shard_texts=8,
+            shard_videos=videos,
+            shard_texts=2 * videos,
         )
     return open_store(out)
 
@@ -74,7 +77,7 @@ def _run(root: Path) -> None:
     from glscl.train_head.checkpoint import Resume, save_resume, save_weights, write_run
     from glscl.train_head.heads import build_head
 
-    store = _cache(root / "cache", "hdf5")
+    store = _cache(root / "cache", "hdf5", videos=VIDEOS)
     for name in ("a", "b"):
         folder = root / name
         head = build_head("seq_transf", embed_dim=DIM, aggregator_layers=1, frame_positions=4)
@@ -122,14 +125,14 @@ def _files(kind: str) -> Any:
 
 
 def _read_cache(kind: str) -> Any:
-    def read(folder: Path) -> dict[str, Any]:
+    def read(folder: Path, changed: Path | None) -> dict[str, Any]:
         from glscl.cache.feature_table import FeatureTable
         from glscl.cache.store import open_store
         from glscl.cache.summary import summarise, verify
 
         store = open_store(folder / kind if kind.startswith("flat") else folder)
         told = summarise(store)
-        told["problems"] = verify(store)
+        told["problems"] = verify(store) if changed is None else _problems(store, changed)
         if not kind.startswith("flat"):
             told["plan"] = [*store.plan.videos, *store.plan.texts]
         table = FeatureTable.load(store, "test")
@@ -140,9 +143,16 @@ def _read_cache(kind: str) -> Any:
     return read
 
 
-def _read_signed(folder: Path) -> dict[str, Any]:
+def _problems(store: Any, changed: Path) -> list[str]:
+    """What `verify` says of the shard that a file belongs to; where it belongs to none, of the one that its bytes choose."""
+    commits = [commit for stream in ("video", "text") for commit in store.commits(stream).values()]
+    own = [commit for commit in commits if changed.is_relative_to(store.path / commit.path)]
+    chosen = own or commits[zlib.crc32(changed.read_bytes()) % max(1, len(commits)) :][:1]
+    return [problem for commit in chosen for problem in store.verify_commit(commit)]
+
+
+def _read_signed(folder: Path, changed: Path | None) -> dict[str, Any]:
     """As `_read_cache`, with a head whose fingerprint is that of what now stands in it: made so, not damaged."""
-    import contextlib
     import json
 
     from glscl.cache.fingerprint import fingerprint
@@ -152,10 +162,10 @@ def _read_signed(folder: Path) -> dict[str, Any]:
         head = json.loads(path.read_bytes())
         path.write_text(json.dumps({**head, "fingerprint": fingerprint(head["configuration"])}))
         (folder / "manifest.json").unlink(missing_ok=True)
-    return _read_cache("hdf5")(folder)
+    return _read_cache("hdf5")(folder, changed)
 
 
-def _read_locks(folder: Path) -> dict[str, Any]:
+def _read_locks(folder: Path, _: Path | None) -> dict[str, Any]:
     from glscl.cache.lock import locks
 
     return {"locks": [(lock.describe(), lock.stale, lock.mend()) for lock in locks(folder)]}
@@ -172,7 +182,7 @@ def _lock_files(folder: Path) -> None:
     path.write_text(data)
 
 
-def _read_run(folder: Path) -> dict[str, Any]:
+def _read_run(folder: Path, _: Path | None) -> dict[str, Any]:
     from glscl.cache.store import open_store
     from glscl.train_head.checkpoint import check_cache, load_run
 
@@ -180,7 +190,7 @@ def _read_run(folder: Path) -> dict[str, Any]:
     return {"run": run, "notes": check_cache(folder / "a", run, open_store(folder / "cache"))}
 
 
-def _take_up(folder: Path) -> dict[str, Any]:
+def _take_up(folder: Path, _: Path | None) -> dict[str, Any]:
     import torch
     from accelerate import Accelerator
 
@@ -194,13 +204,11 @@ def _take_up(folder: Path) -> dict[str, Any]:
     return vars(state)
 
 
-def _read_results(folder: Path) -> dict[str, Any]:
+def _read_results(folder: Path, changed: Path | None) -> dict[str, Any]:
     from glscl.evaluate.comparison import compare_runs
-    from glscl.evaluate.runs import open_cache_of, read_evaluated
     from glscl.evaluate.tables import STYLES, render
 
-    runs = [open_cache_of(read_evaluated(folder / name), folder / "cache")[1] for name in ("a", "b")]
-    comparison = compare_runs(runs, resamples=5)
+    comparison = compare_runs(_both(folder, changed, with_cache=True), resamples=5)
     told = comparison.as_dict()
     for table in comparison.tables():
         for style in STYLES:
@@ -208,25 +216,50 @@ def _read_results(folder: Path) -> dict[str, Any]:
     return told
 
 
-def _report(folder: Path) -> dict[str, Any]:
-    from glscl.evaluate.report import write_report
-    from glscl.evaluate.runs import read_evaluated
+def _report(drawn: bool) -> Any:
+    def read(folder: Path, changed: Path | None) -> dict[str, Any]:
+        from unittest import mock
 
-    write_report([read_evaluated(folder / name) for name in ("a", "b")], folder.parent / "out" / "report.html")
-    return {}
+        from glscl.evaluate import plots
+        from glscl.evaluate.report import write_report
+
+        runs = _both(folder, changed, with_cache=False)
+        with contextlib.nullcontext() if drawn else mock.patch.object(plots.Plot, "svg", lambda plot: plot.summary):
+            write_report(runs, folder.parent / "out" / "report.html", resamples=5)
+        return {}
+
+    return read
 
 
+_SECOND: dict[Path, Any] = {}
+
+
+def _both(folder: Path, changed: Path | None, *, with_cache: bool) -> list[Any]:
+    """Two runs read back, the first anew; of the second nothing is ever changed, so that it is read once."""
+    from glscl.evaluate.runs import open_cache_of, read_evaluated
+
+    def read(name: str) -> Any:
+        run = read_evaluated(folder / name)
+        return open_cache_of(run, folder / "cache")[1] if with_cache else run
+
+    if changed is None:
+        _SECOND[folder] = read("b")
+    return [read("a"), _SECOND[folder]]
+
+
+_OF_REPORT = ("a/result.json", "a/run.json", "a/history.jsonl")
 STORED = [
     Reader("cache-zarr", _files("zarr"), _read_cache("zarr"), few=12),
-    Reader("cache-zarr-json", _files("zarr"), _read_cache("zarr"), only=("json", "jsonl"), few=12),
+    Reader("cache-zarr-json", _files("zarr parts"), _read_cache("zarr"), only=("json", "jsonl"), few=12),
     Reader("cache-hdf5", _files("hdf5"), _read_cache("hdf5"), few=25),
-    Reader("cache-hdf5-json", _files("hdf5"), _read_cache("hdf5"), only=("json", "jsonl"), few=25),
+    Reader("cache-hdf5-json", _files("hdf5 parts"), _read_cache("hdf5"), only=("json", "jsonl"), few=25),
     Reader("cache-flat-hdf5", _files("flat.h5"), _read_cache("flat.h5"), few=25),
     Reader("cache-flat-zarr", _files("flat.zarr"), _read_cache("flat.zarr"), few=15),
-    Reader("cache-signed", _files("hdf5"), _read_signed, only=("store.json",), few=25),
+    Reader("cache-signed", _files("hdf5 parts"), _read_signed, only=("store.json",), few=25),
     Reader("lock", _lock_files, _read_locks, refuses=False),
     Reader("run", _files("run"), _read_run, only=("a/run.json", "a/best.safetensors"), few=30),
     Reader("standing", _files("run"), _take_up, only=("a/resume.safetensors",), few=30),
     Reader("results", _files("run"), _read_results, only=("a/result.json", "a/result.ranks.npz", "a/run.json", "a/history.jsonl"), few=30),
-    Reader("report", _files("run"), _report, writes=True, only=("a/result.json", "a/run.json", "a/history.jsonl"), few=4),
+    Reader("report", _files("run"), _report(drawn=False), writes=True, only=_OF_REPORT, few=24),
+    Reader("report-drawn", _files("run"), _report(drawn=True), writes=True, only=_OF_REPORT, few=3),
 ]

@@ -3,6 +3,7 @@
     glscl demo --out demo-out
     python benchmarks/demo_seeds.py demo-out/cache                          the demo's heads, 5 seeds
     python benchmarks/demo_seeds.py demo-out/cache --heads mean_pool,glscl --options adapter=none adapter=mlp
+    python benchmarks/demo_seeds.py demo-out/cache --heads tight_transf --options layers=1,batch_size=32
     python benchmarks/demo_seeds.py demo-out/cache --results study.jsonl    goes on where it was stopped
     python benchmarks/demo_seeds.py --print study.jsonl other.jsonl         the note alone
     python benchmarks/demo_seeds.py demo-out/cache --quick                  one epoch, two seeds: a look
@@ -25,7 +26,7 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from common import digits, machine, markdown
@@ -33,7 +34,7 @@ from common import digits, machine, markdown
 from glscl.cache.store import Store, open_store
 from glscl.demo import HEADS
 from glscl.evaluate.evaluation import evaluate_run, validation_metrics
-from glscl.train_head.config import TrainConfig, parse_options, resolve
+from glscl.train_head.config import TrainConfig, parse_options, parse_value, resolve
 from glscl.train_head.heads import HEAD_NAMES, head_options
 from glscl.train_head.train import train
 from glscl.versions import versions
@@ -43,10 +44,20 @@ DIRECTIONS = ("text_to_video", "video_to_text")
 RECIPE = "demo"
 
 
+TRAINING = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "captions_per_video")  # may stand among the options
+
+
 def asked_options(head: str, variant: str) -> dict[str, Any]:
-    """`"adapter=mlp,temperature=1"` → the options that differ from what the recipe gives the head anyway."""
-    usual = {**head_options(head), **resolve(TrainConfig(head=head), dataset=RECIPE).options}
-    asked = parse_options(head, [part for part in variant.split(",") if part])
+    """`"adapter=mlp,batch_size=32"` → options and settings of training other than what the recipe gives the head."""
+    recipe = resolve(TrainConfig(head=head), dataset=RECIPE)
+    usual = {**head_options(head), **recipe.options, **{name: getattr(recipe, name) for name in TRAINING}}
+    kinds, asked = get_type_hints(TrainConfig), {}
+    for part in filter(None, variant.split(",")):
+        name, _, text = part.partition("=")
+        if name in TRAINING:
+            asked[name] = parse_value(name, text, kinds[name])
+        else:
+            asked.update(parse_options(head, [part]))
     return {key: value for key, value in asked.items() if usual[key] != value}
 
 
@@ -54,8 +65,9 @@ def measure(
     store: Store, head: str, options: dict[str, Any], seed: int, *, epochs: int | None, device: torch.device
 ) -> dict[str, Any]:
     """One training and its result on the test split: a line of the results file."""
-    pairs = [f"{key}={value}" for key, value in options.items()]
-    config = TrainConfig(head=head, option=pairs, epochs=epochs)
+    pairs = [f"{key}={value}" for key, value in options.items() if key not in TRAINING]
+    training = {"epochs": epochs, **{key: value for key, value in options.items() if key in TRAINING}}
+    config = TrainConfig(head=head, option=pairs, **training)
     settings = resolve(config, dataset=RECIPE, device_type=device.type, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         begun = time.process_time()
@@ -198,7 +210,7 @@ def main() -> None:
     parser.add_argument("cache", type=Path, nargs="?")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--heads", default=",".join(HEADS), help="names separated by commas")
-    parser.add_argument("--options", nargs="+", default=[""], help="sets of options, each KEY=VALUE[,KEY=VALUE…]")
+    parser.add_argument("--options", nargs="+", default=[""], help="sets of options of the head or of training, each KEY=VALUE[,KEY=VALUE…]")
     parser.add_argument("--results", type=Path, help="JSON lines to add to, and to go on from")
     parser.add_argument("--at-most", type=int, help="stop after this many trainings, without a note")
     parser.add_argument("--print", type=Path, nargs="+", help="print the note of these results and train nothing")

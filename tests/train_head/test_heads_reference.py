@@ -15,6 +15,7 @@ from torch import nn
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.train_head.heads import build_head
 from glscl.train_head.heads.glscl import intra_diversity
+from glscl.train_head.heads.joint import attend_from_first, attend_jointly
 from glscl.train_head.heads.layers import Decoder, ResidualBlock
 from glscl.train_head.heads.pooling import conditioned_cosine, gram_matrix
 from glscl.train_head.heads.wti import channel_decorrelation
@@ -127,8 +128,14 @@ def test_seq_transf():
     check(head, lambda t, tokens, frames: mean_pool(t, aggregate(head, frames)))
 
 
-def test_tight_transf():
-    head = make_head("tight_transf", layers=2)
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("dropping", [False, True])
+def test_tight_transf(layers, dropping):
+    """With and without what pairs share in the first block, which dropout (here one that drops nothing) forbids."""
+    head = make_head("tight_transf", layers=layers)
+    if dropping:
+        head.train()
+        head.dropout.p = 1e-30
 
     def pair(t, tokens, frames):
         sequence = torch.cat((t[None], frames)) + head.positions.weight[: 1 + len(frames)]
@@ -400,11 +407,33 @@ def test_decoder_drops_out_differently_for_every_item():
     assert not torch.allclose(output[0], output[1], atol=1e-3)
 
 
-def test_residual_block_keeps_the_first_positions_exactly():
+def joint_block():
+    """A block off its start, texts, frames, and their sequences pair by pair with the mask of these."""
     torch.manual_seed(0)
     block = ResidualBlock(D, 4).eval()
-    state, mask = torch.randn(3, 6, D), torch.arange(6) < torch.tensor([[6], [2], [4]])
-    assert torch.allclose(block(state, mask, keep=2), block(state, mask)[:, :2], atol=1e-6)
+    for parameter in block.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.3)
+    text, frames = torch.randn(3, D), torch.randn(2, 6, D)
+    mask = torch.arange(6) < torch.tensor([[6], [2]])
+    pairs = torch.stack([torch.stack([torch.cat((t[None], clip)) for clip in frames]) for t in text])  # (T, V, S, D)
+    whole = torch.cat((torch.ones(2, 1, dtype=torch.bool), mask), 1).expand(3, -1, -1)  # (T, V, S)
+    return block, text, frames, mask, pairs, whole
+
+
+def test_joint_attention_is_the_attention_of_every_pair():
+    block, text, frames, mask, pairs, whole = joint_block()
+    found = attend_jointly(block, text, frames, mask)
+    pairs = pairs.flatten(0, 1)
+    expected = (pairs + block.attn(block.ln_1(pairs), mask=whole.flatten(0, 1))).view(found.shape)
+    assert torch.allclose(found[whole], expected[whole], atol=1e-5)
+    assert not torch.allclose(found[0, 0], found[1, 0], atol=0.1), "frames must see the caption"
+
+
+def test_attention_from_the_first_position_is_that_row_of_all_attention():
+    block, *_, pairs, whole = joint_block()
+    pairs, whole = pairs.flatten(0, 1), whole.flatten(0, 1)
+    found = attend_from_first(block.attn, pairs, whole)
+    assert torch.allclose(found, block.attn(pairs, mask=whole)[:, 0], atol=1e-5)
 
 
 def test_conditioned_cosine_has_correct_gradients():

@@ -75,6 +75,7 @@ class Head(nn.Module, ABC):
         mask_padding: whether padded entries are zeroed and kept out of everything.
         tile_bytes: working memory of one tile of pairs; None chooses by device.
         autocast_pairs: whether `pair_scores` follows autocast; only for a head that runs a network on every pair.
+        tall_tiles: whether a tile holds many texts and few videos; for a head whose tiles prepare each video anew.
         dropped_keys: what `head_from_state_dict` left out of the weights of a public program.
     """
 
@@ -84,6 +85,7 @@ class Head(nn.Module, ABC):
     mask_padding: bool = True
     tile_bytes: int | None = None
     autocast_pairs: bool = False
+    tall_tiles: bool = False
     dropped_keys: tuple[str, ...] = ()
 
     def __init__(
@@ -247,13 +249,13 @@ class Head(nn.Module, ABC):
             return self.pair_scores(text, video)
 
     def _tile_shape(self, text: Any, video: Any) -> tuple[int, int]:
-        """Texts and videos a tile: as square as the budget allows, because matrix products like that."""
+        """Texts and videos a tile: as square as the budget allows, because matrix products like that, or tall."""
         num_texts, num_videos = max(len(text[0]), 1), max(len(video[0]), 1)
         budget = self.tile_bytes or default_tile_bytes(text[0].device)
         pairs = max(budget // max(self.pair_bytes(text, video), 1), 1)
         if pairs >= num_texts * num_videos:
             return num_texts, num_videos
-        text_step = min(num_texts, max(math.isqrt(pairs), pairs // num_videos))
+        text_step = min(num_texts, pairs if self.tall_tiles else max(math.isqrt(pairs), pairs // num_videos))
         return text_step, max(min(num_videos, pairs // text_step), 1)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,9 +19,10 @@ from glscl.train_head.heads.pooling import attend_frames
 
 
 class DicosaText(NamedTuple):
-    """text_features (T, D) raw."""
+    """text_features (T, D) raw; hidden (T, 4D), the text's share of the MLP's hidden layer, chunk by chunk."""
 
     text_features: Tensor
+    hidden: Tensor
 
 
 class DicosaVideo(NamedTuple):
@@ -46,6 +48,8 @@ class Dicosa(Head):
         aggregator_heads: attention heads of "seq_transf"; None = max(1, D // 64).
         frame_positions: longest clip the positions of "seq_transf" allow.
     """
+
+    tall_tiles = True
 
     def __init__(
         self,
@@ -86,7 +90,11 @@ class Dicosa(Head):
         nn.init.constant_(self.chunk_weight.bias, 1 / chunks)
 
     def text_side(self, text: TextFeatures) -> DicosaText:
-        return DicosaText(text.text_features)
+        # [t_c; g_c] is never made: the first layer of the MLP is linear, so texts and frames may pass it instead of pairs
+        chunks = text.text_features.unflatten(-1, (self.chunks, -1))  # (T, C, D/C)
+        half, _ = self.chunk_hidden.weight.chunk(2, dim=1)
+        with torch.autocast(device_type=chunks.device.type, enabled=False):  # a part of the score
+            return DicosaText(text.text_features, F.linear(chunks, half, self.chunk_hidden.bias).flatten(1))
 
     def video_side(self, video: VideoFeatures) -> DicosaVideo:
         return DicosaVideo(self.aggregator(video.frame_features, video.frame_mask), video.frame_mask)
@@ -94,14 +102,17 @@ class Dicosa(Head):
     def pair_scores(self, text: DicosaText, video: DicosaVideo) -> Tensor:
         frames = video.frame_features
         _, weights = attend_frames(text.text_features, frames, video.frame_mask, self.temperature)  # (V, F, T)
-        pooled = (weights.transpose(1, 2) @ frames).unflatten(-1, (self.chunks, -1))  # (V, T, C, D/C)
+        weights = weights.transpose(1, 2)  # (V, T, F)
         chunks = text.text_features.unflatten(-1, (self.chunks, -1))  # (T, C, D/C)
-        cosine = (F.normalize(pooled, dim=-1) * F.normalize(chunks, dim=-1)).sum(-1)  # (V, T, C)
-        text_half, video_half = self.chunk_hidden.weight.chunk(2, dim=1)  # [t_c; g_c] without concatenating
-        hidden = F.linear(pooled, video_half) + F.linear(chunks, text_half, self.chunk_hidden.bias)  # (V, T, C, 4D/C)
-        weight = self.chunk_weight(F.relu(hidden)).squeeze(-1)  # (V, T, C)
+        pooled = (weights @ frames).unflatten(-1, (self.chunks, -1))  # (V, T, C, D/C)
+        norms = pooled.norm(dim=-1).clamp(min=1e-12) * chunks.norm(dim=-1).clamp(min=1e-12)
+        cosine = (pooled * chunks).sum(-1) / norms  # (V, T, C)
+        _, half = self.chunk_hidden.weight.chunk(2, dim=1)
+        of_frames = F.linear(frames.unflatten(-1, (self.chunks, -1)), half).flatten(2)  # (V, F, 4D)
+        hidden = torch.baddbmm(text.hidden.unsqueeze(0), weights, of_frames)  # (V, T, 4D)
+        weight = self.chunk_weight(F.relu(hidden, inplace=True).unflatten(-1, (self.chunks, -1))).squeeze(-1)
         return (weight * cosine).sum(-1).T  # (T, V)
 
     def pair_bytes(self, text: DicosaText, video: DicosaVideo) -> int:
-        floats = 4 * video.frame_features.shape[1] + 15 * self.embed_dim
+        floats = 4 * video.frame_features.shape[1] + 11 * self.embed_dim
         return floats * video.frame_features.element_size()

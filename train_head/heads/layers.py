@@ -146,16 +146,12 @@ class ResidualBlock(nn.Module):
         self.mlp = FeedForward(width)
         self.ln_2 = nn.LayerNorm(width, eps=eps)
 
-    def forward(self, x: Tensor, mask: Tensor, *, keep: int | None = None, packing: Packing = Packing.NONE) -> Tensor:
-        """(N, S, D) with mask (N, S) bool, True = may be attended → (N, S, D), or only its first `keep` positions.
+    def forward(self, x: Tensor, mask: Tensor, *, packing: Packing = Packing.NONE) -> Tensor:
+        """(N, S, D) with mask (N, S) bool, True = may be attended → (N, S, D); packed (R, D) comes back packed."""
+        return self.feed_forward(x + self.attn(self.ln_1(x), mask=mask, packing=packing))
 
-        Packed (R, D) comes back packed.
-        """
-        normed = self.ln_1(x)
-        if keep is None:
-            x = x + self.attn(normed, mask=mask, packing=packing)
-        else:
-            x = x[:, :keep] + self.attn(normed[:, :keep], normed, mask)
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """The second half of the block: (…, D) → (…, D)."""
         return x + self.mlp(self.ln_2(x))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.train_head.heads.aggregator import copy_text_transformer, initialise_like_clip, position_rows
 from glscl.train_head.heads.base import Head, Initialisation, require_at_least, require_dropout
+from glscl.train_head.heads.joint import attend_from_first, attend_jointly
 from glscl.train_head.heads.layers import ResidualBlock, quick_gelu
 
 
@@ -46,6 +47,7 @@ class TightTransf(Head):
 
     has_logit_scale = False
     autocast_pairs = True
+    tall_tiles = True
 
     def __init__(
         self,
@@ -82,15 +84,23 @@ class TightTransf(Head):
     def pair_scores(self, text: TightText, video: TightVideo) -> Tensor:
         texts, (videos, frames, _) = len(text.text_features), video.frame_features.shape
         positions = position_rows(self.positions, 1 + frames)  # (S, D)
-        first = (text.text_features + positions[0])[:, None, None].expand(-1, videos, -1, -1)  # (T, V, 1, D)
-        rest = (video.frame_features + positions[1:]).expand(texts, -1, -1, -1)  # (T, V, F, D)
-        state = self.dropout(torch.cat((first, rest), dim=2).flatten(0, 1))  # (N, S, D)
+        first, rest = text.text_features + positions[0], video.frame_features + positions[1:]  # (T, D), (V, F, D)
         mask = torch.cat((video.frame_mask.new_ones(videos, 1), video.frame_mask), dim=1)  # (V, S)
         mask = mask.expand(texts, -1, -1).flatten(0, 1)  # (N, S)
-        for block in self.blocks[:-1]:
+        blocks = list(self.blocks)
+        if len(blocks) > 1 and not (self.training and self.dropout.p > 0):
+            state = attend_jointly(blocks[0], first, rest, video.frame_mask)  # (T, V, S, D)
+            state = blocks.pop(0).feed_forward(state.flatten(0, 1))  # (N, S, D)
+        else:  # dropout makes every pair's sequence another one
+            first = first[:, None, None].expand(-1, videos, -1, -1)  # (T, V, 1, D)
+            state = torch.cat((first, rest.expand(texts, -1, -1, -1)), dim=2).flatten(0, 1)
+            state = self.dropout(state)  # (N, S, D)
+        *middle, last = blocks
+        for block in middle:
             state = block(state, mask)
-        first = self.blocks[-1](state, mask, keep=1)[:, 0]  # (N, D): nothing reads the other outputs
-        pooled = quick_gelu(self.pool(self.pool_norm(first)))
+        # nothing reads the other outputs of the last block
+        state = last.feed_forward(state[:, 0] + attend_from_first(last.attn, last.ln_1(state), mask))  # (N, D)
+        pooled = quick_gelu(self.pool(self.pool_norm(state)))
         return self.similarity(pooled).view(texts, videos).to(self.dtype)
 
     def pair_bytes(self, text: TightText, video: TightVideo) -> int:

@@ -27,10 +27,12 @@ class XclipText(NamedTuple):
 
 
 class XclipVideo(NamedTuple):
-    """video (V, D) and frames (V, F, D), both L2-normalised; frame_mask (V, F)."""
+    """video (V, D) and frames (V, F, D), both L2-normalised; both as captions look for them; frame_mask (V, F)."""
 
     video: Tensor
     frames: Tensor
+    mapped_video: Tensor
+    mapped_frames: Tensor
     frame_mask: Tensor
 
 
@@ -103,29 +105,40 @@ class Xclip(Head):
         self._check_length("max_frames", "frames", video.frame_mask.shape[1], len(self.frame_map))
         aggregated = self.aggregator(video.frame_features, video.frame_mask)  # (V, F, D)
         pooled = mean_of_normalised(aggregated, video.frame_mask)  # (V, D)
-        return XclipVideo(pooled, F.normalize(video.frame_features, dim=-1), video.frame_mask)
+        frames = F.normalize(video.frame_features, dim=-1)
+        # `t A · x = t · (A x)`: there are fewer frames than words. A part of the score, so in full precision
+        with torch.autocast(device_type=frames.device.type, enabled=False):
+            mapped_video, mapped_frames = pooled.to(self.dtype) @ self.global_map.T, frames @ self.local_map.T
+        return XclipVideo(pooled, frames, mapped_video, mapped_frames, video.frame_mask)
 
     def pair_scores(self, text: XclipText, video: XclipVideo) -> Tensor:
-        words, frames = text.word_mask, video.frame_mask
-        text_video = text.sentence @ self.global_map @ video.video.T  # (T, V)
-        video_word = torch.einsum("tld,vd->tvl", text.words, video.video)
-        video_word = self._reduce(video_word, words[:, None, :], self.video_word_map)  # (T, V)
-        text_frame = torch.einsum("td,vfd->tvf", text.sentence, video.frames)
-        text_frame = self._reduce(text_frame, frames, self.text_frame_map)  # (T, V)
-        word_frame = torch.einsum("tld,vfd->tvlf", text.words @ self.local_map, video.frames)
-        over_words = self._reduce(word_frame.transpose(2, 3), words[:, None, None, :], self.word_map)  # (T, V, F)
-        over_frames = self._reduce(word_frame, frames[:, None, :], self.frame_of_word_map)  # (T, V, L)
-        fine = 0.5 * (
-            self._reduce(over_words, frames, self.frame_map)
-            + self._reduce(over_frames, words[:, None, :], self.word_of_frame_map)
-        )  # (T, V)
-        return (text_video + video_word + text_frame + fine) / 4
+        (texts, words), (videos, frames) = text.word_mask.shape, video.frame_mask.shape
+        word_mask, frame_mask = text.word_mask.unsqueeze(-1), video.frame_mask.unsqueeze(-1)
+        all_words = text.words.flatten(0, 1)  # (TL, D)
+        text_video = text.sentence @ video.mapped_video.T  # (T, V)
+        video_word = (all_words @ video.video.T).view(texts, words, videos)
+        video_word = self._reduce(video_word, word_mask, self.video_word_map)  # (T, V)
+        text_frame = (video.frames.flatten(0, 1) @ text.sentence.T).view(videos, frames, texts)
+        text_frame = self._reduce(text_frame, frame_mask, self.text_frame_map)  # (V, T)
+        frame_word = video.mapped_frames.flatten(0, 1) @ all_words.T  # (VF, TL)
+        word_frame = frame_word.T.contiguous().view(texts, words, videos * frames)
+        over_words = self._reduce(word_frame, word_mask, self.word_map).view(texts, videos, frames)
+        frame_word = frame_word.view(videos, frames, texts * words)
+        over_frames = self._reduce(frame_word, frame_mask, self.frame_of_word_map).view(videos, texts, words)
+        by_frames = self._reduce(over_words.permute(1, 2, 0), frame_mask, self.frame_map)  # (V, T)
+        by_words = self._reduce(over_frames.permute(1, 2, 0), word_mask, self.word_of_frame_map)  # (T, V)
+        return (text_video + video_word + text_frame.T + 0.5 * (by_frames.T + by_words)) / 4
 
     def _reduce(self, scores: Tensor, mask: Tensor, mapping: Tensor) -> Tensor:
-        """Attention over the last dimension of the scores; masked entries neither attend nor count."""
-        length = scores.shape[-1]
-        weights = masked_softmax(scores / self.temperature, mask, dim=-1) @ mapping[:length, :length]
-        return (weights * scores * mask).sum(-1)
+        """Attention over the middle of (N, S, M) scores with mask (N, S, 1) → (N, M).
+
+        Padded entries get no attention, and what the map gives them counts nothing: their vectors, so their scores, are 0.
+        The dimension in the middle, a long one last: so every step runs along memory.
+        """
+        length = scores.shape[1]
+        weights = masked_softmax(scores / self.temperature, mask, dim=1)
+        mapping = mapping[:length, :length].T.expand(len(scores), -1, -1)
+        return (torch.bmm(mapping, weights) * scores).sum(1)
 
     def pair_bytes(self, text: XclipText, video: XclipVideo) -> int:
         length, frames = text.word_mask.shape[1], video.frame_mask.shape[1]

@@ -42,6 +42,8 @@ class Xpool(Head):
         dropout: on `W_l h`.
     """
 
+    tall_tiles = True
+
     def __init__(self, *, embed_dim: int, dropout: float = 0.3, **common: Any) -> None:
         super().__init__(embed_dim=embed_dim, options={"dropout": dropout}, **common)
         require_dropout(dropout)
@@ -65,54 +67,62 @@ class Xpool(Head):
 
     def pair_scores(self, text: XpoolText, video: XpoolVideo) -> Tensor:
         _, weights = attend_frames(text.queries, video.keys, video.frame_mask, self.embed_dim**0.5)  # (V, F, T)
+        # The first norm without making a vector for any pair: C u = Σ a_f C v_f, C takes the mean over channels off, and
+        # its variance is aᵀ gram(C v) a / D. What is left of the norm is linear, so W_l, too, may come before the sum.
+        centred = video.values - video.values.mean(-1, keepdim=True)  # (V, F, D)
+        variance = quadratic(centred, weights) / self.embed_dim  # (V, T)
+        weights = weights / (variance + self.norm2.eps).sqrt().unsqueeze(1)  # (V, F, T), a / σ
+        normed = centred * self.norm2.weight  # (V, F, D): h = Σ (a_f / σ) normed_f + β
         if self.training and self.dropout.p > 0:
-            return self._scores_by_vectors(text.vectors, video.values, weights).T
-        return self._scores_by_gram(text.vectors, video.values, weights).T
+            return self._scores_by_vectors(text.vectors, normed, weights).T
+        return self._scores_by_gram(text.vectors, normed, weights).T
 
-    def _scores_by_vectors(self, text: Tensor, values: Tensor, weights: Tensor) -> Tensor:
-        """(V, T) as the equations say, with a vector for every pair: dropout needs it."""
-        hidden = self.norm2(weights.transpose(1, 2) @ values)  # (V, T, D)
-        pooled = self.norm3(hidden + self.dropout(self.linear(hidden)))  # (V, T, D)
-        return (F.normalize(pooled, dim=-1) * text).sum(-1)
+    def _scores_by_vectors(self, text: Tensor, normed: Tensor, weights: Tensor) -> Tensor:
+        """(V, T) with a vector for every pair: dropout needs it."""
+        weights = weights.transpose(1, 2)  # (V, T, F)
+        changed = normed @ self.linear.weight.T  # (V, F, D)
+        hidden = torch.baddbmm(self.norm2.bias.view(1, 1, -1), weights, normed)  # (V, T, D)
+        change = torch.baddbmm(self.linear(self.norm2.bias).view(1, 1, -1), weights, changed)  # (V, T, D)
+        pooled = self.norm3(hidden + self.dropout(change))
+        return (pooled * text).sum(-1) / pooled.norm(dim=-1).clamp(min=1e-12)
 
-    def _scores_by_gram(self, text: Tensor, values: Tensor, weights: Tensor) -> Tensor:
+    def _scores_by_gram(self, text: Tensor, normed: Tensor, weights: Tensor) -> Tensor:
         """(V, T) the same without dropout, and without a vector for any pair.
 
-        But for their two divisors, both layer norms and the linear map are linear, so all that the score needs is
-        linear or quadratic in the F weights: `C u = Σ a_f C v_f` (C takes the mean over channels off), with variance
-        `aᵀ gram(C v) a / D`; then `y = (1/σ) Σ a_f m_f + k`, and so on for the second norm and the final cosine.
+        But for its divisor the last norm is linear as well, so all that the score needs is linear or quadratic in the F
+        weights: with `m_f` and `k` what `I + W_l` makes of `normed_f` and β, their means taken off, `y = Σ a_f m_f + k`.
         """
         size = self.embed_dim
-        change = self.linear.weight + torch.eye(size, dtype=self.dtype, device=values.device)  # I + W_l
-        centred = values - values.mean(-1, keepdim=True)  # (V, F, D)
-        moved = (centred * self.norm2.weight) @ change.T
+        change = self.linear.weight + torch.eye(size, dtype=self.dtype, device=normed.device)  # I + W_l
+        moved = normed @ change.T
         moved = moved - moved.mean(-1, keepdim=True)  # (V, F, D), m
         constant = change @ self.norm2.bias + self.linear.bias
         constant = constant - constant.mean()  # (D,), k
         scale, shift = self.norm3.weight, self.norm3.bias
         scaled, scaled_constant = moved * scale, constant * scale
 
-        def quadratic(vectors: Tensor) -> Tensor:
-            return (weights * (gram_matrix(vectors) @ weights)).sum(1)  # (V, T)
-
         def linear(per_frame: Tensor) -> Tensor:
             return (weights * per_frame.unsqueeze(-1)).sum(1)  # (V, T)
 
-        deviation = (quadratic(centred) / size + self.norm2.eps).sqrt()  # (V, T), σ of the first norm
-        variance = quadratic(moved) / deviation.square() + 2 * linear(moved @ constant) / deviation
-        deviation2 = ((variance + constant.square().sum()).clamp(min=0) / size + self.norm3.eps).sqrt()
+        variance = quadratic(moved, weights) + 2 * linear(moved @ constant)
+        deviation = ((variance + constant.square().sum()).clamp(min=0) / size + self.norm3.eps).sqrt()  # (V, T)
         dots = (scaled.flatten(0, 1) @ text.T).view(*weights.shape)  # (V, F, T)
-        product = ((weights * dots).sum(1) / deviation + text @ scaled_constant) / deviation2 + text @ shift
-        squared = quadratic(scaled) / deviation.square() + 2 * linear(scaled @ scaled_constant) / deviation
-        squared = (squared + scaled_constant.square().sum()) / deviation2.square()
-        cross = linear(scaled @ shift) / deviation + scaled_constant @ shift
-        squared = squared + 2 * cross / deviation2 + shift.square().sum()
+        product = ((weights * dots).sum(1) + text @ scaled_constant) / deviation + text @ shift
+        squared = quadratic(scaled, weights) + 2 * linear(scaled @ scaled_constant)
+        squared = (squared + scaled_constant.square().sum()) / deviation.square()
+        cross = linear(scaled @ shift) + scaled_constant @ shift
+        squared = squared + 2 * cross / deviation + shift.square().sum()
         return product / squared.clamp(min=1e-24).sqrt()
 
     def pair_bytes(self, text: XpoolText, video: XpoolVideo) -> int:
         frames = video.keys.shape[1]
-        dense = 7 * self.embed_dim if self.training else 0
+        dense = 6 * self.embed_dim if self.training else 0
         return (14 * frames + 16 + dense) * video.keys.element_size()
+
+
+def quadratic(vectors: Tensor, weights: Tensor) -> Tensor:
+    """(V, T) squared lengths of `Σ_f w_f x_f` for x (V, F, D) and weights (V, F, T)."""
+    return (weights * (gram_matrix(vectors) @ weights)).sum(1)
 
 
 def identity_linear(width: int) -> nn.Linear:

@@ -20,7 +20,7 @@ from glscl.cache.lock import FOLDER as LOCKS
 from glscl.cache.lock import hold, locks
 from glscl.cache.schema import STREAMS
 from glscl.cache.store import Commit, Store, open_store
-from glscl.cache.summary import folder_bytes
+from glscl.cache.summary import bytes_on_disk
 from glscl.errors import CacheBusyError, CacheFormatError, UsageError
 
 _COMMIT_NAME = re.compile(r"(\d+)(?:\.r(\d+))?\.json")
@@ -207,7 +207,7 @@ class _Repair:
             [self._name(path) for path in paths] for paths in (partial, shards, temporary)
         )
         found = [*partial, *shards, *temporary]
-        self.report.freed_bytes = sum(_bytes(path) for path in found)
+        self.report.freed_bytes = sum(bytes_on_disk(path) for path in found)
         return found
 
     # --- what is done --------------------------------------------------------------------------------------------
@@ -247,10 +247,6 @@ class _Repair:
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
-
-
-def _bytes(path: Path) -> int:
-    return folder_bytes(path) if path.is_dir() else path.stat().st_size if path.exists() else 0
 
 
 def _remove(path: Path) -> None:

@@ -54,7 +54,7 @@ def summarise(store: Store) -> dict[str, Any]:
         "splits": splits,
         "failed": [{"id": f["id"], "reason": f["reason"], "status": f["status"]} for f in failed],
         "failed_by_status": dict(Counter(f["status"] for f in failed)),
-        "bytes": folder_bytes(store.path),
+        "bytes": bytes_on_disk(store.path),
         "stored_frames": _stored_frames(store),
         "notes": list(store.header.get("notes", [])),
         "configuration": store.configuration,
@@ -73,8 +73,10 @@ def verify(store: Store, *, progress: Callable[[], None] = lambda: None) -> list
     return problems
 
 
-def folder_bytes(path: Path) -> int:
-    """Bytes of all files below a folder."""
+def bytes_on_disk(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder; 0 where there is nothing."""
+    if path.is_file():
+        return path.stat().st_size
     return sum(os.path.getsize(Path(d, name)) for d, _, names in os.walk(path) for name in names)
 
 

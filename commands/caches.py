@@ -76,10 +76,10 @@ def convert(
     """Write a complete cache again: in the other format, or as one ordinary HDF5 file or Zarr group to share."""
     from glscl.cache.convert import convert as convert_store
     from glscl.cache.store import open_store
-    from glscl.cache.summary import folder_bytes
+    from glscl.cache.summary import bytes_on_disk
 
     store = open_store(cache)
     convert_store(store, out, format=format)
-    size = folder_bytes(out) if out.is_dir() else out.stat().st_size
+    size = bytes_on_disk(out)
     run.say(f"{out}: {size / 1e6:.1f} MB, fingerprint {store.fingerprint}")
     run.result({"out": out, "bytes": size, "fingerprint": store.fingerprint})

@@ -50,6 +50,8 @@ def test_flat_files_are_ordinary_ones(small_cache, tmp_path):
     with h5py.File(tmp_path / "flat.h5") as file:
         np.testing.assert_array_equal(file["video/values"][...], store.arrays("video")["values"])
     np.testing.assert_array_equal(zarr.open(tmp_path / "flat.zarr")["text/pooled"][...], store.arrays("text")["pooled"])
+    assert summarise(open_store(tmp_path / "flat.h5"))["bytes"] == (tmp_path / "flat.h5").stat().st_size
+    assert summarise(open_store(tmp_path / "flat.zarr"))["bytes"] > store.arrays("video")["values"].nbytes
 
 
 def test_nothing_is_overwritten_and_nothing_half_is_left(small_cache, tmp_path, monkeypatch):

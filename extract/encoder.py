@@ -24,11 +24,13 @@ from torch import nn
 
 from glscl.errors import BackboneError, FingerprintError, UsageError
 from glscl.extract.geometry import Geometry
-from glscl.extract.patch_embedding import widen_patch_embedding
+from glscl.extract.patch_embedding import temporal_embedding, widen_patch_embedding
+from glscl.extract.pieces import map_pieces
 from glscl.extract.tuned_weights import TunedWeights, read_tuned
 
 DEMO_BACKBONE = Path(__file__).parent / "demo" / "backbone"
 TEXT_BLOCKS_KEPT = 4  # blocks of the text transformer that aggregators start from
+PIECE_FRAMES = 32  # on a processor: what a layer makes of them then stays in its cache
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 PREPROCESSING = ("open_clip", "fast")
 
@@ -175,12 +177,20 @@ class Backbone:
 
     # --- frames ------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def encode_frames(self, frames: np.ndarray | torch.Tensor) -> np.ndarray:
-        """(n, S, S, 3) uint8 as `geometry` gives them → (n, D) float32, projected, not normalised."""
-        frames = torch.as_tensor(frames).to(self.device, non_blocking=True)
+        """(n, S, S, 3) uint8 as `geometry` gives them → (n, D) float32, projected, not normalised.
+
+        A processor takes them in pieces of PIECE_FRAMES, each on a thread of its own (see `map_pieces`).
+        """
+        frames = torch.as_tensor(frames)
+        if self.device.type != "cpu" or len(frames) <= PIECE_FRAMES or temporal_embedding(self.model) is not None:
+            return self._encode_piece(frames)
+        return np.concatenate(map_pieces(self._encode_piece, frames.split(PIECE_FRAMES)))
+
+    @torch.inference_mode()
+    def _encode_piece(self, frames: torch.Tensor) -> np.ndarray:
         with self._autocast():
-            features = self.image_features(frames)
+            features = self.image_features(frames.to(self.device, non_blocking=True))
         return features.float().cpu().numpy()
 
     def image_features(self, frames: torch.Tensor) -> torch.Tensor:

@@ -124,6 +124,15 @@ def settings_line(settings: Any) -> str:
     return "  " + ", ".join(parts + [f"{key} {value}" for key, value in settings.options.items()])
 
 
+def backbone_line(settings: Any) -> str:
+    """What a second pass does to the backbone, from its `FinetuneSettings`: the rate, and what is not as usual."""
+    rate = settings.lr if settings.lora_rank else settings.lr * settings.backbone_lr_scale
+    usual = {"freeze": "none", "freeze_layers": 0, "patch_embedding": "2d", "lora_rank": 0, "augment": "none"}
+    usual |= {"gradient_checkpointing": False, "micro_batch": None}
+    unusual = [f"{name} {getattr(settings, name)}" for name, value in usual.items() if getattr(settings, name) != value]
+    return "  " + ", ".join([f"backbone: lr {rate:g}", *unusual])
+
+
 class TrainingLines:
     """Prints how training goes: a line with the remaining time every ten seconds (all with -v), one an epoch."""
 

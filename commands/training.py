@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from glscl.commands.shared import RunFolderOption, VideosOption, open_cache
-from glscl.console import TrainingLines, aligned, settings_line
+from glscl.console import TrainingLines, aligned, backbone_line, settings_line
 from glscl.errors import UsageError
 from glscl.options import Run, command, command_line
 from glscl.progress import duration
@@ -187,7 +187,8 @@ def finetune(
     run.say(
         f"training backbone and {settings.head} on the videos of {store.path} by the recipe {settings.recipe} → {out}"
     )
-    run.say(f"{settings_line(settings)}, backbone_lr_scale {settings.backbone_lr_scale:g}")
+    run.say(settings_line(settings))
+    run.say(backbone_line(settings))
     done = train_both(
         store,
         out,
@@ -206,13 +207,23 @@ def finetune(
         command=command_line(),
     )
     _say_trained(run, done)
-    run.say(f"its backbone gives other features than {store.path} holds; judge it from pixels, or extract again:")
-    run.say(f"  glscl eval --run {out} --videos DIR")
-    run.say(
-        f"  glscl extract --dataset {store.configuration.get('dataset', 'NAME')} "
-        f"--backbone {store.configuration['backbone']['name']} --pretrained {out}/backbone.safetensors --out CACHE"
-    )
+    _say_what_next(run, store, out, settings.patch_embedding, videos)
     run.result(vars(done))
+
+
+def _say_what_next(run: Run, store: Any, out: Path, patch_embedding: str, videos: Path | None) -> None:
+    """The commands that judge a second pass: from pixels, and where one frame is encoded by itself from new features."""
+    from glscl.train_head.checkpoint import extraction_with, videos_folder
+
+    from_pixels = f"  glscl eval --run {out} --videos {videos or videos_folder(store)}"
+    if patch_embedding == "3d":
+        run.say("its backbone sees a frame with its neighbours, so nothing can be extracted with it; judge it from pixels:")
+        run.say(from_pixels)
+        return
+    run.say(f"its backbone gives other features than {store.path} holds; judge it from pixels, or extract again:")
+    run.say(from_pixels)
+    run.say(f"  {extraction_with(store, out / 'backbone.safetensors')}")
+    run.say(f"  glscl eval --run {out} --cache CACHE")
 
 
 @command()

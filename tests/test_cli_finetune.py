@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 
 import pytest
@@ -37,18 +38,22 @@ def test_finetune_leaves_a_run_that_pixels_and_new_features_judge_alike(glscl, t
     asked = ("--head", "projection", "--epochs", 1, "--batch-size", 4, "--lr", 1e-3, "--backbone-lr-scale", 0.1)
     status, text, _ = glscl("finetune", "--cache", cache, "--out", out, *asked, "--micro-batch", 2)
     assert status == 0 and "judge it from pixels, or extract again" in text
+    assert "  backbone: lr 0.0001, micro_batch 2" in text
+    by_pixels, extraction, by_features = (shlex.split(line)[1:] for line in text.splitlines() if line.startswith("  glscl "))
     assert json.loads((out / "run.json").read_text())["frozen_backbone"] is False
 
     status, _, error = glscl("eval", "--run", out)
     assert status == 1 and "trained the backbone itself" in error and "--pretrained" in error
-    status, text, _ = glscl("eval", "--run", out, "--videos", tmp_path / "videos", "--json", "--out", tmp_path / "a.json")
+    assert "--store-frames uint8" in error and f"glscl eval --run {out} --videos {tmp_path / 'videos'}" in error
+    status, text, _ = glscl(*by_pixels, "--json", "--out", tmp_path / "a.json")
     assert status == 0
-    assert glscl(*extract, "--pretrained", out / "backbone.safetensors", "--out", again)[0] == 0
-    status, same, _ = glscl("eval", "--run", out, "--cache", again, "--json")
+    assert extraction == [*map(str, extract), "--store-frames", "uint8", *extraction[-4:]]
+    assert glscl(*[again if word == "CACHE" else word for word in extraction])[0] == 0
+    status, same, _ = glscl(*[again if word == "CACHE" else word for word in by_features], "--json")
     assert status == 0
-    by_pixels, by_features = json.loads(text), json.loads(same)
-    assert by_pixels["text_to_video"] == by_features["text_to_video"]
-    assert by_pixels["frozen_backbone"] is by_features["frozen_backbone"] is False
+    of_pixels, of_features = json.loads(text), json.loads(same)
+    assert of_pixels["text_to_video"] == of_features["text_to_video"]
+    assert of_pixels["frozen_backbone"] is of_features["frozen_backbone"] is False
 
     for wrong, says in [
         (("--lora-rank", 2, "--freeze-layers", 1), "--lora-rank leaves the backbone as it is"),

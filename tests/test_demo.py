@@ -9,6 +9,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from glscl.cache.store import open_store
 from glscl.demo import chance, run_demo, table
 from glscl.evaluate.metrics import retrieval_metrics
 
@@ -53,6 +54,22 @@ def test_a_second_demo_in_the_same_folder_trains_nothing_again(demo):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == weights
     for name, result in done.results.items():
         assert {d: again.results[name][d] for d in DIRECTIONS} == {d: result[d] for d in DIRECTIONS}
+
+
+def test_the_second_pass_goes_on_from_the_glscl_head_and_its_backbone_extracts_again(demo):
+    out, done = demo
+    sizes, lines = {"train": 20, "val": 10, "test": 10}, []
+    tuned = run_demo(out, sizes=sizes, epochs=1, workers=1, second_pass=True, say=lines.append)
+    assert "fine-tuning the text tower with glscl (1 epochs)" in lines
+    assert list(tuned.results) == [*done.results, "finetuned"] and {"finetune", "extract_again"} <= set(tuned.seconds)
+    result, before = tuned.results["finetuned"], tuned.results["glscl"]
+    assert result["frozen_backbone"] is False and result["cache_fingerprint"] != before["cache_fingerprint"]
+    run = json.loads((out / "runs" / "finetuned" / "run.json").read_text())
+    assert run["start"] == str(out / "runs" / "glscl") and run["settings"]["freeze"] == "vision"
+    old, new = open_store(out / "cache"), open_store(out / "cache-finetuned")
+    np.testing.assert_array_equal(old.arrays("video", ["values"])["values"], new.arrays("video", ["values"])["values"])
+    assert not np.array_equal(old.arrays("text", ["pooled"])["pooled"], new.arrays("text", ["pooled"])["pooled"])
+    assert table(tuned.results)[-1][0] == "glscl, fine-tuned" and "fine-tuned" in (out / "report.html").read_text()
 
 
 def test_chance_is_what_random_scores_give_on_average(demo):

@@ -13,6 +13,8 @@ Every file is replaced in one step, so a killed run leaves the files of its last
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from glscl.cache.files import dump_json, write_atomically
 from glscl.cache.fingerprint import differences
+from glscl.config import with_option
 from glscl.errors import CheckpointError, FingerprintError, NotFoundError
 from glscl.train_head.heads import build_head
 from glscl.train_head.records import run_problem, short
@@ -224,6 +227,9 @@ def check_cache(folder: Path | str, run: Mapping[str, Any], store: Store, *, whi
         if trained.get("backbone", {}).get("preprocessing", {}).get("method") == "fast":
             command += " --preprocess fast"
         if tuned is not None:
+            weights = Path(folder) / tuned["backbone"]
+            same = run["cache_fingerprint"] == store.fingerprint
+            command = extraction_with(store, weights) if same else f"{command} --pretrained {weights} --out CACHE"
             raise _other_than_tuned(folder, tuned, store, ours, command)
         command += f" --pretrained {pretrained}" if pretrained not in (None, "openai", "demo") else ""
         raise FingerprintError(
@@ -237,12 +243,37 @@ def _other_than_tuned(
     folder: Path | str, tuned: Mapping[str, Any], store: Store, ours: str, command: str
 ) -> FingerprintError:
     """What to say of features that another backbone gave than the one a second pass left."""
-    from_pixels = f"glscl eval --run {folder} --videos DIR"
-    again = f"Extract again: {command} --pretrained {Path(folder) / tuned['backbone']} --out NEW, or from pixels: {from_pixels}"
+    from_pixels = f"glscl eval --run {folder} --videos {videos_folder(store)}"
+    again = f"Extract again: {command}, or from pixels: {from_pixels}"
     return FingerprintError(
         f"{store.path} was extracted with {ours}; {folder} trained the backbone itself, so its head reads other features",
         mend=f"Judge it from pixels: {from_pixels}" if tuned.get("patch_embedding") == "3d" else again,
     )
+
+
+def extraction_with(store: Store, weights: Path | str) -> str:
+    """The command that extracts what a cache holds again with other weights, into a folder CACHE that is to be named.
+
+    It is the one that made the cache, where `glscl extract` did.
+    """
+    typed = store.header.get("provenance", {}).get("command", "")
+    if not typed.startswith("glscl extract "):
+        about = store.configuration
+        typed = f"glscl extract --dataset {about.get('dataset', 'NAME')} --annotations FILE --videos {videos_folder(store)}"
+        typed += f" --backbone {shlex.quote(backbone_of(about)[0])}"
+        if about.get("backbone", {}).get("preprocessing", {}).get("method") == "fast":
+            typed += " --preprocess fast"
+    for option in ("--pretrained", "--out"):
+        typed = with_option(typed, option, None)
+    return f"{typed} --pretrained {shlex.quote(str(weights))} --out CACHE"
+
+
+def videos_folder(store: Store) -> str:
+    """The folder that all videos of a cache lay in when it was made, quoted for a command; DIR where nothing says so."""
+    folders = {os.path.dirname(video.path) for video in store.plan.videos if video.path}
+    if not folders or len({os.path.isabs(folder) for folder in folders}) > 1:
+        return "DIR"
+    return shlex.quote(os.path.commonpath(folders) or ".")
 
 
 def backbone_of(configuration: Mapping[str, Any]) -> tuple[str, str | None]:

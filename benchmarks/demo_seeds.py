@@ -6,6 +6,7 @@
     python benchmarks/demo_seeds.py demo-out/cache --heads tight_transf --options layers=1,batch_size=32
     python benchmarks/demo_seeds.py demo-out/cache --results study.jsonl    goes on where it was stopped
     python benchmarks/demo_seeds.py --print study.jsonl other.jsonl         the note alone
+    python benchmarks/demo_seeds.py --print study.jsonl --docs docs/heads.md     its tables there, and no note
     python benchmarks/demo_seeds.py demo-out/cache --quick                  one epoch, two seeds: a look
 
 Every finished training is one line of the results file, seeds outermost, so that a stopped study is balanced. Prints
@@ -30,6 +31,7 @@ from typing import Any, get_type_hints
 
 import torch
 from common import digits, machine, markdown
+from demo_page import rewrite, spread
 
 from glscl.cache.store import Store, open_store
 from glscl.demo import HEADS
@@ -132,12 +134,6 @@ def label(line: dict[str, Any]) -> str:
     return " ".join([line["head"], *(f"{key}={value}" for key, value in line["options"].items())])
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation; the mean alone where there is one value."""
-    mean = f"{statistics.fmean(values):.1f}"
-    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
-
-
 def note(lines: Sequence[dict[str, Any]]) -> str:
     """The tables of a study: spread over seeds, kinds of captions, differences seed by seed."""
     studied: dict[str, dict[int, dict[str, Any]]] = {}
@@ -180,11 +176,7 @@ def differences(studied: dict[str, dict[int, dict[str, Any]]]) -> Iterator[list[
             continue
         there, back = ([of_b[s][d]["R@1"] - of_a[s][d]["R@1"] for s in seeds] for d in DIRECTIONS)
         listed = ", ".join(f"{gain:+.1f}" for gain in there)
-        yield [f"`{b}` − `{a}`", str(len(seeds)), f"{signed(there)}", listed, f"{signed(back)}"]
-
-
-def signed(gains: Sequence[float]) -> str:
-    return f"{statistics.fmean(gains):+.1f} ± {statistics.stdev(gains):.1f}"
+        yield [f"`{b}` − `{a}`", str(len(seeds)), spread(there, signed=True), listed, spread(back, signed=True)]
 
 
 def print_note(lines: Sequence[dict[str, Any]], device: torch.device) -> None:
@@ -210,17 +202,29 @@ def main() -> None:
     parser.add_argument("cache", type=Path, nargs="?")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--heads", default=",".join(HEADS), help="names separated by commas")
-    parser.add_argument("--options", nargs="+", default=[""], help="sets of options of the head or of training, each KEY=VALUE[,KEY=VALUE…]")
+    parser.add_argument(
+        "--options",
+        nargs="+",
+        default=[""],
+        help="sets of options of the head or of training, each KEY=VALUE[,KEY=VALUE…]",
+    )
     parser.add_argument("--results", type=Path, help="JSON lines to add to, and to go on from")
     parser.add_argument("--at-most", type=int, help="stop after this many trainings, without a note")
     parser.add_argument("--print", type=Path, nargs="+", help="print the note of these results and train nothing")
+    parser.add_argument("--docs", type=Path, help="with --print: put the tables into this page instead")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true", help="one epoch, two seeds")
     given = parser.parse_args()
     device = torch.device(given.device)
     if given.print:
-        print_note([line for path in given.print for line in read(path)], device)
+        lines = [line for path in given.print for line in read(path)]
+        if given.docs:
+            rewrite(given.docs, lines)
+        else:
+            print_note(lines, device)
         return
+    if given.docs:
+        parser.error("--docs needs results to --print")
     if given.cache is None:
         parser.error("name the cache, or results to --print")
     heads = given.heads.split(",")

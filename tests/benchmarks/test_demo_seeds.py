@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+from glscl.train_head.heads import HEAD_NAMES
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +70,58 @@ def test_one_training_is_one_line_with_all_that_the_note_needs(study, small_cach
     found = study.measure(store, "mean_pool", {"adapter": "linear"}, 1, epochs=1, device=torch.device("cpu"))
     assert found.keys() >= line("mean_pool", 1, 0.0).keys()
     assert found["parameters"] == 2 * (store.embed_dim**2 + store.embed_dim) and found["seed"] == 1
+
+
+def test_settings_of_training_stand_among_the_options(study, small_cache):
+    assert study.asked_options("tight_transf", "layers=2,batch_size=32,epochs=3") == {"layers": 2, "batch_size": 32}
+    store = small_cache(videos=20).fill()
+    found = study.measure(
+        store, "mean_pool", {"epochs": 2, "batch_size": 5}, 0, epochs=None, device=torch.device("cpu")
+    )
+    assert found["epochs"] == 2 and study.label(found) == "mean_pool epochs=2 batch_size=5"
+
+
+PAGE = """# Heads
+<!-- demo-seeds: heads -->
+old
+<!-- /demo-seeds: heads -->
+words
+<!-- demo-seeds: adapters -->
+<!-- /demo-seeds: adapters -->
+""" + "".join(f"<!-- demo-seeds: {head} -->\n<!-- /demo-seeds: {head} -->\n" for head in HEAD_NAMES)
+
+
+def test_the_tables_of_a_page_are_rewritten_and_nothing_else(study, tmp_path, monkeypatch):
+    results, page = tmp_path / "results.jsonl", tmp_path / "page.md"
+    page.write_text(PAGE)
+    for made in (line("glscl", 0, 30.0), line("glscl", 1, 32.0), line("tight_transf", 0, 9.0, layers=1, batch_size=32)):
+        study.append(results, made)
+    study.append(results, line("glscl", 0, 29.0, adapter="mlp"))
+    monkeypatch.setattr(sys, "argv", ["demo_seeds.py", "--print", str(results), "--docs", str(page)])
+    study.main()
+    text = page.read_text()
+    assert "| `glscl` | 2 | 7 | 2 | 31.0 ± 1.4 | 60.0 ± 0.0 | 31.0 ± 1.4 | 31.0 ± 1.4 | – | – |" in text
+    assert "| `tight_transf` with `layers=1 batch_size=32` | 1 |" in text and "| `xpool` | not measured |" in text
+    assert "| `glscl` | 1 | 30.0 | not measured |  | 29.0 | -1.0 |" in text
+    assert (
+        "* On the built-in corpus, backbone frozen: R@1 31.0 ± 1.4 | 31.0 ± 1.4 (2 seeds).\n<!-- /demo-seeds: glscl"
+        in text
+    )
+    assert "R@1 9.0 | 9.0 with `layers=1 batch_size=32` (1 seed)." in text
+    assert "old" not in text and text.startswith("# Heads\n<!--") and "-->\nwords\n<!--" in text
+    study.main()
+    assert page.read_text() == text, "a second time must change nothing"
+    page.write_text("no markers")
+    with pytest.raises(ValueError, match="0 places between <!-- demo-seeds: heads -->"):
+        study.main()
+
+
+def test_the_page_of_heads_has_a_place_for_all_of_them():
+    text = (Path(__file__).parents[2] / "docs" / "heads.md").read_text(encoding="utf-8")
+    for name in ("heads", "adapters"):
+        assert re.search(
+            f"<!-- demo-seeds: {name} -->\n\\| head .*\n<!-- /demo-seeds: {name} -->", text, flags=re.DOTALL
+        )
 
 
 def test_the_command_prints_the_note_of_a_results_file(tmp_path, study, capsys, monkeypatch):

@@ -11,9 +11,18 @@ import pytest
 import torch
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
+from glscl.evaluate.published import FINE_TUNED, FROZEN, PUBLISHED
 from glscl.train_head import heads
 from glscl.train_head.heads import HEADS, build_head, head_options
 
+METHODS = {  # head -> method in the list of published results
+    "mean_pool": "CLIP4Clip meanP", "seq_transf": "CLIP4Clip seqTransf", "glscl": "GLSCL", "dicosa": "DiCoSA",
+    "xpool": "X-Pool", "xclip": "X-CLIP", "wti": "DRL",
+}  # fmt: skip
+FROZEN_METHODS = {
+    "mean_pool": "CLIP zero-shot, mean of 12 frames",
+    "seq_transf": "CLIP4Clip seqTransf, head only",
+}
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -81,11 +90,41 @@ def test_a_row_tells_needs_index_and_parameters(name):
     assert int(parameters.replace(",", "")) == counted
 
 
+def section(name):
+    text = (DOCS / "heads.md").read_text(encoding="utf-8")
+    return re.search(rf"^### `{name}`$(.*?)(?=^##|\Z)", text, flags=re.MULTILINE | re.DOTALL)[1]
+
+
+@pytest.mark.parametrize("name", list(HEADS))
+def test_a_section_tells_formula_needs_parameters_cost_published_and_own_numbers(name):
+    needs, _, parameters, multiply_adds = rows()[name][:4]
+    text = section(name)
+    assert "`S = " in text, "no formula"
+    assert f"* Needs {needs}. Learns {parameters} numbers at D=512." in text
+    assert f"{multiply_adds} multiply-adds a pair." in text
+    assert "* Published" in text and "* On the built-in corpus, backbone frozen: " in text
+
+
+def test_published_numbers_of_the_page_are_those_that_reports_print():
+    def triple(numbers):
+        return "/".join(f"{numbers[name]:.1f}" for name in ("R@1", "R@5", "R@10"))
+
+    for name, method in METHODS.items():
+        fine_tuned, frozen = section(name).split("with it frozen")
+        for row in PUBLISHED[FINE_TUNED]:
+            if row.method == method and row.dataset == "msrvtt":
+                assert f"{triple(row.text_to_video)} | {triple(row.video_to_text)}" in fine_tuned
+        found = [row for row in PUBLISHED[FROZEN] if (row.method, row.dataset) == (FROZEN_METHODS.get(name), "msrvtt")]
+        assert len(re.findall(r"[\d.]+/[\d.]+/[\d.]+ ", frozen.split("\n")[0])) == sum(
+            1 + bool(r.video_to_text) for r in found
+        )
+        assert all(triple(row.text_to_video) in frozen for row in found)
+    assert {name for name in HEADS if "with it frozen" in section(name)} == METHODS.keys()
+
+
 @pytest.mark.parametrize("name", list(HEADS))
 def test_a_section_names_every_option_of_its_head(name):
-    text = (DOCS / "heads.md").read_text(encoding="utf-8")
-    section = re.search(rf"^### `{name}`$(.*?)(?=^##|\Z)", text, flags=re.MULTILINE | re.DOTALL)[1]
     shared = {"logit_scale", "adapter", "aggregator", "aggregator_layers", "aggregator_heads", "frame_positions"}
     for option in head_options(name):
         if option not in shared or (option in ("aggregator",)):
-            assert f"`{option}" in section, f"{option} is not described"
+            assert f"`{option}" in section(name), f"{option} is not described"

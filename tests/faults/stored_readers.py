@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from hostile_reader import Reader
@@ -216,15 +217,15 @@ def _read_results(folder: Path, changed: Path | None) -> dict[str, Any]:
     return told
 
 
-def _report(drawn: bool) -> Any:
-    def read(folder: Path, changed: Path | None) -> dict[str, Any]:
-        from unittest import mock
+def _report(*, figures: bool) -> Any:
+    """Reads runs into a page; with figures, which take nearly all of the time, or without."""
 
-        from glscl.evaluate import plots
+    def read(folder: Path, changed: Path | None) -> dict[str, Any]:
+        from glscl.evaluate import report_tables
         from glscl.evaluate.report import write_report
 
         runs = _both(folder, changed, with_cache=False)
-        with contextlib.nullcontext() if drawn else mock.patch.object(plots.Plot, "svg", lambda plot: plot.summary):
+        with contextlib.nullcontext() if figures else mock.patch.object(report_tables, "figures_of", lambda *_: ()):
             write_report(runs, folder.parent / "out" / "report.html", resamples=5)
         return {}
 
@@ -260,6 +261,6 @@ STORED = [
     Reader("run", _files("run"), _read_run, only=("a/run.json", "a/best.safetensors"), few=30),
     Reader("standing", _files("run"), _take_up, only=("a/resume.safetensors",), few=30),
     Reader("results", _files("run"), _read_results, only=("a/result.json", "a/result.ranks.npz", "a/run.json", "a/history.jsonl"), few=30),
-    Reader("report", _files("run"), _report(drawn=False), writes=True, only=_OF_REPORT, few=24),
-    Reader("report-drawn", _files("run"), _report(drawn=True), writes=True, only=_OF_REPORT, few=3),
+    Reader("report", _files("run"), _report(figures=False), writes=True, only=_OF_REPORT, few=24),
+    Reader("report-figures", _files("run"), _report(figures=True), writes=True, only=_OF_REPORT, few=3),
 ]

@@ -308,11 +308,14 @@ def fit(
                             values = {"loss": report.loss, "learning_rate": report.learning_rate}
                             accelerator.log(values, step=epoch * sampler.steps + step + 1)
                         reporter.step(report)
+                        if keep and step + 1 < sampler.steps:
+                            _require_finite_weights(learner, table, rows, state, out=out)
                         if keep and out is not None and step + 1 < sampler.steps:
                             save_standing(out, learner.module, optimizer, accelerator, state, run or {})
                         reported, clock = step + 1, time.perf_counter()
                     if interrupted.is_set():
                         raise KeyboardInterrupt
+                _require_finite_weights(learner, table, rows, state, out=out)
                 row = _epoch_row(
                     state, learner, lr * warmup_cosine((epoch + 1) * sampler.steps - 1, total=total, warmup=warmup)
                 )
@@ -349,7 +352,9 @@ def fit(
             if out is not None and state.consistent and processes == 1 and state.epoch < epochs:
                 first = len(state.losses)
                 fresh = losses[first : state.step].tolist()
-                _require_finite(fresh, table, sampler.epoch(state.epoch), state, first=first, out=out)
+                rows = sampler.epoch(state.epoch)
+                _require_finite(fresh, table, rows, state, first=first, out=out)
+                _require_finite_weights(learner, table, rows, state, out=out)
                 state.losses += fresh
                 save_standing(out, learner.module, optimizer, accelerator, state, run or {})
             raise
@@ -377,12 +382,6 @@ def _ended(accelerator: Any, state: Standing, patience: int) -> bool:
 
 def _epoch_row(state: Standing, learner: Learner, learning_rate: float) -> dict[str, Any]:
     """The row of the epoch that has just ended, but for its validation."""
-    finite = torch.stack([p.detach().isfinite().all() for p in learner.module.parameters()]).all()
-    if not finite:
-        raise NonFiniteError(
-            f"The weights became NaN or infinite in the last step of epoch {state.epoch + 1}; nothing was saved of it",
-            mend="Try a lower --lr",
-        )
     return {
         "epoch": state.epoch + 1,
         "step": (state.epoch + 1) * state.steps,
@@ -421,10 +420,23 @@ def _require_finite(
         raise NonFiniteError(
             f"{message}: {culprit} has features that are NaN or infinite", mend="See: glscl inspect CACHE --verify"
         )
+    raise _broken(message, table, batch, state, out)
+
+
+def _require_finite_weights(
+    learner: Learner, table: FeatureTable, rows: np.ndarray, state: Standing, *, out: Path | None
+) -> None:
+    """Raise where the last step, of a finite loss, made a weight NaN or infinite, so that it is never saved."""
+    if not torch.stack([p.detach().isfinite().all() for p in learner.module.parameters()]).all():
+        message = f"The weights became NaN or infinite in epoch {state.epoch + 1}, step {state.step} of {state.steps}"
+        raise _broken(message, table, torch.from_numpy(rows[state.step - 1]), state, out)
+
+
+def _broken(message: str, table: FeatureTable, batch: Tensor, state: Standing, out: Path | None) -> NonFiniteError:
     ids = [table.text_ids[row] for row in batch.tolist()]
     shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
     kept = f"; {out} keeps the weights of epoch {state.epoch}" if out is not None and state.epoch else ""
-    raise NonFiniteError(f"{message}, on the captions {shown}{kept}", mend="Try a lower --lr")
+    return NonFiniteError(f"{message}, on the captions {shown}{kept}", mend="Try a lower --lr")
 
 
 def _non_finite_features(table: FeatureTable, rows: Tensor) -> str | None:

@@ -278,6 +278,29 @@ def test_a_loss_that_is_not_finite_names_epoch_step_and_captions_and_keeps_the_l
     assert_equal(tensors_of(fresh), good)
 
 
+def test_weights_that_break_after_a_finite_loss_are_never_saved(planted, tmp_path):
+    """Neither as a checkpoint within an epoch nor at its end, so that --resume goes on from before."""
+    table = planted(videos=8, captions=2)
+
+    class Breaks(Reporter):
+        def __init__(self, at):
+            self.at = at
+
+        def step(self, report):
+            if report.step == self.at:
+                with torch.no_grad():
+                    head.text_map.weight[0, 0] = torch.inf
+
+    for at in (1, 2):
+        head = new_head("projection", table)
+        with pytest.raises(NonFiniteError, match=f"The weights became .* in epoch 1, step {at} of 2, on the captions video"):
+            fit(
+                head, table, epochs=2, batch_size=8, log_every=1, checkpoint_every=1, out=tmp_path, reporter=Breaks(at)
+            )
+        assert not list(tmp_path.glob("*.safetensors")) if at == 1 else (tmp_path / "resume.safetensors").is_file()
+    fit(new_head("projection", table), table, epochs=2, batch_size=8, out=tmp_path, resume=True)
+
+
 def test_features_that_are_not_finite_are_named(planted):
     table = planted(videos=8, captions=1)
     table.frame_features[5, 0, 0] = torch.inf

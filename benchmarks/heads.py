@@ -1,13 +1,15 @@
 """What every head costs: time and memory for a gallery and for a training batch, parameters, exact FLOPs of a pair.
 
     python benchmarks/heads.py                              all heads, 1,000 captions × 1,000 videos, batches of 1,024
+    python benchmarks/heads.py --whole tight_transf         that head's gallery to its end: half an hour of two cores
     python benchmarks/heads.py --heads glscl,xpool --pairs 200x5000
     python benchmarks/heads.py --quick                      smaller, and little patience: a look, not a result
     python benchmarks/heads.py --device cuda
 
 Features are random, of MSR-VTT's shapes (12 frames, 32 tokens, no padding). Encoding is what depends on one side and
 is done once a caption and once a video; scoring is what grows with the pairs. A head that would take longer than
-`--patience` seconds for all pairs is timed on a part of them, and the table says on how many.
+`--patience` seconds for all pairs is timed on a part of them, and the table says on how many; `--whole` names heads that
+score the whole gallery however long it takes. What takes longer than a third of the patience is done once, not thrice.
 
 FLOPs are counted by `torch.utils.flop_counter`: two per multiply-add of matrix products, convolutions and attention.
 "A pair, encoding included" is one caption with one video: what a program pays that shares nothing between pairs. "Each
@@ -139,11 +141,19 @@ def count_flops(head: Head, *, dim: int) -> tuple[int, int]:
 
 @torch.no_grad()
 def measure(
-    name: str, texts: int, videos: int, *, dim: int, device: torch.device, patience: float, repeats: int
+    name: str,
+    texts: int,
+    videos: int,
+    *,
+    dim: int,
+    device: torch.device,
+    patience: float,
+    repeats: int,
+    whole: bool = False,
 ) -> Cost:
-    """Time, memory, parameters and FLOPs of one head."""
+    """Time, memory, parameters and FLOPs of one head; `whole` scores all pairs whatever the patience."""
     head = make_head(name, dim=dim, device=device)
-    whole, further = count_flops(head, dim=dim)
+    pair, further = count_flops(head, dim=dim)
     text, video = features(texts, videos, dim=dim, device=device)
 
     def encode() -> tuple[Any, Any]:
@@ -154,20 +164,18 @@ def measure(
     kept = sum(field.numel() * field.element_size() for side in encoded for field in side)
     encode_seconds = timed(encode, repeats=repeats, burn_in=0, device=device)
     score = head.score
-    text_side, video_side = _affordable(score, *encoded, device=device, patience=patience)
-    with peak_memory(device) as scoring:  # burns in, too
-        score(text_side, video_side)
-    pairs = len(text_side[0]) * len(video_side[0])
-    score_seconds = _median(lambda: score(text_side, video_side), repeats=repeats, patience=patience, device=device)
+    sides = encoded if whole else _affordable(score, *encoded, device=device, patience=patience)
+    pairs = len(sides[0][0]) * len(sides[1][0])
+    score_seconds, score_bytes = _measured(lambda: score(*sides), repeats=repeats, patience=patience, device=device)
     return Cost(
         head=name,
         parameters=sum(p.numel() for p in head.parameters()) - head.logit_scale.numel(),
-        pair_flops=whole,
+        pair_flops=pair,
         further_flops=further,
         encode_seconds=encode_seconds,
         score_seconds=score_seconds,
         pairs=pairs,
-        peak_bytes=max(encoding.bytes, kept + scoring.bytes),
+        peak_bytes=max(encoding.bytes, kept + score_bytes),
     )
 
 
@@ -188,21 +196,18 @@ def measure_learning(
         ]
         head.score(*sides).square().mean().backward()
 
-    text_side, video_side = _affordable(learn, *encoded, device=device, patience=patience)
-    with peak_memory(device) as learning:
-        learn(text_side, video_side)
-    return Learning(
-        head=name,
-        seconds=_median(lambda: learn(text_side, video_side), repeats=repeats, patience=patience, device=device),
-        pairs=len(text_side[0]) * len(video_side[0]),
-        peak_bytes=learning.bytes,
-    )
+    sides = _affordable(learn, *encoded, device=device, patience=patience)
+    seconds, peak = _measured(lambda: learn(*sides), repeats=repeats, patience=patience, device=device)
+    return Learning(head=name, seconds=seconds, pairs=len(sides[0][0]) * len(sides[1][0]), peak_bytes=peak)
 
 
-def _median(call: Callable[[], object], *, repeats: int, patience: float, device: torch.device) -> float:
-    """Median seconds of `repeats` calls, of one where they would take longer than `patience`."""
-    once = timed(call, repeats=1, burn_in=0, device=device)
-    return timed(call, repeats=repeats, burn_in=0, device=device) if once * repeats < patience else once
+def _measured(call: Callable[[], object], *, repeats: int, patience: float, device: torch.device) -> tuple[float, int]:
+    """Seconds and peak bytes of a call: of the first one where `repeats` would take longer than `patience`, else the median."""
+    with peak_memory(device) as peak:
+        seconds = timed(call, repeats=1, burn_in=0, device=device)
+    if seconds * repeats < patience:
+        seconds = timed(call, repeats=repeats, burn_in=0, device=device)
+    return seconds, peak.bytes
 
 
 def _affordable(
@@ -259,14 +264,16 @@ def meaning(costs: Sequence[Cost], learned: Sequence[Learning], gallery: int, ba
         f"batch {greedy.peak_bytes / 2**20:,.0f} MiB (`{greedy.head}`):",
         "pairs are computed in tiles, and the backward pass computes each tile again instead of keeping it.",
     ]
-    for scored, taught in zip(costs, learned, strict=True):
-        if scored.pairs < gallery or taught.pairs < batch**2:
-            whole = [scored.seconds_per_million * gallery / 6e7, taught.seconds_per_million * batch**2 / 6e7]
+    timings = [("gallery", cost, gallery) for cost in costs] + [("batch", cost, batch**2) for cost in learned]
+    for what, cost, pairs in timings:
+        minutes = digits(cost.seconds_per_million * pairs / 6e7, 2)
+        if cost.pairs < pairs:
             lines.append(
-                f"`{scored.head}` was timed on a part: by its cost a pair the gallery takes {digits(whole[0], 2)} "
-                f"minutes, the batch {digits(whole[1], 2)}.\nBeside the similarities its memory does not grow further: "
-                "more pairs are more tiles of the same size."
+                f"`{cost.head}` was timed on a part of the {what}: by its cost a pair all of it takes {minutes} minutes.\n"
+                "Beside the similarities its memory does not grow further: more pairs are more tiles of the same size."
             )
+        elif cost.seconds_per_million * pairs > 6e7:
+            lines.append(f"The whole {what} took `{cost.head}` {minutes} minutes.")
     lines.append(
         "Not measured here: encoding in a training step (it grows with the batch, not with its square), padded "
         "features,\nhalf precision, and galleries whose encodings do not fit memory."
@@ -283,6 +290,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3, help="of which the median is taken")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds for a head's pairs; inf: all of them")
+    parser.add_argument("--whole", default="", help="heads whose gallery is scored whole, whatever the patience")
     parser.add_argument("--quick", action="store_true", help="100 x 100, batch 64, one repeat, patience of a second")
     given = parser.parse_args(arguments)
     try:
@@ -291,7 +299,8 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError:
         parser.error(f"--pairs is {given.pairs!r}; expected N or NxM")
     heads = [name.strip() for name in given.heads.split(",")]
-    unknown = [name for name in heads if name not in HEAD_NAMES]
+    whole = [name.strip() for name in given.whole.split(",") if name]
+    unknown = [name for name in (*heads, *whole) if name not in HEAD_NAMES]
     if unknown or min(texts, videos) < 1:
         parser.error(f"there is no head {unknown[0]!r}" if unknown else "--pairs must be at least 1x1")
     if given.quick:
@@ -307,7 +316,7 @@ def main(arguments: list[str] | None = None) -> None:
         "head", "parameters", "encode s", "s per million pairs", "pairs timed", "peak extra MiB",
         "GFLOP a pair, encoding included", "MFLOP each further pair", "paper's G",
     ]  # fmt: skip
-    costs = [measure(name, texts, videos, **options) for name in heads]
+    costs = [measure(name, texts, videos, whole=name in whole, **options) for name in heads]
     print(markdown(header, [row(cost, texts * videos) for cost in costs]))
     print(f"\n## The pairs of a training batch of {given.batch:,}, backward included\n")
     header = ["head", "s per million pairs", "pairs timed", "peak extra MiB"]

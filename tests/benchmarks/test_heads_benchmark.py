@@ -55,6 +55,7 @@ def test_a_patient_measure_scores_the_whole_gallery_and_an_impatient_one_a_part(
     assert whole.parameters == sum(p.numel() for p in heads.make_head("xpool", dim=16, device="cpu").parameters()) - 1
     part = heads.measure("xpool", 20, 30, patience=0, **options)
     assert part.pairs == 16 and heads.row(part, 600)[4] == "16" and heads.row(whole, 600)[4] == "all"
+    assert heads.measure("xpool", 20, 30, patience=0, whole=True, **options).pairs == 600
 
 
 def test_peak_memory_sees_what_was_freed_before_the_end(heads):
@@ -68,6 +69,23 @@ def test_the_backward_pass_of_a_batch_is_measured_down_to_the_encodings(heads):
     whole = heads.measure_learning("xpool", 20, patience=60, **options)
     assert whole.pairs == 400 and whole.seconds > 0 and heads.learning_row(whole, 20)[2] == "all"
     assert heads.measure_learning("xpool", 20, patience=0, **options).pairs == 16
+
+
+def test_what_tries_patience_is_called_once(heads):
+    options = {"device": torch.device("cpu"), "repeats": 3}
+    for patience, expected in ((0, 1), (60, 4)):
+        calls = []
+        heads._measured(lambda calls=calls: calls.append(0), patience=patience, **options)
+        assert len(calls) == expected
+
+
+def test_the_note_says_which_numbers_are_of_a_part(heads):
+    scored = heads.Cost(head="xpool", parameters=1, pair_flops=1, further_flops=1, encode_seconds=1.0, score_seconds=90.0,
+                        pairs=100, peak_bytes=1)  # fmt: skip
+    taught = heads.Learning(head="xpool", seconds=1.0, pairs=4, peak_bytes=1)
+    told = heads.meaning([scored], [taught], 100, 16)
+    assert "The whole gallery took `xpool` 1.5 minutes." in told
+    assert "`xpool` was timed on a part of the batch: by its cost a pair all of it takes 1.1 minutes." in told
 
 
 def test_the_command_prints_a_note(heads, capsys):

@@ -3,6 +3,7 @@
     python benchmarks/train_step.py                                   glscl and a few other heads, batch 128
     python benchmarks/train_step.py --batch 4096 --once --heads glscl memory of a large batch, one step
     python benchmarks/train_step.py --device cuda --recipe-time       180,000 captions × 5 epochs, from beginning to end
+    python benchmarks/train_step.py --also compile,bf16               what --compile and --precision bf16 give each head
     python benchmarks/train_step.py --quick                           small sizes: a look, not a result
 
 Every figure is of the real loop (`glscl.train_head.train.fit`) on random features of MSR-VTT's shapes: gathering, head, loss,
@@ -23,6 +24,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from common import Peak, digits, machine, markdown, peak_memory, synchronise
@@ -33,6 +35,7 @@ from glscl.train_head.heads import HEAD_NAMES, build_head
 from glscl.train_head.train import Reporter, StepReport, fit
 
 HEADS = "glscl,seq_transf,xpool,wti"
+ALSO = {"compile": {"compile": True}, "bf16": {"precision": "bf16"}, "compile+bf16": {"compile": True, "precision": "bf16"}}
 FRAMES, WORDS = 12, 32
 RECIPE_VIDEOS, RECIPE_CAPTIONS, RECIPE_EPOCHS, RECIPE_BATCH, RECIPE_TARGET = 9000, 20, 5, 128, 60.0
 PRODUCTS = (
@@ -57,6 +60,7 @@ class Cost:
         samples_per_second: pairs.
         in_operators, in_wall: share of the profiled steps in matrix products, 0–1; None where not profiled.
         peak_bytes: of the timed steps, above model, optimizer and features.
+        start_up: seconds the burnt-in window took above a timed one; with `--compile` that is compiling.
     """
 
     head: str
@@ -64,6 +68,7 @@ class Cost:
     in_operators: float | None
     in_wall: float | None
     peak_bytes: int
+    start_up: float
 
 
 def made_up_table(captions: int, videos: int, *, dim: int, device: torch.device) -> FeatureTable:
@@ -93,7 +98,8 @@ class Windows(Reporter):
 
     def __init__(self, device: torch.device, *, once: bool) -> None:
         self.device, self.once = device, once
-        self.rate, self.peak, self.wall = 0.0, Peak(), 0.0
+        self.rates: list[float] = []
+        self.peak, self.wall = Peak(), 0.0
         self.profiler: profile | None = None
         self._number = 0
         self._stack = contextlib.ExitStack()
@@ -109,8 +115,9 @@ class Windows(Reporter):
         self._number += 1
         synchronise(self.device)
         if self._number == (1 if self.once else 2):
-            self.rate = report.captions_per_second
             self._stack.close()
+        if self._number <= (1 if self.once else 2):
+            self.rates.append(report.captions_per_second)
         if self.once:
             return
         if self._number == 1:
@@ -149,10 +156,11 @@ def measure(
     in_operators, in_wall = (None, None) if watch.profiler is None else shares(watch.profiler, watch.wall, device)
     return Cost(
         head=name,
-        samples_per_second=watch.rate,
+        samples_per_second=watch.rates[-1],
         in_operators=in_operators,
         in_wall=in_wall,
         peak_bytes=watch.peak.bytes,
+        start_up=batch * steps * max(0.0, 1 / watch.rates[0] - 1 / watch.rates[-1]),
     )
 
 
@@ -211,6 +219,19 @@ def row(cost: Cost, batch: int) -> list[str]:
     return [f"`{cost.head}`", digits(rate), digits(batch / rate), *share, digits(cost.peak_bytes / 2**30)]
 
 
+def other_rows(costs: list[Cost], names: list[str], **options: Any) -> list[list[str]]:
+    """The heads again, in each of the manners `ALSO` that are named: ratios to what they cost as they are."""
+    rows = []
+    for plain in costs:
+        for name in names:
+            torch.compiler.reset()
+            cost = measure(plain.head, **{**options, **ALSO[name]})
+            ratio = digits(cost.samples_per_second / plain.samples_per_second)
+            memory = digits(cost.peak_bytes / max(plain.peak_bytes, 1))
+            rows.append([f"`{plain.head}`", name, digits(cost.samples_per_second), ratio, memory, digits(cost.start_up)])
+    return rows
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--heads", default=HEADS, help="names separated by commas")
@@ -220,6 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default=None, choices=("fp32", "bf16"), help="fp32, on a GPU bf16")
     parser.add_argument("--compile", action="store_true", help="as of glscl train-head")
+    parser.add_argument("--also", default="", help=f"measure again, in one run: {', '.join(ALSO)}, separated by commas")
     parser.add_argument("--once", action="store_true", help="one window: no burning in, no profile")
     parser.add_argument("--recipe-time", action="store_true", help="also train 180,000 captions for 5 epochs")
     parser.add_argument("--quick", action="store_true", help="batch 16, one step a window, a recipe of 40 videos")
@@ -228,6 +250,9 @@ def main(arguments: list[str] | None = None) -> None:
     unknown = [name for name in names if name not in HEAD_NAMES]
     if unknown:
         parser.error(f"there is no head {unknown[0]!r}")
+    also = [name.strip() for name in given.also.split(",") if name.strip()]
+    if set(also) - set(ALSO):
+        parser.error(f"--also takes {', '.join(ALSO)}; found {given.also!r}")
     device = torch.device(given.device)
     batch, steps = given.batch, given.steps or (1 if given.once else 100 if device.type == "cuda" else 4)
     if given.quick:
@@ -250,6 +275,13 @@ def main(arguments: list[str] | None = None) -> None:
     print(markdown(header, [row(cost, batch) for cost in costs]) + "\n")
     beside = "head and features" if given.once else "model, optimizer, gradients of the step before and features"
     print(f"Peak is of a step, above {beside}.\n")
+    if also:
+        header = ["head", "with", "samples/s", "times the first table", "peak memory, times", "start-up, s"]
+        print(markdown(header, other_rows(costs, also, batch=batch, steps=steps, once=given.once, **options)) + "\n")
+        print(
+            "The same heads on the same batches, as in the first table but for what stands under \"with\". Start-up is what the "
+            "first window took longer than the timed one: with `compile` it is compiling, paid once a run.\n"
+        )
     pairs = RECIPE_VIDEOS * RECIPE_CAPTIONS * RECIPE_EPOCHS
     if given.recipe_time:
         videos = 40 if given.quick else RECIPE_VIDEOS

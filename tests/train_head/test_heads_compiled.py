@@ -113,17 +113,19 @@ def test_a_gpu_learns_what_the_cpu_learns(name):
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes that tensors made while it is on held at the same time, at most."""
+    """Bytes that tensors made while it is on held at the same time, at most; and the shapes of these tensors."""
 
     def __init__(self):
         super().__init__()
         self.now = self.peak = 0
+        self.shapes = []
         self.seen = weakref.WeakSet()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(tensor, torch.Tensor):
+                self.shapes.append(tuple(tensor.shape))
                 self.count(tensor.untyped_storage())
         return result
 
@@ -156,3 +158,20 @@ def test_memory_of_the_backward_pass_is_bounded_by_the_tile(name):
     learned = sum(4 * p.numel() for p in head.parameters() if p.grad is not None)
     assert all(field.grad is not None for side in sides for field in side if field.is_floating_point())
     assert live.peak <= 1.5 * head.tile_bytes + 3 * one_sided + 2 * learned + 20 * pairs**2
+
+
+@pytest.mark.parametrize("name", ["glscl", "wti", "mean_pool"])
+def test_gradients_of_a_tile_are_of_its_own_size(name):
+    """They are put together once, however many tiles there are."""
+    head = make_head(name)
+    text, video = make_batch(25, tokens=8, frames=6)
+    head.tile_bytes = 1 << (9 if name == "mean_pool" else 14)
+    sides = [
+        type(side)(*(field.detach().requires_grad_(field.is_floating_point()) for field in side))
+        for side in (head.encode_text(text), head.encode_video(video))
+    ]
+    with LiveBytes() as live:
+        head.score(*sides).sum().backward()
+    for field in (field for side in sides for field in side if field.is_floating_point()):
+        alike = sum(tuple(field.shape) == tuple(other.shape) for side in sides for other in side)
+        assert live.shapes.count(tuple(field.shape)) <= 2 * alike

@@ -181,16 +181,13 @@ class Head(nn.Module, ABC):
         num_texts, num_videos = len(encoded_text[0]), len(encoded_video[0])
         text_step, video_step = self._tile_shape(encoded_text, encoded_video)
         recompute = torch.is_grad_enabled() and (text_step < num_texts or video_step < num_videos)
+        columns = split_items(encoded_video, video_step)
         rows = []
-        for start in range(0, max(num_texts, 1), text_step):
-            texts = slice_items(encoded_text, start, start + text_step)
-            row = []
-            for begin in range(0, max(num_videos, 1), video_step):
-                videos = slice_items(encoded_video, begin, begin + video_step)
-                if recompute:
-                    row.append(checkpoint(self._tile, texts, videos, use_reentrant=False))
-                else:
-                    row.append(self._tile(texts, videos))
+        for texts in split_items(encoded_text, text_step):
+            if recompute:
+                row = [checkpoint(self._tile, texts, videos, use_reentrant=False) for videos in columns]
+            else:
+                row = [self._tile(texts, videos) for videos in columns]
             rows.append(row[0] if len(row) == 1 else torch.cat(row, dim=1))
         return rows[0] if len(rows) == 1 else torch.cat(rows)  # (T, V)
 
@@ -289,6 +286,17 @@ def default_tile_bytes(device: torch.device) -> int:
 def slice_items(encoded: Encoded, start: int, stop: int) -> Encoded:
     """Items [start, stop) of an encoded side."""
     return type(encoded)(*(field[start:stop] for field in encoded))
+
+
+def split_items(encoded: Encoded, step: int) -> list[Encoded]:
+    """An encoded side in parts of `step` items.
+
+    Together they have one node in the backward pass: gradients of a part are summed in its own size, where a slice would
+    widen them with zeros to that of the whole.
+    """
+    if step >= len(encoded[0]):
+        return [encoded]
+    return [type(encoded)(*part) for part in zip(*(field.split(step) for field in encoded))]
 
 
 def tokens_of(text: TextFeatures) -> tuple[Tensor, Tensor]:

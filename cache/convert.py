@@ -1,7 +1,7 @@
 """Zarr ↔ HDF5, and caches as one ordinary file: `glscl convert`.
 
-A flat file holds the groups `video` and `text` with every array over all shards, `backbone`, and `head`, the JSON that tells
-the rest (bytes of UTF-8). It is opened by `open_store` like a cache of one shard a stream, and never written to again.
+A flat file holds the groups `video` and `text` with every array over all shards, `backbone`, `head`, the JSON that tells
+the rest (bytes of UTF-8), and likewise `ledger`, how each video was decoded. It is opened by `open_store` like a cache of one shard a stream, and never written to again.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def _write_cache(store: Store, out: Path, format: str) -> Path:
             arrays = store.arrays(stream, items=store.shard_range(stream, shard), raw=True)
             if stream == "video":
                 arrays |= _stored_frames(store, range(shard, shard + 1))
-            target.commit(stream, shard, arrays, failures=store.commits(stream)[shard].failures)
+            ledger = store.ledger(shard) if stream == "video" else ()
+            target.commit(stream, shard, arrays, failures=store.commits(stream)[shard].failures, ledger=ledger)
     target.finish()
     return out
 
@@ -115,14 +116,17 @@ def _groups(store: Store, format: str) -> Iterator[tuple[str, Mapping[str, np.nd
         }
     pieces = store.backbone_pieces()
     yield "backbone", pieces
+    ledger = [row for shard in range(store.num_shards("video")) for row in store.ledger(shard)]
     head: dict[str, Any] = {
         **store.header,
         "format": format,
+        "ledger": bool(ledger),
         "streams": {s: {"items": store.num_items[s], "shard_items": max(1, store.num_items[s])} for s in STREAMS},
         "commits": commits,
         "backbone": sorted(pieces),
     }
-    yield "/", {"head": np.frombuffer(json.dumps(head, ensure_ascii=False).encode(), np.uint8)}
+    told = {"head": head, "ledger": ledger} if ledger else {"head": head}
+    yield "/", {name: np.frombuffer(json.dumps(of, ensure_ascii=False).encode(), np.uint8) for name, of in told.items()}
 
 
 def _stored_frames(store: Store, shards: range) -> dict[str, np.ndarray | Blocks]:

@@ -253,6 +253,10 @@ def open_store(path: os.PathLike[str] | str) -> Store:
         raise CacheFormatError(f"The head of {root} is not that of a glscl cache: {_first_line(error)}") from error
 
 
+def _commit_name(shard: int, revision: int) -> str:
+    return f"{shard:05d}.r{revision}.json" if revision else f"{shard:05d}.json"
+
+
 def _flat_header(path: Path) -> dict[str, Any] | None:
     """The head of a flat file (see `glscl.cache.convert`); None where `path` is a folder that is not one."""
     if path.is_dir() and not (path / "head" / "zarr.json").is_file():
@@ -468,6 +472,27 @@ class Store:
         found = self.arrays("text", ["text_bytes", "text_offsets"], items=items)
         return unpack_strings(found["text_bytes"], found["text_offsets"])
 
+    def ledger(self, shard: int) -> list[dict[str, Any]]:
+        """How each video of a shard was decoded: decoder, codec, seconds, … Empty where that was not written down.
+
+        Raises:
+            CacheIncompleteError: the shard is not committed.
+            CacheCorruptError: it cannot be read.
+        """
+        revision = self.committed("video", shard).revision
+        path = self.path / "commits" / "video" / _commit_name(shard, revision)
+        try:
+            if "commits" in self.header:
+                path = self.path
+                rows = json.loads(self.format.read(path, "ledger").tobytes()) if self.header.get("ledger") else []
+            else:
+                rows = load_json(path, "a commit of a glscl cache").get("ledger", []) if path.exists() else []
+        except Exception as error:  # libraries raise whatever they like on damaged files
+            raise CacheCorruptError(f"The ledger in {path} cannot be read: {_first_line(error)}") from error
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise CacheCorruptError(f"The ledger in {path} cannot be read: it is no list of objects")
+        return rows
+
     def backbone_pieces(self) -> dict[str, np.ndarray]:
         """Tensors of the backbone that heads start from (docs/cache-format.md); empty where none were stored."""
         if "commits" in self.header:
@@ -660,8 +685,7 @@ class Store:
                     "host": socket.gethostname(),
                     "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 }
-                suffix = f".r{revision}" if revision else ""
-                won = put_if_absent(self.path / "commits" / stream / f"{shard:05d}{suffix}.json", dump_json(row))
+                won = put_if_absent(self.path / "commits" / stream / _commit_name(shard, revision), dump_json(row))
         except BaseException:
             _remove(aside)
             raise

@@ -575,6 +575,7 @@ def _usable_records(store: Store, shard: int) -> dict[int, VideoRecord]:
     items = store.shard_range("video", shard)
     found = store.arrays("video", items=items)
     reasons = {f["id"]: f["reason"] for f in store.commits("video")[shard].failures}
+    ledger = store.ledger(shard)
     records = {}
     for row, i in enumerate(items):
         status = Status(int(found["status"][row]))
@@ -588,5 +589,6 @@ def _usable_records(store: Store, shard: int) -> dict[int, VideoRecord]:
                 duration=float(found["duration"][row]),
                 fps=float(found["fps"][row]),
                 frames_total=int(found["frames_total"][row]),
+                ledger=ledger[row] if row < len(ledger) else None,
             )
     return records

@@ -112,6 +112,8 @@ class SmallCache:
                 for i in store.shard_range(stream, shard)
                 if self.videos[i].status != Status.OK
             ]
+            decoders = [{"decoder": "decord" if i % 2 else "pyav", "seconds": 0.5} for i in store.shard_range(stream, shard)]
+            options.setdefault("ledger", decoders)
         return store.commit(stream, shard, self.arrays(store, stream, shard), failures=failures, **options)
 
     def fill(self) -> Store:

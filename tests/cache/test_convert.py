@@ -32,6 +32,9 @@ def test_a_converted_cache_holds_the_same(small_cache, tmp_path, format, name, d
         for key, array in store.arrays(stream).items():
             np.testing.assert_array_equal(again.arrays(stream)[key], array)
     assert again.failures() == store.failures()
+    kept = [row for shard in range(again.num_shards("video")) for row in again.ledger(shard)]
+    assert kept == [row for shard in range(store.num_shards("video")) for row in store.ledger(shard)]
+    assert [row["decoder"] for row in kept] == ["decord" if i % 2 else "pyav" for i in range(store.num_items["video"])]
     assert again.splits == store.splits
     assert verify(again) == []
     for key, piece in pieces.items():

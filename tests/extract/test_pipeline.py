@@ -134,7 +134,7 @@ def test_broken_and_missing_videos_cost_only_themselves_and_are_named(corpus, ba
 
 def test_failed_videos_are_asked_again_and_the_others_kept(corpus, backbone, tmp_path, make_video):
     run(spoil(corpus, tmp_path, make_video), tmp_path / "cache", backbone)
-    before = open_store(tmp_path / "cache").arrays("video")
+    before, ledger = open_store(tmp_path / "cache").arrays("video"), open_store(tmp_path / "cache").ledger(0)
     make_video(tmp_path / "videos" / "clip1.mp4", frames=LENGTHS[1], seed=1)
     assert run(corpus, tmp_path / "cache", backbone).already_complete
     summary = run(corpus, tmp_path / "cache", backbone, retry_failed=True)
@@ -147,6 +147,7 @@ def test_failed_videos_are_asked_again_and_the_others_kept(corpus, backbone, tmp
         np.testing.assert_array_equal(video["values"][video["offsets"][i] : video["offsets"][i + 1]], old)
     assert (after.arrays("text")["video_index"] >= 0).all()
     assert after.commits("video")[0].revision == 1 and after.commits("video")[1].revision == 0
+    assert after.ledger(0)[0] == ledger[0] and ledger[0]["decoder"] != "none"
 
 
 def test_strict_stops_at_the_first_failure(corpus, backbone, tmp_path, make_video):

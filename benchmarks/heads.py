@@ -114,11 +114,12 @@ def make_head(name: str, *, dim: int, device: torch.device) -> Head:
 def count_flops(head: Head, *, dim: int) -> tuple[int, int]:
     """Exact FLOPs of one caption with one video, encoding included; and of one more pair, once both are encoded.
 
-    Scoring t captions with v videos costs `a t v + b t + c v + d`; the second number is `a`, from four sizes.
+    Scoring t captions with v videos in one tile costs `a t v + b t + c v + d`; the second number is `a`, from four sizes.
     """
-    home = head.logit_scale.device
+    home, tile_bytes = head.logit_scale.device, head.tile_bytes
     head.to("cpu")
-    text, video = features(4, 4, dim=dim, device=torch.device("cpu"))
+    head.tile_bytes = 1 << 40
+    text, video = features(32, 2, dim=dim, device=torch.device("cpu"))
 
     def scored(texts: int, videos: int) -> int:
         with FlopCounterMode(display=False) as counter:
@@ -134,8 +135,9 @@ def count_flops(head: Head, *, dim: int) -> tuple[int, int]:
                 encoded_video = head.encode_video(slice_items(video, 0, 1))
                 head.score(encoded_text, encoded_video)
             encoded_text, encoded_video = head.encode_text(text), head.encode_video(video)
-            further = (scored(4, 4) - scored(4, 2) - scored(2, 4) + scored(2, 2)) / 4
+            further = (scored(32, 2) - scored(32, 1) - scored(16, 2) + scored(16, 1)) / 16
     head.to(home)
+    head.tile_bytes = tile_bytes
     return counter.get_total_flops(), round(further)
 
 

@@ -188,6 +188,18 @@ def test_one_text_one_video_one_frame_and_batches_of_any_shape(name, texts, vide
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("texts", "videos", "frames"), [(1, 1, 1), (1, 4, 6), (9, 2, 6)])
+def test_batches_of_any_shape_give_finite_gradients(name, texts, videos, frames):
+    head = make_head(name).train()
+    text, video = make_batch(texts=texts, videos=videos, frames=frames)
+    output = head(text, video)
+    ((output.similarity * head.logit_scale.exp()).square().mean() + sum(output.auxiliary.values())).backward()
+    assert output.similarity.shape == (texts, videos)
+    gradients = [parameter.grad for parameter in head.parameters() if parameter.grad is not None]
+    assert gradients and all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_features_are_computed_in_float32(name, dtype):
     head = make_head(name)

@@ -108,8 +108,12 @@ class Dicosa(Head):
         norms = pooled.norm(dim=-1).clamp(min=1e-12) * chunks.norm(dim=-1).clamp(min=1e-12)
         cosine = (pooled * chunks).sum(-1) / norms  # (V, T, C)
         _, half = self.chunk_hidden.weight.chunk(2, dim=1)
-        of_frames = F.linear(frames.unflatten(-1, (self.chunks, -1)), half).flatten(2)  # (V, F, 4D)
-        hidden = torch.baddbmm(text.hidden.unsqueeze(0), weights, of_frames)  # (V, T, 4D)
+        (texts, length), width = weights.shape[1:], pooled.shape[-1]
+        if texts * (width - length) > length * width:  # fewer products by frames than by pairs
+            of_frames = F.linear(frames.unflatten(-1, (self.chunks, -1)), half).flatten(2)  # (V, F, 4D)
+            hidden = torch.baddbmm(text.hidden.unsqueeze(0), weights, of_frames)  # (V, T, 4D)
+        else:
+            hidden = F.linear(pooled, half).flatten(2) + text.hidden  # (V, T, 4D)
         weight = self.chunk_weight(F.relu(hidden, inplace=True).unflatten(-1, (self.chunks, -1))).squeeze(-1)
         return (weight * cosine).sum(-1).T  # (T, V)
 

@@ -29,7 +29,8 @@ from typing import Any
 
 import torch
 from common import digits, machine, markdown
-from demo_seeds import DIRECTIONS, METRICS, append, outcome, read, signed, spread
+from demo_page import spread
+from demo_seeds import DIRECTIONS, METRICS, append, outcome, read
 
 from glscl.cache.feature_table import FeatureTable
 from glscl.cache.store import Store, open_store
@@ -220,7 +221,7 @@ def differences(studied: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> Itera
                 cells = []
                 for direction in DIRECTIONS:
                     gains = [of(b[s])[direction]["R@1"] - of(a[s])[direction]["R@1"] for s in seeds]
-                    cells += [signed(gains), ", ".join(f"{gain:+.1f}" for gain in gains)]
+                    cells += [spread(gains, signed=True), ", ".join(f"{gain:+.1f}" for gain in gains)]
                 yield [f"`{second}` − `{first}`", split, str(len(seeds)), *cells]
 
 

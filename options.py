@@ -117,6 +117,10 @@ def plain(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
 
 
+class Stopped(KeyboardInterrupt):
+    """An interrupt that can say what stands and how to go on, in one line."""
+
+
 class _Interrupted(Exception): ...
 
 
@@ -141,7 +145,7 @@ def command(*configs: type) -> Callable[[Callable[..., None]], Callable[..., Non
             try:
                 function(Run(made[-1]), *made[:-1], **values)
             except KeyboardInterrupt as error:
-                raise _Interrupted from error  # typer would end the program in its own way
+                raise _Interrupted(*error.args) from error  # typer would end the program in its own way
 
         call.__name__, call.__doc__, call.__module__ = function.__name__, function.__doc__, function.__module__
         call.__signature__ = inspect.Signature(options)  # what typer reads
@@ -198,8 +202,8 @@ def main(app: typer.Typer, arguments: list[str] | None = None) -> int:
     try:
         _terminate_like_interrupt()
         return app(arguments, standalone_mode=False, prog_name="glscl") or 0
-    except (_Interrupted, KeyboardInterrupt):
-        return _fail("Stopped. What was committed stays; the same command again goes on from there", 130, as_json)
+    except (_Interrupted, KeyboardInterrupt) as error:
+        return _fail(str(error) or "Stopped. What was committed stays; the same command again goes on from there", 130, as_json)
     except GlsclError as error:
         if debug:
             raise

@@ -15,6 +15,7 @@ from typing import Any
 from glscl.errors import CacheFormatError, StorageError
 
 _ERRNO = re.compile(r"errno = (\d+)")
+_ASIDE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # as `_write_aside` names them
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -73,6 +74,11 @@ def _sync_file(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def half_written(folder: Path) -> list[Path]:
+    """Files in `folder` that somebody was still writing when they were killed, or are writing now."""
+    return sorted(path for path in folder.glob(".*.tmp") if _ASIDE.fullmatch(path.name))
 
 
 def _write_aside(path: Path, data: bytes) -> Path:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glscl.cache.files import dump_json, load_json, put_if_absent, storage_errors, sync_directory
+from glscl.cache.files import dump_json, half_written, load_json, put_if_absent, storage_errors, sync_directory
 from glscl.cache.lock import FOLDER as LOCKS
 from glscl.cache.lock import hold, locks
 from glscl.cache.schema import STREAMS
@@ -24,7 +24,6 @@ from glscl.cache.summary import bytes_on_disk
 from glscl.errors import CacheBusyError, CacheFormatError, UsageError
 
 _COMMIT_NAME = re.compile(r"(\d+)(?:\.r(\d+))?\.json")
-_ASIDE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 @dataclass(kw_only=True)
@@ -202,7 +201,7 @@ class _Repair:
         partial = sorted((self.root / "partial").glob("*"))
         shards = [p for s in STREAMS for p in sorted((self.root / "shards" / s).glob("[0-9]*-*")) if p not in kept]
         folders = (".", "plan", "backbone", LOCKS, *(f"commits/{stream}" for stream in STREAMS))
-        temporary = [p for f in folders for p in sorted((self.root / f).glob(".*.tmp")) if _ASIDE.fullmatch(p.name)]
+        temporary = [path for name in folders for path in half_written(self.root / name)]
         self.report.partial, self.report.unreferenced, self.report.temporary = (
             [self._name(path) for path in paths] for paths in (partial, shards, temporary)
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,10 +13,24 @@ import typer
 from glscl.commands.shared import RunFolderOption, VideosOption, open_cache
 from glscl.console import TrainingLines, aligned, backbone_line, settings_line
 from glscl.errors import UsageError
-from glscl.options import Run, command, command_line
+from glscl.options import Run, Stopped, command, command_line
 from glscl.progress import duration
 from glscl.train_head.config import TrainConfig
 from glscl.train_head.finetuning.config import TuneConfig
+
+
+@contextlib.contextmanager
+def _resumable(out: Path, *, sweep: bool = False) -> Iterator[None]:
+    """Let an interrupt say how to go on: the command as typed, with what names the run."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        typed = command_line()
+        words = shlex.split(typed)
+        more = [] if any(word.partition("=")[0] == "--out" for word in words) else ["--out", str(out)]
+        more += [] if sweep or "--resume" in words else ["--resume"]
+        stands = f"{out} keeps what is done" if out.exists() else "nothing was saved of it yet"
+        raise Stopped(f"Stopped; {stands}. Go on: {' '.join([typed, shlex.join(more)]).strip()}") from error
 
 
 @command(TrainConfig)
@@ -63,18 +80,19 @@ def train_head(
     out = out or new_run(settings.head)
     run.say(f"training {settings.head} on {store.path} by the recipe {settings.recipe} → {out}")
     run.say(settings_line(settings))
-    done = train(
-        store,
-        out,
-        settings,
-        device=device,
-        validate=validation_metrics,
-        reporter=TrainingLines(run),
-        resume=config.resume,
-        tracker=config.tracker,
-        compile=compile,
-        command=command_line(),
-    )
+    with _resumable(out):
+        done = train(
+            store,
+            out,
+            settings,
+            device=device,
+            validate=validation_metrics,
+            reporter=TrainingLines(run),
+            resume=config.resume,
+            tracker=config.tracker,
+            compile=compile,
+            command=command_line(),
+        )
     _say_trained(run, done)
     run.result(vars(done))
 
@@ -110,17 +128,18 @@ def _sweep(
     )
     out = out or new_run(f"sweep-{points[0].settings.head}")
     run.say(f"{len(points)} trainings on {store.path} → {out}")
-    rows = train_sweep(
-        store,
-        out,
-        points,
-        device=device,
-        compile=compile,
-        validate=validation_metrics,
-        reporter=TrainingLines(run),
-        announce=run.say,
-        command=command_line(),
-    )
+    with _resumable(out, sweep=True):
+        rows = train_sweep(
+            store,
+            out,
+            points,
+            device=device,
+            compile=compile,
+            validate=validation_metrics,
+            reporter=TrainingLines(run),
+            announce=run.say,
+            command=command_line(),
+        )
     run.say()
     run.say(aligned(sweep_table(rows)))
     for row in rows:
@@ -189,23 +208,24 @@ def finetune(
     )
     run.say(settings_line(settings))
     run.say(backbone_line(settings))
-    done = train_both(
-        store,
-        out,
-        settings,
-        start=run_folder,
-        pretrained=pretrained,
-        videos=videos,
-        workers=tuning.workers,
-        frame_memory=tuning.frame_memory,
-        checkpoint_every=tuning.checkpoint_every or 500,
-        device=device,
-        validate=validation_metrics,
-        reporter=TrainingLines(run),
-        resume=config.resume,
-        tracker=config.tracker,
-        command=command_line(),
-    )
+    with _resumable(out):
+        done = train_both(
+            store,
+            out,
+            settings,
+            start=run_folder,
+            pretrained=pretrained,
+            videos=videos,
+            workers=tuning.workers,
+            frame_memory=tuning.frame_memory,
+            checkpoint_every=tuning.checkpoint_every or 500,
+            device=device,
+            validate=validation_metrics,
+            reporter=TrainingLines(run),
+            resume=config.resume,
+            tracker=config.tracker,
+            command=command_line(),
+        )
     _say_trained(run, done)
     _say_what_next(run, store, out, settings.patch_embedding, videos)
     run.result(vars(done))

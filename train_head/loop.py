@@ -36,7 +36,7 @@ from glscl.train_head.losses import contrastive_loss
 from glscl.train_head.optim import build_optimizer, clamp_logit_scale, parameter_groups, warmup_cosine
 from glscl.train_head.parallel import gather_items, make_accelerator
 from glscl.train_head.pieces import encode_in_pieces, piece_that_fits
-from glscl.train_head.standing import Standing, save_epoch, save_standing, take_up
+from glscl.train_head.standing import Standing, clear, save_epoch, save_standing, take_up
 
 _RESIDENT_SHARE = 0.6  # of a GPU's free memory that features may take
 
@@ -255,6 +255,8 @@ def fit(
     )
     state = Standing(epochs=epochs, steps=sampler.steps, batch_size=sampler.batch_size, seed=seed)
     if resume:
+        if out is not None:
+            clear(out, finished=False)
         take_up(accelerator, state, learner.module, optimizer, folder)
     step_module, wrapped = accelerator.prepare(learner.begin(device), optimizer)
     table = learner.table

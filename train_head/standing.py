@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from glscl.cache.files import half_written
 from glscl.errors import CheckpointError
 from glscl.train_head.checkpoint import (
     Resume,
@@ -158,6 +159,14 @@ def save_standing(
     """What a stopped run leaves in the middle of an epoch."""
     save_resume(out, standing_of(state, module, optimizer, accelerator))
     write_run(out, _record(run, state, complete=False))
+
+
+def clear(out: Path, *, finished: bool) -> None:
+    """Remove what a killed training was writing, and where it stood if it has `finished` all the same."""
+    for path in half_written(out):
+        path.unlink(missing_ok=True)
+    if finished:
+        (out / "resume.safetensors").unlink(missing_ok=True)
 
 
 def _record(run: Mapping[str, Any], state: Standing, complete: bool) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from glscl.train_head.heads import build_head, head_class, head_options
 from glscl.train_head.heads.base import Head
 from glscl.train_head.holdout import hold_out
 from glscl.train_head.loop import Reporter, StepReport, fit, resident
+from glscl.train_head.standing import clear
 from glscl.versions import versions
 
 __all__ = ["Reporter", "StepReport", "Tables", "TrainResult", "Validate", "earlier_run", "fit", "start_head", "train"]
@@ -198,6 +199,7 @@ def fit_run(
 
 def finished(out: Path, run: Mapping[str, Any], reporter: Reporter) -> TrainResult:
     """What came of a run that needs no more training; `run` is its run.json."""
+    clear(out, finished=True)
     reporter.note(f"{out} is finished already")
     return TrainResult(
         run=out,

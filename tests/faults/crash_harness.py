@@ -122,12 +122,13 @@ def count_calls(tick: Callable[[], None]) -> None:
         setattr(os, name, wrapped(getattr(os, name)))
 
 
-def count_lines(tick: Callable[[], None]) -> None:
-    """Calls `tick` before each line of the code that writes a cache, in our modules and the library's file access."""
-    import zarr.storage._local
+def count_lines(tick: Callable[[], None], watched: frozenset[str] | None = None) -> None:
+    """Calls `tick` before each line of the files `watched`: of what writes a cache, with the library's file access."""
+    if watched is None:
+        import zarr.storage._local
 
-    watched = {store.__file__, files.__file__, lock.__file__, zarr.storage._local.__file__}
-    watched |= {str(Path(store.__file__).with_name(name)) for name in ("hdf5_store.py", "zarr_store.py")}
+        stores = (Path(store.__file__).with_name(name) for name in ("hdf5_store.py", "zarr_store.py"))
+        watched = frozenset([store.__file__, files.__file__, lock.__file__, zarr.storage._local.__file__, *map(str, stores)])
 
     def lines(frame: Any, event: str, _: Any) -> Any:
         if event == "line":

@@ -1,10 +1,12 @@
-"""The command line, but for one thing: it stands still after some commits, so that a test can end it there.
+"""The command line, but for one thing: it stands still after some commits or steps, so that a test can end it there.
 
-    python pausing_cli.py COMMITS MARK ARGUMENT…       MARK is a file made when it stands still
+    python pausing_cli.py commit|step COUNT MARK ARGUMENT…       MARK is a file made when it stands still
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 from glscl.cache.store import Store
 
 
-def pause_after(commits: int, mark: Path) -> None:
+def pause_after_commits(commits: int, mark: Path) -> None:
     original, made = Store.commit, []
 
     def commit(self: Store, *args: Any, **options: Any) -> bool:
@@ -27,9 +29,32 @@ def pause_after(commits: int, mark: Path) -> None:
     Store.commit = commit  # type: ignore[method-assign]
 
 
+def pause_after_steps(steps: int, mark: Path) -> None:
+    """Stands still within a training step until a signal has come, whatever its handler does with it."""
+    from glscl.train_head import loop
+
+    original, made = loop.clamp_logit_scale, []
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+
+    def step(*args: Any) -> None:
+        original(*args)
+        made.append(args)
+        if len(made) == steps:
+            signal.set_wakeup_fd(write)
+            mark.touch()
+            os.read(read, 1)
+            signal.set_wakeup_fd(-1)
+
+    loop.clamp_logit_scale = step
+
+
+PAUSES = {"commit": pause_after_commits, "step": pause_after_steps}
+
 if __name__ == "__main__":
     from glscl import cli
     from glscl.options import main
 
-    pause_after(int(sys.argv[1]), Path(sys.argv[2]))
-    sys.exit(main(cli.app, sys.argv[3:]))
+    what, count, mark, *arguments = sys.argv[1:]
+    PAUSES[what](int(count), Path(mark))
+    sys.exit(main(cli.app, arguments))

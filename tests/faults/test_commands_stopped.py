@@ -32,7 +32,7 @@ class Extraction:
         mark = folder / "paused"
         mark.unlink(missing_ok=True)
         self.process = subprocess.Popen(
-            [sys.executable, str(PAUSING), str(commits or 0), str(mark), *arguments],
+            [sys.executable, str(PAUSING), "commit", str(commits or 0), str(mark), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,0 +1,89 @@
+"""Trainings that are killed or stopped: resumed, they end in the same bits as one that never was.
+
+`GLSCL_FAULT_ROUNDS=200` makes the run longer, `GLSCL_FAULT_SEED` chooses other points.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+HARNESS = Path(__file__).with_name("training_harness.py")
+PAUSING = Path(__file__).with_name("pausing_cli.py")
+ROUNDS = int(os.environ.get("GLSCL_FAULT_ROUNDS", "6"))
+SEED = os.environ.get("GLSCL_FAULT_SEED", "0")
+ALONE = os.environ | {"OMP_NUM_THREADS": "1"}
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the trainings that it kills")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, make_video_file):
+    folder = tmp_path_factory.mktemp("trainings")
+    for i in range(8):
+        make_video_file(folder / "clips" / f"clip{i}.mp4", frames=4, seed=i)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(work):
+    """What `training_harness.py` says; it leaves the cache and the reference."""
+    command = [sys.executable, str(HARNESS), str(work), f"train-head={ROUNDS}", f"finetune={max(2, ROUNDS // 8)}", SEED]
+    done = subprocess.run(command, capture_output=True, text=True, env=ALONE)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", ["train-head", "finetune"])
+def test_a_killed_training_resumes_to_the_bits_of_an_uninterrupted_one(report, name):
+    assert report[name]["problems"] == []
+    assert report[name]["stopped"] > report[name]["rounds"], "most rounds die twice before the training is done"
+
+
+def stopped(work: Path, arguments: list[str], steps: int, kind: signal.Signals) -> tuple[int, str]:
+    """Exit status and last line of a training that gets a signal within a step."""
+    mark = work / "paused"
+    mark.unlink(missing_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, str(PAUSING), "step", str(steps), str(mark), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=ALONE | {"GLSCL_HOME": str(work)},
+    )
+    while not mark.exists() and process.poll() is None:
+        time.sleep(0.02)
+    os.killpg(process.pid, kind) if kind == signal.SIGINT else process.send_signal(kind)
+    _, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+    return process.returncode, err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["train-head", "finetune"])
+def test_a_stopped_training_says_how_to_go_on_and_does(report, work, name):
+    sys.path.insert(0, str(HARNESS.parent))
+    import training_harness as harness
+
+    out = work / f"stopped {name}"
+    status, line = stopped(work, harness.command(name, work / "cache", out, resume=False), 2, signal.SIGTERM)
+    assert status == 130
+    assert line.startswith(f"glscl: Stopped; {out} keeps what is done. Go on: ") and line.endswith(" --resume")
+    again = shlex.split(line.partition("Go on: ")[2])[1:]
+    again = again[again.index(name) :]
+    if name == "train-head":
+        status, line = stopped(work, again, 1, signal.SIGINT)
+        assert status == 130 and line.endswith(" --resume") and line.count("--resume") == 1
+        assert harness.look(out) == []
+    done = subprocess.run([sys.executable, "-m", "glscl", *again], capture_output=True, text=True, env=ALONE)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(json.dumps(harness.content(out))) == json.loads((work / f"{name}.json").read_text())

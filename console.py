@@ -109,11 +109,15 @@ def print_repair(run: Run, report: Any) -> None:
             f"{would}set aside {entry['stream']} shard {entry['shard']} (items {first} to {stop - 1}): "
             f"{entry['problems'][0]}"
         )
+    for name, problem in report.aside.items():
+        run.say(f"{would}set aside {name}: {problem}")
     for name in report.restored:
         run.say(f"{would}write {name} again, as the manifest knows it")
     requeued = sum(map(len, report.requeued.values()))
     if requeued:
         run.say(f"{requeued} shard(s) {would}wait to be made again: {report.command}")
+    if report.aside:
+        run.say(f"{', '.join(report.aside)} {would}wait to be written again, which needs no shard: {report.command}")
     elif report.manifest == "written":
         run.say(f"{would}write the manifest again: all shards are there")
 

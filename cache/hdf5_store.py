@@ -12,6 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from glscl.cache.archives import check_unpacked
 from glscl.cache.blocks import Blocks, Groups, chunk_shape
 from glscl.cache.rows import Chunk, LibraryRows, RawRows, RowReader
 
@@ -45,7 +46,9 @@ class Hdf5Shards:
     def read(path: Path, name: str) -> np.ndarray:
         file, group = _inside(path)
         with h5py.File(file, "r") as opened:
-            return opened[group][name][...]
+            dataset = opened[group][name]
+            check_unpacked(dataset.nbytes, dataset.id.get_storage_size())
+            return dataset[...]
 
     @staticmethod
     def blocks(path: Path, name: str) -> Iterator[np.ndarray]:

@@ -1,10 +1,12 @@
 """Puts a cache in order again: drops what killed writers left, and makes damaged shards pending. `glscl repair`.
 
-Nothing that was ever committed is deleted: a damaged shard and its commit move to <cache>/damaged/.
+Nothing that was ever committed is deleted: a damaged shard and its commit move to <cache>/damaged/, and so do damaged files
+of plan/ and backbone/.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -15,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from glscl.cache.beside import damage_beside
 from glscl.cache.files import dump_json, half_written, load_json, put_if_absent, storage_errors, sync_directory
 from glscl.cache.lock import FOLDER as LOCKS
 from glscl.cache.lock import hold, locks
@@ -38,6 +41,7 @@ class RepairReport:
         locks: of processes that are gone.
         damaged: shards and commits set aside: `stream`, `shard`, `revision`, `items`, `problems` (lines).
         requeued: `{"video": [numbers], "text": […]}` of shards that the next extraction makes again.
+        aside: `{file: problem}` of plan and backbone, set aside; the next extraction writes them again.
         restored: commits that were missing or unreadable and are known from the manifest.
         manifest: "kept", "withdrawn" (something is pending again), "written" or "none" (the cache is not complete).
         command: what makes the re-queued shards, as recorded when the cache was begun.
@@ -52,6 +56,7 @@ class RepairReport:
     locks: list[str] = field(default_factory=list)
     damaged: list[dict[str, Any]] = field(default_factory=list)
     requeued: dict[str, list[int]] = field(default_factory=lambda: {stream: [] for stream in STREAMS})
+    aside: dict[str, str] = field(default_factory=dict)
     restored: list[str] = field(default_factory=list)
     manifest: str = "kept"
     command: str = ""
@@ -59,7 +64,7 @@ class RepairReport:
     @property
     def clean(self) -> bool:
         """Whether there was nothing to do."""
-        remains = (self.partial, self.unreferenced, self.temporary, self.locks, self.damaged, self.restored)
+        remains = (self.partial, self.unreferenced, self.temporary, self.locks, self.damaged, self.aside, self.restored)
         return not any(remains) and self.manifest in ("kept", "none")
 
     def as_dict(self) -> dict[str, Any]:
@@ -105,7 +110,7 @@ class _Repair:
     def __init__(self, store: Store, report: RepairReport, progress: Callable[[], None]) -> None:
         self.store, self.root, self.report, self.progress = store, store.path, report, progress
         self.acting = not report.dry_run
-        self.aside = self.root / "damaged" / time.strftime("%Y%m%dT%H%M%S")
+        self.aside = _unused(self.root / "damaged" / time.strftime("%Y%m%dT%H%M%S"))
         self.commits: dict[tuple[str, int], dict[int, Commit]] = {}  # (stream, shard) → revision → commit
         self.moved: list[Path] = []  # what goes to `aside`, commits first
 
@@ -118,8 +123,12 @@ class _Repair:
         for stream in STREAMS:
             lost = {entry["shard"] for entry in self.report.damaged if entry["stream"] == stream}
             self.report.requeued[stream] = sorted(shard for shard in lost if not self.commits.get((stream, shard)))
+        beside = damage_beside(self.store)
+        self.report.aside = {self._name(path): problem for path, problem in beside.items()}
+        self.moved += [path for path in beside if path.exists()]
         remains = self._remains()
-        complete = all(self.commits.get((s, n)) for s in STREAMS for n in range(self.store.num_shards(s)))
+        whole = all(self.commits.get((s, n)) for s in STREAMS for n in range(self.store.num_shards(s)))
+        complete = whole and not beside and not self._awaited()
         self._settle_manifest(listed, readable, complete)
         if self.acting:
             self._move_aside()
@@ -209,12 +218,19 @@ class _Repair:
         self.report.freed_bytes = sum(bytes_on_disk(path) for path in found)
         return found
 
+    def _awaited(self) -> bool:
+        """Whether the next extraction has to write a file beside the shards, as after an earlier repair."""
+        pieces = Path("backbone", "pieces.safetensors")
+        return not all((self.root / "plan" / f"{stream}.jsonl").exists() for stream in STREAMS) or (
+            not (self.root / pieces).exists() and any(self.root.glob(f"damaged/*/{pieces.as_posix()}"))
+        )
+
     # --- what is done --------------------------------------------------------------------------------------------
 
     def _settle_manifest(self, listed: list[Commit], readable: bool, complete: bool) -> None:
         path = self.root / "manifest.json"
         chosen = {key: revisions[max(revisions)] for key, revisions in self.commits.items() if revisions}
-        if readable and chosen == {(commit.stream, commit.shard): commit for commit in listed}:
+        if readable and not self.report.aside and chosen == {(commit.stream, commit.shard): commit for commit in listed}:
             self.report.manifest = "kept"
             return
         self.report.manifest = "written" if complete else "withdrawn" if path.exists() else "none"
@@ -246,6 +262,12 @@ class _Repair:
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
+
+
+def _unused(path: Path) -> Path:
+    """The path, or with a number behind it where something stands there: two repairs in a second, or a clock set back."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(each for each in itertools.chain([path], numbered) if not each.exists())
 
 
 def _remove(path: Path) -> None:

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from glscl.cache.beside import pack_pieces
 from glscl.cache.blocks import Blocks, Groups
 from glscl.cache.files import (
     dump_json,
@@ -46,7 +47,7 @@ from glscl.cache.frames import FrameSpec, require_same
 from glscl.cache.hdf5_store import Hdf5Shards
 from glscl.cache.layout import FEATURE_DTYPES, FLOAT, LAYOUT, decode_features, numpy_dtype, unpack_strings
 from glscl.cache.reading import read_arrays, read_rows
-from glscl.cache.records import Commit, Item, check_header, parse_commit, parse_item, parse_lines
+from glscl.cache.records import Commit, check_header, parse_commit, parse_item, parse_lines
 from glscl.cache.rows import RowReader
 from glscl.cache.schema import SCHEMA, STREAMS, Annotations, Expected, Status, TextItem, VideoItem
 from glscl.cache.zarr_store import ZarrShards
@@ -313,15 +314,16 @@ class Store:
     def plan(self) -> Annotations:
         return Annotations(
             dataset=self.configuration["dataset"],
-            videos=self._plan_items("video", VideoItem),
-            texts=self._plan_items("text", TextItem),
+            videos=self.plan_items("video"),
+            texts=self.plan_items("text"),
             expected={name: split.expected for name, split in self.splits.items()},
             notes=list(self.header.get("notes", [])),
         )
 
-    def _plan_items(self, stream: str, kind: type[Item]) -> list[Item]:
-        path = self.path / "plan" / f"{stream}.jsonl"
-        items = []
+    def plan_items(self, stream: str) -> list[Any]:
+        """The items of one stream as plan/ records them, VideoItems or TextItems. Raises CacheCorruptError."""
+        path, kind = self.path / "plan" / f"{stream}.jsonl", {"video": VideoItem, "text": TextItem}[stream]
+        items: list[Any] = []
         try:
             with open(path, encoding="utf-8", errors="surrogatepass") as file, _no_collections():
                 while lines := list(itertools.islice(file, PLAN_LINES)):
@@ -731,10 +733,8 @@ class Store:
 
     def write_backbone_pieces(self, pieces: Mapping[str, np.ndarray]) -> None:
         """Store the tensors that heads start from; once, the first writer's stand."""
-        from safetensors.numpy import save
-
         if pieces and not (self.path / "backbone" / "pieces.safetensors").exists():
-            put_if_absent(self.path / "backbone" / "pieces.safetensors", save(dict(pieces)))
+            put_if_absent(self.path / "backbone" / "pieces.safetensors", pack_pieces(pieces))
 
     def _check_arrays(self, stream: str, shard: int, arrays: Mapping[str, np.ndarray | Blocks]) -> None:
         layout, count = LAYOUT[stream], len(self.shard_range(stream, shard))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from glscl.cache.beside import damage_beside
 from glscl.cache.schema import STREAMS, Status
 from glscl.cache.store import Store
 
@@ -64,8 +65,11 @@ def summarise(store: Store) -> dict[str, Any]:
 
 
 def verify(store: Store, *, progress: Callable[[], None] = lambda: None) -> list[str]:
-    """Read every committed shard back; every contradiction with checksums, shapes, boundaries or finiteness, as a line."""
-    problems = []
+    """Read all of a cache back; every contradiction with checksums, shapes, boundaries or finiteness, as a line.
+
+    That is every committed shard, the plan and the backbone's pieces.
+    """
+    problems = [f"{path.relative_to(store.path).as_posix()}: {wrong}" for path, wrong in damage_beside(store).items()]
     for stream in STREAMS:
         for shard in sorted(store.commits(stream)):
             problems += store.verify_shard(stream, shard)

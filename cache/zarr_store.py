@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from glscl.cache.archives import FLOOR, check_unpacked
 from glscl.cache.blocks import Blocks, Groups, chunk_shape
 from glscl.cache.rows import Chunk, LibraryRows, RawRows, RowReader
 
@@ -109,6 +110,8 @@ def _write_arrays(group: zarr.Group, arrays: Mapping[str, np.ndarray | Blocks]) 
 
 
 def _require_chunks(path: Path, array: zarr.Array) -> None:
+    if array.nbytes > FLOOR:
+        check_unpacked(array.nbytes, array.nbytes_stored())
     # A missing chunk would read as zeros without a word.
     if array.size and array.nchunks_initialized != array.nchunks:
         raise OSError(f"array {array.name} of {path} lacks {array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from glscl.cache.archives import check_zip
 from glscl.cache.store import Store, open_store
 from glscl.errors import CacheError, CheckpointError, InputError, NotFoundError, StorageError
 from glscl.evaluate.metrics import TEXT_TO_VIDEO
@@ -196,6 +197,7 @@ def _with_ranks(run: RunForReport, path: Path) -> RunForReport:
     if not path.is_file():
         return run.noting(f"The ranks of each query ({path.name}) are not there, {lost}.")
     try:
+        check_zip(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         ranks = {name: np.asarray(arrays[name], np.float64) for name in (*DIRECTIONS, "video_to_text_caption")}

@@ -18,11 +18,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from glscl.cache.archives import check_unpacked, check_zip
 from glscl.errors import InputError, NotFoundError
 from glscl.extract.datasets.reading import check_memo, read_bytes, show
 from glscl.extract.datasets.video_files import VideoFiles
-
-EXPANSION, FLOOR = 1100, 2**20  # bytes a stored byte may become (deflate: 1,032), and bytes that are never too many
 
 Entries = dict[str, Callable[[], Any]]  # name → reads its value; "" is the name of an array that has none
 
@@ -152,6 +151,7 @@ def _npy(path: Path, stack: ExitStack) -> Entries:
 
 
 def _npz(path: Path, stack: ExitStack) -> Entries:
+    check_zip(path)
     archive = np.load(path, allow_pickle=False)
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise ValueError("it is not an .npz archive")
@@ -177,15 +177,14 @@ def _dataset(found: Any) -> np.ndarray:
     """The numbers of an HDF5 dataset that lie in its own file, unless it claims far more than it stores."""
     if found.is_virtual or found.external:
         raise ValueError("its numbers lie in other files")
-    stored = found.id.get_storage_size()
-    if found.nbytes > EXPANSION * stored + FLOOR:
-        raise ValueError(f"it claims {found.nbytes} bytes, but stores {stored}")
+    check_unpacked(found.nbytes, found.id.get_storage_size())
     return found[()]
 
 
 def _torch(path: Path, stack: ExitStack) -> Entries:
     import torch
 
+    check_zip(path)
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -235,7 +234,7 @@ class Budget:
 
     def __init__(self, path: Path) -> None:
         self.size = path.stat().st_size
-        self.left = 64 * self.size + 8 * FLOOR
+        self.left = 64 * self.size + (8 << 20)
 
     def spend(self, size: int) -> None:
         """Take off one value of `size` bytes. Raises ValueError where nothing is left."""
@@ -289,9 +288,7 @@ def _check_tensor(value: Any) -> None:
     """Raise ValueError for a tensor that claims far more numbers than it stores: expanded, or sparse."""
     parts = [value._indices(), value._values()] if value.is_sparse else [value]
     stored = sum(part.untyped_storage().nbytes() for part in parts)
-    claimed = value.numel() * value.element_size()
-    if claimed > EXPANSION * stored + FLOOR:
-        raise ValueError(f"a tensor that claims {claimed} bytes, but stores {stored}")
+    check_unpacked(value.numel() * value.element_size(), stored)
 
 
 # --- pickles ----------------------------------------------------------------------------------------------------------

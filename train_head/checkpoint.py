@@ -12,6 +12,7 @@ Every file is replaced in one step, so a killed run leaves the files of its last
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -57,6 +58,15 @@ def write_run(folder: Path, run: Mapping[str, Any]) -> None:
     rows = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in run["history"])
     write_atomically(folder / "history.jsonl", rows.encode())
     write_atomically(folder / "run.json", dump_json({"schema": RUN_SCHEMA, **run}))
+    _date_last(folder / "run.json")
+
+
+def _date_last(path: Path) -> None:
+    """Make this the youngest run of its folder, as it is, where the clock was set back since another was written."""
+    with contextlib.suppress(OSError):
+        others = [other.stat().st_mtime_ns for other in path.parent.parent.glob(f"*/{path.name}") if other != path]
+        if others and max(others) >= path.stat().st_mtime_ns:
+            os.utime(path, ns=(max(others) + 10**6,) * 2)
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from glscl.cache.archives import check_unpacked
 from glscl.cache.schema import Annotations
 from glscl.errors import GlsclError, InputError, NotFoundError, StorageError
 from glscl.extract.datasets.base import SPLIT_NAMES, choose_protocol, examples, split_name
@@ -111,7 +112,9 @@ def _samples(shard: Path, stem: str, videos: Path | None) -> list[_Sample]:
     splits: dict[str, str] = {}
     try:
         with tarfile.open(shard) as archive:
+            size = shard.stat().st_size
             for member in archive:
+                _check_growth(member, size, shard)
                 if not member.isreg():  # folders; links and devices have no place in a shard
                     continue
                 name = check_relative_path(member.name, shard, show(member.name))
@@ -145,6 +148,14 @@ def _samples(shard: Path, stem: str, videos: Path | None) -> list[_Sample]:
         _Sample(key, files.get(key), found.get("txt") or found.get("json") or [], splits.get(key))
         for key, found in captions.items()
     ]
+
+
+def _check_growth(member: tarfile.TarInfo, size: int, shard: Path) -> None:
+    """Refuse a shard of `size` bytes that claims, up to this member, to hold far more."""
+    try:
+        check_unpacked(member.offset_data + member.size, size)
+    except ValueError as error:
+        refuse(shard, show(member.name), str(error))
 
 
 def _check_end(archive: tarfile.TarFile) -> None:

@@ -240,3 +240,57 @@ def test_the_command_says_what_it_did_and_how_to_go_on(small_cache, capsys):
     assert "set aside video shard 1 (items 4 to 7)" in said and "glscl extract --dataset made" in said
     assert main(cli.app, ["repair", str(cache.path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["clean"] is True
+
+
+PIECES = {"logit_scale": np.array([2.5], np.float32), "weight": np.arange(64, dtype=np.float32).reshape(8, 8)}
+
+
+@pytest.mark.parametrize(
+    ("file", "find", "put"),
+    [
+        ("plan/text.jsonl", b"caption 1 of", b"caption 7 of"),
+        ("plan/video.jsonl", b'"train"', b'"brain"'),
+        ("plan/video.jsonl", b"\n", b"\xff"),
+        ("backbone/pieces.safetensors", np.float32(9).tobytes(), np.float32(-9).tobytes()),
+        ("backbone/pieces.safetensors", b'"__metadata__', b'"__netadata__'),
+    ],
+)
+def test_a_damaged_plan_or_backbone_is_found_and_the_next_extraction_writes_it_again(small_cache, file, find, put, capsys):
+    cache = small_cache("zarr")
+    cache.fill().write_backbone_pieces(PIECES)
+    before, path = files(cache.path), cache.path / file
+    assert verify(open_store(cache.path)) == []
+    path.write_bytes(path.read_bytes().replace(find, put, 1))
+    problems = verify(open_store(cache.path))
+    assert problems and problems[0].startswith(f"{file}: ")
+    assert main(cli.app, ["inspect", str(cache.path), "--verify"]) == 1
+    capsys.readouterr()
+
+    assert main(cli.app, ["repair", str(cache.path)]) == 0
+    said = capsys.readouterr().out
+    assert f"set aside {file}: " in said and "glscl extract --dataset made" in said
+    assert repair(cache.path).clean and verify(open_store(cache.path)) == []
+    store = cache.create()
+    assert store.complete and not (cache.path / "manifest.json").exists(), "the extraction has something to do"
+    store.write_backbone_pieces(PIECES)
+    store.finish()
+    assert {name: data for name, data in files(cache.path).items() if not name.startswith("damaged/")} == before
+
+
+def test_a_plan_that_is_gone_from_a_finished_cache_is_missed(small_cache):
+    cache = small_cache("zarr")
+    store = cache.fill()
+    (cache.path / "plan" / "text.jsonl").unlink()
+    assert verify(open_store(cache.path)) == ["plan/text.jsonl: is missing"]
+    assert repair(store.path).aside == {"plan/text.jsonl": "is missing"}
+    assert repair(store.path).clean
+
+
+def test_pieces_of_earlier_versions_have_no_checksum_and_are_no_damage(small_cache):
+    from safetensors.numpy import save_file
+
+    cache = small_cache("zarr")
+    cache.fill()
+    (cache.path / "backbone").mkdir()
+    save_file(PIECES, cache.path / "backbone" / "pieces.safetensors")
+    assert verify(open_store(cache.path)) == []

@@ -25,7 +25,7 @@ from typing import Any
 import crash_harness as crash
 import training_harness as training
 
-from glscl.cache.summary import folder_bytes
+from glscl.cache.summary import bytes_on_disk
 from glscl.errors import StorageError
 from glscl.extract.encoder import Backbone
 
@@ -72,7 +72,7 @@ class Rounds:
 
     def places(self, whole: Path) -> list[int]:
         """Bytes that are left, spread over what `whole` takes."""
-        most = folder_bytes(whole) if self.disk.mounted else largest(whole)
+        most = bytes_on_disk(whole) if self.disk.mounted else largest(whole)
         return [int(most * (i + self.rng.random()) / self.rounds) for i in range(self.rounds)]
 
     def short(self, name: str, room: int, write: Callable[[], None]) -> None:

@@ -16,8 +16,7 @@ def check_unpacked(claimed: int, stored: int) -> None:
     """Raise ValueError where `claimed` bytes are too many to come out of `stored` bytes."""
     if claimed > RATIO * stored + FLOOR:
         raise ValueError(
-            f"it would unpack from {stored:,} to {claimed:,} bytes; at most {RATIO} times as many, and {FLOOR >> 20} MiB, "
-            "are taken"
+            f"it claims {claimed} bytes, but stores {stored}; at most {RATIO} times as many, and {FLOOR >> 20} MiB, are taken"
         )
 
 

@@ -262,7 +262,7 @@ def test_a_damaged_plan_or_backbone_is_found_and_the_next_extraction_writes_it_a
     assert verify(open_store(cache.path)) == []
     path.write_bytes(path.read_bytes().replace(find, put, 1))
     problems = verify(open_store(cache.path))
-    assert problems and problems[0].startswith(f"{file}: ")
+    assert any(line.startswith(f"{file}: ") for line in problems)
     assert main(cli.app, ["inspect", str(cache.path), "--verify"]) == 1
     capsys.readouterr()
 

@@ -66,13 +66,13 @@ def pt(folder: Path) -> Path:
 def test_features_that_would_unpack_to_too_much_are_refused(make, tmp_path):
     path = make(tmp_path)
     assert path.stat().st_size < 2**18
-    with pytest.raises(InputError, match="it would unpack from") as caught, open_arrays(path) as arrays:
+    with pytest.raises(InputError, match=r"it claims \d+ bytes, but stores") as caught, open_arrays(path) as arrays:
         arrays.read("video0")
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_checkpoint_that_would_unpack_to_too_much_is_refused(tmp_path):
-    with pytest.raises(InputError, match="it would unpack from"):
+    with pytest.raises(InputError, match=r"it claims \d+ bytes, but stores"):
         _read_pickle(pt(tmp_path))
 
 
@@ -99,7 +99,7 @@ def test_a_compressed_shard_may_not_grow_beyond_all_measure(tmp_path, size):
         shard(file, size)
     videos = tmp_path / "videos"
     if size > FLOOR:
-        with pytest.raises(InputError, match=r"000\.tar\.gz.*clip\.mp4.*it would unpack from"):
+        with pytest.raises(InputError, match=r"000\.tar\.gz.*clip\.mp4.*it claims \d+ bytes, but stores"):
             webdataset.read(tmp_path, videos)
         assert [path for path in videos.rglob("*") if path.is_file()] == []
     else:
@@ -114,7 +114,7 @@ def test_a_sparse_member_that_claims_a_terabyte_is_refused(tmp_path):
     block[483:495] = b"%011o\x00" % (8 << 30)
     block[148:156] = b"%06o\0 " % (sum(block[:148]) + 8 * 32 + sum(block[156:512]))
     (tmp_path / "000.tar").write_bytes(bytes(block) + bytes(512 * 4))
-    with pytest.raises(InputError, match="it would unpack from"):
+    with pytest.raises(InputError, match=r"it claims \d+ bytes, but stores"):
         webdataset.read(tmp_path, tmp_path / "videos")
 
 

@@ -70,7 +70,7 @@ class Xpool(Head):
         # The first norm without making a vector for any pair: C u = Σ a_f C v_f, C takes the mean over channels off, and
         # its variance is aᵀ gram(C v) a / D. What is left of the norm is linear, so W_l, too, may come before the sum.
         centred = video.values - video.values.mean(-1, keepdim=True)  # (V, F, D)
-        variance = quadratic(centred, weights) / self.embed_dim  # (V, T)
+        variance = quadratic(centred, weights).clamp(min=0) / self.embed_dim  # (V, T)
         weights = weights / (variance + self.norm2.eps).sqrt().unsqueeze(1)  # (V, F, T), a / σ
         normed = centred * self.norm2.weight  # (V, F, D): h = Σ (a_f / σ) normed_f + β
         if self.training and self.dropout.p > 0:

@@ -20,10 +20,12 @@ from glscl.evaluate.evaluation import evaluate_run
 from glscl.evaluate.from_pixels import evaluate_from_pixels
 from glscl.extract.encoder import Backbone
 from glscl.train_head.config import TrainConfig, resolve
+from glscl.train_head.finetuning.gradients import backward_in_pieces
 from glscl.train_head.finetuning.learner import PixelLearner, encode_table
 from glscl.train_head.finetuning.model import EndToEnd
 from glscl.train_head.finetuning.towers import export_backbone, unfreeze
 from glscl.train_head.heads import build_head
+from glscl.train_head.parallel import make_accelerator
 from glscl.train_head.train import train
 
 
@@ -214,3 +216,17 @@ def test_checkpointing_computes_blocks_twice_and_gives_the_same_gradient(store, 
     assert len(calls) == 4 and found.keys() == expected.keys()
     for key, gradient in expected.items():
         torch.testing.assert_close(found[key], gradient, rtol=1e-5, atol=1e-7, msg=key)
+
+
+@pytest.mark.parametrize("options", [{"lora_rank": 2}, {"patch_embedding": "3d"}, {"gradient_checkpointing": True}])
+def test_in_pieces_the_gradient_is_the_plain_one_with_every_option(store, name, options):
+    model = tuned_model(name, **options)
+    batch = batch_of(store, model)
+    expected = gradients_of(model, batch)
+    model.zero_grad(set_to_none=True)
+    backward_in_pieces(model, *batch, micro_batch=3, accelerator=make_accelerator("cpu", "fp32"))
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    for key, gradient in expected.items():
+        largest = max(1.0, gradient.abs().max().item())
+        torch.testing.assert_close(found[key] / largest, gradient / largest, rtol=0, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")

@@ -30,12 +30,14 @@ def print_extraction(run: Run, out: Path, done: Any) -> None:
 
 
 def print_failures(run: Run, out: Path, done: Any) -> None:
+    """How many videos failed, and which command names them; nothing where none did."""
     if done.failed:
         lost = f"; {done.texts_without_video} captions lost their video" if done.texts_without_video else ""
         run.say(f"{len(done.failed)} videos with failures{lost}. Reasons: glscl inspect {out}")
 
 
 def print_splits(run: Run, counted: dict[str, Any]) -> None:
+    """What `extract --dry-run` counted, a row a split."""
     rows = [["split", "captions", "videos", "found", "missing", "expected captions", "expected videos"]]
     for name, row in counted["splits"].items():
         cells = [row[k] for k in ("captions", "videos", "found", "missing", "expected_captions", "expected_videos")]
@@ -56,6 +58,7 @@ def aligned(rows: list[list[str]], *, left: Collection[int] = (0,)) -> str:
 
 
 def print_cache(run: Run, report: dict[str, Any]) -> None:
+    """What `glscl inspect` found."""
     state = "complete" if report["complete"] else "NOT complete: " + ", ".join(
         f"{s['committed']} of {s['planned']} {name} shards" for name, s in report["shards"].items()
     )
@@ -123,6 +126,7 @@ def print_repair(run: Run, report: Any) -> None:
 
 
 def settings_line(settings: Any) -> str:
+    """The settings of a training that people look for, and the options of its head."""
     shown = ("epochs", "batch_size", "lr", "weight_decay", "max_frames", "precision", "same_video", "seed")
     parts = [f"{name} {getattr(settings, name)}" for name in shown]
     return "  " + ", ".join(parts + [f"{key} {value}" for key, value in settings.options.items()])

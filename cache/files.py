@@ -128,6 +128,7 @@ def put_if_absent(path: Path, data: bytes) -> bool:
 
 
 def dump_json(value: Any) -> bytes:
+    """Indented UTF-8 JSON with a final newline. ValueError for NaN and infinity."""
     return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 

@@ -68,10 +68,12 @@ def _data_uri(picture: Image) -> str:
 
 
 def has_examples(closeup: CloseUp) -> bool:
+    """Whether there is a caption to show."""
     return bool(closeup.best or closeup.worst)
 
 
 def examples_context(run: RunForReport, pictures: Pictures) -> dict[str, Any]:
+    """What the template shows of a run that was examined: its best and worst captions, with pictures of their frames."""
     closeup = run.closeup
     assert closeup is not None
     kinds = {"Found most clearly": closeup.best, "Furthest from found": closeup.worst}

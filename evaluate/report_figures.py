@@ -104,6 +104,7 @@ def _occurrences(closeup: CloseUp, direction: str) -> np.ndarray:
 
 
 def hubs_of(members: Sequence[RunForReport]) -> dict[str, tuple[tuple[str, ...], ...]]:
+    """By direction, of each run: its name, skewness of N₁₀, its largest value, percent of items nobody is near to."""
     rows: dict[str, list[tuple[str, ...]]] = {direction: [] for direction in DIRECTIONS}
     for run in members:
         if run.closeup is not None:

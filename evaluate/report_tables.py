@@ -36,6 +36,8 @@ class Line(NamedTuple):
 
 
 class Section(NamedTuple):
+    """Lines of a table below a title."""
+
     title: str
     lines: tuple[Line, ...]
 
@@ -62,6 +64,7 @@ class Group:
 def groups_of(
     runs: Sequence[RunForReport], chance: Mapping[str, Any] | None, *, resamples: int, seed: int
 ) -> list[Group]:
+    """Runs by dataset and split, in the order given; `chance`, where given, is that of the first group, else it is computed."""
     keys = list(dict.fromkeys((run.result["dataset"], run.result["split"]) for run in runs))
     groups = []
     for i, (dataset, split) in enumerate(keys):
@@ -112,6 +115,7 @@ def _summary(members: Sequence[RunForReport]) -> str:
 
 
 def backbone_name(result: Mapping[str, Any]) -> str:
+    """Architecture, with the tag of the weights where there is one."""
     pretrained = result.get("pretrained")
     return f"{result['backbone']} ({pretrained})" if pretrained else str(result["backbone"])
 

@@ -215,6 +215,7 @@ def minus(text: str) -> str:
 
 
 def interval(low: float, high: float) -> str:
+    """An interval as it is printed."""
     return f"{number(low)}–{number(high)}"
 
 

@@ -458,6 +458,7 @@ def draw_card(look: int) -> Image.Image:
 
 
 def frames_of_scene(scene: Scene, fps: int) -> int:
+    """Frames of one scene, at least two."""
     return max(2, round(scene.seconds * fps))
 
 

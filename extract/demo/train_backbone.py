@@ -22,6 +22,7 @@ import multiprocessing
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -124,13 +125,14 @@ class Pixels:
 
 
 def build_model(vocab_size: int) -> torch.nn.Module:
+    """The untrained tiny CLIP of `MODEL` with that many tokens."""
     from open_clip.model import CLIP
 
     text = {**MODEL["text_cfg"], "vocab_size": vocab_size}
     return CLIP(MODEL["embed_dim"], MODEL["vision_cfg"], text).to(memory_format=torch.channels_last)
 
 
-def encode_captions(model, ids: torch.Tensor) -> torch.Tensor:
+def encode_captions(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     """(B, D) normalised text features, as `model.encode_text` without the columns that only pad (B, L) `ids`.
 
     The tower is causal, so what stands behind the end of a caption never reaches it.
@@ -144,7 +146,9 @@ def encode_captions(model, ids: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def frame_to_caption(model, tokenizer, pixels: Pixels, frames: torch.Tensor, captions: list[str]) -> dict[str, float]:
+def frame_to_caption(
+    model: torch.nn.Module, tokenizer: Callable[..., torch.Tensor], pixels: Pixels, frames: torch.Tensor, captions: list[str]
+) -> dict[str, float]:
     """R@1 and R@5 (percent) of frames asking for their caption among all captions (equal captions count as right), and
     the mean lengths of the raw features."""
     model.eval()
@@ -254,6 +258,7 @@ def train(
 
 
 def main() -> None:
+    """Train with the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=7)

@@ -74,6 +74,7 @@ def test_one_query_and_one_video_leave_nothing_to_draw():
         expected = summarise(ranks)
         found = confidence_95(ranks, cluster, resamples=20)
         assert found == {name: [pytest.approx(expected[name])] * 2 for name in METRICS}
+        assert confidence_95(ranks, cluster, resamples=1) == found, "one draw is enough"
 
 
 def test_the_seed_decides_and_names_of_clusters_do_not_matter():

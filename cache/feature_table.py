@@ -235,7 +235,8 @@ class FeatureTable:
         steps = torch.arange(width, device=self.device)  # (L,)
         mask = steps < lengths[:, None]  # (B, L)
         rows = torch.where(mask, first[:, None] + steps, 0)
-        tokens = self.token_values.index_select(0, rows.flatten()).view(*rows.shape, -1)  # (B, L, D)
+        values = self.token_values if len(self.token_values) else self.token_values.new_zeros(1, self.embed_dim)
+        tokens = values.index_select(0, rows.flatten()).view(*rows.shape, self.embed_dim)  # (B, L, D)
         return TextFeatures(pooled, tokens.float() * mask[..., None], mask)
 
     def videos(self, index: torch.Tensor | slice) -> VideoFeatures:

@@ -98,6 +98,17 @@ def test_a_table_from_arrays_gives_the_same_batches():
         FeatureTable.from_arrays(torch.randn(5, 6), frames)
 
 
+def test_no_captions_and_captions_without_tokens_are_batches_too():
+    D, mask = 3, torch.zeros(2, 4, dtype=torch.bool)
+    table = FeatureTable.from_arrays(
+        torch.ones(2, D), torch.ones(2, 1, D), token_features=torch.ones(2, 4, D), token_mask=mask
+    )
+    assert table.texts(slice(None)).token_features.tolist() == torch.zeros(2, 1, D).tolist()
+    none = table.subset(torch.zeros(0, dtype=torch.int64))
+    assert none.texts(slice(None)).token_features.shape == (0, 1, D)
+    assert none.videos(slice(None)).frame_features.shape == (0, 1, D)
+
+
 def test_an_unknown_split_and_missing_tokens_are_named(small_cache):
     store = small_cache().fill()
     with pytest.raises(InputError, match="no split 'dev'; it has train, test"):

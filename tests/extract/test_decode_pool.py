@@ -109,7 +109,7 @@ def test_a_video_that_never_ends_is_given_up():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_DATA counts everything on Linux alone")
 def test_a_worker_cannot_outgrow_its_memory():
-    result = run("greedy 100", "greedy 600", memory_limit=300 << 20)
+    result = run("greedy 100", "greedy 600", memory_limit=300 << 20, time_limit=30)
     assert result[0][1].reason == "took 100 MB"
     assert result[1][1].reason == "out of memory"
 

@@ -57,6 +57,11 @@ class Disk:
     def empty(self) -> None:
         self.ballast.unlink(missing_ok=True)
 
+    def give_back(self) -> None:
+        """Unmount; a mount namespace of our own would do so when this process ends."""
+        if self.mounted:
+            subprocess.run(["umount", str(self.folder)], check=True)
+
 
 def largest(folder: Path) -> int:
     return max(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -152,14 +157,21 @@ def run(arguments: list[str]) -> None:
 
 def main(work: str, disk: str, rounds: str, seed: str) -> None:
     folder = Path(work)
-    found = Rounds(folder, Disk(Path(disk)), int(rounds), int(seed))
+    small = Disk(Path(disk))
+    try:
+        print(json.dumps(all_commands(Rounds(folder, small, int(rounds), int(seed)))))
+    finally:
+        small.give_back()
+
+
+def all_commands(found: Rounds) -> dict[str, Any]:
     backbone = Backbone.load("demo", None, words=12, device="cpu", precision="fp32")
     backbone.pieces = dict  # they are the largest file and would always be the one that fails
     for format in ("zarr", "hdf5"):
         found.extraction(format, backbone)
-    cache = folder / "whole zarr"
+    cache = found.work / "whole zarr"
     found.judging(cache, found.training(cache))
-    print(json.dumps(found.report))
+    return found.report
 
 
 if __name__ == "__main__":

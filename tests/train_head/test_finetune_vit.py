@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from tuning import Stop, extracted, frames_of, load, tune, weights_in
 
 from glscl.cache.schema import Annotations
 from glscl.cache.store import Store
-from glscl.errors import BackboneError, FingerprintError
+from glscl.errors import BackboneError, FingerprintError, UsageError
 from glscl.evaluate.evaluation import evaluate_run
 from glscl.evaluate.from_pixels import evaluate_from_pixels
 from glscl.extract.encoder import Backbone
@@ -27,6 +28,10 @@ from glscl.train_head.finetuning.towers import export_backbone, unfreeze
 from glscl.train_head.heads import build_head
 from glscl.train_head.parallel import make_accelerator
 from glscl.train_head.train import train
+
+WITHOUT_PEFT = importlib.util.find_spec("peft") is None
+needs_peft = pytest.mark.skipif(WITHOUT_PEFT, reason="the peft package is not installed: pip install 'glscl[lora]'")
+LORA = pytest.param({"lora_rank": 2}, marks=needs_peft, id="lora")
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +83,7 @@ def gradients_of(model: EndToEnd, batch) -> dict[str, torch.Tensor]:
 # --- low-rank additions ------------------------------------------------------------------------------------------------
 
 
+@needs_peft
 def test_low_rank_additions_train_alone_and_leave_merged(name, tmp_path):
     torch.manual_seed(0)
     frames = torch.randint(0, 255, (2, 32, 32, 3), dtype=torch.uint8)
@@ -98,7 +104,7 @@ def test_low_rank_additions_train_alone_and_leave_merged(name, tmp_path):
     np.testing.assert_allclose(loaded.encode_frames(frames), backbone.encode_frames(frames), atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{"lora_rank": 2}, {"patch_embedding": "3d"}])
+@pytest.mark.parametrize("options", [LORA, {"patch_embedding": "3d"}])
 def test_before_the_first_step_features_are_those_of_the_cache(store, name, options):
     model, table = tuned_model(name, **options), load(store, "val")
     with frames_of(store, table, model) as frames:
@@ -107,6 +113,7 @@ def test_before_the_first_step_features_are_those_of_the_cache(store, name, opti
     torch.testing.assert_close(now.text_features, table.text_features, rtol=0, atol=1e-3)
 
 
+@needs_peft
 def test_low_rank_additions_are_trained_saved_resumed_and_extracted_with(store, corpus, name, tmp_path):
     tuning = {"lora_rank": 2, "micro_batch": 3}
     tune(store, tmp_path / "straight", None, tuning=tuning)
@@ -128,17 +135,26 @@ def test_low_rank_additions_are_trained_saved_resumed_and_extracted_with(store, 
         assert by_features[direction] == by_pixels[direction]
 
 
+@needs_peft
 def test_a_frozen_tower_gets_no_low_rank_additions(name):
     model = tuned_model(name, lora_rank=2, freeze="vision")
     assert {n.split(".")[0] for n, p in model.towers.named_parameters() if p.requires_grad} == {"transformer"}
 
 
+@needs_peft
 def test_low_rank_additions_begin_with_the_seed_whatever_was_drawn_before(store, trained_head, tmp_path):
     for i, run in enumerate(("one", "two")):
         torch.manual_seed(i)
         tune(store, tmp_path / run, trained_head, config={"epochs": 1}, tuning={"lora_rank": 1})
     one, two = weights_in(tmp_path / "one"), weights_in(tmp_path / "two")
     assert all(torch.equal(value, two[key]) for key, value in one.items())
+
+
+def test_without_the_peft_package_it_is_named(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(UsageError, match="--lora-rank needs the peft package") as missing:
+        tuned_model(name, lora_rank=2)
+    assert missing.value.mend == "pip install 'glscl[lora]'"
 
 
 # --- a 3d patch embedding ----------------------------------------------------------------------------------------------
@@ -205,9 +221,9 @@ def test_what_is_frozen_is_bit_equal_after_training_and_all_else_has_moved(store
         assert torch.equal(value, after[f"backbone-last/{key}"]) == stays, key
 
 
-@pytest.mark.parametrize("lora_rank", [0, 2])
-def test_checkpointing_computes_blocks_twice_and_gives_the_same_gradient(store, name, lora_rank):
-    plain, thrifty = tuned_model(name, lora_rank=lora_rank), tuned_model(name, lora_rank=lora_rank, gradient_checkpointing=True)
+@pytest.mark.parametrize("options", [{}, LORA])
+def test_checkpointing_computes_blocks_twice_and_gives_the_same_gradient(store, name, options):
+    plain, thrifty = tuned_model(name, **options), tuned_model(name, **options, gradient_checkpointing=True)
     calls = []
     for block in (thrifty.towers.visual.transformer.resblocks[0], thrifty.towers.transformer.resblocks[0]):
         block.ln_1.register_forward_hook(lambda *_: calls.append(1))
@@ -218,7 +234,7 @@ def test_checkpointing_computes_blocks_twice_and_gives_the_same_gradient(store, 
         torch.testing.assert_close(found[key], gradient, rtol=1e-5, atol=1e-7, msg=key)
 
 
-@pytest.mark.parametrize("options", [{"lora_rank": 2}, {"patch_embedding": "3d"}, {"gradient_checkpointing": True}])
+@pytest.mark.parametrize("options", [LORA, {"patch_embedding": "3d"}, {"gradient_checkpointing": True}])
 def test_in_pieces_the_gradient_is_the_plain_one_with_every_option(store, name, options):
     model = tuned_model(name, **options)
     batch = batch_of(store, model)

@@ -4,17 +4,20 @@
     python tests/faults/fuzz_long.py --cases 200000 --results fuzz.jsonl --reader csv --reader run   # goes on after it
     python tests/faults/fuzz_long.py --results fuzz.jsonl --table                                    # as Markdown
 
-Every reader has its turn, a piece of cases or of seconds, until all have had theirs. Exit status 1: a case failed.
+Every reader has its turn, a piece of cases or of seconds, until all have had theirs. Ctrl-C or SIGTERM stop it; the piece under way
+is not counted. Exit status 1: a case failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -64,23 +67,25 @@ def main() -> int:
         print(table(done))
         return 0
     names = deque(options.reader or READERS)
-    for module in ("accelerate", "h5py", "zarr", *(f"glscl.{name}" for name in _HEAVY)):
-        importlib.import_module(module)  # once here, not in every process
     stop = time.monotonic() + options.seconds
     reached = {name: max((p.start + p.cases for p in done if p.reader == name), default=0) for name in names}
-    while names and time.monotonic() < stop:
-        name = names.popleft()
-        left = options.cases - reached[name]
-        if left <= 0:
-            continue
-        seconds = min(options.piece_seconds, stop - time.monotonic())
-        piece = run_apart(READERS[name], reached[name], min(options.piece, left), seconds, options.memory)
-        with open(options.results, "a") as file:
-            file.write(json.dumps(asdict(piece)) + "\n")
-        done.append(piece)
-        reached[name] = piece.start + piece.cases
-        names.append(name)
-        print(_line(piece), flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        for module in ("accelerate", "h5py", "zarr", *(f"glscl.{name}" for name in _HEAVY)):
+            importlib.import_module(module)  # once here, not in every process
+        while names and time.monotonic() < stop:
+            name = names.popleft()
+            left = options.cases - reached[name]
+            if left <= 0:
+                continue
+            seconds = min(options.piece_seconds, stop - time.monotonic())
+            piece = run_apart(READERS[name], reached[name], min(options.piece, left), seconds, options.memory)
+            with open(options.results, "a") as file:
+                file.write(json.dumps(asdict(piece)) + "\n")
+            done.append(piece)
+            reached[name] = piece.start + piece.cases
+            names.append(name)
+            print(_line(piece), flush=True)
     print(table(done))
     return int(any(piece.failures for piece in done))
 
@@ -92,42 +97,53 @@ def run_apart(reader: Reader, start: int, cases: int, seconds: float, memory: fl
         seconds: stop after so many.
         memory: GB of addresses the process may have.
     """
-    here, there = _PROCESSES.Pipe(duplex=False)
-    at = _PROCESSES.Value("q", start, lock=False)
-    process = _PROCESSES.Process(target=_piece, args=(there, at, reader, start, cases, seconds, memory))
-    process.start()
-    there.close()
-    limit, before = time.monotonic() + seconds + 60, start
-    while not here.poll(1) and process.is_alive() and time.monotonic() < limit:
-        if at.value != before:  # it goes on: a case may take as long as it would alone on a loaded machine
-            before, limit = at.value, max(limit, time.monotonic() + 5 * PATIENCE)
-    try:
-        piece = Piece(**here.recv()) if here.poll(0) else None
-    except EOFError:
+    shared = Path("/dev/shm")
+    within = shared if os.access(shared, os.W_OK) else None  # memory is faster than a disk
+    with tempfile.TemporaryDirectory(dir=within, prefix="hostile-", ignore_cleanup_errors=True) as ground:
+        here, there = _PROCESSES.Pipe(duplex=False)
+        at = _PROCESSES.Value("q", start, lock=False)
+        process = _PROCESSES.Process(target=_piece, args=(there, at, reader, Path(ground), start, cases, seconds, memory))
+        process.start()
+        there.close()
         piece = None
-    if piece is None:
-        process.kill()
-    process.join()
-    here.close()
+        try:
+            piece = _answer(process, here, at, time.monotonic() + seconds + PATIENCE)
+        finally:
+            if piece is None:
+                process.kill()
+            process.join()
+            here.close()
     if piece is not None:
         return piece
     said = f"{reader.name}, case {at.value}: the process ended or hung (exit status {process.exitcode})"
     return Piece(reader.name, start, at.value + 1 - start, 0, 0, [said], 0.0, (0.0, at.value))
 
 
-def _piece(pipe: Any, at: Any, reader: Reader, start: int, cases: int, seconds: float, memory: float) -> None:
+def _answer(process: Any, pipe: Any, at: Any, limit: float) -> Piece | None:
+    """What a process sends; None where it ends without, or stays at one case for too long."""
+    before = at.value
+    while not pipe.poll(1) and process.is_alive() and time.monotonic() < limit:
+        if at.value != before:  # it goes on: a case may take as long as it would alone on a loaded machine
+            before, limit = at.value, max(limit, time.monotonic() + 5 * PATIENCE)
+    with contextlib.suppress(EOFError):
+        return Piece(**pipe.recv()) if pipe.poll(0) else None
+    return None
+
+
+def _piece(
+    pipe: Any, at: Any, reader: Reader, ground: Path, start: int, cases: int, seconds: float, memory: float
+) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_AS, (int(memory * 1e9),) * 2)
-    shared = Path("/dev/shm")
-    folder = shared if os.access(shared, os.W_OK) else None  # memory is faster than a disk
-    with tempfile.TemporaryDirectory(dir=folder, prefix="hostile-") as ground:
-        attack = Attack(reader, Path(ground))
-        began = time.process_time()
+    attack = Attack(reader, ground)
+    began = time.process_time()
 
-        def begins(case: int) -> None:
-            at.value = case
+    def begins(case: int) -> None:
+        at.value = case
 
-        tally = attack.run(start, cases, seconds=seconds, begins=begins)
-        spent = time.process_time() - began
+    tally = attack.run(start, cases, seconds=seconds, begins=begins)
+    spent = time.process_time() - began
     counts = {"cases": at.value + 1 - start, "read": tally.read, "refused": tally.refused, "failures": tally.failures}
     pipe.send({"reader": reader.name, "start": start, **counts, "seconds": round(spent, 3), "slowest": tally.slowest})
     pipe.close()

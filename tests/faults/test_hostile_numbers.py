@@ -258,7 +258,7 @@ def test_a_loss_that_explodes_keeps_the_last_good_checkpoint(line, data, tmp_pat
 # --- pixels -----------------------------------------------------------------------------------------------------------
 
 
-def test_black_videos_and_single_frames_go_all_the_way(line, tmp_path, make_video, monkeypatch):
+def test_black_videos_single_frames_and_odd_captions_go_all_the_way(line, tmp_path, make_video):
     import av
 
     for i in range(8):
@@ -271,9 +271,12 @@ def test_black_videos_and_single_frames_go_all_the_way(line, tmp_path, make_vide
             for _ in range(3):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(black, format="rgb24")))
             container.mux(stream.encode(None))
-    rows = [f"v{i}.mp4,thing {i},{'train' if i < 6 else 'test'}" for i in range(8)]
+    words = " ".join(f"word{i}" for i in range(10_000))
+    rows = [f"v{i}.mp4,{words if i == 2 else f'thing {i}'},{'train' if i < 6 else 'test'}" for i in range(8)]
+    rows += ["v3.mp4,,train", 'v6.mp4,"  ",test']
     (tmp_path / "captions.csv").write_text("\n".join(["video,caption,split", *rows]))
     where = ("--annotations", tmp_path / "captions.csv", "--videos", tmp_path / "videos", "--workers", 1)
     extracted = line("extract", "--dataset", "csv", *where, "--backbone", "demo", "--out", tmp_path / "cache")
     assert extracted.status == 0 and extracted.told["videos"] == 8 and extracted.told["failed"] == []
+    assert extracted.told["texts"] == 8 and "dropped 2 empty captions" in extracted.err
     assert set(statuses(line.all(tmp_path / "cache")).values()) == {0}

@@ -93,9 +93,11 @@ class FeatureTable:
         if split is not None and split not in store.splits:
             raise InputError(f"{store.path} has no split {split!r}; it has {', '.join(store.splits) or 'none'}")
         if tokens and not store.has_tokens:
+            imported = store.configuration.get("sampling", {}).get("source") == "imported"
+            again = "Import with --token-features" if imported else "Extract with --tokens"
             raise UsageError(
-                f"{store.path} was extracted without token features",
-                mend="Extract with --tokens into another folder, or use a head that needs none",
+                f"{store.path} is without token features",
+                mend=f"{again} into another folder, or use a head that needs none",
             )
         run = store.splits[split] if split is not None else store.everything
         video = store.arrays("video", ["offsets", "status", "id_bytes", "id_offsets", "times"], items=run.videos)

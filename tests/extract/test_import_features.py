@@ -630,6 +630,7 @@ def test_with_captions_from_arrays_no_backbone_is_needed(glscl, extracted):
     assert status == 2 and "no backbone is known" in refused["error"]
     status, refused, _ = glscl("train-head", "--cache", extracted / "cache", "--out", extracted / "run")
     assert status != 0 and "without token features" in refused["error"]
+    assert "Import with --token-features" in refused["error"]
 
 
 def test_a_backbone_of_another_size_is_refused(annotations, frames, tmp_path, tiny_clip):

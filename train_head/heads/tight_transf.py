@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.train_head.heads.aggregator import copy_text_transformer, initialise_like_clip, position_rows
 from glscl.train_head.heads.base import Head, Initialisation, require_at_least, require_dropout
+from glscl.train_head.heads.dropout import Dropout
 from glscl.train_head.heads.joint import attend_from_first, attend_jointly
 from glscl.train_head.heads.layers import ResidualBlock, quick_gelu
 
@@ -65,7 +66,7 @@ class TightTransf(Head):
         require_at_least("layers", layers, 1)
         require_at_least("positions", positions, 2)
         self.positions = nn.Embedding(positions, embed_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(ResidualBlock(embed_dim, heads) for _ in range(layers))
         self.pool_norm = nn.LayerNorm(embed_dim, eps=1e-12)
         self.pool = nn.Linear(embed_dim, embed_dim)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.train_head.heads.base import Head, require_dropout
+from glscl.train_head.heads.dropout import Dropout
 from glscl.train_head.heads.pooling import attend_frames, gram_matrix
 
 
@@ -55,7 +56,7 @@ class Xpool(Head):
         self.value = identity_linear(embed_dim)
         self.out = identity_linear(embed_dim)
         self.linear = identity_linear(embed_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def text_side(self, text: TextFeatures) -> XpoolText:
         return XpoolText(F.normalize(text.text_features, dim=-1), self.query(self.norm1(text.text_features)))

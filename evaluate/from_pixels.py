@@ -45,7 +45,7 @@ def evaluate_from_pixels(
 
     started = time.perf_counter()
     head, record = load_run(run, which, device=device)
-    selection = record["selection"] if which == "best" else "last"
+    selection = record.get("selection", "last") if which == "best" else "last"
     if selection == "test" and split == "test":
         note("warning: the epoch was selected on the test split, so these numbers are optimistic")
 

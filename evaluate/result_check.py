@@ -9,6 +9,7 @@ from typing import Any
 DIRECTIONS = ("text_to_video", "video_to_text")
 BY_CAPTION = "video_to_text_caption"
 _STRINGS = ("dataset", "split", "head", "backbone", "selection")
+_SELECTIONS = ("validation", "last", "test")
 _STRINGS_OR_NULL = ("run", "pretrained", "cache", "cache_fingerprint", "command", "combine")
 _BOUNDS = {"R@1": (0, 100), "R@5": (0, 100), "R@10": (0, 100), "R@50": (0, 100), "MdR": (1, 1e12), "MnR": (1, 1e12)}
 
@@ -21,6 +22,8 @@ def result_problem(result: Mapping[str, Any]) -> str | None:
     for key in (*_STRINGS, *_STRINGS_OR_NULL):
         if not isinstance(result.get(key), str) and (key in _STRINGS or result.get(key) is not None):
             return f"{key} is not a string"
+    if result["selection"] not in _SELECTIONS:
+        return f"selection is none of {', '.join(_SELECTIONS)}"
     if not isinstance(result["frozen_backbone"], bool):
         return "frozen_backbone is neither true nor false"
     return (

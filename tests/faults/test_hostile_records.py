@@ -313,6 +313,7 @@ RESULT = {
     [
         {"dataset": []},
         {"frozen_backbone": 1},
+        {"selection": "nothing"},
         {"counts": []},
         {"counts": {"texts": 4}},
         {"counts": {"texts": 4, "videos": 0}},

@@ -43,6 +43,8 @@ def run_problem(run: Mapping[str, Any]) -> str | None:
     if run["embed_dim"] > MAX_DIM:
         return f"embed_dim is {short(run['embed_dim'])}, expected at most {MAX_DIM}"
     settings, notes = run["settings"], run.get("imported", {}).get("notes", [])
+    if run.get("selection", "last") not in ("validation", "last", "test"):
+        return f"selection is {short(run['selection'])}, expected validation, last or test"
     for key, value in (run.get("training") or {}).items():
         if key in ("texts", "videos") and not fits(value, int):
             return f"{key} of its training are {short(value)}, expected a number of them"

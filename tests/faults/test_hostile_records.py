@@ -196,6 +196,7 @@ def run(tmp_path) -> Path:
         ({"versions": []}, "versions"),
         ({"cache": None}, "cache is None"),
         ({"imported": {"notes": "x"}}, "notes"),
+        ({"selection": "nothing"}, "selection is 'nothing', expected validation"),
         ({"training": {"texts": "x", "videos": 3}}, "texts of its training are 'x', expected a number"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

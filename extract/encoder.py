@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from glscl.cache.archives import check_zip
+from glscl.cache.archives import check_torch_file
 from glscl.errors import BackboneError, FingerprintError, UsageError
 from glscl.extract.geometry import Geometry
 from glscl.extract.patch_embedding import temporal_embedding, widen_patch_embedding
@@ -429,7 +429,8 @@ def _load_file(model: nn.Module, file: Path, tuned: TunedWeights | None) -> None
     if tuned and tuned.patch_embedding == "3d":
         widen_patch_embedding(model)
     with _quiet(), _as_backbone_error(f"Cannot load the weights in {file}"):
-        check_zip(file)
+        if file.suffix != ".safetensors":
+            check_torch_file(file)
         open_clip.load_checkpoint(model, str(file))
 
 

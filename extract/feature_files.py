@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from glscl.cache.archives import check_unpacked, check_zip
+from glscl.cache.archives import check_torch_file, check_unpacked, check_zip
 from glscl.errors import InputError, NotFoundError
 from glscl.extract.datasets.reading import check_memo, read_bytes, show
 from glscl.extract.datasets.video_files import VideoFiles
@@ -184,7 +184,7 @@ def _dataset(found: Any) -> np.ndarray:
 def _torch(path: Path, stack: ExitStack) -> Entries:
     import torch
 
-    check_zip(path)
+    check_torch_file(path)
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

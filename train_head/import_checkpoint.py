@@ -18,7 +18,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from glscl.cache.archives import check_zip
+from glscl.cache.archives import check_torch_file
 from glscl.cache.feature_table import FramePosition
 from glscl.cache.store import Store
 from glscl.errors import InputError, NonFiniteError, NotFoundError, UsageError
@@ -268,7 +268,7 @@ def _is_pickle(file: Path) -> bool:
 
 def _read_pickle(file: Path) -> Any:
     try:
-        check_zip(file)
+        check_torch_file(file)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")  # it reads it or it raises
             return torch.load(file, map_location="cpu", weights_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -18,6 +19,7 @@ from glscl.cache.store import open_store
 from glscl.cache.summary import summarise
 from glscl.errors import CacheCorruptError, CacheFormatError, CheckpointError, InputError, UsageError
 from glscl.evaluate.runs import read_evaluated
+from glscl.extract.feature_files import open_arrays
 from glscl.options import main
 from glscl.train_head.checkpoint import Resume, load_run, save_resume, save_weights, write_run
 from glscl.train_head.config import settings_from
@@ -278,13 +280,34 @@ def test_a_head_of_safetensors_that_goes_on_and_on_is_cut(run):
     assert len(str(error.value)) < 1000
 
 
-def test_an_archive_that_claims_several_disks_is_read_as_torch_reads_it(tmp_path):
+def test_an_archive_that_claims_several_disks_cannot_be_checked_and_is_refused(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "x.pt")
     data = bytearray((tmp_path / "x.pt").read_bytes())
     locator = data.rfind(b"PK\x05\x06") - 20
     data[locator : locator + 20] = b"PK\x06\x07" + (1).to_bytes(4, "little") + (0).to_bytes(8, "little") + (9).to_bytes(4, "little")
     (tmp_path / "x.pt").write_bytes(data)
-    assert list(read_state_dict(tmp_path / "x.pt")) == ["a"]
+    with pytest.raises(InputError, match="span multiple disks"):
+        read_state_dict(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("pickled", [b"cos\n%b\n.", b"X\x7f\x84\x1e\x00%bQ."], ids=["class", "identity"])
+def test_a_name_of_megabytes_is_refused_before_torch_searches_it(tmp_path, zipped, pickled):
+    """torch would take hours: the time grows with the square of the length."""
+    hostile, file = b"\x80\x02" + pickled % (b"x" * 1_999_999), tmp_path / "x.pt"
+    torch.save({"a": torch.zeros(1)}, file, _use_new_zipfile_serialization=zipped)
+    if zipped:
+        with zipfile.ZipFile(file) as good:
+            entries = {name: good.read(name) for name in good.namelist()}
+        with zipfile.ZipFile(file, "w") as bad:
+            for name, data in entries.items():
+                bad.writestr(name, hostile if name.endswith("data.pkl") else data)
+    else:
+        file.write_bytes(hostile)
+    with pytest.raises(InputError, match="name of 1999999 characters"):
+        read_state_dict(file)
+    with pytest.raises(InputError, match="name of 1999999 characters"), open_arrays(file):
+        pass
 
 
 def test_names_of_foreign_weights_that_go_on_and_on_are_cut():

@@ -85,3 +85,10 @@ class CheckpointError(GlsclError, ValueError): ...
 
 
 class NonFiniteError(GlsclError, ArithmeticError): ...
+
+
+def first_line(error: BaseException) -> str:
+    """What a foreign error says, short enough to be quoted in a message of ours."""
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

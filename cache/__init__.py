@@ -8,7 +8,9 @@ from glscl.cache.schema import Annotations, Expected, Status, TextFeatures, Text
 
 if TYPE_CHECKING:
     from glscl.cache.feature_table import FeatureTable
-    from glscl.cache.store import STORES, Split, Store, StoreSpec, create_store, open_store
+    from glscl.cache.formats import STORES
+    from glscl.cache.plan import Split
+    from glscl.cache.store import Store, StoreSpec, create_store, open_store
 
 __all__ = [
     "STORES",

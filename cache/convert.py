@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ import numpy as np
 
 from glscl.cache.blocks import Blocks
 from glscl.cache.files import storage_errors, sync_directory, sync_tree
+from glscl.cache.formats import STORES
 from glscl.cache.schema import STREAMS
-from glscl.cache.store import STORES, Store, StoreSpec, create_store, describe_array
+from glscl.cache.store import Store, StoreSpec, create_store, describe_array
 from glscl.errors import UsageError
 
 FLAT_SUFFIXES = {".h5": "hdf5", ".hdf5": "hdf5", ".zarr": "zarr"}
@@ -136,16 +137,17 @@ def _stored_frames(store: Store, shards: range) -> dict[str, np.ndarray | Blocks
     paths = [store.path / store.commits("video")[shard].path for shard in shards]
     lengths = [store.commits("video")[shard].arrays[store.frames.arrays[0]]["shape"][0] for shard in shards]
 
-    def blocks(name: str) -> Iterator[np.ndarray]:
+    def blocks(name: str, paths: Sequence[Path] = paths) -> Iterator[np.ndarray]:
         for path in paths:
-            yield from store.format.blocks(path, name)
+            with store.format.opened(path) as shard:
+                yield from shard.blocks(name)
 
     name = store.frames.arrays[0]
     columns = (*store.frames.size, 3) if store.frames.encoding == "uint8" else ()
     found: dict[str, np.ndarray | Blocks] = {name: Blocks((sum(lengths), *columns), np.uint8, lambda: blocks(name))}
     if store.frames.encoding == "jpeg":
         starts = np.cumsum([0, *lengths])
-        offsets = [np.concatenate(list(store.format.blocks(path, "frame_offsets"))) for path in paths]
+        offsets = [np.concatenate(list(blocks("frame_offsets", [path]))) for path in paths]
         moved = [start + run[1:] for start, run in zip(starts, offsets)]
         found["frame_offsets"] = np.concatenate([np.zeros(1, np.int64), *moved])
     return found

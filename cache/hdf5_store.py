@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
@@ -19,8 +20,26 @@ from glscl.cache.rows import Chunk, LibraryRows, RawRows, RowReader
 _ALIGNED = {"alignment_threshold": 4096, "alignment_interval": 4096}
 
 
+class _OpenGroup:
+    """See `glscl.cache.formats.OpenShard`."""
+
+    def __init__(self, group: h5py.Group) -> None:
+        self._group = group
+
+    def read(self, name: str) -> np.ndarray:
+        dataset = self._group[name]
+        check_unpacked(dataset.nbytes, dataset.id.get_storage_size())
+        return dataset[...]
+
+    def blocks(self, name: str) -> Iterator[np.ndarray]:
+        dataset = self._group[name]
+        step = (dataset.chunks or chunk_shape(dataset.shape, dataset.dtype))[0]
+        for start in range(0, len(dataset), step):
+            yield dataset[start : start + step]
+
+
 class Hdf5Shards:
-    """Reads and writes `.h5` shards. See `glscl.cache.store.ShardFormat`."""
+    """Reads and writes `.h5` shards. See `glscl.cache.formats.ShardFormat`."""
 
     name = "hdf5"
     suffix = ".h5"
@@ -43,21 +62,11 @@ class Hdf5Shards:
                 _write_arrays(file.require_group(name), arrays)
 
     @staticmethod
-    def read(path: Path, name: str) -> np.ndarray:
+    @contextlib.contextmanager
+    def opened(path: Path) -> Iterator[_OpenGroup]:
         file, group = _inside(path)
         with h5py.File(file, "r") as opened:
-            dataset = opened[group][name]
-            check_unpacked(dataset.nbytes, dataset.id.get_storage_size())
-            return dataset[...]
-
-    @staticmethod
-    def blocks(path: Path, name: str) -> Iterator[np.ndarray]:
-        file, group = _inside(path)
-        with h5py.File(file, "r") as opened:
-            dataset = opened[group][name]
-            step = (dataset.chunks or chunk_shape(dataset.shape, dataset.dtype))[0]
-            for start in range(0, len(dataset), step):
-                yield dataset[start : start + step]
+            yield _OpenGroup(opened[group])
 
     @staticmethod
     def rows(path: Path, names: list[str]) -> dict[str, RowReader]:

@@ -21,9 +21,11 @@ from glscl.cache.beside import damage_beside
 from glscl.cache.files import dump_json, half_written, load_json, put_if_absent, storage_errors, sync_directory
 from glscl.cache.lock import FOLDER as LOCKS
 from glscl.cache.lock import hold, locks
+from glscl.cache.records import Commit
 from glscl.cache.schema import STREAMS
-from glscl.cache.store import Commit, Store, open_store
+from glscl.cache.store import Store, open_store
 from glscl.cache.summary import bytes_on_disk
+from glscl.cache.verification import verify_commit
 from glscl.errors import CacheBusyError, CacheFormatError, UsageError
 
 _COMMIT_NAME = re.compile(r"(\d+)(?:\.r(\d+))?\.json")
@@ -189,7 +191,7 @@ class _Repair:
         """Take the damaged revisions of a shard out of `commits`."""
         revisions = self.commits[stream, shard]
         for revision in sorted(revisions, reverse=True):
-            problems = self.store.verify_commit(revisions[revision])
+            problems = verify_commit(self.store, revisions[revision])
             if not problems:
                 continue
             commit = revisions.pop(revision)

@@ -13,9 +13,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import itertools
 import json
 import os
 import shutil
@@ -23,16 +20,16 @@ import socket
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 
 from glscl.cache.beside import pack_pieces
-from glscl.cache.blocks import Blocks, Groups
+from glscl.cache.blocks import Blocks
 from glscl.cache.files import (
     dump_json,
     load_json,
@@ -43,65 +40,26 @@ from glscl.cache.files import (
     write_atomically,
 )
 from glscl.cache.fingerprint import annotation_hash, differences, fingerprint
+from glscl.cache.formats import STORES
 from glscl.cache.frames import FrameSpec, require_same
-from glscl.cache.hdf5_store import Hdf5Shards
 from glscl.cache.layout import FEATURE_DTYPES, FLOAT, LAYOUT, decode_features, numpy_dtype, unpack_strings
+from glscl.cache.plan import Split, arrange, read_plan, write_plan
 from glscl.cache.reading import read_arrays, read_rows
-from glscl.cache.records import Commit, check_header, parse_commit, parse_item, parse_lines
+from glscl.cache.records import Commit, check_header, parse_commit
 from glscl.cache.rows import RowReader
-from glscl.cache.schema import SCHEMA, STREAMS, Annotations, Expected, Status, TextItem, VideoItem
-from glscl.cache.zarr_store import ZarrShards
+from glscl.cache.schema import SCHEMA, STREAMS, Annotations, Expected, Status
 from glscl.errors import (
     CacheCorruptError,
     CacheFormatError,
     CacheIncompleteError,
     FingerprintError,
-    InputError,
     NotFoundError,
     UsageError,
+    first_line,
 )
-
-PLAN_LINES = 1024  # parsed at once: what they become on the way then stays in the processor's cache
 
 _OWN_FOLDERS = {"plan", "shards", "commits", "backbone", "partial", "locks", "damaged"}
 _OWN_NAMES = _OWN_FOLDERS | {"store.json", "manifest.json", "zarr.json"}
-
-
-class ShardFormat(Protocol):
-    """How the arrays of one shard become bytes. Everything else about a cache is the same for all formats."""
-
-    name: str
-    suffix: str
-
-    def prepare_root(self, root: Path, streams: tuple[str, ...]) -> None:
-        """Make `root` itself openable by the format's own tools, where it has such a notion."""
-
-    def write(self, path: Path, arrays: Mapping[str, np.ndarray | Blocks], attributes: Mapping[str, str]) -> None:
-        """Write a new file or folder; durability and visibility are the caller's."""
-
-    def write_groups(self, path: Path, groups: Groups) -> None:
-        """Write one new file or folder with several groups of arrays, "/" being its root; each is asked for when its
-        turn comes."""
-
-    def read(self, path: Path, name: str) -> np.ndarray:
-        """One array through the format's library, checksums verified."""
-
-    def blocks(self, path: Path, name: str) -> Iterator[np.ndarray]:
-        """One array through the format's library, checksums verified, chunk by chunk along its first axis."""
-
-    def rows(self, path: Path, names: list[str]) -> dict[str, RowReader]:
-        """Readers of the rows of arrays, from the raw bytes where they lie plainly in the file."""
-
-
-STORES: dict[str, ShardFormat] = {"zarr": ZarrShards(), "hdf5": Hdf5Shards()}
-
-
-class Split(NamedTuple):
-    """A split is a contiguous run of each stream: `videos` and `texts` are ranges of item numbers."""
-
-    videos: range
-    texts: range
-    expected: Expected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +107,7 @@ def create_store(path: os.PathLike[str] | str, spec: StoreSpec, format: str = "z
         raise UsageError(f"Unknown cache format {format!r}; there are {', '.join(STORES)}")
     if spec.dtype not in FEATURE_DTYPES:
         raise UsageError(f"Unknown feature dtype {spec.dtype!r}; there are {', '.join(FEATURE_DTYPES)}")
-    annotations, splits = _arrange(spec.annotations)
+    annotations, splits = arrange(spec.annotations)
     configuration = {
         **spec.configuration,
         "dataset": annotations.dataset,
@@ -218,10 +176,7 @@ def _with_plan(store: Store, annotations: Annotations) -> Store:
 
     After store.json, so that of two that begin together with other annotations only the one that won writes a plan.
     """
-    for stream, items in (("video", annotations.videos), ("text", annotations.texts)):
-        path = store.path / "plan" / f"{stream}.jsonl"
-        if not path.exists():
-            put_if_absent(path, _jsonl(items))
+    write_plan(store.path, annotations)
     store.plan = annotations
     return store
 
@@ -253,7 +208,7 @@ def open_store(path: os.PathLike[str] | str) -> Store:
     except CacheFormatError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CacheFormatError(f"The head of {root} is not that of a glscl cache: {_first_line(error)}") from error
+        raise CacheFormatError(f"The head of {root} is not that of a glscl cache: {first_line(error)}") from error
 
 
 def _commit_name(shard: int, revision: int) -> str:
@@ -266,9 +221,10 @@ def _flat_header(path: Path) -> dict[str, Any] | None:
         return None
     format = STORES["zarr" if path.is_dir() else "hdf5"]
     try:
-        header = json.loads(format.read(path, "head").tobytes())
+        with format.opened(path) as opened:
+            header = json.loads(opened.read("head").tobytes())
     except Exception as error:  # libraries raise whatever they like on foreign files
-        raise CacheFormatError(f"{path} is not a glscl cache: {_first_line(error)}") from error
+        raise CacheFormatError(f"{path} is not a glscl cache: {first_line(error)}") from error
     if not isinstance(header, dict) or not isinstance(header.get("commits"), dict):
         raise CacheFormatError(f"{path} is not a glscl cache: its head lists no commits")
     return header
@@ -322,24 +278,7 @@ class Store:
 
     def plan_items(self, stream: str) -> list[Any]:
         """The items of one stream as plan/ records them, VideoItems or TextItems. Raises CacheCorruptError."""
-        path, kind = self.path / "plan" / f"{stream}.jsonl", {"video": VideoItem, "text": TextItem}[stream]
-        items: list[Any] = []
-        try:
-            with open(path, encoding="utf-8", errors="surrogatepass") as file, _no_collections():
-                while lines := list(itertools.islice(file, PLAN_LINES)):
-                    quick = parse_lines(lines, kind)
-                    if quick is not None:
-                        items += quick
-                        continue
-                    for line in lines:  # one by one, so that an error names its line
-                        items.append(parse_item(json.loads(line), kind))
-        except FileNotFoundError as error:
-            raise CacheCorruptError(f"{path} is missing") from error
-        except (ValueError, RecursionError, OSError) as error:
-            raise CacheCorruptError(f"{path}, line {len(items) + 1} cannot be read: {_first_line(error)}") from error
-        if len(items) != self.num_items[stream]:
-            raise CacheCorruptError(f"{path} has {len(items)} lines, expected {self.num_items[stream]}")
-        return items
+        return read_plan(self.path, stream, self.num_items[stream])
 
     @property
     def everything(self) -> Split:
@@ -383,7 +322,7 @@ class Store:
         try:
             return {s: {0: self.commit_from_json(s, rows[s])} if self.num_items[s] else {} for s in STREAMS}
         except (KeyError, ValueError) as error:
-            raise CacheCorruptError(f"The head of {self.path} cannot be read: {_first_line(error)}") from error
+            raise CacheCorruptError(f"The head of {self.path} cannot be read: {first_line(error)}") from error
 
     def _read_manifest(self) -> dict[str, dict[int, Commit]] | None:
         path = self.path / "manifest.json"
@@ -396,7 +335,7 @@ class Store:
             found = {s: [self.commit_from_json(s, row) for row in manifest["streams"][s]] for s in STREAMS}
         except (KeyError, TypeError, ValueError) as error:
             mend = "Delete it and extract again"
-            raise CacheCorruptError(f"{path} cannot be read: {_first_line(error)}", mend=mend) from error
+            raise CacheCorruptError(f"{path} cannot be read: {first_line(error)}", mend=mend) from error
         return {s: {commit.shard: commit for commit in commits} for s, commits in found.items()}
 
     def _read_commits(self) -> dict[str, dict[int, Commit]]:
@@ -407,7 +346,7 @@ class Store:
                 try:
                     commit = self.commit_from_json(stream, row)
                 except ValueError as error:
-                    raise CacheCorruptError(f"{path} cannot be read: {_first_line(error)}") from error
+                    raise CacheCorruptError(f"{path} cannot be read: {first_line(error)}") from error
                 known = found[stream].get(commit.shard)
                 if known is None or known.revision < commit.revision:
                     found[stream][commit.shard] = commit
@@ -487,12 +426,14 @@ class Store:
         path = self.path / "commits" / "video" / _commit_name(shard, revision)
         try:
             if "commits" in self.header:
-                path = self.path
-                rows = json.loads(self.format.read(path, "ledger").tobytes()) if self.header.get("ledger") else []
+                path, rows = self.path, []
+                if self.header.get("ledger"):
+                    with self.format.opened(path) as opened:
+                        rows = json.loads(opened.read("ledger").tobytes())
             else:
                 rows = load_json(path, "a commit of a glscl cache").get("ledger", []) if path.exists() else []
         except Exception as error:  # libraries raise whatever they like on damaged files
-            raise CacheCorruptError(f"The ledger in {path} cannot be read: {_first_line(error)}") from error
+            raise CacheCorruptError(f"The ledger in {path} cannot be read: {first_line(error)}") from error
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise CacheCorruptError(f"The ledger in {path} cannot be read: it is no list of objects")
         return rows
@@ -509,63 +450,17 @@ class Store:
         try:
             return load_file(path)
         except Exception as error:  # safetensors raises its own, undocumented type
-            raise CacheCorruptError(f"{path} cannot be read: {_first_line(error)}") from error
+            raise CacheCorruptError(f"{path} cannot be read: {first_line(error)}") from error
 
     def _flat_backbone_pieces(self) -> dict[str, np.ndarray]:
         names = self.header.get("backbone", [])
+        if not names:
+            return {}
         try:
-            return {name: self.format.read(self.path / "backbone", name) for name in names}
+            with self.format.opened(self.path / "backbone") as opened:
+                return {name: opened.read(name) for name in names}
         except Exception as error:  # libraries raise whatever they like on damaged files
-            raise CacheCorruptError(f"The backbone's pieces in {self.path} cannot be read: {_first_line(error)}") from error
-
-    def verify_shard(self, stream: str, shard: int) -> list[str]:
-        """Read one shard back through the format's library; every contradiction with its commit, as a line."""
-        return self.verify_commit(self.committed(stream, shard))
-
-    def verify_commit(self, commit: Commit) -> list[str]:
-        """As `verify_shard`, of a commit that need not be the one in force."""
-        where, stream = self.path / commit.path, commit.stream
-        problems, arrays = [], {}
-        for name, expected in commit.arrays.items():
-            if name not in LAYOUT[stream]:
-                problems += self._verify_blocks(commit, name)
-                continue
-            try:
-                array = self.format.read(where, name)
-            except Exception as error:  # libraries raise whatever they like on damaged files
-                problems.append(f"{commit.path}: {name} cannot be read: {_first_line(error)}")
-                continue
-            if list(array.shape) != expected["shape"] or array.dtype.name != expected["dtype"]:
-                problems.append(f"{commit.path}: {name} is {array.dtype.name}{list(array.shape)}, expected {expected}")
-            elif zlib.crc32(np.ascontiguousarray(array)) != expected["crc32"]:
-                problems.append(f"{commit.path}: {name} does not have the checksum it was committed with")
-            else:
-                arrays[name] = array
-        for name, array in arrays.items():
-            spec = LAYOUT[stream][name]
-            if spec.along == "boundaries" and (len(array) == 0 or array[0] != 0 or (np.diff(array) < 0).any()):
-                problems.append(f"{commit.path}: {name} does not rise from 0")
-            if spec.dtype == FLOAT and not np.isfinite(decode_features(array, self.dtype)).all():
-                problems.append(f"{commit.path}: {name} has NaN or infinite values")
-            if spec.along == "rows" and spec.boundaries in arrays and len(array) != arrays[spec.boundaries][-1]:
-                problems.append(f"{commit.path}: {name} has {len(array)} rows, {spec.boundaries} says otherwise")
-        return problems
-
-    def _verify_blocks(self, commit: Commit, name: str) -> list[str]:
-        """As `verify_shard`, for an array that may be larger than memory."""
-        expected, checksum, length, rises = commit.arrays[name], 0, 0, True
-        try:
-            before = 0
-            for block in self.format.blocks(self.path / commit.path, name):
-                checksum, length = zlib.crc32(np.ascontiguousarray(block), checksum), length + len(block)
-                if name == "frame_offsets":
-                    rises = rises and (block[0] == 0 if length == len(block) else block[0] >= before)
-                    rises, before = bool(rises and (np.diff(block) >= 0).all()), block[-1]
-        except Exception as error:  # libraries raise whatever they like on damaged files
-            return [f"{commit.path}: {name} cannot be read: {_first_line(error)}"]
-        if length != expected["shape"][0] or checksum != expected["crc32"]:
-            return [f"{commit.path}: {name} does not have the length and checksum it was committed with"]
-        return [] if rises else [f"{commit.path}: {name} does not rise from 0"]
+            raise CacheCorruptError(f"The backbone's pieces in {self.path} cannot be read: {first_line(error)}") from error
 
     def frame_rows(self, shard: int) -> dict[str, RowReader]:
         """Readers of the stored frames of a video shard, by the names of `FrameSpec.arrays`.
@@ -622,7 +517,7 @@ class Store:
         except FileNotFoundError as error:
             raise CacheCorruptError(f"{where} is committed but not there", mend=self._look_closer) from error
         except Exception as error:  # libraries raise whatever they like on damaged files
-            raise CacheCorruptError(f"{where} cannot be read: {_first_line(error)}", mend=self._look_closer) from error
+            raise CacheCorruptError(f"{where} cannot be read: {first_line(error)}", mend=self._look_closer) from error
 
     @property
     def _look_closer(self) -> str:
@@ -769,73 +664,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _first_line(error: BaseException) -> str:
-    if isinstance(error, KeyError):
-        return f"it lacks {error}"
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-@contextlib.contextmanager
-def _no_collections() -> Iterator[None]:
-    """Python does not look for cycles, of which items have none, again and again while a great many are made."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _jsonl(rows: Sequence[VideoItem] | Sequence[TextItem]) -> bytes:
-    def compact(row: VideoItem | TextItem) -> dict[str, Any]:
-        return {k: v for k, v in row._asdict().items() if v is not None or k == "path"}
-
-    return "".join(json.dumps(compact(row), ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "surrogatepass")
-
-
-def _arrange(annotations: Annotations) -> tuple[Annotations, dict[str, Split]]:
-    """Items sorted by split (stable, in order of first appearance), checked, and the runs that the splits became."""
-    order: dict[str, int] = {}
-    for item in (*annotations.videos, *annotations.texts):
-        order.setdefault(item.split, len(order))
-    videos = sorted(annotations.videos, key=lambda item: order[item.split])
-    texts = sorted(annotations.texts, key=lambda item: order[item.split])
-    split_of_video: dict[str, str] = {}
-    for video in videos:
-        if video.id in split_of_video:
-            raise InputError(f"The video id {video.id!r} of {annotations.dataset} stands twice")
-        split_of_video[video.id] = video.split
-    seen: set[str] = set()
-    for text in texts:
-        if text.id in seen:
-            raise InputError(f"The caption id {text.id!r} of {annotations.dataset} stands twice")
-        seen.add(text.id)
-        if split_of_video.get(text.video, text.split) != text.split:
-            raise InputError(
-                f"The caption {text.id!r} is in split {text.split!r}, its video {text.video!r} in "
-                f"{split_of_video[text.video]!r}: a video belongs to one split"
-            )
-    splits = {}
-    for name in order:
-        splits[name] = Split(
-            _run([v.split for v in videos], name),
-            _run([t.split for t in texts], name),
-            annotations.expected.get(name, Expected(None, None)),
-        )
-    arranged = Annotations(
-        dataset=annotations.dataset,
-        videos=videos,
-        texts=texts,
-        expected=annotations.expected,
-        notes=annotations.notes,
-    )
-    return arranged, splits
-
-
-def _run(splits: list[str], name: str) -> range:
-    count = splits.count(name)
-    start = splits.index(name) if count else 0
-    return range(start, start + count)

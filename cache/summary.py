@@ -1,17 +1,15 @@
-"""What is in a cache, and whether it can still be read: the substance of `glscl inspect`."""
+"""What is in a cache: the substance of `glscl inspect`."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from glscl.cache.beside import damage_beside
 from glscl.cache.schema import STREAMS, Status
 from glscl.cache.store import Store
 
@@ -62,19 +60,6 @@ def summarise(store: Store) -> dict[str, Any]:
         "created": store.header.get("created"),
         "provenance": store.header.get("provenance", {}),
     }
-
-
-def verify(store: Store, *, progress: Callable[[], None] = lambda: None) -> list[str]:
-    """Read all of a cache back; every contradiction with checksums, shapes, boundaries or finiteness, as a line.
-
-    That is every committed shard, the plan and the backbone's pieces.
-    """
-    problems = [f"{path.relative_to(store.path).as_posix()}: {wrong}" for path, wrong in damage_beside(store).items()]
-    for stream in STREAMS:
-        for shard in sorted(store.commits(stream)):
-            problems += store.verify_shard(stream, shard)
-            progress()
-    return problems
 
 
 def bytes_on_disk(path: Path) -> int:

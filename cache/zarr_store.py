@@ -24,8 +24,29 @@ if TYPE_CHECKING:
 _PLAIN_TYPES = {"uint8", "uint16", "int32", "int64", "float16", "float32", "float64"}
 
 
+class _OpenGroup:
+    """See `glscl.cache.formats.OpenShard`."""
+
+    def __init__(self, path: Path, group: zarr.Group) -> None:
+        self._path, self._group = path, group
+
+    def array(self, name: str) -> zarr.Array:
+        """An array of which every chunk is there."""
+        array = self._group[name]
+        _require_chunks(self._path, array)
+        return array
+
+    def read(self, name: str) -> np.ndarray:
+        return np.asarray(self.array(name)[...])
+
+    def blocks(self, name: str) -> Iterator[np.ndarray]:
+        array = self.array(name)
+        for start in range(0, array.shape[0], array.chunks[0]):
+            yield np.asarray(array[start : start + array.chunks[0]])
+
+
 class ZarrShards:
-    """Reads and writes Zarr groups. See `glscl.cache.store.ShardFormat`."""
+    """Reads and writes Zarr groups. See `glscl.cache.formats.ShardFormat`."""
 
     name = "zarr"
     suffix = ""
@@ -56,21 +77,11 @@ class ZarrShards:
             _write_arrays(root if name == "/" else root.create_group(name), arrays)
 
     @staticmethod
-    def read(path: Path, name: str) -> np.ndarray:
+    @contextlib.contextmanager
+    def opened(path: Path) -> Iterator[_OpenGroup]:
         import zarr
 
-        array = zarr.open_group(path, mode="r")[name]
-        _require_chunks(path, array)
-        return np.asarray(array[...])
-
-    @staticmethod
-    def blocks(path: Path, name: str) -> Iterator[np.ndarray]:
-        import zarr
-
-        array = zarr.open_group(path, mode="r")[name]
-        _require_chunks(path, array)
-        for start in range(0, array.shape[0], array.chunks[0]):
-            yield np.asarray(array[start : start + array.chunks[0]])
+        yield _OpenGroup(path, zarr.open_group(path, mode="r"))
 
     @staticmethod
     def rows(path: Path, names: list[str]) -> dict[str, RowReader]:
@@ -80,10 +91,8 @@ class ZarrShards:
 
 
 def _library_rows(path: Path, name: str) -> LibraryRows:
-    import zarr
-
-    array = zarr.open_group(path, mode="r")[name]
-    _require_chunks(path, array)
+    with ZarrShards.opened(path) as group:
+        array = group.array(name)
     return LibraryRows(lambda rows: np.asarray(array[rows]), array.shape, array.dtype)
 
 

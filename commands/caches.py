@@ -24,7 +24,7 @@ def inspect(
     """Say what is in a cache, what failed and why; with --verify, whether all of it can still be read."""
     from glscl.cache.store import open_store
     from glscl.cache.summary import summarise
-    from glscl.cache.summary import verify as verify_store
+    from glscl.cache.verification import verify as verify_store
 
     store = open_store(cache)
     report = summarise(store)

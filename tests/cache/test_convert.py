@@ -13,7 +13,8 @@ from glscl.cache.convert import convert
 from glscl.cache.feature_table import FeatureTable
 from glscl.cache.layout import LAYOUT
 from glscl.cache.store import open_store
-from glscl.cache.summary import summarise, verify
+from glscl.cache.summary import summarise
+from glscl.cache.verification import verify
 from glscl.errors import CacheFormatError, CacheIncompleteError, StorageError, UsageError
 
 

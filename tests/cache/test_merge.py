@@ -12,7 +12,7 @@ import pytest
 from glscl.cache.convert import convert
 from glscl.cache.merge import merge
 from glscl.cache.store import create_store, open_store
-from glscl.cache.summary import verify
+from glscl.cache.verification import verify
 from glscl.errors import CacheCorruptError, CacheFormatError, CacheIncompleteError, FingerprintError, UsageError
 
 

@@ -13,7 +13,7 @@ from glscl import cli
 from glscl.cache.lock import hold, locks
 from glscl.cache.repair import repair
 from glscl.cache.store import open_store
-from glscl.cache.summary import verify
+from glscl.cache.verification import verify
 from glscl.errors import CacheBusyError, UsageError
 from glscl.options import main
 
@@ -30,7 +30,8 @@ def damage(store, stream, shard):
     where = store.path / store.commits(stream)[shard].path
     target = where / "values" / "c" / "0" / "0" if where.is_dir() else where
     data = bytearray(target.read_bytes())
-    values = store.format.read(where, "values").tobytes()
+    with store.format.opened(where) as shard:
+        values = shard.read("values").tobytes()
     data[bytes(data).index(values) + len(values) // 2] ^= 4
     target.write_bytes(bytes(data))
 

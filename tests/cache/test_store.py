@@ -20,9 +20,11 @@ import torch
 
 from glscl.cache import store as store_module
 from glscl.cache.blocks import chunk_shape
+from glscl.cache.formats import STORES
 from glscl.cache.layout import LAYOUT, decode_features, encode_features
 from glscl.cache.schema import Annotations, TextItem, VideoItem
-from glscl.cache.store import STORES, create_store, open_store
+from glscl.cache.store import create_store, open_store
+from glscl.cache.verification import verify, verify_commit
 from glscl.errors import (
     CacheCorruptError,
     CacheFormatError,
@@ -105,7 +107,7 @@ def test_an_array_larger_than_one_chunk_is_read_whole(small_cache, format, monke
     store = open_store(made.path)
     frames = np.concatenate([v.frame_features for v in made.videos])
     np.testing.assert_allclose(store.arrays("video")["values"], frames, rtol=1e-3)
-    assert store.verify_shard("video", 0) == []
+    assert verify_commit(store, store.committed("video", 0)) == []
 
 
 def test_chunks_of_a_large_array_are_of_equal_size(monkeypatch):
@@ -121,7 +123,7 @@ def test_a_shard_of_zeros_alone_is_stored_and_verified(small_cache, format):
     store = made.fill()
     assert store.arrays("video")["values"].shape == (0, 8)
     assert not store.arrays("video")["pooled"].any()
-    assert [p for shard in range(3) for p in store.verify_shard("video", shard)] == []
+    assert [p for shard in range(3) for p in verify_commit(store, store.committed("video", shard))] == []
 
 
 def test_opening_again_resumes_with_what_is_missing(small_cache, format):
@@ -286,7 +288,7 @@ def test_a_failing_disk_is_one_clear_error_and_costs_nothing_committed(small_cac
             made.commit(store, "video", 1)
     again = open_store(made.path)
     assert again.pending("video") == [1, 2]
-    assert again.verify_shard("video", 0) == []
+    assert verify_commit(again, again.committed("video", 0)) == []
     assert os.listdir(made.path / "partial") == []
     assert made.fill().complete
 
@@ -337,9 +339,9 @@ def test_every_flipped_bit_of_the_data_is_found(small_cache, format, stream):
         data[place] ^= 1 << int(rng.integers(8))
         original = file.read_bytes()
         file.write_bytes(data)
-        assert store.verify_shard(stream, 0), f"byte {place} of {file} was flipped"
+        assert verify_commit(store, store.committed(stream, 0)), f"byte {place} of {file} was flipped"
         file.write_bytes(original)
-    assert store.verify_shard(stream, 0) == []
+    assert verify_commit(store, store.committed(stream, 0)) == []
 
 
 def test_a_truncated_or_vanished_shard_is_an_error_not_zeros(small_cache, format):
@@ -353,7 +355,7 @@ def test_a_truncated_or_vanished_shard_is_an_error_not_zeros(small_cache, format
             file.write_bytes(damage)
             with pytest.raises(CacheCorruptError, match="--verify"):
                 open_store(made.path).arrays("video")
-            assert open_store(made.path).verify_shard("video", 1)
+            assert verify(open_store(made.path))
         file.unlink()
         with pytest.raises(CacheCorruptError, match="--verify"):
             open_store(made.path).arrays("video")
@@ -428,7 +430,7 @@ def test_a_killed_writer_leaves_a_cache_that_the_next_one_completes(small_cache,
         process.stdout.close()
         store = open_store(made.path)
         for stream in ("video", "text"):
-            assert [p for shard in store.commits(stream) for p in store.verify_shard(stream, shard)] == []
+            assert [p for commit in store.commits(stream).values() for p in verify_commit(store, commit)] == []
     finished = made.fill()
     for stream in LAYOUT:
         for name, array in whole.arrays(stream).items():

@@ -19,7 +19,7 @@ from glscl.cache.lock import locks
 from glscl.cache.merge import merge
 from glscl.cache.schema import Annotations, TextItem, VideoItem
 from glscl.cache.store import StoreSpec, create_store, open_store
-from glscl.cache.summary import verify
+from glscl.cache.verification import verify
 from glscl.errors import FingerprintError
 from glscl.extract.encoder import Backbone
 from glscl.extract.part import Part

@@ -20,7 +20,7 @@ import torch
 from glscl import cli
 from glscl.cache.schema import Annotations, Status, TextItem, VideoItem
 from glscl.cache.store import Store, open_store
-from glscl.cache.summary import verify
+from glscl.cache.verification import verify
 from glscl.errors import FingerprintError, GlsclError, InputError, NotFoundError, UsageError
 from glscl.extract.encoder import Backbone
 from glscl.extract.feature_files import open_arrays

@@ -13,7 +13,8 @@ from PIL import Image
 from glscl.cache.convert import convert
 from glscl.cache.schema import Annotations, TextItem, VideoItem
 from glscl.cache.store import Store, open_store
-from glscl.cache.summary import summarise, verify
+from glscl.cache.summary import summarise
+from glscl.cache.verification import verify
 from glscl.errors import CacheCorruptError, UsageError
 from glscl.extract.encoder import Backbone
 from glscl.extract.frame_spool import decode_jpeg, encode_jpeg

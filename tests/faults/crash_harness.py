@@ -32,7 +32,7 @@ from typing import Any
 from glscl.cache import files, lock, store
 from glscl.cache.schema import STREAMS, Annotations, TextItem, VideoItem
 from glscl.cache.store import open_store
-from glscl.cache.summary import verify
+from glscl.cache.verification import verify
 from glscl.errors import StorageError
 from glscl.extract import pipeline
 from glscl.extract.encoder import Backbone

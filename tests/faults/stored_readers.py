@@ -130,7 +130,8 @@ def _read_cache(kind: str) -> Any:
     def read(folder: Path, changed: Path | None) -> dict[str, Any]:
         from glscl.cache.feature_table import FeatureTable
         from glscl.cache.store import open_store
-        from glscl.cache.summary import summarise, verify
+        from glscl.cache.summary import summarise
+        from glscl.cache.verification import verify
 
         store = open_store(folder / kind if kind.startswith("flat") else folder)
         told = summarise(store)
@@ -147,10 +148,12 @@ def _read_cache(kind: str) -> Any:
 
 def _problems(store: Any, changed: Path) -> list[str]:
     """What `verify` says of the shard that a file belongs to; where it belongs to none, of the one that its bytes choose."""
+    from glscl.cache.verification import verify_commit
+
     commits = [commit for stream in ("video", "text") for commit in store.commits(stream).values()]
     own = [commit for commit in commits if changed.is_relative_to(store.path / commit.path)]
     chosen = own or commits[zlib.crc32(changed.read_bytes()) % max(1, len(commits)) :][:1]
-    return [problem for commit in chosen for problem in store.verify_commit(commit)]
+    return [problem for commit in chosen for problem in verify_commit(store, commit)]
 
 
 def _read_signed(folder: Path, changed: Path | None) -> dict[str, Any]:

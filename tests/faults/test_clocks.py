@@ -20,7 +20,7 @@ from glscl.cache.feature_table import FeatureTable
 from glscl.cache.lock import hold, locks
 from glscl.cache.repair import repair
 from glscl.cache.store import Store
-from glscl.cache.summary import verify
+from glscl.cache.verification import verify
 from glscl.errors import CacheBusyError
 from glscl.extract import pipeline
 from glscl.extract.encoder import Backbone

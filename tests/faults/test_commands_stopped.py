@@ -17,7 +17,7 @@ from glscl import cli
 from glscl.cache.lock import locks
 from glscl.cache.schema import STREAMS
 from glscl.cache.store import open_store
-from glscl.cache.summary import verify
+from glscl.cache.verification import verify
 from glscl.options import main
 
 PAUSING = Path(__file__).with_name("pausing_cli.py")

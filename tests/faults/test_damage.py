@@ -12,7 +12,7 @@ import pytest
 from glscl.cache.repair import repair
 from glscl.cache.schema import STREAMS
 from glscl.cache.store import open_store
-from glscl.cache.summary import verify
+from glscl.cache.verification import verify
 from glscl.errors import GlsclError
 
 FORMATS = pytest.mark.parametrize("format", ["zarr", "hdf5"])

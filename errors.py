@@ -59,6 +59,21 @@ class DecodeError(GlsclError, RuntimeError): ...
 
 
 class StorageError(GlsclError, OSError):
+    """`first` is what must be done before the same command can be run again, such as "Free some space".
+
+    A command that is continued in another way says so in its place; see `StorageError.continued`.
+    """
+
+    def __init__(self, message: str, *, mend: str | None = None, first: str | None = None) -> None:
+        self.message, self.first = message, first
+        super().__init__(message, mend=f"{first}, then run the same command again" if first else mend)
+
+    def continued(self, command: str) -> StorageError:
+        """The same error where `command` goes on; of what another folder would mend, that stays the advice."""
+        if self.mend and not self.first:
+            return self
+        return StorageError(self.message, mend=f"{self.first}, then go on: {command}" if self.first else f"Go on: {command}")
+
     def __str__(self) -> str:
         return Exception.__str__(self)
 

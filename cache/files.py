@@ -27,24 +27,22 @@ def storage_errors(path: os.PathLike[str] | str, doing: str = "write") -> Iterat
     except StorageError:
         raise
     except OSError as error:
-        message, mend = _explain(error, path, doing)
-        raise StorageError(message, mend=mend) from error
+        raise _explain(error, path, doing) from error
 
 
-def _explain(error: OSError, path: os.PathLike[str] | str, doing: str) -> tuple[str, str]:
+def _explain(error: OSError, path: os.PathLike[str] | str, doing: str) -> StorageError:
     text = str(error)
     told = _ERRNO.search(text)  # HDF5 tells the number within several lines of its own
     code = int(told[1]) if told else error.errno
     reason = os.strerror(int(told[1])) if told else (error.strerror or text or type(error).__name__).splitlines()[0]
+    place, elsewhere = f"Cannot {doing} {os.fspath(path)}", "Choose another folder with --out"
     if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
-        return f"Cannot {doing} {os.fspath(path)}: the disk is full", "Free some space and run the same command again"
+        return StorageError(f"{place}: the disk is full", first="Free some space")
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"Cannot {doing} {os.fspath(path)}: no permission to write there", "Choose another folder with --out"
+        return StorageError(f"{place}: no permission to write there", mend=elsewhere)
     if code in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-        return f"Cannot {doing} {os.fspath(path)}: a file stands where a folder is expected, or the reverse", (
-            "Choose another folder with --out"
-        )
-    return f"Cannot {doing} {os.fspath(path)}: {reason}", "Run the same command again once the disk is well"
+        return StorageError(f"{place}: a file stands where a folder is expected, or the reverse", mend=elsewhere)
+    return StorageError(f"{place}: {reason}", first="See that the disk is well")
 
 
 def sync_directory(path: Path) -> None:

@@ -12,7 +12,7 @@ import typer
 
 from glscl.commands.shared import RunFolderOption, VideosOption, open_cache
 from glscl.console import TrainingLines, aligned, backbone_line, settings_line
-from glscl.errors import UsageError
+from glscl.errors import StorageError, UsageError
 from glscl.options import Run, Stopped, command, command_line
 from glscl.progress import duration
 from glscl.train_head.config import TrainConfig
@@ -21,16 +21,23 @@ from glscl.train_head.finetuning.config import TuneConfig
 
 @contextlib.contextmanager
 def _resumable(out: Path, *, sweep: bool = False) -> Iterator[None]:
-    """Let an interrupt say how to go on: the command as typed, with what names the run."""
+    """Let an interrupt and a failing disk say how to go on: the command as typed, with what names the run."""
     try:
         yield
     except KeyboardInterrupt as error:
-        typed = command_line()
-        words = shlex.split(typed)
-        more = [] if any(word.partition("=")[0] == "--out" for word in words) else ["--out", str(out)]
-        more += [] if sweep or "--resume" in words else ["--resume"]
         stands = f"{out} keeps what is done" if out.exists() else "nothing was saved of it yet"
-        raise Stopped(f"Stopped; {stands}. Go on: {' '.join([typed, shlex.join(more)]).strip()}") from error
+        raise Stopped(f"Stopped; {stands}. Go on: {_going_on(out, sweep)}") from error
+    except StorageError as error:
+        raise error.continued(_going_on(out, sweep)) from error
+
+
+def _going_on(out: Path, sweep: bool) -> str:
+    """The command that goes on; a sweep finds by itself what is done."""
+    typed = command_line()
+    words = shlex.split(typed)
+    more = [] if any(word.partition("=")[0] == "--out" for word in words) else ["--out", str(out)]
+    more += [] if sweep or "--resume" in words else ["--resume"]
+    return " ".join([typed, shlex.join(more)]).strip()
 
 
 @command(TrainConfig)

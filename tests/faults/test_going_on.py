@@ -1,0 +1,69 @@
+"""What a command says at its end must be true: the command that it names goes on and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from glscl import cli
+from glscl.options import main
+
+QUICK = ("--head", "projection", "--batch-size", "8", "--validation", "4", "--device", "cpu")
+
+
+@pytest.fixture
+def glscl(capsys, monkeypatch, tmp_path):
+    """Run a command in this process: its exit status and the last line on standard error."""
+    monkeypatch.setenv("GLSCL_HOME", str(tmp_path / "home"))
+
+    def run(*arguments):
+        words = [str(word) for word in arguments]
+        monkeypatch.setattr(sys, "argv", ["glscl", *words])
+        status = main(cli.app, words)
+        return status, (capsys.readouterr().err.strip().splitlines() or [""])[-1]
+
+    return run
+
+
+@contextlib.contextmanager
+def full_disk(name: str, at: int) -> Iterator[None]:
+    """From the `at`-th file of that name on, nothing that is written gets its place."""
+    replace, calls = os.replace, []
+
+    def refuse(source, target):
+        calls.extend([target] if Path(target).name == name else [])
+        if len(calls) >= at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return replace(source, target)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "replace", refuse)
+        yield
+
+
+@pytest.mark.parametrize("more", [(), ("--sweep", "lr=1e-2,1e-3")], ids=["train-head", "sweep"])
+def test_after_a_full_disk_the_command_that_is_named_ends_the_training(glscl, small_cache, tmp_path, more):
+    small_cache(name="home/caches/made", videos=24).fill()
+    with full_disk("run.json", 2):
+        status, line = glscl("train-head", *QUICK, "--epochs", 3, *more)
+    assert status == 1 and "the disk is full. Free some space, then go on: glscl train-head" in line
+    again = shlex.split(line.partition("go on: ")[2])[1:]
+    (out,) = (tmp_path / "home" / "runs").iterdir()
+    assert again[again.index("--out") + 1] == str(out)
+    assert glscl(*again)[0] == 0
+    assert list((tmp_path / "home" / "runs").iterdir()) == [out], "it went on in its own folder"
+    assert (out / ("sweep.json" if more else "history.jsonl")).exists()
+
+
+def test_where_there_is_no_permission_another_folder_stays_the_advice(glscl, small_cache, tmp_path):
+    small_cache(name="home/caches/made", videos=24).fill()
+    (tmp_path / "file").touch()
+    status, line = glscl("train-head", *QUICK, "--epochs", 1, "--out", tmp_path / "file" / "run")
+    assert status == 1 and line.endswith("Choose another folder with --out")

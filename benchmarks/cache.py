@@ -29,11 +29,12 @@ import numpy as np
 import torch
 from common import digits, machine, markdown, timed
 
+from glscl.cache.creation import StoreSpec, create_store
 from glscl.cache.feature_table import FeatureTable
 from glscl.cache.formats import STORES
 from glscl.cache.layout import LAYOUT, numpy_dtype, pack_strings
 from glscl.cache.schema import Annotations, TextItem, VideoItem
-from glscl.cache.store import Store, StoreSpec, create_store, open_store
+from glscl.cache.store import Store, open_store
 from glscl.cache.summary import summarise
 
 BATCH = 128

@@ -42,7 +42,7 @@ from glscl.train_head.config import TrainConfig, parse_value, resolve
 from glscl.train_head.finetune import finetune
 from glscl.train_head.finetuning.config import FinetuneSettings, TuneConfig, resolve_finetune
 from glscl.train_head.heads import head_class
-from glscl.train_head.loop import Reporter
+from glscl.train_head.reporting import Reporter
 from glscl.train_head.train import TrainResult, choose_parts, fit_run, run_record, train
 from glscl.versions import versions
 

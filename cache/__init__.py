@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from glscl.cache.schema import Annotations, Expected, Status, TextFeatures, TextItem, VideoFeatures, VideoItem
 
 if TYPE_CHECKING:
+    from glscl.cache.creation import StoreSpec, create_store
     from glscl.cache.feature_table import FeatureTable
     from glscl.cache.formats import STORES
     from glscl.cache.plan import Split
-    from glscl.cache.store import Store, StoreSpec, create_store, open_store
+    from glscl.cache.store import Store, open_store
 
 __all__ = [
     "STORES",
@@ -30,14 +32,19 @@ __all__ = [
 ]
 
 
+_MODULES = {
+    "FeatureTable": "feature_table",
+    "STORES": "formats",
+    "Split": "plan",
+    "Store": "store",
+    "StoreSpec": "creation",
+    "create_store": "creation",
+    "open_store": "store",
+}
+
+
 def __getattr__(name: str) -> Any:
     # zarr, h5py and torch are imported on first use, so that `glscl --help` answers at once.
-    if name == "FeatureTable":
-        from glscl.cache.feature_table import FeatureTable
-
-        return FeatureTable
-    if name in __all__:
-        from glscl.cache import store
-
-        return getattr(store, name)
+    if name in _MODULES:
+        return getattr(import_module(f"glscl.cache.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from glscl.cache.blocks import Blocks
+from glscl.cache.creation import StoreSpec, create_store
 from glscl.cache.files import storage_errors, sync_directory, sync_tree
 from glscl.cache.formats import STORES
 from glscl.cache.schema import STREAMS
-from glscl.cache.store import Store, StoreSpec, create_store, describe_array
+from glscl.cache.store import Store, describe_array
 from glscl.errors import UsageError
 
 FLAT_SUFFIXES = {".h5": "hdf5", ".hdf5": "hdf5", ".zarr": "zarr"}

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from glscl.cache.convert import spec_of
+from glscl.cache.creation import create_store
 from glscl.cache.files import load_json, put_if_absent, storage_errors, sync_directory, sync_tree
 from glscl.cache.fingerprint import differences
 from glscl.cache.lock import hold
 from glscl.cache.schema import STREAMS
-from glscl.cache.store import Store, create_store, open_store
+from glscl.cache.store import Store, open_store
 from glscl.config import with_option
 from glscl.errors import CacheCorruptError, CacheIncompleteError, FingerprintError, UsageError
 

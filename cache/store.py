@@ -21,7 +21,6 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ import numpy as np
 
 from glscl.cache.beside import pack_pieces
 from glscl.cache.blocks import Blocks
+from glscl.cache.commits import Commits, commit_file, read_commit_files, read_commits
 from glscl.cache.files import (
     dump_json,
     load_json,
@@ -39,11 +39,11 @@ from glscl.cache.files import (
     sync_tree,
     write_atomically,
 )
-from glscl.cache.fingerprint import annotation_hash, differences, fingerprint
+from glscl.cache.fingerprint import fingerprint
 from glscl.cache.formats import STORES
-from glscl.cache.frames import FrameSpec, require_same
-from glscl.cache.layout import FEATURE_DTYPES, FLOAT, LAYOUT, decode_features, numpy_dtype, unpack_strings
-from glscl.cache.plan import Split, arrange, read_plan, write_plan
+from glscl.cache.frames import FrameSpec
+from glscl.cache.layout import FLOAT, LAYOUT, decode_features, numpy_dtype, unpack_strings
+from glscl.cache.plan import Split, read_plan
 from glscl.cache.reading import read_arrays, read_rows
 from glscl.cache.records import Commit, check_header, parse_commit
 from glscl.cache.rows import RowReader
@@ -52,133 +52,9 @@ from glscl.errors import (
     CacheCorruptError,
     CacheFormatError,
     CacheIncompleteError,
-    FingerprintError,
     NotFoundError,
-    UsageError,
     first_line,
 )
-
-_OWN_FOLDERS = {"plan", "shards", "commits", "backbone", "partial", "locks", "damaged"}
-_OWN_NAMES = _OWN_FOLDERS | {"store.json", "manifest.json", "zarr.json"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoreSpec:
-    """Everything that is decided before the first shard is written.
-
-    Attributes:
-        configuration: what decides the values (backbone, preprocessing, tokenizer, sampling, …), JSON-able; hashed.
-        annotations: videos and captions, in order; sorted by split here.
-        embed_dim: D.
-        dtype: "float16", "float32" or "bfloat16".
-        tokens: whether token features are stored.
-        shard_items: items a shard, by stream.
-        provenance: command, versions, paths; stored, not hashed.
-        frames: how frames are stored beside the features, if at all; stored, not hashed, for the features are the same.
-    """
-
-    configuration: Mapping[str, Any]
-    annotations: Annotations
-    embed_dim: int
-    dtype: str = "float16"
-    tokens: bool = True
-    shard_items: Mapping[str, int] = field(default_factory=lambda: {"video": 256, "text": 2048})
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    frames: FrameSpec | None = None
-
-
-def create_store(path: os.PathLike[str] | str, spec: StoreSpec, format: str = "zarr") -> Store:
-    """Create a cache, or open the one that stands there if it was made from the same specification.
-
-    Args:
-        path: folder of the cache; created with its parents.
-        spec: what will be stored.
-        format: a key of `STORES`.
-
-    Raises:
-        UsageError: unknown format or dtype, or the cache there has another format or stores frames in another way.
-        InputError: duplicate ids, or a caption whose split is not its video's.
-        FingerprintError: another configuration or other annotations stand there.
-        CacheFormatError: the folder holds something else.
-        StorageError: it cannot be written.
-    """
-    root = Path(path)
-    if format not in STORES:
-        raise UsageError(f"Unknown cache format {format!r}; there are {', '.join(STORES)}")
-    if spec.dtype not in FEATURE_DTYPES:
-        raise UsageError(f"Unknown feature dtype {spec.dtype!r}; there are {', '.join(FEATURE_DTYPES)}")
-    annotations, splits = arrange(spec.annotations)
-    configuration = {
-        **spec.configuration,
-        "dataset": annotations.dataset,
-        "annotations": annotation_hash(annotations.videos, annotations.texts),
-        "embed_dim": spec.embed_dim,
-        "dtype": spec.dtype,
-        "tokens": spec.tokens,
-    }
-    mark = fingerprint(configuration)
-    if (root / "store.json").exists():
-        store = open_store(root)
-        if store.fingerprint != mark:
-            raise FingerprintError(
-                f"{root} holds another cache ({'; '.join(differences(store.configuration, configuration)[:3])})",
-                mend="Choose another folder with --out, or delete that one first",
-            )
-        if store.header["format"] != format:
-            raise UsageError(
-                f"{root} is a {store.header['format']} cache; asked for {format}",
-                mend=f"Use --format {store.header['format']}, or another folder with --out",
-            )
-        require_same(store.frames, spec.frames, root)
-        return _with_plan(store, annotations)
-    with storage_errors(root, "create the cache"):
-        root.mkdir(parents=True, exist_ok=True)
-        foreign = sorted(n for n in os.listdir(root) if n not in _OWN_NAMES and not n.startswith("."))
-        if foreign:
-            raise CacheFormatError(
-                f"{root} is not a glscl cache and not empty: found {', '.join(foreign[:3])}, expected store.json",
-                mend="Choose another folder with --out",
-            )
-        for stream in STREAMS:
-            for part in ("shards", "commits"):
-                (root / part / stream).mkdir(parents=True, exist_ok=True)
-        STORES[format].prepare_root(root, STREAMS)
-        header = {
-            "schema": SCHEMA,
-            "format": format,
-            "fingerprint": mark,
-            "configuration": configuration,
-            "streams": {
-                "video": {"items": len(annotations.videos), "shard_items": int(spec.shard_items["video"])},
-                "text": {"items": len(annotations.texts), "shard_items": int(spec.shard_items["text"])},
-            },
-            "splits": {
-                name: {
-                    "videos": [split.videos.start, split.videos.stop],
-                    "texts": [split.texts.start, split.texts.stop],
-                    "expected_videos": split.expected.videos,
-                    "expected_captions": split.expected.captions,
-                }
-                for name, split in splits.items()
-            },
-            "notes": list(annotations.notes),
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "provenance": dict(spec.provenance),
-            **({"stored_frames": spec.frames.as_header()} if spec.frames else {}),
-        }
-        if not put_if_absent(root / "store.json", dump_json(header)):
-            return create_store(path, spec, format)  # another launch was a moment faster: compare with what it wrote
-    return _with_plan(open_store(root), annotations)
-
-
-def _with_plan(store: Store, annotations: Annotations) -> Store:
-    """The store with the files as this run found them; the first to come here writes them down.
-
-    After store.json, so that of two that begin together with other annotations only the one that won writes a plan.
-    """
-    write_plan(store.path, annotations)
-    store.plan = annotations
-    return store
 
 
 def open_store(path: os.PathLike[str] | str) -> Store:
@@ -209,10 +85,6 @@ def open_store(path: os.PathLike[str] | str) -> Store:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CacheFormatError(f"The head of {root} is not that of a glscl cache: {first_line(error)}") from error
-
-
-def _commit_name(shard: int, revision: int) -> str:
-    return f"{shard:05d}.r{revision}.json" if revision else f"{shard:05d}.json"
 
 
 def _flat_header(path: Path) -> dict[str, Any] | None:
@@ -261,7 +133,7 @@ class Store:
             for name, entry in header["splits"].items()
         }
         self.frames = FrameSpec.from_header(header.get("stored_frames"))
-        self._commits: dict[str, dict[int, Commit]] | None = None
+        self._commits: Commits | None = None
         self._readers: dict[str, dict[str, RowReader]] = {}  # by the path of a shard
 
     # --- what is there -----------------------------------------------------------------------------------------
@@ -296,7 +168,7 @@ class Store:
     def commits(self, stream: str) -> dict[int, Commit]:
         """Committed shards by number, the highest revision of each."""
         if self._commits is None:
-            self._commits = self._flat_commits() or self._read_manifest() or self._read_commits()
+            self._commits = read_commits(self.path, self.header)
         return self._commits[stream]
 
     def refresh(self) -> None:
@@ -315,42 +187,6 @@ class Store:
         """`[{"id", "reason", "status"}]` of every item without features, or with fewer than it should have."""
         return [failure for shard in sorted(self.commits("video")) for failure in self.commits("video")[shard].failures]
 
-    def _flat_commits(self) -> dict[str, dict[int, Commit]] | None:
-        if "commits" not in self.header:
-            return None
-        rows = self.header["commits"]
-        try:
-            return {s: {0: self.commit_from_json(s, rows[s])} if self.num_items[s] else {} for s in STREAMS}
-        except (KeyError, ValueError) as error:
-            raise CacheCorruptError(f"The head of {self.path} cannot be read: {first_line(error)}") from error
-
-    def _read_manifest(self) -> dict[str, dict[int, Commit]] | None:
-        path = self.path / "manifest.json"
-        if not path.exists():
-            return None
-        manifest = load_json(path, "the manifest of a glscl cache")
-        if manifest.get("fingerprint") != self.fingerprint:
-            raise CacheCorruptError(f"{path} belongs to another cache (fingerprint {manifest.get('fingerprint')})")
-        try:
-            found = {s: [self.commit_from_json(s, row) for row in manifest["streams"][s]] for s in STREAMS}
-        except (KeyError, TypeError, ValueError) as error:
-            mend = "Delete it and extract again"
-            raise CacheCorruptError(f"{path} cannot be read: {first_line(error)}", mend=mend) from error
-        return {s: {commit.shard: commit for commit in commits} for s, commits in found.items()}
-
-    def _read_commits(self) -> dict[str, dict[int, Commit]]:
-        found: dict[str, dict[int, Commit]] = {stream: {} for stream in STREAMS}
-        for stream in STREAMS:
-            for path in sorted((self.path / "commits" / stream).glob("[0-9]*.json")):
-                row = load_json(path, "a commit of a glscl cache")
-                try:
-                    commit = self.commit_from_json(stream, row)
-                except ValueError as error:
-                    raise CacheCorruptError(f"{path} cannot be read: {first_line(error)}") from error
-                known = found[stream].get(commit.shard)
-                if known is None or known.revision < commit.revision:
-                    found[stream][commit.shard] = commit
-        return found
 
     def commit_from_json(self, stream: str, row: Any) -> Commit:
         """A commit as its file or the manifest tells it. Raises ValueError where it is none of this cache."""
@@ -423,7 +259,7 @@ class Store:
             CacheCorruptError: it cannot be read.
         """
         revision = self.committed("video", shard).revision
-        path = self.path / "commits" / "video" / _commit_name(shard, revision)
+        path = commit_file(self.path, "video", shard, revision)
         try:
             if "commits" in self.header:
                 path, rows = self.path, []
@@ -584,7 +420,7 @@ class Store:
                     "host": socket.gethostname(),
                     "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 }
-                won = put_if_absent(self.path / "commits" / stream / _commit_name(shard, revision), dump_json(row))
+                won = put_if_absent(commit_file(self.path, stream, shard, revision), dump_json(row))
         except BaseException:
             _remove(aside)
             raise
@@ -609,7 +445,7 @@ class Store:
         """
         path, first, written = self.path / "manifest.json", False, b""
         while True:
-            self._commits = self._read_commits()
+            self._commits = read_commit_files(self.path, self.header)
             for stream in STREAMS:
                 for shard in self.pending(stream)[:1]:
                     self.committed(stream, shard)

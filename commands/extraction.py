@@ -34,7 +34,7 @@ def extract(
     ] = False,
 ) -> None:
     """Encode every frame and caption with CLIP into a cache. Resumes by itself; a finished cache is left alone."""
-    from glscl.extract.datasets import DATASETS
+    from glscl.extract.datasets import DATASETS, first_videos
     from glscl.extract.datasets.base import summary
 
     if dataset not in DATASETS:
@@ -54,8 +54,6 @@ def extract(
         dry_run=dry_run,
     )
     if limit:
-        from glscl.extract.pipeline import first_videos  # loads torch, which a dry run need not wait for
-
         found = first_videos(found, limit)
     counted = summary(found)
     for line in found.notes:

@@ -136,7 +136,7 @@ def _captions_for(run: Run, searched: Any, backbone: Any, video: Any, sampling: 
     import torch
 
     from glscl.cache.schema import VideoFeatures
-    from glscl.extract.pipeline import encode_video_file
+    from glscl.extract.one_video import encode_video_file
 
     table = searched.table
     frames = encode_video_file(video, backbone, sampling, width=table.frame_features.shape[1])

@@ -20,19 +20,21 @@ from typing import Any
 
 import numpy as np
 
+from glscl.cache.creation import StoreSpec, create_store
 from glscl.cache.fingerprint import canonical
 from glscl.cache.layout import decode_features, encode_features
 from glscl.cache.lock import hold
 from glscl.cache.schema import Annotations, Status, TextItem, VideoItem
 from glscl.cache.shard import TextRecord, VideoRecord, text_arrays
-from glscl.cache.store import Store, StoreSpec, create_store
+from glscl.cache.store import Store
 from glscl.errors import InputError, NotFoundError, UsageError
+from glscl.extract.captions import extract_texts
 from glscl.extract.datasets.base import NOT_LOOKED_FOR, examples
 from glscl.extract.datasets.reading import show
 from glscl.extract.datasets.video_files import split_extension
 from glscl.extract.encoder import Backbone
 from glscl.extract.feature_files import Arrays, open_arrays
-from glscl.extract.pipeline import commit_videos, extract_texts
+from glscl.extract.videos import commit_videos
 from glscl.progress import Progress
 
 Readers = dict[str, Callable[[], np.ndarray]]  # id → reads its float32 rows, (n, D)

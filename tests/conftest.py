@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from glscl.cache.creation import StoreSpec, create_store
 from glscl.cache.schema import Annotations, Expected, Status, TextItem, VideoItem
 from glscl.cache.shard import TextRecord, VideoRecord, text_arrays, video_arrays
-from glscl.cache.store import Store, StoreSpec, create_store
+from glscl.cache.store import Store
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell; commands under test would inherit it

@@ -30,7 +30,7 @@ from glscl.train_head.finetuning.model import EndToEnd
 from glscl.train_head.finetuning.towers import FILES, unfreeze
 from glscl.train_head.heads import head_class
 from glscl.train_head.heads.base import Head
-from glscl.train_head.loop import Reporter
+from glscl.train_head.reporting import Reporter
 from glscl.train_head.train import (
     TrainResult,
     Validate,

@@ -23,7 +23,7 @@ from glscl.train_head.checkpoint import (
 from glscl.train_head.records import short, standing_problem
 
 if TYPE_CHECKING:
-    from glscl.train_head.loop import Learner
+    from glscl.train_head.learner import Learner
 
 
 @dataclass(kw_only=True)

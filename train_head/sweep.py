@@ -22,7 +22,7 @@ from glscl.cache.store import Store
 from glscl.errors import GlsclError, NonFiniteError, UsageError
 from glscl.train_head.config import TrainConfig, TrainSettings, option_types, parse_value, resolve
 from glscl.train_head.heads import build_head, head_class
-from glscl.train_head.loop import Reporter
+from glscl.train_head.reporting import Reporter
 from glscl.train_head.train import Tables, TrainResult, Validate, earlier_run, train
 from glscl.versions import versions
 

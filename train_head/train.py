@@ -21,7 +21,9 @@ from glscl.train_head.config import TrainSettings, settings_from
 from glscl.train_head.heads import build_head, head_class, head_options
 from glscl.train_head.heads.base import Head
 from glscl.train_head.holdout import hold_out
-from glscl.train_head.loop import Reporter, StepReport, fit, resident
+from glscl.train_head.learner import resident
+from glscl.train_head.loop import fit
+from glscl.train_head.reporting import Reporter, StepReport
 from glscl.train_head.standing import clear
 from glscl.versions import versions
 
@@ -96,7 +98,7 @@ def train(
         reporter: hears how it goes.
         resume: go on where the run in `out` stopped; begins it where there is none, and leaves a finished one alone.
         tracker: "none" or "tensorboard".
-        compile: train compiled code; see `glscl.train_head.loop.Learner`.
+        compile: train compiled code; see `glscl.train_head.learner.Learner`.
         command: for run.json.
         log_every: steps between reports.
         tables: where features are read from, for several trainings that share them; None reads them for this one.

@@ -7,7 +7,7 @@ command line (`glscl extract --dataset NAME`). To add one: a module with `read`,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -135,3 +135,21 @@ DATASETS: dict[str, DatasetEntry] = {
         fps=2.0,
     ),
 }
+
+
+def first_videos(annotations: Annotations, count: int) -> Annotations:
+    """Only the first `count` videos of each split, with their captions: a quick try of a large dataset."""
+    taken: dict[str, int] = {}
+    videos = []
+    for video in annotations.videos:
+        taken[video.split] = taken.get(video.split, 0) + 1
+        if taken[video.split] <= count:
+            videos.append(video)
+    kept = {video.id for video in videos}
+    note = f"--limit {count}: {len(videos)} of {len(annotations.videos)} videos were taken"
+    return replace(
+        annotations,
+        videos=videos,
+        texts=[text for text in annotations.texts if text.video in kept],
+        notes=[*annotations.notes, note],
+    )

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from glscl.cache.convert import convert
+from glscl.cache.creation import create_store
 from glscl.cache.merge import merge
-from glscl.cache.store import create_store, open_store
+from glscl.cache.store import open_store
 from glscl.cache.verification import verify
 from glscl.errors import CacheCorruptError, CacheFormatError, CacheIncompleteError, FingerprintError, UsageError
 

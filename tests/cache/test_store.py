@@ -20,10 +20,11 @@ import torch
 
 from glscl.cache import store as store_module
 from glscl.cache.blocks import chunk_shape
+from glscl.cache.creation import create_store
 from glscl.cache.formats import STORES
 from glscl.cache.layout import LAYOUT, decode_features, encode_features
 from glscl.cache.schema import Annotations, TextItem, VideoItem
-from glscl.cache.store import create_store, open_store
+from glscl.cache.store import open_store
 from glscl.cache.verification import verify, verify_commit
 from glscl.errors import (
     CacheCorruptError,

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from glscl.errors import BackboneError, UsageError
-from glscl.extract import encoder
+from glscl.extract import loading
 from glscl.extract.encoder import Backbone, TokenizedTexts
 
 KINDS = ("clip_vit", "clip_resnet", "custom_text", "coca")
@@ -156,7 +156,7 @@ def test_weights_that_cannot_be_downloaded_end_soon_in_a_line_that_says_what_to_
         raise OSError("Name or service not known")
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(encoder.socket, "getaddrinfo", no_network)
+    monkeypatch.setattr(loading.socket, "getaddrinfo", no_network)
     monkeypatch.setenv("HF_HOME", "/nonexistent")
     with pytest.raises(BackboneError, match=r"Cannot load the weights of ViT-B-32/openai.*--pretrained FILE"):
         Backbone.load("ViT-B-32", "openai")
@@ -186,4 +186,4 @@ def test_openais_own_archives_are_recognised(tmp_path):
     with zipfile.ZipFile(jit, "w") as archive:
         archive.writestr("model/code/__torch__.py", "")
     torch.save({"a": torch.zeros(1)}, plain)
-    assert encoder._is_openai_archive(jit) and not encoder._is_openai_archive(plain)
+    assert loading._is_openai_archive(jit) and not loading._is_openai_archive(plain)

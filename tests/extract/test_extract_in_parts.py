@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from glscl.cache import store as store_module
+from glscl.cache.creation import StoreSpec, create_store
 from glscl.cache.lock import locks
 from glscl.cache.merge import merge
 from glscl.cache.schema import Annotations, TextItem, VideoItem
-from glscl.cache.store import StoreSpec, create_store, open_store
+from glscl.cache.store import open_store
 from glscl.cache.verification import verify
 from glscl.errors import FingerprintError
 from glscl.extract.encoder import Backbone

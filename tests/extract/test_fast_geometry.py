@@ -14,8 +14,9 @@ from PIL import Image
 from glscl.cache.fingerprint import fingerprint
 from glscl.cache.store import open_store
 from glscl.errors import BackboneError, FingerprintError, UsageError
-from glscl.extract.encoder import DEMO_BACKBONE, Backbone
+from glscl.extract.encoder import Backbone
 from glscl.extract.fast_geometry import FastGeometry
+from glscl.extract.loading import DEMO_BACKBONE
 from glscl.extract.pipeline import extract
 from glscl.extract.sampling import Sampling
 from glscl.extract.video import FrameChunk, decode_video

@@ -11,8 +11,9 @@ from glscl.cache.schema import Annotations, Status, TextItem, VideoItem
 from glscl.cache.store import Store, open_store
 from glscl.errors import DecodeError, InputError, NotFoundError
 from glscl.extract import pipeline
+from glscl.extract.datasets import first_videos
 from glscl.extract.encoder import Backbone
-from glscl.extract.pipeline import extract, first_videos
+from glscl.extract.pipeline import extract
 from glscl.extract.sampling import Sampling
 from glscl.extract.video import decode_video
 

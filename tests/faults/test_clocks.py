@@ -27,7 +27,8 @@ from glscl.extract.encoder import Backbone
 from glscl.places import newest_run
 from glscl.train_head.checkpoint import write_run
 from glscl.train_head.heads import build_head
-from glscl.train_head.loop import Reporter, fit
+from glscl.train_head.loop import fit
+from glscl.train_head.reporting import Reporter
 
 YEAR = 365 * 86400
 JUMPS = (-1, 10, 0, -1, 10)  # years from the right time

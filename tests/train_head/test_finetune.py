@@ -28,8 +28,9 @@ from glscl.train_head.finetuning.learner import PixelLearner, encode_table
 from glscl.train_head.finetuning.model import EndToEnd
 from glscl.train_head.finetuning.towers import unfreeze
 from glscl.train_head.heads import build_head
-from glscl.train_head.loop import ContrastiveStep, Reporter
+from glscl.train_head.learner import ContrastiveStep
 from glscl.train_head.parallel import make_accelerator
+from glscl.train_head.reporting import Reporter
 from glscl.train_head.train import train
 
 

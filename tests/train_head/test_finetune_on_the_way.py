@@ -64,7 +64,7 @@ def test_augmented_training_follows_the_seed(store, tmp_path):
     for name, (tuning, seed) in runs.items():
         steps, config = Steps(), {"epochs": 1, "same_video": "negative"}
         with pytest.MonkeyPatch.context() as patched:  # the batches are the same for both seeds, the changes are not
-            patched.setattr("glscl.train_head.loop._step_seed", lambda *at, seed=seed: hash((seed, *at[1:])) % 2**63)
+            patched.setattr("glscl.train_head.loop.step_seed", lambda *at, seed=seed: hash((seed, *at[1:])) % 2**63)
             tune(store, tmp_path / name, None, config=config, tuning=tuning, reporter=steps)
         losses[name] = steps.losses
     assert losses["one"] == losses["two"]

@@ -21,7 +21,7 @@ from glscl.train_head.finetune import finetune
 from glscl.train_head.finetuning.config import TuneConfig, resolve_finetune
 from glscl.train_head.finetuning.frames import Frames, items_of
 from glscl.train_head.finetuning.model import EndToEnd
-from glscl.train_head.loop import Reporter
+from glscl.train_head.reporting import Reporter
 from glscl.train_head.train import TrainResult
 
 SMALL_HEAD = dict(queries=2, decoder_layers=1, aggregator_layers=1, dropout=0.0, frame_positions=3)

@@ -21,7 +21,7 @@ from glscl.train_head.finetuning.frames import Frames, items_of
 from glscl.train_head.finetuning.gradients import backward_in_pieces
 from glscl.train_head.finetuning.model import Captions, Clips, EndToEnd
 from glscl.train_head.finetuning.towers import export_backbone
-from glscl.train_head.loop import Learner
+from glscl.train_head.learner import Learner
 from glscl.train_head.optim import parameter_groups
 
 _RANDAUGMENT = {"num_ops": 4, "magnitude": 21}  # timm's rand-m7-n4 of ten levels, on torchvision's 31

@@ -16,7 +16,7 @@ from glscl.extract.encoder import Backbone
 from glscl.extract.patch_embedding import temporal_embedding
 from glscl.train_head.finetuning.towers import freeze_statistics
 from glscl.train_head.heads.base import Head
-from glscl.train_head.loop import ContrastiveStep
+from glscl.train_head.learner import ContrastiveStep
 
 
 class Captions(NamedTuple):

@@ -1,0 +1,141 @@
+"""Frames of the videos of a shard, in full batches.
+
+Which frames share a batch is decided by the plan alone, never by which worker was faster: a video's own full batches, then the
+remainders of a shard's videos in order. So a run that was killed and resumed ends in the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from glscl.cache.shard import VideoRecord
+from glscl.extract.decode_pool import FrameChunk, VideoDone
+from glscl.extract.encoder import Backbone
+from glscl.extract.frame_spool import FrameSpool
+
+
+@dataclass
+class Stopwatch:
+    """Seconds of the stages, which overlap, and frames that were encoded."""
+
+    waiting: float = 0.0  # for frames
+    encoding: float = 0.0
+    writing: float = 0.0
+    decoding: float = 0.0  # in the workers, summed
+    frames: int = 0
+
+
+class ShardInProgress:
+    """Encodes the videos of one shard in an order that only the plan decides.
+
+    Args:
+        items: numbers of its videos. spool: takes the frames that are to be stored; None where none are.
+    """
+
+    def __init__(
+        self, items: range, backbone: Backbone, batch_frames: int, watch: Stopwatch, spool: FrameSpool | None
+    ) -> None:
+        self.videos = {index: _Video() for index in items}
+        self.spool = spool  # of frames to be stored
+        self.backbone, self.batch_frames, self.watch = backbone, batch_frames, watch
+        self.next = items.start  # first video whose remainder has not joined the shared batch
+        self.shared: list[tuple[_Video, np.ndarray]] = []
+
+    def add(self, chunk: FrameChunk) -> None:
+        """Encode as many batches as these frames fill."""
+        video = self.videos[chunk.index]
+        video.waiting.append(chunk.frames)
+        video.times.append(chunk.times)
+        if self.spool is not None:
+            self.spool.add(chunk.index, chunk.frames)
+        while video.num_waiting >= self.batch_frames:
+            video.features.append(self._encode(video.take(self.batch_frames)))
+
+    def close(self, done: VideoDone) -> None:
+        """No more frames of a video come."""
+        self.videos[done.index].done = done
+        while self.next in self.videos and self.videos[self.next].done is not None:
+            video = self.videos[self.next]
+            if video.waiting:
+                self.shared.append((video, video.take()))
+            self.next += 1
+            while sum(len(frames) for _, frames in self.shared) >= self.batch_frames:
+                self._encode_shared()
+        if self.complete and self.shared:
+            self._encode_shared()
+
+    @property
+    def complete(self) -> bool:
+        """Every video has been closed."""
+        return self.next not in self.videos
+
+    def records(self) -> dict[int, VideoRecord]:
+        """What became of each video, by number, once the shard is complete."""
+        dim = self.backbone.embed_dim
+        return {index: _record(video, dim) for index, video in self.videos.items()}
+
+    def _encode_shared(self) -> None:
+        """One batch of the remainders; what does not fit stays for the next."""
+        room, batch, rest = self.batch_frames, [], []
+        for video, frames in self.shared:
+            taken = frames[:room]
+            if len(taken):
+                batch.append((video, taken))
+            if len(frames) > len(taken):
+                rest.append((video, frames[len(taken) :]))
+            room -= len(taken)
+        features = self._encode(np.concatenate([frames for _, frames in batch]))
+        bounds = np.cumsum([len(frames) for _, frames in batch])[:-1]
+        for (video, _), part in zip(batch, np.split(features, bounds)):
+            video.features.append(part)
+        self.shared = rest
+
+    def _encode(self, frames: np.ndarray) -> np.ndarray:
+        clock = time.perf_counter()
+        features = self.backbone.encode_frames(frames)
+        self.watch.encoding += time.perf_counter() - clock
+        self.watch.frames += len(frames)
+        return features
+
+
+class _Video:
+    """Frames and features of one video on their way through the encoder."""
+
+    def __init__(self) -> None:
+        self.waiting: list[np.ndarray] = []  # frames not yet encoded
+        self.features: list[np.ndarray] = []
+        self.times: list[np.ndarray] = []
+        self.done: VideoDone | None = None
+
+    @property
+    def num_waiting(self) -> int:
+        return sum(len(frames) for frames in self.waiting)
+
+    def take(self, count: int | None = None) -> np.ndarray:
+        """The first `count` waiting frames (all by default), (n, S, S, 3)."""
+        frames = np.concatenate(self.waiting)
+        count = len(frames) if count is None else count
+        self.waiting = [frames[count:]] if count < len(frames) else []
+        return frames[:count]
+
+
+def _record(video: _Video, embed_dim: int) -> VideoRecord:
+    done = video.done
+    return VideoRecord(
+        frame_features=np.concatenate(video.features) if video.features else np.zeros((0, embed_dim), np.float32),
+        times=np.concatenate(video.times) if video.times else np.zeros(0, np.float32),
+        status=done.status,
+        reason=done.reason,
+        duration=done.duration,
+        fps=done.fps,
+        frames_total=done.frames_total,
+        ledger={
+            "decoder": done.decoder,
+            "note": done.decoder_note,
+            "codec": done.codec,
+            "seconds": round(done.seconds, 3),
+        },
+    )

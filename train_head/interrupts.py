@@ -1,0 +1,35 @@
+"""Ctrl-C and SIGTERM while a step is under way."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def interrupts_deferred() -> Iterator[threading.Event]:
+    """The first SIGINT or SIGTERM only sets the event, so that a step ends before the run stops; a second one acts."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    names = [getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in names}
+
+    def note(number: int, frame: Any) -> None:
+        event.set()
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in names:
+        if before[number] is not None:  # None: installed outside Python, and not ours to touch
+            signal.signal(number, note)
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)

@@ -1,0 +1,157 @@
+"""What the training loop trains, and the batches that it is given.
+
+B captions and as many videos a batch, L tokens, F frames, S steps an epoch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from glscl.cache.feature_table import FeatureTable
+from glscl.cache.schema import TextFeatures, VideoFeatures
+from glscl.train_head.checkpoint import save_weights
+from glscl.train_head.compiling import compiled
+from glscl.train_head.heads.base import Head
+from glscl.train_head.losses import contrastive_loss
+from glscl.train_head.optim import parameter_groups
+from glscl.train_head.parallel import gather_items
+from glscl.train_head.pieces import encode_in_pieces, piece_that_fits
+
+_RESIDENT_SHARE = 0.6  # of a GPU's free memory that features may take
+
+
+class ContrastiveStep(nn.Module):
+    """The loss of one batch. A module, so that Accelerate can wrap it for several processes.
+
+    Args:
+        head: what is trained.
+        piece: texts and videos encoded at once, see `glscl.train_head.pieces`; None is the whole batch.
+
+    Attributes:
+        compute: what `forward` calls, `loss` or a compiled version of it.
+    """
+
+    def __init__(self, head: Head, *, piece: int | None = None) -> None:
+        super().__init__()
+        self.head = head
+        self.piece = piece
+        self.compute: Callable[..., Tensor] = self.loss
+
+    def forward(self, text: TextFeatures, video: VideoFeatures, exclude: Tensor | None = None) -> Tensor:
+        """Scalar loss of this process' share of a batch against the whole batch; `exclude` as in `contrastive_loss`."""
+        return self.compute(text, video, exclude)
+
+    def loss(self, text: TextFeatures, video: VideoFeatures, exclude: Tensor | None = None) -> Tensor:
+        """As `forward`, never compiled."""
+        encoded_text = gather_items(encode_in_pieces(self.head.encode_text, text, self.piece))
+        encoded_video = gather_items(encode_in_pieces(self.head.encode_video, video, self.piece))
+        similarity = self.head.score(encoded_text, encoded_video)  # (B, B)
+        loss = contrastive_loss(similarity * self.head.logit_scale.exp(), exclude=exclude)
+        for auxiliary in self.head.auxiliary_losses(encoded_text, encoded_video).values():
+            loss = loss + auxiliary
+        return loss
+
+
+class Learner:
+    """What the loop trains and where its batches come from: here a head, and the features of a table.
+
+    Args:
+        head: where to start.
+        table: what to train on.
+        compile: make compiled code of the step, with captions padded to the table's longest, so that shapes stay.
+
+    Attributes:
+        head: scores; its logit scale is clamped after every step.
+        module: everything that is trained and taken up again; the head is part of it.
+        table: captions, videos and which belong together.
+    """
+
+    def __init__(self, head: Head, table: FeatureTable, *, compile: bool = False) -> None:
+        self.head, self.table = head, table
+        self.module: nn.Module = head
+        self._compile = compile
+
+    def begin(self, device: torch.device) -> nn.Module:
+        """Move to the device; what gives the loss of a batch, for Accelerate to wrap."""
+        lengths = self.table.token_offsets
+        self._lengths = None if lengths is None else lengths.diff().cpu().numpy()
+        longest = 1 if self._lengths is None else max(1, int(self._lengths.max(initial=1)))
+        self.table = resident(self.table, device)
+        piece = piece_that_fits(self.head, words=longest, frames=self.table.frame_features.shape[1])
+        step = ContrastiveStep(self.head, piece=piece)
+        if self._compile:
+            step.compute = compiled(step.loss, device, processes=int(os.environ.get("WORLD_SIZE", "1")))
+            if self._lengths is not None:
+                self._lengths = np.full_like(self._lengths, longest)
+        return step
+
+    def groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Groups of parameters; one with an `lr_scale` has that many times the learning rate."""
+        return parameter_groups(self.module, weight_decay=weight_decay)
+
+    def batches(self, rows: np.ndarray, *, start: int, share: slice, mask: bool) -> Any:
+        """The batches of an epoch, taken from step `start` on by `.on(device, step)`; rows (S, B) of captions."""
+        return _Batches(self.table, rows, self._lengths, share=share, mask=mask)
+
+    def backward(self, accelerator: Any, step_module: nn.Module, batch: tuple[Any, ...]) -> Tensor:
+        """Add the gradients of a batch; its loss."""
+        loss = step_module(*batch)
+        accelerator.backward(loss)
+        return loss.detach()
+
+    def save(self, folder: Path, which: str) -> dict[str, Any]:
+        """Write the weights as "best" or "last"; what run.json is to say of them."""
+        save_weights(folder / f"{which}.safetensors", self.head)
+        return {}
+
+
+def resident(table: FeatureTable, device: torch.device) -> FeatureTable:
+    """The table on the device, or as it is where a GPU has no room for it beside the training."""
+    if device.type == "cuda":
+        needed = sum(t.numel() * t.element_size() for t in vars(table).values() if isinstance(t, Tensor))
+        free, _ = torch.cuda.mem_get_info(device)
+        if needed > _RESIDENT_SHARE * free:
+            return table
+    return table.to(device)
+
+
+class _Batches:
+    """The batches of one epoch, with their row numbers beside the features already.
+
+    Attributes:
+        rows: (S, B) int64, captions of each step.
+    """
+
+    def __init__(
+        self, table: FeatureTable, rows: np.ndarray, lengths: np.ndarray | None, *, share: slice, mask: bool
+    ) -> None:
+        self.rows, self._table, self._share, self._mask = rows, table, share, mask
+        self._texts = torch.from_numpy(rows).to(table.device)
+        self._videos = table.video_of_text[self._texts]  # (S, B)
+        self._widths = [None] * len(rows) if lengths is None else lengths[rows].max(1).tolist()
+
+    def on(self, device: torch.device, step: int) -> tuple[TextFeatures, VideoFeatures, Tensor | None]:
+        """What `ContrastiveStep` takes; all processes pad their share to the longest caption of the whole batch."""
+        videos = self._videos[step]
+        text = self._table.texts(self._texts[step, self._share], width=self._widths[step])
+        video = self._table.videos(videos[self._share])
+        exclude = (videos[:, None] == videos).to(device) if self._mask else None  # (B, B)
+        return _to(text, device), _to(video, device), exclude
+
+
+def _to(features: Any, device: torch.device) -> Any:
+    """The features on the device; from the host to a GPU through pinned memory, beside the step that it is at."""
+
+    def moved(field: Tensor) -> Tensor:
+        if device.type == "cuda" and field.device.type == "cpu":
+            field = field.pin_memory()
+        return field.to(device, non_blocking=True)
+
+    return type(features)(*(field if field is None else moved(field) for field in features))

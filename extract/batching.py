@@ -50,7 +50,7 @@ class ShardInProgress:
         video.waiting.append(chunk.frames)
         video.times.append(chunk.times)
         if self.spool is not None:
-            self.spool.add(chunk.index, chunk.frames)
+            self.spool.add(chunk)
         while video.num_waiting >= self.batch_frames:
             video.features.append(self._encode(video.take(self.batch_frames)))
 

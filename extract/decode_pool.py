@@ -61,6 +61,7 @@ class DecodePool:
         video_limit: seconds for one video in all, against files that never end.
         memory_limit: bytes a worker may allocate beyond what it holds at its start (Linux); None for no limit.
         chunk_frames, chunk_bytes: size of the pieces in which the frames of long videos come.
+        picture_quality: of the JPEG that comes with every frame, 1 to 100; None makes none.
         ahead: videos that may lie ready while the reader is busy, where the latest ones were so small that they fit
             AHEAD_BYTES.
         decode: stand-in for `decode_video` with the same signature; picklable.
@@ -83,6 +84,7 @@ class DecodePool:
         memory_limit: int | None = 4 << 30,
         chunk_frames: int = CHUNK_FRAMES,
         chunk_bytes: int = CHUNK_BYTES,
+        picture_quality: int | None = None,
         ahead: int = 64,
         decode: DecodeFunction = decode_video,
     ) -> None:
@@ -105,6 +107,7 @@ class DecodePool:
             memory_limit=memory_limit,
             chunk_frames=chunk_frames,
             chunk_bytes=chunk_bytes,
+            picture_quality=picture_quality,
         )
         try:
             self._preload = _modules_of(pickle.dumps(self._settings(spool="")))
@@ -339,7 +342,7 @@ class _Job:
 
     def count(self, chunk: FrameChunk) -> None:
         self.frames += len(chunk.frames)
-        self.bytes += chunk.frames.nbytes
+        self.bytes += chunk.frames.nbytes + sum(map(len, chunk.pictures))
         self.last_time = float(chunk.times[-1])
 
     def stalled(self, spool: Spool) -> bool:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from glscl.extract.jpeg import encode_jpeg
 from glscl.extract.sampling import Sampling
 from glscl.extract.video import Decoder, FrameChunk, Geometry, VideoDone, VideoTask
 
@@ -43,6 +44,7 @@ class WorkerSettings:
     memory_limit: int | None  # bytes beyond what the process holds before its first video
     chunk_frames: int
     chunk_bytes: int
+    picture_quality: int | None  # of the JPEG that is made of every frame; None makes none
 
 
 class Spool:
@@ -64,6 +66,8 @@ class Spool:
         with open(aside, "wb") as file:
             np.save(file, chunk.times)
             np.save(file, chunk.frames)
+            np.save(file, np.array([len(picture) for picture in chunk.pictures], np.int64))
+            file.write(b"".join(chunk.pictures))
         os.replace(aside, self._file(name, number))
 
     def take(self, name: str, number: int, index: int) -> FrameChunk | None:
@@ -71,11 +75,12 @@ class Spool:
         path = self._file(name, number)
         try:
             with open(path, "rb") as file:
-                times, frames = np.load(file), np.load(file)
+                times, frames, lengths = np.load(file), np.load(file), np.load(file)
+                pictures = tuple(file.read(length) for length in lengths)
         except FileNotFoundError:
             return None
         path.unlink()
-        return FrameChunk(index, frames, times)
+        return FrameChunk(index, frames, times, pictures)
 
     def stall_report(self, name: str) -> Path:
         """Where a worker that stood still leaves the traceback of what it stood in."""
@@ -198,6 +203,7 @@ def decode_task(
             if isinstance(event, VideoDone):
                 done = event
                 continue
+            event = _with_pictures(event, settings.picture_quality, guard)
             if held is not None:
                 _wait_for_room(spool, name, number, guard)
                 spool.put(name, number, held)
@@ -207,6 +213,17 @@ def decode_task(
         return done, held
     finally:
         guard.stop()
+
+
+def _with_pictures(chunk: FrameChunk, quality: int | None, guard: StallGuard) -> FrameChunk:
+    """Here, where there are many processes, and not where the features are made."""
+    if quality is None:
+        return chunk
+    pictures = []
+    for frame in chunk.frames:
+        pictures.append(encode_jpeg(frame, quality))
+        guard.beat()
+    return chunk._replace(pictures=tuple(pictures))
 
 
 def _wait_for_room(spool: Spool, name: str, number: int, guard: StallGuard) -> None:

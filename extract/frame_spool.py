@@ -5,7 +5,6 @@ Videos of a shard come interleaved; the shard wants them one after another. H, W
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -13,11 +12,11 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from glscl.cache.blocks import Blocks
 from glscl.cache.files import storage_errors
 from glscl.cache.frames import FrameSpec
+from glscl.extract.video import FrameChunk
 
 
 class _Run(NamedTuple):
@@ -41,13 +40,13 @@ class FrameSpool:
         self._file: IO[bytes] | None = None
         self._end = 0
 
-    def add(self, item: int, frames: np.ndarray) -> None:
-        """The next frames of a video, (n, H, W, 3) uint8. Raises StorageError where they cannot be written."""
+    def add(self, chunk: FrameChunk) -> None:
+        """The next frames of a video. Raises StorageError where they cannot be written."""
         if self.spec.encoding == "uint8":
-            self.add_stored(item, memoryview(np.ascontiguousarray(frames)).cast("B"), [frames[0].nbytes] * len(frames))
+            data = memoryview(np.ascontiguousarray(chunk.frames)).cast("B")
+            self.add_stored(chunk.index, data, [chunk.frames[0].nbytes] * len(chunk.frames))
         else:
-            encoded = [encode_jpeg(frame, self.spec.quality) for frame in frames]
-            self.add_stored(item, b"".join(encoded), [len(frame) for frame in encoded])
+            self.add_stored(chunk.index, b"".join(chunk.pictures), [len(picture) for picture in chunk.pictures])
 
     def add_stored(self, item: int, data: bytes | memoryview, lengths: Sequence[int]) -> None:
         """The next frames of a video as bytes of the cache's encoding; `lengths` bytes each."""
@@ -83,22 +82,3 @@ class FrameSpool:
         if self._file is not None:
             self._file.close()
             self._file = None
-
-
-def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
-    """(H, W, 3) uint8 RGB → JPEG with colours at full resolution (4:4:4)."""
-    out = io.BytesIO()
-    Image.fromarray(frame).save(out, "JPEG", quality=quality, subsampling=0)
-    return out.getvalue()
-
-
-def decode_jpeg(data: bytes | np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """JPEG → (H, W, 3) uint8 RGB. Raises ValueError where it is no JPEG of this size (H, W)."""
-    try:
-        picture = Image.open(io.BytesIO(data), formats=["JPEG"])
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"no JPEG: {error}") from error
-    with picture:
-        if picture.size != size[::-1]:
-            raise ValueError(f"a JPEG of {picture.size[1]}×{picture.size[0]} pixels, expected {size[0]}×{size[1]}")
-        return np.array(picture.convert("RGB"))

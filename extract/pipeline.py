@@ -140,6 +140,7 @@ def extract(
                 decoder=decoder,
                 time_limit=time_limit,
                 memory_limit=int(memory_limit * 1e9),
+                picture_quality=store.frames.quality if store.frames else None,
             )
             videos = VideoExtraction(
                 store,

@@ -14,7 +14,7 @@ import numpy as np
 from glscl.cache.rows import RowReader
 from glscl.cache.store import Store, open_store
 from glscl.errors import CacheCorruptError, UsageError
-from glscl.extract.frame_spool import decode_jpeg
+from glscl.extract.jpeg import decode_jpeg
 
 
 class StoredFrames:

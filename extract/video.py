@@ -65,11 +65,13 @@ class FrameChunk(NamedTuple):
 
     Attributes:
         frames: (n, S, S, 3) uint8 RGB. times: (n,) float32 seconds from the first frame of the whole video, ascending.
+        pictures: JPEG of each frame, where a decode pool was asked for them; else empty.
     """
 
     index: int  # type: ignore[assignment]
     frames: NDArray[np.uint8]
     times: NDArray[np.float32]
+    pictures: tuple[bytes, ...] = ()
 
 
 class VideoDone(NamedTuple):

@@ -27,6 +27,7 @@ from glscl.errors import DecodeError, UsageError
 from glscl.extract import decode_pool
 from glscl.extract.decode_pool import DecodePool, make_spool_folder
 from glscl.extract.decode_worker import SPOOL_WINDOW, Spool
+from glscl.extract.jpeg import encode_jpeg
 from glscl.extract.video import FrameChunk, Sampling, VideoDone, VideoTask
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits of POSIX systems")
@@ -345,3 +346,15 @@ def test_geometry_runs_in_the_workers(tmp_path):
         chunk, done = running.decode([VideoTask(0, str(clip))])
     assert chunk.frames.shape == (2, 16, 16, 3)
     assert done.decoder == "decord"
+
+
+@pytest.mark.parametrize("quality", [None, 60])
+def test_pictures_come_with_every_frame_of_every_chunk_where_they_are_asked_for(tmp_path, quality):
+    clip = make_clip(tmp_path / "clip.mp4", frames=range(70))
+    options = dict(workers=1, sampling=Sampling(fps=None), geometry=None, chunk_frames=16, picture_quality=quality)
+    with DecodePool(**options) as running:
+        chunks = [e for e in running.decode([VideoTask(0, str(clip))]) if isinstance(e, FrameChunk)]
+    assert len(chunks) == 5
+    for chunk in chunks:
+        expected = [encode_jpeg(frame, quality) for frame in chunk.frames] if quality else []
+        assert list(chunk.pictures) == expected

@@ -17,7 +17,7 @@ from glscl.cache.summary import summarise
 from glscl.cache.verification import verify
 from glscl.errors import CacheCorruptError, UsageError
 from glscl.extract.encoder import Backbone
-from glscl.extract.frame_spool import decode_jpeg, encode_jpeg
+from glscl.extract.jpeg import decode_jpeg, encode_jpeg
 from glscl.extract.pipeline import extract
 from glscl.extract.sampling import Sampling
 from glscl.extract.stored_frames import StoredFrames

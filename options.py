@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import errno
 import inspect
 import json
 import math
@@ -30,6 +31,7 @@ from glscl.config import check, setting
 from glscl.errors import GlsclError, UsageError
 from glscl.processes import processes
 from glscl.progress import Progress
+from glscl.streams import standard_streams
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,11 @@ class Run:
     def detail(self, text: str) -> None:
         if self.common.verbose and self.speaks:
             print(_visible(text), file=sys.stderr, flush=True)
+
+    @property
+    def heard(self) -> bool:
+        """Whether anybody still gets what is printed: False once the reader of a pipe has gone."""
+        return getattr(sys.stdout, "lost", None) is None
 
     def result(self, value: dict[str, Any]) -> None:
         """The machine-readable result; printed with --json only."""
@@ -194,11 +201,16 @@ def _required_type(kind: Any) -> Any:
 
 def main(app: typer.Typer, arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 1 (our one-line error), 2 (usage), 130 (interrupted)."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    with standard_streams() as out:
+        status = _run(app, sys.argv[1:] if arguments is None else arguments)
+        out.flush()
+        if out.lost is None or out.lost.errno == errno.EPIPE or status:  # who closes a pipe has read enough
+            return status
+        return _fail(f"Done, but not all of it could be printed: {out.lost.strerror}", 1, as_json=False)
+
+
+def _run(app: typer.Typer, arguments: list[str]) -> int:
     debug, as_json = "--debug" in arguments, "--json" in arguments
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks is no reason to fail
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
     try:
         _terminate_like_interrupt()
         return app(arguments, standalone_mode=False, prog_name="glscl") or 0
@@ -208,9 +220,6 @@ def main(app: typer.Typer, arguments: list[str] | None = None) -> int:
         if debug:
             raise
         return _fail(str(error), 2 if isinstance(error, UsageError) else 1, as_json)
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (nobody reads any more; keeps the interpreter's flush quiet)
-        return 0
     except (OSError, MemoryError) as error:
         if debug:
             raise
@@ -270,15 +279,17 @@ def _visible(text: str) -> str:
 
 
 def _terminate_like_interrupt() -> None:
-    """SIGTERM stops as cleanly as Ctrl-C."""
+    """SIGTERM, and SIGHUP when a terminal is closed, stop as cleanly as Ctrl-C; `nohup` keeps its meaning."""
     import signal
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    if hasattr(signal, "SIGTERM"):
-        with contextlib.suppress(ValueError):  # not in the main thread (tests)
-            signal.signal(signal.SIGTERM, interrupt)
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    for number in numbers:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            with contextlib.suppress(ValueError):  # not in the main thread (tests)
+                signal.signal(number, interrupt)
 
 
 def command_line() -> str:

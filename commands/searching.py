@@ -73,6 +73,8 @@ def search(
         for line in lines_of(sys.stdin, prompt):
             found.append({"query": line, "hits": _videos_for(run, searched, backbone, line, top)})
             run.say()
+            if not run.heard:
+                break
         run.result({"searches": found, "bank": searched.bank})
     elif sentence is not None:
         hits = _videos_for(run, searched, backbone, sentence, top)

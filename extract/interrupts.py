@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM wait while locks are held that other threads need.
+"""Ctrl-C, SIGTERM and SIGHUP wait while locks are held that other threads need.
 
 Python may raise KeyboardInterrupt between any two steps of the main thread, also between the one that takes a lock and the
 one that sees to it being given back. A lock of a queue or a future that is lost so stops the threads of a process pool for
@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name))
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Interrupts:
-    """The handlers of SIGINT and SIGTERM from `watch` to `release`, which hand on what comes outside of `held`.
+    """The handlers of these signals from `watch` to `release`, which hand on what comes outside of `held`.
 
     Handlers that Python does not run (the system's own, or ignored signals) stay as they are, and so does everything
     outside the main thread, which no signal interrupts.

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOOR = ["errors", "config", "versions", "progress", "processes"]  # modules at the top that every room may import
 ORDER = ["cache", "extract", "train_head", "evaluate", "cli"]
-DOOR = {"options", "places", "demo", "console", "commands", "cli", "__main__"}  # the command line may import all
+DOOR = {"options", "streams", "places", "demo", "console", "commands", "cli", "__main__"}  # the command line may import all
 FOLDERS = [*ORDER[:-1], "commands"]  # with modules, to be packaged
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a step is under way."""
+"""Ctrl-C, SIGTERM and a closed terminal while a step is under way."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing import Any
 
 @contextlib.contextmanager
 def interrupts_deferred() -> Iterator[threading.Event]:
-    """The first SIGINT or SIGTERM only sets the event, so that a step ends before the run stops; a second one acts."""
+    """The first SIGINT, SIGTERM or SIGHUP only sets the event, so that a step ends before the run stops; a second one acts."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    names = [getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name)]
+    names = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in names}
+    # None: installed outside Python, and not ours to touch; ignored ones stay so, as `nohup` and a shell's `&` want it
+    before = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
 
     def note(number: int, frame: Any) -> None:
         event.set()
         for each, handler in before.items():
             signal.signal(each, handler)
 
-    for number in names:
-        if before[number] is not None:  # None: installed outside Python, and not ours to touch
-            signal.signal(number, note)
+    for number in before:
+        signal.signal(number, note)
     try:
         yield event
     finally:
         for number, handler in before.items():
-            if handler is not None:
-                signal.signal(number, handler)
+            signal.signal(number, handler)

@@ -89,7 +89,7 @@ def fit(
     Raises:
         NonFiniteError: the loss became NaN or infinite; names epoch, step and captions. Checkpoints stay as they were.
         CheckpointError: what is to be resumed is unreadable or of another training.
-        KeyboardInterrupt: on SIGINT and SIGTERM, after the step under way and after saving where the run stands.
+        KeyboardInterrupt: on SIGINT, SIGTERM and SIGHUP, after the step under way and after saving where the run stands.
     """
     accelerator = make_accelerator(device, precision, tracker=tracker, folder=out)
     device = accelerator.device

@@ -16,6 +16,7 @@ import inspect
 import json
 import math
 import os
+import re
 import shlex
 import sys
 import types
@@ -34,12 +35,19 @@ from glscl.progress import Progress
 from glscl.streams import standard_streams
 
 
+def parse_device(text: str) -> str:
+    """`--device`, as far as its form goes: whether the machine has it is asked where it is used (`Run.device`)."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", text):
+        raise UsageError(f"--device is {text!r}; expected auto, cpu, cuda, cuda:N or mps")
+    return text
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CommonConfig:
     """Options of every command."""
 
     seed: int = setting(0, "Seed of everything random.", group="Common", min=0)
-    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps.", group="Common")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps.", group="Common", parse=parse_device)
     json: bool = setting(False, "Print one JSON object on standard output.", group="Common", flag="--json")
     verbose: bool = setting(False, "Say more about what happens.", group="Common", flag="--verbose,-v")
     debug: bool = setting(False, "Show the traceback of an error.", group="Common", flag="--debug")
@@ -76,10 +84,7 @@ class Run:
             name = "cuda" if torch.cuda.is_available() else "cpu"
         if name == "cuda" and self.processes.world > 1 and torch.cuda.device_count():
             name = f"cuda:{self.processes.local_rank % torch.cuda.device_count()}"
-        try:
-            device = torch.device(name)
-        except RuntimeError as error:
-            raise UsageError(f"--device is {name!r}; expected auto, cpu, cuda, cuda:N or mps") from error
+        device = torch.device(parse_device(name))
         there = {
             "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
             "mps": torch.backends.mps.is_available(),
@@ -131,6 +136,10 @@ class Stopped(KeyboardInterrupt):
 class _Interrupted(Exception): ...
 
 
+class OneOf(tuple[str, ...]):
+    """The choices of an option that is a command's own: `Annotated[str, typer.Option(...), OneOf(("best", "last"))]`."""
+
+
 def command(*configs: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a function a command with the fields of `configs` as options; `register` gives it to an application.
 
@@ -139,7 +148,7 @@ def command(*configs: type) -> Callable[[Callable[..., None]], Callable[..., Non
 
     def make(function: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1 + len(configs) :]
-        options = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        options = [_with_choices(p.replace(kind=inspect.Parameter.KEYWORD_ONLY)) for p in own]
         all_configs = (*configs, CommonConfig)
         for config in all_configs:
             options += [_parameter(field, config) for field in dataclasses.fields(config)]
@@ -173,12 +182,9 @@ def register(app: typer.Typer, function: Callable[..., None], *, group: str) -> 
 def _parameter(field: dataclasses.Field[Any], config: type) -> inspect.Parameter:
     meta = field.metadata
     kind = typing.get_type_hints(config)[field.name]
+    default = field.default
     if meta.get("choices"):
-        choices = enum.Enum(field.name, {c: c for c in meta["choices"]}, type=str)
-        kind = choices if _required_type(kind) is kind else typing.Optional[choices]  # noqa: UP045 (made at run time)
-        default = None if field.default is None else choices(field.default)
-    else:
-        default = field.default
+        kind, default = _choice(field.name, kind, meta["choices"], default)
     flags = meta["flag"].split(",") if meta.get("flag") else ["--" + field.name.replace("_", "-")]
     limits = {}
     if _required_type(kind) in (int, float):
@@ -189,6 +195,24 @@ def _parameter(field: dataclasses.Field[Any], config: type) -> inspect.Parameter
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=typing.Annotated[kind, option]
     )
+
+
+def _with_choices(parameter: inspect.Parameter) -> inspect.Parameter:
+    """A command's own parameter as typer must see it: with `OneOf`, an option of these values and no others."""
+    kind, *meta = typing.get_args(parameter.annotation)
+    choices = next((m for m in meta if isinstance(m, OneOf)), None)
+    if choices is None:
+        return parameter
+    option = next(m for m in meta if not isinstance(m, OneOf))
+    kind, default = _choice(parameter.name, kind, choices, parameter.default)
+    return parameter.replace(annotation=typing.Annotated[kind, option], default=default)
+
+
+def _choice(name: str, kind: Any, choices: typing.Iterable[str], default: Any) -> tuple[Any, Any]:
+    """The type that admits `choices` alone (or None, where `kind` does), and the default as a value of it."""
+    values = enum.Enum(name, {c: c for c in choices}, type=str)
+    admitted = values if _required_type(kind) is kind else typing.Optional[values]  # noqa: UP045 (made at run time)
+    return admitted, values(default) if isinstance(default, str) else default
 
 
 def _required_type(kind: Any) -> Any:

@@ -28,6 +28,14 @@ from glscl.errors import UsageError
 FLAT_SUFFIXES = {".h5": "hdf5", ".hdf5": "hdf5", ".zarr": "zarr"}
 
 
+def check_name(out: Path, format: str | None) -> str | None:
+    """The format of a flat file by its name, None for a cache folder. Raises UsageError where `format` contradicts it."""
+    flat = FLAT_SUFFIXES.get(out.suffix.lower())
+    if flat and format not in (None, flat):
+        raise UsageError(f"{out.name} will be {flat} by its name; --format says {format}")
+    return flat
+
+
 def convert(store: Store, out: Path, *, format: str | None = None) -> Path:
     """Write a complete cache again, in another format or as one flat file.
 
@@ -44,9 +52,7 @@ def convert(store: Store, out: Path, *, format: str | None = None) -> Path:
         UsageError: `out` exists, or `format` contradicts its name.
         StorageError: it cannot be written.
     """
-    flat = FLAT_SUFFIXES.get(out.suffix.lower())
-    if flat and format not in (None, flat):
-        raise UsageError(f"{out.name} will be {flat} by its name; --format says {format}")
+    flat = check_name(out, format)
     if out.exists():
         raise UsageError(f"{out} exists already", mend="Choose another name, or delete it first")
     if flat:

@@ -10,7 +10,7 @@ import typer
 from glscl.commands.shared import CacheArgument
 from glscl.console import print_cache, print_repair
 from glscl.errors import CacheCorruptError
-from glscl.options import Run, command
+from glscl.options import OneOf, Run, command
 
 
 @command()
@@ -70,14 +70,16 @@ def convert(
         Path, typer.Argument(help="*.h5 or *.zarr: one flat file or group. Any other name: a cache folder.")
     ],
     format: Annotated[
-        str | None, typer.Option(help="Format of a cache folder; the other one by default.", metavar="zarr|hdf5")
+        str | None, typer.Option(help="Format of a cache folder; the other one by default."), OneOf(("zarr", "hdf5"))
     ] = None,
 ) -> None:
     """Write a complete cache again: in the other format, or as one ordinary HDF5 file or Zarr group to share."""
+    from glscl.cache.convert import check_name
     from glscl.cache.convert import convert as convert_store
     from glscl.cache.store import open_store
     from glscl.cache.summary import bytes_on_disk
 
+    check_name(out, format)
     store = open_store(cache)
     convert_store(store, out, format=format)
     size = bytes_on_disk(out)

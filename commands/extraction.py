@@ -37,8 +37,9 @@ def extract(
     from glscl.extract.datasets import DATASETS, first_videos
     from glscl.extract.datasets.base import summary
 
-    if dataset not in DATASETS:
-        raise UsageError(f"--dataset is {dataset!r}; expected one of {', '.join(DATASETS)}")
+    names = _split_names(dataset, splits)
+    if not dry_run:
+        run.device()  # one that is not there is said first
     root = home() / "datasets" / dataset
     if dataset == "demo" and annotations is None:
         _render_demo(run, root)
@@ -49,7 +50,7 @@ def extract(
     found = DATASETS[dataset].read(
         _annotations_folder(dataset, annotations),
         videos,
-        splits=_split_names(splits),
+        splits=names,
         protocol=protocol,
         dry_run=dry_run,
     )
@@ -75,8 +76,20 @@ def _annotations_folder(dataset: str, given: Path | None) -> Path | None:
     return given
 
 
-def _split_names(splits: str | None) -> list[str] | None:
-    return [name.strip() for name in splits.split(",")] if splits else None
+def _split_names(dataset: str, splits: str | None) -> list[str] | None:
+    """The splits asked for. Raises UsageError for an unknown data set or split before any file is looked for."""
+    from glscl.extract.datasets import DATASETS
+    from glscl.extract.datasets.base import SPLITS
+
+    if dataset not in DATASETS:
+        raise UsageError(f"--dataset is {dataset!r}; expected one of {', '.join(DATASETS)}")
+    if splits is None:
+        return None
+    names = [name.strip() for name in splits.split(",")]
+    for name in names:
+        if name not in SPLITS:
+            raise UsageError(f"--splits has {name!r}; expected some of {', '.join(SPLITS)}, separated by commas")
+    return names
 
 
 def _render_demo(run: Run, root: Path) -> None:
@@ -173,14 +186,17 @@ def import_features(
     """Make a cache from features that others extracted, with the captions of a dataset. No video is needed."""
     from glscl.extract.datasets import DATASETS
     from glscl.extract.encoder import Backbone
+    from glscl.extract.import_features import check_sources
     from glscl.extract.import_features import import_features as import_arrays
     from glscl.versions import versions
 
-    if dataset not in DATASETS:
-        raise UsageError(f"--dataset is {dataset!r}; expected one of {', '.join(DATASETS)}")
+    names = _split_names(dataset, splits)
+    check_sources(text_features, token_features, config.backbone)
+    if config.backbone is not None:
+        run.device()  # one that is not there is said first
     entry = DATASETS[dataset]
     found = entry.read(
-        _annotations_folder(dataset, annotations), None, splits=_split_names(splits), protocol=protocol, dry_run=True
+        _annotations_folder(dataset, annotations), None, splits=names, protocol=protocol, dry_run=True
     )
     backbone = None
     if config.backbone is not None:

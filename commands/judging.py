@@ -11,7 +11,8 @@ from glscl.commands.shared import CacheOption, MovedCacheOption, ResultsOption, 
 from glscl.config import home
 from glscl.console import print_result
 from glscl.errors import NotFoundError, UsageError
-from glscl.options import Run, command, command_line
+from glscl.options import OneOf, Run, command, command_line
+from glscl.train_head.heads import HEAD_NAMES
 
 
 @command()
@@ -30,15 +31,23 @@ def eval(
         str | None,
         typer.Option(
             help="How several runs' similarities are averaged: as they are, or each scaled by its temperature. Default: mean.",
-            metavar="mean|scaled",
             rich_help_panel="What",
         ),
+        OneOf(("mean", "scaled")),
     ] = None,
     zero_shot: Annotated[
         bool, typer.Option("--zero-shot", help="Judge the untrained --head instead of a run.", rich_help_panel="What")
     ] = False,
-    head: Annotated[str, typer.Option(help="Head of a zero-shot evaluation.", rich_help_panel="What")] = "mean_pool",
-    weights: Annotated[str, typer.Option(help="best or last epoch of the run.", rich_help_panel="What")] = "best",
+    head: Annotated[
+        str | None,
+        typer.Option(help="Head to judge with --zero-shot. Default: mean_pool.", rich_help_panel="What"),
+        OneOf(HEAD_NAMES),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Which epoch of the run. Default: best.", rich_help_panel="What"),
+        OneOf(("best", "last")),
+    ] = None,
     cache: CacheOption = None,
     split: Annotated[str, typer.Option(help="Split to judge on.", rich_help_panel="Data")] = "test",
     videos: Annotated[
@@ -49,7 +58,11 @@ def eval(
         ),
     ] = None,
     normalise: Annotated[
-        str | None, typer.Option(help="Hubness normalisations, separated by commas.", rich_help_panel="Metrics")
+        str | None,
+        typer.Option(
+            help="Hubness normalisations, separated by commas: qb-norm, inverted-softmax, dsl, csls, nnn, dual-is, sinkhorn.",
+            rich_help_panel="Metrics",
+        ),
     ] = None,
     save_similarity: Annotated[
         Path | None, typer.Option(help="Write the matrix to this .npy file.", rich_help_panel="Output")
@@ -60,26 +73,32 @@ def eval(
     ] = None,
 ) -> None:
     """Report R@1, R@5, R@10, median and mean rank in both directions, from stored features alone."""
-    from glscl.evaluate.evaluation import write_result
+    from glscl.evaluate.evaluation import check_zero_shot, known_normalisations, write_result
     from glscl.places import newest_run, result_file
 
     folders = run_folders or []
     if zero_shot and folders:
         raise UsageError("--run and --zero-shot exclude each other")
-    if weights not in ("best", "last"):
-        raise UsageError(f"--weights is {weights!r}; expected best or last")
+    if head is not None and not zero_shot:
+        raise UsageError("--head goes with --zero-shot; a run has the head it was trained with")
+    if weights is not None and zero_shot:
+        raise UsageError("--weights chooses an epoch of a run, and --zero-shot judges none")
     if combine is not None and len(folders) < 2:
         raise UsageError("--combine needs several runs; repeat --run")
     if videos is not None and (zero_shot or len(folders) > 1):
         raise UsageError("--videos judges one run of finetune from pixels")
+    head = head or "mean_pool"
+    check_zero_shot(head)
+    names = known_normalisations([name.strip() for name in normalise.split(",")] if normalise else ())
+    device = run.device()
     folder = None if zero_shot else folders[0] if folders else newest_run()
     store = open_cache(cache, folder)
     common: dict[str, Any] = {
-        "which": weights,
+        "which": weights or "best",
         "split": split,
-        "normalise": [name.strip() for name in normalise.split(",")] if normalise else (),
+        "normalise": names,
         "seed": run.seed,
-        "device": run.device(),
+        "device": device,
         "save_similarity": save_similarity,
         "command": command_line(),
         "note": lambda text: run.say(f"note: {text}"),
@@ -112,7 +131,8 @@ def compare(
     runs: RunsArgument,
     format: Annotated[
         str,
-        typer.Option(help="How tables are written.", metavar="terminal|markdown|csv|latex", rich_help_panel="Output"),
+        typer.Option(help="How tables are written.", rich_help_panel="Output"),
+        OneOf(("terminal", "markdown", "csv", "latex")),
     ] = "terminal",
     published: Annotated[
         bool, typer.Option(help="Put published results beside, frozen and fine-tuned apart.", rich_help_panel="Output")
@@ -129,10 +149,8 @@ def compare(
     """Runs side by side: one table with intervals, each run tested against the first, and the captions they differ on."""
     from glscl.evaluate.comparison import compare_runs
     from glscl.evaluate.runs import open_cache_of, read_evaluated
-    from glscl.evaluate.tables import STYLES, render
+    from glscl.evaluate.tables import render
 
-    if format not in STYLES:
-        raise UsageError(f"--format is {format!r}; expected one of {', '.join(STYLES)}")
     found = [open_cache_of(read_evaluated(path, split=split), cache)[1] for path in runs]
     comparison = compare_runs(found, published=published, top=top, resamples=resamples, seed=run.seed)
     run.say("\n".join(render(table, format) for table in comparison.tables()).rstrip())

@@ -11,7 +11,7 @@ import typer
 from glscl.commands.shared import CacheOption, open_cache
 from glscl.console import lines_of, print_hits
 from glscl.errors import NotFoundError, UsageError
-from glscl.options import Run, command, command_line
+from glscl.options import OneOf, Run, command, command_line
 
 
 @command()
@@ -35,14 +35,15 @@ def search(
     normalise: Annotated[
         str | None,
         typer.Option(
-            help="Lower what answers too many queries, as a bank of training captions tells.",
-            metavar="nnn|qb-norm",
-            rich_help_panel="How",
+            help="Lower what answers too many queries, as a bank of training captions tells.", rich_help_panel="How"
         ),
+        OneOf(("nnn", "qb-norm")),
     ] = None,
     pretrained: Annotated[
         str | None,
-        typer.Option(help="Weights of the backbone, where the cache was made from a file.", rich_help_panel="How"),
+        typer.Option(
+            help="Weights of the backbone, where the cache was made from a file.", metavar="FILE", rich_help_panel="How"
+        ),
     ] = None,
 ) -> None:
     """Find videos for a sentence, with the moment that fits best; or captions for a video file."""
@@ -54,6 +55,7 @@ def search(
         raise UsageError("The sentence is empty", mend='Say what to look for: glscl search "a dog runs"')
     if video is not None and not video.is_file():
         raise NotFoundError(f"There is no video file {video}")
+    run.device()  # one that is not there is said first
     store = open_cache(cache, run_folder)
     if video is not None and "text_backbone" in store.configuration:
         raise UsageError(f"{store.path} holds imported frame features: how they were made from pixels is not known")
@@ -165,18 +167,17 @@ def export(
         str, typer.Option(help="Split to make vectors of; all takes the whole cache.", rich_help_panel="Data")
     ] = "test",
     to: Annotated[
-        str, typer.Option(help="How vectors are written.", metavar="npy|safetensors", rich_help_panel="Output")
+        str, typer.Option(help="How vectors are written.", rich_help_panel="Output"), OneOf(("npy", "safetensors"))
     ] = "npy",
 ) -> None:
     """Write one vector a video and one a caption for any index; their dot products are the similarities of the head."""
-    from glscl.evaluate.export import FORMATS, check_indexable, export_vectors
+    from glscl.evaluate.export import check_indexable, export_vectors
     from glscl.places import newest_run
     from glscl.train_head.checkpoint import read_run
 
     if zero_shot and run_folder is not None:
         raise UsageError("--run and --zero-shot exclude each other")
-    if to not in FORMATS:
-        raise UsageError(f"--to is {to!r}; expected one of {', '.join(FORMATS)}")
+    run.device()  # one that is not there is said first
     folder = None if zero_shot else run_folder or newest_run()
     store = open_cache(cache, folder)
     head, table = _head_and_table(run, store, folder, None if split == "all" else split, check=check_indexable)

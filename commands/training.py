@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ import typer
 from glscl.commands.shared import RunFolderOption, VideosOption, open_cache
 from glscl.console import TrainingLines, aligned, backbone_line, settings_line
 from glscl.errors import StorageError, UsageError
-from glscl.options import Run, Stopped, command, command_line
+from glscl.options import OneOf, Run, Stopped, command, command_line
 from glscl.progress import duration
 from glscl.train_head.config import TrainConfig
 from glscl.train_head.finetuning.config import TuneConfig
@@ -69,22 +70,21 @@ def train_head(
     from glscl.evaluate.evaluation import validation_metrics
     from glscl.places import new_run
     from glscl.train_head.config import resolve
-    from glscl.train_head.train import train
+    from glscl.train_head.train import check_trainable, earlier_run, train
 
     device = run.device()
-    store = open_cache(cache)
     if sweep:
-        _sweep(run, config, sweep, store, out, device, compile)
+        _sweep(run, config, sweep, cache, out, device, compile)
         return
     stored = _settings_to_resume(config, out)
-    settings = resolve(
-        config,
-        dataset=store.recipe,
-        device_type=device.type,
-        seed=None if stored is not None and run.seed == 0 else run.seed,
-        stored=stored,
-    )
+    seed = None if stored is not None and run.seed == 0 else run.seed
+    settings_by = partial(resolve, config, device_type=device.type, seed=seed, stored=stored)
+    settings_by(dataset="default")  # wrong usage is said before any cache is looked for
+    store = open_cache(cache)
+    check_trainable(store)
+    settings = settings_by(dataset=store.recipe)
     out = out or new_run(settings.head)
+    earlier_run(out, store, settings, config.resume)
     run.say(f"training {settings.head} on {store.path} by the recipe {settings.recipe} → {out}")
     run.say(settings_line(settings))
     with _resumable(out):
@@ -113,26 +113,28 @@ def _settings_to_resume(config: TrainConfig, out: Path | None) -> dict[str, Any]
     """Settings of the run that --resume goes on with; None where there is none yet."""
     from glscl.train_head.checkpoint import read_run
 
+    if config.resume and out is None:
+        raise UsageError("--resume goes on with the run in --out", mend="Name it: --out RUN")
     return read_run(out)["settings"] if config.resume and out is not None and (out / "run.json").exists() else None
 
 
 def _sweep(
-    run: Run, config: TrainConfig, sweep: list[str], store: Any, out: Path | None, device: Any, compile: bool
+    run: Run, config: TrainConfig, sweep: list[str], cache: Path | None, out: Path | None, device: Any, compile: bool
 ) -> None:
     from glscl.evaluate.evaluation import validation_metrics
     from glscl.places import new_run
     from glscl.train_head.sweep import parse_sweep, sweep_points, sweep_table, train_sweep
+    from glscl.train_head.train import check_trainable
 
     if config.tracker != "none":
         raise UsageError("--tracker follows one run, not a sweep")
-    points = sweep_points(
-        config,
-        parse_sweep(sweep),
-        dataset=store.recipe,
-        embed_dim=store.embed_dim,
-        device_type=device.type,
-        seed=run.seed,
-    )
+    if config.resume and out is None:
+        raise UsageError("--resume goes on with the sweep in --out", mend="Name it: --out FOLDER")
+    points_by = partial(sweep_points, config, parse_sweep(sweep), device_type=device.type, seed=run.seed)
+    points_by(dataset="default", embed_dim=None)  # wrong usage is said before any cache is looked for
+    store = open_cache(cache)
+    check_trainable(store)
+    points = points_by(dataset=store.recipe, embed_dim=store.embed_dim)
     out = out or new_run(f"sweep-{points[0].settings.head}")
     run.say(f"{len(points)} trainings on {store.path} → {out}")
     with _resumable(out, sweep=True):
@@ -195,21 +197,21 @@ def finetune(
     from glscl.train_head.checkpoint import read_run
     from glscl.train_head.finetune import finetune as train_both
     from glscl.train_head.finetuning.config import resolve_finetune
+    from glscl.train_head.train import check_trainable, earlier_run
 
     device = run.device()
     start = None if run_folder is None else read_run(run_folder)
-    store = open_cache(cache, run_folder)
     stored = _settings_to_resume(config, out)
-    settings = resolve_finetune(
-        config,
-        tuning,
-        start=start,
-        dataset=store.recipe,
-        device_type=device.type,
-        seed=None if stored is not None and run.seed == 0 else run.seed,
-        stored=stored,
+    seed = None if stored is not None and run.seed == 0 else run.seed
+    settings_by = partial(
+        resolve_finetune, config, tuning, start=start, device_type=device.type, seed=seed, stored=stored
     )
+    settings_by(dataset="default")  # wrong usage is said before any cache is looked for
+    store = open_cache(cache, run_folder)
+    check_trainable(store)
+    settings = settings_by(dataset=store.recipe)
     out = out or new_run(f"finetune-{settings.head}")
+    earlier_run(out, store, settings, config.resume)
     run.say(
         f"training backbone and {settings.head} on the videos of {store.path} by the recipe {settings.recipe} → {out}"
     )
@@ -258,7 +260,9 @@ def import_checkpoint(
     run: Run,
     file: Annotated[Path, typer.Argument(help="State dict: what torch.save wrote, or safetensors.")],
     source: Annotated[
-        str, typer.Option(help="Program that made it.", metavar="glscl|clip4clip", rich_help_panel="What")
+        str,
+        typer.Option(help="Program that made it.", rich_help_panel="What"),
+        OneOf(("glscl", "clip4clip")),
     ],
     option: Annotated[
         list[str] | None,
@@ -277,13 +281,16 @@ def import_checkpoint(
     ] = None,
     frame_position: Annotated[
         str,
-        typer.Option(help="Which frames where there are more.", metavar="uniform|first|last", rich_help_panel="Data"),
+        typer.Option(help="Which frames where there are more.", rich_help_panel="Data"),
+        OneOf(("uniform", "first", "last")),
     ] = "uniform",
 ) -> None:
     """Make a run from a checkpoint of GLSCL or CLIP4Clip, to judge and search with. Unpickles nothing but tensors."""
     from glscl.places import new_run
+    from glscl.train_head.import_checkpoint import check_options
     from glscl.train_head.import_checkpoint import import_checkpoint as import_weights
 
+    check_options(source, option or ())
     done = import_weights(
         file,
         open_cache(cache),

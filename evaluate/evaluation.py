@@ -312,15 +312,20 @@ def zero_shot_head(name: str, store: Store) -> Head:
     Raises:
         UsageError: a head whose start is random.
     """
+    check_zero_shot(name)
+    head = build_head(name, embed_dim=store.embed_dim)
+    head.initialise_from_backbone({k: torch.from_numpy(np.array(v)) for k, v in store.backbone_pieces().items()})
+    return head.eval()
+
+
+def check_zero_shot(name: str) -> None:
+    """Raise UsageError for a head that is not known, or whose start is random."""
     if name not in ZERO_SHOT_HEADS:
         head_class(name)  # an unknown name has its own message
         raise UsageError(
             f"{name} starts with random weights, so it says nothing untrained; zero-shot are {', '.join(ZERO_SHOT_HEADS)}",
             mend=f"Train it: glscl train-head --head {name}",
         )
-    head = build_head(name, embed_dim=store.embed_dim)
-    head.initialise_from_backbone({k: torch.from_numpy(np.array(v)) for k, v in store.backbone_pieces().items()})
-    return head.eval()
 
 
 # --- files -------------------------------------------------------------------------------------------------------------
@@ -399,11 +404,17 @@ def _normalised(
     return out
 
 
-def check_normalisations(names: Sequence[str], head: Head, store: Store | None = None) -> None:
-    """Refuse before any work is done what could not be normalised in the end."""
+def known_normalisations(names: Sequence[str]) -> Sequence[str]:
+    """`names` again; UsageError for one that is not there."""
     for name in names:
         if name not in NORMALISATIONS:
             raise UsageError(f"there is no normalisation {name!r}; choose from {', '.join(NORMALISATIONS)}")
+    return names
+
+
+def check_normalisations(names: Sequence[str], head: Head, store: Store | None = None) -> None:
+    """Refuse before any work is done what could not be normalised in the end."""
+    for name in known_normalisations(names):
         if "gallery_bank" in NORMALISATIONS[name].banks and not isinstance(head, VectorHead):
             raise UsageError(
                 f"{name} compares videos with videos, which needs a head that makes one vector of each; "

@@ -180,15 +180,20 @@ def _summary(store: Store, already_complete: bool, notes: list[str]) -> ImportSu
     )
 
 
+def check_sources(text_features: Path | None, token_features: Path | None, backbone: object | None) -> None:
+    """Raise UsageError where the ways that captions come by their features exclude each other."""
+    if text_features is not None and backbone is not None:
+        raise UsageError("--text-features and --backbone exclude each other: captions are read, or encoded now")
+    if token_features is not None and text_features is None:
+        raise UsageError("--token-features needs --text-features beside it")
+
+
 def _check_sources(
     annotations: Annotations, text_features: Path | None, token_features: Path | None, backbone: Backbone | None
 ) -> None:
     if not annotations.videos:
         raise InputError(f"{annotations.dataset} lists no video", mend="Check the annotations: glscl extract --dry-run")
-    if text_features is not None and backbone is not None:
-        raise UsageError("--text-features and --backbone exclude each other: captions are read, or encoded now")
-    if token_features is not None and text_features is None:
-        raise UsageError("--token-features needs --text-features beside it")
+    check_sources(text_features, token_features, backbone)
     if text_features is not None and not annotations.texts:
         raise UsageError(
             f"--text-features is {text_features}; {annotations.dataset} lists no caption that it could belong to"

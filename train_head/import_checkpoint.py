@@ -66,6 +66,15 @@ class Imported:
         return {**vars(self), "run": str(self.run)}
 
 
+def check_options(source: str, options: Sequence[str]) -> None:
+    """Raise UsageError for options that no checkpoint of `source` could take, before any file is read."""
+    if source == "glscl":
+        parse_options("glscl", options)
+    for pair in options:  # which head of CLIP4Clip it is, and so what its options are, the weights tell
+        if "=" not in pair:
+            raise UsageError(f"--option is {pair!r}; expected KEY=VALUE")
+
+
 def import_checkpoint(
     file: Path,
     store: Store,

@@ -102,7 +102,7 @@ def sweep_points(
     grid: Mapping[str, Sequence[str]],
     *,
     dataset: str,
-    embed_dim: int,
+    embed_dim: int | None,
     device_type: str = "cpu",
     seed: int | None = None,
 ) -> list[Point]:
@@ -111,7 +111,7 @@ def sweep_points(
     Args:
         config: what all points share; none of it may be in the grid.
         grid: key → values as text; a key is one of `SETTINGS` or an option of the head.
-        embed_dim: D of the features the heads will read.
+        embed_dim: D of the features the heads will read; None, not known yet, leaves the heads themselves unchecked.
         dataset, device_type, seed: as in `resolve`.
 
     Raises:
@@ -150,7 +150,8 @@ def sweep_points(
             device_type=device_type,
             seed=chosen.get("seed", seed),
         )
-        _check_head(name, settings, embed_dim)
+        if embed_dim is not None:
+            _check_head(name, settings, embed_dim)
         points[name] = Point(name=name, changes=changes, settings=settings)
     return list(points.values())
 

@@ -15,7 +15,7 @@ from accelerate.utils import set_seed
 
 from glscl.cache.feature_table import FeatureTable
 from glscl.cache.store import Store
-from glscl.errors import FingerprintError, UsageError
+from glscl.errors import FingerprintError, InputError, UsageError
 from glscl.train_head.checkpoint import backbone_of, check_cache, read_run
 from glscl.train_head.config import TrainSettings, settings_from
 from glscl.train_head.heads import build_head, head_class, head_options
@@ -269,6 +269,16 @@ def start_head(settings: TrainSettings, store: Store, tables: list[FeatureTable]
     for line in begun.skipped:
         reporter.note(f"not from the backbone: {line}")
     return head
+
+
+def check_trainable(store: Store) -> None:
+    """Raise InputError where a cache has nothing to learn from, before anything is said or read."""
+    if "train" not in store.splits:
+        raise InputError(
+            f"{store.path} has no split train to learn from; it has {', '.join(store.splits) or 'none'}",
+            mend="Use it untrained (glscl search, glscl eval --zero-shot), or extract captioned videos of a split train "
+            "(docs/datasets.md)",
+        )
 
 
 def choose_parts(

@@ -21,7 +21,7 @@ def the_cache() -> Path:
     folder = home() / "caches"
     found = sorted(p for p in folder.glob("*") if p.suffix == ".h5" or any((p / mark).is_file() for mark in _CACHE_MARKS))
     if not found:
-        raise NotFoundError(f"There is no cache in {folder}", mend="Make one: glscl extract --dataset NAME")
+        raise NotFoundError(f"There is no cache in {folder}", mend="Name one with --cache, or make one: glscl extract --dataset NAME")
     if len(found) > 1:
         raise UsageError(f"There are several caches: {', '.join(map(str, found))}", mend="Choose one with --cache")
     return found[0]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, TextIO
 
 
@@ -42,6 +42,23 @@ class Progress:
             lines = _Lines(name, total, unit, self.stream, self.interval)
             yield lines
             lines.close()
+
+
+@contextmanager
+def counted(progress: Progress, name: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback (units done, units in all) that becomes a task at its first call, and another one when the total changes."""
+    with ExitStack() as stack:
+        task, done, total = None, 0, 0
+
+        def tell(now: int, of: int) -> None:
+            nonlocal task, done, total
+            if task is None or of != total or now < done:
+                stack.close()
+                task, done, total = stack.enter_context(progress.task(name, of, unit)), 0, of
+            task.advance(now - done)
+            done = now
+
+        yield tell
 
 
 class _Silent:

@@ -16,7 +16,7 @@ from glscl.progress import duration
 @command()
 def demo(
     run: Run,
-    out: Annotated[Path | None, typer.Option(help="Folder for videos, cache, runs and results. Default: demo.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for videos, cache, runs and results. Default: demo, below $GLSCL_HOME.")] = None,
     videos: Annotated[
         int | None, typer.Option(help="Training videos; validation and test shrink with them.", min=20)
     ] = None,

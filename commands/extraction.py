@@ -21,7 +21,10 @@ def extract(
     config: ExtractConfig,
     dataset: DatasetOption,
     annotations: AnnotationsOption = None,
-    videos: Annotated[Path | None, typer.Option(help="Folder with the videos.", rich_help_panel="Data")] = None,
+    videos: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the videos. Default: datasets/<name>/videos.", rich_help_panel="Data"),
+    ] = None,
     out: CacheFolderOption = None,
     splits: SplitsOption = None,
     protocol: ProtocolOption = None,
@@ -30,7 +33,9 @@ def extract(
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Read the annotations, find the files, print counts.", rich_help_panel="Data"),
+        typer.Option(
+            "--dry-run", help="Read the annotations, find the files, print counts; decode nothing.", rich_help_panel="Data"
+        ),
     ] = False,
 ) -> None:
     """Encode every frame and caption with CLIP into a cache. Resumes by itself; a finished cache is left alone."""
@@ -179,7 +184,10 @@ def import_features(
     token_features: Annotated[
         Path | None, typer.Option(help="Token features: by caption, or one array in order.", rich_help_panel="Data")
     ] = None,
-    out: CacheFolderOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the cache. Default: caches/<dataset>-<name>.", rich_help_panel="Data"),
+    ] = None,
     splits: SplitsOption = None,
     protocol: ProtocolOption = None,
 ) -> None:

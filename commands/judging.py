@@ -12,6 +12,7 @@ from glscl.config import home
 from glscl.console import print_result
 from glscl.errors import NotFoundError, UsageError
 from glscl.options import OneOf, Run, command, command_line
+from glscl.progress import counted
 from glscl.train_head.heads import HEAD_NAMES
 
 
@@ -106,18 +107,21 @@ def eval(
     if len(folders) > 1:
         from glscl.evaluate.ensemble import evaluate_ensemble
 
-        evaluation = evaluate_ensemble(store, folders, combine=combine or "mean", **common)
+        with counted(run.progress, "score", "pairs") as pairs:
+            evaluation = evaluate_ensemble(store, folders, combine=combine or "mean", progress=pairs, **common)
         together = home() / "runs" / f"ensemble-{'+'.join(each.resolve().name for each in folders)}"
         path = out or result_file(store.path, together, head, split)
     elif videos is not None and folder is not None:
         from glscl.evaluate.from_pixels import evaluate_from_pixels
 
-        evaluation = evaluate_from_pixels(store, folder, videos=videos, **common)
+        with counted(run.progress, "score", "pairs") as pairs:
+            evaluation = evaluate_from_pixels(store, folder, videos=videos, progress=pairs, **common)
         path = out or result_file(store.path, folder, head, split)
     else:
         from glscl.evaluate.evaluation import evaluate_run
 
-        evaluation = evaluate_run(store, run=folder, head=head, **common)
+        with counted(run.progress, "score", "pairs") as pairs:
+            evaluation = evaluate_run(store, run=folder, head=head, progress=pairs, **common)
         path = out or result_file(store.path, folder, head, split)
     write_result(path, evaluation)
     print_result(run, evaluation.result)
@@ -185,8 +189,8 @@ def report(
     for path in runs:
         store, judged = open_cache_of(read_evaluated(path, split=split), cache)
         if store is not None:
-            run.detail(f"looking closely at {path}")
-            judged = examine(judged, store, examples=examples, device=run.device())
+            with counted(run.progress, f"look at {path}", "pairs") as pairs:
+                judged = examine(judged, store, examples=examples, device=run.device(), progress=pairs)
             thumbnails = thumbnails or thumbnails_of(store.configuration, videos)
         found.append(judged)
     write_report(found, out, title=title, thumbnails=thumbnails, plots_dir=plots, seed=run.seed)

@@ -31,7 +31,7 @@ def search(
         Path | None,
         typer.Option(help="Cache to search. Default: the run's own, or the only one.", rich_help_panel="Data"),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Search one split only.", rich_help_panel="Data")] = None,
+    split: Annotated[str | None, typer.Option(help="Search one split only. Default: all.", rich_help_panel="Data")] = None,
     normalise: Annotated[
         str | None,
         typer.Option(
@@ -48,6 +48,7 @@ def search(
 ) -> None:
     """Find videos for a sentence, with the moment that fits best; or captions for a video file."""
     from glscl.evaluate.search import Search
+    from glscl.train_head.checkpoint import read_run
 
     if (sentence is None) == (video is None):
         raise UsageError("Give either a sentence or --video FILE")
@@ -65,10 +66,15 @@ def search(
             mend="Search without --normalise",
         )
     head, table = _head_and_table(run, store, run_folder, split)
+    head_name = "mean_pool" if run_folder is None else read_run(run_folder)["head"]
     backbone = _backbone_of(run, store, pretrained)
     searched = Search(
         head, table, normalise=normalise, train=lambda: _head_and_table(run, store, run_folder, "train")[1]
     )
+    about = {"head": head_name, "run": run_folder, "cache": store.path, "split": split}
+    count = f"{table.num_videos:,} videos" if video is None else f"{table.num_texts:,} captions"
+    by = f"zero-shot {head_name}" if run_folder is None else f"{head_name} ({run_folder})"
+    run.say(f"{count} of {store.path}{f', split {split}' if split else ''}, by {by}")
     if sentence == "-":
         prompt = "look for: " if sys.stdin.isatty() else None
         found = []
@@ -77,13 +83,13 @@ def search(
             run.say()
             if not run.heard:
                 break
-        run.result({"searches": found, "bank": searched.bank})
+        run.result({"searches": found, **about, "bank": searched.bank})
     elif sentence is not None:
         hits = _videos_for(run, searched, backbone, sentence, top)
-        run.result({"query": sentence, "hits": hits, "bank": searched.bank})
+        run.result({"query": sentence, "hits": hits, **about, "bank": searched.bank})
     else:
         hits = _captions_for(run, searched, backbone, video, store.configuration["sampling"], top)
-        run.result({"query": video, "hits": hits, "bank": searched.bank})
+        run.result({"query": video, "hits": hits, **about, "bank": searched.bank})
 
 
 def _head_and_table(

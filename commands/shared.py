@@ -7,21 +7,38 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from glscl.extract.datasets import DATASETS
+
 if TYPE_CHECKING:
     from glscl.cache.store import Store
 
 DatasetOption = Annotated[
-    str, typer.Option(help="Name of a dataset reader; see docs/datasets.md.", rich_help_panel="Data")
+    str,
+    typer.Option(
+        help=f"How the annotations are read: {', '.join(DATASETS)}; see docs/datasets.md.",
+        metavar="NAME",
+        rich_help_panel="Data",
+    ),
 ]
 AnnotationsOption = Annotated[
-    Path | None, typer.Option(help="File or folder with the annotations.", rich_help_panel="Data")
+    Path | None,
+    typer.Option(
+        help="File or folder with the annotations. Default: datasets/<name>/annotations.", rich_help_panel="Data"
+    ),
 ]
-CacheFolderOption = Annotated[Path | None, typer.Option(help="Folder of the cache.", rich_help_panel="Data")]
+CacheFolderOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the cache. Default: caches/<dataset>-<backbone>.", rich_help_panel="Data"),
+]
 SplitsOption = Annotated[
-    str | None, typer.Option(help="Only these splits, separated by commas.", rich_help_panel="Data")
+    str | None, typer.Option(help="Only these of train, val, test, separated by commas.", rich_help_panel="Data")
 ]
 ProtocolOption = Annotated[
-    str | None, typer.Option(help="Variant of the splits, such as 9k, 7k, full.", rich_help_panel="Data")
+    str | None,
+    typer.Option(
+        help="Variant of the splits: msrvtt has 9k, 7k, full; youcook2 official, mil-nce. Default: the first.",
+        rich_help_panel="Data",
+    ),
 ]
 CacheArgument = Annotated[Path, typer.Argument(help="Folder of the cache.")]
 RunFolderOption = Annotated[

@@ -11,13 +11,13 @@ import inspect
 import sys
 import types
 import typing
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from typer.models import ArgumentInfo
 
 from glscl import cli
+from glscl.extract.datasets import DATASETS
 from glscl.options import COMMANDS
 
 PAGE = Path(__file__).with_name("cli.md")
@@ -28,7 +28,8 @@ Made from the commands by `docs/make_cli_page.py`; edit the help texts, not this
 
 Paths default below `$GLSCL_HOME` (default `./glscl-data`): `datasets/<name>/{annotations,videos}`, `caches/<name>-<backbone>`,
 `runs/<head>-<time>`. Exit status: 0 done, 1 an error (one line on standard error), 2 wrong usage, 130 stopped by Ctrl-C.
-With `--json` standard output is exactly one JSON object.
+With `--json` standard output is exactly one JSON object. A list of choices stands for the value of an option; an empty default is
+nothing, or what the text says.
 """
 
 
@@ -44,9 +45,13 @@ def page() -> str:
             rows = [f"| `{p.name.upper()}` | {_cell(info.help)} |" for p, _, info in arguments]
             parts.append("| argument | |\n|---|---|\n" + "\n".join(rows) + "\n")
         options = [x for x in parameters if not isinstance(x[2], ArgumentInfo)]
-        for panel, members in groupby(options, key=lambda x: x[2].rich_help_panel or "Options"):
+        for panel in dict.fromkeys(info.rich_help_panel or "Options" for _, _, info in options):
+            members = [x for x in options if (x[2].rich_help_panel or "Options") == panel]
             rows = [f"| {_flags(p, kind, info)} | {_default(p)} | {_cell(info.help)} |" for p, kind, info in members]
             parts.append(f"| {panel} | default | |\n|---|---|---|\n" + "\n".join(rows) + "\n")
+        if name == "extract":
+            rows = [f"| `{dataset}` | {_cell(entry.help)} |" for dataset, entry in DATASETS.items()]
+            parts.append("| `--dataset` | |\n|---|---|\n" + "\n".join(rows) + "\n")
     return "\n".join(parts)
 
 

@@ -12,6 +12,7 @@ import torch
 from glscl.cache.feature_table import FeatureTable
 from glscl.cache.store import Store
 from glscl.evaluate.evaluation import Evaluation, judge
+from glscl.evaluate.similarity import Progress
 from glscl.train_head.checkpoint import load_run
 
 
@@ -27,6 +28,7 @@ def evaluate_from_pixels(
     device: torch.device | str = "cpu",
     save_similarity: Path | None = None,
     command: str = "",
+    progress: Progress | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Evaluation:
     """Judge a run of `glscl finetune` on a split of the cache it began from.
@@ -65,5 +67,6 @@ def evaluate_from_pixels(
         seed=seed,
         device=device,
         save_similarity=save_similarity,
+        progress=progress,
     )
     return replace(evaluation, result={**evaluation.result, "pretrained": record["weights"][which]["backbone"]})

@@ -137,7 +137,10 @@ def pair(video_of_text: Any, *, num_texts: int, num_videos: int) -> Pairing:
         InputError: no texts or no videos, a wrong number of entries, or a video that does not exist.
     """
     if not num_texts or not num_videos:
-        raise InputError(f"nothing to rank: {num_texts} texts and {num_videos} videos")
+        raise InputError(
+            f"nothing to rank: {num_texts} texts and {num_videos} videos",
+            mend="Captions with videos of their own are needed (docs/datasets.md); videos alone can be searched: glscl search",
+        )
     if video_of_text is None:
         if num_texts != num_videos:
             raise InputError(

@@ -117,7 +117,10 @@ class Search:
         """The captions of the table that fit one video, (1, F, D), best; see `videos`."""
         table = self.table
         if not table.num_texts:
-            raise InputError("there are no captions to search: the cache holds videos only")
+            raise InputError(
+                "there are no captions to search: the cache holds videos only",
+                mend='Search the videos: glscl search "a sentence"; or extract with captions (docs/datasets.md)',
+            )
         encoded = self.head.encode_video(video)
         gallery = self._gallery("video_to_text", lambda span: self.head.encode_text(table.texts(span)), table.num_texts)
         scores = torch.cat([self.head.score(part, encoded)[:, 0] for part in gallery])  # (T,)

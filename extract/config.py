@@ -47,7 +47,7 @@ class ExtractConfig:
         metavar="N|native",
         parse=parse_rate,
     )
-    max_frames: int | None = setting(None, "Most frames stored a video, spread evenly.", group="Sampling", min=1)
+    max_frames: int | None = setting(None, "Most frames stored a video, spread evenly. Default: all that are sampled.", group="Sampling", min=1)
     sampling: str = setting(
         "time",
         "`time`: frames nearest to 0, 1/N, 2/N … s; `public`: every round(average rate)-th frame, as GLSCL's loader.",

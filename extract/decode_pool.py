@@ -251,7 +251,10 @@ class DecodePool:
         assert self._pool is not None and self._spool is not None
         self._restarts += 1
         if self._restarts > MAX_RESTARTS:
-            raise DecodeError(f"decode workers die before they can work: {error}") from error
+            raise DecodeError(
+                f"decode workers die before they can work: {error}",
+                mend='A script of your own that extracts must do so below `if __name__ == "__main__":`, because they import it',
+            ) from error
         with self._interrupts.held():
             _end(self._pool)
             self._pool = self._start()

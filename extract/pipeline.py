@@ -31,6 +31,7 @@ class ExtractionSummary:
 
     While parts of others are missing, `complete` is False and the counts are those of the shards that are there;
     `finished_here` says that this run put the last one in (into a cache that was complete before: that it was part 1).
+    `notes` are what the dataset reader dropped or chose, as the cache keeps them.
     """
 
     cache: str
@@ -45,6 +46,7 @@ class ExtractionSummary:
     frames: int
     failed: list[dict[str, Any]]
     texts_without_video: int | None
+    notes: list[str]
     seconds: dict[str, float]
     bound_by: str | None
 
@@ -172,6 +174,7 @@ def extract(
         finished_here=finished_here,
         part=None if part.whole else str(part),
         **_counted(store),
+        notes=list(store.header.get("notes", [])),
         seconds=seconds,
         bound_by=_bound_by(watch, workers),
     )

@@ -137,6 +137,12 @@ def test_result_files_of_every_path_follow_the_schema(glscl, two_runs, tmp_path)
     assert f"first caption of {trained_on - 1} training videos" in banks["nnn"]  # one of them gave no frames
 
 
+def test_scoring_tells_how_far_it_is(glscl, two_runs):
+    _, _, err = glscl("eval", "--run", two_runs[0])
+    pairs = json.loads((two_runs[0] / "result.json").read_text())["counts"]
+    assert f"score: {pairs['texts'] * pairs['videos']}/{pairs['texts'] * pairs['videos']} pairs" in err
+
+
 def test_raw_and_normalised_rows_stand_together_and_transductive_ones_are_marked(glscl, two_runs):
     status, out, _ = glscl("eval", "--run", two_runs[0], "--normalise", "qb-norm,nnn,dsl")
     columns = next(line for line in out.splitlines() if line.startswith(" "))
@@ -198,8 +204,12 @@ def test_a_search_normalises_one_sentence_at_a_time_or_a_list_of_them(glscl, cac
 
     monkeypatch.setattr(searching, "_backbone_of", lambda *_: Backbone())
     status, out, err = glscl("search", "a dog", "--normalise", "nnn", "--top", 3)
-    assert status == 0 and out.splitlines()[0].split() == ["rank", "score", "nnn", "video", "at"], err
+    said = out.splitlines()
+    assert status == 0 and said[1].split() == ["rank", "score", "nnn", "video", "at"], err
+    assert said[0] == f"23 videos of {cache.path}, by zero-shot mean_pool"  # one of 24 gave no frames
     alone = json.loads(glscl("search", "a dog", "--normalise", "nnn", "--top", 3, "--json")[1])
+    about = {"head": "mean_pool", "run": None, "cache": str(cache.path), "split": None}
+    assert {key: alone[key] for key in about} == about
     monkeypatch.setattr(sys, "stdin", io.StringIO("a cat runs\n\na dog\n"))
     status, out, _ = glscl("search", "-", "--normalise", "nnn", "--top", 3, "--json")
     found = json.loads(out)

@@ -36,19 +36,19 @@ class TrainConfig:
     recipe: str | None = setting(
         None, "Recipe. Default: that of the cache's dataset.", group="Training", choices=tuple(RECIPES)
     )
-    epochs: int | None = setting(None, "Passes over all captions.", group="Training", min=1)
-    batch_size: int | None = setting(None, "Captions a batch, over all processes.", group="Training", min=1)
-    lr: float | None = setting(None, "Peak learning rate.", group="Training", min=0)
-    weight_decay: float | None = setting(None, "Weight decay of matrices.", group="Training", min=0)
-    warmup: float | None = setting(None, "Share of the steps that warm up.", group="Training", min=0, max=1)
-    clip: float | None = setting(None, "Largest norm of the gradient.", group="Training", min=0)
+    epochs: int | None = setting(None, "Passes over all captions. Default: the recipe's.", group="Training", min=1)
+    batch_size: int | None = setting(None, "Captions a batch, over all processes. Default: the recipe's.", group="Training", min=1)
+    lr: float | None = setting(None, "Peak learning rate. Default: the recipe's.", group="Training", min=0)
+    weight_decay: float | None = setting(None, "Weight decay of matrices. Default: the recipe's.", group="Training", min=0)
+    warmup: float | None = setting(None, "Share of the steps that warm up. Default: the recipe's.", group="Training", min=0, max=1)
+    clip: float | None = setting(None, "Largest norm of the gradient. Default: the recipe's.", group="Training", min=0)
     precision: str | None = setting(
         None,
         "Arithmetic of the head; auto is bf16 on a GPU, fp32 elsewhere. Default: auto.",
         group="Training",
         choices=("auto", *PRECISIONS),
     )
-    max_frames: int | None = setting(None, "Frames a video; 0 takes all that are stored.", group="Data", min=0)
+    max_frames: int | None = setting(None, "Frames a video; 0 takes all that are stored. Default: the recipe's.", group="Data", min=0)
     frame_position: str | None = setting(
         None,
         "Which frames where there are more. Default: uniform.",
@@ -72,7 +72,8 @@ class TrainConfig:
     )
     select: str | None = setting(
         None,
-        "What `best` means: best on validation, the last epoch, or best on test (which makes its numbers optimistic).",
+        "What `best` means: best on validation, the last epoch, or best on test (which makes its numbers optimistic). "
+        "Default: validation where there is one.",
         group="Selection",
         choices=SELECTIONS,
     )

@@ -276,8 +276,7 @@ def check_trainable(store: Store) -> None:
     if "train" not in store.splits:
         raise InputError(
             f"{store.path} has no split train to learn from; it has {', '.join(store.splits) or 'none'}",
-            mend="Use it untrained (glscl search, glscl eval --zero-shot), or extract captioned videos of a split train "
-            "(docs/datasets.md)",
+            mend="Search it untrained: glscl search; or extract captioned videos with a split train (docs/datasets.md)",
         )
 
 

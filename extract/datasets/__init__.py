@@ -22,7 +22,7 @@ class DatasetEntry:
 
     Attributes:
         module: where the function `read` lives, imported at the first call.
-        help: one line for `--help`.
+        help: one line for docs/cli.md.
         recipe: name of the training recipe that fits.
         max_words: tokens kept of a caption, start and end included (the recipe's).
         fps: frames a second to sample (the recipe's).

@@ -53,7 +53,10 @@ class AnnotationFolder:
             )
         if not path.is_dir():
             found = "is a file, not a folder" if path.exists() else "there is no such folder"
-            raise NotFoundError(f"{dataset}: {path}: {found}; expected {_listing(files)} in it", mend=source)
+            raise NotFoundError(
+                f"{dataset}: {path}: {found}; expected {_listing(files)} in it",
+                mend=f"Name the folder with --annotations DIR. {source}",
+            )
         self.path = path
 
     def find(self, *names: str) -> Path | None:

@@ -197,8 +197,9 @@ def test_clips_of_one_file_are_videos_of_their_own(corpus, backbone, tmp_path):
     assert times == [[0.0, 0.5, 1.0, 1.5, 2.0, 2.5], [3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0]]
 
 
-def test_the_first_videos_of_each_split_keep_their_captions(corpus):
+def test_the_first_videos_of_each_split_keep_their_captions_and_the_result_notes_it(corpus, backbone, tmp_path):
     few = first_videos(corpus, 2)
     assert [v.id for v in few.videos] == ["clip0", "clip1", "clip6", "clip7"]
     assert [t.video for t in few.texts] == [v.id for v in few.videos for _ in range(2)]
     assert few.notes == ["--limit 2: 4 of 8 videos were taken"]
+    assert run(few, tmp_path / "few", backbone).as_dict()["notes"] == few.notes

@@ -6,7 +6,6 @@ the rest (bytes of UTF-8), and likewise `ledger`, how each video was decoded. It
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import uuid
@@ -19,10 +18,11 @@ import numpy as np
 
 from glscl.cache.blocks import Blocks
 from glscl.cache.creation import StoreSpec, create_store
-from glscl.cache.files import storage_errors, sync_directory, sync_tree
+from glscl.cache.files import dump_json, half_written, storage_errors, sync_directory, sync_tree
 from glscl.cache.formats import STORES
+from glscl.cache.lock import hold
 from glscl.cache.schema import STREAMS
-from glscl.cache.store import Store, describe_array
+from glscl.cache.store import Store, describe_array, open_store
 from glscl.errors import UsageError
 
 FLAT_SUFFIXES = {".h5": "hdf5", ".hdf5": "hdf5", ".zarr": "zarr"}
@@ -39,6 +39,8 @@ def check_name(out: Path, format: str | None) -> str | None:
 def convert(store: Store, out: Path, *, format: str | None = None) -> Path:
     """Write a complete cache again, in another format or as one flat file.
 
+    A cache folder that an earlier attempt began is gone on with; of a flat file, which begins anew, the remains are removed.
+
     Args:
         store: a complete cache.
         out: `*.h5` or `*.zarr` makes one flat file or group; any other name a cache folder.
@@ -49,16 +51,30 @@ def convert(store: Store, out: Path, *, format: str | None = None) -> Path:
 
     Raises:
         CacheIncompleteError: the cache is not complete.
-        UsageError: `out` exists, or `format` contradicts its name.
+        UsageError: `out` exists, and is no conversion of this cache that was stopped; or `format` contradicts its name.
+        CacheBusyError: another process writes `out`.
         StorageError: it cannot be written.
     """
     flat = check_name(out, format)
-    if out.exists():
+    for stream in STREAMS:
+        for shard in store.pending(stream)[:1]:
+            store.committed(stream, shard)  # says what is missing
+    format = format or next(name for name in STORES if name != store.header["format"])
+    if out.exists() and (flat or not _was_begun(store, out, format)):
         raise UsageError(f"{out} exists already", mend="Choose another name, or delete it first")
-    if flat:
-        return _write_flat(store, out, flat)
-    others = [name for name in STORES if name != store.header["format"]]
-    return _write_cache(store, out, format or others[0])
+    return _write_flat(store, out, flat) if flat else _write_cache(store, out, format)
+
+
+def _was_begun(store: Store, out: Path, format: str) -> bool:
+    """Whether a conversion of this cache to this folder was stopped before its end."""
+    if not out.is_dir() or (out / "manifest.json").exists():
+        return False
+    if not (out / "store.json").exists():
+        return (out / "commits").is_dir()  # the folders come first
+    begun = open_store(out).header
+    return begun["format"] == format and all(
+        begun.get(key) == store.header.get(key) for key in ("fingerprint", "streams", "splits", "stored_frames")
+    )
 
 
 def spec_of(store: Store) -> StoreSpec:
@@ -78,31 +94,39 @@ def spec_of(store: Store) -> StoreSpec:
 
 def _write_cache(store: Store, out: Path, format: str) -> Path:
     target = create_store(out, spec_of(store), format)
-    target.write_backbone_pieces(store.backbone_pieces())
-    for stream in STREAMS:
-        for shard in range(store.num_shards(stream)):
-            arrays = store.arrays(stream, items=store.shard_range(stream, shard), raw=True)
-            if stream == "video":
-                arrays |= _stored_frames(store, range(shard, shard + 1))
-            ledger = store.ledger(shard) if stream == "video" else ()
-            target.commit(stream, shard, arrays, failures=store.commits(stream)[shard].failures, ledger=ledger)
-    target.finish()
+    with hold(out, what="glscl convert"):
+        target.write_backbone_pieces(store.backbone_pieces())
+        target.refresh()
+        for stream in STREAMS:
+            for shard in target.pending(stream):
+                arrays = store.arrays(stream, items=store.shard_range(stream, shard), raw=True)
+                if stream == "video":
+                    arrays |= _stored_frames(store, range(shard, shard + 1))
+                ledger = store.ledger(shard) if stream == "video" else ()
+                target.commit(stream, shard, arrays, failures=store.commits(stream)[shard].failures, ledger=ledger)
+        target.finish()
     return out
 
 
 def _write_flat(store: Store, out: Path, format: str) -> Path:
-    aside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    aside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with storage_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
+            for path in half_written(out.parent, of=out.name):
+                _remove(path)
             STORES[format].write_groups(aside, _groups(store, format))
             sync_tree(aside)
             os.rename(aside, out)
             sync_directory(out.parent)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True) if aside.is_dir() else aside.unlink(missing_ok=True)
+        _remove(aside)
         raise
     return out
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _groups(store: Store, format: str) -> Iterator[tuple[str, Mapping[str, np.ndarray | Blocks]]]:
@@ -134,7 +158,7 @@ def _groups(store: Store, format: str) -> Iterator[tuple[str, Mapping[str, np.nd
         "backbone": sorted(pieces),
     }
     told = {"head": head, "ledger": ledger} if ledger else {"head": head}
-    yield "/", {name: np.frombuffer(json.dumps(of, ensure_ascii=False).encode(), np.uint8) for name, of in told.items()}
+    yield "/", {name: np.frombuffer(dump_json(of, indent=None), np.uint8) for name, of in told.items()}
 
 
 def _stored_frames(store: Store, shards: range) -> dict[str, np.ndarray | Blocks]:

@@ -74,9 +74,10 @@ def _sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def half_written(folder: Path) -> list[Path]:
-    """Files in `folder` that somebody was still writing when they were killed, or are writing now."""
-    return sorted(path for path in folder.glob(".*.tmp") if _ASIDE.fullmatch(path.name))
+def half_written(folder: Path, *, of: str | None = None) -> list[Path]:
+    """Files in `folder` that somebody was still writing when they were killed, or are writing now; all, or those `of` a name."""
+    found = (path for path in folder.glob(".*.tmp") if _ASIDE.fullmatch(path.name))
+    return sorted(path for path in found if of is None or path.name[1:-13] == of)
 
 
 def _write_aside(path: Path, data: bytes) -> Path:
@@ -125,9 +126,16 @@ def put_if_absent(path: Path, data: bytes) -> bool:
         return True
 
 
-def dump_json(value: Any) -> bytes:
-    """Indented UTF-8 JSON with a final newline. ValueError for NaN and infinity."""
-    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+def dump_json(value: Any, *, indent: int | None = 1) -> bytes:
+    """JSON in UTF-8 with a final newline, on one line with `indent` None. ValueError for NaN and infinity.
+
+    Where text holds half surrogates, as Python has them for bytes of a file name that are not UTF-8, all is written in ASCII.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    try:
+        return f"{text}\n".encode()
+    except UnicodeEncodeError:
+        return f"{json.dumps(value, indent=indent, allow_nan=False)}\n".encode()
 
 
 def load_json(path: Path, what: str) -> dict[str, Any]:

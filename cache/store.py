@@ -46,6 +46,7 @@ from glscl.cache.layout import FLOAT, LAYOUT, decode_features, numpy_dtype, unpa
 from glscl.cache.plan import Split, read_plan
 from glscl.cache.reading import read_arrays, read_rows
 from glscl.cache.records import Commit, check_header, parse_commit
+from glscl.cache.resuming import going_on
 from glscl.cache.rows import RowReader
 from glscl.cache.schema import SCHEMA, STREAMS, Annotations, Expected, Status
 from glscl.errors import (
@@ -338,7 +339,8 @@ class Store:
 
     @property
     def resume_command(self) -> str:
-        return self.header.get("provenance", {}).get("command") or f"glscl extract --out {self.path}"
+        """What goes on with this cache, where it stands now."""
+        return going_on(self.header.get("provenance", {}).get("command"), self.path, self.header["format"])
 
     @property
     def recipe(self) -> str:

@@ -55,8 +55,7 @@ class Resume(NamedTuple):
 
 def write_run(folder: Path, run: Mapping[str, Any]) -> None:
     """Write run.json and history.jsonl. Raises StorageError."""
-    rows = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in run["history"])
-    write_atomically(folder / "history.jsonl", rows.encode())
+    write_atomically(folder / "history.jsonl", b"".join(dump_json(row, indent=None) for row in run["history"]))
     write_atomically(folder / "run.json", dump_json({"schema": RUN_SCHEMA, **run}))
     _date_last(folder / "run.json")
 

@@ -12,7 +12,8 @@ import zarr
 from glscl.cache.convert import convert
 from glscl.cache.feature_table import FeatureTable
 from glscl.cache.layout import LAYOUT
-from glscl.cache.store import open_store
+from glscl.cache.schema import STREAMS
+from glscl.cache.store import Store, open_store
 from glscl.cache.summary import summarise
 from glscl.cache.verification import verify
 from glscl.errors import CacheFormatError, CacheIncompleteError, StorageError, UsageError
@@ -77,12 +78,65 @@ def test_nothing_is_overwritten_and_nothing_half_is_left(small_cache, tmp_path, 
     assert sorted(os.listdir(tmp_path)) == before
 
 
+@pytest.mark.parametrize("done", [0, 1, 4, None], ids=["head", "one shard", "four shards", "all shards"])
+def test_a_stopped_conversion_is_finished_by_the_same_call(small_cache, tmp_path, monkeypatch, done):
+    store, out = small_cache().fill(), tmp_path / "out"
+    committing, committed = Store.commit, []
+
+    def commit(self, stream, shard, *args, **options):
+        if len(committed) == done:
+            raise KeyboardInterrupt
+        committed.append((stream, shard))
+        return committing(self, stream, shard, *args, **options)
+
+    def finish(self, **_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "commit", commit)
+    with monkeypatch.context() as until, pytest.raises(KeyboardInterrupt):
+        until.setattr(Store, "finish", finish)
+        convert(store, out)
+    done = -1
+    assert open_store(out).resume_command == f"glscl extract --dataset made --out {out} --format hdf5"
+    convert(store, out)
+    assert len(committed) == len(set(committed)), "no shard was written twice"
+    assert open_store(out).complete and verify(open_store(out)) == []
+    for stream in STREAMS:
+        for name, array in store.arrays(stream).items():
+            np.testing.assert_array_equal(open_store(out).arrays(stream)[name], array)
+    with pytest.raises(UsageError, match="exists already"):
+        convert(store, out)
+
+
+def test_a_conversion_goes_on_only_with_what_it_began(small_cache, tmp_path):
+    store = small_cache().fill()
+    small_cache("hdf5", name="other", seed=1, videos=12).create()
+    small_cache("zarr", name="same format").create()
+    (tmp_path / "mine").mkdir()
+    for name in ("other", "same format", "mine"):
+        with pytest.raises(UsageError, match="exists already"):
+            convert(store, tmp_path / name)
+
+
+def test_what_a_killed_conversion_left_beside_a_flat_file_is_removed(small_cache, tmp_path):
+    store = small_cache().fill()
+    (tmp_path / ".x.h5.0123abcd.tmp").write_bytes(b"half")
+    (tmp_path / ".x.zarr.0123abcd.tmp").mkdir()
+    convert(store, tmp_path / "x.h5")
+    assert [path.name for path in tmp_path.glob(".*")] == [".x.zarr.0123abcd.tmp"], "another file's may be under way"
+    convert(store, tmp_path / "x.zarr")
+    assert list(tmp_path.glob(".*")) == []
+
+
 def test_an_incomplete_cache_is_not_converted(small_cache, tmp_path):
     made = small_cache()
     store = made.create()
     made.commit(store, "video", 0)
     with pytest.raises(CacheIncompleteError):
         convert(store, tmp_path / "x.h5")
+    with pytest.raises(CacheIncompleteError):
+        convert(store, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
 
 
 def test_files_of_others_are_not_caches(tmp_path):

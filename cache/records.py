@@ -42,6 +42,7 @@ def check_header(header: Mapping[str, Any]) -> None:
     _whole(configuration, "embed_dim", 1, MAX_DIM)
     if _of(configuration, "dtype", str) not in FEATURE_DTYPES:
         raise ValueError(f"dtype is {_short(configuration['dtype'])}, expected one of {', '.join(FEATURE_DTYPES)}")
+    check_backbones(configuration)
     streams = _of(header, "streams", dict)
     items = {}
     for stream in STREAMS:
@@ -68,6 +69,18 @@ def check_header(header: Mapping[str, Any]) -> None:
     provenance = _of({"provenance": {}, **header}, "provenance", dict)
     for key in ("command", "recipe"):
         _of({key: "", **provenance}, key, str)
+
+
+def check_backbones(configuration: Mapping[str, Any]) -> None:
+    """Raise ValueError unless what a configuration says of its backbone, and of one for captions alone, can be used."""
+    for key in ("backbone", "text_backbone"):
+        if key == "text_backbone" and key not in configuration:
+            continue
+        made = _of(configuration, key, dict)
+        _of(made, "name", str), _of(made, "pretrained", str)
+        _of({"weights": "", **made}, "weights", str)
+        _of({"method": "", **_of({"preprocessing": {}, **made}, "preprocessing", dict)}, "method", str)
+        _whole({"words": 1, **made}, "words", 1, MAX_ITEMS)
 
 
 def parse_commit(row: Any, header: Mapping[str, Any], *, stream: str) -> Commit:

@@ -250,7 +250,7 @@ def backbone_of_cache(
     Raises:
         UsageError: the features were imported, so no backbone is known.
         FingerprintError: the weights are others.
-        BackboneError: see `Backbone.load`.
+        BackboneError: the cache says too little, or see `Backbone.load`.
     """
     made = configuration.get("text_backbone", configuration["backbone"])
     if made["pretrained"] == "imported":
@@ -258,6 +258,8 @@ def backbone_of_cache(
             f"{where} holds imported features of captions and frames: no backbone is known to encode more",
             mend="Import with --backbone NAME, which encodes the captions now",
         )
+    if "words" not in made or "weights" not in made:
+        raise BackboneError(f"{where} does not say how its backbone was used: it lacks the number of words, or the weights' hash")
     backbone = Backbone.load(
         made["name"],
         pretrained or made["pretrained"],

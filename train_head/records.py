@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 from glscl.cache.feature_table import FramePosition
+from glscl.cache.records import check_backbones
 
 MAX_DIM = 10**6  # of features; more is no model
 _RUN = {
@@ -55,7 +56,19 @@ def run_problem(run: Mapping[str, Any]) -> str | None:
         return f"frame_position of its settings is {short(settings['frame_position'])}"
     if not fits(notes, list) or not all(isinstance(note, str) for note in notes):
         return f"notes of what was imported are {short(notes)}"
-    return _weights_problem(run.get("weights", {})) or history_problem(run["history"])
+    return _configuration_problem(run) or _weights_problem(run.get("weights", {})) or history_problem(run["history"])
+
+
+def _configuration_problem(run: Mapping[str, Any]) -> str | None:
+    """What is wrong with what a run says of the backbone of its cache; after a second pass it must be known whole."""
+    trained = run.get("cache_configuration") or {}
+    try:
+        if "backbone" in trained:
+            check_backbones(trained)
+    except ValueError as error:
+        return f"cache_configuration cannot be used: {error}"
+    lacking = {"name", "words", "preprocessing"} - trained.get("backbone", {}).keys()
+    return f"cache_configuration lacks {', '.join(sorted(lacking))} of its backbone" if run.get("weights") and lacking else None
 
 
 def _weights_problem(weights: Any) -> str | None:

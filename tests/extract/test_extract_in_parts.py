@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from glscl.cache import store as store_module
+from glscl.cache import creation
 from glscl.cache.creation import StoreSpec, create_store
 from glscl.cache.lock import locks
 from glscl.cache.merge import merge
@@ -129,17 +129,18 @@ def test_each_part_asks_again_for_its_own_failed_videos(corpus, backbone, tmp_pa
 def test_of_two_runs_that_begin_a_cache_together_the_first_decides_the_plan(corpus, backbone, tmp_path, monkeypatch):
     """The second finds no store.json, and has lost by the time it writes one."""
     other = Annotations(dataset="csv", videos=corpus.videos[:2], texts=[])
-    put = store_module.put_if_absent
+    spec = StoreSpec(configuration={"backbone": {"name": "b", "pretrained": "p"}}, annotations=corpus, embed_dim=4)
+    put = creation.put_if_absent
 
     def meanwhile(path, data):
         if path.name == "store.json":
-            monkeypatch.setattr(store_module, "put_if_absent", put)
+            monkeypatch.setattr(creation, "put_if_absent", put)
             run(other, tmp_path / "cache", backbone)
         return put(path, data)
 
-    monkeypatch.setattr(store_module, "put_if_absent", meanwhile)
+    monkeypatch.setattr(creation, "put_if_absent", meanwhile)
     with pytest.raises(FingerprintError, match="holds another cache"):
-        create_store(tmp_path / "cache", StoreSpec(configuration={}, annotations=corpus, embed_dim=4))
+        create_store(tmp_path / "cache", spec)
     store = open_store(tmp_path / "cache")
     assert [video.id for video in store.plan.videos] == ["clip0", "clip1"] and store.complete and verify(store) == []
 

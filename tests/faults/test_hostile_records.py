@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from glscl import cli
 from glscl.cache.feature_table import FeatureTable
+from glscl.cache.fingerprint import fingerprint
 from glscl.cache.lock import FOLDER, hold, locks
 from glscl.cache.store import open_store
 from glscl.cache.summary import summarise
@@ -74,6 +75,25 @@ def put(cache: Path, stream: str, name: str, index: int, value: int) -> None:
 )
 def test_the_head_of_a_cache_is_checked_field_by_field(cache, changes, words):
     change(cache / "store.json", **changes)
+    with pytest.raises(CacheFormatError, match=words):
+        open_store(cache)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"backbone": 1}, "backbone is 1"),
+        ({"backbone__name": None}, "name is None"),
+        ({"backbone__preprocessing": {"method": 2}}, "method is 2"),
+        ({"backbone__words": "7"}, "words is '7'"),
+        ({"text_backbone": []}, "text_backbone"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_backbones_are_checked_too_where_the_fingerprint_was_made_to_fit(cache, changes, words):
+    head = cache / "store.json"
+    change(head, **{f"configuration__{key}": value for key, value in changes.items()})
+    change(head, fingerprint=fingerprint(json.loads(head.read_text())["configuration"]))
     with pytest.raises(CacheFormatError, match=words):
         open_store(cache)
 
@@ -199,6 +219,9 @@ def run(tmp_path) -> Path:
         ({"cache": None}, "cache is None"),
         ({"imported": {"notes": "x"}}, "notes"),
         ({"selection": "nothing"}, "selection is 'nothing', expected validation"),
+        ({"cache_configuration": {"backbone": 1}}, "cache_configuration cannot be used: backbone is 1"),
+        ({"cache_configuration": {"backbone": {"name": "b", "pretrained": 1}}}, "pretrained is 1"),
+        ({"weights": {"best": {"backbone": "b", "weights": "f00"}}}, "cache_configuration lacks name, preprocessing, words"),
         ({"training": {"texts": "x", "videos": 3}}, "texts of its training are 'x', expected a number"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

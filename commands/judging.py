@@ -66,7 +66,11 @@ def eval(
         ),
     ] = None,
     save_similarity: Annotated[
-        Path | None, typer.Option(help="Write the matrix to this .npy file.", rich_help_panel="Output")
+        Path | None,
+        typer.Option(
+            help="Write the matrix, texts on rows, to this .npy file, and its ids to a .json file beside it.",
+            rich_help_panel="Output",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -86,6 +90,8 @@ def eval(
         raise UsageError("--weights chooses an epoch of a run, and --zero-shot judges none")
     if combine is not None and len(folders) < 2:
         raise UsageError("--combine needs several runs; repeat --run")
+    if save_similarity is not None and save_similarity.suffix != ".npy":
+        raise UsageError(f"--save-similarity is {str(save_similarity)!r}; expected the name of an .npy file")
     if videos is not None and (zero_shot or len(folders) > 1):
         raise UsageError("--videos judges one run of finetune from pixels")
     head = head or "mean_pool"
@@ -125,7 +131,12 @@ def eval(
         path = out or result_file(store.path, folder, head, split)
     write_result(path, evaluation)
     print_result(run, evaluation.result)
-    run.say(f"written to {path}")
+    matrix = (
+        ""
+        if save_similarity is None
+        else f", the matrix to {save_similarity}, its ids to {save_similarity.with_suffix('.json')}"
+    )
+    run.say(f"written to {path}{matrix}")
     run.result(evaluation.result)
 
 
@@ -139,7 +150,12 @@ def compare(
         OneOf(("terminal", "markdown", "csv", "latex")),
     ] = "terminal",
     published: Annotated[
-        bool, typer.Option(help="Put published results beside, frozen and fine-tuned apart.", rich_help_panel="Output")
+        bool,
+        typer.Option(
+            "--published/--no-published",
+            help="Put published results beside, frozen and fine-tuned apart.",
+            rich_help_panel="Output",
+        ),
     ] = True,
     top: Annotated[
         int, typer.Option(help="Captions listed that improved most, and worsened.", min=0, rich_help_panel="Output")

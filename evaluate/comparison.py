@@ -81,9 +81,11 @@ class Comparison:
             shown = {direction: {name: metrics[name] for name in SHOWN} for direction, metrics in of.tests.items()}
             pair = (self.runs[0].name, of.name)
             marks = tuple(selection_note(name) for name in pair if name.endswith(DAGGER))
-            tables.append(paired_table(*pair, shown, marks))
-            moved = _moved_table(self.runs[0].name, of)
-            tables.append(moved._replace(notes=(*moved.notes, *marks)))
+            moved, tests = _moved_table(self.runs[0].name, of), paired_table(*pair, shown, marks)
+            if moved.rows:
+                tables += [tests, moved._replace(notes=(*moved.notes, *marks))]
+            else:  # nothing moved, or none was asked for
+                tables.append(tests._replace(notes=(*tests.notes, *moved.notes)))
         return tables
 
     def as_dict(self) -> dict[str, Any]:

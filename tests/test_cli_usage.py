@@ -43,6 +43,7 @@ CASES = [  # the command line, and what its message names
     ("eval --head seq_transf", "--zero-shot"),
     ("eval --zero-shot --head seq_transf", "train-head"),
     ("eval --zero-shot --weights last", "--zero-shot"),
+    ("eval --save-similarity ids.json", ".npy"),
     ("eval --device cuda:999", "cuda:999"),
     ("compare a b --format html", "markdown"),
     ("search dog --normalise dsl", "nnn"),

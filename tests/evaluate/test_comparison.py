@@ -139,6 +139,12 @@ def test_later_runs_are_tested_against_the_first(runs):
         assert all(moved.caption == runs[0].captions[moved.id] for moved in (*of.most_improved, *of.most_worsened))
 
 
+def test_where_no_caption_moved_no_empty_table_stands(runs):
+    same = compare_runs([runs[1], replace(runs[1], name="again")], published=False, resamples=20)
+    assert not [table.title for table in same.tables() if not table.rows]
+    assert "0 captions rank higher in again, 0 lower" in " ".join(same.tables()[-1].notes)
+
+
 def test_the_other_way_round_p_is_the_same_and_the_difference_the_opposite(runs):
     (there,) = compare_runs(runs[:2], published=False, resamples=200).against
     (back,) = compare_runs(runs[1::-1], published=False, resamples=200).against
@@ -266,7 +272,7 @@ def test_the_command_compares(judged, glscl):
     assert 0 < found["against_first"]["glscl"]["tests"]["text_to_video"]["R@1"]["p"] <= 1
     assert found["against_first"]["glscl"]["most_improved"][0]["caption"]
     status, _, err = glscl("compare", judged.run, "--format", "html")
-    assert status == 2 and "terminal, markdown, csv, latex" in err
+    assert status == 2 and "'terminal', 'markdown', 'csv', 'latex'" in err
     status, _, err = glscl("compare", judged.root / "none")
     assert status == 1 and "There is no run at" in err
 

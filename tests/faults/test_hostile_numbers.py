@@ -233,18 +233,18 @@ def test_a_bad_number_among_the_test_features_stops_evaluation(line, data, tmp_p
 
 def test_a_loss_that_explodes_keeps_the_last_good_checkpoint(line, data, tmp_path, monkeypatch):
     """The second epoch gives NaN: training stops with its batch named, and the first epoch can be judged."""
-    from glscl.train_head import loop
+    from glscl.train_head import learner
 
     assert line(*data()).status == 0
     calls = []
-    honest = loop.contrastive_loss
+    honest = learner.contrastive_loss
 
     def explode(*arguments, **options):
         calls.append(None)
         loss = honest(*arguments, **options)
         return loss * float("nan") if len(calls) > 4 else loss
 
-    monkeypatch.setattr(loop, "contrastive_loss", explode)
+    monkeypatch.setattr(learner, "contrastive_loss", explode)
     run = tmp_path / "run"
     stopped = line("train-head", "--cache", tmp_path / "cache", "--out", run, *TRAIN)
     assert stopped.status == 1 and "epoch 2" in stopped.said and "video" in stopped.said

@@ -90,7 +90,8 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, JSON-able."""
-        datasets = dict.fromkeys(run.result["dataset"] for run in self.runs)
+        results = [run.result for run in self.runs]
+        datasets = dict.fromkeys(result["dataset"] for result in results)
         return {
             "first": self.runs[0].name.removesuffix(DAGGER),
             "runs": {run.name.removesuffix(DAGGER): run.result for run in self.runs},
@@ -106,7 +107,7 @@ class Comparison:
                     "source": row.source,
                 }
                 for dataset in datasets
-                for kind, row in (published_rows(dataset) if self.published else ())
+                for kind, row in (published_rows(dataset, results) if self.published else ())
             ],
             "notes": self.notes,
         }

@@ -118,5 +118,8 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
     ),
 }
 
+# Videos of the test sets that the rows above are about; other splits and protocols are other benchmarks.
+TEST_VIDEOS = {"msrvtt": 1_000, "msvd": 670, "lsmdc": 1_000, "didemo": 1_004, "activitynet": 4_917}
+
 # Cost of scoring as GLSCL's paper counts it.
 HEAD_GFLOPS = {"GLSCL": 1.0, "CLIP4Clip": 0.5, "X-CLIP": 220.9, "X-Pool": 275.0, "Prompt Switch": 298.5}

@@ -83,7 +83,7 @@ def groups_of(
                     direction: _with_warnings_only(_sections(members, direction, given, MORE))
                     for direction in DIRECTIONS
                 },
-                published={direction: _published_sections(dataset, direction) for direction in DIRECTIONS},
+                published={direction: _published_sections(dataset, direction, members) for direction in DIRECTIONS},
                 tags=_tags(members),
                 first=members[0].name,
                 against=tuple(comparison.against),
@@ -221,9 +221,9 @@ def _best(all_metrics: Sequence[Mapping[str, float]], shown: Sequence[str]) -> d
     }
 
 
-def _published_sections(dataset: str, direction: str) -> tuple[Section, ...]:
+def _published_sections(dataset: str, direction: str, members: Sequence[RunForReport]) -> tuple[Section, ...]:
     sections: dict[str, list[Line]] = {}
-    for kind, row in published_rows(dataset):
+    for kind, row in published_rows(dataset, [run.result for run in members]):
         metrics = getattr(row, direction)
         if metrics:
             chips = ((row.backbone, "plain"), (row.protocol, "plain"))

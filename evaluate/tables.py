@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from glscl.errors import UsageError
 from glscl.evaluate.compare import Paired
-from glscl.evaluate.published import FINE_TUNED, FROZEN, PUBLISHED, Published
+from glscl.evaluate.published import FINE_TUNED, FROZEN, PUBLISHED, TEST_VIDEOS, Published
 
 
 class Measured(NamedTuple):
@@ -93,7 +93,7 @@ def results_tables(
             notes.append("*: not what a query gets that comes alone.")
         rows.sort(key=lambda row: list(OURS.values()).index(row.section))
         if published:
-            theirs = published_rows(dataset)
+            theirs = published_rows(dataset, (result for _, result in members))
             rows += [row for kind, of in theirs for row in _published_rows(kind, of, p_values is not None)]
             notes += [f"Published rows: protocol {name}." for name in dict.fromkeys(of.protocol for _, of in theirs)]
         if {FROZEN, FINE_TUNED} <= {row.cells[2] for row in rows}:
@@ -148,8 +148,20 @@ def selection_note(name: str) -> str:
     return f"{name.removesuffix(DAGGER)}{DAGGER} was selected on the test split, so its numbers are optimistic."
 
 
-def published_rows(dataset: str) -> list[tuple[str, Published]]:
-    """Published results on a dataset, each with "frozen" or "fine-tuned"."""
+def published_rows(dataset: str, results: Iterable[Mapping[str, Any]]) -> list[tuple[str, Published]]:
+    """Published results on a dataset, each with "frozen" or "fine-tuned", to stand beside `results`.
+
+    None where no result is of the published test set: another split, or another protocol (MSR-VTT's full test has 2,990
+    videos, the published rows are of 1k-A). A gallery that lost videos counts as the one it should have been.
+    """
+    admitted = (None, TEST_VIDEOS.get(dataset))
+    if not any(
+        result["dataset"] == dataset
+        and result["split"] == "test"
+        and (result.get("counts") or {}).get("expected_videos") in admitted
+        for result in results
+    ):
+        return []
     return [(kind, row) for kind, of in PUBLISHED.items() for row in of if row.dataset == dataset]
 
 

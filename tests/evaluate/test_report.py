@@ -138,8 +138,9 @@ def test_runs_are_marked_as_frozen_or_not_and_by_how_they_were_selected(full, ju
     assert "was selected on the test split" in page.text and "untrained" in page.text
     assert "sees all test queries" in page.text and "extra data" in page.text
     runs = read(judged, "run", "other")
-    tuned = replace(runs[1], result={**runs[1].result, "frozen_backbone": False, "dataset": "msrvtt"})
-    runs = [replace(runs[0], result={**runs[0].result, "dataset": "msrvtt"}), tuned]
+    msrvtt = {"dataset": "msrvtt", "counts": {**runs[0].result["counts"], "expected_videos": 1000}}
+    tuned = replace(runs[1], result={**runs[1].result, **msrvtt, "frozen_backbone": False})
+    runs = [replace(runs[0], result={**runs[0].result, **msrvtt}), tuned]
     page = written(runs, tmp_path)
     sections = [cells[0].strip() for cells in page.tables["Text to video"]["rows"] if len(cells) == 1]
     assert sections == ["Frozen backbone", "Fine-tuned backbone"]

@@ -58,6 +58,14 @@ def test_each_dataset_has_its_own_table_with_its_own_published_rows():
     assert [row.cells[3] for row in tables[1].rows] == ["t2v", "v2t"]
 
 
+def test_published_rows_stand_beside_their_own_test_set_alone():
+    official = result("a") | {"counts": {"videos": 2990, "texts": 59800, "expected_videos": 2990, "expected_texts": 59800}}
+    short = result("a") | {"counts": {"videos": 990, "texts": 990, "expected_videos": 1000, "expected_texts": 1000}}
+    assert len(methods(results_tables([short])[0])) > 10
+    for other in (official, result("a") | {"split": "val"}):
+        assert methods(results_tables([other])[0]) == ["a"]
+
+
 def test_a_normalised_result_stands_below_its_own_and_names_its_extra_data():
     metrics = result(r1=40.0)["text_to_video"]
     both = {"text_to_video": metrics, "video_to_text": metrics}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from glscl.cache.files import written
 from glscl.cache.fingerprint import annotation_hash
 from glscl.cache.schema import STREAMS
 from glscl.errors import CacheCorruptError
@@ -40,7 +41,8 @@ def damage_beside(store: Store) -> dict[Path, str]:
 
 def _plan(store: Store) -> dict[Path, str]:
     files = {stream: store.path / "plan" / f"{stream}.jsonl" for stream in STREAMS}
-    if not all(path.exists() for path in files.values()) and not (store.path / "manifest.json").exists():
+    there = all(written(path) if store.num_items[stream] else path.exists() for stream, path in files.items())
+    if not there and not (store.path / "manifest.json").exists():
         return {}  # not written yet: the next extraction does
     items, found = {}, {}
     for stream, path in files.items():
@@ -58,7 +60,7 @@ def _pieces(store: Store) -> dict[Path, str]:
     from safetensors import safe_open
 
     path = store.path / "backbone" / "pieces.safetensors"
-    if not path.exists():
+    if not written(path):
         return {}
     try:
         with safe_open(path, framework="np") as file:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from glscl.cache.files import load_json
+from glscl.cache.files import load_json, written
 from glscl.cache.records import Commit, parse_commit
 from glscl.cache.schema import STREAMS
 from glscl.errors import CacheCorruptError, first_line
@@ -37,6 +37,8 @@ def read_commit_files(root: Path, header: Mapping[str, Any]) -> Commits:
     found: Commits = {stream: {} for stream in STREAMS}
     for stream in STREAMS:
         for path in sorted((root / "commits" / stream).glob("[0-9]*.json")):
+            if not written(path):
+                continue  # only reserved
             row = load_json(path, "a commit of a glscl cache")
             try:
                 commit = parse_commit(row, header, stream=stream)
@@ -61,7 +63,7 @@ def _of_flat_file(root: Path, header: Mapping[str, Any]) -> Commits:
 
 def _of_manifest(root: Path, header: Mapping[str, Any]) -> Commits | None:
     path = root / "manifest.json"
-    if not path.exists():
+    if not written(path):
         return None
     manifest = load_json(path, "the manifest of a glscl cache")
     if manifest.get("fingerprint") != header["fingerprint"]:

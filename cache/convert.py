@@ -18,7 +18,7 @@ import numpy as np
 
 from glscl.cache.blocks import Blocks
 from glscl.cache.creation import StoreSpec, create_store
-from glscl.cache.files import dump_json, half_written, storage_errors, sync_directory, sync_tree
+from glscl.cache.files import dump_json, half_written, storage_errors, sync_directory, sync_tree, written
 from glscl.cache.formats import STORES
 from glscl.cache.lock import hold
 from glscl.cache.schema import STREAMS
@@ -67,9 +67,9 @@ def convert(store: Store, out: Path, *, format: str | None = None) -> Path:
 
 def _was_begun(store: Store, out: Path, format: str) -> bool:
     """Whether a conversion of this cache to this folder was stopped before its end."""
-    if not out.is_dir() or (out / "manifest.json").exists():
+    if not out.is_dir() or written(out / "manifest.json"):
         return False
-    if not (out / "store.json").exists():
+    if not written(out / "store.json"):
         return (out / "commits").is_dir()  # the folders come first
     begun = open_store(out).header
     return begun["format"] == format and all(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glscl.cache.files import dump_json, put_if_absent, storage_errors
+from glscl.cache.files import dump_json, put_if_absent, storage_errors, written
 from glscl.cache.fingerprint import annotation_hash, differences, fingerprint
 from glscl.cache.formats import STORES
 from glscl.cache.frames import FrameSpec, require_same
@@ -78,7 +78,7 @@ def create_store(path: os.PathLike[str] | str, spec: StoreSpec, format: str = "z
         "tokens": spec.tokens,
     }
     mark = fingerprint(configuration)
-    if (root / "store.json").exists():
+    if written(root / "store.json"):
         store = open_store(root)
         if store.fingerprint != mark:
             raise FingerprintError(

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from glscl.errors import CacheFormatError, StorageError
 
 _ERRNO = re.compile(r"errno = (\d+)")
 _ASIDE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # as `_write_aside` names them
+RESERVED_SECONDS = 1.0  # after which a name that was reserved and not filled is nobody's any more
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -103,27 +105,80 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def put_if_absent(path: Path, data: bytes) -> bool:
-    """Create `path` with `data` unless it exists; exactly one of several competing writers gets True."""
+    """Create `path` with `data` unless it exists; exactly one of several competing writers gets True.
+
+    An empty file does not count as there: see `written`.
+    """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = _write_aside(path, data)
         try:
-            os.link(aside, path)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            # A file system without hard links: reserve the name, then replace it by the complete file.
-            try:
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-            except FileExistsError:
-                return False
-            os.replace(aside, path)
+            won = _take_name(aside, path) if data or not path.exists() else False
         finally:
             aside.unlink(missing_ok=True)
-        sync_directory(path.parent)
+        if won:
+            sync_directory(path.parent)
+        return won
+
+
+def written(path: Path) -> bool:
+    """Whether `path` is there with something in it.
+
+    Where a file system has neither hard links nor a rename that spares what exists, a name is reserved by an empty file
+    before the content takes its place; who is killed in between leaves that.
+    """
+    try:
+        return path.stat().st_size > 0
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _take_name(aside: Path, path: Path) -> bool:
+    """Give a complete file its name, unless somebody else's has it."""
+    try:
+        os.link(aside, path)
         return True
+    except FileExistsError:
+        if written(path):
+            return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    renamed = None if path.exists() else _rename_if_absent(aside, path)
+    return _reserve(aside, path) if renamed is None else renamed
+
+
+def _rename_if_absent(source: Path, target: Path) -> bool | None:
+    """Rename unless the target exists (Linux: renameat2); None where the system or the file system cannot."""
+    import ctypes
+
+    here, no_replace = -100, 1  # AT_FDCWD, RENAME_NOREPLACE
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return None
+    if rename(here, os.fsencode(source), here, os.fsencode(target), no_replace) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code == errno.EEXIST:
+        return False
+    if code in (*_NO_LINKS, errno.EINVAL):
+        return None
+    raise OSError(code, os.strerror(code), os.fspath(target))
+
+
+def _reserve(aside: Path, path: Path) -> bool:
+    """Reserve the name with an empty file, then replace that; one that stays empty was left by a writer that was killed."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+    except FileExistsError:
+        deadline = time.monotonic() + RESERVED_SECONDS
+        while not written(path) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if written(path):
+            return False
+    os.replace(aside, path)
+    return True
 
 
 def dump_json(value: Any, *, indent: int | None = 1) -> bytes:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glscl.cache.files import dump_json, load_json, put_if_absent
+from glscl.cache.files import dump_json, load_json, write_atomically
 from glscl.errors import CacheBusyError, CacheFormatError, StorageError
 
 FOLDER = "locks"
@@ -87,7 +87,7 @@ def hold(root: os.PathLike[str] | str, *, part: tuple[int, int] = (1, 1), what: 
     for attempt in range(ATTEMPTS):
         own = root / FOLDER / f"{part[0]}-of-{part[1]}-{uuid.uuid4().hex[:8]}.json"
         try:
-            put_if_absent(own, dump_json(_holder(what)))
+            write_atomically(own, dump_json(_holder(what)))  # no other ever has this name
             others = [lock for lock in locks(root) if lock.file != own]
             for lock in others:
                 if lock.stale:

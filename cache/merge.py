@@ -16,7 +16,7 @@ from typing import Any
 
 from glscl.cache.convert import spec_of
 from glscl.cache.creation import create_store
-from glscl.cache.files import load_json, put_if_absent, storage_errors, sync_directory, sync_tree
+from glscl.cache.files import load_json, put_if_absent, storage_errors, sync_directory, sync_tree, written
 from glscl.cache.fingerprint import differences
 from glscl.cache.lock import hold
 from glscl.cache.schema import STREAMS
@@ -57,11 +57,11 @@ def merge(parts: Sequence[Path], out: Path, *, copy: bool = False) -> MergeSumma
     if not parts:
         raise UsageError("There is nothing to merge", mend="Name the folders of the parts: glscl merge OUT PART PART")
     stores = [open_store(part) for part in parts]
-    if (out / "store.json").exists():
+    if written(out / "store.json"):
         stores.insert(0, open_store(out))
     for store in stores:
         _require_same(stores[0], store)
-    target = open_store(out) if (out / "store.json").exists() else _begin(stores[0], out)
+    target = open_store(out) if written(out / "store.json") else _begin(stores[0], out)
     with hold(out, what="glscl merge"):
         target.refresh()
         for store in stores:
@@ -142,7 +142,7 @@ def _take_shards(part: Store, target: Store, *, copy: bool) -> _Tally:
     for stream in STREAMS:
         for commit_file in sorted((part.path / "commits" / stream).glob("[0-9]*.json")):
             place = target.path / "commits" / stream / commit_file.name
-            if place.exists():
+            if written(place):
                 continue
             try:
                 name = Path(part.commit_from_json(stream, load_json(commit_file, "a commit of a glscl cache")).path).name

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glscl.cache.files import put_if_absent
+from glscl.cache.files import put_if_absent, written
 from glscl.cache.records import parse_item, parse_lines
 from glscl.cache.schema import Annotations, Expected, TextItem, VideoItem
 from glscl.errors import CacheCorruptError, InputError, first_line
@@ -31,7 +31,7 @@ def write_plan(root: Path, annotations: Annotations) -> None:
     """Write plan/{video,text}.jsonl of a cache, where they are not there yet."""
     for stream, items in (("video", annotations.videos), ("text", annotations.texts)):
         path = _path(root, stream)
-        if not path.exists():
+        if not (written(path) if items else path.exists()):
             put_if_absent(path, _jsonl(items))
 
 

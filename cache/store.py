@@ -38,6 +38,7 @@ from glscl.cache.files import (
     sync_directory,
     sync_tree,
     write_atomically,
+    written,
 )
 from glscl.cache.fingerprint import fingerprint
 from glscl.cache.formats import STORES
@@ -445,7 +446,7 @@ class Store:
         Raises:
             CacheIncompleteError: a shard is missing.
         """
-        path, first, written = self.path / "manifest.json", False, b""
+        path, first, content = self.path / "manifest.json", False, b""
         while True:
             self._commits = read_commit_files(self.path, self.header)
             for stream in STREAMS:
@@ -453,21 +454,22 @@ class Store:
                     self.committed(stream, shard)
             streams = {s: [c._asdict() for _, c in sorted(self.commits(s).items())] for s in STREAMS}
             manifest = {"schema": SCHEMA, "fingerprint": self.fingerprint, "complete": True, "streams": streams}
-            if dump_json(manifest) == written:  # nobody committed a revision meanwhile
+            if dump_json(manifest) == content:  # nobody committed a revision meanwhile
                 break
-            written = dump_json(manifest)
+            content = dump_json(manifest)
             if clear:
                 shutil.rmtree(self.path / "partial", ignore_errors=True)
-            if put_if_absent(path, written):
+            if put_if_absent(path, content):
                 first = True
             else:
-                write_atomically(path, written)
+                write_atomically(path, content)
         return first
 
     def write_backbone_pieces(self, pieces: Mapping[str, np.ndarray]) -> None:
         """Store the tensors that heads start from; once, the first writer's stand."""
-        if pieces and not (self.path / "backbone" / "pieces.safetensors").exists():
-            put_if_absent(self.path / "backbone" / "pieces.safetensors", pack_pieces(pieces))
+        path = self.path / "backbone" / "pieces.safetensors"
+        if pieces and not written(path):
+            put_if_absent(path, pack_pieces(pieces))
 
     def _check_arrays(self, stream: str, shard: int, arrays: Mapping[str, np.ndarray | Blocks]) -> None:
         layout, count = LAYOUT[stream], len(self.shard_range(stream, shard))

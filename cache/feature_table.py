@@ -20,6 +20,17 @@ from glscl.errors import CacheCorruptError, InputError, UsageError
 FramePosition = Literal["uniform", "first", "last"]
 
 
+def require_tokens(store: Store) -> None:
+    """Raise UsageError where a cache holds no token features."""
+    if not store.has_tokens:
+        imported = store.configuration.get("sampling", {}).get("source") == "imported"
+        again = "Import with --token-features" if imported else "Extract with --tokens"
+        raise UsageError(
+            f"{store.path} is without token features",
+            mend=f"{again} into another folder, or use a head that needs none",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Counts:
     """What a table holds beside what the split should hold. The keys of `counts` in a result file."""
@@ -92,13 +103,8 @@ class FeatureTable:
         store = store if isinstance(store, Store) else open_store(store)
         if split is not None and split not in store.splits:
             raise InputError(f"{store.path} has no split {split!r}; it has {', '.join(store.splits) or 'none'}")
-        if tokens and not store.has_tokens:
-            imported = store.configuration.get("sampling", {}).get("source") == "imported"
-            again = "Import with --token-features" if imported else "Extract with --tokens"
-            raise UsageError(
-                f"{store.path} is without token features",
-                mend=f"{again} into another folder, or use a head that needs none",
-            )
+        if tokens:
+            require_tokens(store)
         run = store.splits[split] if split is not None else store.everything
         video = store.arrays("video", ["offsets", "status", "id_bytes", "id_offsets", "times"], items=run.videos)
         wanted = ["pooled", "offsets", "video_index", "id_bytes", "id_offsets", "text_bytes", "text_offsets"]

@@ -61,7 +61,10 @@ class CaptionSampler:
             raise UsageError(f"batch_size {batch_size} and captions_per_video {captions_per_video} must be at least 1")
         video = np.asarray(video_of_text, np.int64)
         if not len(video):
-            raise InputError("There are no captions to train on")
+            raise InputError(
+                "There are no captions to train on: the split train has none whose video gave frames",
+                mend="See why: glscl inspect CACHE",
+            )
         _, self._video, counts = np.unique(video, return_inverse=True, return_counts=True)
         self._counts = counts if captions_per_video is None else np.minimum(counts, captions_per_video)  # (V,)
         self._limit = None if captions_per_video is None or captions_per_video >= counts.max() else captions_per_video

@@ -81,8 +81,8 @@ def train_head(
     settings_by = partial(resolve, config, device_type=device.type, seed=seed, stored=stored)
     settings_by(dataset="default")  # wrong usage is said before any cache is looked for
     store = open_cache(cache)
-    check_trainable(store)
     settings = settings_by(dataset=store.recipe)
+    check_trainable(store, settings.head)
     out = out or new_run(settings.head)
     earlier_run(out, store, settings, config.resume)
     run.say(f"training {settings.head} on {store.path} by the recipe {settings.recipe} → {out}")
@@ -133,8 +133,9 @@ def _sweep(
     points_by = partial(sweep_points, config, parse_sweep(sweep), device_type=device.type, seed=run.seed)
     points_by(dataset="default", embed_dim=None)  # wrong usage is said before any cache is looked for
     store = open_cache(cache)
-    check_trainable(store)
     points = points_by(dataset=store.recipe, embed_dim=store.embed_dim)
+    for point in points:
+        check_trainable(store, point.settings.head)
     out = out or new_run(f"sweep-{points[0].settings.head}")
     run.say(f"{len(points)} trainings on {store.path} → {out}")
     with _resumable(out, sweep=True):
@@ -208,8 +209,8 @@ def finetune(
     )
     settings_by(dataset="default")  # wrong usage is said before any cache is looked for
     store = open_cache(cache, run_folder)
-    check_trainable(store)
     settings = settings_by(dataset=store.recipe)
+    check_trainable(store)
     out = out or new_run(f"finetune-{settings.head}")
     earlier_run(out, store, settings, config.resume)
     run.say(

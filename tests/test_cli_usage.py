@@ -69,11 +69,20 @@ def test_wrong_usage_is_said_before_any_file_is_looked_for(line, word, capsys, m
 @pytest.mark.parametrize("more", [[], ["--sweep", "queries=4,8"]], ids=["one", "sweep"])
 def test_training_says_nothing_of_a_cache_with_nothing_to_learn_from_but_the_error(more, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    store = SimpleNamespace(splits={"test": None}, path=Path("searched"), recipe="default", embed_dim=8)
+    store = SimpleNamespace(splits={"test": None}, path=Path("searched"), recipe="default", embed_dim=64)
     monkeypatch.setattr(training, "open_cache", lambda *_: store)
     assert main(cli.app, ["train-head", *more]) == 1
     said = capsys.readouterr()
     assert said.out == "" and "searched has no split train" in said.err and "glscl search" in said.err
+
+
+def test_training_without_the_tokens_a_head_needs_says_so_alone(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    store = SimpleNamespace(splits={"train": None}, path=Path("c"), recipe="default", has_tokens=False, configuration={})
+    monkeypatch.setattr(training, "open_cache", lambda *_: store)
+    assert main(cli.app, ["train-head", "--head", "glscl"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and "c is without token features. Extract with --tokens" in said.err
 
 
 def test_training_over_a_run_says_so_before_it_says_that_it_trains(small_cache, capsys, monkeypatch, tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 
-from glscl.cache.feature_table import FeatureTable
+from glscl.cache.feature_table import FeatureTable, require_tokens
 from glscl.cache.store import Store
 from glscl.errors import FingerprintError, InputError, UsageError
 from glscl.train_head.checkpoint import backbone_of, check_cache, read_run
@@ -271,13 +271,23 @@ def start_head(settings: TrainSettings, store: Store, tables: list[FeatureTable]
     return head
 
 
-def check_trainable(store: Store) -> None:
-    """Raise InputError where a cache has nothing to learn from, before anything is said or read."""
+def check_trainable(store: Store, head: str | None = None) -> None:
+    """Refuse a cache that a head cannot learn from, before anything is said or read.
+
+    Args:
+        head: the head that will read its features; None where they are made from pixels.
+
+    Raises:
+        InputError: it has no split "train".
+        UsageError: the head needs token features and it has none.
+    """
     if "train" not in store.splits:
         raise InputError(
             f"{store.path} has no split train to learn from; it has {', '.join(store.splits) or 'none'}",
             mend="Search it untrained: glscl search; or extract captioned videos with a split train (docs/datasets.md)",
         )
+    if head is not None and head_class(head).needs_tokens:
+        require_tokens(store)
 
 
 def choose_parts(

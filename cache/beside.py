@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from glscl.cache.files import written
+from glscl.cache.files import utf8_name, written
 from glscl.cache.fingerprint import annotation_hash
 from glscl.cache.schema import STREAMS
 from glscl.errors import CacheCorruptError
@@ -63,9 +63,9 @@ def _pieces(store: Store) -> dict[Path, str]:
     if not written(path):
         return {}
     try:
-        with safe_open(path, framework="np") as file:
+        with utf8_name(path) as name, safe_open(name, framework="np") as file:
             expected = json.loads((file.metadata() or {}).get(_CHECKSUMS, "null"))
-            given = {name: _checksum(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            given = {key: _checksum(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
     except Exception as error:  # safetensors raises its own, undocumented type
         return {path: f"it cannot be read: {str(error)[:200]}"}
     return {} if expected is None or expected == given else {path: "it does not have the checksums it was written with"}

@@ -181,6 +181,17 @@ def _reserve(aside: Path, path: Path) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def utf8_name(path: Path) -> Iterator[str]:
+    """A name to read a file by, for libraries that take no other than UTF-8; the file's own where it is that."""
+    name = os.fspath(path)
+    if name.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in name):
+        yield name
+        return
+    with open(path, "rb") as file:
+        yield f"/proc/self/fd/{file.fileno()}"
+
+
 def dump_json(value: Any, *, indent: int | None = 1) -> bytes:
     """JSON in UTF-8 with a final newline, on one line with `indent` None. ValueError for NaN and infinity.
 

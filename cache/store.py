@@ -37,6 +37,7 @@ from glscl.cache.files import (
     storage_errors,
     sync_directory,
     sync_tree,
+    utf8_name,
     write_atomically,
     written,
 )
@@ -283,10 +284,11 @@ class Store:
         from safetensors.numpy import load_file
 
         path = self.path / "backbone" / "pieces.safetensors"
-        if not path.exists():
+        if not written(path):
             return {}
         try:
-            return load_file(path)
+            with utf8_name(path) as name:
+                return load_file(name)
         except Exception as error:  # safetensors raises its own, undocumented type
             raise CacheCorruptError(f"{path} cannot be read: {first_line(error)}") from error
 

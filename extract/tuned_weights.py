@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from glscl.cache.files import write_atomically
+from glscl.cache.files import utf8_name, write_atomically
 from glscl.errors import BackboneError
 
 _KEY = "glscl.backbone"
@@ -53,7 +53,7 @@ def read_tuned(path: Path) -> TunedWeights | None:
     from safetensors import safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with utf8_name(path) as name, safe_open(name, framework="pt") as file:
             metadata = file.metadata() or {}
     except Exception:  # no safetensors file: whoever loads it says so
         return None

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from glscl.cache.files import dump_json, write_atomically
+from glscl.cache.files import dump_json, utf8_name, write_atomically
 from glscl.cache.fingerprint import differences
 from glscl.config import with_option
 from glscl.errors import CheckpointError, FingerprintError, NotFoundError
@@ -320,7 +320,7 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise NotFoundError(f"There is no {path}", mend="Train until the first epoch is done, or name another run")
     try:
-        with safe_open(path, framework="pt") as file:
+        with utf8_name(path) as name, safe_open(name, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except Exception as error:  # safetensors raises its own, undocumented type
         raise CheckpointError(f"{path} cannot be read: {str(error)[:200]}") from error

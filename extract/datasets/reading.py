@@ -7,6 +7,7 @@ import io
 import json
 import math
 import pickletools
+import stat
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -128,8 +129,11 @@ def read_text(path: Path) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Content of a file; NotFoundError or InputError where there is none."""
+    """Content of a file or pipe; NotFoundError or InputError where there is none. A device has no end, so it is refused."""
     try:
+        mode = path.stat().st_mode
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+            refuse(path, None, "is a device, expected a file")
         return path.read_bytes()
     except FileNotFoundError:
         raise NotFoundError(f"{path}: no such file") from None

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from glscl import cli
@@ -67,3 +68,26 @@ def test_where_there_is_no_permission_another_folder_stays_the_advice(glscl, sma
     (tmp_path / "file").touch()
     status, line = glscl("train-head", *QUICK, "--epochs", 1, "--out", tmp_path / "file" / "run")
     assert status == 1 and line.endswith("Choose another folder with --out")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the file system takes any bytes as names")
+def test_places_whose_names_are_no_utf8_hold_caches_and_runs_like_others(glscl, small_cache, tmp_path):
+    odd = tmp_path / os.fsdecode(b"a b\n\xff\xc3\xbc")
+    cache = small_cache(name=f"{odd.name}/cache", videos=24).fill()
+    cache.write_backbone_pieces({"positions": np.ones((2, 8), np.float32)})
+    run, out = odd / "run", odd / "converted"
+    assert glscl("convert", cache.path, out)[0] == 0
+    assert glscl("inspect", out, "--verify", "--json")[0] == 0
+    assert glscl("convert", cache.path, odd / "flat.h5")[0] == 0
+    fixed = ("train-head", *QUICK, "--cache", out, "--epochs", 2, "--out", run)
+    with full_disk("run.json", 2):
+        status, line = glscl(*fixed)
+    assert status == 1 and "go on: " in line
+    assert glscl(*fixed, "--resume")[0] == 0
+    assert glscl("eval", "--run", run, "--device", "cpu")[0] == 0
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="the system has no /dev/zero, a file without end")
+def test_a_device_is_no_file_of_annotations(glscl, tmp_path):
+    status, line = glscl("extract", "--dataset", "csv", "--annotations", "/dev/zero", "--videos", tmp_path, "--dry-run")
+    assert status == 1 and "/dev/zero: is a device, expected a file" in line

@@ -13,8 +13,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from glscl.cache.archives import check_unpacked
 from glscl.cache.blocks import Blocks, Groups, chunk_shape
+from glscl.cache.hdf5_checks import check_dataset, chunks
 from glscl.cache.rows import Chunk, LibraryRows, RawRows, RowReader
 
 _ALIGNED = {"alignment_threshold": 4096, "alignment_interval": 4096}
@@ -26,13 +26,16 @@ class _OpenGroup:
     def __init__(self, group: h5py.Group) -> None:
         self._group = group
 
-    def read(self, name: str) -> np.ndarray:
+    def _dataset(self, name: str) -> h5py.Dataset:
         dataset = self._group[name]
-        check_unpacked(dataset.nbytes, dataset.id.get_storage_size())
-        return dataset[...]
+        check_dataset(dataset)
+        return dataset
+
+    def read(self, name: str) -> np.ndarray:
+        return self._dataset(name)[...]
 
     def blocks(self, name: str) -> Iterator[np.ndarray]:
-        dataset = self._group[name]
+        dataset = self._dataset(name)
         step = (dataset.chunks or chunk_shape(dataset.shape, dataset.dtype))[0]
         for start in range(0, len(dataset), step):
             yield dataset[start : start + step]
@@ -77,6 +80,7 @@ class Hdf5Shards:
 
 
 def _library_rows(file: Path, dataset: h5py.Dataset) -> LibraryRows:
+    check_dataset(dataset)
     return LibraryRows(_slices(file, dataset.name), dataset.shape, dataset.dtype)
 
 
@@ -131,13 +135,11 @@ def _raw_rows(path: Path, group: h5py.Group, name: str) -> RawRows | None:
     filters = {layout.get_filter(i)[0] for i in range(layout.get_nfilters())}
     if layout.get_layout() != h5py.h5d.CHUNKED or not filters <= {h5py.h5z.FILTER_FLETCHER32}:
         return None
-    chunk, count = layout.get_chunk(), dataset.get_num_chunks()
-    if count == 0:
+    chunk, infos = layout.get_chunk(), sorted(chunks(dataset), key=lambda info: info.chunk_offset)
+    if not infos:
         raise OSError(f"dataset {name} of {path} has no data")
-    if chunk[1:] != shape[1:] or count != -(-shape[0] // chunk[0]):
+    if chunk[1:] != shape[1:] or len(infos) != -(-shape[0] // chunk[0]):
         return None
-    infos = [dataset.get_chunk_info(i) for i in range(count)]
-    infos.sort(key=lambda info: info.chunk_offset[0])
     expected = math.prod(chunk) * dtype.itemsize
     for info in infos:
         if info.byte_offset is None or info.size != expected + 4 * bool(filters and not info.filter_mask):

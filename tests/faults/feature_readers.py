@@ -55,6 +55,15 @@ def _h5(folder: Path) -> None:
             file.create_dataset(f"group/{name}", data=array, compression="gzip" if i % 2 else None)
 
 
+def _h5_packed(folder: Path) -> None:
+    import h5py
+
+    ways = [{"fletcher32": True}, {"compression": "lzf"}, {"compression": "gzip", "shuffle": True, "fletcher32": True}]
+    with h5py.File(folder / "features.h5", "w") as file:
+        for i, (name, array) in enumerate(_arrays().items()):
+            file.create_dataset(name, data=array, chunks=(max(1, len(array) - 1), *array.shape[1:]), **ways[i % 3])
+
+
 def _read_arrays(folder: Path, _: Path | None) -> dict[str, Any]:
     from glscl.errors import InputError
     from glscl.extract.feature_files import open_arrays
@@ -158,6 +167,7 @@ FEATURES = [
     Reader("torch", _pt, _read_arrays, few=40),
     Reader("torch-old", _old_pt, _read_arrays, few=40),
     Reader("h5", _h5, _read_arrays),
+    Reader("h5-packed", _h5_packed, _read_arrays),
     Reader("import-features", _import_files, _import, writes=True),
     Reader("checkpoint-torch", _weights_pt, _read_weights, few=40),
     Reader("checkpoint-safetensors", _weights_safetensors, _read_weights),

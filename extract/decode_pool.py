@@ -212,7 +212,7 @@ class DecodePool:
             for future, job in running.items():
                 if not future.running():
                     continue
-                if job.running_since is None:
+                if job.running_since is None or job.running_since < self._interrupts.continued:
                     job.running_since = now
                 if now - job.running_since > self.video_limit:
                     job.overdue = future.cancel()  # pebble ends its worker
@@ -281,6 +281,9 @@ class DecodePool:
         except ProcessExpired as error:
             stalled = job.stalled(self._spool)
             self._spool.discard(job.name)
+            if stalled and job.began < self._interrupts.continued:  # all of us stood still: no fault of the video
+                self._submit(job, running)
+                return
             if stalled:
                 status, reason = Status.TIMED_OUT, f"no progress for {self.time_limit:g} s"
             else:
@@ -340,6 +343,7 @@ class _Job:
     def begin(self, name: str) -> None:
         """Begins an attempt; chunks of earlier ones that were not read are forgotten."""
         self.name, self.chunks = name, 0
+        self.began = time.monotonic()
         self.running_since: float | None = None
         self.overdue = False
 

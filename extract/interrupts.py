@@ -8,9 +8,11 @@ good. Within `held` the signal is only noted, and acts when the block is left.
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -22,12 +24,16 @@ class Interrupts:
 
     Handlers that Python does not run (the system's own, or ignored signals) stay as they are, and so does everything
     outside the main thread, which no signal interrupts.
+
+    Attributes:
+        continued: when this process last went on after it had been stopped (Ctrl-Z, SIGSTOP), by `time.monotonic`.
     """
 
     def __init__(self) -> None:
-        self._before: dict[int, Callable[[int, FrameType | None], Any]] = {}
+        self._before: dict[int, Any] = {}
         self._depth = 0
         self._noted: int | None = None
+        self.continued = -math.inf
         self._note_bound = self._note  # one object, to be known again
 
     def watch(self) -> None:
@@ -38,6 +44,9 @@ class Interrupts:
             if callable(handler):
                 self._before[number] = handler
                 signal.signal(number, self._note_bound)
+        if hasattr(signal, "SIGCONT") and signal.getsignal(signal.SIGCONT) is signal.SIG_DFL:
+            self._before[signal.SIGCONT] = signal.SIG_DFL
+            signal.signal(signal.SIGCONT, self._note_bound)
 
     def release(self) -> None:
         """Put the handlers back, but for those that somebody else has set meanwhile."""
@@ -61,7 +70,9 @@ class Interrupts:
                 self._before[number](number, None)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._depth:
+        if number == getattr(signal, "SIGCONT", None):
+            self.continued = time.monotonic()
+        elif self._depth:
             self._noted = number
         else:
             self._before[number](number, frame)

@@ -82,6 +82,24 @@ def test_a_fault_costs_one_video(fault, reason, status):
     assert all(done.status is Status.OK and len(times) == 2 for times, done in result.values())
 
 
+def test_to_be_stopped_and_continued_is_no_fault_of_a_video():
+    found = {}
+    with DecodePool(
+        workers=1, sampling=Sampling(), geometry=None, decode=decode_faults.act, decoder="pyav", time_limit=1
+    ) as pool:
+        events = pool.decode([VideoTask(0, "good 1"), VideoTask(1, "slow 10")])
+        for event in events:
+            found[event.index] = event
+            if isinstance(event, VideoDone) and event.index == 0:
+                (worker,) = pool._pool._pool_manager.worker_manager.workers
+                time.sleep(0.5)
+                os.kill(worker, signal.SIGSTOP)  # as Ctrl-Z stops all of a group
+                time.sleep(1.5)
+                signal.raise_signal(signal.SIGCONT)
+                os.kill(worker, signal.SIGCONT)
+    assert (found[1].status, found[1].reason, found[1].decoder_note) == (Status.OK, None, None)
+
+
 @pytest.mark.parametrize("fault", ["crash", "hang"])
 def test_what_decord_breaks_is_asked_again_from_pyav(fault):
     times, done = run(f"{fault}-if-decord 3")[0]

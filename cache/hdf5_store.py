@@ -54,13 +54,13 @@ class Hdf5Shards:
     @staticmethod
     def write(path: Path, arrays: Mapping[str, np.ndarray | Blocks], attributes: Mapping[str, str]) -> None:
         _require_space(path.parent, arrays)
-        with h5py.File(path, "w", **_ALIGNED) as file:
+        with _created(path) as file:
             file.attrs.update(attributes)
             _write_arrays(file, arrays)
 
     @staticmethod
     def write_groups(path: Path, groups: Groups) -> None:
-        with h5py.File(path, "w", **_ALIGNED) as file:
+        with _created(path) as file:
             for name, arrays in groups:
                 _write_arrays(file.require_group(name), arrays)
 
@@ -99,6 +99,39 @@ def _require_space(folder: Path, arrays: Mapping[str, np.ndarray | Blocks]) -> N
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@contextlib.contextmanager
+def _created(path: Path) -> Iterator[h5py.File]:
+    """A new file, handed to the system whole where this is left without an error.
+
+    Where a write fails, the library tries again with every object that it closes, prints each failure, and may crash in
+    the end. So its descriptor is led to where all of that succeeds; nobody looks at such a file again.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    file = h5py.File(path, "w", **_ALIGNED)
+    try:
+        yield file
+        file.flush()
+        file.close()
+    except BaseException as error:
+        if file.id.valid:
+            _let_go(file)
+        if type(error) is RuntimeError:  # the library's own, with the system's number in its text
+            raise OSError(str(error)) from error
+        raise
+
+
+def _let_go(file: h5py.File) -> None:
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    try:
+        os.dup2(nowhere, file.id.get_vfd_handle(), inheritable=False)
+    finally:
+        os.close(nowhere)
+    with contextlib.suppress(Exception):
+        file.close()
+
+
 def _write_arrays(group: h5py.Group, arrays: Mapping[str, np.ndarray | Blocks]) -> None:
     for name, array in arrays.items():
         if array.size == 0 or array.ndim == 0:
@@ -110,7 +143,8 @@ def _write_arrays(group: h5py.Group, arrays: Mapping[str, np.ndarray | Blocks]) 
             for start, piece in array.chunks(chunks[0]):
                 dataset[start : start + len(piece)] = piece
         else:
-            group.create_dataset(name, data=array, chunks=chunks, fletcher32=True)
+            dataset = group.create_dataset(name, data=array, chunks=chunks, fletcher32=True)
+        dataset.flush()  # now: what fails when a dataset is closed is printed and forgotten
 
 
 def _inside(path: Path) -> tuple[Path, str]:

@@ -404,12 +404,7 @@ class Store:
         try:
             with storage_errors(self.path):
                 aside.parent.mkdir(exist_ok=True)
-                try:
-                    self.format.write(aside, arrays, attributes)
-                except RuntimeError as error:  # h5py wraps some write errors so
-                    if type(error) is not RuntimeError:
-                        raise
-                    raise OSError(str(error)) from error
+                self.format.write(aside, arrays, attributes)
                 sync_tree(aside)
                 os.rename(aside, final)
                 sync_directory(final.parent)

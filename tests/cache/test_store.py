@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from glscl.cache import hdf5_store
 from glscl.cache import store as store_module
 from glscl.cache.blocks import chunk_shape
 from glscl.cache.creation import create_store
@@ -300,7 +301,7 @@ def test_what_hdf5_says_of_a_full_disk_in_many_lines_becomes_one(small_cache, mo
     told = "Can't write (file write failed: time = Sat\n, filename = 'x.h5', errno = 28, error message = 'No space')"
     for kind in (OSError, RuntimeError):
         with monkeypatch.context() as patch:
-            patch.setattr(type(store.format), "write", staticmethod(lambda *_, kind=kind: (_ for _ in ()).throw(kind(told))))
+            patch.setattr(hdf5_store, "_write_arrays", lambda *_, kind=kind: (_ for _ in ()).throw(kind(told)))
             with pytest.raises(StorageError, match="cache: the disk is full. Free some space") as error:
                 made.commit(store, "video", 0)
         assert "\n" not in str(error.value)

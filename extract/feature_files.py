@@ -174,9 +174,11 @@ def _h5(path: Path, stack: ExitStack) -> Entries:
 
 
 def _dataset(found: Any) -> np.ndarray:
-    """The numbers of an HDF5 dataset, if the library may be asked for them."""
+    """The numbers of an HDF5 dataset, if the library may be asked for them; of what holds others nothing but the type."""
     from glscl.cache.hdf5_checks import check_dataset
 
+    if found.dtype.kind != "f":
+        return np.empty(0, found.dtype)
     check_dataset(found)
     return found[()]
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import NamedTuple
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))  # that ask a process to stop
 
 
 class Processes(NamedTuple):

@@ -7,7 +7,6 @@ the rest (bytes of UTF-8), and likewise `ledger`, how each video was decoded. It
 from __future__ import annotations
 
 import os
-import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ import numpy as np
 
 from glscl.cache.blocks import Blocks
 from glscl.cache.creation import StoreSpec, create_store
-from glscl.cache.files import dump_json, half_written, storage_errors, sync_directory, sync_tree, written
+from glscl.cache.files import dump_json, half_written, remove, storage_errors, sync_directory, sync_tree, written
 from glscl.cache.formats import STORES
 from glscl.cache.lock import hold
 from glscl.cache.schema import STREAMS
@@ -56,9 +55,7 @@ def convert(store: Store, out: Path, *, format: str | None = None) -> Path:
         StorageError: it cannot be written.
     """
     flat = check_name(out, format)
-    for stream in STREAMS:
-        for shard in store.pending(stream)[:1]:
-            store.committed(stream, shard)  # says what is missing
+    store.require_complete()
     format = format or next(name for name in STORES if name != store.header["format"])
     if out.exists() and (flat or not _was_begun(store, out, format)):
         raise UsageError(f"{out} exists already", mend="Choose another name, or delete it first")
@@ -114,19 +111,15 @@ def _write_flat(store: Store, out: Path, format: str) -> Path:
         with storage_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             for path in half_written(out.parent, of=out.name):
-                _remove(path)
+                remove(path)
             STORES[format].write_groups(aside, _groups(store, format))
             sync_tree(aside)
             os.rename(aside, out)
             sync_directory(out.parent)
     except BaseException:
-        _remove(aside)
+        remove(aside)
         raise
     return out
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _groups(store: Store, format: str) -> Iterator[tuple[str, Mapping[str, np.ndarray | Blocks]]]:

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -45,6 +46,14 @@ def _explain(error: OSError, path: os.PathLike[str] | str, doing: str) -> Storag
     if code in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         return StorageError(f"{place}: a file stands where a folder is expected, or the reverse", mend=elsewhere)
     return StorageError(f"{place}: {reason}", first="See that the disk is well")
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all that can be deleted of it; nothing where there is neither."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync_directory(path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from glscl.cache.convert import spec_of
 from glscl.cache.creation import create_store
-from glscl.cache.files import load_json, put_if_absent, storage_errors, sync_directory, sync_tree, written
+from glscl.cache.files import load_json, put_if_absent, remove, storage_errors, sync_directory, sync_tree, written
 from glscl.cache.fingerprint import differences
 from glscl.cache.lock import hold
 from glscl.cache.schema import STREAMS
@@ -187,5 +187,5 @@ def _bring(source: Path, final: Path, partial: Path, copy: bool, tally: _Tally) 
         os.rename(aside, final)
         sync_directory(final.parent)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True) if aside.is_dir() else aside.unlink(missing_ok=True)
+        remove(aside)
         raise

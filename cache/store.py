@@ -34,6 +34,7 @@ from glscl.cache.files import (
     dump_json,
     load_json,
     put_if_absent,
+    remove,
     storage_errors,
     sync_directory,
     sync_tree,
@@ -185,6 +186,12 @@ class Store:
     @property
     def complete(self) -> bool:
         return not any(self.pending(stream) for stream in STREAMS)
+
+    def require_complete(self) -> None:
+        """Raise CacheIncompleteError, saying how much is there, unless every shard is committed."""
+        for stream in STREAMS:
+            for shard in self.pending(stream)[:1]:
+                self.committed(stream, shard)
 
     def failures(self) -> list[dict[str, Any]]:
         """`[{"id", "reason", "status"}]` of every item without features, or with fewer than it should have."""
@@ -422,12 +429,12 @@ class Store:
                 }
                 won = put_if_absent(commit_file(self.path, stream, shard, revision), dump_json(row))
         except BaseException:
-            _remove(aside)
+            remove(aside)
             raise
         if won:
             self.commits(stream)[shard] = self.commit_from_json(stream, row)
         else:
-            _remove(final)
+            remove(final)
             self.refresh()
         return won
 
@@ -446,9 +453,7 @@ class Store:
         path, first, content = self.path / "manifest.json", False, b""
         while True:
             self._commits = read_commit_files(self.path, self.header)
-            for stream in STREAMS:
-                for shard in self.pending(stream)[:1]:
-                    self.committed(stream, shard)
+            self.require_complete()
             streams = {s: [c._asdict() for _, c in sorted(self.commits(s).items())] for s in STREAMS}
             manifest = {"schema": SCHEMA, "fingerprint": self.fingerprint, "complete": True, "streams": streams}
             if dump_json(manifest) == content:  # nobody committed a revision meanwhile
@@ -494,10 +499,3 @@ def describe_array(array: np.ndarray | Blocks) -> dict[str, Any]:
     """What a commit says of an array: shape, dtype, CRC-32 of its raw bytes (of `Blocks`: after they were written)."""
     checksum = array.crc32 if isinstance(array, Blocks) else zlib.crc32(np.ascontiguousarray(array))
     return {"shape": list(array.shape), "dtype": array.dtype.name, "crc32": checksum}
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

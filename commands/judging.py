@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -113,22 +114,19 @@ def eval(
     if len(folders) > 1:
         from glscl.evaluate.ensemble import evaluate_ensemble
 
-        with counted(run.progress, "score", "pairs") as pairs:
-            evaluation = evaluate_ensemble(store, folders, combine=combine or "mean", progress=pairs, **common)
-        together = home() / "runs" / f"ensemble-{'+'.join(each.resolve().name for each in folders)}"
-        path = out or result_file(store.path, together, head, split)
+        judge = partial(evaluate_ensemble, store, folders, combine=combine or "mean")
+        folder = home() / "runs" / f"ensemble-{'+'.join(each.resolve().name for each in folders)}"
     elif videos is not None and folder is not None:
         from glscl.evaluate.from_pixels import evaluate_from_pixels
 
-        with counted(run.progress, "score", "pairs") as pairs:
-            evaluation = evaluate_from_pixels(store, folder, videos=videos, progress=pairs, **common)
-        path = out or result_file(store.path, folder, head, split)
+        judge = partial(evaluate_from_pixels, store, folder, videos=videos)
     else:
         from glscl.evaluate.evaluation import evaluate_run
 
-        with counted(run.progress, "score", "pairs") as pairs:
-            evaluation = evaluate_run(store, run=folder, head=head, progress=pairs, **common)
-        path = out or result_file(store.path, folder, head, split)
+        judge = partial(evaluate_run, store, run=folder, head=head)
+    with counted(run.progress, "score", "pairs") as pairs:
+        evaluation = judge(progress=pairs, **common)
+    path = out or result_file(store.path, folder, head, split)
     write_result(path, evaluation)
     print_result(run, evaluation.result)
     matrix = (

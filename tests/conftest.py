@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -226,3 +227,19 @@ def make_video_file():
         return path
 
     return make
+
+
+@pytest.fixture
+def glscl(capsys, monkeypatch):
+    """Run a command in this process: `glscl("inspect", path)` → (status, standard output, standard error)."""
+    from glscl import cli
+    from glscl.options import main
+
+    def run(*arguments):
+        words = [str(argument) for argument in arguments]
+        monkeypatch.setattr(sys, "argv", ["glscl", *words])
+        status = main(cli.app, words)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run

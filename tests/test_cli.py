@@ -11,21 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from glscl import cli
-from glscl.options import COMMANDS, main
-
-
-@pytest.fixture
-def glscl(capsys, monkeypatch):
-    """Run a command in this process: `glscl("inspect", path)` → (status, standard output, standard error)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["glscl", *map(str, arguments)])
-        status = main(cli.app, [str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
+from glscl.options import COMMANDS
 
 
 @pytest.fixture

@@ -4,23 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
-
-import pytest
-
-from glscl import cli
-from glscl.options import main
-
-
-@pytest.fixture
-def glscl(capsys, monkeypatch):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["glscl", *map(str, arguments)])
-        status = main(cli.app, [str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
 
 
 def test_finetune_leaves_a_run_that_pixels_and_new_features_judge_alike(glscl, tmp_path, make_video):

@@ -13,10 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from glscl import cli
 from glscl.cache.store import open_store
 from glscl.commands import searching
-from glscl.options import main
 from glscl.train_head.heads import build_head
 
 SCHEMA = jsonschema.Draft202012Validator(
@@ -25,17 +23,9 @@ SCHEMA = jsonschema.Draft202012Validator(
 
 
 @pytest.fixture
-def glscl(capsys, monkeypatch, tmp_path):
-    """Run a command in this process: `glscl("eval", path)` → (status, standard output, standard error)."""
+def glscl(glscl, monkeypatch, tmp_path):
     monkeypatch.setenv("GLSCL_HOME", str(tmp_path / "home"))
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["glscl", *map(str, arguments)])
-        status = main(cli.app, [str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
+    return glscl
 
 
 @pytest.fixture

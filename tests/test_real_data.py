@@ -8,17 +8,14 @@ from __future__ import annotations
 import csv
 import json
 import pickle
-import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from glscl import cli
 from glscl.cache.schema import Status
 from glscl.cache.store import open_store
-from glscl.options import main
 
 pytestmark = [pytest.mark.real_data, pytest.mark.slow]
 
@@ -26,17 +23,14 @@ WORKERS = ("--workers", 2)
 
 
 @pytest.fixture
-def glscl(capsys, monkeypatch, tmp_path):
+def glscl(glscl, monkeypatch, tmp_path):
     """Run a command in this process: → (standard output, or its object with --json). Fails unless the status is 0."""
     monkeypatch.setenv("GLSCL_HOME", str(tmp_path / "home"))
 
     def run(*arguments):
-        arguments = [str(argument) for argument in arguments]
-        monkeypatch.setattr(sys, "argv", ["glscl", *arguments])
-        status = main(cli.app, arguments)
-        captured = capsys.readouterr()
-        assert status == 0, captured.err
-        return json.loads(captured.out) if "--json" in arguments else captured.out
+        status, out, err = glscl(*arguments)
+        assert status == 0, err
+        return json.loads(out) if "--json" in arguments else out
 
     return run
 

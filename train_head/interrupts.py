@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from glscl.processes import SIGNALS
+
 
 @contextlib.contextmanager
 def interrupts_deferred() -> Iterator[threading.Event]:
@@ -16,8 +18,7 @@ def interrupts_deferred() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    names = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in names}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     # None: installed outside Python, and not ours to touch; ignored ones stay so, as `nohup` and a shell's `&` want it
     before = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
 

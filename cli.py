@@ -11,10 +11,10 @@ from glscl.commands.caches import convert, inspect, repair
 from glscl.commands.demo import demo
 from glscl.commands.extraction import extract, import_features, merge
 from glscl.commands.judging import compare, eval, report
+from glscl.commands.options import main as run_command_line
+from glscl.commands.options import register
 from glscl.commands.searching import export, search
 from glscl.commands.training import finetune, import_checkpoint, train_head
-from glscl.options import main as run_command_line
-from glscl.options import register
 
 COMMAND_GROUPS = {  # heading → commands, as `glscl --help` and docs/cli.md list them
     "Everything at once": (demo,),

@@ -27,15 +27,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from common import digits, machine, markdown, timed
 
+from common import digits, machine, markdown, timed
 from glscl.cache.creation import StoreSpec, create_store
-from glscl.cache.feature_table import FeatureTable
 from glscl.cache.formats import STORES
-from glscl.cache.layout import LAYOUT, numpy_dtype, pack_strings
 from glscl.cache.schema import Annotations, TextItem, VideoItem
+from glscl.cache.shard_arrays import LAYOUT, numpy_dtype, pack_strings
 from glscl.cache.store import Store, open_store
-from glscl.cache.summary import summarise
+from glscl.cache.table import FeatureTable
+from glscl.cache.upkeep.summary import summarise
 
 BATCH = 128
 FRAMES = 12  # a video, when the table is loaded
@@ -76,11 +76,16 @@ def shard_arrays(store: Store, stream: str, shard: int) -> dict[str, np.ndarray]
     arrays = {"offsets": offsets, "id_bytes": ids[0], "id_offsets": ids[1]}
     if stream == "text":
         arrays["text_bytes"], arrays["text_offsets"] = pack_strings([plan[i].text for i in items])
-        arrays["video_index"] = np.arange(items.start, items.stop) // (store.num_items["text"] // store.num_items["video"])
+        arrays["video_index"] = np.arange(items.start, items.stop) // (
+            store.num_items["text"] // store.num_items["video"]
+        )
     for name, spec in LAYOUT[stream].items():
         if name in arrays:
             continue
-        shape = (int(offsets[-1]) if spec.along == "rows" else len(items), *((store.embed_dim,) if spec.columns else ()))
+        shape = (
+            int(offsets[-1]) if spec.along == "rows" else len(items),
+            *((store.embed_dim,) if spec.columns else ()),
+        )
         dtype = numpy_dtype(spec, store.dtype)
         arrays[name] = rng.integers(0, 0x3C00, shape, np.uint16).view(dtype) if spec.columns else np.zeros(shape, dtype)
     return arrays
@@ -88,7 +93,11 @@ def shard_arrays(store: Store, stream: str, shard: int) -> dict[str, np.ndarray]
 
 def write_cache(root: Path, size: Size, format: str) -> float:
     """Write a cache; seconds spent in `Store.commit` and `finish`."""
-    spec = StoreSpec(configuration={"backbone": {"name": "random", "pretrained": "none"}}, annotations=annotations(size), embed_dim=size.dim)
+    spec = StoreSpec(
+        configuration={"backbone": {"name": "random", "pretrained": "none"}},
+        annotations=annotations(size),
+        embed_dim=size.dim,
+    )
     store = create_store(root, spec, format)
     seconds = 0.0
     for stream in ("text", "video"):
@@ -222,9 +231,7 @@ def gather_rows(store: Store, table: FeatureTable, repeats: int) -> list[list[st
         repeats=repeats,
     )
     ours = timed(lambda: [(table.texts(t, width=32), table.videos(v)) for t, v in zip(texts, videos)], repeats=repeats)
-    mapped = timed(
-        lambda: [store.take_rows("text", "values", np.sort(r.numpy())) for r in rows], repeats=1, burn_in=1
-    )
+    mapped = timed(lambda: [store.take_rows("text", "values", np.sort(r.numpy())) for r in rows], repeats=1, burn_in=1)
     per = steps * BATCH
     return [
         [f"gather {BATCH} random pairs: bare index_select", digits(bare / steps), f"{per / bare:,.0f} pairs/s", "1.00"],
@@ -241,10 +248,19 @@ def opening_rows(root: Path, repeats: int) -> list[list[str]]:
     return [
         ["open_store", digits(timed(lambda: open_store(root), repeats=repeats))],
         ["open_store and its commits", digits(timed(lambda: open_store(root).complete, repeats=repeats))],
-        ["open_store, ids and captions from the shards", digits(timed(lambda: strings(open_store(root)), repeats=repeats))],
-        ["open_store and its plan (ids, captions, paths)", digits(timed(lambda: open_store(root).plan, repeats=repeats))],
+        [
+            "open_store, ids and captions from the shards",
+            digits(timed(lambda: strings(open_store(root)), repeats=repeats)),
+        ],
+        [
+            "open_store and its plan (ids, captions, paths)",
+            digits(timed(lambda: open_store(root).plan, repeats=repeats)),
+        ],
         ["summarise", digits(timed(lambda: summarise(open_store(root)), repeats=repeats))],
-        ["`glscl inspect`, the whole process", digits(timed(lambda: subprocess.run(command, check=True, capture_output=True), repeats=repeats))],
+        [
+            "`glscl inspect`, the whole process",
+            digits(timed(lambda: subprocess.run(command, check=True, capture_output=True), repeats=repeats)),
+        ],
     ]
 
 

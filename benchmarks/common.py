@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from glscl.versions import versions
+from glscl.common.versions import versions
 
 
 def machine(device: torch.device | str = "cpu") -> str:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from common import digits, markdown
-
 from glscl.train_head.heads import HEAD_NAMES
 
 Runs = dict[int, dict[str, Any]]  # one head with one set of options: line of the results file by seed

@@ -30,16 +30,16 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
-from common import digits, machine, markdown
 from demo_page import rewrite, spread
 
+from common import digits, machine, markdown
 from glscl.cache.store import Store, open_store
-from glscl.demo import HEADS
+from glscl.common.versions import versions
+from glscl.demo.pipeline import HEADS
 from glscl.evaluate.evaluation import evaluate_run, validation_metrics
-from glscl.train_head.config import TrainConfig, parse_options, parse_value, resolve
 from glscl.train_head.heads import HEAD_NAMES, head_options
+from glscl.train_head.settings import TrainConfig, parse_options, parse_value, resolve
 from glscl.train_head.train import train
-from glscl.versions import versions
 
 METRICS = ("R@1", "R@5", "R@10", "MnR")
 DIRECTIONS = ("text_to_video", "video_to_text")

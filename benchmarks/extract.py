@@ -30,16 +30,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import digits, machine, markdown, synchronise, timed
 from PIL import Image
 
+from common import digits, machine, markdown, synchronise, timed
 from glscl.cache.schema import Annotations, TextItem, VideoItem
-from glscl.extract.decode_pool import DecodePool
-from glscl.extract.demo.corpus import ensure_corpus
-from glscl.extract.encoder import Backbone
+from glscl.demo.corpus import ensure_corpus
+from glscl.extract.backbone.encoder import Backbone
+from glscl.extract.decode.pool import DecodePool
+from glscl.extract.decode.sampling import Sampling
+from glscl.extract.decode.video import FrameChunk, VideoTask
 from glscl.extract.pipeline import extract
-from glscl.extract.sampling import Sampling
-from glscl.extract.video import FrameChunk, VideoTask
 
 VIDEO_FILES = (".mp4", ".avi", ".webm", ".mkv", ".mov")
 
@@ -73,7 +73,9 @@ def listed(clips: list[Path], times: int) -> Annotations:
     """Every clip `times` times as a video of its own, with one caption each."""
     videos = [VideoItem(f"{n}-{clip.stem}", "test", str(clip)) for n in range(times) for clip in clips]
     return Annotations(
-        dataset="benchmark", videos=videos, texts=[TextItem(f"{v.id}#0", v.id, "test", "something moves") for v in videos]
+        dataset="benchmark",
+        videos=videos,
+        texts=[TextItem(f"{v.id}#0", v.id, "test", "something moves") for v in videos],
     )
 
 
@@ -128,7 +130,12 @@ def throughput(arguments: argparse.Namespace, clips: list[Path], folder: Path) -
     encoding = encode_alone(frames, total, backbone, arguments.batch_frames)
     extract(listed(clips[:1], 1), folder / "warm", backbone=backbone, sampling=sampling, workers=workers)
     done = extract(
-        annotations, folder / "cache", backbone=backbone, sampling=sampling, workers=workers, batch_frames=arguments.batch_frames
+        annotations,
+        folder / "cache",
+        backbone=backbone,
+        sampling=sampling,
+        workers=workers,
+        batch_frames=arguments.batch_frames,
     )
     assert done.frames == total and not done.failed
     first_frame = start_seconds(backbone, sampling, clips[0], workers)
@@ -168,7 +175,9 @@ def preprocessing_rows(backbone_name: str) -> list[list[str]]:
     torch.set_num_threads(1)  # as in a decode worker
     for size in ((320, 240), (640, 360), (1920, 1080)):
         rng = np.random.default_rng(0)
-        coarse = Image.fromarray(rng.integers(0, 256, (9, 16, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+        coarse = Image.fromarray(rng.integers(0, 256, (9, 16, 3), dtype=np.uint8)).resize(
+            size, Image.Resampling.BICUBIC
+        )
         noisy = np.asarray(coarse).astype(int) + rng.integers(-20, 21, (size[1], size[0], 3))
         picture = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
         a, b = (timed(lambda g=g, p=picture: g(p), repeats=9) for g in (slow, fast))
@@ -252,13 +261,18 @@ def memory(arguments: argparse.Namespace, clips: list[Path], folder: Path) -> No
     many, frames = (200, 1000) if arguments.quick else (5000, 20_000)
     long = long_video(folder / "long.mp4", frames)
     runs = {
-        f"{many:,} videos, {len(clips)} files again and again": (listed(clips, -(-many // len(clips))), Sampling(fps=1, max_frames=2)),
+        f"{many:,} videos, {len(clips)} files again and again": (
+            listed(clips, -(-many // len(clips))),
+            Sampling(fps=1, max_frames=2),
+        ),
         f"one video of {frames:,} frames, --fps native": (listed([long], 1), Sampling(fps=None)),
     }
     for number, (what, (corpus, sampling)) in enumerate(runs.items()):
         samples: list[tuple[float, int, int]] = []
         with watched_memory(samples):
-            done = extract(corpus, folder / f"memory{number}", backbone=backbone, sampling=sampling, workers=arguments.workers)
+            done = extract(
+                corpus, folder / f"memory{number}", backbone=backbone, sampling=sampling, workers=arguments.workers
+            )
         assert not done.failed
         chosen = [samples[round(k * (len(samples) - 1) / 9)] for k in range(10)] if samples else []
         print(f"\n## {what}: {done.frames:,} frames in {done.seconds['total']:.0f} s\n")
@@ -268,7 +282,9 @@ def memory(arguments: argparse.Namespace, clips: list[Path], folder: Path) -> No
         first, second = half[: len(half) // 2], half[len(half) // 2 :]
         for column, name in ((1, "main process"), (2, "largest other process")):
             a, b = (max((sample[column] for sample in part), default=0) / 2**20 for part in (first, second))
-            print(f"\n{name}: at most {a:.0f} MiB up to five eighths of the time, at most {b:.0f} MiB afterwards", end="")
+            print(
+                f"\n{name}: at most {a:.0f} MiB up to five eighths of the time, at most {b:.0f} MiB afterwards", end=""
+            )
         print(flush=True)
     print("\nCounted is anonymous memory (RssAnon): pages of libraries and of mapped files are not a process's own.")
 

@@ -30,9 +30,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from common import digits, machine, markdown, peak_memory, synchronise, timed
 from torch.utils.flop_counter import FlopCounterMode
 
+from common import digits, machine, markdown, peak_memory, synchronise, timed
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.evaluate.published import HEAD_GFLOPS
 from glscl.train_head.heads import HEAD_NAMES, build_head

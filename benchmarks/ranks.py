@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from common import digits, machine, markdown, peak_memory, synchronise
 
-from glscl.cache.feature_table import FeatureTable
+from common import digits, machine, markdown, peak_memory, synchronise
+from glscl.cache.table import FeatureTable
 from glscl.evaluate.metrics import retrieval_ranks
 from glscl.evaluate.similarity import ranks, similarity_matrix
 from glscl.train_head.heads import build_head
@@ -116,7 +116,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", default=SIZES, help="galleries, captions x videos")
     parser.add_argument("--dim", type=int, default=64)
-    parser.add_argument("--full", type=float, default=1000.0, help="MB of matrix up to which ranks are compared with it")
+    parser.add_argument(
+        "--full", type=float, default=1000.0, help="MB of matrix up to which ranks are compared with it"
+    )
     parser.add_argument("--quick", action="store_true", help=f"{QUICK}: a look, not a result")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
@@ -131,10 +133,16 @@ def main() -> None:
     measured = []
     for size in sizes.split(","):
         texts, videos = map(int, size.lower().split("x"))
-        measured.append(
-            measure(texts, videos, dim=arguments.dim, device=device, full_bytes=int(arguments.full * 1e6))
-        )
-    header = ("gallery", "million pairs", "seconds", "ns a pair", "memory MB", "the matrix MB", "ranks as of the matrix")
+        measured.append(measure(texts, videos, dim=arguments.dim, device=device, full_bytes=int(arguments.full * 1e6)))
+    header = (
+        "gallery",
+        "million pairs",
+        "seconds",
+        "ns a pair",
+        "memory MB",
+        "the matrix MB",
+        "ranks as of the matrix",
+    )
     print(markdown(header, rows_of(measured)))
     small, large = (pick(measured, key=lambda of: of.pairs) for pick in (min, max))
     print(

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import digits, machine, markdown, synchronise, timed
 
 from cache import Size, write_cache
-from glscl.cache.feature_table import FeatureTable
+from common import digits, machine, markdown, synchronise, timed
 from glscl.cache.store import open_store
-from glscl.cache.summary import summarise
+from glscl.cache.table import FeatureTable
+from glscl.cache.upkeep.summary import summarise
 from glscl.train_head.heads import build_head
 
 HEADS = ("mean_pool", "query_scoring", "glscl")
@@ -56,7 +56,9 @@ def measure(videos: int, folder: Path, device: str, repeats: int) -> dict[str, f
         gallery = type(parts[0])(*(torch.cat(pieces) for pieces in zip(*parts)))
         text = table.texts(torch.tensor([0], device=device))
         query = head.encode_text(text)
-        found[f"{name}: one query"] = timed(lambda h=head, q=query, g=gallery: h.score(q, g), repeats=5 * repeats, device=device)
+        found[f"{name}: one query"] = timed(
+            lambda h=head, q=query, g=gallery: h.score(q, g), repeats=5 * repeats, device=device
+        )
     return found
 
 

@@ -23,12 +23,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from common import digits, machine, markdown, peak_memory, timed
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from glscl.cache.feature_table import FeatureTable
+from common import digits, machine, markdown, peak_memory, timed
 from glscl.cache.schema import TextFeatures, VideoFeatures
+from glscl.cache.table import FeatureTable
 from glscl.evaluate.similarity import similarity_matrix
 from glscl.train_head.heads import build_head
 

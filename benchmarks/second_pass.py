@@ -28,23 +28,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import digits, machine, markdown
 from demo_page import spread
 from demo_seeds import DIRECTIONS, METRICS, append, outcome, read
 
-from glscl.cache.feature_table import FeatureTable
+from common import digits, machine, markdown
 from glscl.cache.store import Store, open_store
-from glscl.demo import SECOND_PASS, TUNED
+from glscl.cache.table import FeatureTable
+from glscl.common.versions import versions
+from glscl.demo.pipeline import SECOND_PASS, TUNED
 from glscl.evaluate.evaluation import evaluate_run, validation_metrics
 from glscl.evaluate.from_pixels import evaluate_from_pixels
 from glscl.train_head.checkpoint import load_run, read_run
-from glscl.train_head.config import TrainConfig, parse_value, resolve
-from glscl.train_head.finetune import finetune
-from glscl.train_head.finetuning.config import FinetuneSettings, TuneConfig, resolve_finetune
+from glscl.train_head.finetuning.finetune import finetune
+from glscl.train_head.finetuning.settings import FinetuneSettings, TuneConfig, resolve_finetune
 from glscl.train_head.heads import head_class
-from glscl.train_head.reporting import Reporter
+from glscl.train_head.reports import Reporter
+from glscl.train_head.settings import TrainConfig, parse_value, resolve
 from glscl.train_head.train import TrainResult, choose_parts, fit_run, run_record, train
-from glscl.versions import versions
 
 FROZEN, CONTROL, TUNING = ARMS = ("frozen", "trained on", "second pass")
 HEAD = "glscl"
@@ -188,7 +188,11 @@ def note(lines: Sequence[Mapping[str, Any]]) -> str:
     for split, of in (("test", lambda line: line), ("validation", lambda line: line["validation"])):
         header = [f"{split} split", "seeds", *(f"{short(d)} {m}" for d in DIRECTIONS for m in METRICS)]
         rows = [
-            [f"`{name}`", str(len(found)), *(spread([of(x)[d][m] for x in found.values()]) for d in DIRECTIONS for m in METRICS)]
+            [
+                f"`{name}`",
+                str(len(found)),
+                *(spread([of(x)[d][m] for x in found.values()]) for d in DIRECTIONS for m in METRICS),
+            ]
             for name, found in studied.items()
         ]
         parts.append(markdown(header, rows))
@@ -233,9 +237,15 @@ def print_note(lines: Sequence[Mapping[str, Any]], device: torch.device) -> None
     told = "; ".join(f"{key} {', '.join(values)}" for key, values in used.items())
     caches = sorted({line["cache_fingerprint"] for line in lines})
     usual = ", ".join(f"{key} {value}" for key, value in {**SECOND_PASS, **TUNED}.items())
-    print(f"{len(lines)} trainings ({told}) on the cache {', '.join(caches)}. `frozen` is the {HEAD} head by the recipe")
-    print(f"`{RECIPE}`. `trained on` and `second pass` start from it and share seed, batches and settings ({usual}, but for")
-    print("what a row names); the first leaves the backbone as it is. Means ± standard deviations over seeds, of the epoch")
+    print(
+        f"{len(lines)} trainings ({told}) on the cache {', '.join(caches)}. `frozen` is the {HEAD} head by the recipe"
+    )
+    print(
+        f"`{RECIPE}`. `trained on` and `second pass` start from it and share seed, batches and settings ({usual}, but for"
+    )
+    print(
+        "what a row names); the first leaves the backbone as it is. Means ± standard deviations over seeds, of the epoch"
+    )
     print("that was best in validation.\n")
     print(note(lines))
     print(

@@ -88,12 +88,24 @@ def main() -> None:
             seconds = wall(words, repeats)
             own, cumulative = imports(report)
             spent = sum(own.values()) / 1e6
-            rows.append([f"`glscl {name}`", digits(statistics.median(seconds)), digits(min(seconds)), digits(spent), str(len(cumulative))])
-            details.append([f"`glscl {name}`", ", ".join(f"{n} {t / 1e3:.0f}" for n, t in own.most_common(arguments.top))])
+            rows.append(
+                [
+                    f"`glscl {name}`",
+                    digits(statistics.median(seconds)),
+                    digits(min(seconds)),
+                    digits(spent),
+                    str(len(cumulative)),
+                ]
+            )
+            details.append(
+                [f"`glscl {name}`", ", ".join(f"{n} {t / 1e3:.0f}" for n, t in own.most_common(arguments.top))]
+            )
         print(markdown(["", "s, median", "s, least", "s importing", "modules"], rows))
         print("\nImports by package, its own milliseconds:\n")
         print("\n".join(f"* {name}: {packages}" for name, packages in details))
-    print("\n`import torch` alone is most of every command that computes; no command pays for it that does not compute.")
+    print(
+        "\n`import torch` alone is most of every command that computes; no command pays for it that does not compute."
+    )
     if arguments.demo is None:
         print("Not measured: inspect and eval, which need a finished demo (--demo DIR).")
 

@@ -27,15 +27,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from common import Peak, digits, machine, markdown, peak_memory, synchronise
 from torch.profiler import ProfilerActivity, profile
 
-from glscl.cache.feature_table import FeatureTable
+from common import Peak, digits, machine, markdown, peak_memory, synchronise
+from glscl.cache.table import FeatureTable
 from glscl.train_head.heads import HEAD_NAMES, build_head
 from glscl.train_head.train import Reporter, StepReport, fit
 
 HEADS = "glscl,seq_transf,xpool,wti"
-ALSO = {"compile": {"compile": True}, "bf16": {"precision": "bf16"}, "compile+bf16": {"compile": True, "precision": "bf16"}}
+ALSO = {
+    "compile": {"compile": True},
+    "bf16": {"precision": "bf16"},
+    "compile+bf16": {"compile": True, "precision": "bf16"},
+}
 FRAMES, WORDS = 12, 32
 RECIPE_VIDEOS, RECIPE_CAPTIONS, RECIPE_EPOCHS, RECIPE_BATCH, RECIPE_TARGET = 9000, 20, 5, 128, 60.0
 PRODUCTS = (
@@ -228,7 +232,9 @@ def other_rows(costs: list[Cost], names: list[str], **options: Any) -> list[list
             cost = measure(plain.head, **{**options, **ALSO[name]})
             ratio = digits(cost.samples_per_second / plain.samples_per_second)
             memory = digits(cost.peak_bytes / max(plain.peak_bytes, 1))
-            rows.append([f"`{plain.head}`", name, digits(cost.samples_per_second), ratio, memory, digits(cost.start_up)])
+            rows.append(
+                [f"`{plain.head}`", name, digits(cost.samples_per_second), ratio, memory, digits(cost.start_up)]
+            )
     return rows
 
 
@@ -279,7 +285,7 @@ def main(arguments: list[str] | None = None) -> None:
         header = ["head", "with", "samples/s", "times the first table", "peak memory, times", "start-up, s"]
         print(markdown(header, other_rows(costs, also, batch=batch, steps=steps, once=given.once, **options)) + "\n")
         print(
-            "The same heads on the same batches, as in the first table but for what stands under \"with\". Start-up is what the "
+            'The same heads on the same batches, as in the first table but for what stands under "with". Start-up is what the '
             "first window took longer than the timed one: with `compile` it is compiling, paid once a run.\n"
         )
     pairs = RECIPE_VIDEOS * RECIPE_CAPTIONS * RECIPE_EPOCHS

@@ -1,4 +1,30 @@
-"""The contract: records, fingerprint, stores. One path holds features, captions, ids, splits and failures."""
+"""The contract between extraction and everything after it. One path holds features, captions, ids, splits and failures.
+
+In reading order:
+    schema            items of a plan, features in batches, status of an item
+    shard_arrays      which arrays a shard holds
+    files             files that are whole or not there
+    fingerprint       a hash of everything that decides the values
+    lock              one writer at a time
+    frame_format      how frames are stored beside the features
+    jpeg              frames as JPEG
+    records           what stands in a cache's JSON files, checked field by field
+    commits           the records that make shards part of a cache
+    plan              what is to be encoded: items, splits
+    formats/          a shard as HDF5 or Zarr
+    encode_shard      from encoded items to the arrays of a shard
+    backbone_tensors  tensors of the backbone that heads start from
+    resuming          the command that goes on with a cache
+    reading           a run of items over many shards as one array
+    store             a cache, opened
+    creation          a cache, begun
+    frames            frames that a cache holds, read a video at a time
+    table             one split as tensors
+    sampler           which captions make a batch
+
+Wings, which neither extraction nor training loads:
+    upkeep/           inspect, verify, repair, merge, convert
+"""
 
 from __future__ import annotations
 
@@ -9,10 +35,10 @@ from glscl.cache.schema import Annotations, Expected, Status, TextFeatures, Text
 
 if TYPE_CHECKING:
     from glscl.cache.creation import StoreSpec, create_store
-    from glscl.cache.feature_table import FeatureTable
     from glscl.cache.formats import STORES
     from glscl.cache.plan import Split
     from glscl.cache.store import Store, open_store
+    from glscl.cache.table import FeatureTable
 
 __all__ = [
     "STORES",

@@ -9,7 +9,7 @@ from typing import Any
 from glscl.cache.files import load_json, written
 from glscl.cache.records import Commit, parse_commit
 from glscl.cache.schema import STREAMS
-from glscl.errors import CacheCorruptError, first_line
+from glscl.common.errors import CacheCorruptError, first_line
 
 Commits = dict[str, dict[int, Commit]]  # by stream and shard, the highest revision of each
 

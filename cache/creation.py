@@ -12,12 +12,12 @@ from typing import Any
 from glscl.cache.files import dump_json, put_if_absent, storage_errors, written
 from glscl.cache.fingerprint import annotation_hash, differences, fingerprint
 from glscl.cache.formats import STORES
-from glscl.cache.frames import FrameSpec, require_same
-from glscl.cache.layout import FEATURE_DTYPES
+from glscl.cache.frame_format import FrameSpec, require_same
 from glscl.cache.plan import arrange, write_plan
 from glscl.cache.schema import SCHEMA, STREAMS, Annotations
+from glscl.cache.shard_arrays import FEATURE_DTYPES
 from glscl.cache.store import Store, open_store
-from glscl.errors import CacheFormatError, FingerprintError, UsageError
+from glscl.common.errors import CacheFormatError, FingerprintError, UsageError
 
 _OWN_FOLDERS = {"plan", "shards", "commits", "backbone", "partial", "locks", "damaged"}
 _OWN_NAMES = _OWN_FOLDERS | {"store.json", "manifest.json", "zarr.json"}

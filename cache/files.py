@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from glscl.errors import CacheFormatError, StorageError
+from glscl.common.errors import CacheFormatError, StorageError
 
 _ERRNO = re.compile(r"errno = (\d+)")
 _ASIDE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # as `_write_aside` names them

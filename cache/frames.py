@@ -1,70 +1,127 @@
-"""Frames beside the features: the pictures that the encoder saw, as raw pixels or as JPEG, rows aligned with `offsets`.
+"""Frames that a cache holds beside its features (`glscl extract --store-frames`), read a video at a time.
 
-R rows (frames of all videos of a shard), H and W the sides of the model's input in pixels.
+n frames asked for, H and W the sides of the model's input in pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from glscl.errors import CacheFormatError, UsageError
+import numpy as np
 
-FRAME_ARRAYS: dict[str, tuple[str, ...]] = {"none": (), "uint8": ("frames",), "jpeg": ("frame_bytes", "frame_offsets")}
+from glscl.cache.formats.rows import RowReader
+from glscl.cache.jpeg import decode_jpeg
+from glscl.cache.store import Store, open_store
+from glscl.common.errors import CacheCorruptError, UsageError
 
 
-class FrameSpec(NamedTuple):
-    """How frames are stored.
+class StoredFrames:
+    """The frames of a cache. Holds no file open, so it can be sent to worker processes.
 
-    Attributes:
-        encoding: "uint8", raw pixels: `frames` uint8 (R, H, W, 3); or "jpeg", lossy: `frame_bytes` uint8 (B), and
-            `frame_offsets` int64 (R + 1), the bytes of each frame.
-        size: (H, W).
-        quality: of JPEG, 1 to 100; None with "uint8".
+    Args:
+        store: an open cache, or its path.
     """
 
-    encoding: str
-    size: tuple[int, int]
-    quality: int | None = None
+    def __init__(self, store: Store | os.PathLike[str] | str) -> None:
+        self.store = store if isinstance(store, Store) else open_store(store)
+        self.spec = self.store.frames
+        self._shards: dict[int, tuple[np.ndarray, dict[str, RowReader]]] = {}  # offsets and readers of those used
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_shards": {}}
 
     @property
-    def arrays(self) -> tuple[str, ...]:
-        return FRAME_ARRAYS[self.encoding]
+    def available(self) -> bool:
+        """Whether the cache holds frames."""
+        return self.spec is not None
 
-    def __str__(self) -> str:
-        quality = "" if self.quality is None else f" of quality {self.quality}"
-        return f"{self.encoding}{quality}, {self.size[0]}×{self.size[1]} pixels"
+    @property
+    def preprocessing(self) -> Mapping[str, Any]:
+        """How the frames were made, as the configuration of the cache says; another model may want other pixels."""
+        return self.store.configuration["backbone"].get("preprocessing", {})
 
-    def as_header(self) -> dict[str, Any]:
-        """The entry `stored_frames` of store.json."""
-        return {"encoding": self.encoding, "size": list(self.size), "quality": self.quality}
+    def count(self, item: int) -> int:
+        """Frames of video `item`; 0 where it gave none."""
+        return len(self._find(item)[0])
 
-    @classmethod
-    def make(cls, encoding: str, size: tuple[int, int], quality: int) -> FrameSpec | None:
-        """From the choice of a user; None for "none"."""
-        if encoding not in FRAME_ARRAYS:
-            raise UsageError(f"--store-frames is {encoding!r}; expected one of {', '.join(FRAME_ARRAYS)}")
-        if encoding == "none":
-            return None
-        return cls(encoding, (int(size[0]), int(size[1])), quality if encoding == "jpeg" else None)
+    def read(self, item: int, positions: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """Frames of one video as the encoder saw them; from JPEG, nearly so.
 
-    @classmethod
-    def from_header(cls, entry: Mapping[str, Any] | None) -> FrameSpec | None:
-        """Raises CacheFormatError for an encoding that this version does not know."""
-        if entry is None:
-            return None
-        height, width = (int(side) for side in entry["size"])
-        if entry["encoding"] not in FRAME_ARRAYS:
-            raise CacheFormatError(f"Frames are stored as {entry['encoding']!r}, which this version cannot read")
-        return cls(str(entry["encoding"]), (height, width), entry["quality"])
+        Args:
+            item: number of the video in the cache.
+            positions: which of its stored frames, in any order; all by default.
 
+        Returns:
+            (n, H, W, 3) uint8 RGB.
 
-def require_same(found: FrameSpec | None, asked: FrameSpec | None, where: object) -> None:
-    """Raises UsageError where a cache holds frames in another way than is asked for."""
-    if found != asked:
-        option = "--store-frames none" if found is None else f"--store-frames {found.encoding}"
-        option += f" --frame-quality {found.quality}" if found is not None and found.quality is not None else ""
-        raise UsageError(
-            f"{where} was begun with stored frames: {found or 'none'}; asked for: {asked or 'none'}",
-            mend=f"Go on with {option}, or choose another folder with --out",
+        Raises:
+            UsageError: the cache holds no frames.
+            IndexError: no such item or position.
+            CacheIncompleteError: the shard of the video is not committed yet.
+            CacheCorruptError: the frames cannot be read.
+        """
+        rows, readers = self._find(item)
+        wanted = range(len(rows)) if positions is None else [int(position) for position in positions]
+        if any(not 0 <= position < len(rows) for position in wanted):
+            raise IndexError(f"video {item} has {len(rows)} frames, asked for {list(wanted)}")
+        out = np.empty((len(wanted), *self.spec.size, 3), np.uint8)
+        try:
+            if self.spec.encoding == "uint8":
+                for i, first, last in _runs(wanted):
+                    out[i : i + last - first] = readers["frames"].read(rows.start + first, rows.start + last)
+            elif len(wanted):
+                offsets = readers["frame_offsets"].read(rows.start, rows.stop + 1)
+                for i, position in enumerate(wanted):
+                    data = readers["frame_bytes"].read(*offsets[position : position + 2].tolist())
+                    out[i] = decode_jpeg(data, self.spec.size)
+        except (OSError, ValueError, IndexError) as error:
+            raise self._corrupt(item, error) from error
+        return out
+
+    def stored(self, item: int) -> tuple[bytes, list[int]]:
+        """All frames of a video in the encoding of the cache: their bytes one after another, and how many each has."""
+        rows, readers = self._find(item)
+        try:
+            if self.spec.encoding == "uint8":
+                frames = readers["frames"].read(rows.start, rows.stop)
+                return frames.tobytes(), [frames[0].nbytes] * len(frames) if len(frames) else []
+            offsets = readers["frame_offsets"].read(rows.start, rows.stop + 1)
+            data = readers["frame_bytes"].read(int(offsets[0]), int(offsets[-1]))
+            return data.tobytes(), np.diff(offsets).tolist()
+        except (OSError, ValueError, IndexError) as error:
+            raise self._corrupt(item, error) from error
+
+    def _find(self, item: int) -> tuple[range, dict[str, RowReader]]:
+        """Rows of a video within its shard, and readers of the shard's frames."""
+        if self.spec is None:
+            raise UsageError(
+                f"{self.store.path} holds no frames",
+                mend="Extract with --store-frames jpeg (or uint8) into another folder, or give the videos",
+            )
+        if not 0 <= item < self.store.num_items["video"]:
+            raise IndexError(f"video {item} of {self.store.num_items['video']}")
+        shard, row = divmod(item, self.store.shard_items["video"])
+        if shard not in self._shards:
+            offsets = self.store.arrays("video", ["offsets"], items=self.store.shard_range("video", shard))["offsets"]
+            self._shards[shard] = offsets, self.store.frame_rows(shard)
+        offsets, readers = self._shards[shard]
+        return range(int(offsets[row]), int(offsets[row + 1])), readers
+
+    def _corrupt(self, item: int, error: Exception) -> CacheCorruptError:
+        return CacheCorruptError(
+            f"The stored frames of video {item} in {self.store.path} cannot be read: {error}",
+            mend=f"See what is damaged: glscl inspect {self.store.path} --verify",
         )
+
+
+def _runs(positions: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Consecutive positions as (place in the list, first, last + 1), so that each run is one read."""
+    runs: list[tuple[int, int, int]] = []
+    for i, position in enumerate(positions):
+        if runs and runs[-1][2] == position:
+            runs[-1] = (runs[-1][0], runs[-1][1], position + 1)
+        else:
+            runs.append((i, position, position + 1))
+    return runs

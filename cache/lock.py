@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from glscl.cache.files import dump_json, load_json, write_atomically
-from glscl.errors import CacheBusyError, CacheFormatError, StorageError
+from glscl.common.errors import CacheBusyError, CacheFormatError, StorageError
 
 FOLDER = "locks"
 ATTEMPTS = 4  # of writers that begin at the same moment and stand back for each other
@@ -132,7 +132,9 @@ def locks(root: os.PathLike[str] | str) -> list[Lock]:
             except OSError as error:
                 raise StorageError(f"Cannot read {folder / name}: {error.strerror}") from error
             pid = None if holder is None else holder.get("pid")
-            if holder is not None and not (type(pid) is int and 0 < pid < 2**31 and isinstance(holder.get("host"), str)):
+            if holder is not None and not (
+                type(pid) is int and 0 < pid < 2**31 and isinstance(holder.get("host"), str)
+            ):
                 holder = None
             found.append(Lock(folder / name, (int(match[1]), int(match[2])), holder))
     return found

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from glscl.cache.files import put_if_absent, written
 from glscl.cache.records import parse_item, parse_lines
 from glscl.cache.schema import Annotations, Expected, TextItem, VideoItem
-from glscl.errors import CacheCorruptError, InputError, first_line
+from glscl.common.errors import CacheCorruptError, InputError, first_line
 
 _KINDS = {"video": VideoItem, "text": TextItem}
 _LINES = 1024  # parsed at once: what they become on the way then stays in the processor's cache

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from glscl.cache.layout import LAYOUT, numpy_dtype
+from glscl.cache.formats.rows import RawRows, RowReader, take
 from glscl.cache.records import Commit
-from glscl.cache.rows import RawRows, RowReader, take
+from glscl.cache.shard_arrays import LAYOUT, numpy_dtype
 
 if TYPE_CHECKING:
     from glscl.cache.store import Store
 
-THREADS = 4  # reading waits for the disk, or for the system to find and copy pages: it is not the interpreter that works
+THREADS = (
+    4  # reading waits for the disk, or for the system to find and copy pages: it is not the interpreter that works
+)
 PIECE_BYTES = 8 << 20  # one thread's share
 SMALL_BYTES = 1 << 20  # below it, handing work to a thread costs more than the work
 

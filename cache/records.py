@@ -10,10 +10,16 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from glscl.cache.layout import FEATURE_DTYPES, LAYOUT, numpy_dtype
 from glscl.cache.schema import STREAMS, TextItem, VideoItem
+from glscl.cache.shard_arrays import FEATURE_DTYPES, LAYOUT, numpy_dtype
 
-MAX_ITEMS, MAX_SHARDS, MAX_DIM, MAX_SIDE, MAX_SECONDS = 10**9, 10**7, 10**6, 10**5, 1e12  # more is no cache but an attempt to fill the memory
+MAX_ITEMS, MAX_SHARDS, MAX_DIM, MAX_SIDE, MAX_SECONDS = (
+    10**9,
+    10**7,
+    10**6,
+    10**5,
+    1e12,
+)  # more is no cache but an attempt to fill the memory
 
 _SECONDS = {"start", "end"}  # fields of an item
 _OPTIONAL = {"path", "original", *_SECONDS}
@@ -133,7 +139,10 @@ def _check_arrays(arrays: dict[str, Any], stream: str, count: int, configuration
 def _check_frames(arrays: dict[str, Any], frames: Mapping[str, Any]) -> None:
     """The arrays of stored frames: a picture, or a boundary of one, for each row of features."""
     rows = arrays["values"]["shape"][0]
-    expected = {"uint8": {"frames": [rows, *frames["size"], 3]}, "jpeg": {"frame_offsets": [rows + 1], "frame_bytes": None}}
+    expected = {
+        "uint8": {"frames": [rows, *frames["size"], 3]},
+        "jpeg": {"frame_offsets": [rows + 1], "frame_bytes": None},
+    }
     for name, shape in expected[frames["encoding"]].items():
         found = list(_of(_of(arrays, name, dict), "shape", (list, tuple)))
         if found != shape and not (shape is None and len(found) == 1 and _is_whole(found[0])):
@@ -162,7 +171,9 @@ def parse_item(row: Any, kind: type[Item]) -> Item:
 def parse_lines(lines: list[str], kind: type[Item]) -> list[Item] | None:
     """Lines of the plan at once, in a third of the time; None where one of them is not as it should be, or may not be."""
     try:
-        found = json.loads(f"[{',0,'.join(lines)}]")  # the zeros show that no value begins on one line and ends on another
+        found = json.loads(
+            f"[{',0,'.join(lines)}]"
+        )  # the zeros show that no value begins on one line and ends on another
     except (ValueError, RecursionError):
         return None
     rows, between = found[::2], found[1::2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from glscl.config import home, with_option
+from glscl.common.settings import home, with_option
 
 _MAKERS = ("extract", "import-features")  # commands that take --out and --format
 _FORMAT = "zarr"  # where --format is not given
@@ -26,7 +26,9 @@ def going_on(command: str | None, path: Path, format: str) -> str:
     if len(words) < 2 or words[1] not in _MAKERS:
         return command
     typed = _value(words, "--out")
-    if (home() / "caches" if typed is None else Path(typed)).resolve() != (path.parent if typed is None else path).resolve():
+    if (home() / "caches" if typed is None else Path(typed)).resolve() != (
+        path.parent if typed is None else path
+    ).resolve():
         command = _with(command, "--out", str(path))
     if (_value(words, "--format") or _FORMAT) != format:
         command = _with(command, "--format", format)

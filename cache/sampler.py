@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from glscl.cache.schema import SAME_VIDEO
-from glscl.errors import InputError, UsageError
+from glscl.common.errors import InputError, UsageError
 
 _SEATED = 0.9  # a batch size that leaves more than a tenth of the captions out of an epoch is too large
 

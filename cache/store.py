@@ -1,14 +1,14 @@
 """A cache on disk: a directory of immutable shards that become visible one by one, each by one atomic commit.
 
-    store.json                      written once: schema, format, configuration, fingerprint, splits, sizes
-    plan/{video,text}.jsonl         ordered items; shard i = items [i·K, (i+1)·K)
-    shards/{stream}/<shard>-<attempt>[.h5]      never modified
-    commits/{stream}/<shard>[.r<revision>].json put-if-absent, last of all; the highest revision counts
-    backbone/pieces.safetensors     first text blocks, positions, logit_scale, feature of a black frame
-    partial/                        where shards are written aside; left-overs of killed writers, safe to delete
-    locks/                          who writes at the moment (`glscl.cache.lock`); readers ignore it
-    damaged/                        what `glscl repair` set aside; safe to delete
-    manifest.json                   all commits, when complete; with store.json all that a reader needs
+store.json                      written once: schema, format, configuration, fingerprint, splits, sizes
+plan/{video,text}.jsonl         ordered items; shard i = items [i·K, (i+1)·K)
+shards/{stream}/<shard>-<attempt>[.h5]      never modified
+commits/{stream}/<shard>[.r<revision>].json put-if-absent, last of all; the highest revision counts
+backbone/pieces.safetensors     first text blocks, positions, logit_scale, feature of a black frame
+partial/                        where shards are written aside; left-overs of killed writers, safe to delete
+locks/                          who writes at the moment (`glscl.cache.lock`); readers ignore it
+damaged/                        what `glscl repair` set aside; safe to delete
+manifest.json                   all commits, when complete; with store.json all that a reader needs
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from glscl.cache.beside import pack_pieces
-from glscl.cache.blocks import Blocks
+from glscl.cache.backbone_tensors import pack_pieces
 from glscl.cache.commits import Commits, commit_file, read_commit_files, read_commits
 from glscl.cache.files import (
     dump_json,
@@ -44,15 +43,16 @@ from glscl.cache.files import (
 )
 from glscl.cache.fingerprint import fingerprint
 from glscl.cache.formats import STORES
-from glscl.cache.frames import FrameSpec
-from glscl.cache.layout import FLOAT, LAYOUT, decode_features, numpy_dtype, unpack_strings
+from glscl.cache.formats.blocks import Blocks
+from glscl.cache.formats.rows import RowReader
+from glscl.cache.frame_format import FrameSpec
 from glscl.cache.plan import Split, read_plan
 from glscl.cache.reading import read_arrays, read_rows
 from glscl.cache.records import Commit, check_header, parse_commit
 from glscl.cache.resuming import going_on
-from glscl.cache.rows import RowReader
 from glscl.cache.schema import SCHEMA, STREAMS, Annotations, Expected, Status
-from glscl.errors import (
+from glscl.cache.shard_arrays import FLOAT, LAYOUT, decode_features, numpy_dtype, unpack_strings
+from glscl.common.errors import (
     CacheCorruptError,
     CacheFormatError,
     CacheIncompleteError,
@@ -92,7 +92,7 @@ def open_store(path: os.PathLike[str] | str) -> Store:
 
 
 def _flat_header(path: Path) -> dict[str, Any] | None:
-    """The head of a flat file (see `glscl.cache.convert`); None where `path` is a folder that is not one."""
+    """The head of a flat file (see `glscl.cache.upkeep.convert`); None where `path` is a folder that is not one."""
     if path.is_dir() and not (path / "head" / "zarr.json").is_file():
         return None
     format = STORES["zarr" if path.is_dir() else "hdf5"]
@@ -197,7 +197,6 @@ class Store:
         """`[{"id", "reason", "status"}]` of every item without features, or with fewer than it should have."""
         return [failure for shard in sorted(self.commits("video")) for failure in self.commits("video")[shard].failures]
 
-
     def commit_from_json(self, stream: str, row: Any) -> Commit:
         """A commit as its file or the manifest tells it. Raises ValueError where it is none of this cache."""
         return parse_commit(row, self.header, stream=stream)
@@ -216,7 +215,7 @@ class Store:
 
         Args:
             stream: "video" or "text".
-            names: which arrays; all by default, but for stored frames, which `glscl.extract.stored_frames` reads.
+            names: which arrays; all by default, but for stored frames, which `glscl.cache.frames` reads.
             items: item numbers, a contiguous range; all by default.
             raw: bfloat16 stays uint16 and `video_index` stays as planned.
 
@@ -307,7 +306,9 @@ class Store:
             with self.format.opened(self.path / "backbone") as opened:
                 return {name: opened.read(name) for name in names}
         except Exception as error:  # libraries raise whatever they like on damaged files
-            raise CacheCorruptError(f"The backbone's pieces in {self.path} cannot be read: {first_line(error)}") from error
+            raise CacheCorruptError(
+                f"The backbone's pieces in {self.path} cannot be read: {first_line(error)}"
+            ) from error
 
     def frame_rows(self, shard: int) -> dict[str, RowReader]:
         """Readers of the stored frames of a video shard, by the names of `FrameSpec.arrays`.
@@ -390,7 +391,7 @@ class Store:
         """Write one shard aside, make it durable, then commit it.
 
         Args:
-            arrays: exactly the arrays of `LAYOUT[stream]`, in the stored dtypes (`glscl.cache.shard` makes them), and
+            arrays: exactly the arrays of `LAYOUT[stream]`, in the stored dtypes (`glscl.cache.encode_shard` makes them), and
                 for videos those of `frames.arrays`.
             failures: `{"id", "reason", "status"}` of the items that failed.
             ledger: one record an item: how it was decoded, how long it took.

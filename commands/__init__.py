@@ -1,1 +1,15 @@
-"""The commands of `glscl`, a group a module; cli.py lists them in the order of `--help`."""
+"""The commands: options in, lines and one JSON object out. Only this room knows options, commands and a terminal.
+
+In reading order:
+    streams         standard streams that nobody may be behind any more
+    options         dataclass fields become options, errors one line, results one object
+    default_paths   where caches, runs and results are looked for
+    printing        what the commands say
+    shared          what several commands take and do alike
+    extraction      extract, import-features, merge
+    caches          inspect, repair, convert
+    training        train-head, finetune, import-checkpoint
+    judging         eval, compare, report
+    searching       search, export
+    demo            demo
+"""

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
+from glscl.commands.options import OneOf, Run, command
+from glscl.commands.printing import print_cache, print_repair
 from glscl.commands.shared import CacheArgument
-from glscl.console import print_cache, print_repair
-from glscl.errors import CacheCorruptError
-from glscl.options import OneOf, Run, command
+from glscl.common.errors import CacheCorruptError
 
 
 @command()
@@ -23,8 +23,8 @@ def inspect(
 ) -> None:
     """Say what is in a cache, what failed and why; with --verify, whether all of it can still be read."""
     from glscl.cache.store import open_store
-    from glscl.cache.summary import summarise
-    from glscl.cache.verification import verify as verify_store
+    from glscl.cache.upkeep.summary import summarise
+    from glscl.cache.upkeep.verification import verify as verify_store
 
     store = open_store(cache)
     report = summarise(store)
@@ -51,8 +51,8 @@ def repair(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
 ) -> None:
     """Drop what killed runs left in a cache and set damaged shards aside, so that the next extract makes them again."""
-    from glscl.cache.repair import repair as repair_cache
     from glscl.cache.store import open_store
+    from glscl.cache.upkeep.repair import repair as repair_cache
 
     store = open_store(cache)
     shards = sum(store.num_shards(stream) for stream in ("video", "text"))
@@ -74,10 +74,10 @@ def convert(
     ] = None,
 ) -> None:
     """Write a complete cache again: in the other format, or as one ordinary HDF5 file or Zarr group to share."""
-    from glscl.cache.convert import check_name
-    from glscl.cache.convert import convert as convert_store
     from glscl.cache.store import open_store
-    from glscl.cache.summary import bytes_on_disk
+    from glscl.cache.upkeep.convert import check_name
+    from glscl.cache.upkeep.convert import convert as convert_store
+    from glscl.cache.upkeep.summary import bytes_on_disk
 
     check_name(out, format)
     store = open_store(cache)

@@ -7,16 +7,18 @@ from typing import Annotated
 
 import typer
 
-from glscl.config import home
-from glscl.console import TrainingLines, aligned
-from glscl.options import Run, command, command_line
-from glscl.progress import duration
+from glscl.commands.options import Run, command, command_line
+from glscl.commands.printing import TrainingLines, aligned
+from glscl.common.progress import duration
+from glscl.common.settings import home
 
 
 @command()
 def demo(
     run: Run,
-    out: Annotated[Path | None, typer.Option(help="Folder for videos, cache, runs and results. Default: demo, below $GLSCL_HOME.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for videos, cache, runs and results. Default: demo, below $GLSCL_HOME.")
+    ] = None,
     videos: Annotated[
         int | None, typer.Option(help="Training videos; validation and test shrink with them.", min=20)
     ] = None,
@@ -29,9 +31,9 @@ def demo(
     ] = False,
 ) -> None:
     """Run the whole pipeline on the built-in corpus and backbone: offline, on a CPU, in a few minutes."""
-    from glscl.demo import run_demo
-    from glscl.demo import table as demo_table
-    from glscl.extract.demo.corpus import SIZES
+    from glscl.demo.corpus import SIZES
+    from glscl.demo.pipeline import run_demo
+    from glscl.demo.pipeline import table as demo_table
 
     out = out or home() / "demo"
     sizes = None

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
+from glscl.commands.options import Run, command, command_line
+from glscl.commands.printing import print_extraction, print_failures, print_splits
 from glscl.commands.shared import AnnotationsOption, CacheFolderOption, DatasetOption, ProtocolOption, SplitsOption
-from glscl.config import home, with_option
-from glscl.console import print_extraction, print_failures, print_splits
-from glscl.errors import UsageError
-from glscl.extract.config import ExtractConfig, ImportConfig, parse_rate
-from glscl.options import Run, command, command_line
+from glscl.common.errors import UsageError
+from glscl.common.settings import home, with_option
+from glscl.extract.settings import ExtractConfig, ImportConfig, parse_rate
 
 
 @command(ExtractConfig)
@@ -34,7 +34,9 @@ def extract(
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Read the annotations, find the files, print counts; decode nothing.", rich_help_panel="Data"
+            "--dry-run",
+            help="Read the annotations, find the files, print counts; decode nothing.",
+            rich_help_panel="Data",
         ),
     ] = False,
 ) -> None:
@@ -98,8 +100,8 @@ def _split_names(dataset: str, splits: str | None) -> list[str] | None:
 
 
 def _render_demo(run: Run, root: Path) -> None:
-    from glscl.demo import increments
-    from glscl.extract.demo.corpus import SIZES, ensure_corpus
+    from glscl.demo.corpus import SIZES, ensure_corpus
+    from glscl.demo.pipeline import increments
 
     with run.progress.task("render", sum(SIZES.values()), "videos") as task:
         ensure_corpus(root, seed=run.seed, progress=increments(task.advance))
@@ -108,12 +110,12 @@ def _render_demo(run: Run, root: Path) -> None:
 def _extract(run: Run, config: ExtractConfig, dataset: str, found: Any, out: Path | None, limit: int | None) -> Any:
     import os
 
+    from glscl.common.versions import versions
+    from glscl.extract.backbone.encoder import Backbone
     from glscl.extract.datasets import DATASETS
-    from glscl.extract.encoder import Backbone
+    from glscl.extract.decode.sampling import Sampling
     from glscl.extract.part import Part
     from glscl.extract.pipeline import extract as extract_features
-    from glscl.extract.sampling import Sampling
-    from glscl.versions import versions
 
     entry = DATASETS[dataset]
     launch = run.processes
@@ -192,20 +194,18 @@ def import_features(
     protocol: ProtocolOption = None,
 ) -> None:
     """Make a cache from features that others extracted, with the captions of a dataset. No video is needed."""
+    from glscl.common.versions import versions
+    from glscl.extract.backbone.encoder import Backbone
     from glscl.extract.datasets import DATASETS
-    from glscl.extract.encoder import Backbone
-    from glscl.extract.import_features import check_sources
-    from glscl.extract.import_features import import_features as import_arrays
-    from glscl.versions import versions
+    from glscl.extract.importing.import_features import check_sources
+    from glscl.extract.importing.import_features import import_features as import_arrays
 
     names = _split_names(dataset, splits)
     check_sources(text_features, token_features, config.backbone)
     if config.backbone is not None:
         run.device()  # one that is not there is said first
     entry = DATASETS[dataset]
-    found = entry.read(
-        _annotations_folder(dataset, annotations), None, splits=names, protocol=protocol, dry_run=True
-    )
+    found = entry.read(_annotations_folder(dataset, annotations), None, splits=names, protocol=protocol, dry_run=True)
     backbone = None
     if config.backbone is not None:
         backbone = Backbone.load(
@@ -250,7 +250,7 @@ def merge(
     copy: Annotated[bool, typer.Option("--copy", help="Copy the files even where they could be linked.")] = False,
 ) -> None:
     """Make one cache of the parts of an extraction that ran apart, without copying where the file system has links."""
-    from glscl.cache.merge import merge as merge_parts
+    from glscl.cache.upkeep.merge import merge as merge_parts
 
     done = merge_parts(parts, out, copy=copy)
     files = f"{done.linked} files linked, {done.copied} copied"

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from glscl.commands.options import OneOf, Run, command, command_line
+from glscl.commands.printing import print_result
 from glscl.commands.shared import CacheOption, MovedCacheOption, ResultsOption, RunsArgument, VideosOption, open_cache
-from glscl.config import home
-from glscl.console import print_result
-from glscl.errors import NotFoundError, UsageError
-from glscl.options import OneOf, Run, command, command_line
-from glscl.progress import counted
+from glscl.common.errors import NotFoundError, UsageError
+from glscl.common.progress import counted
+from glscl.common.settings import home
 from glscl.train_head.heads import HEAD_NAMES
 
 
@@ -79,8 +79,8 @@ def eval(
     ] = None,
 ) -> None:
     """Report R@1, R@5, R@10, median and mean rank in both directions, from stored features alone."""
+    from glscl.commands.default_paths import newest_run, result_file
     from glscl.evaluate.evaluation import check_zero_shot, known_normalisations, write_result
-    from glscl.places import newest_run, result_file
 
     folders = run_folders or []
     if zero_shot and folders:
@@ -165,9 +165,9 @@ def compare(
     ] = 2000,
 ) -> None:
     """Runs side by side: one table with intervals, each run tested against the first, and the captions they differ on."""
-    from glscl.evaluate.comparison import compare_runs
-    from glscl.evaluate.runs import open_cache_of, read_evaluated
-    from glscl.evaluate.tables import render
+    from glscl.evaluate.compare.comparison import compare_runs
+    from glscl.evaluate.evaluated_run import open_cache_of, read_evaluated
+    from glscl.evaluate.result_tables import render
 
     found = [open_cache_of(read_evaluated(path, split=split), cache)[1] for path in runs]
     comparison = compare_runs(found, published=published, top=top, resamples=resamples, seed=run.seed)
@@ -192,10 +192,10 @@ def report(
     ] = 3,
 ) -> None:
     """Write one self-contained HTML page: tables, curves, hubs, examples with their frames, failures, commands."""
-    from glscl.evaluate.closeup import examine
-    from glscl.evaluate.report import write_report
-    from glscl.evaluate.runs import open_cache_of, read_evaluated
-    from glscl.extract.thumbnails import thumbnails_of
+    from glscl.evaluate.evaluated_run import open_cache_of, read_evaluated
+    from glscl.evaluate.report.closeup import examine
+    from glscl.evaluate.report.page import write_report
+    from glscl.extract.decode.thumbnails import thumbnails_of
 
     if videos is not None and not videos.is_dir():
         raise NotFoundError(f"--videos is {videos}, where there is no folder")

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from glscl.commands.options import OneOf, Run, command, command_line
+from glscl.commands.printing import lines_of, print_hits
 from glscl.commands.shared import CacheOption, open_cache
-from glscl.console import lines_of, print_hits
-from glscl.errors import NotFoundError, UsageError
-from glscl.options import OneOf, Run, command, command_line
+from glscl.common.errors import NotFoundError, UsageError
 
 
 @command()
@@ -31,7 +31,9 @@ def search(
         Path | None,
         typer.Option(help="Cache to search. Default: the run's own, or the only one.", rich_help_panel="Data"),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Search one split only. Default: all.", rich_help_panel="Data")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Search one split only. Default: all.", rich_help_panel="Data")
+    ] = None,
     normalise: Annotated[
         str | None,
         typer.Option(
@@ -47,7 +49,7 @@ def search(
     ] = None,
 ) -> None:
     """Find videos for a sentence, with the moment that fits best; or captions for a video file."""
-    from glscl.evaluate.search import Search
+    from glscl.evaluate.search.search import Search
     from glscl.train_head.checkpoint import read_run
 
     if (sentence is None) == (video is None):
@@ -96,7 +98,7 @@ def _head_and_table(
     run: Run, store: Any, folder: Path | None, split: str | None, *, check: Any = lambda head: None
 ) -> tuple[Any, Any]:
     """The head of a run, or zero-shot mean_pool, and what it searches; `check` may refuse the head before reading."""
-    from glscl.cache.feature_table import FeatureTable
+    from glscl.cache.table import FeatureTable
     from glscl.evaluate.evaluation import zero_shot_head
     from glscl.train_head.checkpoint import check_cache, load_run
     from glscl.train_head.recipes import RECIPES
@@ -123,7 +125,7 @@ def _head_and_table(
 
 def _backbone_of(run: Run, store: Any, pretrained: str | None) -> Any:
     """The backbone that a cache was made with, its weights compared by hash."""
-    from glscl.extract.encoder import backbone_of_cache
+    from glscl.extract.backbone.encoder import backbone_of_cache
 
     return backbone_of_cache(store.configuration, store.path, pretrained, device=run.device())
 
@@ -146,7 +148,7 @@ def _captions_for(run: Run, searched: Any, backbone: Any, video: Any, sampling: 
     import torch
 
     from glscl.cache.schema import VideoFeatures
-    from glscl.extract.one_video import encode_video_file
+    from glscl.extract.single_video import encode_video_file
 
     table = searched.table
     frames = encode_video_file(video, backbone, sampling, width=table.frame_features.shape[1])
@@ -177,8 +179,8 @@ def export(
     ] = "npy",
 ) -> None:
     """Write one vector a video and one a caption for any index; their dot products are the similarities of the head."""
-    from glscl.evaluate.export import check_indexable, export_vectors
-    from glscl.places import newest_run
+    from glscl.commands.default_paths import newest_run
+    from glscl.evaluate.exporting.vectors import check_indexable, export_vectors
     from glscl.train_head.checkpoint import read_run
 
     if zero_shot and run_folder is not None:

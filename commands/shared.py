@@ -63,7 +63,7 @@ MovedCacheOption = Annotated[
 def open_cache(given: Path | None, run_folder: Path | None = None) -> Store:
     """The cache named on the command line, else the one that a run was made from, else the only one there is."""
     from glscl.cache.store import open_store
-    from glscl.places import the_cache
+    from glscl.commands.default_paths import the_cache
     from glscl.train_head.checkpoint import read_run
 
     if given is None and run_folder is not None:

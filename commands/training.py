@@ -11,13 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
+from glscl.commands.options import OneOf, Run, Stopped, command, command_line
+from glscl.commands.printing import TrainingLines, aligned, backbone_line, settings_line
 from glscl.commands.shared import RunFolderOption, VideosOption, open_cache
-from glscl.console import TrainingLines, aligned, backbone_line, settings_line
-from glscl.errors import StorageError, UsageError
-from glscl.options import OneOf, Run, Stopped, command, command_line
-from glscl.progress import duration
-from glscl.train_head.config import TrainConfig
-from glscl.train_head.finetuning.config import TuneConfig
+from glscl.common.errors import StorageError, UsageError
+from glscl.common.progress import duration
+from glscl.train_head.finetuning.settings import TuneConfig
+from glscl.train_head.settings import TrainConfig
 
 
 @contextlib.contextmanager
@@ -67,9 +67,9 @@ def train_head(
     ] = False,
 ) -> None:
     """Train a head on cached features. Keeps the best and the last epoch, and how it went, in a run folder."""
+    from glscl.commands.default_paths import new_run
     from glscl.evaluate.evaluation import validation_metrics
-    from glscl.places import new_run
-    from glscl.train_head.config import resolve
+    from glscl.train_head.settings import resolve
     from glscl.train_head.train import check_trainable, earlier_run, train
 
     device = run.device()
@@ -121,9 +121,9 @@ def _settings_to_resume(config: TrainConfig, out: Path | None) -> dict[str, Any]
 def _sweep(
     run: Run, config: TrainConfig, sweep: list[str], cache: Path | None, out: Path | None, device: Any, compile: bool
 ) -> None:
+    from glscl.commands.default_paths import new_run
     from glscl.evaluate.evaluation import validation_metrics
-    from glscl.places import new_run
-    from glscl.train_head.sweep import parse_sweep, sweep_points, sweep_table, train_sweep
+    from glscl.train_head.sweeping.sweep import parse_sweep, sweep_points, sweep_table, train_sweep
     from glscl.train_head.train import check_trainable
 
     if config.tracker != "none":
@@ -193,11 +193,11 @@ def finetune(
     ] = None,
 ) -> None:
     """Train backbone and head together from pixels: the second pass. Leaves a run with a backbone to extract with."""
+    from glscl.commands.default_paths import new_run
     from glscl.evaluate.evaluation import validation_metrics
-    from glscl.places import new_run
     from glscl.train_head.checkpoint import read_run
-    from glscl.train_head.finetune import finetune as train_both
-    from glscl.train_head.finetuning.config import resolve_finetune
+    from glscl.train_head.finetuning.finetune import finetune as train_both
+    from glscl.train_head.finetuning.settings import resolve_finetune
     from glscl.train_head.train import check_trainable, earlier_run
 
     device = run.device()
@@ -247,7 +247,9 @@ def _say_what_next(run: Run, store: Any, out: Path, patch_embedding: str, videos
 
     from_pixels = f"  glscl eval --run {out} --videos {videos or videos_folder(store)}"
     if patch_embedding == "3d":
-        run.say("its backbone sees a frame with its neighbours, so nothing can be extracted with it; judge it from pixels:")
+        run.say(
+            "its backbone sees a frame with its neighbours, so nothing can be extracted with it; judge it from pixels:"
+        )
         run.say(from_pixels)
         return
     run.say(f"its backbone gives other features than {store.path} holds; judge it from pixels, or extract again:")
@@ -287,9 +289,9 @@ def import_checkpoint(
     ] = "uniform",
 ) -> None:
     """Make a run from a checkpoint of GLSCL or CLIP4Clip, to judge and search with. Unpickles nothing but tensors."""
-    from glscl.places import new_run
-    from glscl.train_head.import_checkpoint import check_options
-    from glscl.train_head.import_checkpoint import import_checkpoint as import_weights
+    from glscl.commands.default_paths import new_run
+    from glscl.train_head.importing.import_checkpoint import check_options
+    from glscl.train_head.importing.import_checkpoint import import_checkpoint as import_weights
 
     check_options(source, option or ())
     done = import_weights(

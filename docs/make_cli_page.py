@@ -1,7 +1,7 @@
 """Write docs/cli.md from the commands themselves; the tests fail while the page differs from what this prints.
 
-    python docs/make_cli_page.py            writes the page
-    python docs/make_cli_page.py --check    exits with 1 where it is out of date
+python docs/make_cli_page.py            writes the page
+python docs/make_cli_page.py --check    exits with 1 where it is out of date
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 from typer.models import ArgumentInfo
 
 from glscl import cli
+from glscl.commands.options import COMMANDS
 from glscl.extract.datasets import DATASETS
-from glscl.options import COMMANDS
 
 PAGE = Path(__file__).with_name("cli.md")
 VALUES = {int: "N", float: "X", str: "TEXT", Path: "PATH"}

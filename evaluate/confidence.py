@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from glscl.errors import InputError, UsageError
+from glscl.common.errors import InputError, UsageError
 from glscl.evaluate.metrics import CUTOFFS, TEXT_TO_VIDEO, as_integers
 
 METRICS = (*(f"R@{k}" for k in CUTOFFS), "MdR", "MnR")

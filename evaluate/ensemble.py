@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glscl.cache.feature_table import FeatureTable
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.store import Store
-from glscl.errors import FingerprintError, UsageError
+from glscl.cache.table import FeatureTable
+from glscl.common.errors import FingerprintError, UsageError
 from glscl.evaluate.evaluation import Evaluation, Judged, judge, open_run
 from glscl.evaluate.similarity import Progress
 from glscl.train_head.checkpoint import read_run

@@ -19,20 +19,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glscl.cache.feature_table import FeatureTable
 from glscl.cache.files import dump_json, write_atomically
 from glscl.cache.store import Store
-from glscl.errors import InputError, UsageError
-from glscl.evaluate.banks import Banks
+from glscl.cache.table import FeatureTable
+from glscl.common.errors import InputError, UsageError
+from glscl.common.versions import versions
 from glscl.evaluate.confidence import confidence_of_directions
 from glscl.evaluate.hubness import NORMALISATIONS, normalised_ranks
 from glscl.evaluate.metrics import TEXT_TO_VIDEO, query_videos, retrieval_ranks, summarise
+from glscl.evaluate.query_banks import Banks
 from glscl.evaluate.similarity import DIRECTIONS, Progress, ranks, similarity_matrix
 from glscl.train_head.checkpoint import backbone_of, check_cache, load_run
 from glscl.train_head.heads import build_head, head_class
 from glscl.train_head.heads.base import Head, VectorHead
 from glscl.train_head.recipes import RECIPES
-from glscl.versions import versions
 
 ZERO_SHOT_HEADS = ("mean_pool", "query_scoring", "projection")  # those whose start is the backbone's own score
 
@@ -168,9 +168,7 @@ def judge(
     check_normalisations(normalise, head, store)
     table = load(split)
     seconds = {"load": time.perf_counter() - started}
-    evaluation = evaluate_head(
-        head, table, normalise=normalise, train=lambda: load("train"), seconds=seconds, **how
-    )
+    evaluation = evaluate_head(head, table, normalise=normalise, train=lambda: load("train"), seconds=seconds, **how)
     backbone, pretrained = backbone_of(store.configuration)
     about = {
         "dataset": store.configuration.get("dataset", ""),

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from glscl.cache.feature_table import FeatureTable
 from glscl.cache.store import Store
+from glscl.cache.table import FeatureTable
 from glscl.evaluate.evaluation import Evaluation, judge
 from glscl.evaluate.similarity import Progress
 from glscl.train_head.checkpoint import load_run
@@ -41,9 +41,11 @@ def evaluate_from_pixels(
 
     Raises:
         UsageError: the run trained no backbone, or an unknown normalisation.
-        Others: see `glscl.train_head.finetune.tuned_table`.
+        Others: see `glscl.train_head.finetuning.finetune.tuned_table`.
     """
-    from glscl.train_head.finetune import tuned_table  # needs open_clip and decoders, unlike the rest of this room
+    from glscl.train_head.finetuning.finetune import (
+        tuned_table,  # needs open_clip and decoders, unlike the rest of this room
+    )
 
     started = time.perf_counter()
     head, record = load_run(run, which, device=device)

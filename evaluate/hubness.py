@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glscl.errors import InputError, UsageError
+from glscl.common.errors import InputError, UsageError
 from glscl.evaluate.metrics import TEXT_TO_VIDEO, as_scores, finite, retrieval_ranks
 
 

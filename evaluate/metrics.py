@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glscl.errors import InputError, NonFiniteError, UsageError
+from glscl.common.errors import InputError, NonFiniteError, UsageError
 
 CUTOFFS = (1, 5, 10, 50)
 DIRECTIONS = {"group": "video_to_text", "caption": "video_to_text_caption"}  # convention -> key of a result
@@ -358,9 +358,7 @@ def _ranks_of_matrix(similarity: Any, video_of_text: Any, directions: Sequence[s
         )
 
     T, V = scores.shape
-    return ranks_of_tiles(
-        tile, pairing, text_spans=spans(T, _TILE // V), video_spans=[(0, V)], directions=directions
-    )
+    return ranks_of_tiles(tile, pairing, text_spans=spans(T, _TILE // V), video_spans=[(0, V)], directions=directions)
 
 
 def _directions(conventions: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
-from glscl.errors import UsageError
+from glscl.common.errors import UsageError
 from glscl.evaluate.metrics import Span, finite, pair, ranks_of_tiles, spans
 
 DIRECTIONS = ("text_to_video", "video_to_text", "video_to_text_caption")
@@ -28,7 +28,7 @@ Progress = Callable[[int, int], None]
 
 
 class Table(Protocol):
-    """What is asked of a table; `glscl.cache.feature_table.FeatureTable` is one."""
+    """What is asked of a table; `glscl.cache.table.FeatureTable` is one."""
 
     @property
     def num_texts(self) -> int: ...

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from glscl.cache.shard import VideoRecord
-from glscl.extract.decode_pool import FrameChunk, VideoDone
-from glscl.extract.encoder import Backbone
+from glscl.cache.encode_shard import VideoRecord
+from glscl.extract.backbone.encoder import Backbone
+from glscl.extract.decode.pool import FrameChunk, VideoDone
 from glscl.extract.frame_spool import FrameSpool
 
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from glscl.cache.encode_shard import TextRecord, text_arrays
 from glscl.cache.schema import TextItem
-from glscl.cache.shard import TextRecord, text_arrays
 from glscl.cache.store import Store
-from glscl.extract.encoder import Backbone, TokenizedTexts
+from glscl.common.progress import Progress, Task
+from glscl.extract.backbone.encoder import Backbone, TokenizedTexts
 from glscl.extract.part import WHOLE, Part
-from glscl.progress import Progress, Task
 
 
 def extract_texts(

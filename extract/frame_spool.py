@@ -13,10 +13,10 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from glscl.cache.blocks import Blocks
 from glscl.cache.files import storage_errors
-from glscl.cache.frames import FrameSpec
-from glscl.extract.video import FrameChunk
+from glscl.cache.formats.blocks import Blocks
+from glscl.cache.frame_format import FrameSpec
+from glscl.extract.decode.video import FrameChunk
 
 
 class _Run(NamedTuple):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from glscl.errors import UsageError
+from glscl.common.errors import UsageError
 
 
 class Part(NamedTuple):

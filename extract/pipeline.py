@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 
 from glscl.cache.creation import StoreSpec, create_store
-from glscl.cache.frames import FrameSpec
+from glscl.cache.frame_format import FrameSpec
 from glscl.cache.lock import hold, locks
 from glscl.cache.schema import STREAMS, Annotations, Status
 from glscl.cache.store import Store
-from glscl.errors import DecodeError, InputError, NotFoundError
+from glscl.common.errors import DecodeError, InputError, NotFoundError
+from glscl.common.progress import Progress
+from glscl.extract.backbone.encoder import Backbone
 from glscl.extract.batching import Stopwatch
 from glscl.extract.captions import extract_texts
-from glscl.extract.decode_pool import DecodePool
-from glscl.extract.encoder import Backbone
+from glscl.extract.decode.pool import DecodePool
+from glscl.extract.decode.sampling import Sampling
 from glscl.extract.part import WHOLE, Part
-from glscl.extract.sampling import Sampling
 from glscl.extract.videos import VideoExtraction, shards_with_failures
-from glscl.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ def extract(
     """Make a cache, or finish one that was begun.
 
     Launches of different parts may run beside each other on one folder, or each on a folder of its own for
-    `glscl.cache.merge`. What stands in a shard does not depend on who makes it.
+    `glscl.cache.upkeep.merge`. What stands in a shard does not depend on who makes it.
 
     Args:
         annotations: videos and captions from a dataset reader.

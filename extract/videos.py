@@ -7,16 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
+from glscl.cache.encode_shard import VideoRecord, video_arrays
+from glscl.cache.frames import StoredFrames
 from glscl.cache.schema import Status, VideoItem
-from glscl.cache.shard import VideoRecord, video_arrays
 from glscl.cache.store import Store
-from glscl.errors import DecodeError
+from glscl.common.errors import DecodeError
+from glscl.common.progress import Progress, Task
+from glscl.extract.backbone.encoder import Backbone
 from glscl.extract.batching import ShardInProgress, Stopwatch
-from glscl.extract.decode_pool import DecodePool, FrameChunk, VideoDone, VideoTask
-from glscl.extract.encoder import Backbone
+from glscl.extract.decode.pool import DecodePool, FrameChunk, VideoDone, VideoTask
 from glscl.extract.frame_spool import FrameSpool
-from glscl.extract.stored_frames import StoredFrames
-from glscl.progress import Progress, Task
 
 
 class VideoExtraction:

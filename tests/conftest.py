@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 
 from glscl.cache.creation import StoreSpec, create_store
+from glscl.cache.encode_shard import TextRecord, VideoRecord, text_arrays, video_arrays
 from glscl.cache.schema import Annotations, Expected, Status, TextItem, VideoItem
-from glscl.cache.shard import TextRecord, VideoRecord, text_arrays, video_arrays
 from glscl.cache.store import Store
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell; commands under test would inherit it
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as in the background of a shell; commands under test would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -113,11 +115,17 @@ class SmallCache:
         failures = []
         if stream == "video":
             failures = [
-                {"id": store.plan.videos[i].id, "reason": self.videos[i].reason, "status": self.videos[i].status.name.lower()}
+                {
+                    "id": store.plan.videos[i].id,
+                    "reason": self.videos[i].reason,
+                    "status": self.videos[i].status.name.lower(),
+                }
                 for i in store.shard_range(stream, shard)
                 if self.videos[i].status != Status.OK
             ]
-            decoders = [{"decoder": "decord" if i % 2 else "pyav", "seconds": 0.5} for i in store.shard_range(stream, shard)]
+            decoders = [
+                {"decoder": "decord" if i % 2 else "pyav", "seconds": 0.5} for i in store.shard_range(stream, shard)
+            ]
             options.setdefault("ledger", decoders)
         return store.commit(stream, shard, self.arrays(store, stream, shard), failures=failures, **options)
 
@@ -171,7 +179,12 @@ def _config(kind: str) -> dict:
         text |= {"context_length": 76, "embed_cls": True, "output_tokens": True}
         vision |= {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
         config["multimodal_cfg"] = {
-            "context_length": 76, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1, "attn_pooler_heads": 2
+            "context_length": 76,
+            "vocab_size": 49408,
+            "width": 64,
+            "heads": 2,
+            "layers": 1,
+            "attn_pooler_heads": 2,
         }
     return config
 
@@ -188,7 +201,9 @@ def tiny_clip(tmp_path_factory):
     def make(kind: str = "clip_vit") -> Path:
         if kind not in made:
             folder = tmp_path_factory.mktemp(kind)
-            (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": _config(kind), "preprocess_cfg": {}}))
+            (folder / "open_clip_config.json").write_text(
+                json.dumps({"model_cfg": _config(kind), "preprocess_cfg": {}})
+            )
             torch.manual_seed(KINDS.index(kind))
             model = open_clip.create_model(f"local-dir:{folder}")
             state = {k: v.contiguous() for k, v in model.state_dict().items()}
@@ -233,7 +248,7 @@ def make_video_file():
 def glscl(capsys, monkeypatch):
     """Run a command in this process: `glscl("inspect", path)` → (status, standard output, standard error)."""
     from glscl import cli
-    from glscl.options import main
+    from glscl.commands.options import main
 
     def run(*arguments):
         words = [str(argument) for argument in arguments]

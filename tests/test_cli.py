@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from glscl.options import COMMANDS
+from glscl.commands.options import COMMANDS
 
 
 @pytest.fixture
@@ -102,7 +102,13 @@ def test_json_is_one_object_on_standard_output_also_for_errors(glscl, tmp_path):
     status, out, err = glscl("inspect", tmp_path / "nothing", "--json")
     assert status == 1
     assert json.loads(out) == {"error": err.strip().removeprefix("glscl: "), "exit_status": 1}
-    for words in (("extract",), ("inspect",), ("no-such-command",), ("eval", "--no-such-option"), ("eval", "--seed", "x")):
+    for words in (
+        ("extract",),
+        ("inspect",),
+        ("no-such-command",),
+        ("eval", "--no-such-option"),
+        ("eval", "--seed", "x"),
+    ):
         status, out, err = glscl(*words, "--json")
         told = json.loads(out)
         assert status == told["exit_status"] == 2
@@ -199,7 +205,9 @@ def test_an_empty_videos_folder_is_named(glscl, clips, tiny_clip):
 def test_videos_that_cannot_be_decoded_are_an_error_only_together(glscl, clips, tiny_clip):
     for i in range(12):
         (clips / "videos" / f"clip{i}.mp4").write_bytes(b"\x00" * i)
-    one_line(*glscl(*extract_arguments(clips, tiny_clip, "--out", clips / "cache")), "None of the 12 videos gave frames")
+    one_line(
+        *glscl(*extract_arguments(clips, tiny_clip, "--out", clips / "cache")), "None of the 12 videos gave frames"
+    )
     status, out, _ = glscl("inspect", clips / "cache")
     assert status == 0 and "decode_error: clip3.mp4" in out
 
@@ -214,7 +222,7 @@ def test_an_output_that_cannot_be_written_is_named(glscl, clips, tiny_clip):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_one_clear_line_and_the_same_command_goes_on(glscl, clips, tiny_clip, monkeypatch):
-    from glscl.cache.zarr_store import ZarrShards
+    from glscl.cache.formats.zarr_store import ZarrShards
 
     original = ZarrShards.write
     calls = []

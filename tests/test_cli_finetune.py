@@ -22,7 +22,9 @@ def test_finetune_leaves_a_run_that_pixels_and_new_features_judge_alike(glscl, t
     status, text, _ = glscl("finetune", "--cache", cache, "--out", out, *asked, "--micro-batch", 2)
     assert status == 0 and "judge it from pixels, or extract again" in text
     assert "  backbone: lr 0.0001, micro_batch 2" in text
-    by_pixels, extraction, by_features = (shlex.split(line)[1:] for line in text.splitlines() if line.startswith("  glscl "))
+    by_pixels, extraction, by_features = (
+        shlex.split(line)[1:] for line in text.splitlines() if line.startswith("  glscl ")
+    )
     assert json.loads((out / "run.json").read_text())["frozen_backbone"] is False
 
     status, _, error = glscl("eval", "--run", out)

@@ -167,7 +167,9 @@ def test_selection_on_test_is_warned_about_and_marks_every_later_table(glscl, ca
     status, out, _ = glscl("compare", clean, chosen)
     tables = out.split("\n\n")
     assert status == 0 and len(tables) >= 2 and all("†" in table and "optimistic" in table for table in tables)
-    assert json.loads(glscl("compare", clean, chosen, "--json")[1])["runs"]["projection (chosen)"]["selection"] == "test"
+    assert (
+        json.loads(glscl("compare", clean, chosen, "--json")[1])["runs"]["projection (chosen)"]["selection"] == "test"
+    )
 
     status, _, err = glscl("report", clean, chosen, "--out", tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()

@@ -11,8 +11,8 @@ import pytest
 
 from glscl import cli
 from glscl.commands import training
-from glscl.options import main
-from glscl.progress import Progress, counted
+from glscl.commands.options import main
+from glscl.common.progress import Progress, counted
 
 CASES = [  # the command line, and what its message names
     ("extract --dataset msrvtt --device abacus", "abacus"),
@@ -78,7 +78,9 @@ def test_training_says_nothing_of_a_cache_with_nothing_to_learn_from_but_the_err
 
 def test_training_without_the_tokens_a_head_needs_says_so_alone(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    store = SimpleNamespace(splits={"train": None}, path=Path("c"), recipe="default", has_tokens=False, configuration={})
+    store = SimpleNamespace(
+        splits={"train": None}, path=Path("c"), recipe="default", has_tokens=False, configuration={}
+    )
     monkeypatch.setattr(training, "open_cache", lambda *_: store)
     assert main(cli.app, ["train-head", "--head", "glscl"]) == 2
     said = capsys.readouterr()

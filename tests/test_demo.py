@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from glscl.cache.store import open_store
-from glscl.demo import chance, run_demo, table
+from glscl.demo.pipeline import chance, run_demo, table
 from glscl.evaluate.metrics import retrieval_metrics
 
 SCHEMA = Path(__file__).parents[1] / "docs" / "result.schema.json"

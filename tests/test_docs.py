@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glscl.cache.frames import FRAME_ARRAYS
-from glscl.cache.layout import FLOAT, LAYOUT
+from glscl.cache.frame_format import FRAME_ARRAYS
 from glscl.cache.schema import Status
+from glscl.cache.shard_arrays import FLOAT, LAYOUT
 from glscl.train_head.recipes import RECIPES
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -56,7 +56,9 @@ def test_the_cache_page_lists_every_array_with_its_dtype():
 def test_the_cache_page_lists_the_arrays_of_stored_frames():
     page = (DOCS / "cache-format.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (\w+) \|", page, re.M)
-    assert {(encoding, name) for encoding, name, _ in rows} == {(e, n) for e, names in FRAME_ARRAYS.items() for n in names}
+    assert {(encoding, name) for encoding, name, _ in rows} == {
+        (e, n) for e, names in FRAME_ARRAYS.items() for n in names
+    }
     space: dict = {}
     exec(next(block for block in python_blocks("cache-format.md") if "stored_frame" in block), space)
     frames = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
@@ -84,5 +86,12 @@ def test_the_page_of_recipes_is_what_the_code_says():
     for name in ("msrvtt", "msvd", "lsmdc", "didemo", "activitynet"):
         recipe = RECIPES[name]
         options = recipe.head_options["glscl"]
-        expected[name] = [recipe.words, recipe.frames, recipe.fps, recipe.batch, recipe.epochs, *(options[n] for n in names)]
+        expected[name] = [
+            recipe.words,
+            recipe.frames,
+            recipe.fps,
+            recipe.batch,
+            recipe.epochs,
+            *(options[n] for n in names),
+        ]
     assert found == expected

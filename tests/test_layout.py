@@ -1,38 +1,44 @@
-"""The house: who may import whom, and that every room and data file is packaged."""
+"""The house: who may import whom, in which order a room is read, and that every room and data file is packaged."""
 
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FLOOR = ["errors", "config", "versions", "progress", "processes"]  # modules at the top that every room may import
-ORDER = ["cache", "extract", "train_head", "evaluate", "cli"]
-DOOR = {"options", "streams", "places", "demo", "console", "commands", "cli", "__main__"}  # the command line may import all
-FOLDERS = [*ORDER[:-1], "commands"]  # with modules, to be packaged
+ROOMS = ["common", "cache", "extract", "train_head", "evaluate", "demo", "commands"]  # each may import those before it
+LIBRARIES = {"zarr", "h5py", "torch", "numpy", "av", "decord", "typer", "rich", "csv", "json", "ray", "mlflow"}
 
 
-def sources() -> list[Path]:
-    rooms = [p for room in FOLDERS for p in (ROOT / room).rglob("*.py")]
-    return rooms + [p for p in ROOT.glob("*.py")]
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(("glscl", *(part for part in parts if part != "__init__")))
 
 
-def imports(path: Path) -> set[str]:
-    """First part of every `glscl.<part>` import, wherever in the file it stands."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+@cache
+def modules() -> dict[str, Path]:
+    """Name → file of every module of the product."""
+    paths = [*ROOT.glob("*.py"), *(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))]
+    return {module_name(path): path for path in paths}
+
+
+@cache
+def imports(name: str) -> frozenset[str]:
+    """Our modules that a module imports, wherever in the file it stands: in functions and under TYPE_CHECKING too."""
+    known, found = modules(), set()
+    for node in ast.walk(ast.parse(known[name].read_text())):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "glscl" else [node.module]
-        else:
-            continue
-        found |= {name.split(".")[1] for name in names if name.startswith("glscl.")}
-    return found - {"__version__"}
+            assert node.level == 0, f"{name}: relative import"
+            longer = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {each if each in known else node.module for each in longer}
+    return frozenset(found & known.keys()) - {"glscl"}
 
 
 def external(path: Path) -> set[str]:
@@ -45,41 +51,92 @@ def external(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_go_one_way(path):
-    parts = path.relative_to(ROOT).parts
-    room = parts[0] if len(parts) > 1 else path.stem
-    if room in DOOR:
-        return
-    allowed = set(FLOOR) | (set(ORDER[: ORDER.index(room) + 1]) if room in ORDER else set())
-    assert imports(path) <= allowed, f"{room} may import only {sorted(allowed)}"
+def room_of(name: str) -> str:
+    return name.split(".")[1]
 
 
-@pytest.mark.parametrize("room", ["cache", "train_head", "evaluate"])
+def test_the_root_holds_the_door_and_nothing_else():
+    assert {p.name for p in ROOT.glob("*.py")} == {"__init__.py", "__main__.py", "cli.py"}
+
+
+def test_imports_go_down_only():
+    order = [*ROOMS, "cli", "__main__"]
+    wrong = [
+        f"{name} imports {found}"
+        for name in modules()
+        if name != "glscl"
+        for found in imports(name)
+        if order.index(room_of(found)) > order.index(room_of(name))
+    ]
+    assert wrong == []
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " → ".join((*way[way.index(name) :], name))
+        if name not in done:
+            for found in sorted(imports(name)):
+                visit(found, (*way, name))
+            done.add(name)
+
+    for name in sorted(modules().keys() - {"glscl"}):
+        visit(name, ())
+
+
+def reading_order(room: str) -> tuple[list[str], list[str]]:
+    """What the docstring of a room lists: the files and folders on the way, in reading order, and the wings."""
+    text = ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text())) or ""
+    way, _, wings = text.partition("\nWings")
+    rows = re.compile(r"^    ([a-z_0-9]+/?)(?:\s|$)", re.M)
+    return rows.findall(way), rows.findall(wings)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_lists_its_files_in_reading_order(room):
+    way, wings = reading_order(room)
+    files = {p.stem for p in (ROOT / room).glob("*.py")} - {"__init__"}
+    folders = {f"{p.parent.name}/" for p in (ROOT / room).glob("*/__init__.py")}
+    assert sorted(way + wings) == sorted(files | folders)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_files_import_what_stands_before_them_and_no_wing(room):
+    way, wings = reading_order(room)
+    order = {entry.rstrip("/"): number for number, entry in enumerate(way)}
+    order |= {wing.rstrip("/"): len(way) for wing in wings}
+    wrong = []
+    for name in modules():
+        parts = name.split(".")
+        if len(parts) < 3 or parts[1] != room:
+            continue
+        for found in imports(name):
+            target = found.split(".")
+            if target[1] == room and len(target) > 2 and target[2] != parts[2] and order[target[2]] >= order[parts[2]]:
+                wrong.append(f"{name} imports {found}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("room", ["common", "cache", "train_head", "evaluate"])
 def test_rooms_behind_the_cache_run_without_decoders_and_open_clip(room):
     for path in (ROOT / room).rglob("*.py"):
-        if path not in second_pass():
+        if "finetuning" not in path.parts:
             assert not external(path) & {"open_clip", "decord", "av"}, path
 
 
-def second_pass() -> set[Path]:
-    """The part of train_head that goes back to pixels."""
-    return {ROOT / "train_head" / "finetune.py", *(ROOT / "train_head" / "finetuning").glob("*.py")}
-
-
 def test_only_the_second_pass_goes_back_from_training_to_pixels():
-    for path in (ROOT / "train_head").rglob("*.py"):
-        if path not in second_pass():
-            assert "extract" not in imports(path), path
-            assert not [line for line in path.read_text().splitlines() if "import" in line and "finetun" in line], path
+    for name in modules():
+        if name.startswith("glscl.train_head.") and ".finetuning" not in name:
+            assert not {found for found in imports(name) if room_of(found) == "extract" or ".finetuning" in found}, name
 
 
 def test_every_package_is_listed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    rooms = {p.parent for room in FOLDERS for p in (ROOT / room).rglob("__init__.py")}
+    rooms = {p.parent for room in ROOMS for p in (ROOT / room).rglob("__init__.py")}
     expected = {"glscl"} | {"glscl." + ".".join(p.relative_to(ROOT).parts) for p in rooms}
     assert set(project["tool"]["setuptools"]["packages"]) == expected
-    with_modules = {p.parent for room in FOLDERS for p in (ROOT / room).rglob("*.py")}
+    with_modules = {p.parent for room in ROOMS for p in (ROOT / room).rglob("*.py")}
     assert with_modules == rooms, "a folder with modules lacks its __init__.py"
 
 
@@ -92,15 +149,9 @@ def test_every_data_file_is_listed():
         for pattern in globs
         for path in ROOT.joinpath(*package.split(".")[1:]).glob(pattern)
     }
-    data = {
-        p
-        for room in FOLDERS
-        for p in (ROOT / room).rglob("*")
-        if p.is_file() and p.suffix not in (".py", ".pyc")
-    }
+    data = {p for room in ROOMS for p in (ROOT / room).rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
     assert data <= listed
 
 
 def test_no_module_is_named_like_a_library_it_uses():
-    libraries = {"zarr", "h5py", "torch", "numpy", "av", "decord", "typer", "rich", "csv", "json"}
-    assert not {p.stem for p in sources()} & libraries
+    assert not {path.stem for path in modules().values()} & LIBRARIES

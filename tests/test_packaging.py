@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("cache", "extract", "train_head", "evaluate", "commands")
+ROOMS = ("common", "cache", "extract", "train_head", "evaluate", "demo", "commands")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_the_wheel_works_away_from_the_checkout(wheel, tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
         "import glscl, glscl.cli, glscl.cache, glscl.train_head.heads as heads, glscl.extract.datasets as datasets\n"
-        "from glscl.extract.encoder import Backbone\n"
+        "from glscl.extract.backbone.encoder import Backbone\n"
         "assert glscl.__file__.startswith(sys.path[0]), glscl.__file__\n"
         "[heads.head_class(name) for name in heads.HEAD_NAMES]\n"
         "print(Backbone.load('demo').embed_dim, len(datasets.DATASETS))\n"

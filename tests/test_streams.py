@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from glscl import cli
-from glscl.options import main
-from glscl.streams import Unbreakable
-from glscl.train_head.interrupts import interrupts_deferred
+from glscl.commands.options import main
+from glscl.commands.streams import Unbreakable
+from glscl.train_head.deferred_signals import interrupts_deferred
 
 
 def pipe_without_reader():
@@ -62,8 +62,10 @@ def test_streams_that_were_closed_from_the_start_stop_nothing(small_cache):
 
 
 def test_no_file_gets_the_number_of_a_standard_stream_that_is_closed():
-    program = "from glscl.streams import standard_streams\nwith standard_streams(): print(open('/dev/null').fileno())"
-    done = subprocess.run(["sh", "-c", '"$@" <&- 2>&-', "sh", sys.executable, "-c", program], capture_output=True, text=True)
+    program = "from glscl.commands.streams import standard_streams\nwith standard_streams(): print(open('/dev/null').fileno())"
+    done = subprocess.run(
+        ["sh", "-c", '"$@" <&- 2>&-', "sh", sys.executable, "-c", program], capture_output=True, text=True
+    )
     assert int(done.stdout) > 2
 
 
@@ -71,7 +73,9 @@ def test_no_file_gets_the_number_of_a_standard_stream_that_is_closed():
 @pytest.mark.parametrize("nohup", [False, True], ids=["terminal closed", "nohup"])
 def test_a_closed_terminal_stops_like_ctrl_c_unless_that_is_ignored(nohup, small_cache, monkeypatch, capsys):
     cache = small_cache().fill().path
-    monkeypatch.setattr("glscl.cache.verification.verify", lambda *_, **__: signal.raise_signal(signal.SIGHUP) or [])
+    monkeypatch.setattr(
+        "glscl.cache.upkeep.verification.verify", lambda *_, **__: signal.raise_signal(signal.SIGHUP) or []
+    )
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
     try:
         assert main(cli.app, ["inspect", str(cache), "--verify"]) == (0 if nohup else 130)

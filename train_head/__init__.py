@@ -1,0 +1,28 @@
+"""From cached features to a trained head.
+
+In reading order:
+    recipes           settings by dataset, as published
+    heads/            the heads, by name
+    settings          what a training can be told
+    run_record        what stands in run.json, checked field by field
+    checkpoint        a run folder: record and weights
+    holdout           the part of the training data that chooses the epoch
+    losses            the contrastive loss
+    optim             parameter groups, AdamW, the learning rate
+    distributed       one batch over several processes
+    encode_chunks     large batches in bounded memory
+    compiling         the step as compiled code
+    learner           what is trained, and its batches
+    reports           what a training tells
+    determinism       seeds and kernels that repeat
+    deferred_signals  Ctrl-C between two steps
+    resume_state      taken up where it was stopped
+    finite_checks     a loss that is no number ends the training
+    loop              the training loop
+    train             a head on a cache, from the tables to the run folder
+
+Wings, which a training never loads:
+    sweeping/         a grid of trainings on one cache
+    finetuning/       the second pass: backbone and head, from pixels
+    importing/        checkpoints of public programs
+"""

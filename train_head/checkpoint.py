@@ -26,10 +26,10 @@ from torch.overrides import TorchFunctionMode
 
 from glscl.cache.files import dump_json, utf8_name, write_atomically
 from glscl.cache.fingerprint import differences
-from glscl.config import with_option
-from glscl.errors import CheckpointError, FingerprintError, NotFoundError
+from glscl.common.errors import CheckpointError, FingerprintError, NotFoundError
+from glscl.common.settings import with_option
 from glscl.train_head.heads import build_head
-from glscl.train_head.records import run_problem, short
+from glscl.train_head.run_record import run_problem, short
 
 if TYPE_CHECKING:
     from glscl.cache.store import Store
@@ -133,7 +133,9 @@ def load_run(
     tensors, _ = _load(path)
     for name, value in run["options"].items():
         if name.endswith("layers") and isinstance(value, int) and value > len(tensors):
-            raise CheckpointError(f"{path} does not fit the head: {name} is {value}, but it holds {len(tensors)} tensors")
+            raise CheckpointError(
+                f"{path} does not fit the head: {name} is {value}, but it holds {len(tensors)} tensors"
+            )
     try:
         with torch.device("meta"), _Unfilled():  # sizes alone: what run.json claims may not fit into any memory
             shapes = build_head(run["head"], embed_dim=run["embed_dim"], **run["options"]).state_dict()
@@ -193,7 +195,10 @@ class _Unfilled(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
         named = named or {}
-        if getattr(function, "__module__", None) == "torch.nn.init" or function in (torch.Tensor.normal_, torch.Tensor.uniform_):
+        if getattr(function, "__module__", None) == "torch.nn.init" or function in (
+            torch.Tensor.normal_,
+            torch.Tensor.uniform_,
+        ):
             return named["tensor"] if "tensor" in named else arguments[0]
         if function is torch.eye:
             return named["out"] if "out" in named else torch.empty(arguments[0], arguments[-1])
@@ -268,7 +273,9 @@ def extraction_with(store: Store, weights: Path | str) -> str:
     typed = store.header.get("provenance", {}).get("command", "")
     if not typed.startswith("glscl extract "):
         about = store.configuration
-        typed = f"glscl extract --dataset {about.get('dataset', 'NAME')} --annotations FILE --videos {videos_folder(store)}"
+        typed = (
+            f"glscl extract --dataset {about.get('dataset', 'NAME')} --annotations FILE --videos {videos_folder(store)}"
+        )
         typed += f" --backbone {shlex.quote(backbone_of(about)[0])}"
         if about.get("backbone", {}).get("preprocessing", {}).get("method") == "fast":
             typed += " --preprocess fast"

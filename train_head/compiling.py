@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from glscl.errors import UsageError
+from glscl.common.errors import UsageError
 
 
 def compiled(function: Callable[..., Any], device: torch.device, *, processes: int = 1) -> Callable[..., Any]:

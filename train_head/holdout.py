@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from glscl.cache.feature_table import FeatureTable
-from glscl.errors import UsageError
+from glscl.cache.table import FeatureTable
+from glscl.common.errors import UsageError
 
 FEWEST_VIDEOS = 20  # with fewer, a tenth says nothing
 _SHARE, _MOST = 0.1, 1000

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from glscl.cache.feature_table import FeatureTable
 from glscl.cache.schema import TextFeatures, VideoFeatures
+from glscl.cache.table import FeatureTable
 from glscl.train_head.checkpoint import save_weights
 from glscl.train_head.compiling import compiled
+from glscl.train_head.distributed import gather_items
+from glscl.train_head.encode_chunks import encode_in_pieces, piece_that_fits
 from glscl.train_head.heads.base import Head
 from glscl.train_head.losses import contrastive_loss
 from glscl.train_head.optim import parameter_groups
-from glscl.train_head.parallel import gather_items
-from glscl.train_head.pieces import encode_in_pieces, piece_that_fits
 
 _RESIDENT_SHARE = 0.6  # of a GPU's free memory that features may take
 
@@ -32,7 +32,7 @@ class ContrastiveStep(nn.Module):
 
     Args:
         head: what is trained.
-        piece: texts and videos encoded at once, see `glscl.train_head.pieces`; None is the whole batch.
+        piece: texts and videos encoded at once, see `glscl.train_head.encode_chunks`; None is the whole batch.
 
     Attributes:
         compute: what `forward` calls, `loss` or a compiled version of it.

@@ -20,17 +20,17 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast
 
-from glscl.cache.feature_table import FeatureTable
 from glscl.cache.sampler import CaptionSampler
-from glscl.train_head.finite import require_finite, require_finite_weights
+from glscl.cache.table import FeatureTable
+from glscl.train_head.deferred_signals import interrupts_deferred
+from glscl.train_head.determinism import deterministic, step_seed
+from glscl.train_head.distributed import make_accelerator
+from glscl.train_head.finite_checks import require_finite, require_finite_weights
 from glscl.train_head.heads.base import Head
-from glscl.train_head.interrupts import interrupts_deferred
 from glscl.train_head.learner import Learner
 from glscl.train_head.optim import build_optimizer, clamp_logit_scale, warmup_cosine
-from glscl.train_head.parallel import make_accelerator
-from glscl.train_head.repeatable import deterministic, step_seed
-from glscl.train_head.reporting import FitResult, Reporter, StepReport
-from glscl.train_head.standing import Standing, clear, save_epoch, save_standing, take_up
+from glscl.train_head.reports import FitResult, Reporter, StepReport
+from glscl.train_head.resume_state import Standing, clear, save_epoch, save_standing, take_up
 
 
 def fit(
@@ -71,7 +71,7 @@ def fit(
     Args:
         head: where to start.
         table: what to train on.
-        epochs, …, captions_per_video: see `glscl.train_head.config.TrainConfig`.
+        epochs, …, captions_per_video: see `glscl.train_head.settings.TrainConfig`.
         precision: "fp32", "bf16" or "fp16".
         device: where to train.
         validate: metrics of the head; called every `eval_every` epochs and after the last.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from glscl.errors import UsageError
+from glscl.common.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,19 +13,19 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 
-from glscl.cache.feature_table import FeatureTable, require_tokens
 from glscl.cache.store import Store
-from glscl.errors import FingerprintError, InputError, UsageError
+from glscl.cache.table import FeatureTable, require_tokens
+from glscl.common.errors import FingerprintError, InputError, UsageError
+from glscl.common.versions import versions
 from glscl.train_head.checkpoint import backbone_of, check_cache, read_run
-from glscl.train_head.config import TrainSettings, settings_from
 from glscl.train_head.heads import build_head, head_class, head_options
 from glscl.train_head.heads.base import Head
 from glscl.train_head.holdout import hold_out
 from glscl.train_head.learner import resident
 from glscl.train_head.loop import fit
-from glscl.train_head.reporting import Reporter, StepReport
-from glscl.train_head.standing import clear
-from glscl.versions import versions
+from glscl.train_head.reports import Reporter, StepReport
+from glscl.train_head.resume_state import clear
+from glscl.train_head.settings import TrainSettings, settings_from
 
 __all__ = ["Reporter", "StepReport", "Tables", "TrainResult", "Validate", "earlier_run", "fit", "start_head", "train"]
 
@@ -92,7 +92,7 @@ def train(
     Args:
         store: an open cache.
         out: the run folder; it must hold no run, unless `resume`.
-        settings: from `glscl.train_head.config.resolve`.
+        settings: from `glscl.train_head.settings.resolve`.
         device: where to train.
         validate: metrics of a head on a table; None keeps the last epoch as best.
         reporter: hears how it goes.

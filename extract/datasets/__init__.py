@@ -129,7 +129,7 @@ DATASETS: dict[str, DatasetEntry] = {
         protocols=("official", "mil-nce"),
     ),
     "demo": DatasetEntry(
-        module="glscl.extract.demo.corpus",
+        module="glscl.demo.corpus",
         help="The built-in corpus of rendered videos, made on the spot.",
         recipe="demo",
         fps=2.0,

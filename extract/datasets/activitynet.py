@@ -12,7 +12,7 @@ from pathlib import Path
 
 from glscl.cache.schema import Annotations, Expected
 from glscl.extract.datasets.base import AnnotationFolder, Gather, choose_protocol, choose_splits
-from glscl.extract.datasets.reading import (
+from glscl.extract.datasets.text_files import (
     check_id,
     member,
     number,

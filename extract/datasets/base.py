@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from glscl.cache.schema import Annotations, Expected, TextItem, VideoItem
-from glscl.errors import InputError, NotFoundError, UsageError
-from glscl.extract.datasets.reading import fold, is_clean, place, refuse, show
+from glscl.common.errors import InputError, NotFoundError, UsageError
+from glscl.extract.datasets.text_files import fold, is_clean, place, refuse, show
 from glscl.extract.datasets.video_files import VideoFiles
 
 SPLITS = ("train", "val", "test")

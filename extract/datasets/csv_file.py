@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from glscl.cache.schema import Annotations
-from glscl.errors import InputError, NotFoundError
+from glscl.common.errors import InputError, NotFoundError
 from glscl.extract.datasets.base import (
     SPLIT_NAMES,
     SPLITS,
@@ -26,7 +26,7 @@ from glscl.extract.datasets.base import (
     choose_splits,
     split_name,
 )
-from glscl.extract.datasets.reading import (
+from glscl.extract.datasets.text_files import (
     check_id,
     check_relative_path,
     clip_id,

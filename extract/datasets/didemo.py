@@ -14,7 +14,7 @@ from glscl.extract.datasets.base import (
     choose_splits,
     examples,
 )
-from glscl.extract.datasets.reading import check_id, member, read_json, read_lines
+from glscl.extract.datasets.text_files import check_id, member, read_json, read_lines
 
 SECONDS = 31.0
 SOURCE = (

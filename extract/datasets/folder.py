@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glscl.cache.schema import Annotations
-from glscl.errors import InputError, UsageError
+from glscl.common.errors import InputError, UsageError
 from glscl.extract.datasets.base import SPLIT_NAMES, Gather, carve, choose_protocol
 from glscl.extract.datasets.csv_file import carving_note, choose_present
-from glscl.extract.datasets.reading import read_lines
+from glscl.extract.datasets.text_files import read_lines
 from glscl.extract.datasets.video_files import VIDEO_EXTENSIONS, VideoFiles, split_extension
 
 

@@ -13,7 +13,7 @@ from glscl.extract.datasets.base import (
     choose_protocol,
     choose_splits,
 )
-from glscl.extract.datasets.reading import check_id, read_text, refuse, show
+from glscl.extract.datasets.text_files import check_id, read_text, refuse, show
 
 FILES = {
     "train": ("LSMDC16_annos_training.csv",),

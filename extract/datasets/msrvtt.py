@@ -19,7 +19,7 @@ from glscl.extract.datasets.base import (
     choose_splits,
     split_name,
 )
-from glscl.extract.datasets.reading import (
+from glscl.extract.datasets.text_files import (
     check_id,
     member,
     read_json,

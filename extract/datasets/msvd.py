@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from glscl.cache.schema import Annotations, Expected
-from glscl.errors import InputError
+from glscl.common.errors import InputError
 from glscl.extract.datasets.base import (
     SPLITS,
     AnnotationFolder,
@@ -17,7 +17,7 @@ from glscl.extract.datasets.base import (
     choose_protocol,
     choose_splits,
 )
-from glscl.extract.datasets.reading import (
+from glscl.extract.datasets.text_files import (
     check_id,
     check_memo,
     read_bytes,

@@ -13,7 +13,7 @@ from glscl.extract.datasets.base import (
     choose_protocol,
     choose_splits,
 )
-from glscl.extract.datasets.reading import (
+from glscl.extract.datasets.text_files import (
     check_id,
     member,
     read_json,

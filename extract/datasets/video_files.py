@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from glscl.errors import InputError, NotFoundError
+from glscl.common.errors import InputError, NotFoundError
 
 _EXTENSIONS = """
 264 265 3g2 3gp 3gpp amv asf avi avs divx dv f4v flv gif h264 h265 hevc ivf m1v m2ts m2v m4v mjpeg mjpg mkv mov mp2v

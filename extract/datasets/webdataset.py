@@ -14,12 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from glscl.cache.archives import check_unpacked
 from glscl.cache.schema import Annotations
-from glscl.errors import GlsclError, InputError, NotFoundError, StorageError
+from glscl.common.archive_limits import check_unpacked
+from glscl.common.errors import GlsclError, InputError, NotFoundError, StorageError
 from glscl.extract.datasets.base import SPLIT_NAMES, choose_protocol, examples, split_name
 from glscl.extract.datasets.csv_file import Entry, Row, gather_rows
-from glscl.extract.datasets.reading import check_relative_path, parse_json, refuse, show
+from glscl.extract.datasets.text_files import check_relative_path, parse_json, refuse, show
 from glscl.extract.datasets.video_files import VIDEO_EXTENSIONS, VideoFiles
 
 SHARDS = (".tar", ".tar.gz", ".tgz")

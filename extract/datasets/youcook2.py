@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glscl.cache.schema import Annotations, Expected
-from glscl.errors import InputError
+from glscl.common.errors import InputError
 from glscl.extract.datasets.base import (
     AnnotationFolder,
     Gather,
@@ -18,7 +18,7 @@ from glscl.extract.datasets.base import (
     choose_splits,
     examples,
 )
-from glscl.extract.datasets.reading import (
+from glscl.extract.datasets.text_files import (
     check_id,
     clip_id,
     member,

@@ -59,7 +59,10 @@ def test_a_patient_measure_scores_the_whole_gallery_and_an_impatient_one_a_part(
 
 
 def test_peak_memory_sees_what_was_freed_before_the_end(heads):
-    with heads.peak_memory() as peak, mmap.mmap(-1, 40 << 20) as taken:  # not through malloc, which may hold as much from before
+    with (
+        heads.peak_memory() as peak,
+        mmap.mmap(-1, 40 << 20) as taken,
+    ):  # not through malloc, which may hold as much from before
         for _ in range(40):
             taken.write(b"x" * (1 << 20))
     assert (30 << 20) < peak.bytes < (120 << 20)

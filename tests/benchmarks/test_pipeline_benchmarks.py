@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glscl.cache.feature_table import FeatureTable
 from glscl.cache.formats import STORES
 from glscl.cache.store import open_store
-from glscl.cache.verification import verify_commit
+from glscl.cache.table import FeatureTable
+from glscl.cache.upkeep.verification import verify_commit
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

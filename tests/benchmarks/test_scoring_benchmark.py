@@ -21,7 +21,9 @@ def test_the_plain_algorithm_gives_the_scores_of_ours_also_where_tiles_are_cut(s
     torch.manual_seed(0)
     head = build_head("glscl", embed_dim=16).eval().requires_grad_(False)
     table = scoring.made_up_table(20, dim=16, device=CPU)
-    torch.testing.assert_close(scoring.PlainGlscl(head).matrix(table), similarity_matrix(head, table), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        scoring.PlainGlscl(head).matrix(table), similarity_matrix(head, table), atol=1e-5, rtol=0
+    )
 
 
 @torch.no_grad()
@@ -45,7 +47,9 @@ def test_growth_is_fitted_as_a_power_law(scoring):
 def test_the_note_has_both_algorithms_the_agreement_and_the_growth(scoring, capsys):
     scoring.main(["--quick", "--dim", "16", "--size", "32"])
     note = capsys.readouterr().out
-    assert note.startswith("# Scoring a gallery") and "`python benchmarks/scoring.py --quick --dim 16 --size 32`" in note
+    assert (
+        note.startswith("# Scoring a gallery") and "`python benchmarks/scoring.py --quick --dim 16 --size 32`" in note
+    )
     assert "Largest difference" in note and "peak memory" in note and "The target is a ratio of 200" in note
     assert "* plain: seconds grow as size^" in note and "* ours: seconds grow as size^" in note
     rows = [line for line in note.splitlines() if line.startswith(("| plain", "| ours"))]

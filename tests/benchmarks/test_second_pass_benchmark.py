@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from glscl.cache.schema import Annotations, TextItem, VideoItem
-from glscl.errors import UsageError
-from glscl.extract.encoder import Backbone
+from glscl.common.errors import UsageError
+from glscl.extract.backbone.encoder import Backbone
+from glscl.extract.decode.sampling import Sampling
 from glscl.extract.pipeline import extract
-from glscl.extract.sampling import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +20,20 @@ def study(benchmark_script):
 
 
 def line(arm, seed, there, back, **settings):
-    numbers = {d: {"R@1": r, "R@5": 50.0, "R@10": 60.0, "MnR": 9.0} for d, r in (("text_to_video", there), ("video_to_text", back))}
+    numbers = {
+        d: {"R@1": r, "R@5": 50.0, "R@10": 60.0, "MnR": 9.0}
+        for d, r in (("text_to_video", there), ("video_to_text", back))
+    }
     about = {"date": "2026-01-01", "device": "cpu", "threads": 1, "torch": "2", "cache_fingerprint": "abc"}
-    of_run = {"arm": arm, "settings": settings, "seed": seed, "epochs": 2, "best_epoch": 1, "cpu_seconds": 2.0, "tags": {}}
+    of_run = {
+        "arm": arm,
+        "settings": settings,
+        "seed": seed,
+        "epochs": 2,
+        "best_epoch": 1,
+        "cpu_seconds": 2.0,
+        "tags": {},
+    }
     return {**of_run, **numbers, "validation": numbers, **about}
 
 
@@ -41,7 +52,9 @@ def test_settings_that_are_the_demos_own_are_no_variant(study):
 
 
 def test_the_note_compares_runs_of_the_same_seed_and_the_same_settings(study):
-    lines = [line("frozen", s, 30.0 + s, 60.0) for s in (0, 1)] + [line("trained on", s, 31.0 + s, 59.0) for s in (0, 1)]
+    lines = [line("frozen", s, 30.0 + s, 60.0) for s in (0, 1)] + [
+        line("trained on", s, 31.0 + s, 59.0) for s in (0, 1)
+    ]
     lines += [line("second pass", s, 33.0 + 2 * s, 62.0) for s in (0, 1)] + [line("second pass", 0, 1.0, 1.0, lr=1.0)]
     note = study.note(lines)
     assert "| `second pass` | 2 | 34.0 ± 1.4 | 50.0 ± 0.0 |" in note
@@ -64,16 +77,23 @@ def test_the_command_prints_the_note_of_a_results_file(tmp_path, study, capsys, 
 
 def test_each_arm_is_one_line_and_both_ways_start_from_the_same_head(tmp_path, study, make_video, monkeypatch):
     splits = ["train"] * 5 + ["val"] * 2 + ["test"] * 2
-    videos = [VideoItem(f"v{i}", split, str(make_video(tmp_path / f"{i}.mp4", frames=8, seed=i))) for i, split in enumerate(splits)]
-    texts = [TextItem(f"v{i}#{k}", f"v{i}", split, f"a red circle {k}") for i, split in enumerate(splits) for k in (0, 1)]
+    videos = [
+        VideoItem(f"v{i}", split, str(make_video(tmp_path / f"{i}.mp4", frames=8, seed=i)))
+        for i, split in enumerate(splits)
+    ]
+    texts = [
+        TextItem(f"v{i}#{k}", f"v{i}", split, f"a red circle {k}") for i, split in enumerate(splits) for k in (0, 1)
+    ]
     annotations = Annotations(dataset="demo", videos=videos, texts=texts)
     cache = tmp_path / "demo" / "cache"
     extract(annotations, cache, backbone=Backbone.load("demo"), sampling=Sampling(fps=1.0), dtype="float32", workers=1)
     begun = []
     taken = study.load_run
     monkeypatch.setattr(study, "load_run", lambda start: begun.append(start) or taken(start))
-    monkeypatch.setattr(study, "finetune", lambda *a, start, **k: begun.append(start) or study_finetune(*a, start=start, **k))
-    study_finetune = sys.modules["glscl.train_head.finetune"].finetune
+    monkeypatch.setattr(
+        study, "finetune", lambda *a, start, **k: begun.append(start) or study_finetune(*a, start=start, **k)
+    )
+    study_finetune = sys.modules["glscl.train_head.finetuning.finetune"].finetune
     results = tmp_path / "results.jsonl"
     command = ["second_pass.py", str(tmp_path / "demo"), "--seeds", "1", "--quick", "--results", str(results)]
     for more in (["--at-most", "2"], ["--at-most", "9"], ["--at-most", "9"]):  # the last has nothing left to do

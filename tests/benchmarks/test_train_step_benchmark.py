@@ -58,9 +58,14 @@ def test_one_window_measures_memory_without_a_profile_and_the_recipe_runs(train_
 def test_other_manners_are_set_beside_the_first(train_step, capsys):
     train_step.main(["--quick", "--dim", "16", "--heads", "projection, seq_transf", "--batch", "4", "--also", "bf16"])
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| `")]
-    assert [[cell.strip() for cell in row[:2]] for row in rows[2:]] == [["`projection`", "bf16"], ["`seq_transf`", "bf16"]]
+    assert [[cell.strip() for cell in row[:2]] for row in rows[2:]] == [
+        ["`projection`", "bf16"],
+        ["`seq_transf`", "bf16"],
+    ]
     plain, other, ratio = float(rows[0][1].replace(",", "")), *(float(cell.replace(",", "")) for cell in rows[2][2:4])
-    assert other / plain == pytest.approx(ratio, rel=0.02) and all(float(row[5].replace(",", "")) >= 0 for row in rows[2:])
+    assert other / plain == pytest.approx(ratio, rel=0.02) and all(
+        float(row[5].replace(",", "")) >= 0 for row in rows[2:]
+    )
     with pytest.raises(SystemExit):
         train_step.main(["--also", "magic"])
     assert "--also takes compile, bf16" in capsys.readouterr().err

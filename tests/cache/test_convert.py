@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import zarr
 
-from glscl.cache.convert import convert
-from glscl.cache.feature_table import FeatureTable
-from glscl.cache.layout import LAYOUT
 from glscl.cache.schema import STREAMS
+from glscl.cache.shard_arrays import LAYOUT
 from glscl.cache.store import Store, open_store
-from glscl.cache.summary import summarise
-from glscl.cache.verification import verify
-from glscl.errors import CacheFormatError, CacheIncompleteError, StorageError, UsageError
+from glscl.cache.table import FeatureTable
+from glscl.cache.upkeep.convert import convert
+from glscl.cache.upkeep.summary import summarise
+from glscl.cache.upkeep.verification import verify
+from glscl.common.errors import CacheFormatError, CacheIncompleteError, StorageError, UsageError
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -71,7 +71,7 @@ def test_nothing_is_overwritten_and_nothing_half_is_left(small_cache, tmp_path, 
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("glscl.cache.hdf5_store.Hdf5Shards.write_groups", staticmethod(full))
+    monkeypatch.setattr("glscl.cache.formats.hdf5_store.Hdf5Shards.write_groups", staticmethod(full))
     before = sorted(os.listdir(tmp_path))
     with pytest.raises(StorageError, match="the disk is full"):
         convert(store, tmp_path / "x.h5")

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glscl.cache.feature_table import FeatureTable, frame_positions
-from glscl.errors import InputError, UsageError
+from glscl.cache.table import FeatureTable, frame_positions
+from glscl.common.errors import InputError, UsageError
 
 
 @pytest.mark.parametrize("format", ["zarr", "hdf5"])
@@ -125,4 +125,6 @@ def test_the_whole_cache_is_the_splits_one_after_another(small_cache):
     parts = [FeatureTable.load(store, split) for split in store.splits]
     assert whole.video_ids == [v for part in parts for v in part.video_ids]
     assert whole.captions == [c for part in parts for c in part.captions]
-    assert whole.video_of_text.tolist() == parts[0].video_of_text.tolist() + [6 + i for i in parts[1].video_of_text.tolist()]
+    assert whole.video_of_text.tolist() == parts[0].video_of_text.tolist() + [
+        6 + i for i in parts[1].video_of_text.tolist()
+    ]

@@ -11,7 +11,7 @@ import pytest
 from glscl.cache import files
 from glscl.cache.files import put_if_absent
 from glscl.cache.store import open_store
-from glscl.cache.verification import verify
+from glscl.cache.upkeep.verification import verify
 
 
 @pytest.fixture(params=["links", "rename", "neither"])
@@ -56,7 +56,9 @@ def test_a_name_that_a_killed_writer_reserved_is_given_to_the_next(file_system, 
 class Killed(BaseException): ...
 
 
-def test_a_cache_whose_writer_died_within_any_commit_is_read_and_finished(file_system, small_cache, tmp_path, monkeypatch):
+def test_a_cache_whose_writer_died_within_any_commit_is_read_and_finished(
+    file_system, small_cache, tmp_path, monkeypatch
+):
     monkeypatch.setattr(files, "RESERVED_SECONDS", 0.02)
     made, replace, dies = small_cache("hdf5", videos=4, captions=1), os.replace, [True]
 

@@ -20,7 +20,9 @@ def test_order_of_keys_does_not_matter(configuration):
 
 @given(st.dictionaries(st.text(), JSON, max_size=4), st.dictionaries(st.text(), JSON, max_size=4))
 def test_differences_are_empty_exactly_when_configurations_are_equal(a, b):
-    assert (differences(a, b) == []) == ({k: v for k, v in a.items() if v is not None} == {k: v for k, v in b.items() if v is not None} or a == b)
+    assert (differences(a, b) == []) == (
+        {k: v for k, v in a.items() if v is not None} == {k: v for k, v in b.items() if v is not None} or a == b
+    )
 
 
 def test_every_part_of_the_annotations_counts_but_the_path_does_not():

@@ -9,11 +9,11 @@ import h5py
 import numpy as np
 import pytest
 
-from glscl.cache.hdf5_checks import check_dataset
+from glscl.cache.formats.hdf5_checks import check_dataset
 from glscl.cache.store import open_store
-from glscl.cache.verification import verify
-from glscl.errors import CacheCorruptError, InputError
-from glscl.extract.feature_files import open_arrays
+from glscl.cache.upkeep.verification import verify
+from glscl.common.errors import CacheCorruptError, InputError
+from glscl.extract.importing.feature_files import open_arrays
 
 SHAPE, CHUNK = (50, 8), (20, 8)
 PACKED = {
@@ -94,7 +94,13 @@ def test_a_chunk_that_unpacks_to_very_much_takes_no_more_memory_than_it_should(t
 
 
 def test_chunks_larger_than_they_could_ever_be_filled_are_refused(tmp_path):
-    make(tmp_path / "a.h5", values=np.zeros((1, 8), np.float32), chunks=(1 << 24, 8), maxshape=(None, 8), compression="gzip")
+    make(
+        tmp_path / "a.h5",
+        values=np.zeros((1, 8), np.float32),
+        chunks=(1 << 24, 8),
+        maxshape=(None, 8),
+        compression="gzip",
+    )
     with h5py.File(tmp_path / "a.h5", "r+") as file:
         file["a"].id.write_direct_chunk((0, 0), zlib.compress(b""))
     refused(tmp_path / "a.h5", "claims 536870912 bytes")

@@ -8,15 +8,15 @@ import sys
 
 import pytest
 
-from glscl.cache.convert import convert
 from glscl.cache.store import open_store
+from glscl.cache.upkeep.convert import convert
 
 PROGRAM = """
 import os, resource, signal, sys
 from pathlib import Path
-from glscl.cache.convert import convert
+from glscl.cache.upkeep.convert import convert
 from glscl.cache.store import open_store
-from glscl.errors import StorageError
+from glscl.common.errors import StorageError
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store, out, size = open_store(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glscl.cache.layout import pack_strings, unpack_strings
-from glscl.errors import CacheCorruptError
+from glscl.cache.shard_arrays import pack_strings, unpack_strings
+from glscl.common.errors import CacheCorruptError
 
 ANY = st.characters() | st.characters(categories=["Cs"])  # halves of surrogate pairs, as from odd file names, too
 

@@ -15,7 +15,7 @@ import time
 import pytest
 
 from glscl.cache.lock import hold, locks
-from glscl.errors import CacheBusyError, StorageError
+from glscl.common.errors import CacheBusyError, StorageError
 
 HOLDER = """
 import sys, time

@@ -9,12 +9,12 @@ import os
 import numpy as np
 import pytest
 
-from glscl.cache.convert import convert
 from glscl.cache.creation import create_store
-from glscl.cache.merge import merge
 from glscl.cache.store import open_store
-from glscl.cache.verification import verify
-from glscl.errors import CacheCorruptError, CacheFormatError, CacheIncompleteError, FingerprintError, UsageError
+from glscl.cache.upkeep.convert import convert
+from glscl.cache.upkeep.merge import merge
+from glscl.cache.upkeep.verification import verify
+from glscl.common.errors import CacheCorruptError, CacheFormatError, CacheIncompleteError, FingerprintError, UsageError
 
 
 @pytest.fixture(params=["zarr", "hdf5"])
@@ -147,4 +147,6 @@ def test_the_merged_cache_says_how_it_is_finished(small_cache, format, tmp_path)
     create_store(made.path, dataclasses.replace(made.spec, provenance={"command": command}), format)
     with pytest.raises(CacheIncompleteError, match=f"glscl extract --dataset made --out {tmp_path}/merged --fps 2"):
         merge([made.path], tmp_path / "merged")
-    assert json.loads((tmp_path / "merged" / "store.json").read_text())["fingerprint"] == open_store(made.path).fingerprint
+    assert (
+        json.loads((tmp_path / "merged" / "store.json").read_text())["fingerprint"] == open_store(made.path).fingerprint
+    )

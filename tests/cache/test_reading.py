@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from glscl.cache import reading
-from glscl.cache.blocks import Blocks
-from glscl.cache.feature_table import FeatureTable
-from glscl.cache.rows import RawRows
+from glscl.cache.formats.blocks import Blocks
+from glscl.cache.formats.rows import RawRows
 from glscl.cache.store import open_store
-from glscl.errors import CacheCorruptError
+from glscl.cache.table import FeatureTable
+from glscl.common.errors import CacheCorruptError
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,9 @@ def test_pieces_read_by_threads_are_what_was_written(made):
         found = store.arrays(stream, raw=True)
         for name in ("values", "pooled", "token_ids", "times", "status", "video_index", "text_bytes"):
             if name in found:
-                np.testing.assert_array_equal(found[name], np.concatenate([arrays[name] for arrays in whole]), err_msg=name)
+                np.testing.assert_array_equal(
+                    found[name], np.concatenate([arrays[name] for arrays in whole]), err_msg=name
+                )
 
 
 @pytest.mark.parametrize("every", [1, 2, 7, 1000])
@@ -107,7 +109,7 @@ def test_a_table_keeps_only_the_tokens_of_captions_that_have_a_video(made):
 @pytest.mark.parametrize("rows", [1, 4, 30])
 def test_an_array_of_several_chunks_is_read_across_their_bounds(made, tmp_path, rows, monkeypatch):
     values = np.arange(90, dtype=np.int32).reshape(30, 3)
-    monkeypatch.setattr("glscl.cache.blocks.MAX_CHUNK_BYTES", 12 * rows)
+    monkeypatch.setattr("glscl.cache.formats.blocks.MAX_CHUNK_BYTES", 12 * rows)
     format = open_store(made.path).format
     format.write(tmp_path / "shard", {"values": Blocks(values.shape, values.dtype, lambda: iter([values]))}, {})
     reader = format.rows(tmp_path / "shard", ["values"])["values"]

@@ -11,11 +11,11 @@ import pytest
 
 from glscl import cli
 from glscl.cache.lock import hold, locks
-from glscl.cache.repair import repair
 from glscl.cache.store import open_store
-from glscl.cache.verification import verify
-from glscl.errors import CacheBusyError, UsageError
-from glscl.options import main
+from glscl.cache.upkeep.repair import repair
+from glscl.cache.upkeep.verification import verify
+from glscl.commands.options import main
+from glscl.common.errors import CacheBusyError, UsageError
 
 FORMATS = pytest.mark.parametrize("format", ["zarr", "hdf5"])
 
@@ -224,7 +224,7 @@ def test_a_cache_that_is_being_written_is_left_alone(small_cache):
 
 
 def test_a_flat_file_is_refused(small_cache, tmp_path):
-    from glscl.cache.convert import convert
+    from glscl.cache.upkeep.convert import convert
 
     flat = convert(small_cache("zarr").fill(), tmp_path / "flat.h5")
     with pytest.raises(UsageError, match="convert"):
@@ -256,7 +256,9 @@ PIECES = {"logit_scale": np.array([2.5], np.float32), "weight": np.arange(64, dt
         ("backbone/pieces.safetensors", b'"__metadata__', b'"__netadata__'),
     ],
 )
-def test_a_damaged_plan_or_backbone_is_found_and_the_next_extraction_writes_it_again(small_cache, file, find, put, capsys):
+def test_a_damaged_plan_or_backbone_is_found_and_the_next_extraction_writes_it_again(
+    small_cache, file, find, put, capsys
+):
     cache = small_cache("zarr")
     cache.fill().write_backbone_pieces(PIECES)
     before, path = files(cache.path), cache.path / file

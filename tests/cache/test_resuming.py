@@ -9,7 +9,7 @@ import pytest
 
 from glscl.cache.resuming import going_on
 from glscl.cache.store import open_store
-from glscl.errors import CacheIncompleteError
+from glscl.common.errors import CacheIncompleteError
 
 
 @pytest.mark.parametrize(

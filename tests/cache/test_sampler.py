@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glscl.cache.sampler import CaptionSampler
-from glscl.errors import InputError, UsageError
+from glscl.common.errors import InputError, UsageError
 
 corpora = st.lists(st.integers(1, 12), min_size=1, max_size=40)  # captions of each video
 

@@ -18,16 +18,15 @@ import numpy as np
 import pytest
 import torch
 
-from glscl.cache import hdf5_store
 from glscl.cache import store as store_module
-from glscl.cache.blocks import chunk_shape
 from glscl.cache.creation import create_store
-from glscl.cache.formats import STORES
-from glscl.cache.layout import LAYOUT, decode_features, encode_features
+from glscl.cache.formats import STORES, hdf5_store
+from glscl.cache.formats.blocks import chunk_shape
 from glscl.cache.schema import Annotations, TextItem, VideoItem
+from glscl.cache.shard_arrays import LAYOUT, decode_features, encode_features
 from glscl.cache.store import open_store
-from glscl.cache.verification import verify, verify_commit
-from glscl.errors import (
+from glscl.cache.upkeep.verification import verify, verify_commit
+from glscl.common.errors import (
     CacheCorruptError,
     CacheFormatError,
     CacheIncompleteError,
@@ -103,7 +102,7 @@ def test_uncompressed_arrays_are_mapped_not_copied(small_cache, format):
 
 
 def test_an_array_larger_than_one_chunk_is_read_whole(small_cache, format, monkeypatch):
-    monkeypatch.setattr("glscl.cache.blocks.MAX_CHUNK_BYTES", 40)
+    monkeypatch.setattr("glscl.cache.formats.blocks.MAX_CHUNK_BYTES", 40)
     made = small_cache(format)
     made.fill()
     store = open_store(made.path)
@@ -113,9 +112,16 @@ def test_an_array_larger_than_one_chunk_is_read_whole(small_cache, format, monke
 
 
 def test_chunks_of_a_large_array_are_of_equal_size(monkeypatch):
-    monkeypatch.setattr("glscl.cache.blocks.MAX_CHUNK_BYTES", 40)
+    monkeypatch.setattr("glscl.cache.formats.blocks.MAX_CHUNK_BYTES", 40)
     shapes = {(n, 2): chunk_shape((n, 2), np.dtype(np.float16)) for n in (0, 1, 10, 11, 21, 100)}
-    assert shapes == {(0, 2): (1, 2), (1, 2): (1, 2), (10, 2): (10, 2), (11, 2): (6, 2), (21, 2): (7, 2), (100, 2): (10, 2)}
+    assert shapes == {
+        (0, 2): (1, 2),
+        (1, 2): (1, 2),
+        (10, 2): (10, 2),
+        (11, 2): (6, 2),
+        (21, 2): (7, 2),
+        (100, 2): (10, 2),
+    }
     assert chunk_shape((3, 50), np.dtype(np.float16)) == (1, 50)
 
 
@@ -324,8 +330,11 @@ def test_an_output_that_cannot_be_made_is_named(tmp_path, small_cache):
 def test_every_flipped_bit_of_the_data_is_found(small_cache, format, stream):
     store = small_cache(format).fill()
     shard = store.path / store.commits(stream)[0].path
-    files = [shard] if shard.is_file() else sorted(p for p in shard.rglob("c/*") if p.is_file()) + sorted(
-        p for p in shard.rglob("c/0/0") if p.is_file()
+    files = (
+        [shard]
+        if shard.is_file()
+        else sorted(p for p in shard.rglob("c/*") if p.is_file())
+        + sorted(p for p in shard.rglob("c/0/0") if p.is_file())
     )
     rng = np.random.default_rng(0)
     mapped = {name: reader.map() for name, reader in store.format.rows(shard, list(LAYOUT[stream])).items()}
@@ -394,10 +403,16 @@ def test_features_that_are_not_finite_are_refused_by_name(small_cache):
 
 
 def test_bfloat16_rounds_as_torch_does():
-    values = np.concatenate([np.random.default_rng(0).standard_normal(2000), [0.0, -0.0, 65504, 1e-38]]).astype(np.float32)
+    values = np.concatenate([np.random.default_rng(0).standard_normal(2000), [0.0, -0.0, 65504, 1e-38]]).astype(
+        np.float32
+    )
     expected = torch.from_numpy(values).bfloat16()
-    np.testing.assert_array_equal(encode_features(values, "bfloat16"), expected.view(torch.int16).numpy().view(np.uint16))
-    np.testing.assert_array_equal(decode_features(encode_features(values, "bfloat16"), "bfloat16"), expected.float().numpy())
+    np.testing.assert_array_equal(
+        encode_features(values, "bfloat16"), expected.view(torch.int16).numpy().view(np.uint16)
+    )
+    np.testing.assert_array_equal(
+        decode_features(encode_features(values, "bfloat16"), "bfloat16"), expected.float().numpy()
+    )
 
 
 def test_a_killed_writer_leaves_a_cache_that_the_next_one_completes(small_cache, format, tmp_path):

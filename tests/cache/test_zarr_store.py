@@ -10,8 +10,8 @@ import pytest
 import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
+from glscl.cache.formats.zarr_store import ZarrShards
 from glscl.cache.store import open_store
-from glscl.cache.zarr_store import ZarrShards
 
 VALUES = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
 
@@ -38,7 +38,9 @@ def test_arrays_that_other_programs_wrote_are_read_however_they_lie(tmp_path, op
 @pytest.mark.parametrize("checksums", [[], [Crc32cCodec()], [Crc32cCodec(), Crc32cCodec()]])
 def test_plain_arrays_are_mapped_with_and_without_checksums(tmp_path, checksums):
     group = zarr.create_group(tmp_path / "shard", zarr_format=3)
-    group.create_array("values", shape=VALUES.shape, dtype=VALUES.dtype, chunks=VALUES.shape, compressors=checksums)[...] = VALUES
+    group.create_array("values", shape=VALUES.shape, dtype=VALUES.dtype, chunks=VALUES.shape, compressors=checksums)[
+        ...
+    ] = VALUES
     found = ZarrShards.rows(tmp_path / "shard", ["values"])["values"].map()
     assert isinstance(found, np.memmap)
     np.testing.assert_array_equal(found, VALUES)
@@ -57,7 +59,7 @@ def test_a_cache_of_ours_is_opened_and_read_without_importing_zarr(small_cache):
     program = (
         "import sys\n"
         "from glscl.cache.store import open_store\n"
-        "from glscl.cache.summary import summarise\n"
+        "from glscl.cache.upkeep.summary import summarise\n"
         f"store = open_store({str(made.path)!r})\n"
         "summarise(store), store.arrays('text'), store.arrays('video'), store.captions()\n"
         "print('zarr' in sys.modules)"

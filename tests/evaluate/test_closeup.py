@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glscl.cache.feature_table import FeatureTable
 from glscl.cache.schema import TextFeatures, VideoFeatures
-from glscl.evaluate.attention import ATTENTION, COSINE, FIXED, frame_weights
-from glscl.evaluate.closeup import examine
+from glscl.cache.table import FeatureTable
+from glscl.evaluate.evaluated_run import open_cache_of, read_evaluated
 from glscl.evaluate.neighbours import nearest_neighbours, occurrences, skewness
-from glscl.evaluate.runs import open_cache_of, read_evaluated
+from glscl.evaluate.report.attention import ATTENTION, COSINE, FIXED, frame_weights
+from glscl.evaluate.report.closeup import examine
 from glscl.evaluate.similarity import similarity_matrix
 from glscl.train_head.heads import HEAD_NAMES, build_head
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glscl.errors import InputError, UsageError
-from glscl.evaluate.compare import (
+from glscl.common.errors import InputError, UsageError
+from glscl.evaluate.compare.paired import (
     METRICS,
     Change,
     common_queries,

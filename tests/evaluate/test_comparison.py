@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glscl.errors import InputError, NotFoundError
-from glscl.evaluate.compare import paired_test
-from glscl.evaluate.comparison import compare_runs
-from glscl.evaluate.runs import RunForReport, open_cache_of, read_evaluated, with_distinct_names
-from glscl.evaluate.tables import DIRECTIONS, SHOWN, STYLES, render
+from glscl.common.errors import InputError, NotFoundError
+from glscl.evaluate.compare.comparison import compare_runs
+from glscl.evaluate.compare.paired import paired_test
+from glscl.evaluate.evaluated_run import RunForReport, open_cache_of, read_evaluated, with_distinct_names
+from glscl.evaluate.result_tables import DIRECTIONS, SHOWN, STYLES, render
 
 
 @pytest.fixture
@@ -254,7 +254,7 @@ def test_every_table_with_a_test_selected_run_marks_it_in_every_style(runs, styl
 def glscl(capsys):
     """The command line in this process: arguments -> (status, standard output, standard error)."""
     from glscl import cli
-    from glscl.options import main
+    from glscl.commands.options import main
 
     def run(*arguments):
         status = main(cli.app, [str(argument) for argument in arguments])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glscl.errors import InputError, UsageError
+from glscl.common.errors import InputError, UsageError
 from glscl.evaluate.confidence import METRICS, confidence_95, confidence_of_directions, resampled_metrics
 from glscl.evaluate.metrics import retrieval_ranks, summarise
 

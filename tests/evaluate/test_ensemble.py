@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from glscl.cache.feature_table import FeatureTable
-from glscl.errors import FingerprintError, UsageError
+from glscl.cache.table import FeatureTable
+from glscl.common.errors import FingerprintError, UsageError
 from glscl.evaluate.ensemble import Ensemble, evaluate_ensemble
 from glscl.evaluate.evaluation import evaluate_run
 from glscl.evaluate.hubness import normalised_ranks
 from glscl.evaluate.metrics import retrieval_metrics, summarise
 from glscl.evaluate.similarity import ranks, similarity_matrix
 from glscl.train_head.checkpoint import load_run, read_run, write_run
-from glscl.train_head.config import TrainConfig, resolve
 from glscl.train_head.heads import HEADS, build_head
+from glscl.train_head.settings import TrainConfig, resolve
 from glscl.train_head.train import train
 
 SMALL = {"queries": 2, "decoder_layers": 1, "aggregator_layers": 1, "layers": 1}

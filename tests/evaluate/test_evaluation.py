@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from glscl.cache.feature_table import FeatureTable
-from glscl.errors import FingerprintError, InputError, NonFiniteError, UsageError
+from glscl.cache.table import FeatureTable
+from glscl.common.errors import FingerprintError, InputError, NonFiniteError, UsageError
 from glscl.evaluate import evaluation
 from glscl.evaluate.evaluation import (
     ZERO_SHOT_HEADS,
@@ -22,8 +22,8 @@ from glscl.evaluate.evaluation import (
 from glscl.evaluate.hubness import NORMALISATIONS, normalised_ranks
 from glscl.evaluate.metrics import retrieval_metrics, summarise
 from glscl.evaluate.similarity import similarity_matrix
-from glscl.train_head.config import TrainConfig, resolve
 from glscl.train_head.heads import build_head
+from glscl.train_head.settings import TrainConfig, resolve
 from glscl.train_head.train import train
 
 CONTRACT = {

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from glscl.cache.feature_table import FeatureTable
-from glscl.errors import NonFiniteError, UsageError
-from glscl.evaluate.export import export_vectors, vectors_of
+from glscl.cache.table import FeatureTable
+from glscl.common.errors import NonFiniteError, UsageError
+from glscl.evaluate.exporting.vectors import export_vectors, vectors_of
 from glscl.evaluate.similarity import similarity_matrix
 from glscl.train_head.heads import HEADS, build_head
 
@@ -69,7 +69,7 @@ def test_dot_products_are_the_similarities(table, tmp_path, name, to):
 def test_batches_change_nothing(table, monkeypatch):
     built = head("seq_transf")
     whole = vectors_of(built, table)
-    monkeypatch.setattr("glscl.evaluate.export._BATCH", 3)
+    monkeypatch.setattr("glscl.evaluate.exporting.vectors._BATCH", 3)
     for name, values in vectors_of(built, table).items():
         torch.testing.assert_close(values, whole[name], atol=1e-6, rtol=0)
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glscl.errors import InputError, NonFiniteError, UsageError
+from glscl.common.errors import InputError, NonFiniteError, UsageError
 from glscl.evaluate.hubness import (
     NORMALISATIONS,
     OnlineNNN,
@@ -229,9 +229,7 @@ def test_several_captions_a_video_are_ranked_after_normalisation():
     r = np.random.RandomState(5)
     S, video_of_text = r.uniform(-1, 1, (12, 4)), np.array([3, 0, 0, 1, 1, 1, 3, 0, 2, 2, 2, 2])
     captions, videos = r.uniform(-1, 1, (9, 4)), r.uniform(-1, 1, (9, 12))
-    found = normalised_ranks(
-        "nnn", S, video_of_text, text_to_video={"bank": captions}, video_to_text={"bank": videos}
-    )
+    found = normalised_ranks("nnn", S, video_of_text, text_to_video={"bank": captions}, video_to_text={"bank": videos})
     expected = retrieval_ranks(nnn(S, captions), video_of_text, conventions=())
     columns = retrieval_ranks(nnn(S.T, videos).T, video_of_text)
     assert (found["text_to_video"] == expected["text_to_video"]).all()

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glscl.errors import InputError, NonFiniteError, UsageError
+from glscl.common.errors import InputError, NonFiniteError, UsageError
 from glscl.evaluate import metrics
 from glscl.evaluate.metrics import (
     pair,

@@ -6,9 +6,9 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from glscl.evaluate import plots
 from glscl.evaluate.confidence import confidence_95
 from glscl.evaluate.metrics import summarise
+from glscl.evaluate.report import plots
 
 NAMES = ["zero-shot", "glscl"]
 

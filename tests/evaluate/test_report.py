@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from glscl.cache.schema import VideoItem
-from glscl.errors import InputError
-from glscl.evaluate.closeup import examine
+from glscl.common.errors import InputError
+from glscl.evaluate.evaluated_run import RunForReport, open_cache_of, read_evaluated
 from glscl.evaluate.metrics import summarise
-from glscl.evaluate.report import write_report
-from glscl.evaluate.runs import RunForReport, open_cache_of, read_evaluated
-from glscl.evaluate.tables import SHOWN, interval, number
+from glscl.evaluate.report.closeup import examine
+from glscl.evaluate.report.page import write_report
+from glscl.evaluate.result_tables import SHOWN, interval, number
 
 VOID = {"meta", "br", "wbr", "img", "path", "use"}
 
@@ -307,7 +307,7 @@ def test_each_dataset_has_its_own_section(judged, tmp_path):
 
 
 def test_differences_from_the_first_run_are_those_of_the_paired_tests(full):
-    from glscl.evaluate.comparison import compare_runs
+    from glscl.evaluate.compare.comparison import compare_runs
 
     runs, _, page, _ = full
     against = compare_runs(runs, published=False, resamples=50).against[0]

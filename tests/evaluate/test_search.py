@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glscl.cache.feature_table import FeatureTable
 from glscl.cache.schema import TextFeatures
-from glscl.errors import InputError, NonFiniteError, UsageError
-from glscl.evaluate import search
-from glscl.evaluate.banks import Banks
+from glscl.cache.table import FeatureTable
+from glscl.common.errors import InputError, NonFiniteError, UsageError
 from glscl.evaluate.hubness import NORMALISATIONS, ONLINE
+from glscl.evaluate.query_banks import Banks
+from glscl.evaluate.search import search
 from glscl.evaluate.similarity import similarity_matrix
 from glscl.train_head.heads import build_head
 

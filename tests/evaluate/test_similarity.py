@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from glscl.cache.feature_table import FeatureTable
-from glscl.errors import InputError, NonFiniteError, UsageError
+from glscl.cache.table import FeatureTable
+from glscl.common.errors import InputError, NonFiniteError, UsageError
 from glscl.evaluate.metrics import retrieval_ranks
 from glscl.evaluate.similarity import ranks, similarity_matrix
 from glscl.train_head.heads import HEAD_NAMES, build_head

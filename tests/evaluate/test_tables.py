@@ -6,10 +6,10 @@ import itertools
 
 import pytest
 
-from glscl.errors import UsageError
-from glscl.evaluate.compare import Paired, paired_test
+from glscl.common.errors import UsageError
+from glscl.evaluate.compare.paired import Paired, paired_test
 from glscl.evaluate.published import FROZEN
-from glscl.evaluate.tables import (
+from glscl.evaluate.result_tables import (
     SHOWN,
     STYLES,
     Measured,
@@ -59,7 +59,9 @@ def test_each_dataset_has_its_own_table_with_its_own_published_rows():
 
 
 def test_published_rows_stand_beside_their_own_test_set_alone():
-    official = result("a") | {"counts": {"videos": 2990, "texts": 59800, "expected_videos": 2990, "expected_texts": 59800}}
+    official = result("a") | {
+        "counts": {"videos": 2990, "texts": 59800, "expected_videos": 2990, "expected_texts": 59800}
+    }
     short = result("a") | {"counts": {"videos": 990, "texts": 990, "expected_videos": 1000, "expected_texts": 1000}}
     assert len(methods(results_tables([short])[0])) > 10
     for other in (official, result("a") | {"split": "val"}):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from glscl.cache.schema import Status
-from glscl.extract.video import FrameChunk, VideoDone
+from glscl.extract.decode.video import FrameChunk, VideoDone
 
 
 def act(path, sampling, *, decoder, index, resume_after, beat, chunk_frames, **_options) -> Iterator:

@@ -31,9 +31,7 @@ def read_number(picture: np.ndarray, cells: int = CELLS, share: int = 4) -> int:
     """The number painted in an upright picture whose top 1/`share` is a barcode of `cells` cells."""
     height, width = picture.shape[:2]
     rows = picture[height // (4 * share) : max(height // (4 * share) + 1, 3 * height // (4 * share))].mean(axis=(0, 2))
-    values = [
-        rows[int((i + 0.3) * width / cells) : int((i + 0.7) * width / cells)].mean() > 128 for i in range(cells)
-    ]
+    values = [rows[int((i + 0.3) * width / cells) : int((i + 0.7) * width / cells)].mean() > 128 for i in range(cells)]
     assert values[0] and not values[-1], "no barcode where it should be"
     return sum(int(value) << i for i, value in enumerate(values[1:-1]))
 

@@ -22,13 +22,13 @@ sys.path.insert(0, HERE)
 import decode_faults
 from painted_clips import make_clip, read_number
 
+from glscl.cache.jpeg import encode_jpeg
 from glscl.cache.schema import Status
-from glscl.errors import DecodeError, UsageError
-from glscl.extract import decode_pool
-from glscl.extract.decode_pool import DecodePool, make_spool_folder
-from glscl.extract.decode_worker import SPOOL_WINDOW, Spool
-from glscl.extract.jpeg import encode_jpeg
-from glscl.extract.video import FrameChunk, Sampling, VideoDone, VideoTask
+from glscl.common.errors import DecodeError, UsageError
+from glscl.extract.decode import pool as decode_pool
+from glscl.extract.decode.pool import DecodePool, make_spool_folder
+from glscl.extract.decode.video import FrameChunk, Sampling, VideoDone, VideoTask
+from glscl.extract.decode.worker import SPOOL_WINDOW, Spool
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits of POSIX systems")
 
@@ -239,8 +239,8 @@ def test_an_interrupt_ends_everything_quietly_and_even_a_killed_reader_leaves_no
         import sys
         sys.path.insert(0, {HERE!r})
         import decode_faults
-        from glscl.extract.decode_pool import DecodePool
-        from glscl.extract.video import Sampling, VideoTask
+        from glscl.extract.decode.pool import DecodePool
+        from glscl.extract.decode.video import Sampling, VideoTask
 
         if __name__ == "__main__":
             try:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from glscl.extract.demo import BACKBONE_DIR, BPE_PATH
-from glscl.extract.demo.grammar import caption_frame, caption_story, vocabulary
-from glscl.extract.demo.train_backbone import (
+from glscl.demo import BACKBONE_DIR, BPE_PATH
+from glscl.demo.grammar import caption_frame, caption_story, vocabulary
+from glscl.demo.train_backbone import (
     CONTEXT,
     IMAGE,
     NORM,
@@ -21,7 +21,7 @@ from glscl.extract.demo.train_backbone import (
     learn_merges,
     write_merges,
 )
-from glscl.extract.demo.world import draw_stories
+from glscl.demo.world import draw_stories
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -43,7 +43,7 @@ def loaded():
 
 @pytest.fixture(scope="module")
 def frames_and_captions():
-    from glscl.extract.demo.render import draw_frame
+    from glscl.demo.render import draw_frame
 
     rng = random.Random(5)
     moments = [draw_moment(99, "for-tests", number) for number in range(200)]
@@ -119,7 +119,7 @@ def test_captions_cut_to_their_batch_have_the_same_features(loaded, frames_and_c
 
 
 def test_the_backbone_of_the_pipeline_is_this_folder(frames_and_captions):
-    from glscl.extract.encoder import Backbone
+    from glscl.extract.backbone.encoder import Backbone
 
     backbone = Backbone.load("demo")
     assert backbone.embed_dim == 128

@@ -8,10 +8,10 @@ import av
 import numpy as np
 import pytest
 
-from glscl.errors import InputError, NotFoundError, StorageError, UsageError
-from glscl.extract.demo import corpus
-from glscl.extract.demo.render import SIDE, draw_card, draw_frames, frames_of_scene, frames_of_story
-from glscl.extract.demo.world import draw_stories
+from glscl.common.errors import InputError, NotFoundError, StorageError, UsageError
+from glscl.demo import corpus
+from glscl.demo.render import SIDE, draw_card, draw_frames, frames_of_scene, frames_of_story
+from glscl.demo.world import draw_stories
 
 SIZES = {"train": 4, "val": 1, "test": 2}
 

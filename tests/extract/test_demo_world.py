@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 
-from glscl.extract.demo.grammar import CAPTIONS, KINDS, PLACE_WORDS, caption_frame, caption_story, vocabulary
-from glscl.extract.demo.render import actor_pose
-from glscl.extract.demo.world import ACTIONS, BACKGROUNDS, COLOURS, SHAPES, draw_scene, draw_stories, draw_story
+from glscl.demo.grammar import CAPTIONS, KINDS, PLACE_WORDS, caption_frame, caption_story, vocabulary
+from glscl.demo.render import actor_pose
+from glscl.demo.world import ACTIONS, BACKGROUNDS, COLOURS, SHAPES, draw_scene, draw_stories, draw_story
 
 SIZES = {"train": 400, "val": 50, "test": 100}
 

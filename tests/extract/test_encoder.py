@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from glscl.errors import BackboneError, UsageError
-from glscl.extract import loading
-from glscl.extract.encoder import Backbone, TokenizedTexts
+from glscl.common.errors import BackboneError, UsageError
+from glscl.extract.backbone import loading
+from glscl.extract.backbone.encoder import Backbone, TokenizedTexts
 
 KINDS = ("clip_vit", "clip_resnet", "custom_text", "coca")
 TEXTS = ["a man is cooking", "two dogs run over the green grass " * 20, "", "Ein Hund läuft, 犬が走る"]

@@ -16,17 +16,17 @@ import torch
 
 from glscl.cache import creation
 from glscl.cache.creation import StoreSpec, create_store
+from glscl.cache.frames import StoredFrames
 from glscl.cache.lock import locks
-from glscl.cache.merge import merge
 from glscl.cache.schema import Annotations, TextItem, VideoItem
 from glscl.cache.store import open_store
-from glscl.cache.verification import verify
-from glscl.errors import FingerprintError
-from glscl.extract.encoder import Backbone
+from glscl.cache.upkeep.merge import merge
+from glscl.cache.upkeep.verification import verify
+from glscl.common.errors import FingerprintError
+from glscl.extract.backbone.encoder import Backbone
+from glscl.extract.decode.sampling import Sampling
 from glscl.extract.part import Part
 from glscl.extract.pipeline import extract
-from glscl.extract.sampling import Sampling
-from glscl.extract.stored_frames import StoredFrames
 
 LENGTHS = [9, 14, 3, 8, 21, 5, 11]
 
@@ -198,7 +198,9 @@ def test_a_killed_part_loses_nothing_that_the_other_did(table, backbone, tmp_pat
     assert (parts[0].returncode, parts[1].returncode) == (0, -signal.SIGKILL), errors
     assert "part 1/2 is done" in said and "not complete until the other parts are done" in said
     begun = open_store(out)
-    assert set(begun.commits("video")) >= {0, 2, 4, 6} and set(begun.commits("text")) >= {0, 2, 4} and not begun.complete
+    assert (
+        set(begun.commits("video")) >= {0, 2, 4, 6} and set(begun.commits("text")) >= {0, 2, 4} and not begun.complete
+    )
     whole = whole_cache(table, tmp_path / "whole", backbone)
     whole_cache(table, out, backbone)  # the same once more without --part
     assert_equal_caches(whole, open_store(out))

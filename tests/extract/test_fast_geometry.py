@@ -13,13 +13,13 @@ from PIL import Image
 
 from glscl.cache.fingerprint import fingerprint
 from glscl.cache.store import open_store
-from glscl.errors import BackboneError, FingerprintError, UsageError
-from glscl.extract.encoder import Backbone
-from glscl.extract.fast_geometry import FastGeometry
-from glscl.extract.loading import DEMO_BACKBONE
+from glscl.common.errors import BackboneError, FingerprintError, UsageError
+from glscl.extract.backbone.encoder import Backbone
+from glscl.extract.backbone.fast_transform import FastGeometry
+from glscl.extract.backbone.loading import DEMO_BACKBONE
+from glscl.extract.decode.sampling import Sampling
+from glscl.extract.decode.video import FrameChunk, decode_video
 from glscl.extract.pipeline import extract
-from glscl.extract.sampling import Sampling
-from glscl.extract.video import FrameChunk, decode_video
 
 SIZES = [(320, 240), (240, 320), (1280, 720), (64, 48), (31, 500), (33, 32), (224, 224), (5, 5)]
 RESIZING = [

@@ -20,12 +20,12 @@ import torch
 from glscl import cli
 from glscl.cache.schema import Annotations, Status, TextItem, VideoItem
 from glscl.cache.store import Store, open_store
-from glscl.cache.verification import verify
-from glscl.errors import FingerprintError, GlsclError, InputError, NotFoundError, UsageError
-from glscl.extract.encoder import Backbone
-from glscl.extract.feature_files import open_arrays
-from glscl.extract.import_features import import_features, match, without_padding
-from glscl.options import main
+from glscl.cache.upkeep.verification import verify
+from glscl.commands.options import main
+from glscl.common.errors import FingerprintError, GlsclError, InputError, NotFoundError, UsageError
+from glscl.extract.backbone.encoder import Backbone
+from glscl.extract.importing.feature_files import open_arrays
+from glscl.extract.importing.import_features import import_features, match, without_padding
 
 DIM = 16
 VIDEOS = ["-abc_1_5", "clip.one.mov", "vidéo3", "v_xyz", "last"]
@@ -228,9 +228,7 @@ def test_token_features_are_stored_with_their_own_lengths(annotations, frames, t
     assert marks[0] == marks[1]
     lost = one_file(tmp_path / "lost.npz", {id: tokens[id] for id in ids[1:]})
     with pytest.raises(InputError, match="no token features of 1 captions, for example '-abc_1_5#0'"):
-        import_features(
-            annotations, given, tmp_path / "x", text_features=tmp_path / "texts.npy", token_features=lost
-        )
+        import_features(annotations, given, tmp_path / "x", text_features=tmp_path / "texts.npy", token_features=lost)
 
 
 def test_without_captions_a_cache_to_search_is_made(annotations, frames, tmp_path):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from glscl.errors import UsageError
+from glscl.common.errors import UsageError
+from glscl.common.launch import Processes, processes
 from glscl.extract.part import WHOLE, Part
-from glscl.processes import Processes, processes
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])

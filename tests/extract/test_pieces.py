@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from glscl.extract import encoder
-from glscl.extract.encoder import Backbone
-from glscl.extract.pieces import map_pieces
+from glscl.extract.backbone import encoder
+from glscl.extract.backbone.encoder import Backbone
+from glscl.extract.backbone.threads import map_pieces
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ import pytest
 
 from glscl.cache.schema import Annotations, Status, TextItem, VideoItem
 from glscl.cache.store import Store, open_store
-from glscl.errors import DecodeError, InputError, NotFoundError
+from glscl.common.errors import DecodeError, InputError, NotFoundError
 from glscl.extract import pipeline
+from glscl.extract.backbone.encoder import Backbone
 from glscl.extract.datasets import first_videos
-from glscl.extract.encoder import Backbone
+from glscl.extract.decode.sampling import Sampling
+from glscl.extract.decode.video import decode_video
 from glscl.extract.pipeline import extract
-from glscl.extract.sampling import Sampling
-from glscl.extract.video import decode_video
 
 LENGTHS = [12, 30, 3, 8, 41, 1, 17, 12]
 
@@ -33,7 +33,9 @@ def corpus(tmp_path, make_video):
         split = "train" if i < 6 else "test"
         path = make_video(tmp_path / "videos" / f"clip{i}.mp4", frames=frames, seed=i)
         videos.append(VideoItem(f"clip{i}", split, str(path)))
-        texts += [TextItem(f"clip{i}#{k}", f"clip{i}", split, f"caption {k} of clip {i} " + "long " * i) for k in (0, 1)]
+        texts += [
+            TextItem(f"clip{i}#{k}", f"clip{i}", split, f"caption {k} of clip {i} " + "long " * i) for k in (0, 1)
+        ]
     return Annotations(dataset="csv", videos=videos, texts=texts)
 
 
@@ -54,7 +56,9 @@ def test_features_are_those_of_the_frames_and_captions_one_by_one(corpus, backbo
     video, text = store.arrays("video"), store.arrays("text")
     assert store.complete and summary.frames == video["offsets"][-1] and summary.failed == []
     for i, item in enumerate(corpus.videos):
-        chunks = [c for c in decode_video(item.path, Sampling(fps=2), geometry=backbone.geometry) if hasattr(c, "times")]
+        chunks = [
+            c for c in decode_video(item.path, Sampling(fps=2), geometry=backbone.geometry) if hasattr(c, "times")
+        ]
         rows = slice(video["offsets"][i], video["offsets"][i + 1])
         frames = np.concatenate([c.frames for c in chunks])
         np.testing.assert_allclose(video["values"][rows], backbone.encode_frames(frames), atol=1e-5)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glscl.errors import UsageError
-from glscl.extract.sampling import Sampling, repair_times, select_frames, window
+from glscl.common.errors import UsageError
+from glscl.extract.decode.sampling import Sampling, repair_times, select_frames, window
 
 
 def nearest_by_search(times, fps, start=0.0):

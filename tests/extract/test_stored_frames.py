@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glscl.cache.convert import convert
+from glscl.cache.frames import StoredFrames
+from glscl.cache.jpeg import decode_jpeg, encode_jpeg
 from glscl.cache.schema import Annotations, TextItem, VideoItem
 from glscl.cache.store import Store, open_store
-from glscl.cache.summary import summarise
-from glscl.cache.verification import verify
-from glscl.errors import CacheCorruptError, UsageError
-from glscl.extract.encoder import Backbone
-from glscl.extract.jpeg import decode_jpeg, encode_jpeg
+from glscl.cache.upkeep.convert import convert
+from glscl.cache.upkeep.summary import summarise
+from glscl.cache.upkeep.verification import verify
+from glscl.common.errors import CacheCorruptError, UsageError
+from glscl.extract.backbone.encoder import Backbone
+from glscl.extract.decode.sampling import Sampling
+from glscl.extract.decode.video import FrameChunk, decode_video
 from glscl.extract.pipeline import extract
-from glscl.extract.sampling import Sampling
-from glscl.extract.stored_frames import StoredFrames
-from glscl.extract.video import FrameChunk, decode_video
 
 LENGTHS = [12, 3, 41, 8, 20]
 
@@ -70,7 +70,9 @@ def assert_equal_caches(a: Store, b: Store) -> None:
 def test_stored_frames_are_what_the_encoder_saw_and_features_stay_the_same(
     corpus, backbone, tmp_path, format, monkeypatch
 ):
-    monkeypatch.setattr("glscl.cache.blocks.MAX_CHUNK_BYTES", 4 * 32 * 32 * 3)  # several chunks a shard, cut within videos
+    monkeypatch.setattr(
+        "glscl.cache.formats.blocks.MAX_CHUNK_BYTES", 4 * 32 * 32 * 3
+    )  # several chunks a shard, cut within videos
     run(corpus, tmp_path / "none", backbone, format=format)
     run(corpus, tmp_path / "raw", backbone, format=format, store_frames="uint8")
     run(corpus, tmp_path / "jpeg", backbone, format=format, store_frames="jpeg", frame_quality=80)
@@ -144,10 +146,14 @@ def test_a_repeated_attempt_keeps_the_frames_of_the_other_videos(corpus, backbon
 
 def test_another_choice_for_the_same_cache_is_one_clear_line(corpus, backbone, tmp_path):
     run(corpus, tmp_path / "none", backbone)
-    with pytest.raises(UsageError, match=r"none was begun with stored frames: none; asked for: jpeg of quality 95, 32×32"):
+    with pytest.raises(
+        UsageError, match=r"none was begun with stored frames: none; asked for: jpeg of quality 95, 32×32"
+    ):
         run(corpus, tmp_path / "none", backbone, store_frames="jpeg")
     run(corpus, tmp_path / "jpeg", backbone, store_frames="jpeg", frame_quality=80)
-    with pytest.raises(UsageError, match=r"Go on with --store-frames jpeg --frame-quality 80, or choose another folder"):
+    with pytest.raises(
+        UsageError, match=r"Go on with --store-frames jpeg --frame-quality 80, or choose another folder"
+    ):
         run(corpus, tmp_path / "jpeg", backbone, store_frames="jpeg")
     with pytest.raises(UsageError, match="holds no frames.*--store-frames"):
         StoredFrames(tmp_path / "none").read(0)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from glscl.cache.schema import VideoItem
-from glscl.extract.sampling import Sampling
-from glscl.extract.thumbnails import SIZE, frame_pictures, thumbnails_of
-from glscl.extract.video import FrameChunk, decode_video
+from glscl.extract.decode.sampling import Sampling
+from glscl.extract.decode.thumbnails import SIZE, frame_pictures, thumbnails_of
+from glscl.extract.decode.video import FrameChunk, decode_video
 
 RULE = {"sampling": {"fps": 2.0, "rule": "time", "max_frames": None, "decoder": "auto"}}
 
@@ -25,7 +25,9 @@ def decoded(path):
 
 def test_the_frames_are_those_that_were_sampled(clip):
     times, frames = decoded(clip)
-    pictures = frame_pictures(VideoItem("v", "test", str(clip)), times[::-1], clip, sampling=Sampling(fps=2.0), size=1000)
+    pictures = frame_pictures(
+        VideoItem("v", "test", str(clip)), times[::-1], clip, sampling=Sampling(fps=2.0), size=1000
+    )
     assert len(pictures) == len(times) > 3
     for picture, frame in zip(pictures, frames[::-1]):
         np.testing.assert_array_equal(np.asarray(picture), frame)

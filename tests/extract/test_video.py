@@ -15,10 +15,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from painted_clips import cut_without_encoding, make_clip, make_sound, mux_silence, paint, read_number, sequential, turn
 
 from glscl.cache.schema import Status
-from glscl.errors import DecodeError, NotFoundError
-from glscl.extract import container, decoders, video
-from glscl.extract.container import file_stamp, probe, read_index
-from glscl.extract.video import FrameChunk, Sampling, VideoDone, decode_video
+from glscl.common.errors import DecodeError, NotFoundError
+from glscl.extract.decode import decoders, video
+from glscl.extract.decode import packets as container
+from glscl.extract.decode.packets import file_stamp, probe, read_index
+from glscl.extract.decode.video import FrameChunk, Sampling, VideoDone, decode_video
 
 NATIVE = Sampling(fps=None)
 EACH_SECOND = Sampling(fps=1.0)

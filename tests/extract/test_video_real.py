@@ -15,9 +15,9 @@ from decode_faults import Shrink
 from painted_clips import read_number, sequential
 
 from glscl.cache.schema import Status
-from glscl.extract.decode_pool import DecodePool
-from glscl.extract.sampling import Sampling, repair_times, select_frames
-from glscl.extract.video import VideoDone, VideoTask, decode_video
+from glscl.extract.decode.pool import DecodePool
+from glscl.extract.decode.sampling import Sampling, repair_times, select_frames
+from glscl.extract.decode.video import VideoDone, VideoTask, decode_video
 
 pytestmark = [pytest.mark.real_data, pytest.mark.slow]
 

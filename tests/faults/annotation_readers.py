@@ -52,7 +52,9 @@ def _objects() -> list[dict[str, Any]]:
 def _msrvtt() -> dict[str, bytes]:
     official = ["train", "train", "train", "validate", "test", "test"]
     videos = [{"category": 1, "video_id": v, "start time": 0.0, "split": s, "id": 1} for v, s in zip(CLIPS, official)]
-    sentences = [{"caption": f" {c} {k}", "video_id": v, "sen_id": k} for v, c in zip(CLIPS, CAPTIONS) for k in range(2)]
+    sentences = [
+        {"caption": f" {c} {k}", "video_id": v, "sen_id": k} for v, c in zip(CLIPS, CAPTIONS) for k in range(2)
+    ]
     return {
         "MSRVTT_data.json": _json({"info": {}, "videos": videos, "sentences": sentences}),
         "MSRVTT_JSFUSION_test.csv": b"key,vid_key,video_id,sentence\nret0,m4,video4,one paints\nret1,m5,video5,one sings\n",
@@ -80,7 +82,9 @@ def _didemo() -> dict[str, bytes]:
 def _lsmdc() -> dict[str, bytes]:
     def part(names: list[str]) -> bytes:
         time = "00.01.02.003"
-        return "\n".join("\t".join([f"1_{v}_{time}-{time}", time, time, time, time, "SOMEONE nods."]) for v in names).encode()
+        return "\n".join(
+            "\t".join([f"1_{v}_{time}-{time}", time, time, time, time, "SOMEONE nods."]) for v in names
+        ).encode()
 
     return {
         "LSMDC16_annos_training.csv": part(CLIPS[:3]),
@@ -92,7 +96,10 @@ def _lsmdc() -> dict[str, bytes]:
 def _activitynet() -> dict[str, bytes]:
     def entries(names: list[str]) -> bytes:
         return _json(
-            {f"v_{n}": {"duration": 8.25, "timestamps": [[0, 3.5], [3, 8]], "sentences": ["It is.", " It was."]} for n in names}
+            {
+                f"v_{n}": {"duration": 8.25, "timestamps": [[0, 3.5], [3, 8]], "sentences": ["It is.", " It was."]}
+                for n in names
+            }
         )
 
     return {
@@ -143,7 +150,9 @@ ANNOTATIONS = [
     Reader("jsonl", {"c.jsonl": b"\n".join(json.dumps(o).encode() for o in _objects())}, _dataset("csv", "c.jsonl")),
     Reader("json", {"c.json": _json(_objects())}, _dataset("csv", "c.json")),
     Reader("json-by-video", {"c.json": _json(dict(zip(CLIPS, map(list, zip(CAPTIONS)))))}, _dataset("csv", "c.json")),
-    Reader("json-by-split", {"c.json": _json({"train": _objects()[:3], "test": _objects()[4:]})}, _dataset("csv", "c.json")),
+    Reader(
+        "json-by-split", {"c.json": _json({"train": _objects()[:3], "test": _objects()[4:]})}, _dataset("csv", "c.json")
+    ),
     Reader("folder", {f"{c}.txt": f"{t}\nmore".encode() for c, t in zip(CLIPS, CAPTIONS)}, _dataset("folder")),
     Reader("webdataset", {"0.tar": _tar()}, _dataset("webdataset"), writes=True),
     Reader("webdataset-gz", {"0.tgz": gzip.compress(_tar(), mtime=0)}, _dataset("webdataset"), writes=True),

@@ -32,12 +32,12 @@ from typing import Any
 from glscl.cache import files, lock, store
 from glscl.cache.schema import STREAMS, Annotations, TextItem, VideoItem
 from glscl.cache.store import open_store
-from glscl.cache.verification import verify
-from glscl.errors import StorageError
+from glscl.cache.upkeep.verification import verify
+from glscl.common.errors import StorageError
 from glscl.extract import pipeline
-from glscl.extract.encoder import Backbone
-from glscl.extract.sampling import Sampling
-from glscl.extract.video import FrameChunk, VideoDone, VideoTask, decode_video
+from glscl.extract.backbone.encoder import Backbone
+from glscl.extract.decode.sampling import Sampling
+from glscl.extract.decode.video import FrameChunk, VideoDone, VideoTask, decode_video
 
 VIDEOS = 8
 DURABLE = ("fsync", "link", "replace", "rename", "unlink", "mkdir", "open", "rmdir")
@@ -127,8 +127,10 @@ def count_lines(tick: Callable[[], None], watched: frozenset[str] | None = None)
     if watched is None:
         import zarr.storage._local
 
-        stores = (Path(store.__file__).with_name(name) for name in ("hdf5_store.py", "zarr_store.py"))
-        watched = frozenset([store.__file__, files.__file__, lock.__file__, zarr.storage._local.__file__, *map(str, stores)])
+        stores = (Path(store.__file__).parent / "formats" / name for name in ("hdf5_store.py", "zarr_store.py"))
+        watched = frozenset(
+            [store.__file__, files.__file__, lock.__file__, zarr.storage._local.__file__, *map(str, stores)]
+        )
 
     def lines(frame: Any, event: str, _: Any) -> Any:
         if event == "line":
@@ -324,7 +326,13 @@ def main(work: str, format: str, rounds: str, seed: str = "0", kinds: str = ",".
     }
     chosen = kinds.split(",")
     sizes = measure(setting, chosen)
-    report = {"rounds": int(rounds), "stopped": dict.fromkeys(chosen, 0), "sizes": sizes, "messages": [], "problems": []}
+    report = {
+        "rounds": int(rounds),
+        "stopped": dict.fromkeys(chosen, 0),
+        "sizes": sizes,
+        "messages": [],
+        "problems": [],
+    }
     for kind, place in places(int(rounds), int(seed), chosen):
         found = one_round(kind, place, sizes, setting)
         report["stopped"][kind] += found["stopped"]

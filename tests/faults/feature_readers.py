@@ -65,8 +65,8 @@ def _h5_packed(folder: Path) -> None:
 
 
 def _read_arrays(folder: Path, _: Path | None) -> dict[str, Any]:
-    from glscl.errors import InputError
-    from glscl.extract.feature_files import open_arrays
+    from glscl.common.errors import InputError
+    from glscl.extract.importing.feature_files import open_arrays
 
     (path,) = folder.iterdir()
     sizes: dict[str, Any] = {}
@@ -87,7 +87,7 @@ def _read_arrays(folder: Path, _: Path | None) -> dict[str, Any]:
 
 def _import(folder: Path, _: Path | None) -> dict[str, Any]:
     from glscl.extract.datasets import DATASETS
-    from glscl.extract.import_features import import_features
+    from glscl.extract.importing.import_features import import_features
 
     found = DATASETS["csv"].read(folder / "captions.csv", None)
     done = import_features(
@@ -150,8 +150,8 @@ def _weights_safetensors(folder: Path) -> None:
 
 
 def _read_weights(folder: Path, _: Path | None) -> dict[str, Any]:
-    from glscl.train_head.import_checkpoint import read_state_dict
-    from glscl.train_head.upstream import head_from_state_dict
+    from glscl.train_head.importing.foreign_weights import head_from_state_dict
+    from glscl.train_head.importing.import_checkpoint import read_state_dict
 
     (path,) = folder.iterdir()
     head = head_from_state_dict(read_state_dict(path), "clip4clip", embed_dim=16)

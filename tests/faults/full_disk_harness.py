@@ -25,9 +25,9 @@ from typing import Any
 import crash_harness as crash
 import training_harness as training
 
-from glscl.cache.summary import bytes_on_disk
-from glscl.errors import StorageError
-from glscl.extract.encoder import Backbone
+from glscl.cache.upkeep.summary import bytes_on_disk
+from glscl.common.errors import StorageError
+from glscl.extract.backbone.encoder import Backbone
 
 SIZE = 64 << 20  # of the disk, bytes; a training at its largest takes half of that
 
@@ -118,13 +118,19 @@ class Rounds:
 
     def training(self, cache: Path) -> Path:
         whole, out = self.work / "whole run", self.disk.folder / "run"
-        self.expect("train-head", SIZE, lambda: training.run(training.command("train-head", cache, whole, resume=False)))
+        self.expect(
+            "train-head", SIZE, lambda: training.run(training.command("train-head", cache, whole, resume=False))
+        )
         for room in self.places(whole):
             shutil.rmtree(out, ignore_errors=True)
             self.short("train-head", room, lambda: run(training.command("train-head", cache, out, resume=False)))
             self.expect("train-head", room, lambda: training.look(out))
             self.expect("train-head", room, lambda: run(training.command("train-head", cache, out, resume=True)))
-            self.expect("train-head", room, lambda: [n for n, v in training.content(out).items() if v != training.content(whole)[n]])
+            self.expect(
+                "train-head",
+                room,
+                lambda: [n for n, v in training.content(out).items() if v != training.content(whole)[n]],
+            )
         return out
 
     def judging(self, cache: Path, trained: Path) -> None:

@@ -102,7 +102,9 @@ def run_apart(reader: Reader, start: int, cases: int, seconds: float, memory: fl
     with tempfile.TemporaryDirectory(dir=within, prefix="hostile-", ignore_cleanup_errors=True) as ground:
         here, there = _PROCESSES.Pipe(duplex=False)
         at = _PROCESSES.Value("q", start, lock=False)
-        process = _PROCESSES.Process(target=_piece, args=(there, at, reader, Path(ground), start, cases, seconds, memory))
+        process = _PROCESSES.Process(
+            target=_piece, args=(there, at, reader, Path(ground), start, cases, seconds, memory)
+        )
         process.start()
         there.close()
         piece = None
@@ -162,7 +164,10 @@ def table(pieces: list[Piece]) -> str:
             rate, slowest = cases / seconds if seconds else 0, max((piece.slowest[0] for piece in own), default=0)
             cells = [group, reader.name, *(f"{n:,}" for n in (*counts, failed)), f"{rate:,.0f}", f"{slowest:.2f} s"]
             lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", f"{sum(piece.cases for piece in pieces):,} cases, {sum(len(piece.failures) for piece in pieces)} failed."]
+    lines += [
+        "",
+        f"{sum(piece.cases for piece in pieces):,} cases, {sum(len(piece.failures) for piece in pieces)} failed.",
+    ]
     return "\n".join(lines)
 
 
@@ -179,8 +184,12 @@ def _read(path: Path) -> list[Piece]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=100_000, help="of every reader, numbered from 0")
-    parser.add_argument("--reader", action="append", choices=READERS, metavar="NAME", help="this one (repeatable); default all")
-    parser.add_argument("--results", type=Path, required=True, metavar="FILE.jsonl", help="a line a piece; taken up if there")
+    parser.add_argument(
+        "--reader", action="append", choices=READERS, metavar="NAME", help="this one (repeatable); default all"
+    )
+    parser.add_argument(
+        "--results", type=Path, required=True, metavar="FILE.jsonl", help="a line a piece; taken up if there"
+    )
     parser.add_argument("--piece", type=int, default=5_000, help="cases of a process")
     parser.add_argument("--piece-seconds", type=float, default=60.0, help="or so long, whichever comes first")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")

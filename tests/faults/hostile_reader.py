@@ -17,8 +17,8 @@ from typing import Any
 
 from mutation import mutate
 
-from glscl.errors import GlsclError
-from glscl.options import plain
+from glscl.commands.options import plain
+from glscl.common.errors import GlsclError
 
 PATIENCE = 60  # seconds of the processor until a case counts as hanging; a good one takes milliseconds
 BATCH = 50  # cases until the folders are searched for files that should not be there
@@ -99,7 +99,12 @@ class Attack:
         self._known = self._elsewhere()
 
     def run(
-        self, start: int, cases: int, *, seconds: float = float("inf"), begins: Callable[[int], None] = lambda case: None
+        self,
+        start: int,
+        cases: int,
+        *,
+        seconds: float = float("inf"),
+        begins: Callable[[int], None] = lambda case: None,
     ) -> Tally:
         """Read hostile versions numbered from `start`, until all, the time or the patience with failures is used up.
 
@@ -140,7 +145,9 @@ class Attack:
 
     def _put(self, case: int) -> Path:
         """Make one file hostile, and the one before it good again."""
-        number = random.Random(f"{self.reader.name} {case}").randrange(len(self.good))  # shards' names differ from run to run
+        number = random.Random(f"{self.reader.name} {case}").randrange(
+            len(self.good)
+        )  # shards' names differ from run to run
         path = self.names[number]
         if self._changed not in (None, path):
             _write(self._changed, self.good[self._changed])
@@ -168,7 +175,9 @@ class Attack:
             if new:
                 guilty.append(f"{self.reader.name}, case {case}: wrote {', '.join(new)[:300]} outside its folder")
         self._remove_new()
-        self.tally.failures += guilty or [f"{self.reader.name}, cases {batch.start} to {batch.stop - 1}: wrote outside its folder"]
+        self.tally.failures += guilty or [
+            f"{self.reader.name}, cases {batch.start} to {batch.stop - 1}: wrote outside its folder"
+        ]
 
     def _elsewhere(self) -> set[str]:
         out = self.box / "out"
@@ -182,7 +191,9 @@ class Attack:
     def _remove_new(self) -> None:
         self._clear()
         for name in sorted(self._elsewhere() - self._known, reverse=True):
-            Path(name).rmdir() if Path(name).is_dir() and not Path(name).is_symlink() else Path(name).unlink(missing_ok=True)
+            Path(name).rmdir() if Path(name).is_dir() and not Path(name).is_symlink() else Path(name).unlink(
+                missing_ok=True
+            )
 
 
 def _answers(reader: Reader, folder: Path, changed: Path) -> bool:

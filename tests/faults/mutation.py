@@ -23,10 +23,34 @@ _NUMBERS = [0, 1, -1, 2, 255, 2**31, 2**32, 2**63, -(2**63) - 1, 10**400, 1.5, -
 _STRINGS = [
     *("", " ", "\n", "\t", "\x00", "a\x00b", "\ud800", "x\udfffy", "\ufeff", "\u2028", "\u202e", "é", "👍" * 9),
     *("..", ".", "../../outside", "/etc/passwd", "a/b", "a\\b", "C:\\x", "-rf", "~", "video1", "true", "null", "nan"),
-    *("1e999", "-1", "0x10", "1" * 5000, "x" * 20_000, "%s%n", "{0}", "${HOME}", "train", "test", "float16", "bfloat16"),
+    *(
+        "1e999",
+        "-1",
+        "0x10",
+        "1" * 5000,
+        "x" * 20_000,
+        "%s%n",
+        "{0}",
+        "${HOME}",
+        "train",
+        "test",
+        "float16",
+        "bfloat16",
+    ),
 ]
 _CONTAINERS: list[Any] = [[], {}, [[]], [None], {"": None}, {"video": []}, [[[["x"]]]], list(range(300))]
-_TEXTS = ["NaN", "Infinity", "-Infinity", "[" * DEEP, "[" * DEEP + "]" * DEEP, '{"a":' * DEEP, "1" * 5000, "01", "'x'", ""]
+_TEXTS = [
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "[" * DEEP,
+    "[" * DEEP + "]" * DEEP,
+    '{"a":' * DEEP,
+    "1" * 5000,
+    "01",
+    "'x'",
+    "",
+]
 _BYTES = [b"", b"\x00", b"\xff", b"\xff\xfe", b"\xef\xbb\xbf", b"\r\n", b"\r", b"\n", b"\t", b",", b'"', b'""', b"\xe9"]
 _BYTES += [b"\xed\xa0\x80", b"\x1a", b"../", b"/", b"\\", b"=1+1", b"-1", b"nan", b"x" * 9000, b"\xff" * 8, b"\x7f" * 8]
 _BYTES += [struct.pack("<Q", 2**63 - 1), struct.pack("<I", 2**31), struct.pack(">I", 2**31), b"9" * 400]
@@ -142,7 +166,9 @@ def lines_of(data: bytes, rng: random.Random) -> bytes:
 
 
 def _collect(tree: Any, places: list[tuple[Any, Any]]) -> None:
-    for key, value in list(tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()):
+    for key, value in list(
+        tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    ):
         places.append((tree, key))
         _collect(value, places)
 

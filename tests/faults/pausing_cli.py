@@ -1,6 +1,6 @@
 """The command line, but for one thing: it stands still after some commits or steps, so that a test can end it there.
 
-    python pausing_cli.py commit|step COUNT MARK ARGUMENT…       MARK is a file made when it stands still
+python pausing_cli.py commit|step COUNT MARK ARGUMENT…       MARK is a file made when it stands still
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ PAUSES = {"commit": pause_after_commits, "step": pause_after_steps}
 
 if __name__ == "__main__":
     from glscl import cli
-    from glscl.options import main
+    from glscl.commands.options import main
 
     what, count, mark, *arguments = sys.argv[1:]
     PAUSES[what](int(count), Path(mark))

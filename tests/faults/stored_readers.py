@@ -28,7 +28,7 @@ def _made(kind: str) -> dict[str, bytes]:
 
 
 def _make(kind: str, root: Path) -> None:
-    from glscl.cache.convert import convert
+    from glscl.cache.upkeep.convert import convert
 
     if kind.startswith(("zarr", "hdf5")):
         _cache(root, kind.split()[0], videos=4 if "parts" in kind else VIDEOS)
@@ -43,7 +43,7 @@ def _cache(out: Path, format: str, *, videos: int) -> Any:
     """A cache of six videos and twelve captions, in shards of so many videos, and of two captions each."""
     from glscl.cache.schema import Annotations, TextItem, VideoItem
     from glscl.cache.store import open_store
-    from glscl.extract.import_features import import_features
+    from glscl.extract.importing.import_features import import_features
 
     rng = np.random.default_rng(0)
     ids = [f"video{i}" for i in range(VIDEOS)]
@@ -83,7 +83,12 @@ def _run(root: Path) -> None:
     for name in ("a", "b"):
         folder = root / name
         head = build_head("seq_transf", embed_dim=DIM, aggregator_layers=1, frame_positions=4)
-        row = {"epoch": 1, "step": 1, "loss": 3.0, "validation": {"text_to_video": {"R@1": 10.0}, "video_to_text": {"R@1": 1.0}}}
+        row = {
+            "epoch": 1,
+            "step": 1,
+            "loss": 3.0,
+            "validation": {"text_to_video": {"R@1": 10.0}, "video_to_text": {"R@1": 1.0}},
+        }
         for which in ("best", "last"):
             save_weights(folder / f"{which}.safetensors", head)
         state = {"epochs": 2, "steps": 2, "batch_size": 2, "seed": 0}
@@ -128,10 +133,10 @@ def _files(kind: str) -> Any:
 
 def _read_cache(kind: str) -> Any:
     def read(folder: Path, changed: Path | None) -> dict[str, Any]:
-        from glscl.cache.feature_table import FeatureTable
         from glscl.cache.store import open_store
-        from glscl.cache.summary import summarise
-        from glscl.cache.verification import verify
+        from glscl.cache.table import FeatureTable
+        from glscl.cache.upkeep.summary import summarise
+        from glscl.cache.upkeep.verification import verify
 
         store = open_store(folder / kind if kind.startswith("flat") else folder)
         told = summarise(store)
@@ -148,7 +153,7 @@ def _read_cache(kind: str) -> Any:
 
 def _problems(store: Any, changed: Path) -> list[str]:
     """What `verify` says of the shard that a file belongs to; where it belongs to none, of the one that its bytes choose."""
-    from glscl.cache.verification import verify_commit
+    from glscl.cache.upkeep.verification import verify_commit
 
     commits = [commit for stream in ("video", "text") for commit in store.commits(stream).values()]
     own = [commit for commit in commits if changed.is_relative_to(store.path / commit.path)]
@@ -200,7 +205,7 @@ def _take_up(folder: Path, _: Path | None) -> dict[str, Any]:
     from accelerate import Accelerator
 
     from glscl.train_head.heads import build_head
-    from glscl.train_head.standing import Standing, take_up
+    from glscl.train_head.resume_state import Standing, take_up
 
     head = build_head("seq_transf", embed_dim=DIM, aggregator_layers=1, frame_positions=4)
     state = Standing(epochs=2, steps=2, batch_size=2, seed=0)
@@ -210,8 +215,8 @@ def _take_up(folder: Path, _: Path | None) -> dict[str, Any]:
 
 
 def _read_results(folder: Path, changed: Path | None) -> dict[str, Any]:
-    from glscl.evaluate.comparison import compare_runs
-    from glscl.evaluate.tables import STYLES, render
+    from glscl.evaluate.compare.comparison import compare_runs
+    from glscl.evaluate.result_tables import STYLES, render
 
     comparison = compare_runs(_both(folder, changed, with_cache=True), resamples=5)
     told = comparison.as_dict()
@@ -225,8 +230,8 @@ def _report(*, figures: bool) -> Any:
     """Reads runs into a page; with figures, which take nearly all of the time, or without."""
 
     def read(folder: Path, changed: Path | None) -> dict[str, Any]:
-        from glscl.evaluate import report_tables
-        from glscl.evaluate.report import write_report
+        from glscl.evaluate.report import tables as report_tables
+        from glscl.evaluate.report.page import write_report
 
         runs = _both(folder, changed, with_cache=False)
         with contextlib.nullcontext() if figures else mock.patch.object(report_tables, "figures_of", lambda *_: ()):
@@ -241,7 +246,7 @@ _SECOND: dict[Path, Any] = {}
 
 def _both(folder: Path, changed: Path | None, *, with_cache: bool) -> list[Any]:
     """Two runs read back, the first anew; the second and the cache never change, so that they are read once."""
-    from glscl.evaluate.runs import open_cache_of, read_evaluated
+    from glscl.evaluate.evaluated_run import open_cache_of, read_evaluated
 
     if changed is None:
         _SECOND[folder] = open_cache_of(read_evaluated(folder / "b"), folder / "cache")[1]
@@ -265,7 +270,13 @@ STORED = [
     Reader("lock", _lock_files, _read_locks, refuses=False),
     Reader("run", _files("run"), _read_run, only=("a/run.json", "a/best.safetensors"), few=30),
     Reader("standing", _files("run"), _take_up, only=("a/resume.safetensors",), few=30),
-    Reader("results", _files("run"), _read_results, only=("a/result.json", "a/result.ranks.npz", "a/run.json", "a/history.jsonl"), few=30),
+    Reader(
+        "results",
+        _files("run"),
+        _read_results,
+        only=("a/result.json", "a/result.ranks.npz", "a/run.json", "a/history.jsonl"),
+        few=30,
+    ),
     Reader("report", _files("run"), _report(figures=False), writes=True, only=_OF_REPORT, few=24),
     Reader("report-figures", _files("run"), _report(figures=True), writes=True, only=_OF_REPORT, few=3),
 ]

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glscl.cache.archives import FLOOR, RATIO, check_zip
-from glscl.errors import InputError
+from glscl.common.archive_limits import FLOOR, RATIO, check_zip
+from glscl.common.errors import InputError
 from glscl.extract.datasets import webdataset
-from glscl.extract.feature_files import open_arrays
-from glscl.train_head.import_checkpoint import _read_pickle
+from glscl.extract.importing.feature_files import open_arrays
+from glscl.train_head.importing.import_checkpoint import _read_pickle
 
 FLOATS = (FLOOR + (8 << 20)) // 4  # 24 MiB of zeros
 

@@ -16,19 +16,19 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import crash_harness as crash
 
-from glscl.cache.feature_table import FeatureTable
 from glscl.cache.lock import hold, locks
-from glscl.cache.repair import repair
 from glscl.cache.store import Store
-from glscl.cache.verification import verify
-from glscl.errors import CacheBusyError
+from glscl.cache.table import FeatureTable
+from glscl.cache.upkeep.repair import repair
+from glscl.cache.upkeep.verification import verify
+from glscl.commands.default_paths import newest_run
+from glscl.common.errors import CacheBusyError
 from glscl.extract import pipeline
-from glscl.extract.encoder import Backbone
-from glscl.places import newest_run
+from glscl.extract.backbone.encoder import Backbone
 from glscl.train_head.checkpoint import write_run
 from glscl.train_head.heads import build_head
 from glscl.train_head.loop import fit
-from glscl.train_head.reporting import Reporter
+from glscl.train_head.reports import Reporter
 
 YEAR = 365 * 86400
 JUMPS = (-1, 10, 0, -1, 10)  # years from the right time
@@ -46,7 +46,9 @@ class Clock:
         for name, original in shown.items():
             monkeypatch.setattr(time, name, lambda at=None, of=original: of(time.time() if at is None else at))
         written = time.strftime
-        monkeypatch.setattr(time, "strftime", lambda form, at=None: written(form, time.localtime() if at is None else at))
+        monkeypatch.setattr(
+            time, "strftime", lambda form, at=None: written(form, time.localtime() if at is None else at)
+        )
 
     def jump(self) -> None:
         self.years = JUMPS[self.jumps % len(JUMPS)]

@@ -17,8 +17,8 @@ from glscl import cli
 from glscl.cache.lock import locks
 from glscl.cache.schema import STREAMS
 from glscl.cache.store import open_store
-from glscl.cache.verification import verify
-from glscl.options import main
+from glscl.cache.upkeep.verification import verify
+from glscl.commands.options import main
 
 PAUSING = Path(__file__).with_name("pausing_cli.py")
 
@@ -96,7 +96,12 @@ def test_whatever_ends_an_extraction_the_same_command_finishes_it(videos, tmp_pa
 
     cache, before = tmp_path / "cache", {}
     command = arguments(videos, cache, "zarr")
-    endings = ((2, signal.SIGKILL, False), (1, signal.SIGTERM, False), (1, signal.SIGTERM, True), (1, signal.SIGINT, True))
+    endings = (
+        (2, signal.SIGKILL, False),
+        (1, signal.SIGTERM, False),
+        (1, signal.SIGTERM, True),
+        (1, signal.SIGINT, True),
+    )
     for commits, kind, group in endings:
         run = Extraction(tmp_path, command, commits)
         assert run.process.poll() is None, run.process.communicate()

@@ -9,11 +9,11 @@ import shutil
 import numpy as np
 import pytest
 
-from glscl.cache.repair import repair
 from glscl.cache.schema import STREAMS
 from glscl.cache.store import open_store
-from glscl.cache.verification import verify
-from glscl.errors import GlsclError
+from glscl.cache.upkeep.repair import repair
+from glscl.cache.upkeep.verification import verify
+from glscl.common.errors import GlsclError
 
 FORMATS = pytest.mark.parametrize("format", ["zarr", "hdf5"])
 ROUNDS = int(os.environ.get("GLSCL_FAULT_ROUNDS", "24"))
@@ -21,7 +21,9 @@ ROUNDS = int(os.environ.get("GLSCL_FAULT_ROUNDS", "24"))
 
 def content(path):
     store = open_store(path)
-    return store.backbone_pieces() | {f"{s} {n}": array for s in STREAMS for n, array in store.arrays(s, raw=True).items()}
+    return store.backbone_pieces() | {
+        f"{s} {n}": array for s in STREAMS for n, array in store.arrays(s, raw=True).items()
+    }
 
 
 def files(path):

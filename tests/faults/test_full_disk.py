@@ -14,7 +14,10 @@ import pytest
 HARNESS = Path(__file__).with_name("full_disk_harness.py")
 ROUNDS = max(3, int(os.environ.get("GLSCL_FAULT_ROUNDS", "0")) // 16)
 SEED = os.environ.get("GLSCL_FAULT_SEED", "0")
-NAMESPACES = (["unshare", "--mount"], ["unshare", "--mount", "--map-root-user"])  # the first as root, the other as anybody
+NAMESPACES = (
+    ["unshare", "--mount"],
+    ["unshare", "--mount", "--map-root-user"],
+)  # the first as root, the other as anybody
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the commands that write")
 

@@ -84,5 +84,7 @@ def test_places_whose_names_are_no_utf8_hold_caches_and_runs_like_others(last_li
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="the system has no /dev/zero, a file without end")
 def test_a_device_is_no_file_of_annotations(last_line, tmp_path):
-    status, line = last_line("extract", "--dataset", "csv", "--annotations", "/dev/zero", "--videos", tmp_path, "--dry-run")
+    status, line = last_line(
+        "extract", "--dataset", "csv", "--annotations", "/dev/zero", "--videos", tmp_path, "--dry-run"
+    )
     assert status == 1 and "/dev/zero: is a device, expected a file" in line

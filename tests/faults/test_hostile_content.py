@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import torch
 
-from glscl.errors import GlsclError, InputError
+from glscl.common.errors import GlsclError, InputError
 from glscl.extract.datasets import DATASETS
 from glscl.extract.datasets.msvd import read_plain_pickle
-from glscl.extract.feature_files import open_arrays
-from glscl.train_head.import_checkpoint import read_state_dict
+from glscl.extract.importing.feature_files import open_arrays
+from glscl.train_head.importing.import_checkpoint import read_state_dict
 
 GIB = 2**30
 

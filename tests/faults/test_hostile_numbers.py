@@ -13,7 +13,7 @@ import pytest
 
 from glscl import cli
 from glscl.cache.store import open_store
-from glscl.options import main
+from glscl.commands.options import main
 
 DIM = 128  # of the built-in backbone
 TRAIN = ("--head", "seq_transf", "--epochs", 2, "--batch-size", 4, "--option", "aggregator_layers=1")
@@ -65,7 +65,9 @@ def line(tmp_path, capsys, monkeypatch):
 def data(tmp_path):
     """`data(videos, captions, frames=..., caption=..., change=...)` writes features and captions; gives import's options."""
 
-    def make(videos: int = 12, captions: int = 2, *, frames: int = 3, caption=None, change=lambda arrays: None) -> tuple:
+    def make(
+        videos: int = 12, captions: int = 2, *, frames: int = 3, caption=None, change=lambda arrays: None
+    ) -> tuple:
         rng = np.random.default_rng(0)
         arrays = {f"video{i}": rng.standard_normal((frames, DIM)).astype(np.float32) for i in range(videos)}
         change(arrays)
@@ -156,7 +158,10 @@ def test_a_cache_without_training_videos_is_judged_and_searched_untrained(line, 
     found = statuses(done)
     assert found["zero-shot"] == found["search"] == found["inspect"] == found["export"] == 0
     assert found["train-head"] != 0 and "train" in done["train-head"].said
-    assert done["zero-shot"].told["counts"] | {"texts": videos * captions, "videos": videos} == done["zero-shot"].told["counts"]
+    assert (
+        done["zero-shot"].told["counts"] | {"texts": videos * captions, "videos": videos}
+        == done["zero-shot"].told["counts"]
+    )
     assert line("report", tmp_path / "zero.json", "--out", tmp_path / "zero.html").status == 0
     assert line("compare", tmp_path / "zero.json", tmp_path / "zero.json", "--resamples", 10).status == 0
 

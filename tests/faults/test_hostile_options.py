@@ -17,18 +17,109 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glscl import cli
-from glscl.options import COMMANDS, main
+from glscl.commands.options import COMMANDS, main
 
 FEW = 12
 LEFT_OUT = {"demo"}  # takes minutes whenever its options are good
-NUMBERS = ["-1", "0", "1", "2", "7", "0.5", "-0.0", "1e9", "1e-9", "1e400", "nan", "inf", "x", "", "0x1", "１", "9" * 30, "9" * 5000]
+NUMBERS = [
+    "-1",
+    "0",
+    "1",
+    "2",
+    "7",
+    "0.5",
+    "-0.0",
+    "1e9",
+    "1e-9",
+    "1e400",
+    "nan",
+    "inf",
+    "x",
+    "",
+    "0x1",
+    "１",
+    "9" * 30,
+    "9" * 5000,
+]
 SMALL = ["-1", "0", "1", "2", "x", "", "nan", "0.5", "1e400"]  # where a large number is honestly obeyed, and takes long
-PATIENT = {"epochs", "resamples", "workers", "top", "examples", "videos", "time_limit", "memory_limit", "captions_per_video"}
-WORDS = ["", " ", "x", "test", "train", "val", "all", "best", "last", "glscl", "mean_pool", "seq_transf", "test,train", ",", "é", "-"]
-WORDS += ["qb-norm", "dsl,csls", "x" * 300, "\x1b[31m", "queries=2", "queries=99999999999999999999", "queries", "=", "layers=0"]
-WORDS += ["temperature=nan", "aggregator=none", "aggregator_layers=-1", "dropout=2", "csv", "folder", "msrvtt", "zarr", "h5"]
-WORDS += ["cpu", "cuda", "cuda:99", "meta", "markdown", "terminal", "lr=1,2", "epochs=1,x", "queries=1,1", "clip4clip", "npy"]
-INPUTS = ["cache", "run", "result.json", "captions.csv", "frames.npz", "missing", "file", "empty", "", "/dev/null", "x" * 300, "é/ü"]
+PATIENT = {
+    "epochs",
+    "resamples",
+    "workers",
+    "top",
+    "examples",
+    "videos",
+    "time_limit",
+    "memory_limit",
+    "captions_per_video",
+}
+WORDS = [
+    "",
+    " ",
+    "x",
+    "test",
+    "train",
+    "val",
+    "all",
+    "best",
+    "last",
+    "glscl",
+    "mean_pool",
+    "seq_transf",
+    "test,train",
+    ",",
+    "é",
+    "-",
+]
+WORDS += [
+    "qb-norm",
+    "dsl,csls",
+    "x" * 300,
+    "\x1b[31m",
+    "queries=2",
+    "queries=99999999999999999999",
+    "queries",
+    "=",
+    "layers=0",
+]
+WORDS += [
+    "temperature=nan",
+    "aggregator=none",
+    "aggregator_layers=-1",
+    "dropout=2",
+    "csv",
+    "folder",
+    "msrvtt",
+    "zarr",
+    "h5",
+]
+WORDS += [
+    "cpu",
+    "cuda",
+    "cuda:99",
+    "meta",
+    "markdown",
+    "terminal",
+    "lr=1,2",
+    "epochs=1,x",
+    "queries=1,1",
+    "clip4clip",
+    "npy",
+]
+INPUTS = [
+    "cache",
+    "run",
+    "result.json",
+    "captions.csv",
+    "frames.npz",
+    "missing",
+    "file",
+    "empty",
+    "",
+    "/dev/null",
+    "x" * 300,
+    "é/ü",
+]
 OUTPUTS = ["out", "out/deeper", "file/below", "empty", "file", "x" * 300, "out.h5", "out.zarr", "out.html", "é ü"]
 WRITTEN = {"out", "save_similarity", "plots"}
 
@@ -48,7 +139,20 @@ def place(tmp_path_factory) -> Path:
     (root / "empty").mkdir()
     options = ("--dataset", "csv", "--annotations", "captions.csv", "--features", "frames.npz")
     run(root, "import-features", *options, "--text-features", "texts.npz", "--out", "cache", "--format", "hdf5")
-    run(root, "train-head", "--cache", "cache", "--out", "run", "--head", "mean_pool", "--epochs", "1", "--device", "cpu")
+    run(
+        root,
+        "train-head",
+        "--cache",
+        "cache",
+        "--out",
+        "run",
+        "--head",
+        "mean_pool",
+        "--epochs",
+        "1",
+        "--device",
+        "cpu",
+    )
     assert run(root, "eval", "--run", "run")[0] == 0
     (root / "result.json").write_bytes((root / "run" / "result.json").read_bytes())
     return root
@@ -137,7 +241,16 @@ def test_any_options_end_well_or_in_one_line(title, place, request):
             good = GOOD[title]
         if "out" in COMMANDS[title].parameters and "--out" not in words:
             good = [*good, "--out", "out"]
-        status, out, err = run(place, title, *good, *words, *([] if plainly else BETTER.get(title, [])), "--device", "cpu", *(["--json"] if as_json else []))
+        status, out, err = run(
+            place,
+            title,
+            *good,
+            *words,
+            *([] if plainly else BETTER.get(title, [])),
+            "--device",
+            "cpu",
+            *(["--json"] if as_json else []),
+        )
         assert status in (0, 1, 2), (status, err)
         assert "Traceback" not in err and "Unexpected" not in err, err[-2000:]
         said = [line for line in err.splitlines() if line.startswith("glscl: ")]
@@ -150,6 +263,10 @@ def test_any_options_end_well_or_in_one_line(title, place, request):
 
 
 def test_a_folder_that_no_system_allows_is_one_line(place):
-    for words in (["inspect", "x" * 5000], ["report", "run", "--out", "x" * 300 + ".html"], ["eval", "--run", "x" * 300]):
+    for words in (
+        ["inspect", "x" * 5000],
+        ["report", "run", "--out", "x" * 300 + ".html"],
+        ["eval", "--run", "x" * 300],
+    ):
         status, _, err = run(place, *words)
         assert status == 1 and err.splitlines()[-1].startswith("glscl: ") and "Unexpected" not in err, err

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from glscl.errors import InputError
+from glscl.common.errors import InputError
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -38,7 +38,9 @@ def test_hostile_files_are_read_or_refused_in_one_line(reader: Reader, tmp_path,
     assert not tally.failures, "\n".join(tally.failures)
     record_property("read", tally.read)
     record_property("refused", tally.refused)
-    assert tally.refused or not reader.refuses or cases < 10, "no hostile file was refused: the cases do not reach the reader"
+    assert tally.refused or not reader.refuses or cases < 10, (
+        "no hostile file was refused: the cases do not reach the reader"
+    )
 
 
 def attack_of(read, ground: Path) -> Attack:

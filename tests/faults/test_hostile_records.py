@@ -13,21 +13,21 @@ import torch
 from safetensors.torch import save_file
 
 from glscl import cli
-from glscl.cache.feature_table import FeatureTable
 from glscl.cache.fingerprint import fingerprint
 from glscl.cache.lock import FOLDER, hold, locks
 from glscl.cache.store import open_store
-from glscl.cache.summary import summarise
-from glscl.errors import CacheCorruptError, CacheFormatError, CheckpointError, InputError, UsageError
-from glscl.evaluate.runs import read_evaluated
-from glscl.extract.feature_files import open_arrays
-from glscl.options import main
+from glscl.cache.table import FeatureTable
+from glscl.cache.upkeep.summary import summarise
+from glscl.commands.options import main
+from glscl.common.errors import CacheCorruptError, CacheFormatError, CheckpointError, InputError, UsageError
+from glscl.evaluate.evaluated_run import read_evaluated
+from glscl.extract.importing.feature_files import open_arrays
 from glscl.train_head.checkpoint import Resume, load_run, save_resume, save_weights, write_run
-from glscl.train_head.config import settings_from
 from glscl.train_head.heads import build_head
-from glscl.train_head.import_checkpoint import read_state_dict
-from glscl.train_head.records import standing_problem
-from glscl.train_head.upstream import head_from_state_dict
+from glscl.train_head.importing.foreign_weights import head_from_state_dict
+from glscl.train_head.importing.import_checkpoint import read_state_dict
+from glscl.train_head.run_record import standing_problem
+from glscl.train_head.settings import settings_from
 
 
 @pytest.fixture
@@ -98,7 +98,9 @@ def test_backbones_are_checked_too_where_the_fingerprint_was_made_to_fit(cache, 
         open_store(cache)
 
 
-@pytest.mark.parametrize("line", ["[]", '{"id": 1}', '{"id": "a"}', '{"id":"a","split":"b","path":[]}', "{", "[" * 99_999])
+@pytest.mark.parametrize(
+    "line", ["[]", '{"id": 1}', '{"id": "a"}', '{"id":"a","split":"b","path":[]}', "{", "[" * 99_999]
+)
 def test_a_line_of_the_plan_that_is_no_video_is_named(cache, line):
     path = cache / "plan" / "video.jsonl"
     lines = path.read_text().splitlines()
@@ -172,7 +174,9 @@ def test_captions_that_are_no_text_are_refused(cache):
         FeatureTable.load(cache, "train")
 
 
-@pytest.mark.parametrize("holder", [{"pid": 10**30, "host": "x"}, {"pid": -1, "host": "x"}, {"pid": "1", "host": 1}, [], "x"])
+@pytest.mark.parametrize(
+    "holder", [{"pid": 10**30, "host": "x"}, {"pid": -1, "host": "x"}, {"pid": "1", "host": 1}, [], "x"]
+)
 def test_a_lock_of_a_process_that_cannot_be_is_still_a_lock(cache, holder):
     with hold(cache, what="a test"):
         (path,) = (cache / FOLDER).iterdir()
@@ -221,7 +225,10 @@ def run(tmp_path) -> Path:
         ({"selection": "nothing"}, "selection is 'nothing', expected validation"),
         ({"cache_configuration": {"backbone": 1}}, "cache_configuration cannot be used: backbone is 1"),
         ({"cache_configuration": {"backbone": {"name": "b", "pretrained": 1}}}, "pretrained is 1"),
-        ({"weights": {"best": {"backbone": "b", "weights": "f00"}}}, "cache_configuration lacks name, preprocessing, words"),
+        (
+            {"weights": {"best": {"backbone": "b", "weights": "f00"}}},
+            "cache_configuration lacks name, preprocessing, words",
+        ),
         ({"training": {"texts": "x", "videos": 3}}, "texts of its training are 'x', expected a number"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -256,7 +263,7 @@ def test_a_standing_is_checked_field_by_field(changes, words):
 def test_a_standing_without_a_moment_is_refused(tmp_path):
     from accelerate import Accelerator
 
-    from glscl.train_head.standing import Standing, take_up
+    from glscl.train_head.resume_state import Standing, take_up
 
     head = build_head("projection", embed_dim=8)
     state = Standing(epochs=2, steps=2, batch_size=2, seed=0)
@@ -278,7 +285,7 @@ def test_a_standing_without_a_moment_is_refused(tmp_path):
 def test_stored_settings_of_other_types_are_refused():
     from dataclasses import fields
 
-    from glscl.train_head.config import TrainConfig, TrainSettings, resolve
+    from glscl.train_head.settings import TrainConfig, TrainSettings, resolve
 
     good = resolve(TrainConfig(), dataset="msrvtt", device_type="cpu", seed=0).as_dict()
     assert settings_from(good).as_dict() == good
@@ -307,7 +314,9 @@ def test_an_archive_that_claims_several_disks_cannot_be_checked_and_is_refused(t
     torch.save({"a": torch.zeros(1)}, tmp_path / "x.pt")
     data = bytearray((tmp_path / "x.pt").read_bytes())
     locator = data.rfind(b"PK\x05\x06") - 20
-    data[locator : locator + 20] = b"PK\x06\x07" + (1).to_bytes(4, "little") + (0).to_bytes(8, "little") + (9).to_bytes(4, "little")
+    data[locator : locator + 20] = (
+        b"PK\x06\x07" + (1).to_bytes(4, "little") + (0).to_bytes(8, "little") + (9).to_bytes(4, "little")
+    )
     (tmp_path / "x.pt").write_bytes(data)
     with pytest.raises(InputError, match="span multiple disks"):
         read_state_dict(tmp_path / "x.pt")

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from glscl.errors import GlsclError, InputError
-from glscl.extract.datasets.reading import check_id, check_relative_path, fold, parse_json, show, table_records
-from glscl.extract.import_features import match
-from glscl.options import _fail, _print_json, _visible, plain
+from glscl.commands.options import _fail, _print_json, _visible, plain
+from glscl.common.errors import GlsclError, InputError
+from glscl.extract.datasets.text_files import check_id, check_relative_path, fold, parse_json, show, table_records
+from glscl.extract.importing.import_features import match
 
 QUICK = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TEXT = st.text(st.characters(), max_size=40)  # half surrogates and control characters included
@@ -98,7 +98,7 @@ def test_what_is_printed_cannot_steer_a_terminal(text):
 
 @pytest.fixture(scope="module")
 def backbone():
-    from glscl.extract.encoder import Backbone
+    from glscl.extract.backbone.encoder import Backbone
 
     return Backbone.load("demo", None, words=16, device="cpu")
 
@@ -153,7 +153,7 @@ def test_an_endless_message_is_cut(capsys):
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_terminal_that_lacks_a_letter_is_no_reason_to_fail(monkeypatch, stream):
     from glscl import cli
-    from glscl.options import main
+    from glscl.commands.options import main
 
     raw = io.BytesIO()
     monkeypatch.setattr(sys, stream, io.TextIOWrapper(raw, encoding="ascii", errors="strict"))

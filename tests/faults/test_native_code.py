@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 
 from glscl.cache.schema import Status
-from glscl.extract.decode_pool import DecodePool
-from glscl.extract.sampling import Sampling
-from glscl.extract.video import VideoDone, VideoTask
+from glscl.extract.decode.pool import DecodePool
+from glscl.extract.decode.sampling import Sampling
+from glscl.extract.decode.video import VideoDone, VideoTask
 
 MEMORY = 400 << 20  # bytes a worker may allocate beyond what it holds
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_DATA counts everything on Linux alone")
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="RLIMIT_DATA counts everything on Linux alone"
+)
 
 
 def samples_claimed(path: Path, count: int) -> None:

@@ -32,11 +32,12 @@ import crash_harness as crash
 
 from glscl import cli
 from glscl.cache import files
+from glscl.commands.options import main as run_command
 from glscl.extract import pipeline
-from glscl.extract.encoder import Backbone
-from glscl.extract.sampling import Sampling
-from glscl.options import main as run_command
-from glscl.train_head import checkpoint, loop, standing
+from glscl.extract.backbone.encoder import Backbone
+from glscl.extract.decode.sampling import Sampling
+from glscl.train_head import checkpoint, loop
+from glscl.train_head import resume_state as standing
 
 MEASURED = ("seconds", "captions_per_second")
 WATCHED = frozenset([files.__file__, checkpoint.__file__, standing.__file__, loop.__file__])

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from glscl.cache.feature_table import FeatureTable
 from glscl.cache.schema import Annotations, TextItem, VideoItem
+from glscl.cache.table import FeatureTable
 
 
 def planted_table(

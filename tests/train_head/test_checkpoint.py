@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from glscl.errors import CheckpointError, FingerprintError, NotFoundError
+from glscl.common.errors import CheckpointError, FingerprintError, NotFoundError
 from glscl.train_head.checkpoint import (
     Resume,
     check_cache,

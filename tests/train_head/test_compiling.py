@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from glscl.errors import UsageError
+from glscl.common.errors import UsageError
 from glscl.train_head import compiling
 from glscl.train_head.heads import build_head
 from glscl.train_head.loop import fit

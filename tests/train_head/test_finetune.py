@@ -16,21 +16,21 @@ from tuning import SMALL_HEAD, Stop, extracted, frames_of, load, tune, weights_i
 
 from glscl.cache.schema import Annotations
 from glscl.cache.store import Store
-from glscl.errors import DecodeError, FingerprintError, NotFoundError, UsageError
+from glscl.common.errors import DecodeError, FingerprintError, NotFoundError, UsageError
 from glscl.evaluate.evaluation import evaluate_run, validation_metrics
 from glscl.evaluate.from_pixels import evaluate_from_pixels
-from glscl.extract.encoder import Backbone, backbone_of_cache
-from glscl.train_head.config import TrainConfig, resolve
-from glscl.train_head.finetune import finetune
-from glscl.train_head.finetuning.config import TuneConfig, resolve_finetune
+from glscl.extract.backbone.encoder import Backbone, backbone_of_cache
+from glscl.train_head.distributed import make_accelerator
+from glscl.train_head.finetuning.finetune import finetune
 from glscl.train_head.finetuning.gradients import backward_in_pieces
-from glscl.train_head.finetuning.learner import PixelLearner, encode_table
 from glscl.train_head.finetuning.model import EndToEnd
+from glscl.train_head.finetuning.pixel_learner import PixelLearner, encode_table
+from glscl.train_head.finetuning.settings import TuneConfig, resolve_finetune
 from glscl.train_head.finetuning.towers import unfreeze
 from glscl.train_head.heads import build_head
 from glscl.train_head.learner import ContrastiveStep
-from glscl.train_head.parallel import make_accelerator
-from glscl.train_head.reporting import Reporter
+from glscl.train_head.reports import Reporter
+from glscl.train_head.settings import TrainConfig, resolve
 from glscl.train_head.train import train
 
 
@@ -245,7 +245,7 @@ def test_the_second_pass_takes_head_options_and_frames_from_the_run(trained_head
 
 def test_a_frozen_vision_tower_is_read_from_the_cache(corpus, store, trained_head, tmp_path, monkeypatch):
     settings = {"config": {"epochs": 1}, "tuning": {"freeze": "vision", "micro_batch": 2}}
-    monkeypatch.setattr("glscl.train_head.finetune.Frames", None)  # no pixels
+    monkeypatch.setattr("glscl.train_head.finetuning.finetune.Frames", None)  # no pixels
     out = tmp_path / "run"
     tune(store, out, trained_head, **settings)
     before, after = Backbone.load("demo").model.state_dict(), weights_in(out)

@@ -14,20 +14,22 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tuning import Steps, extracted, load, tune, weights_in
 
 from glscl.cache.store import Store
-from glscl.errors import NonFiniteError
+from glscl.common.errors import NonFiniteError
 from glscl.evaluate.evaluation import validation_metrics
 from glscl.train_head.checkpoint import load_run
-from glscl.train_head.config import TrainConfig, resolve
-from glscl.train_head.finetuning.frames import Frames
-from glscl.train_head.finetuning.learner import PixelLearner
 from glscl.train_head.finetuning.model import EndToEnd
+from glscl.train_head.finetuning.pixel_learner import PixelLearner
+from glscl.train_head.finetuning.pixels import Frames
+from glscl.train_head.settings import TrainConfig, resolve
 from glscl.train_head.train import train
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory, painted_corpus, tiny_clip) -> Store:
     corpus = painted_corpus(tmp_path_factory.mktemp("clips"))
-    return extracted(corpus, tmp_path_factory.mktemp("made") / "cache", f"local-dir:{tiny_clip('clip_vit')}", store_frames="uint8")
+    return extracted(
+        corpus, tmp_path_factory.mktemp("made") / "cache", f"local-dir:{tiny_clip('clip_vit')}", store_frames="uint8"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,9 @@ def test_augmented_training_follows_the_seed(store, tmp_path):
 def test_validation_sees_pictures_as_they_are(store, trained_head, tmp_path, monkeypatch):
     changed = []
     augmented = PixelLearner.augmented
-    monkeypatch.setattr(PixelLearner, "augmented", lambda self, clips: changed.append(len(clips.counts)) or augmented(self, clips))
+    monkeypatch.setattr(
+        PixelLearner, "augmented", lambda self, clips: changed.append(len(clips.counts)) or augmented(self, clips)
+    )
     config, tuning = {"epochs": 1, "lr": 1e-12}, {"augment": "randaugment"}
     done = tune(store, tmp_path / "run", trained_head, config=config, tuning=tuning)
     expected = validation_metrics(load_run(trained_head)[0], load(store, "val"))
@@ -89,7 +93,14 @@ def test_a_frozen_vision_tower_still_sees_augmented_pictures(store, tmp_path):
     losses = []
     for name, augment in (("plain", "none"), ("changed", "randaugment")):
         steps = Steps()
-        tune(store, tmp_path / name, None, config={"epochs": 1}, tuning={"freeze": "vision", "augment": augment}, reporter=steps)
+        tune(
+            store,
+            tmp_path / name,
+            None,
+            config={"epochs": 1},
+            tuning={"freeze": "vision", "augment": augment},
+            reporter=steps,
+        )
         losses.append(steps.losses[0])
     assert losses[0] != losses[1]
 
@@ -162,7 +173,7 @@ def test_a_loss_that_breaks_names_its_captions_and_keeps_the_last_good_epoch(sto
 
 
 def load_tokenizer(store: Store):
-    from glscl.extract.encoder import backbone_of_cache
+    from glscl.extract.backbone.encoder import backbone_of_cache
 
     return backbone_of_cache(store.configuration, store.path, None).tokenize
 

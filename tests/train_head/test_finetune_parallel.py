@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from glscl.extract.encoder import Backbone
+from glscl.extract.backbone.encoder import Backbone
+from glscl.extract.decode.sampling import Sampling
 from glscl.extract.pipeline import extract
-from glscl.extract.sampling import Sampling
 
 # A large eps keeps AdamW from making whole steps of gradients that are nothing but rounding.
 SCRIPT = """
 import os, sys
 import torch
-from glscl.cache.feature_table import FeatureTable
+from glscl.cache.table import FeatureTable
 from glscl.cache.store import open_store
-from glscl.extract.encoder import Backbone
-from glscl.train_head.finetuning.frames import Frames, items_of
-from glscl.train_head.finetuning.learner import PixelLearner
+from glscl.extract.backbone.encoder import Backbone
+from glscl.train_head.finetuning.pixels import Frames, items_of
+from glscl.train_head.finetuning.pixel_learner import PixelLearner
 from glscl.train_head.finetuning.model import EndToEnd
 from glscl.train_head.finetuning.towers import unfreeze
 from glscl.train_head.heads import build_head
@@ -53,7 +53,13 @@ def test_two_processes_make_the_same_steps_as_one(tmp_path, painted_corpus, laun
     backbone = Backbone.load("demo")
     sampling = Sampling(fps=1.0)
     extract(
-        painted_corpus(tmp_path), cache, backbone=backbone, sampling=sampling, dtype="float32", store_frames="uint8", workers=1
+        painted_corpus(tmp_path),
+        cache,
+        backbone=backbone,
+        sampling=sampling,
+        dtype="float32",
+        store_frames="uint8",
+        workers=1,
     )
     one, two = launched(SCRIPT, tmp_path, 1, cache), launched(SCRIPT, tmp_path, 2, cache)
     assert one.keys() == two.keys() == {"plain", "pieces"}

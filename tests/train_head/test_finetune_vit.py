@@ -16,17 +16,17 @@ from tuning import Stop, extracted, frames_of, load, tune, weights_in
 
 from glscl.cache.schema import Annotations
 from glscl.cache.store import Store
-from glscl.errors import BackboneError, FingerprintError, UsageError
+from glscl.common.errors import BackboneError, FingerprintError, UsageError
 from glscl.evaluate.evaluation import evaluate_run
 from glscl.evaluate.from_pixels import evaluate_from_pixels
-from glscl.extract.encoder import Backbone
-from glscl.train_head.config import TrainConfig, resolve
+from glscl.extract.backbone.encoder import Backbone
+from glscl.train_head.distributed import make_accelerator
 from glscl.train_head.finetuning.gradients import backward_in_pieces
-from glscl.train_head.finetuning.learner import PixelLearner, encode_table
 from glscl.train_head.finetuning.model import EndToEnd
+from glscl.train_head.finetuning.pixel_learner import PixelLearner, encode_table
 from glscl.train_head.finetuning.towers import export_backbone, unfreeze
 from glscl.train_head.heads import build_head
-from glscl.train_head.parallel import make_accelerator
+from glscl.train_head.settings import TrainConfig, resolve
 from glscl.train_head.train import train
 
 WITHOUT_PEFT = importlib.util.find_spec("peft") is None
@@ -201,7 +201,10 @@ def test_a_3d_patch_embedding_is_trained_and_judged_from_pixels_but_not_extracte
 @pytest.mark.parametrize(
     ("options", "frozen"),
     [
-        ({"freeze": "text"}, ("token_embedding", "positional_embedding", "transformer.", "ln_final", "text_projection")),
+        (
+            {"freeze": "text"},
+            ("token_embedding", "positional_embedding", "transformer.", "ln_final", "text_projection"),
+        ),
         ({"freeze": "vision"}, ("visual.",)),
         (
             {"freeze_layers": 1},
@@ -245,4 +248,6 @@ def test_in_pieces_the_gradient_is_the_plain_one_with_every_option(store, name, 
     assert found.keys() == expected.keys()
     for key, gradient in expected.items():
         largest = max(1.0, gradient.abs().max().item())
-        torch.testing.assert_close(found[key] / largest, gradient / largest, rtol=0, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+        torch.testing.assert_close(
+            found[key] / largest, gradient / largest, rtol=0, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}"
+        )

@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
-from glscl.errors import UsageError
+from glscl.common.errors import UsageError
 from glscl.train_head.heads import HEAD_NAMES, HEADS, HeadOutput, build_head, head_options
 from glscl.train_head.heads.base import slice_items
 from glscl.train_head.losses import contrastive_loss

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
+from glscl.train_head.importing.foreign_weights import head_from_state_dict
 from glscl.train_head.losses import contrastive_loss
-from glscl.train_head.upstream import head_from_state_dict
 
 _spec = importlib.util.spec_from_file_location("golden_files", Path(__file__).with_name("test_upstream.py"))
 golden_files = importlib.util.module_from_spec(_spec)

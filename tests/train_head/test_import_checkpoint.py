@@ -13,13 +13,13 @@ import torch
 from safetensors.numpy import save_file as save_pieces
 from safetensors.torch import save_file
 
-from glscl.cache.feature_table import FeatureTable
-from glscl.errors import CheckpointError, InputError, NonFiniteError, NotFoundError, UsageError
+from glscl.cache.table import FeatureTable
+from glscl.common.errors import CheckpointError, InputError, NonFiniteError, NotFoundError, UsageError
 from glscl.evaluate.evaluation import evaluate_run
 from glscl.evaluate.similarity import similarity_matrix
 from glscl.train_head.checkpoint import load_run, read_run
-from glscl.train_head.import_checkpoint import import_checkpoint, read_state_dict
-from glscl.train_head.upstream import head_from_state_dict
+from glscl.train_head.importing.foreign_weights import head_from_state_dict
+from glscl.train_head.importing.import_checkpoint import import_checkpoint, read_state_dict
 
 _spec = importlib.util.spec_from_file_location("golden_files", Path(__file__).with_name("test_upstream.py"))
 golden = importlib.util.module_from_spec(_spec)

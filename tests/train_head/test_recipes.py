@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from glscl.errors import UsageError
-from glscl.train_head.config import TrainConfig, parse_options, resolve, settings_from
+from glscl.common.errors import UsageError
 from glscl.train_head.heads import HEAD_NAMES, build_head
 from glscl.train_head.recipes import RECIPES, recipe
+from glscl.train_head.settings import TrainConfig, parse_options, resolve, settings_from
 
 PUBLISHED = {  # words, frames, batch, epochs, queries
     "msrvtt": (32, 12, 128, 5, 8),

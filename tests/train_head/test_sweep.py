@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from glscl.cache.feature_table import FeatureTable
-from glscl.errors import NonFiniteError, UsageError
+from glscl.cache.table import FeatureTable
+from glscl.common.errors import NonFiniteError, UsageError
 from glscl.evaluate.evaluation import validation_metrics
 from glscl.train_head.checkpoint import load_run, read_run
-from glscl.train_head.config import TrainConfig, resolve
-from glscl.train_head.sweep import Row, parse_sweep, sort_key, sweep_points, sweep_table, train_sweep
+from glscl.train_head.settings import TrainConfig, resolve
+from glscl.train_head.sweeping.sweep import Row, parse_sweep, sort_key, sweep_points, sweep_table, train_sweep
 from glscl.train_head.train import Tables, train
 
 QUICK = TrainConfig(head="projection", epochs=1, batch_size=8, validation=4)
@@ -177,7 +177,7 @@ def test_a_training_that_diverges_loses_its_own_point_only(store, tmp_path, monk
             raise NonFiniteError("the loss is nan")
         return train(store, out, settings, **options)
 
-    monkeypatch.setattr("glscl.train_head.sweep.train", diverging)
+    monkeypatch.setattr("glscl.train_head.sweeping.sweep.train", diverging)
     rows = train_sweep(store, tmp_path / "s", points("lr=1e-1,1e-3"), validate=validation_metrics)
     assert [row.error for row in rows] == [None, "the loss is nan"]
     assert "failed" in sweep_table(rows)[2]

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from glscl.cache.feature_table import FeatureTable
-from glscl.errors import CheckpointError, FingerprintError, NonFiniteError, UsageError
+from glscl.cache.table import FeatureTable
+from glscl.common.errors import CheckpointError, FingerprintError, NonFiniteError, UsageError
 from glscl.evaluate.evaluation import validation_metrics
 from glscl.train_head.checkpoint import load_resume, load_run, read_run
-from glscl.train_head.config import TrainConfig, resolve
 from glscl.train_head.heads import HEADS, build_head
 from glscl.train_head.holdout import hold_out
+from glscl.train_head.settings import TrainConfig, resolve
 from glscl.train_head.train import Reporter, fit, train
 
 SMALL = {
@@ -293,10 +293,10 @@ def test_weights_that_break_after_a_finite_loss_are_never_saved(planted, tmp_pat
 
     for at in (1, 2):
         head = new_head("projection", table)
-        with pytest.raises(NonFiniteError, match=f"The weights became .* in epoch 1, step {at} of 2, on the captions video"):
-            fit(
-                head, table, epochs=2, batch_size=8, log_every=1, checkpoint_every=1, out=tmp_path, reporter=Breaks(at)
-            )
+        with pytest.raises(
+            NonFiniteError, match=f"The weights became .* in epoch 1, step {at} of 2, on the captions video"
+        ):
+            fit(head, table, epochs=2, batch_size=8, log_every=1, checkpoint_every=1, out=tmp_path, reporter=Breaks(at))
         assert not list(tmp_path.glob("*.safetensors")) if at == 1 else (tmp_path / "resume.safetensors").is_file()
     fit(new_head("projection", table), table, epochs=2, batch_size=8, out=tmp_path, resume=True)
 
@@ -471,8 +471,8 @@ def test_resuming_on_another_cache_or_with_other_settings_is_refused(small_cache
 
 def test_a_full_disk_leaves_the_last_epoch_whole(small_cache, tmp_path, monkeypatch):
     store = small_cache().fill()
-    from glscl.errors import StorageError
-    from glscl.train_head import standing as module
+    from glscl.common.errors import StorageError
+    from glscl.train_head import resume_state as module
 
     real, calls = module.save_resume, []
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from glscl.cache.feature_table import FeatureTable
+from glscl.cache.table import FeatureTable
 from glscl.train_head.heads import build_head
 from glscl.train_head.train import fit
 

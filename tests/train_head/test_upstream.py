@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
-from glscl.errors import CheckpointError, UsageError
+from glscl.common.errors import CheckpointError, UsageError
+from glscl.train_head.importing.foreign_weights import head_from_state_dict
 from glscl.train_head.losses import contrastive_loss
-from glscl.train_head.upstream import head_from_state_dict
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GLSCL = ["glscl_full_masks", "glscl_ragged", "glscl_seqlstm_ragged", "glscl_no_aggregator"]
@@ -174,7 +174,7 @@ def public_checkpoint():
 
 def test_a_whole_public_checkpoint_is_read_and_what_is_dropped_is_listed(caplog):
     arrays, weights, text, video = public_checkpoint()
-    with caplog.at_level(logging.INFO, "glscl.train_head.upstream"):
+    with caplog.at_level(logging.INFO, "glscl.train_head.importing.foreign_weights"):
         head = glscl_head(weights)
     with torch.no_grad():
         np.testing.assert_allclose(head(text, video).similarity.numpy(), arrays["similarity"], rtol=0, atol=1e-5)

@@ -9,19 +9,19 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from glscl.cache.feature_table import FeatureTable
 from glscl.cache.schema import Annotations
 from glscl.cache.store import Store, open_store
+from glscl.cache.table import FeatureTable
 from glscl.evaluate.evaluation import validation_metrics
-from glscl.extract.encoder import Backbone
+from glscl.extract.backbone.encoder import Backbone
+from glscl.extract.decode.sampling import Sampling
 from glscl.extract.pipeline import extract
-from glscl.extract.sampling import Sampling
-from glscl.train_head.config import TrainConfig
-from glscl.train_head.finetune import finetune
-from glscl.train_head.finetuning.config import TuneConfig, resolve_finetune
-from glscl.train_head.finetuning.frames import Frames, items_of
+from glscl.train_head.finetuning.finetune import finetune
 from glscl.train_head.finetuning.model import EndToEnd
-from glscl.train_head.reporting import Reporter
+from glscl.train_head.finetuning.pixels import Frames, items_of
+from glscl.train_head.finetuning.settings import TuneConfig, resolve_finetune
+from glscl.train_head.reports import Reporter
+from glscl.train_head.settings import TrainConfig
 from glscl.train_head.train import TrainResult
 
 SMALL_HEAD = dict(queries=2, decoder_layers=1, aggregator_layers=1, dropout=0.0, frame_positions=3)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
+from glscl.train_head.distributed import average_gradients
 from glscl.train_head.finetuning.model import Captions, Clips, EndToEnd
-from glscl.train_head.parallel import average_gradients
 
 
 def backward_in_pieces(
@@ -38,7 +38,9 @@ def backward_in_pieces(
         accelerator: gives autocast, and scales the loss where fp16 needs it.
     """
     device = captions.ids.device
-    bounds = [(start, min(start + micro_batch, len(captions.ids))) for start in range(0, len(captions.ids), micro_batch)]
+    bounds = [
+        (start, min(start + micro_batch, len(captions.ids))) for start in range(0, len(captions.ids), micro_batch)
+    ]
     pieces = [(captions.part(*bound), _part(clips, *bound)) for bound in bounds]
 
     def encode(piece: tuple[Captions, Clips | VideoFeatures]) -> tuple[TextFeatures, VideoFeatures]:

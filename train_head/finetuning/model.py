@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
-from glscl.extract.encoder import Backbone
-from glscl.extract.patch_embedding import temporal_embedding
+from glscl.extract.backbone.encoder import Backbone
+from glscl.extract.backbone.patch_embedding import temporal_embedding
 from glscl.train_head.finetuning.towers import freeze_statistics
 from glscl.train_head.heads.base import Head
 from glscl.train_head.learner import ContrastiveStep

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from glscl.errors import UsageError
-from glscl.extract.encoder import Backbone, weights_hash
-from glscl.extract.patch_embedding import temporal_embedding, widen_patch_embedding
-from glscl.extract.tuned_weights import TunedWeights, write_tuned
+from glscl.common.errors import UsageError
+from glscl.extract.backbone.encoder import Backbone, weights_hash
+from glscl.extract.backbone.patch_embedding import temporal_embedding, widen_patch_embedding
+from glscl.extract.backbone.tuned_weights import TunedWeights, write_tuned
 
 FILES = {"best": "backbone.safetensors", "last": "backbone-last.safetensors"}
 _TEXT_OF_PLAIN = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
@@ -180,7 +180,5 @@ def export_backbone(folder: Path, which: str, backbone: Backbone) -> dict[str, A
     embedding = "2d" if temporal_embedding(model) is None else "3d"
     about = backbone.description
     settings = {key: value for key, value in about.preprocessing.items() if key != "method"}  # how it is carried out
-    write_tuned(
-        folder / FILES[which], model, TunedWeights(backbone.name, about.quick_gelu, settings, embedding)
-    )
+    write_tuned(folder / FILES[which], model, TunedWeights(backbone.name, about.quick_gelu, settings, embedding))
     return {"backbone": FILES[which], "weights": weights_hash(model), "patch_embedding": embedding}

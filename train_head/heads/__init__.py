@@ -6,7 +6,7 @@ import importlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from glscl.errors import UsageError
+from glscl.common.errors import UsageError
 
 if TYPE_CHECKING:
     from glscl.train_head.heads.base import Head, HeadOutput

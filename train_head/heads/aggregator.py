@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from glscl.errors import UsageError
+from glscl.common.errors import UsageError
 from glscl.train_head.heads.base import Initialisation, require_at_least
 from glscl.train_head.heads.layers import ResidualBlock
 from glscl.train_head.heads.packing import Packing

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
-from glscl.errors import UsageError
+from glscl.common.errors import UsageError
 from glscl.train_head.heads.layers import build_adapter
 
 Encoded = TypeVar("Encoded", bound=tuple)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
-from glscl.errors import UsageError
+from glscl.common.errors import UsageError
 from glscl.train_head.heads.aggregator import build_aggregator
 from glscl.train_head.heads.base import (
     Head,

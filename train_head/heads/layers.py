@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glscl.errors import UsageError
+from glscl.common.errors import UsageError
 from glscl.train_head.heads.dropout import Dropout, dropout
 from glscl.train_head.heads.packing import Packing
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glscl.cache.schema import Annotations, Expected, TextItem, VideoItem
-from glscl.errors import InputError, NotFoundError, UsageError
+from glscl.common.errors import InputError, NotFoundError, UsageError
 from glscl.extract.datasets import DATASETS
 from glscl.extract.datasets.base import (
     AnnotationFolder,
@@ -21,7 +21,7 @@ from glscl.extract.datasets.base import (
     choose_splits,
     summary,
 )
-from glscl.extract.datasets.reading import check_id, check_relative_path, clip_id, fold
+from glscl.extract.datasets.text_files import check_id, check_relative_path, clip_id, fold
 
 BENCHMARKS = ["msrvtt", "msvd", "didemo", "lsmdc", "activitynet", "vatex", "youcook2"]
 

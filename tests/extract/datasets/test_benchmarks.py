@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glscl.cache.schema import Annotations
-from glscl.errors import GlsclError, InputError, NotFoundError, UsageError
+from glscl.common.errors import GlsclError, InputError, NotFoundError, UsageError
 from glscl.extract.datasets import DATASETS
 from glscl.extract.datasets.base import summary
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from glscl.cache.schema import Annotations
-from glscl.errors import GlsclError, InputError, NotFoundError, UsageError
+from glscl.common.errors import GlsclError, InputError, NotFoundError, UsageError
 from glscl.extract.datasets.base import summary
 from glscl.extract.datasets.csv_file import read
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from glscl.errors import InputError, NotFoundError, UsageError
+from glscl.common.errors import InputError, NotFoundError, UsageError
 from glscl.extract.datasets.folder import read
 
 

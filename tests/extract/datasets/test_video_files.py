@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glscl.errors import InputError, NotFoundError
+from glscl.common.errors import InputError, NotFoundError
 from glscl.extract.datasets.activitynet import _without_prefix
 from glscl.extract.datasets.video_files import VIDEO_EXTENSIONS, VideoFiles, split_extension
 

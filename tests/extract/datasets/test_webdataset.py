@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glscl.errors import GlsclError, InputError, NotFoundError, StorageError
+from glscl.common.errors import GlsclError, InputError, NotFoundError, StorageError
 from glscl.extract.datasets import DATASETS
 from glscl.extract.datasets.webdataset import read
 

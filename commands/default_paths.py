@@ -1,0 +1,59 @@
+"""Where caches, runs and results are looked for when no path is given: below `$GLSCL_HOME`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from glscl.common.errors import NotFoundError, UsageError
+from glscl.common.settings import home
+
+_CACHE_MARKS = ("store.json", "head/zarr.json")
+
+
+def the_cache() -> Path:
+    """The only cache there is.
+
+    Raises:
+        NotFoundError: there is none.
+        UsageError: there are several; names them.
+    """
+    folder = home() / "caches"
+    found = sorted(
+        p for p in folder.glob("*") if p.suffix == ".h5" or any((p / mark).is_file() for mark in _CACHE_MARKS)
+    )
+    if not found:
+        raise NotFoundError(
+            f"There is no cache in {folder}", mend="Name one with --cache, or make one: glscl extract --dataset NAME"
+        )
+    if len(found) > 1:
+        raise UsageError(f"There are several caches: {', '.join(map(str, found))}", mend="Choose one with --cache")
+    return found[0]
+
+
+def new_run(head: str) -> Path:
+    """`runs/<head>-<time>`, not there yet."""
+    base = home() / "runs" / f"{head}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, count = base, 1
+    while path.exists():
+        count += 1
+        path = base.with_name(f"{base.name}-{count}")
+    return path
+
+
+def newest_run() -> Path:
+    """The run that was written last. Raises NotFoundError where there is none."""
+    folder = home() / "runs"
+    found = sorted(folder.glob("*/run.json"), key=lambda path: path.stat().st_mtime_ns)
+    if not found:
+        raise NotFoundError(
+            f"There is no run in {folder}",
+            mend="Train one: glscl train-head (or judge without: glscl eval --zero-shot)",
+        )
+    return found[-1].parent
+
+
+def result_file(cache: Path, run: Path | None, head: str, split: str) -> Path:
+    """`result.json` of a run on test, `result-<split>.json` otherwise; zero-shot results stand beside the runs."""
+    name = "result.json" if split == "test" else f"result-{split}.json"
+    return (run or home() / "runs" / f"zero-shot-{head}-{cache.name}") / name

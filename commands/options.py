@@ -1,0 +1,328 @@
+"""How a command line is made: dataclass fields become options, errors become one line, results become one JSON object.
+
+@command(ExtractConfig)
+def extract(run: Run, config: ExtractConfig, dataset: Annotated[str, typer.Option(...)]) -> None: ...
+
+register(app, extract, group="Caches")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import enum
+import errno
+import inspect
+import json
+import math
+import os
+import re
+import shlex
+import sys
+import types
+import typing
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from glscl.commands.streams import standard_streams
+from glscl.common.errors import GlsclError, UsageError
+from glscl.common.launch import processes
+from glscl.common.progress import Progress
+from glscl.common.settings import check, setting
+
+
+def parse_device(text: str) -> str:
+    """`--device`, as far as its form goes: whether the machine has it is asked where it is used (`Run.device`)."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", text):
+        raise UsageError(f"--device is {text!r}; expected auto, cpu, cuda, cuda:N or mps")
+    return text
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CommonConfig:
+    """Options of every command."""
+
+    seed: int = setting(0, "Seed of everything random.", group="Common", min=0)
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps.", group="Common", parse=parse_device)
+    json: bool = setting(False, "Print one JSON object on standard output.", group="Common", flag="--json")
+    verbose: bool = setting(False, "Say more about what happens.", group="Common", flag="--verbose,-v")
+    debug: bool = setting(False, "Show the traceback of an error.", group="Common", flag="--debug")
+
+
+LONGEST = 2000  # characters of an error; foreign files can put anything into one
+COMMANDS: dict[str, inspect.Signature] = {}  # name of a registered command → the options it has, for docs/cli.md
+_CALLS: dict[Callable[..., None], Callable[..., None]] = {}  # function of a command → what typer calls
+
+
+class Run:
+    """What every command gets: common options, a progress printer, and the way results leave."""
+
+    def __init__(self, common: CommonConfig) -> None:
+        self.common = common
+        self.processes = processes()
+        self.speaks = self.processes.rank == 0  # of the processes of one launch the first prints
+        self.progress = Progress(quiet=not self.speaks)
+
+    @property
+    def seed(self) -> int:
+        return self.common.seed
+
+    def device(self) -> Any:
+        """The torch device that --device names; each process of a launch gets a GPU of its own.
+
+        Raises:
+            UsageError: it is not there.
+        """
+        import torch
+
+        name = self.common.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cuda" and self.processes.world > 1 and torch.cuda.device_count():
+            name = f"cuda:{self.processes.local_rank % torch.cuda.device_count()}"
+        device = torch.device(parse_device(name))
+        there = {
+            "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+            "mps": torch.backends.mps.is_available(),
+            "cpu": True,
+        }
+        if not there.get(device.type, False):
+            raise UsageError(f"--device is {name!r}, which this machine does not have", mend="Use --device auto")
+        return device
+
+    def say(self, text: str = "") -> None:
+        """A line for people: standard output, or standard error when standard output carries JSON."""
+        if self.speaks:
+            print(_visible(text), file=sys.stderr if self.common.json else sys.stdout, flush=True)
+
+    def detail(self, text: str) -> None:
+        if self.common.verbose and self.speaks:
+            print(_visible(text), file=sys.stderr, flush=True)
+
+    @property
+    def heard(self) -> bool:
+        """Whether anybody still gets what is printed: False once the reader of a pipe has gone."""
+        return getattr(sys.stdout, "lost", None) is None
+
+    def result(self, value: dict[str, Any]) -> None:
+        """The machine-readable result; printed with --json only."""
+        if self.common.json and self.speaks:
+            _print_json(plain(value))
+
+
+def plain(value: Any) -> Any:
+    """Make a result JSON-able: paths and numbers of other libraries become plain, NaN and infinity null."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (str, bool, int)) or value is None:
+        return value
+    if hasattr(value, "tolist"):  # numpy and torch
+        return plain(value.tolist())
+    return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
+
+
+class Stopped(KeyboardInterrupt):
+    """An interrupt that can say what stands and how to go on, in one line."""
+
+
+class _Interrupted(Exception): ...
+
+
+class OneOf(tuple[str, ...]):
+    """The choices of an option that is a command's own: `Annotated[str, typer.Option(...), OneOf(("best", "last"))]`."""
+
+
+def command(*configs: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a command with the fields of `configs` as options; `register` gives it to an application.
+
+    The function's first parameter takes the `Run`, the next ones an instance of each config, the rest are its own options.
+    """
+
+    def make(function: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1 + len(configs) :]
+        options = [_with_choices(p.replace(kind=inspect.Parameter.KEYWORD_ONLY)) for p in own]
+        all_configs = (*configs, CommonConfig)
+        for config in all_configs:
+            options += [_parameter(field, config) for field in dataclasses.fields(config)]
+
+        def call(**values: Any) -> None:
+            values = {k: v.value if isinstance(v, enum.Enum) else v for k, v in values.items()}
+            made = [
+                config(**{f.name: values.pop(f.name) for f in dataclasses.fields(config)}) for config in all_configs
+            ]
+            for config in made:
+                check(config)
+            try:
+                function(Run(made[-1]), *made[:-1], **values)
+            except KeyboardInterrupt as error:
+                raise _Interrupted(*error.args) from error  # typer would end the program in its own way
+
+        call.__name__, call.__doc__, call.__module__ = function.__name__, function.__doc__, function.__module__
+        call.__signature__ = inspect.Signature(options)  # what typer reads
+        call.__annotations__ = {p.name: p.annotation for p in options}
+        _CALLS[function] = call
+        return function
+
+    return make
+
+
+def register(app: typer.Typer, function: Callable[..., None], *, group: str) -> None:
+    """Add what `command` made to an application: `train_head` becomes `train-head`, below the heading `group`."""
+    title, call = function.__name__.replace("_", "-"), _CALLS[function]
+    COMMANDS[title] = inspect.signature(call)
+    app.command(title, rich_help_panel=group)(call)
+
+
+def _parameter(field: dataclasses.Field[Any], config: type) -> inspect.Parameter:
+    meta = field.metadata
+    kind = typing.get_type_hints(config)[field.name]
+    default = field.default
+    if meta.get("choices"):
+        kind, default = _choice(field.name, kind, meta["choices"], default)
+    flags = meta["flag"].split(",") if meta.get("flag") else ["--" + field.name.replace("_", "-")]
+    limits = {}
+    if _required_type(kind) in (int, float):
+        limits = {k: meta[k] for k in ("min", "max") if meta.get(k) is not None}
+    option = typer.Option(
+        *flags, help=meta["help"], rich_help_panel=meta.get("group"), metavar=meta.get("metavar"), **limits
+    )
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=typing.Annotated[kind, option]
+    )
+
+
+def _with_choices(parameter: inspect.Parameter) -> inspect.Parameter:
+    """A command's own parameter as typer must see it: with `OneOf`, an option of these values and no others."""
+    kind, *meta = typing.get_args(parameter.annotation)
+    choices = next((m for m in meta if isinstance(m, OneOf)), None)
+    if choices is None:
+        return parameter
+    option = next(m for m in meta if not isinstance(m, OneOf))
+    kind, default = _choice(parameter.name, kind, choices, parameter.default)
+    return parameter.replace(annotation=typing.Annotated[kind, option], default=default)
+
+
+def _choice(name: str, kind: Any, choices: typing.Iterable[str], default: Any) -> tuple[Any, Any]:
+    """The type that admits `choices` alone (or None, where `kind` does), and the default as a value of it."""
+    values = enum.Enum(name, {c: c for c in choices}, type=str)
+    admitted = values if _required_type(kind) is kind else typing.Optional[values]  # noqa: UP045 (made at run time)
+    return admitted, values(default) if isinstance(default, str) else default
+
+
+def _required_type(kind: Any) -> Any:
+    """`int | None` → int; other types as they are."""
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        inner = [k for k in typing.get_args(kind) if k is not type(None)]
+        return inner[0] if len(inner) == 1 else kind
+    return kind
+
+
+def main(app: typer.Typer, arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, 1 (our one-line error), 2 (usage), 130 (interrupted)."""
+    with standard_streams() as out:
+        status = _run(app, sys.argv[1:] if arguments is None else arguments)
+        out.flush()
+        if out.lost is None or out.lost.errno == errno.EPIPE or status:  # who closes a pipe has read enough
+            return status
+        return _fail(f"Done, but not all of it could be printed: {out.lost.strerror}", 1, as_json=False)
+
+
+def _run(app: typer.Typer, arguments: list[str]) -> int:
+    debug, as_json = "--debug" in arguments, "--json" in arguments
+    try:
+        _terminate_like_interrupt()
+        return app(arguments, standalone_mode=False, prog_name="glscl") or 0
+    except (_Interrupted, KeyboardInterrupt) as error:
+        return _fail(
+            str(error) or "Stopped. What was committed stays; the same command again goes on from there", 130, as_json
+        )
+    except GlsclError as error:
+        if debug:
+            raise
+        return _fail(str(error), 2 if isinstance(error, UsageError) else 1, as_json)
+    except (OSError, MemoryError) as error:
+        if debug:
+            raise
+        return _fail(_told_by_the_system(error), 1, as_json)
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "show"):  # typer's own usage errors
+            error.show()
+            if as_json and not processes().rank:
+                _print_json({"error": _visible(error.format_message()), "exit_status": error.exit_code})
+            return error.exit_code
+        if isinstance(error, typer.Exit):
+            return error.exit_code
+        if isinstance(error, typer.Abort):
+            return _fail("Stopped", 130, as_json)
+        if debug:
+            raise
+        text = " ".join(str(error).split())[:500]
+        return _fail(
+            f"Unexpected {type(error).__name__}: {text}. The same command with --debug shows where", 1, as_json
+        )
+
+
+def _told_by_the_system(error: OSError | MemoryError) -> str:
+    """What the system says of a path or of the memory, as a line of ours."""
+    if isinstance(error, MemoryError):
+        return "There is not enough memory for this"
+    names = [os.fsdecode(name)[:200] for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
+    return f"Cannot use {' or '.join(names) or 'a file'}: {error.strerror or ' '.join(str(error).split())[:200]}"
+
+
+def _fail(message: str, status: int, as_json: bool) -> int:
+    message = _visible(" ".join(message.split()))
+    if len(message) > LONGEST:
+        message = f"{message[: LONGEST - 3]}..."
+    launch = processes()
+    if launch.rank and status == 130:
+        return status  # the first process says it
+    print(f"glscl{f' (process {launch.rank})' if launch.rank else ''}: {message}", file=sys.stderr, flush=True)
+    if as_json and not launch.rank:
+        _print_json({"error": message, "exit_status": status})
+    return status
+
+
+def _print_json(value: Any) -> None:
+    """One JSON object on standard output, in ASCII where that cannot print all of it (half surrogates, other encodings)."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, allow_nan=False)
+    print(text, flush=True)
+
+
+def _visible(text: str) -> str:
+    """Text that cannot steer a terminal nor fail to print: control characters and half surrogates as `\\x1b`, `\\ud800`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else ascii(c)[1:-1] for c in text)
+
+
+def _terminate_like_interrupt() -> None:
+    """SIGTERM, and SIGHUP when a terminal is closed, stop as cleanly as Ctrl-C; `nohup` keeps its meaning."""
+    import signal
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    for number in numbers:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            with contextlib.suppress(ValueError):  # not in the main thread (tests)
+                signal.signal(number, interrupt)
+
+
+def command_line() -> str:
+    """The command as typed, for provenance: file names are not made absolute."""
+    program = Path(sys.argv[0]).name
+    return shlex.join(["glscl" if program in ("glscl", "cli.py", "__main__.py") else program, *sys.argv[1:]])

@@ -1,0 +1,281 @@
+"""What the commands say to people: tables and lines, made from the same values that `--json` prints."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from glscl.commands.options import Run
+from glscl.common.progress import duration
+
+
+def print_extraction(run: Run, out: Path, done: Any) -> None:
+    """What an extraction did. Of several processes the one that completes the cache speaks at the end."""
+    if done.finished_here:
+        run.speaks = True
+    counts = f"{done.videos} videos, {done.frames} frames, {done.texts} captions"
+    took = f" in {duration(done.seconds['total'])}" + (f"; bound by {done.bound_by}" if done.bound_by else "")
+    if not done.complete:
+        run.say(
+            f"{out}: part {done.part} {'was' if done.already_complete else 'is'} done{'' if done.already_complete else took}"
+        )
+        there = ", ".join(f"{s['committed']} of {s['planned']} {name} shards" for name, s in done.shards.items())
+        run.say(f"not complete until the other parts are done: {there} are there, {counts}")
+    elif done.already_complete:
+        run.say(f"{out} is complete already: {counts}")
+    else:
+        run.say(f"{out}: {counts}{took}")
+    print_failures(run, out, done)
+
+
+def print_failures(run: Run, out: Path, done: Any) -> None:
+    """How many videos failed, and which command names them; nothing where none did."""
+    if done.failed:
+        lost = f"; {done.texts_without_video} captions lost their video" if done.texts_without_video else ""
+        run.say(f"{len(done.failed)} videos with failures{lost}. Reasons: glscl inspect {out}")
+
+
+def print_splits(run: Run, counted: dict[str, Any]) -> None:
+    """What `extract --dry-run` counted, a row a split."""
+    rows = [["split", "captions", "videos", "found", "missing", "expected captions", "expected videos"]]
+    for name, row in counted["splits"].items():
+        cells = [row[k] for k in ("captions", "videos", "found", "missing", "expected_captions", "expected_videos")]
+        rows.append([name, *("-" if cell is None else f"{cell:,}" for cell in cells)])
+    run.say(aligned(rows))
+    for name, ids in counted.get("missing_examples", {}).items():
+        if ids:
+            run.say(f"missing in {name}, for example: {', '.join(ids)}")
+
+
+def aligned(rows: list[list[str]], *, left: Collection[int] = (0,)) -> str:
+    """Columns aligned: those of `left` to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def print_cache(run: Run, report: dict[str, Any]) -> None:
+    """What `glscl inspect` found."""
+    state = (
+        "complete"
+        if report["complete"]
+        else "NOT complete: "
+        + ", ".join(f"{s['committed']} of {s['planned']} {name} shards" for name, s in report["shards"].items())
+    )
+    backbone = report["configuration"]["backbone"]
+    run.say(f"{report['path']}  ({report['format']}, {report['bytes'] / 1e6:.1f} MB, {state})")
+    run.say(
+        f"{report['configuration']['dataset']} through {backbone['name']}/{backbone['pretrained']}, "
+        f"{report['embed_dim']}-d {report['dtype']}, fingerprint {report['fingerprint']}"
+    )
+    run.say(f"{report['videos']:,} videos with {report['frames']:,} frames, {report['texts']:,} captions")
+    if report["stored_frames"]:
+        frames = report["stored_frames"]
+        how = frames["encoding"] + (f" of quality {frames['quality']}" if frames["quality"] else "")
+        size = "×".join(map(str, frames["size"]))
+        run.say(f"frames are stored too: {how}, {size} pixels, {frames['bytes'] / 1e6:.1f} MB")
+    rows = [["split", "videos", "listed", "published", "captions", "published", "failed", "captions without video"]]
+    for name, split in report["splits"].items():
+        keys = ("videos", "videos_listed", "expected_videos", "texts", "expected_captions", "videos_failed")
+        cells = [split[k] for k in keys] + [split["texts_without_video"]]
+        rows.append([name, *("-" if cell is None else f"{cell:,}" for cell in cells)])
+    run.say(aligned(rows))
+    for line in report["notes"]:
+        run.say(f"note: {line}")
+    shown = report["failed"] if run.common.verbose else report["failed"][:20]
+    for failure in shown:
+        run.say(f"{failure['status']}: {failure['id']}: {failure['reason']}")
+    if len(shown) < len(report["failed"]):
+        run.say(f"… and {len(report['failed']) - len(shown)} more (all with -v)")
+
+
+def print_repair(run: Run, report: Any) -> None:
+    """What `glscl repair` did, or with --dry-run would do; a line for each kind of thing, and what to do next."""
+    if report.clean:
+        run.say(f"{report.cache}: every committed shard is whole and nothing is left behind")
+        return
+    would = "would " if report.dry_run else ""
+    kinds = {
+        "half-written shard(s)": report.partial,
+        "shard(s) that no commit names": report.unreferenced,
+        "half-written file(s)": report.temporary,
+        "lock(s) of processes that are gone": report.locks,
+    }
+    for kind, names in kinds.items():
+        if names:
+            run.say(f"{would}remove {len(names)} {kind}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}")
+    if report.freed_bytes:
+        run.say(f"{would}free {report.freed_bytes / 1e6:.1f} MB")
+    for entry in report.damaged:
+        first, stop = entry["items"]
+        run.say(
+            f"{would}set aside {entry['stream']} shard {entry['shard']} (items {first} to {stop - 1}): "
+            f"{entry['problems'][0]}"
+        )
+    for name, problem in report.aside.items():
+        run.say(f"{would}set aside {name}: {problem}")
+    for name in report.restored:
+        run.say(f"{would}write {name} again, as the manifest knows it")
+    requeued = sum(map(len, report.requeued.values()))
+    if requeued:
+        run.say(f"{requeued} shard(s) {would}wait to be made again: {report.command}")
+    if report.aside:
+        run.say(f"{', '.join(report.aside)} {would}wait to be written again, which needs no shard: {report.command}")
+    elif report.manifest == "written":
+        run.say(f"{would}write the manifest again: all shards are there")
+
+
+def settings_line(settings: Any) -> str:
+    """The settings of a training that people look for, and the options of its head."""
+    shown = ("epochs", "batch_size", "lr", "weight_decay", "max_frames", "precision", "same_video", "seed")
+    parts = [f"{name} {getattr(settings, name)}" for name in shown]
+    return "  " + ", ".join(parts + [f"{key} {value}" for key, value in settings.options.items()])
+
+
+def backbone_line(settings: Any) -> str:
+    """What a second pass does to the backbone, from its `FinetuneSettings`: the rate, and what is not as usual."""
+    rate = settings.lr if settings.lora_rank else settings.lr * settings.backbone_lr_scale
+    usual = {"freeze": "none", "freeze_layers": 0, "patch_embedding": "2d", "lora_rank": 0, "augment": "none"}
+    usual |= {"gradient_checkpointing": False, "micro_batch": None}
+    unusual = [f"{name} {getattr(settings, name)}" for name, value in usual.items() if getattr(settings, name) != value]
+    return "  " + ", ".join([f"backbone: lr {rate:g}", *unusual])
+
+
+class TrainingLines:
+    """Prints how training goes: a line with the remaining time every ten seconds (all with -v), one an epoch."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.started = self.printed = time.monotonic()
+        self.first = self.last = 0  # steps done when the clock began, for resumed runs; and at the last report
+
+    def note(self, text: str) -> None:
+        self.run.say(f"note: {text}")
+
+    def step(self, report: Any) -> None:
+        done, total = (report.epoch - 1) * report.steps + report.step, report.epochs * report.steps
+        now = time.monotonic()
+        if done <= self.last or not self.first:  # the first report of a training
+            self.first, self.started = done, now
+        self.last = done
+        if self.run.common.verbose or now - self.printed >= 10:
+            self.printed = now
+            left = (total - done) * (now - self.started) / max(1, done - self.first)
+            print(
+                f"  epoch {report.epoch}/{report.epochs}  step {report.step}/{report.steps}  loss {report.loss:.4f}  "
+                f"lr {report.learning_rate:.2e}  {report.captions_per_second:,.0f} captions/s"
+                + (f"  {duration(left)} left" if done > self.first else ""),
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def epoch(self, row: Any, *, best: bool) -> None:
+        validated = ""
+        if "validation" in row:
+            t2v, v2t = (row["validation"][d]["R@1"] for d in ("text_to_video", "video_to_text"))
+            validated = f"  validation R@1 {t2v:.1f} text→video, {v2t:.1f} video→text" + ("  (best)" if best else "")
+        self.run.say(
+            f"  epoch {row['epoch']}  loss {row['loss']:.4f}  {row['captions_per_second']:,.0f} captions/s{validated}"
+        )
+
+
+DIRECTIONS = {"text_to_video": "text → video", "video_to_text": "video → text"}
+METRICS = ("R@1", "R@5", "R@10", "R@50", "MdR", "MnR")
+
+
+def print_result(run: Run, result: dict[str, Any]) -> None:
+    """The table of `glscl eval`: each direction with its interval, and what normalisations make of it below."""
+    counts = result["counts"]
+    run.say(
+        f"{_judged(result)} on {result['dataset']}/{result['split']}: {counts['texts']:,} captions, "
+        f"{counts['videos']:,} videos, {'frozen' if result['frozen_backbone'] else 'fine-tuned'} "
+        f"{result['backbone']}/{result['pretrained']}, {_selected(result)}"
+    )
+    for kind, key in (("videos", "expected_videos"), ("captions", "expected_texts")):
+        have = counts["videos" if kind == "videos" else "texts"]
+        if counts[key] is not None and have != counts[key]:
+            run.say(f"note: {have:,} {kind} of {counts[key]:,} published: not comparable with published numbers")
+    if counts["texts_without_video"]:
+        run.say(f"note: {counts['texts_without_video']:,} captions lost their video and are not queries")
+    normalised = result.get("normalised", {})
+    rows = [["", *METRICS, "Rsum"]]
+    for key, title in DIRECTIONS.items():
+        rows.append([title, *_cells(result[key])])
+        interval = result.get("confidence_95", {}).get(key)
+        if interval:
+            rows.append(["  95 %", *(f"{interval[m][0]:.1f}–{interval[m][1]:.1f}" for m in METRICS), ""])
+        if key == "video_to_text" and result[key] != result["video_to_text_caption"]:
+            rows.append(["  by caption", *_cells(result["video_to_text_caption"])])
+        for name, found in normalised.items():
+            rows.append([f"  {name}{' *' if found['transductive'] else ''}", *_cells(found[key])])
+    for tag, found in result.get("tags", {}).items():
+        rows.append([f"captions :{tag}", *_cells(found)])
+    run.say(aligned(rows))
+    if any(found["transductive"] for found in normalised.values()):
+        run.say("* sees all test queries at once: not what a query gets that comes alone")
+    for bank in dict.fromkeys(found["bank"] for found in normalised.values() if found["bank"] != "none"):
+        run.say(f"extra data of {', '.join(n for n, found in normalised.items() if found['bank'] == bank)}: {bank}")
+    if result["selection"] == "test" and result["split"] == "test":
+        run.say("warning: the epoch was selected on these test queries, so the numbers are optimistic")
+
+
+def _judged(result: dict[str, Any]) -> str:
+    if "runs" in result:
+        how = {"mean": "mean of similarities", "scaled": "mean of similarities scaled by temperature"}[
+            result["combine"]
+        ]
+        return f"{result['head']} together, {how} ({', '.join(result['runs'])})"
+    return f"{result['head']}, zero-shot" if result["run"] is None else f"{result['head']} ({result['run']})"
+
+
+def _selected(result: dict[str, Any]) -> str:
+    if result["run"] is None and "runs" not in result:
+        return "untrained"
+    return "last epoch" if result["selection"] == "last" else f"selected on {result['selection']}"
+
+
+def _cells(metrics: dict[str, float]) -> list[str]:
+    from glscl.evaluate.metrics import rsum
+
+    return [*(f"{metrics[name]:.1f}" for name in METRICS), f"{rsum(metrics):.1f}"]
+
+
+def print_hits(run: Run, hits: list[Any], searched: Any) -> None:
+    """Answers of `glscl.evaluate.search.search.Search`: videos with the moment that fits best, or captions."""
+    from glscl.evaluate.result_tables import one_line
+
+    columns = ["rank", "score", *([searched.normalise] if searched.normalise else []), "video"]
+    rows = [[*columns, "at" if hits and hasattr(hits[0], "time") else "caption"]]
+    for hit in hits:
+        ordered_by = [] if hit.normalised is None else [f"{hit.normalised:.3f}"]
+        shown = clock(hit.time) if hasattr(hit, "time") else one_line(hit.caption)
+        rows.append([f"{hit.rank}", f"{hit.score:.3f}", *ordered_by, one_line(hit.video), shown])
+    run.say(aligned(rows, left=(len(columns) - 1, len(columns))))
+
+
+def clock(seconds: float) -> str:
+    """A moment of a video: 0:02.5, 1:02:03.0."""
+    tenths = round(seconds * 10)
+    minutes, rest = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    start = f"{hours}:{minutes:02d}" if hours else f"{minutes}"
+    return f"{start}:{rest // 10:02d}.{rest % 10}"
+
+
+def lines_of(stream: IO[str], prompt: str | None) -> Iterator[str]:
+    """Lines that say something, until the stream ends; with a prompt where a person types."""
+    while True:
+        if prompt:
+            print(prompt, end="", file=sys.stderr, flush=True)
+        line = stream.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()

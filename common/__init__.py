@@ -1,0 +1,10 @@
+"""What every room uses: errors, settings, progress, the launch, versions. Knows no room, no option and no command.
+
+In reading order:
+    errors          the tree of errors, and hints as data
+    settings        settings of a stage: defaults, bounds, layers from recipe, file and options
+    launch          which process of a launch this is; the only reader of RANK and its like
+    progress        tasks with rate and remaining time
+    archive_limits  compressed files that claim to unpack to far more than they store
+    versions        versions of everything that can change a number
+"""

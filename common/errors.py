@@ -1,0 +1,111 @@
+"""Every error a user can cause or meet, in one tree.
+
+    GlsclError
+    ├── UsageError            (ValueError)         options that do not fit together
+    ├── InputError            (ValueError)         annotations, features or other files that cannot be read as what they claim
+    │   └── NotFoundError     (FileNotFoundError)  a file, folder, cache or run that is not there
+    ├── BackboneError         (RuntimeError)       weights or architecture of the backbone cannot be had
+    ├── DecodeError           (RuntimeError)       one video gives no frames
+    ├── StorageError          (OSError)            the disk is full, read-only or failing
+    ├── CacheError            (RuntimeError)
+    │   ├── CacheFormatError  (ValueError)         not a cache, or a cache of a schema this version cannot read
+    │   ├── CacheCorruptError (ValueError)         checksums, shapes or offsets that contradict the commit
+    │   ├── CacheIncompleteError                   extraction has not finished
+    │   ├── CacheBusyError                         another process writes it at the moment
+    │   └── FingerprintError  (ValueError)         two things that were made with different configurations
+    ├── CheckpointError       (ValueError)         a checkpoint that does not fit the head, or foreign weights with unknown names
+    └── NonFiniteError        (ArithmeticError)    NaN or infinity in features, scores or the loss
+
+A message says what, where, what was found, what was expected, and the command that mends it. The command line prints it
+as one line and exits with status 1 (a traceback with --debug).
+"""
+
+from __future__ import annotations
+
+LONGEST = 1500  # characters of a message; what it quotes of a foreign file may be megabytes
+
+
+class GlsclError(Exception):
+    """Base of all errors raised on purpose.
+
+    Args:
+        message: what happened, where, what was found and what was expected; of a longer one than `LONGEST` characters
+            the middle is left out.
+        mend: the command or step that mends it, appended to the message when given.
+    """
+
+    def __init__(self, message: str, *, mend: str | None = None) -> None:
+        self.mend = mend
+        if len(message) > LONGEST:
+            message = f"{message[: LONGEST - 400]} [...] {message[-400:]}"
+        super().__init__(f"{message.rstrip('.')}. {mend}" if mend else message)
+
+
+class UsageError(GlsclError, ValueError): ...
+
+
+class InputError(GlsclError, ValueError): ...
+
+
+class NotFoundError(InputError, FileNotFoundError):
+    def __str__(self) -> str:  # OSError's own __str__ would print the arguments as a tuple
+        return Exception.__str__(self)
+
+
+class BackboneError(GlsclError, RuntimeError): ...
+
+
+class DecodeError(GlsclError, RuntimeError): ...
+
+
+class StorageError(GlsclError, OSError):
+    """`first` is what must be done before the same command can be run again, such as "Free some space".
+
+    A command that is continued in another way says so in its place; see `StorageError.continued`.
+    """
+
+    def __init__(self, message: str, *, mend: str | None = None, first: str | None = None) -> None:
+        self.message, self.first = message, first
+        super().__init__(message, mend=f"{first}, then run the same command again" if first else mend)
+
+    def continued(self, command: str) -> StorageError:
+        """The same error where `command` goes on; of what another folder would mend, that stays the advice."""
+        if self.mend and not self.first:
+            return self
+        return StorageError(
+            self.message, mend=f"{self.first}, then go on: {command}" if self.first else f"Go on: {command}"
+        )
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)
+
+
+class CacheError(GlsclError, RuntimeError): ...
+
+
+class CacheFormatError(CacheError, ValueError): ...
+
+
+class CacheCorruptError(CacheError, ValueError): ...
+
+
+class CacheIncompleteError(CacheError): ...
+
+
+class CacheBusyError(CacheError): ...
+
+
+class FingerprintError(CacheError, ValueError): ...
+
+
+class CheckpointError(GlsclError, ValueError): ...
+
+
+class NonFiniteError(GlsclError, ArithmeticError): ...
+
+
+def first_line(error: BaseException) -> str:
+    """What a foreign error says, short enough to be quoted in a message of ours."""
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

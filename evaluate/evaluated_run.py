@@ -1,0 +1,244 @@
+"""What is known about one evaluated run: its result, ranks, history and cache, read back for tables and reports.
+
+T texts, G groups (the videos that have a caption).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from glscl.cache.store import Store, open_store
+from glscl.common.archive_limits import check_zip
+from glscl.common.errors import CacheError, CheckpointError, InputError, NotFoundError, StorageError
+from glscl.evaluate.metrics import TEXT_TO_VIDEO
+from glscl.evaluate.result_record import DIRECTIONS, result_problem
+from glscl.evaluate.result_tables import marked
+
+if TYPE_CHECKING:
+    from glscl.evaluate.evaluation import Evaluation
+    from glscl.evaluate.report.closeup import CloseUp
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunForReport:
+    """One evaluated run and all that could be found beside its result.
+
+    Attributes:
+        result: content of a result file (docs/results.md).
+        name: how tables and figures call it; "" takes the head's name.
+        ranks: float64 ranks by direction, (T,) for text to video, (G,) for video to text; None where none were kept.
+        text_ids: ids of the queries of text to video, in the order of the ranks.
+        video_ids: ids of the queries of video to text, in order.
+        video_of_text: (T,) position of each text's video in `video_ids`.
+        folder: run folder, if there is one.
+        run: content of its run.json.
+        history: rows of its history.jsonl.
+        captions: text id -> caption, as far as the cache was there.
+        failures: what extraction lost in the split: `{"id", "reason", "status"}`; None where the cache was not there.
+        extraction: `command`, `versions` and `created` of the cache.
+        closeup: neighbours and examples, see `glscl.evaluate.report.closeup`.
+        notes: what is missing and why, one sentence each.
+    """
+
+    result: Mapping[str, Any]
+    name: str = ""
+    ranks: Mapping[str, np.ndarray] | None = None
+    text_ids: Sequence[str] = ()
+    video_ids: Sequence[str] = ()
+    video_of_text: np.ndarray | None = None
+    folder: Path | None = None
+    run: Mapping[str, Any] | None = None
+    history: Sequence[Mapping[str, Any]] = ()
+    captions: Mapping[str, str] = field(default_factory=dict)
+    failures: Sequence[Mapping[str, Any]] | None = None
+    extraction: Mapping[str, Any] = field(default_factory=dict)
+    closeup: CloseUp | None = None
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, evaluation: Evaluation, *, name: str = "", folder: Path | None = None) -> RunForReport:
+        """A run that was evaluated a moment ago; `folder` is where run.json and history.jsonl are, if anywhere."""
+        made = cls(
+            result=evaluation.result,
+            name=name,
+            ranks=evaluation.ranks,
+            text_ids=evaluation.text_ids,
+            video_ids=evaluation.video_ids,
+            video_of_text=np.asarray(evaluation.video_of_text),
+            folder=folder,
+        )
+        return made if folder is None else _with_history(made, folder)
+
+    @property
+    def title(self) -> str:
+        return self.name or str(self.result["head"])
+
+    def noting(self, *sentences: str) -> RunForReport:
+        return replace(self, notes=tuple(dict.fromkeys((*self.notes, *sentences))))
+
+
+def read_evaluated(path: Path, *, split: str = "test") -> RunForReport:
+    """What `glscl eval` has left of a run.
+
+    Args:
+        path: a run folder, the folder of a zero-shot result, or a result file.
+        split: which result of a folder.
+
+    Raises:
+        NotFoundError: there is no such path, or it was never evaluated on that split.
+        InputError: the result file is not one. What lacks beside it (ranks, history) becomes a note instead.
+    """
+    file = _result_path(path, split)
+    result = _read_result(file)
+    made = _with_ranks(RunForReport(result=result), file.with_suffix(".ranks.npz"))
+    recorded = result.get("run")
+    for folder in (file.parent, Path(recorded) if recorded else None):
+        if folder is not None and (folder / "run.json").is_file():
+            return _with_history(made, folder)
+    return made
+
+
+def with_cache(run: RunForReport, store: Store) -> RunForReport:
+    """The run with what its cache knows: captions of the queries, failures of extraction in the split, provenance."""
+    split = run.result["split"]
+    if split not in store.splits:
+        return run.noting(f"The cache {store.path} has no split {split}, so captions and failures are not shown.")
+    span = store.splits[split]
+    captions = dict(zip(store.ids("text", span.texts), store.captions(span.texts)))
+    videos = {video.id for video in store.plan.videos[span.videos.start : span.videos.stop]}
+    return replace(
+        run,
+        captions=captions,
+        failures=[failure for failure in store.failures() if failure["id"] in videos],
+        extraction={**store.header.get("provenance", {}), "created": store.header.get("created")},
+    )
+
+
+def open_cache_of(run: RunForReport, cache: Path | None = None) -> tuple[Store | None, RunForReport]:
+    """The cache a result was made from, opened, and the run with a note where that cannot be.
+
+    Args:
+        cache: where the cache is now; None looks where the result says.
+    """
+    recorded = run.result.get("cache")
+    where = cache or (Path(recorded) if recorded else None)
+    if where is None or (cache is None and not where.exists()):
+        return None, run.noting(
+            f"The cache {where or 'of the result'} is not there, so captions, examples, hubness and failures of "
+            "extraction are not shown."
+        )
+    try:
+        store = open_store(where)
+        if store.fingerprint != run.result.get("cache_fingerprint"):
+            return None, run.noting(
+                f"The cache {where} is another one than {run.title} was judged on "
+                f"(fingerprint {store.fingerprint}, then {run.result.get('cache_fingerprint')}), so it was not read."
+            )
+        return store, with_cache(run, store)
+    except (CacheError, NotFoundError, StorageError) as error:
+        return None, run.noting(f"The cache {where} cannot be read: {error}.")
+
+
+def with_distinct_names(runs: Sequence[RunForReport]) -> list[RunForReport]:
+    """Runs under names that differ: the head, with the folder's name where heads repeat, with a number at last.
+
+    A run that was selected on the queries it is judged on carries a mark behind its name, see `glscl.evaluate.result_tables`.
+    """
+    titles = [run.title for run in runs]
+    named = []
+    for run, title in zip(runs, titles):
+        where = run.folder or (Path(run.result["run"]) if run.result.get("run") else None)
+        repeated = titles.count(title) > 1 and not run.name
+        named.append(f"{title} ({where.name})" if repeated and where else title)
+    final: list[str] = []
+    for name in named:
+        count, unique = 1, name
+        while unique in final:
+            count += 1
+            unique = f"{name} #{count}"
+        final.append(unique)
+    return [replace(run, name=marked(name, run.result)) for run, name in zip(runs, final)]
+
+
+def _result_path(path: Path, split: str) -> Path:
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise NotFoundError(f"There is no run at {path}", mend="Name a run folder or a result file")
+    file = path / ("result.json" if split == "test" else f"result-{split}.json")
+    if not file.is_file():
+        command = f"glscl eval --run {path}" + ("" if split == "test" else f" --split {split}")
+        raise NotFoundError(f"{path} has no {file.name}: it was not judged on the split {split}", mend=f"Do: {command}")
+    return file
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as a result: {error}") from error
+    if not isinstance(result, dict):
+        raise InputError(f"{path} is not a result: found a {type(result).__name__}, expected an object")
+    problem = result_problem(result)
+    if problem:
+        raise InputError(f"{path} is not a result of glscl eval: {problem}")
+    return result
+
+
+def _with_ranks(run: RunForReport, path: Path) -> RunForReport:
+    lost = "so there is no rank histogram, no paired test and no example of it"
+    if not path.is_file():
+        return run.noting(f"The ranks of each query ({path.name}) are not there, {lost}.")
+    try:
+        check_zip(path)
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        ranks = {name: np.asarray(arrays[name], np.float64) for name in (*DIRECTIONS, "video_to_text_caption")}
+        text_ids, video_ids = arrays["text_ids"].tolist(), arrays["video_ids"].tolist()
+        video_of_text = np.asarray(arrays["video_of_text"], np.int64)
+    except Exception as error:  # numpy and zipfile raise whatever they like on damaged files
+        return run.noting(f"The ranks of each query ({path}) cannot be read ({str(error)[:200]}), {lost}.")
+    if not all(isinstance(name, str) for name in (*text_ids, *video_ids)):
+        return run.noting(f"The ids in {path} are not strings, {lost}.")
+    queries = [len(text_ids), len(video_ids)]
+    stated = [run.result[direction]["queries"] for direction in DIRECTIONS]
+    sizes = [len(ranks[direction]) for direction in DIRECTIONS]
+    means = [float(of.mean()) for of in (ranks[direction] for direction in DIRECTIONS) if len(of)]
+    agree = np.allclose(means, [run.result[direction]["MnR"] for direction in DIRECTIONS]) if len(means) == 2 else False
+    agree = agree and all(((of >= 1) & (of < 1e12)).all() for of in ranks.values())
+    known = ((video_of_text >= 0) & (video_of_text < len(video_ids))).all()
+    if not (queries == stated == sizes and agree and known and len(video_of_text) == len(text_ids)):
+        return run.noting(f"The ranks in {path} belong to another evaluation than the result, {lost}.")
+    return replace(run, ranks=ranks, text_ids=text_ids, video_ids=video_ids, video_of_text=video_of_text)
+
+
+def _with_history(run: RunForReport, folder: Path) -> RunForReport:
+    from glscl.train_head.checkpoint import read_run
+    from glscl.train_head.run_record import history_problem
+
+    run = replace(run, folder=folder)
+    try:
+        run = replace(run, run=read_run(folder))
+    except (CheckpointError, NotFoundError) as error:
+        return run.noting(f"How it was trained is not known: {error}.")
+    path = folder / "history.jsonl"
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        problem = history_problem(rows)
+    except (OSError, ValueError, RecursionError) as error:
+        problem = type(error).__name__
+    if problem:
+        return run.noting(f"{os.fspath(path)} cannot be read ({problem}), so there are no training curves.")
+    return replace(run, history=rows)
+
+
+def clusters_of(run: RunForReport, direction: str) -> np.ndarray | None:
+    """Queries that are drawn together by a bootstrap: the video of each caption; None takes each for itself."""
+    return run.video_of_text if direction == TEXT_TO_VIDEO else None

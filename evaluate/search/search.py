@@ -1,0 +1,160 @@
+"""From one sentence to videos, with the moment that fits best; and from one video to captions.
+
+V videos, T texts, N queries of a bank, F frames, D embed_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glscl.cache.schema import TextFeatures, VideoFeatures
+from glscl.cache.table import FeatureTable
+from glscl.common.errors import InputError, NonFiniteError, UsageError
+from glscl.evaluate.hubness import ONLINE, online
+from glscl.evaluate.query_banks import Banks
+from glscl.train_head.heads.base import Head
+
+BATCH = 512
+
+
+class VideoHit(NamedTuple):
+    """One video of an answer, best first."""
+
+    rank: int
+    video: str
+    score: float  # the head's similarity, before the logit scale
+    normalised: float | None  # what the answer is ordered by where scores are normalised
+    time: float  # seconds from the start of the file: the frame nearest to the sentence
+
+
+class CaptionHit(NamedTuple):
+    """One caption of an answer, best first."""
+
+    rank: int
+    caption: str
+    video: str
+    score: float
+    normalised: float | None
+
+
+class Search:
+    """Answers of one head from one table, one query at a time.
+
+    The gallery is encoded at the first query and kept, and so is what a normalisation learns from its bank.
+
+    Args:
+        head: used in evaluation mode.
+        table: what is searched, on the head's device.
+        normalise: None, or one of `glscl.evaluate.hubness.ONLINE`.
+        train: gives the table that the bank is taken from; called once, and only to normalise.
+
+    Raises:
+        UsageError: no such normalisation, or no table for its bank.
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        table: FeatureTable,
+        *,
+        normalise: str | None = None,
+        train: Callable[[], FeatureTable] | None = None,
+    ) -> None:
+        if normalise is not None and normalise not in ONLINE:
+            raise UsageError(
+                f"--normalise is {normalise!r}; one query at a time can be normalised by {', '.join(ONLINE)}"
+            )
+        if normalise is not None and train is None:
+            raise UsageError(f"{normalise} needs a bank of training queries")
+        self.head, self.table, self.normalise, self._train = head.eval(), table, normalise, train
+        self._banks: Banks | None = None
+        self._galleries: dict[str, list[Any]] = {}
+        self._normalisers: dict[str, Callable[[Tensor], Tensor]] = {}
+
+    @property
+    def bank(self) -> str:
+        """What scores were normalised with; "none" before the first query and without a normalisation."""
+        return self._banks.description if self._banks is not None else "none"
+
+    @torch.inference_mode()
+    def videos(self, text: TextFeatures, *, top: int = 10) -> list[VideoHit]:
+        """The videos of the table that fit one sentence best.
+
+        Args:
+            text: features of exactly one caption: (1, D), and (1, L, D) tokens where the head needs them.
+            top: how many; fewer where the table is smaller. Ties keep the table's order.
+
+        Raises:
+            InputError: the table holds no videos.
+            NonFiniteError: a score is NaN or infinite.
+        """
+        table = self.table
+        if not table.num_videos:
+            raise InputError("there are no videos to search: none of the cache gave frames")
+        encoded = self.head.encode_text(text)
+        gallery = self._gallery(
+            "text_to_video", lambda span: self.head.encode_video(table.videos(span)), table.num_videos
+        )
+        scores = torch.cat([self.head.score(encoded, part)[0] for part in gallery])  # (V,)
+        ordered_by, best = self._best(scores, "text_to_video", top)
+        frames = table.videos(best)
+        sentence = F.normalize(text.text_features[0].to(frames.frame_features.device), dim=-1)  # (D,)
+        fit = F.normalize(frames.frame_features, dim=-1) @ sentence  # (top, F)
+        moments = fit.masked_fill(~frames.frame_mask, -torch.inf).argmax(1)
+        times = table.frame_times[best].gather(1, moments[:, None])[:, 0]
+        return [
+            VideoHit(rank, table.video_ids[row], float(scores[row]), _at(ordered_by, row), float(time))
+            for rank, (row, time) in enumerate(zip(best.tolist(), times.tolist()), 1)
+        ]
+
+    @torch.inference_mode()
+    def captions(self, video: VideoFeatures, *, top: int = 10) -> list[CaptionHit]:
+        """The captions of the table that fit one video, (1, F, D), best; see `videos`."""
+        table = self.table
+        if not table.num_texts:
+            raise InputError(
+                "there are no captions to search: the cache holds videos only",
+                mend='Search the videos: glscl search "a sentence"; or extract with captions (docs/datasets.md)',
+            )
+        encoded = self.head.encode_video(video)
+        gallery = self._gallery("video_to_text", lambda span: self.head.encode_text(table.texts(span)), table.num_texts)
+        scores = torch.cat([self.head.score(part, encoded)[:, 0] for part in gallery])  # (T,)
+        ordered_by, best = self._best(scores, "video_to_text", top)
+        owners = table.video_of_text[best].tolist()
+        return [
+            CaptionHit(rank, table.captions[row], table.video_ids[owner], float(scores[row]), _at(ordered_by, row))
+            for rank, (row, owner) in enumerate(zip(best.tolist(), owners), 1)
+        ]
+
+    def _gallery(self, direction: str, encode: Callable[[slice], Any], size: int) -> list[Any]:
+        """The encoded gallery of a direction, in batches."""
+        if direction not in self._galleries:
+            self._galleries[direction] = [encode(slice(start, start + BATCH)) for start in range(0, size, BATCH)]
+        return self._galleries[direction]
+
+    def _best(self, scores: Tensor, direction: str, top: int) -> tuple[Tensor | None, Tensor]:
+        """Normalised scores (G,) where they are normalised, and the rows of the `top` best, best first."""
+        if not torch.isfinite(scores).all():
+            raise NonFiniteError(f"{int((~torch.isfinite(scores)).sum())} of {len(scores)} scores are NaN or infinite")
+        ordered_by = None if self.normalise is None else self._normaliser(direction)(scores)
+        order = torch.argsort(scores if ordered_by is None else ordered_by, descending=True, stable=True)
+        return ordered_by, order[:top]
+
+    def _normaliser(self, direction: str) -> Callable[[Tensor], Tensor]:
+        """The normalisation of a direction, fitted once."""
+        if direction not in self._normalisers:
+            assert self._train is not None and self.normalise is not None
+            if self._banks is None:
+                self._banks = Banks(self.head, self.table, self._train())
+            bank = self._banks.of(direction, ["bank"])["bank"]
+            self._normalisers[direction] = online(self.normalise, bank, direction=direction)
+        return self._normalisers[direction]
+
+
+def _at(scores: Tensor | None, row: int) -> float | None:
+    return None if scores is None else float(scores[row])

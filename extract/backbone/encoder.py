@@ -1,0 +1,345 @@
+"""An open_clip model as glscl uses it: frames and captions in, raw projected features out.
+
+T texts, L tokens, D embed_dim, n frames, S side of the model's input in pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from glscl.common.errors import BackboneError, FingerprintError, UsageError
+from glscl.extract.backbone.loading import load_model
+from glscl.extract.backbone.patch_embedding import temporal_embedding
+from glscl.extract.backbone.picture_transform import Geometry
+from glscl.extract.backbone.threads import map_pieces
+
+TEXT_BLOCKS_KEPT = 4  # blocks of the text transformer that aggregators start from
+PIECE_FRAMES = 32  # on a processor: what a layer makes of them then stays in its cache
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+PREPROCESSING = ("open_clip", "fast")
+
+
+class TokenizedTexts(NamedTuple):
+    """Captions as token ids, cut to the configured number of words (start and end tokens included)."""
+
+    ids: np.ndarray  # (T, W) int64, zero or the tokenizer's own padding behind `lengths`
+    lengths: np.ndarray  # (T,) int64, real tokens
+
+
+class TextBatch(NamedTuple):
+    """Encoded captions: (T, D) pooled, (T, L, D) projected tokens, float32 on the host."""
+
+    text_features: np.ndarray
+    token_features: np.ndarray
+
+
+@dataclass(frozen=True)
+class Description:
+    """What decides the values that a backbone gives; hashed into the fingerprint of a cache."""
+
+    library: str
+    name: str
+    pretrained: str
+    weights: str
+    quick_gelu: bool
+    preprocessing: dict[str, Any]
+    tokenizer: str
+    words: int
+    precision: str
+
+
+class Backbone:
+    """A frozen open_clip model with its preprocessing and tokenizer. Obtain it from `Backbone.load`.
+
+    Attributes:
+        embed_dim: D.
+        geometry: picture part of the preprocessing, for the decode workers.
+        description: see `Description`.
+        logit_scale: log of the temperature factor that the model was trained with.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        name: str,
+        pretrained: str,
+        words: int,
+        device: torch.device,
+        precision: str,
+        preprocess: str = "open_clip",
+    ) -> None:
+        self.device = device
+        self.name, self.pretrained, self.words, self.precision = name, pretrained, words, precision
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.geometry, self._mean, self._std, preprocessing = _split_preprocessing(model)
+        if preprocess == "fast":
+            from glscl.extract.backbone.fast_transform import FastGeometry
+
+            self.geometry = FastGeometry(self.geometry.steps, self.geometry.size)
+            preprocessing = {**preprocessing, "method": "fast"}
+        self.logit_scale = float(model.logit_scale.detach())
+        self.context_length = int(getattr(model, "context_length", None) or model.text.context_length)
+        if words > self.context_length:
+            raise UsageError(f"--max-words is {words}; {name} reads at most {self.context_length} tokens")
+        self.description = Description(
+            library="open_clip",
+            name=name,
+            pretrained=pretrained,
+            weights=weights_hash(model),
+            quick_gelu=any(type(m).__name__ == "QuickGELU" for m in model.modules()),
+            preprocessing=preprocessing,
+            tokenizer=type(tokenizer).__name__,
+            words=words,
+            precision=precision,
+        )
+        self.model.to(device)
+        self._amp = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+        black = np.zeros((1, *self.geometry.size, 3), np.uint8)
+        self.black_frame = self.encode_frames(black)[0]
+        self.embed_dim = len(self.black_frame)
+
+    @classmethod
+    def load(
+        cls,
+        name: str = "ViT-B-32",
+        pretrained: str | None = "openai",
+        *,
+        words: int = 32,
+        device: str | torch.device = "cpu",
+        precision: str = "auto",
+        across_frames: bool = False,
+        preprocess: str = "open_clip",
+    ) -> Backbone:
+        """Build a model and load its weights.
+
+        Args:
+            name: `demo` (the built-in tiny CLIP), an open_clip architecture, `hf-hub:org/repo` or `local-dir:FOLDER`.
+            pretrained: tag of open_clip, or a file with weights; of `demo` and names with a scheme only a file counts.
+            words: tokens kept a caption, start and end included.
+            precision: `fp32`, `fp16`, `bf16`; `auto` is fp16 on a GPU and fp32 elsewhere.
+            across_frames: take weights whose patch embedding looks at neighbouring frames; only for callers that give
+                the frames of a video together.
+            preprocess: `open_clip` resizes pictures as open_clip itself does, `fast` through `FastGeometry`.
+
+        Raises:
+            BackboneError: unknown name or tag, weights that cannot be had or do not fit, no token features.
+            UsageError: precision, preprocess or words out of range.
+        """
+        if preprocess not in PREPROCESSING:
+            raise UsageError(f"--preprocess is {preprocess!r}; expected one of {', '.join(PREPROCESSING)}")
+        if precision not in PRECISIONS:
+            raise UsageError(f"--precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
+        device = torch.device(device)
+        if precision == "auto":
+            precision = "fp16" if device.type == "cuda" else "fp32"
+        model, tokenizer, pretrained = load_model(name, pretrained, across_frames=across_frames)
+        return cls(
+            model,
+            tokenizer,
+            name=name,
+            pretrained=pretrained,
+            words=words,
+            device=device,
+            precision=precision,
+            preprocess=preprocess,
+        )
+
+    # --- frames ------------------------------------------------------------------------------------------------
+
+    def encode_frames(self, frames: np.ndarray | torch.Tensor) -> np.ndarray:
+        """(n, S, S, 3) uint8 as `geometry` gives them → (n, D) float32, projected, not normalised.
+
+        A processor takes them in pieces of PIECE_FRAMES, each on a thread of its own (see `map_pieces`).
+        """
+        frames = torch.as_tensor(frames)
+        if self.device.type != "cpu" or len(frames) <= PIECE_FRAMES or temporal_embedding(self.model) is not None:
+            return self._encode_piece(frames)
+        return np.concatenate(map_pieces(self._encode_piece, frames.split(PIECE_FRAMES)))
+
+    @torch.inference_mode()
+    def _encode_piece(self, frames: torch.Tensor) -> np.ndarray:
+        with self._autocast():
+            features = self.image_features(frames.to(self.device, non_blocking=True))
+        return features.float().cpu().numpy()
+
+    def image_features(self, frames: torch.Tensor) -> torch.Tensor:
+        """(n, S, S, 3) uint8 on the device → (n, D), with gradients where they are wanted; autocast is the caller's."""
+        pixels = frames.permute(0, 3, 1, 2).contiguous().float().div_(255)  # (n, 3, S, S): what ToTensor does
+        pixels = (pixels - self._mean.to(pixels.device)) / self._std.to(pixels.device)
+        return self.model.encode_image(pixels, normalize=False)
+
+    # --- captions ----------------------------------------------------------------------------------------------
+
+    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
+        """Token ids cut to `words`: as the public programs do, the end token takes the last place of a cut caption."""
+        ids = self.tokenizer(list(texts), context_length=self.words).numpy().astype(np.int64)
+        end = getattr(self.tokenizer, "eot_token_id", None)
+        if end is not None:
+            lengths = (ids == end).argmax(1) + 1
+        else:
+            padding = getattr(getattr(self.tokenizer, "tokenizer", None), "pad_token_id", 0)
+            lengths = np.maximum((ids != padding).sum(1), 1)
+        return TokenizedTexts(ids, lengths)
+
+    @torch.inference_mode()
+    def encode_texts(self, tokens: TokenizedTexts) -> TextBatch:
+        """Pooled and token features of a batch. Sort captions by length: a batch costs its longest."""
+        longest = int(tokens.lengths.max(initial=1))
+        ids = torch.from_numpy(tokens.ids).to(self.device)
+        with self._autocast():
+            pooled, states = self.text_states(ids, longest)
+        return TextBatch(pooled.float().cpu().numpy(), states.float().cpu().numpy()[:, :longest])
+
+    def text_states(self, ids: torch.Tensor, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(T, W) token ids on the device → pooled (T, D) and token features (T, at least `longest`, D), as extraction
+        stores them, with gradients where they are wanted; autocast is the caller's."""
+        return _text_states(self.model, ids, longest, self.context_length)
+
+    # --- what heads start from ---------------------------------------------------------------------------------
+
+    def pieces(self) -> dict[str, np.ndarray]:
+        """First text blocks, frame positions, logit_scale and the feature of a black frame, for `backbone/`."""
+        text = getattr(self.model, "text", self.model)
+        wanted = ("positional_embedding", *(f"transformer.resblocks.{i}." for i in range(TEXT_BLOCKS_KEPT)))
+        found = {
+            key: value.float().cpu().numpy().copy()
+            for key, value in text.state_dict().items()
+            if key.startswith(wanted)
+        }
+        return {
+            **found,
+            "logit_scale": np.array([self.logit_scale], np.float32),
+            "black_frame": np.ascontiguousarray(self.black_frame, np.float32),
+        }
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self._amp is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self._amp)
+
+
+def backbone_of_cache(
+    configuration: Mapping[str, Any],
+    where: Path,
+    pretrained: str | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    precision: str = "auto",
+    across_frames: bool = False,
+) -> Backbone:
+    """The backbone that a cache was made with, its weights compared by hash.
+
+    Args:
+        configuration: of the cache.
+        where: the cache, for messages.
+        pretrained: file with the weights, where the cache was made from a file.
+        device, precision, across_frames: as in `Backbone.load`.
+
+    Raises:
+        UsageError: the features were imported, so no backbone is known.
+        FingerprintError: the weights are others.
+        BackboneError: the cache says too little, or see `Backbone.load`.
+    """
+    made = configuration.get("text_backbone", configuration["backbone"])
+    if made["pretrained"] == "imported":
+        raise UsageError(
+            f"{where} holds imported features of captions and frames: no backbone is known to encode more",
+            mend="Import with --backbone NAME, which encodes the captions now",
+        )
+    if "words" not in made or "weights" not in made:
+        raise BackboneError(
+            f"{where} does not say how its backbone was used: it lacks the number of words, or the weights' hash"
+        )
+    backbone = Backbone.load(
+        made["name"],
+        pretrained or made["pretrained"],
+        words=made["words"],
+        device=device,
+        precision=precision,
+        preprocess=made.get("preprocessing", {}).get("method", "open_clip"),
+        across_frames=across_frames,
+    )
+    if backbone.description.weights != made["weights"]:
+        raise FingerprintError(
+            f"{where} was made with other weights of {made['name']} ({made['pretrained']}, {made['weights']}); "
+            f"these are {backbone.description.weights}",
+            mend="Give the same weights with --pretrained FILE",
+        )
+    return backbone
+
+
+def _text_states(
+    model: nn.Module, ids: torch.Tensor, longest: int, context_length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pooled (T, D) and token (T, L, D) features, both behind ln_final and the text projection, not normalised."""
+    from open_clip.transformer import text_global_pool
+
+    if not hasattr(model, "text") and getattr(model, "attn_mask", None) is not None:
+        # Causal text tower of the plain CLIP class: what stands behind the longest caption cannot be seen from it.
+        ids = ids[:, :longest]
+        dtype = model.transformer.get_cast_dtype()
+        states = model.token_embedding(ids).to(dtype) + model.positional_embedding[:longest].to(dtype)
+        states = model.ln_final(model.transformer(states, attn_mask=model.attn_mask[:longest, :longest]))
+        end = getattr(model, "text_eos_id", None)
+        pooled = text_global_pool(states, ids, model.text_pool_type, eos_token_id=end)
+        return _project(model, pooled), _project(model, states)
+    padded = torch.nn.functional.pad(ids, (0, context_length - ids.shape[1]))
+    try:
+        output = model.forward_intermediates(
+            text=padded, text_indices=1, normalize=False, normalize_intermediates=True, text_output_fmt="NLC"
+        )
+        states = _project(getattr(model, "text", model), output["text_intermediates"][-1])
+    except (AttributeError, TypeError, KeyError, RuntimeError) as error:
+        raise BackboneError(
+            f"The text tower of {type(model).__name__} does not give its token features ({error})",
+            mend="Choose a backbone with an open_clip text transformer",
+        ) from error
+    return model.encode_text(padded, normalize=False), states
+
+
+def _project(tower: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    projection = getattr(tower, "text_projection", None)
+    if projection is None:
+        return states
+    return projection(states) if isinstance(projection, nn.Module) else states @ projection.to(states.dtype)
+
+
+def _split_preprocessing(model: nn.Module) -> tuple[Geometry, torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """open_clip's evaluation transform as geometry, mean (3, 1, 1), standard deviation (3, 1, 1) and its settings."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+    from torchvision.transforms import Normalize
+
+    settings = model.visual.preprocess_cfg
+    steps = image_transform_v2(PreprocessCfg(**settings), is_train=False).transforms
+    *geometry, to_rgb, to_tensor, normalise = steps
+    if [type(to_rgb).__name__, type(to_tensor).__name__] != ["MaybeConvertMode", "MaybeToTensor"] or not isinstance(
+        normalise, Normalize
+    ):
+        raise BackboneError(f"This open_clip preprocesses in an unknown way: {[type(s).__name__ for s in steps]}")
+    size = settings["size"]
+    size = (size, size) if isinstance(size, int) else tuple(size[-2:])
+    mean, std = (torch.tensor(list(v), dtype=torch.float32).view(3, 1, 1) for v in (normalise.mean, normalise.std))
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(settings.items())}
+    return Geometry(geometry, size), mean, std, plain
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 over names, shapes and float32 bytes of all weights: the same for every file they may come in."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        array = value.detach().float().cpu().contiguous().numpy()
+        digest.update(f"{name}{array.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data if array.size else b"")
+    return digest.hexdigest()[:16]

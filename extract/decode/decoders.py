@@ -1,0 +1,304 @@
+"""The two decoders: decord where its frames can be trusted, and PyAV reading a stream from its beginning.
+
+Both give native pixels: RGB of the stored size, turned upright, pixel aspect left alone. On 8-bit video the two agree
+to the last bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glscl.common.errors import DecodeError
+from glscl.extract.decode.packets import DECORD_CONTAINERS, MAX_PIXELS, VideoIndex, describe_error, open_video
+
+if TYPE_CHECKING:
+    from av.packet import Packet
+    from av.video.frame import VideoFrame
+
+Beat = Callable[[], None]
+DECORD_SPAN = 256  # frames decord may have to decode within one call, so that a call stays short
+DECORD_BATCH_BYTES = 64 << 20
+DECORD_REOPEN_BYTES = 512 << 20  # a reader asked for every frame decodes ahead without limit: 3 MB a frame at 1080p
+
+
+class Distrust(Exception):
+    """The way of decoding just tried cannot be relied on for this file; its message says why."""
+
+
+class Picture(NamedTuple):
+    """One decoded frame: seconds from the first presented frame, and (H, W, 3) uint8 RGB."""
+
+    time: float
+    pixels: NDArray[np.uint8]
+
+
+# ---------------------------------------------------------------------------------------------------------- decord
+
+
+def decord_pictures(index: VideoIndex, wanted: NDArray[np.int64], *, beat: Beat) -> Iterator[Picture]:
+    """Frames `wanted` (k,) of the presented frames, through decord with one thread.
+
+    Raises:
+        Distrust: decord is not there, refuses, counts or times the frames differently, or reports damage. Pictures
+            given before that are right.
+    """
+    try:
+        import decord
+    except ImportError as error:
+        raise Distrust(f"decord is not installed ({error})") from error
+    complaints = _decord_complaints()
+    before = complaints.count
+    times = index.times
+    try:
+        beat()
+        reader = decord.VideoReader(index.path, num_threads=1)
+        _compare_times(times, reader)
+        size, read = max(1, index.width * index.height * 3), 0
+        for batch in _batches(wanted, span=DECORD_SPAN, length=max(1, DECORD_BATCH_BYTES // size)):
+            beat()
+            if read * size > DECORD_REOPEN_BYTES:
+                reader, read = None, 0
+                reader = decord.VideoReader(index.path, num_threads=1)
+            read += len(batch)
+            frames = reader.get_batch(batch).asnumpy()
+            if complaints.count > before:
+                raise Distrust(f"decord reports: {complaints.last}")
+            for i, frame in zip(batch, frames):
+                yield Picture(float(times[i]), frame)
+    except (decord.DECORDError, RuntimeError, MemoryError) as error:  # opening raises RuntimeError, decoding the other
+        raise Distrust(f"decord refuses: {_without_source_lines(error)}") from error
+
+
+def _compare_times(times: NDArray[np.float64], reader: object) -> None:
+    count = len(reader)  # type: ignore[arg-type]
+    if count != len(times):
+        raise Distrust(f"decord counts {count} frames, the packets {len(times)}")
+    theirs = np.asarray(reader.get_frame_timestamp(range(count)), np.float64)[:, 0]  # type: ignore[attr-defined]
+    if theirs[0] < 0:
+        raise Distrust("decord shows frames before the start (edit list)")
+    apart = np.abs(theirs - theirs[0] - times)
+    if (apart > 1e-3 + np.abs(theirs) * 1e-6).any():  # decord keeps float32
+        raise Distrust(f"decord times frames {apart.max():.3f} s apart from the packets")
+
+
+def _batches(wanted: NDArray[np.int64], *, span: int, length: int) -> Iterator[list[int]]:
+    batch: list[int] = []
+    for i in wanted.tolist():
+        if batch and (i - batch[0] >= span or len(batch) >= length):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _without_source_lines(error: BaseException) -> str:
+    """decord puts the time and the C++ line before its message."""
+    text = re.sub(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ", "", str(error)).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
+
+
+class _Complaints:
+    """Errors that decord's own FFmpeg has reported in this process: how many, and the last one's text."""
+
+    count = 0
+    last = ""
+
+
+@functools.cache
+def _decord_complaints() -> _Complaints:
+    """Begins to count the errors that the FFmpeg inside decord reports.
+
+    decord returns wrong frames of damaged streams without an error; its FFmpeg does complain, but only on standard
+    error. So its log callback is replaced. Counting never goes back: any error from anywhere in the process makes
+    whoever is decoding through decord at that moment turn to PyAV, which is always right.
+
+    Raises:
+        Distrust: that FFmpeg cannot be found, so that damage would go unnoticed.
+    """
+    import decord
+
+    home = Path(decord.__file__).parent
+    places = (home.parent / "decord.libs", home / ".dylibs", home)
+    found = [file for place in places for file in sorted(place.glob("*avutil*"))]
+    if not found:
+        raise Distrust("decord's FFmpeg library is not where its wheels keep it, so damage would go unnoticed")
+    complaints = _Complaints()
+    av_log_error = 16
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+    def gather(_context: int, level: int, text: bytes, _arguments: int) -> None:
+        if level <= av_log_error:
+            complaints.count += 1
+            complaints.last = text.decode("utf-8", "replace").split("%")[0].strip(" :=\n")
+
+    library = ctypes.CDLL(str(found[0]))
+    library.av_log_set_callback(gather)
+    _KEPT_ALIVE.append(gather)
+    return complaints
+
+
+_KEPT_ALIVE: list[object] = []  # callbacks that native code holds
+
+
+# ------------------------------------------------------------------------------------------------------------ PyAV
+
+
+class Damage:
+    """What went wrong while a stream was decoded."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self.concealed = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.errors or self.concealed)
+
+    def __str__(self) -> str:
+        parts = []
+        if self.errors:
+            more = f" ({len(self.errors) - 1} more)" if len(self.errors) > 1 else ""
+            parts.append(f"{self.errors[0]}{more}")
+        if self.concealed:
+            parts.append(f"{self.concealed} damaged frames")
+        return "; ".join(parts)
+
+
+def stream_frames(
+    path: str, damage: Damage, *, beat: Beat, needed: Collection[int] | None = None
+) -> Iterator[VideoFrame]:
+    """Frames of the video stream in presentation order, decoded from the beginning without seeking.
+
+    After a packet that cannot be decoded nothing is shown until the next key frame: what lies between refers to
+    frames that were lost.
+
+    Args:
+        damage: receives every error; none is raised for a stream that could be opened.
+        needed: presentation stamps that must come; other frames may be left out where nothing refers to them, which
+            saves a third of the time on H.264 with B-frames.
+    """
+    container, stream = open_video(path)
+    with container:
+        codec = stream.codec_context
+        # only these containers keep presentation times of their own, so that a hole in the frames goes unnoticed
+        may_skip = needed is not None and codec.name == "h264" and container.format.name in DECORD_CONTAINERS
+        skipping = False
+        seek_key = lost = False  # after an error: until the next key packet, until the first whole key frame
+        for packet in _packets(container.demux(stream), damage):
+            beat()
+            if seek_key and packet.size and not packet.is_keyframe:
+                continue
+            seek_key = False
+            if may_skip and (packet.size and packet.pts not in needed) != skipping:
+                skipping = not skipping
+                codec.skip_frame = "NONREF" if skipping else "DEFAULT"
+            try:
+                frames = packet.decode()
+            except (OSError, ValueError, ArithmeticError) as error:  # FFmpegError members are OSError or ValueError
+                damage.errors.append(_at(packet, describe_error(error)))
+                codec.flush_buffers()
+                seek_key = lost = True
+                continue
+            for frame in frames:
+                if lost and (frame.is_corrupt or not frame.key_frame):
+                    continue
+                lost = False
+                damage.concealed += frame.is_corrupt
+                yield frame
+
+
+def _packets(packets: Iterator[Packet], damage: Damage) -> Iterator[Packet]:
+    """The packets up to an error of the container, which is noted; the last, empty one empties the decoder."""
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except (OSError, ValueError) as error:
+            damage.errors.append(describe_error(error))
+            return
+        yield packet
+
+
+def _at(packet: Packet, text: str) -> str:
+    stamp = packet.pts if packet.pts is not None else packet.dts
+    return text if stamp is None or packet.time_base is None else f"{text} at {float(stamp * packet.time_base):.2f} s"
+
+
+def planned_pictures(
+    index: VideoIndex, wanted: NDArray[np.int64], *, beat: Beat, suspect: bool = False
+) -> Iterator[Picture]:
+    """Frames `wanted` (k,) of the presented frames, by the stamps of the packets, in one pass with PyAV.
+
+    Args:
+        suspect: the stream may be damaged, so every frame of it is decoded.
+
+    Raises:
+        Distrust: the frames do not come as the packets promised, or the stream is damaged. Pictures given before
+            that are right.
+    """
+    targets = index.pts[wanted].tolist()
+    if not targets:
+        return
+    times, damage, previous = index.times, Damage(), None
+    queue = iter(zip(targets, wanted.tolist()))
+    target, i = next(queue)
+    # frames may be left out of a sound stream alone: around holes the decoder makes up frames from all it has seen
+    steps = np.diff(times)
+    sound = not suspect and index.decord_doubt is None and len(steps) > 0 and steps.max() < 1.5 * np.median(steps)
+    for frame in stream_frames(index.path, damage, beat=beat, needed=frozenset(targets) if sound else None):
+        if damage:
+            raise Distrust(str(damage))
+        if frame.pts is None or (previous is not None and frame.pts <= previous):
+            raise Distrust("frames come out of order")
+        if frame.pts > target:
+            raise Distrust(f"no frame comes for the packet at {times[i]:.2f} s")
+        previous = frame.pts
+        if frame.pts == target:
+            yield Picture(float(times[i]), upright_rgb(frame))
+            following = next(queue, None)
+            if following is None:
+                return
+            target, i = following
+    raise Distrust(str(damage) or "the stream ends before its last packets")
+
+
+def decoded_stamps(path: str, damage: Damage, time_base: Fraction, *, beat: Beat) -> list[float | None]:
+    """What the decoder stamps on every frame, in the order it gives them, in seconds; no pixel is converted."""
+    return [
+        None if frame.pts is None else float(frame.pts * time_base) for frame in stream_frames(path, damage, beat=beat)
+    ]
+
+
+def counted_pictures(path: str, wanted: Sequence[int], times: NDArray[np.float64], *, beat: Beat) -> Iterator[Picture]:
+    """Frames number `wanted` (k,) ascending, counted as the decoder gives them, with their repaired `times` (n,)."""
+    if not len(wanted):
+        return
+    numbers = frozenset(wanted)
+    frames = stream_frames(path, Damage(), beat=beat)
+    for i, frame in enumerate(itertools.islice(frames, max(numbers) + 1)):
+        if i in numbers:
+            yield Picture(float(times[i]), upright_rgb(frame))
+
+
+def upright_rgb(frame: VideoFrame) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 RGB of any pixel format, turned by the rotation the file asks for (to the nearest quarter).
+
+    Raises:
+        DecodeError: the frame is beyond MAX_PIXELS.
+    """
+    if frame.width * frame.height > MAX_PIXELS:
+        raise DecodeError(f"a frame of {frame.width} x {frame.height} pixels is beyond {MAX_PIXELS:,} pixels")
+    pixels = frame.to_ndarray(format="rgb24")
+    quarter_turns = round(frame.rotation / 90) % 4 if abs(frame.rotation) <= 360 else 0  # counter-clockwise
+    return np.ascontiguousarray(np.rot90(pixels, quarter_turns)) if quarter_turns else pixels

@@ -1,0 +1,395 @@
+"""Arrays that other programs wrote (`.npy`, `.npz`, `.pt`, `.h5`, `.pkl`), read as input nobody vouches for.
+
+Nothing that is read can run code: numpy's files are read without pickles, `.pt` by torch's weights-only reader, and
+pickles by an unpickler that knows containers, strings, numbers and numpy arrays, whose bytes it puts together itself.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import pickle
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from glscl.common.archive_limits import check_torch_file, check_unpacked, check_zip
+from glscl.common.errors import InputError, NotFoundError
+from glscl.extract.datasets.text_files import check_memo, read_bytes, show
+from glscl.extract.datasets.video_files import VideoFiles
+
+Entries = dict[str, Callable[[], Any]]  # name → reads its value; "" is the name of an array that has none
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Arrays by name, each read when it is asked for. Obtain it from `open_arrays`."""
+
+    path: Path
+    entries: Entries
+    files: dict[str, Path]  # of a folder: name → file
+
+    def where(self, name: str) -> str:
+        """How messages call an entry."""
+        if name in self.files:
+            return str(self.files[name])
+        return f"{self.path}, entry {show(name)}" if name else str(self.path)
+
+    def read(self, name: str) -> np.ndarray:
+        """The numbers of one entry as float32, in the shape they have.
+
+        Raises:
+            InputError: it cannot be read, holds no floating point numbers, is empty, or has NaN or infinite values.
+        """
+        where = self.where(name)
+        try:
+            array = _array(self.entries[name](), Budget(self.files.get(name, self.path)))
+        except InputError:
+            raise
+        except Exception as error:  # damaged files raise nearly anything, in five libraries
+            raise InputError(f"{where}: cannot be read: {_reason(error)}") from None
+        if array.dtype.kind != "f" or array.itemsize > 8:
+            found = "Python objects" if array.dtype.kind == "O" else str(array.dtype)
+            raise InputError(
+                f"{where}: an array of {found}, expected numbers in float16, float32 or float64",
+                mend="Save it as one float array a video.",
+            )
+        if not array.size:
+            raise InputError(f"{where}: the array is empty, its shape is {array.shape}")
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
+            array = np.asarray(array, np.float32)
+        if not np.isfinite(array).all():
+            bad = int((~np.isfinite(array)).sum())
+            raise InputError(f"{where}: {bad} of {array.size} values are NaN or infinite")
+        return array
+
+
+@contextmanager
+def open_arrays(path: Path) -> Iterator[Arrays]:
+    """The arrays of one file, or of all files below a folder, which is named as they are (without their extension).
+
+    Nested dictionaries and HDF5 groups give names with slashes, as sub-folders do.
+
+    Raises:
+        NotFoundError: nothing is there.
+        InputError: the file cannot be read, holds nothing, or is of none of the known kinds.
+    """
+    if not path.exists():
+        raise NotFoundError(f"{path}: no such file or folder", mend=f"Name a file ({_KNOWN}), or a folder of them.")
+    with ExitStack() as stack:
+        if path.is_dir():
+            files = _files(path)
+            yield Arrays(path, {name: _only_array(file) for name, file in files.items()}, files)
+        else:
+            yield Arrays(path, _entries(path, stack), {})
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """name → file: relative paths without extension."""
+    files: dict[str, Path] = {}
+    for relative in VideoFiles(folder).names:
+        name, dot, suffix = relative.rpartition(".")
+        if not dot or f".{suffix.lower()}" not in _READERS:
+            continue
+        if name in files:
+            both = f"{files[name].name} and {Path(relative).name}"
+            raise InputError(f"{folder}: {both} are of one name; expected one file")
+        files[name] = folder / relative
+    if not files:
+        raise InputError(f"{folder}: none of its files is of a known kind: {_KNOWN}")
+    return files
+
+
+def _only_array(path: Path) -> Callable[[], np.ndarray]:
+    """Reads the one array of a file; with several, the one named `features`."""
+
+    def read() -> np.ndarray:
+        with ExitStack() as stack:
+            entries = _entries(path, stack)
+            if len(entries) > 1 and "features" not in entries:
+                names = ", ".join(show(name) for name in list(entries)[:4])
+                raise InputError(f"{path}: {len(entries)} arrays ({names}); expected one, or one named 'features'")
+            return _array(entries["features" if len(entries) > 1 else next(iter(entries))](), Budget(path))
+
+    return read
+
+
+def _entries(path: Path, stack: ExitStack) -> Entries:
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(f"{path}: a file of an unknown kind; known are {_KNOWN}")
+    try:
+        entries = reader(path, stack)
+    except InputError:
+        raise
+    except Exception as error:  # damaged files raise nearly anything, in five libraries
+        raise InputError(f"{path}: cannot be read: {_reason(error)}") from None
+    if not entries:
+        raise InputError(f"{path}: holds no array")
+    return entries
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    if "allow_pickle" in str(error):
+        return "it holds Python objects, expected an array of numbers"
+    return lines[0][:200] if lines else type(error).__name__
+
+
+# --- kinds of files ---------------------------------------------------------------------------------------------------
+
+
+def _npy(path: Path, stack: ExitStack) -> Entries:
+    with open(path, "rb") as file:
+        np.lib.format.read_magic(file)  # np.load would also take other kinds of files
+    return {"": lambda: np.load(path, allow_pickle=False)}
+
+
+def _npz(path: Path, stack: ExitStack) -> Entries:
+    check_zip(path)
+    archive = np.load(path, allow_pickle=False)
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise ValueError("it is not an .npz archive")
+    stack.enter_context(archive)
+    return {name: lambda name=name: archive[name] for name in archive.files}
+
+
+def _h5(path: Path, stack: ExitStack) -> Entries:
+    import h5py
+
+    file = stack.enter_context(h5py.File(path, "r"))
+    entries: Entries = {}
+
+    def visit(name: str, found: Any) -> None:
+        if isinstance(found, h5py.Dataset):
+            entries[name] = lambda: _dataset(found)
+
+    file.visititems(visit)
+    return entries
+
+
+def _dataset(found: Any) -> np.ndarray:
+    """The numbers of an HDF5 dataset, if the library may be asked for them; of what holds others nothing but the type."""
+    from glscl.cache.formats.hdf5_checks import check_dataset
+
+    if found.dtype.kind != "f":
+        return np.empty(0, found.dtype)
+    check_dataset(found)
+    return found[()]
+
+
+def _torch(path: Path, stack: ExitStack) -> Entries:
+    import torch
+
+    check_torch_file(path)
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"(?:GLOBAL|global) ?:? ?([\w.]+)", str(error))
+        found = f"it asks for {asked[1]}, which could run code" if asked else _reason(error)
+        raise InputError(
+            f"{path}: not a file of tensors alone: {found}",
+            mend="Save tensors, or a dictionary of tensors, by torch.save",
+        ) from None
+    return _flat(value, Budget(path))
+
+
+def _pickle(path: Path, stack: ExitStack) -> Entries:
+    try:
+        data = read_bytes(path)
+        check_memo(data)
+        value = _ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
+    except InputError:
+        raise
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise InputError(
+            f"{path}: not a pickle of plain containers and numpy arrays: {_reason(error)}",
+            mend="Save it as .npz where you trust it: numpy.savez(FILE, **arrays).",
+        ) from None
+    return _flat(value, Budget(path))
+
+
+_READERS: dict[str, Callable[[Path, ExitStack], Entries]] = {
+    ".npy": _npy,
+    ".npz": _npz,
+    ".pt": _torch,
+    ".pth": _torch,
+    ".h5": _h5,
+    ".hdf5": _h5,
+    ".pkl": _pickle,
+    ".pickle": _pickle,
+}
+_KNOWN = ", ".join(_READERS)
+
+
+class Budget:
+    """What may be made of a file: containers that refer to each other can claim more than any memory holds.
+
+    Args:
+        path: the file; a budget is a multiple of its size.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.size = path.stat().st_size
+        self.left = 64 * self.size + (8 << 20)
+
+    def spend(self, size: int) -> None:
+        """Take off one value of `size` bytes. Raises ValueError where nothing is left."""
+        self.left -= 64 + size
+        if self.left < 0:
+            raise ValueError(f"its containers repeat each other to far more than its {self.size} bytes")
+
+
+def _flat(value: Any, budget: Budget, prefix: str = "") -> Entries:
+    """The leaves of nested dictionaries, their keys joined by slashes."""
+    budget.spend(len(prefix))
+    if not isinstance(value, dict):
+        return {prefix: lambda: value}
+    entries: Entries = {}
+    for key, inner in value.items():
+        if isinstance(key, bool) or not isinstance(key, (str, int)):
+            raise ValueError(f"the key {show(key)} is not a string")
+        entries.update(_flat(inner, budget, f"{prefix}/{key}" if prefix else str(key)))
+    return entries
+
+
+def _array(value: Any, budget: Budget) -> np.ndarray:
+    """numpy arrays, torch tensors, pickled arrays, and lists of them, as one array.
+
+    Raises:
+        ValueError: anything else, and lists of different shapes.
+    """
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, PickledArray):
+        array = value.array()
+        budget.spend(array.nbytes)
+        return array
+    budget.spend(8)
+    if isinstance(value, (list, tuple)):
+        parts = [_array(part, budget) for part in value]
+        shapes = sorted({part.shape for part in parts})
+        if len(shapes) > 1:
+            raise ValueError(f"a list of arrays of different shapes, {shapes[0]} and {shapes[-1]}")
+        return np.stack(parts) if parts else np.zeros(0)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return np.asarray(float(value))
+    if hasattr(value, "is_floating_point"):  # a torch tensor; numpy knows no bfloat16
+        _check_tensor(value)
+        dense = value.detach().to_dense() if value.is_sparse else value.detach()
+        return (dense.float() if dense.is_floating_point() else dense).numpy()
+    raise ValueError(f"found {show(value)}, expected an array of numbers")
+
+
+def _check_tensor(value: Any) -> None:
+    """Raise ValueError for a tensor that claims far more numbers than it stores: expanded, or sparse."""
+    parts = [value._indices(), value._values()] if value.is_sparse else [value]
+    stored = sum(part.untyped_storage().nbytes() for part in parts)
+    check_unpacked(value.numel() * value.element_size(), stored)
+
+
+# --- pickles ----------------------------------------------------------------------------------------------------------
+
+
+class PickledDtype:
+    """`numpy.dtype` as a pickle describes it, understood for numbers only."""
+
+    def __init__(self, code: str, *_: object) -> None:
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1]
+
+    def numpy(self) -> np.dtype:
+        if not isinstance(self.code, str) or not re.fullmatch(r"[<>=|]?[fiu]\d", self.code):
+            kind = "Python objects" if str(self.code).lstrip("|").startswith("O") else f"type {show(self.code)}"
+            raise ValueError(f"an array of {kind}, expected numbers")
+        dtype = np.dtype(self.code)
+        return dtype.newbyteorder(self.order) if self.order in ("<", ">") else dtype
+
+
+class PickledArray:
+    """`numpy.ndarray` as a pickle describes it: shape, type and bytes."""
+
+    def __init__(self, *_: object) -> None:
+        self.shape: Any = ()
+        self.dtype: Any = None
+        self.data: Any = b""
+        self.fortran = False
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.shape, self.dtype, self.fortran, self.data = state[-4:]
+
+    def array(self) -> np.ndarray:
+        if not isinstance(self.dtype, PickledDtype):
+            raise ValueError("a damaged array")
+        dtype = self.dtype.numpy()
+        data = self.data.encode("latin1") if isinstance(self.data, str) else self.data
+        return np.frombuffer(data, dtype).reshape(self.shape, order="F" if self.fortran else "C")
+
+
+def _from_buffer(data: Any, dtype: Any, shape: Any, order: str, *_: object) -> PickledArray:
+    array = PickledArray()
+    array.shape, array.dtype, array.fortran, array.data = shape, dtype, order == "F", data
+    return array
+
+
+def _scalar(dtype: Any, data: Any) -> PickledArray:
+    return _from_buffer(data, dtype, (), "C")
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """How old protocols write bytes."""
+    if codecs.lookup(encoding).name != "iso8859-1":
+        raise pickle.UnpicklingError(f"bytes as {show(encoding)}")
+    return text.encode("latin1")
+
+
+class _Call:
+    """A function that a pickle may call and, unlike the function itself, not set attributes of."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, state: object) -> NoReturn:
+        raise pickle.UnpicklingError("it changes what reads it")
+
+
+_ADMITTED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): PickledArray,
+    ("numpy", "dtype"): PickledDtype,
+    ("_codecs", "encode"): _Call(_latin1),
+    ("collections", "OrderedDict"): dict,
+    **{
+        (f"numpy.{core}.{module}", name): stand_in
+        for core in ("core", "_core")
+        for module, name, stand_in in (
+            ("multiarray", "_reconstruct", PickledArray),
+            ("multiarray", "scalar", _Call(_scalar)),
+            ("numeric", "_frombuffer", _Call(_from_buffer)),
+        )
+    },
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Admits containers, strings, numbers and numpy arrays; whatever else would be imported is refused."""
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        known = _ADMITTED.get((module_name, global_name))
+        if known is None:
+            raise pickle.UnpicklingError(f"it asks for {show(f'{module_name}.{global_name}')}, which could run code")
+        return known
+
+    def persistent_load(self, pid: object) -> NoReturn:
+        raise pickle.UnpicklingError("it refers to objects outside the file")

@@ -1,0 +1,150 @@
+"""Settings of `glscl extract`: one dataclass, whose fields are the command's options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from glscl.common.errors import UsageError
+from glscl.common.settings import setting
+from glscl.extract.part import Part
+
+
+def parse_rate(text: str) -> float | None:
+    """`--fps`: frames a second, or None for `native`, which takes every frame."""
+    if text == "native":
+        return None
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < 1000:
+        raise UsageError(f"--fps is {text!r}; expected a number of frames a second above 0, or native")
+    return rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """What to read, how to sample and encode it, and how to go about it."""
+
+    backbone: str = setting(
+        "ViT-B-32", "`demo`, an open_clip architecture, hf-hub:org/repo or local-dir:FOLDER.", group="Backbone"
+    )
+    pretrained: str = setting(
+        "openai", "Tag of open_clip or a file with weights.", group="Backbone", metavar="TAG|FILE"
+    )
+    precision: str = setting(
+        "auto",
+        "Arithmetic of the backbone; auto is fp16 on a GPU, fp32 elsewhere.",
+        group="Backbone",
+        choices=("auto", "fp32", "fp16", "bf16"),
+    )
+    preprocess: str = setting(
+        "open_clip",
+        "How frames are resized: as open_clip does, or `fast`, by torch: a few times as fast, mostly the same pixels.",
+        group="Backbone",
+        choices=("open_clip", "fast"),
+    )
+    fps: str | None = setting(
+        None,
+        "Frames a second of video, or `native` for every frame. Default: the dataset's, mostly 1.",
+        group="Sampling",
+        metavar="N|native",
+        parse=parse_rate,
+    )
+    max_frames: int | None = setting(
+        None, "Most frames stored a video, spread evenly. Default: all that are sampled.", group="Sampling", min=1
+    )
+    sampling: str = setting(
+        "time",
+        "`time`: frames nearest to 0, 1/N, 2/N … s; `public`: every round(average rate)-th frame, as GLSCL's loader.",
+        group="Sampling",
+        choices=("time", "public"),
+    )
+    max_words: int | None = setting(
+        None,
+        "Tokens kept a caption, start and end included. Default: the dataset's, 32 or 64.",
+        group="Sampling",
+        min=2,
+    )
+    format: str = setting("zarr", "Format of the cache.", group="Cache", choices=("zarr", "hdf5"))
+    dtype: str = setting(
+        "float16", "Type of the stored features.", group="Cache", choices=("float16", "float32", "bfloat16")
+    )
+    tokens: bool = setting(True, "Store token features, which GLSCL needs.", group="Cache", flag="--tokens/--no-tokens")
+    store_frames: str = setting(
+        "none",
+        "Keep the frames too, as the encoder sees them: `jpeg` (lossy, small) or `uint8` (exact). For fine-tuning.",
+        group="Cache",
+        choices=("none", "jpeg", "uint8"),
+    )
+    frame_quality: int = setting(95, "Quality of stored JPEG frames.", group="Cache", min=1, max=100)
+    shard_videos: int = setting(128, "Videos a shard: what a killed run can lose.", group="Cache", min=1)
+    shard_texts: int = setting(2048, "Captions a shard.", group="Cache", min=1)
+    workers: int | None = setting(None, "Decoding processes. Default: one a core.", group="Speed", min=1)
+    part: str | None = setting(
+        None,
+        "Do only share I of N, for several machines or a job array; see docs/many-machines.md.",
+        group="Speed",
+        metavar="I/N",
+        parse=Part.parse,
+    )
+    batch_frames: int = setting(128, "Frames encoded at once.", group="Speed", min=1)
+    batch_texts: int = setting(256, "Captions encoded at once.", group="Speed", min=1)
+    decoder: str = setting(
+        "auto",
+        "auto: decord, and PyAV where decord refuses or cannot be trusted.",
+        group="Decoding",
+        choices=("auto", "decord", "pyav"),
+    )
+    time_limit: float = setting(
+        60.0, "Seconds without progress after which a video is given up.", group="Decoding", min=0.1
+    )
+    memory_limit: float = setting(4.0, "GB of memory that decoding one video may take.", group="Decoding", min=0.25)
+    strict: bool = setting(False, "Stop at the first missing or undecodable video.", group="Decoding", flag="--strict")
+    retry_failed: bool = setting(
+        False, "Ask again for the videos that failed before.", group="Decoding", flag="--retry-failed"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """What features that others extracted are, and how they are stored."""
+
+    name: str = setting(
+        "features",
+        "What the features are, such as ViT-B-16; part of the fingerprint.",
+        group="Features",
+        metavar="TEXT",
+    )
+    fps: float = setting(1.0, "Frames a second that they were sampled at, for the times.", group="Features", min=1e-3)
+    backbone: str | None = setting(
+        None,
+        "Encode the captions now: the backbone that the frames went through, as in extract.",
+        group="Captions",
+    )
+    pretrained: str = setting(
+        "openai", "Tag of open_clip or a file with weights.", group="Captions", metavar="TAG|FILE"
+    )
+    precision: str = setting(
+        "auto",
+        "Arithmetic of the backbone; auto is fp16 on a GPU, fp32 elsewhere.",
+        group="Captions",
+        choices=("auto", "fp32", "fp16", "bf16"),
+    )
+    max_words: int | None = setting(
+        None,
+        "Tokens kept a caption, start and end included. Default: the dataset's, 32 or 64.",
+        group="Captions",
+        min=2,
+    )
+    tokens: bool = setting(
+        True, "Store token features, which GLSCL needs, of captions encoded now.", group="Captions",
+        flag="--tokens/--no-tokens",
+    )  # fmt: skip
+    batch_texts: int = setting(256, "Captions encoded at once.", group="Captions", min=1)
+    format: str = setting("zarr", "Format of the cache.", group="Cache", choices=("zarr", "hdf5"))
+    dtype: str = setting(
+        "float16", "Type of the stored features.", group="Cache", choices=("float16", "float32", "bfloat16")
+    )
+    shard_videos: int = setting(512, "Videos a shard.", group="Cache", min=1)
+    shard_texts: int = setting(2048, "Captions a shard.", group="Cache", min=1)

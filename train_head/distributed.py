@@ -1,0 +1,107 @@
+"""One batch over several processes: where it runs, in what arithmetic, and how the processes see each other's negatives.
+
+W processes, N items a process.
+
+Every process encodes its share of the batch, gathers the encodings of all, and computes the loss of the whole batch. The
+gradient of a gathered encoding is summed over the processes and Accelerate averages the gradients of the parameters, so
+what a step does to the weights does not depend on how many processes share it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch import Tensor
+
+from glscl.common.errors import UsageError
+
+Encoded = TypeVar("Encoded", bound=tuple)
+
+_PATIENCE = timedelta(hours=4)  # the others wait while the first process validates
+
+
+def make_accelerator(
+    device: torch.device | str, precision: str, *, tracker: str = "none", folder: Path | None = None
+) -> Accelerator:
+    """The Accelerate side of a training run.
+
+    Args:
+        device: where to run; under `accelerate launch` only its kind counts, each process has its own.
+        precision: "fp32", "bf16" or "fp16".
+        tracker: "none" or "tensorboard", which logs below `folder`.
+
+    Raises:
+        UsageError: the tracker is not installed, or has no folder.
+    """
+    device = torch.device(device)
+    if tracker != "none" and folder is None:
+        raise UsageError(f"the tracker {tracker} needs a run folder to log to")
+    if tracker == "tensorboard":
+        from accelerate.utils import is_tensorboard_available
+
+        if not is_tensorboard_available():
+            raise UsageError("--tracker tensorboard needs the tensorboard package", mend="pip install 'glscl[tracker]'")
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        # Accelerate keeps device and precision for the life of the process; a second run may want others.
+        if PartialState._shared_state:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
+    return Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        cpu=device.type == "cpu",
+        log_with=None if tracker == "none" else tracker,
+        project_dir=folder,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=True),
+            InitProcessGroupKwargs(timeout=_PATIENCE),
+        ],
+    )
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Give every process the mean of all processes' gradients, for a backward pass that Accelerate did not see."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    for work in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
+        work.wait()
+    for gradient in gradients:
+        gradient.div_(dist.get_world_size())
+
+
+def gather_items(encoded: Encoded) -> Encoded:
+    """The encodings of all processes, in their order: each field (N, ...) becomes (W·N, ...), with gradients."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return encoded
+    return type(encoded)(*(_gather(field) for field in encoded))
+
+
+def _gather(field: Tensor) -> Tensor:
+    if field.dtype is torch.bool:
+        return _AllGather.apply(field.to(torch.uint8)).bool()
+    return _AllGather.apply(field)
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        local = local.contiguous()
+        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, local)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]

@@ -1,0 +1,192 @@
+"""A head and its backbone as the training loop sees them: batches of pixels, and features made anew to validate on.
+
+S steps an epoch, B captions and as many videos a batch, T texts, V videos, L tokens, F frames, R token rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from glscl.cache.schema import VideoFeatures
+from glscl.cache.store import Store
+from glscl.cache.table import FeatureTable
+from glscl.train_head.finetuning.gradients import backward_in_pieces
+from glscl.train_head.finetuning.model import Captions, Clips, EndToEnd
+from glscl.train_head.finetuning.pixels import Frames, items_of
+from glscl.train_head.finetuning.towers import export_backbone
+from glscl.train_head.learner import Learner
+from glscl.train_head.optim import parameter_groups
+
+_RANDAUGMENT = {"num_ops": 4, "magnitude": 21}  # timm's rand-m7-n4 of ten levels, on torchvision's 31
+
+
+class PixelTable:
+    """What a table of features does not know: token ids of its captions and item numbers of its videos.
+
+    Args:
+        model: gives the tokenizer.
+        table: some captions and videos of `store`.
+        store: the cache.
+
+    Attributes:
+        items: (V,) item number in the cache of each video of the table.
+        ids, lengths: token ids (T, W) and how many are real (T,), int64 on the host.
+        width: F, frames that features are padded to.
+    """
+
+    def __init__(self, model: EndToEnd, table: FeatureTable, store: Store) -> None:
+        self.items = np.array(items_of(store, table), np.int64)
+        tokens = model.backbone.tokenize(table.captions)
+        self.ids, self.lengths = torch.from_numpy(tokens.ids), torch.from_numpy(tokens.lengths)
+        self.width = table.frame_features.shape[1]
+
+    def captions(self, rows: Tensor, device: torch.device, *, width: int | None = None) -> Captions:
+        """Captions of the table's rows; features are cut to `width`, None to the longest of them."""
+        lengths = self.lengths[rows]
+        width = int(lengths.max()) if width is None else width
+        return Captions(self.ids[rows].to(device), lengths.to(device), width)
+
+
+class PixelLearner(Learner):
+    """Trains head and backbone on the pixels of a table's videos.
+
+    Args:
+        model: head on backbone.
+        table: what to train on.
+        store: the cache it is from.
+        frames: where pixels come from; None takes the features of the table, for a vision tower that is frozen.
+        backbone_lr_scale: learning rate of the backbone, in times the head's; low-rank additions have the head's.
+        micro_batch: see `backward_in_pieces`; None encodes a batch at once.
+        augment: "none" or "randaugment".
+    """
+
+    def __init__(
+        self,
+        model: EndToEnd,
+        table: FeatureTable,
+        store: Store,
+        frames: Frames | None,
+        *,
+        backbone_lr_scale: float = 1e-3,
+        micro_batch: int | None = None,
+        augment: str = "none",
+    ) -> None:
+        super().__init__(model.head, table)
+        self.module: EndToEnd = model
+        self.pixels = PixelTable(model, table, store)
+        self._frames, self._scale, self._micro, self._augment = frames, backbone_lr_scale, micro_batch, augment
+
+    def begin(self, device: torch.device) -> nn.Module:
+        self.module.backbone.device = device
+        return self.module
+
+    def groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        low_rank = nn.ParameterList(p for name, p in self.module.towers.named_parameters() if "lora_" in name)
+        own = nn.ParameterList(p for name, p in self.module.towers.named_parameters() if "lora_" not in name)
+        return [
+            *parameter_groups(self.head, weight_decay=weight_decay),
+            *parameter_groups(low_rank, weight_decay=weight_decay),
+            *({**group, "lr_scale": self._scale} for group in parameter_groups(own, weight_decay=weight_decay)),
+        ]
+
+    def batches(self, rows: np.ndarray, *, start: int, share: slice, mask: bool) -> _PixelBatches:
+        return _PixelBatches(self, rows, start=start, share=share, mask=mask)
+
+    def backward(self, accelerator: Any, step_module: nn.Module, batch: tuple[Any, ...]) -> Tensor:
+        if self._micro is None or self._micro >= len(batch[0].ids):
+            return super().backward(accelerator, step_module, batch)
+        return backward_in_pieces(self.module, *batch, micro_batch=self._micro, accelerator=accelerator)
+
+    def save(self, folder: Path, which: str) -> dict[str, Any]:
+        super().save(folder, which)
+        return export_backbone(folder, which, self.module.backbone)
+
+    def augmented(self, clips: Clips) -> Clips:
+        """The clips as `augment` says, every frame of a video changed alike, by torch's own random numbers."""
+        if self._augment == "none":
+            return clips
+        from torchvision.transforms import InterpolationMode, RandAugment
+
+        change = RandAugment(**_RANDAUGMENT, interpolation=InterpolationMode.BILINEAR)
+        videos = clips.frames.permute(0, 3, 1, 2).split(clips.counts)  # (F, 3, S, S) each
+        changed = torch.cat([change(video) for video in videos])
+        return clips._replace(frames=changed.permute(0, 2, 3, 1))
+
+
+class _PixelBatches:
+    """The batches of one epoch from a step on, taken in order; their frames are made ready ahead."""
+
+    def __init__(self, learner: PixelLearner, rows: np.ndarray, *, start: int, share: slice, mask: bool) -> None:
+        self._learner, self._rows, self._share, self._mask = learner, torch.from_numpy(rows), share, mask
+        self._videos = learner.table.video_of_text.cpu()[self._rows]  # (S, B)
+        self._ahead: Iterator[list[np.ndarray]] | None = None
+        if learner._frames is not None:
+            items = learner.pixels.items[self._videos[start:, share].numpy()]
+            self._ahead = learner._frames.ahead(items.tolist())
+
+    def on(self, device: torch.device, step: int) -> tuple[Captions, Clips | VideoFeatures, Tensor | None]:
+        """What `EndToEnd` takes; all processes pad to the longest caption of the whole batch."""
+        pixels, rows, videos = self._learner.pixels, self._rows[step], self._videos[step]
+        width = int(pixels.lengths[rows].max())
+        captions = pixels.captions(rows[self._share], device, width=width)
+        if self._ahead is None:
+            clips = VideoFeatures(*(field.to(device) for field in self._learner.table.videos(videos[self._share])))
+        else:
+            clips = self._learner.augmented(Clips.of(next(self._ahead), pixels.width, device))
+        exclude = (videos[:, None] == videos).to(device) if self._mask else None  # (B, B)
+        return captions, clips, exclude
+
+
+@torch.no_grad()
+def encode_table(
+    model: EndToEnd,
+    table: FeatureTable,
+    store: Store,
+    frames: Frames | None,
+    *,
+    device: torch.device | str,
+    batch: int = 32,
+) -> FeatureTable:
+    """The table with the features that the backbone gives now, float32 on the host.
+
+    Args:
+        model: head on backbone; left in evaluation mode.
+        table: some captions and videos of `store`.
+        frames: where pixels come from; None keeps the table's own frame features, of a vision tower that is frozen.
+        batch: videos encoded at once; of captions eight times as many.
+    """
+    device = torch.device(device)
+    model.to(device).eval()
+    pixels = PixelTable(model, table, store)
+    frame_features = table.frame_features.float().cpu()
+    if frames is not None:
+        videos = [pixels.items[start : start + batch].tolist() for start in range(0, table.num_videos, batch)]
+        clips = (Clips.of(of, pixels.width, device) for of in frames.ahead(videos))
+        frame_features = torch.cat([model.video_features(of).frame_features.cpu() for of in clips])
+    pooled = torch.empty((table.num_texts, table.embed_dim))
+    tokens: list[Tensor | None] = [None] * table.num_texts
+    order = torch.argsort(pixels.lengths, stable=True)
+    for rows in order.split(8 * batch):
+        text = model.text_features(pixels.captions(rows, device))
+        pooled[rows] = text.text_features.cpu()
+        if text.token_features is not None:
+            for row, of, length in zip(rows.tolist(), text.token_features.cpu(), pixels.lengths[rows].tolist()):
+                tokens[row] = of[:length]
+    with_tokens = model.head.needs_tokens and table.num_texts > 0
+    return replace(
+        table,
+        text_features=pooled,
+        token_values=torch.cat(tokens) if with_tokens else None,  # (R, D)
+        token_offsets=torch.cat([torch.zeros(1, dtype=torch.int64), pixels.lengths.cumsum(0)]) if with_tokens else None,
+        frame_features=frame_features,
+        frame_mask=table.frame_mask.cpu(),
+        frame_times=table.frame_times.cpu(),
+        video_of_text=table.video_of_text.cpu(),
+    )

@@ -1,0 +1,253 @@
+"""Pixels of the videos of a cache, sampled and cut exactly as its features were.
+
+F frames of a video, S side of the model's input in pixels.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
+from types import TracebackType
+
+import numpy as np
+
+from glscl.cache.frames import StoredFrames
+from glscl.cache.store import Store
+from glscl.cache.table import FeatureTable, FramePosition, frame_positions
+from glscl.common.errors import DecodeError, NotFoundError, UsageError
+from glscl.extract.backbone.picture_transform import Geometry
+from glscl.extract.datasets.video_files import VideoFiles
+from glscl.extract.decode.pool import DecodePool, FrameChunk, VideoTask
+from glscl.extract.decode.sampling import Sampling
+
+_AHEAD = 2  # batches that wait ready
+_VIDEOS_A_WORKER = 4  # decoded at a time, so that workers seldom wait for the last of them
+
+
+class Frames:
+    """Frames of the videos of a cache, by item number: from the cache where it stores them, else decoded.
+
+    What was decoded stays in memory up to a budget, so that later epochs decode only what did not fit. Use it as a
+    context manager; leaving it ends the decoding processes.
+
+    Args:
+        store: an open cache that was extracted from videos.
+        geometry: picture part of the backbone's preprocessing.
+        items: the videos that will be asked for; all of them must be found.
+        videos: folder that holds the videos now; None is where extraction found them.
+        width: most frames a video.
+        position: which frames where there are more.
+        workers: decoding processes.
+        memory: bytes of decoded frames to keep.
+        time_limit: seconds without progress after which a video is given up.
+
+    Raises:
+        UsageError: the features of the cache were imported.
+        NotFoundError: videos that are not there.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        geometry: Geometry,
+        items: Sequence[int],
+        videos: Path | None = None,
+        width: int | None = 12,
+        position: FramePosition = "uniform",
+        workers: int | None = None,
+        memory: float = 4e9,
+        time_limit: float = 60.0,
+    ) -> None:
+        sampling = store.configuration.get("sampling")
+        if not isinstance(sampling, Mapping) or "decoder" not in sampling:
+            raise UsageError(f"{store.path} holds imported features: how they were made from pixels is not known")
+        self.store, self.width, self.position = store, width, position
+        self.counts = np.diff(store.arrays("video", ["offsets"])["offsets"])
+        stored = StoredFrames(store)
+        self._stored = stored if stored.available else None
+        self._kept: dict[int, np.ndarray] = {}
+        self._room = memory
+        self._pool: DecodePool | None = None
+        self._threads: list[tuple[threading.Event, threading.Thread]] = []
+        if self._stored is None:
+            self._paths = find_videos(store, items, videos)
+            self._pool = DecodePool(
+                workers=workers or len(os.sched_getaffinity(0)),
+                sampling=Sampling(**{key: value for key, value in sampling.items() if key != "decoder"}),
+                geometry=geometry,
+                decoder=sampling["decoder"],
+                time_limit=time_limit,
+            )
+
+    def __enter__(self) -> Frames:
+        if self._pool is not None:
+            self._pool.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for stop, _ in self._threads:
+            stop.set()
+        for _, thread in self._threads:
+            thread.join()
+        if self._pool is not None:
+            self._pool.__exit__(kind, error, trace)
+
+    def read(self, items: Sequence[int]) -> list[np.ndarray]:
+        """(F, S, S, 3) uint8 of each item, F at most `width`.
+
+        Raises:
+            DecodeError: a video gives other frames than at extraction, or none.
+        """
+        found = {item: self._kept[item] for item in items if item in self._kept}
+        missing = [item for item in dict.fromkeys(items) if item not in found]
+        if missing:
+            found.update(self._from_cache(missing) if self._stored is not None else self._decode(missing))
+        return [found[item] for item in items]
+
+    def ahead(self, steps: Sequence[Sequence[int]]) -> Iterator[list[np.ndarray]]:
+        """`read` of the items of each step, made ready in a thread while the caller works on the step before."""
+        ready: queue.Queue[list[np.ndarray] | BaseException] = queue.Queue(_AHEAD)
+        stop = threading.Event()
+
+        def put(batch: list[np.ndarray] | BaseException) -> bool:
+            while not stop.is_set():
+                try:
+                    ready.put(batch, timeout=0.1)
+                    return True
+                except queue.Full:
+                    continue
+            return False
+
+        def work() -> None:
+            try:
+                for group in _groups(steps, self._at_once):
+                    frames = iter(self.read([item for step in group for item in step]))
+                    if not all(put([next(frames) for _ in step]) for step in group):
+                        return
+            except BaseException as error:  # goes on in the caller, which waits for it
+                put(error)
+
+        thread = threading.Thread(target=work, name="glscl-frames", daemon=True)
+        self._threads.append((stop, thread))
+        thread.start()
+        try:
+            for _ in steps:
+                batch = ready.get()
+                if isinstance(batch, BaseException):
+                    raise batch
+                yield batch
+        finally:
+            stop.set()
+            thread.join()
+            self._threads.remove((stop, thread))
+
+    @property
+    def _at_once(self) -> int:
+        return 1 if self._pool is None else _VIDEOS_A_WORKER * self._pool.workers
+
+    def _positions(self, item: int) -> np.ndarray:
+        count = int(self.counts[item])
+        return frame_positions(count, self.width or count, self.position)
+
+    def _from_cache(self, items: Sequence[int]) -> dict[int, np.ndarray]:
+        assert self._stored is not None
+        return {item: self._stored.read(item, self._positions(item).tolist()) for item in items}
+
+    def _decode(self, items: Sequence[int]) -> dict[int, np.ndarray]:
+        assert self._pool is not None
+        plan = self.store.plan.videos
+        wanted = {item: self._positions(item) for item in items}
+        tasks = [VideoTask(item, self._paths[item], plan[item].start, plan[item].end) for item in items]
+        seen = dict.fromkeys(items, 0)
+        parts: dict[int, list[np.ndarray]] = {item: [] for item in items}
+        for event in self._pool.decode(tasks):
+            item = event.index
+            if isinstance(event, FrameChunk):
+                here = wanted[item] - seen[item]
+                parts[item].append(event.frames[here[(here >= 0) & (here < len(event.frames))]])
+                seen[item] += len(event.frames)
+            elif event.frames != self.counts[item]:
+                raise DecodeError(
+                    f"{self._paths[item]} gives {event.frames} frames now and gave {self.counts[item]} when "
+                    f"{self.store.path} was extracted" + (f" ({event.reason})" if event.reason else ""),
+                    mend="Put the same file there, or extract again",
+                )
+        frames = {item: np.concatenate(of) for item, of in parts.items()}
+        for item, of in frames.items():
+            if of.nbytes <= self._room:
+                self._kept[item] = of
+                self._room -= of.nbytes
+        return frames
+
+
+def items_of(store: Store, *tables: FeatureTable) -> list[int]:
+    """Item numbers in the cache of the videos of its tables, those of one after those of the other."""
+    position = {video.id: item for item, video in enumerate(store.plan.videos)}
+    return [position[video] for table in tables for video in table.video_ids]
+
+
+def find_videos(store: Store, items: Sequence[int], folder: Path | None) -> dict[int, str]:
+    """Path of each item's video: as extraction found it, or the file of that name below `folder`.
+
+    Where a name occurs several times below the folder, the file whose folders agree with the former path the longest
+    is taken.
+
+    Raises:
+        NotFoundError: some are not there.
+    """
+    plan = store.plan.videos
+    exists = os.path.isfile if folder is None else _Below(folder).find
+    found = {item: _found(exists, plan[item].path) for item in items}
+    missing = [item for item, path in found.items() if path is None]
+    if missing:
+        raise NotFoundError(
+            f"{len(missing)} of {len(found)} videos of {store.path} are not "
+            + (f"below {folder}" if folder else "where extraction found them")
+            + f", the first is {plan[missing[0]].path}",
+            mend="Name the folder that holds them with --videos",
+        )
+    return {item: path for item, path in found.items() if path is not None}
+
+
+def _found(exists: Callable[[str], str | bool | None], path: str | None) -> str | None:
+    if path is None:
+        return None
+    there = exists(path)
+    return path if there is True else there or None
+
+
+class _Below:
+    """Files below a folder by their name."""
+
+    def __init__(self, folder: Path) -> None:
+        files = VideoFiles(folder)
+        self._by_name: dict[str, list[str]] = {}
+        for name in files.names:
+            self._by_name.setdefault(PurePath(name).name, []).append(files.full(name))
+
+    def find(self, path: str) -> str | None:
+        parts = PurePath(path).parts[::-1]
+
+        def agreement(candidate: str) -> int:
+            pairs = zip(parts, PurePath(candidate).parts[::-1])
+            return next((i for i, (a, b) in enumerate(pairs) if a != b), len(parts))
+
+        return max(self._by_name.get(parts[0], ()), key=agreement, default=None)
+
+
+def _groups(steps: Sequence[Sequence[int]], least: int) -> Iterator[list[Sequence[int]]]:
+    """Steps together until they have `least` items."""
+    group: list[Sequence[int]] = []
+    for step in steps:
+        group.append(step)
+        if sum(map(len, group)) >= least:
+            yield group
+            group = []
+    if group:
+        yield group

@@ -71,7 +71,7 @@ def extract(
         run.result(counted)
         return
     done = _extract(run, config, dataset, found, out, limit)
-    if run.processes.world == 1 or done.finished_here or (done.already_complete and done.complete):
+    if run.launch.world == 1 or done.finished_here or (done.already_complete and done.complete):
         run.result(done.as_dict())
 
 
@@ -118,7 +118,7 @@ def _extract(run: Run, config: ExtractConfig, dataset: str, found: Any, out: Pat
     from glscl.extract.pipeline import extract as extract_features
 
     entry = DATASETS[dataset]
-    launch = run.processes
+    launch = run.launch
     part = Part.parse(config.part).among(launch.rank, launch.world)
     cores = len(os.sched_getaffinity(0))
     name = f"{dataset}-{config.backbone.replace('/', '-').replace(':', '-')}" + (f"-first{limit}" if limit else "")

@@ -29,16 +29,17 @@ from typing import Any
 import typer
 
 from glscl.commands.streams import standard_streams
+from glscl.commands.wording import error_text, worded
 from glscl.common.errors import GlsclError, UsageError
-from glscl.common.launch import processes
+from glscl.common.launch import launch
 from glscl.common.progress import Progress
-from glscl.common.settings import check, setting
+from glscl.common.settings import as_dict, build, check, read_settings_file, setting
 
 
 def parse_device(text: str) -> str:
     """`--device`, as far as its form goes: whether the machine has it is asked where it is used (`Run.device`)."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", text):
-        raise UsageError(f"--device is {text!r}; expected auto, cpu, cuda, cuda:N or mps")
+        raise UsageError(f"`device` is {text!r}; expected auto, cpu, cuda, cuda:N or mps")
     return text
 
 
@@ -63,8 +64,8 @@ class Run:
 
     def __init__(self, common: CommonConfig) -> None:
         self.common = common
-        self.processes = processes()
-        self.speaks = self.processes.rank == 0  # of the processes of one launch the first prints
+        self.launch = launch()
+        self.speaks = self.launch.speaks  # of the processes of one launch the first prints
         self.progress = Progress(quiet=not self.speaks)
 
     @property
@@ -82,8 +83,8 @@ class Run:
         name = self.common.device
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
-        if name == "cuda" and self.processes.world > 1 and torch.cuda.device_count():
-            name = f"cuda:{self.processes.local_rank % torch.cuda.device_count()}"
+        if name == "cuda" and self.launch.world > 1 and torch.cuda.device_count():
+            name = f"cuda:{self.launch.local_rank % torch.cuda.device_count()}"
         device = torch.device(parse_device(name))
         there = {
             "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
@@ -91,7 +92,7 @@ class Run:
             "cpu": True,
         }
         if not there.get(device.type, False):
-            raise UsageError(f"--device is {name!r}, which this machine does not have", mend="Use --device auto")
+            raise UsageError(f"`device` is {name!r}, which this machine does not have", hint="Use `device=auto`")
         return device
 
     def say(self, text: str = "") -> None:
@@ -99,9 +100,18 @@ class Run:
         if self.speaks:
             print(_visible(text), file=sys.stderr if self.common.json else sys.stdout, flush=True)
 
+    def note(self, text: str) -> None:
+        """A remark of the library, in the words of the command line."""
+        self.say(f"note: {worded(text, COMMANDS)}")
+
     def detail(self, text: str) -> None:
         if self.common.verbose and self.speaks:
             print(_visible(text), file=sys.stderr, flush=True)
+
+    def in_force(self, settings: Any) -> None:
+        """With -v, every setting of the stage that begins, whoever decided it."""
+        for name, value in as_dict(settings).items():
+            self.detail(f"  {name} = {value}")
 
     @property
     def heard(self) -> bool:
@@ -140,60 +150,131 @@ class OneOf(tuple[str, ...]):
     """The choices of an option that is a command's own: `Annotated[str, typer.Option(...), OneOf(("best", "last"))]`."""
 
 
-def command(*configs: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a function a command with the fields of `configs` as options; `register` gives it to an application.
+def command(*kinds: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a command with the fields of settings as options; `register` gives it to an application.
 
-    The function's first parameter takes the `Run`, the next ones an instance of each config, the rest are its own options.
+    The function's first parameter takes the `Run`, its second, `asked`, what a user asked for: name → value of the settings
+    that were given as options or, below them, in the file of --config. The others are options of its own, which that file
+    may name too. A command without settings has no `asked`.
     """
 
     def make(function: Callable[..., None]) -> Callable[..., None]:
-        own = list(inspect.signature(function, eval_str=True).parameters.values())[1 + len(configs) :]
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        if not (own and own[0].name == "asked"):
+            return _with_configs(function, kinds)
+        own = own[1:]
+        required = [p.name for p in own if p.default is inspect.Parameter.empty]
         options = [_with_choices(p.replace(kind=inspect.Parameter.KEYWORD_ONLY)) for p in own]
-        all_configs = (*configs, CommonConfig)
-        for config in all_configs:
-            options += [_parameter(field, config) for field in dataclasses.fields(config)]
+        options = [p.replace(default=None) if p.name in required else p for p in options]
+        fields = {field.name: (field, kind) for kind in kinds for field in dataclasses.fields(kind)}
+        options += [_parameter(field, kind) for field, kind in fields.values() if field.metadata.get("option", True)]
+        options += [_parameter(field, CommonConfig) for field in dataclasses.fields(CommonConfig)]
+        options.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_CONFIG))
+        kinds_of = {p.name: typing.get_args(p.annotation)[0] for p in own}
 
-        def call(**values: Any) -> None:
+        def call(ctx: Any, *, config: Path | None, **values: Any) -> None:
             values = {k: v.value if isinstance(v, enum.Enum) else v for k, v in values.items()}
-            made = [
-                config(**{f.name: values.pop(f.name) for f in dataclasses.fields(config)}) for config in all_configs
-            ]
-            for config in made:
-                check(config)
-            try:
-                function(Run(made[-1]), *made[:-1], **values)
-            except KeyboardInterrupt as error:
-                raise _Interrupted(*error.args) from error  # typer would end the program in its own way
+            given = {name for name in values if ctx.get_parameter_source(name).name == "COMMANDLINE"}
+            file = {} if config is None else read_settings_file(config)
+            common = {f.name: values[f.name] for f in dataclasses.fields(CommonConfig)}
+            common |= {name: file[name] for name in common.keys() & file.keys() - given}
+            mine = {p.name: values[p.name] for p in own}
+            mine |= {n: _converted(n, file[n], kinds_of[n]) for n in mine.keys() & file.keys() - given}
+            missing = [name for name in required if mine[name] is None]
+            if missing:
+                raise UsageError(f"`{missing[0]}` is needed", hint="Give it as an option or in the file of `config`")
+            asked = {name: value for name, value in file.items() if name not in mine and name not in common}
+            asked |= {name: values[name] for name in given if name in fields}
+            if "seed" in fields and ("seed" in file or "seed" in given):
+                asked["seed"] = common["seed"]
+            _finish(function, Run(build(CommonConfig, common)), asked, **mine)
 
-        call.__name__, call.__doc__, call.__module__ = function.__name__, function.__doc__, function.__module__
-        call.__signature__ = inspect.Signature(options)  # what typer reads
-        call.__annotations__ = {p.name: p.annotation for p in options}
-        _CALLS[function] = call
-        return function
+        return _as_command(function, call, [_CONTEXT, *options])
 
     return make
+
+
+def _with_configs(function: Callable[..., None], kinds: tuple[type, ...]) -> Callable[..., None]:
+    own = list(inspect.signature(function, eval_str=True).parameters.values())[1 + len(kinds) :]
+    options = [_with_choices(p.replace(kind=inspect.Parameter.KEYWORD_ONLY)) for p in own]
+    for kind in (*kinds, CommonConfig):
+        options += [_parameter(field, kind) for field in dataclasses.fields(kind)]
+
+    def call(**values: Any) -> None:
+        values = {k: v.value if isinstance(v, enum.Enum) else v for k, v in values.items()}
+        made = [
+            kind(**{f.name: values.pop(f.name) for f in dataclasses.fields(kind)}) for kind in (*kinds, CommonConfig)
+        ]
+        for each in made:
+            check(each)
+        _finish(function, Run(made[-1]), *made[:-1], **values)
+
+    return _as_command(function, call, options)
+
+
+def _finish(function: Callable[..., None], run: Run, *positional: Any, **options: Any) -> None:
+    try:
+        function(run, *positional, **options)
+    except KeyboardInterrupt as error:
+        raise _Interrupted(*error.args) from error  # typer would end the program in its own way
+
+
+def _as_command(
+    function: Callable[..., None], call: Callable[..., None], parameters: list[inspect.Parameter]
+) -> Callable[..., None]:
+    call.__name__, call.__doc__, call.__module__ = function.__name__, function.__doc__, function.__module__
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
+    call.__annotations__ = {p.name: p.annotation for p in parameters}
+    _CALLS[function] = call
+    return function
+
+
+def _converted(name: str, value: Any, kind: Any) -> Any:
+    """A value of a settings file as an option of its own would be. Raises UsageError where it is of another type."""
+    wanted = _required_type(kind)
+    if wanted is Path and isinstance(value, str):
+        return Path(value)
+    if typing.get_origin(wanted) is list and isinstance(value, list):
+        return [_converted(name, item, typing.get_args(wanted)[0]) for item in value]
+    if isinstance(wanted, type) and (type(value) is wanted or (wanted is float and type(value) is int)):
+        return value
+    raise UsageError(f"`{name}` is {value!r}; expected {getattr(wanted, '__name__', wanted)}")
+
+
+_CONFIG = typing.Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="TOML or JSON file of settings, which options override; a run's own run.json works.",
+        metavar="FILE",
+        rich_help_panel="Common",
+    ),
+]
+_CONTEXT = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
 
 
 def register(app: typer.Typer, function: Callable[..., None], *, group: str) -> None:
     """Add what `command` made to an application: `train_head` becomes `train-head`, below the heading `group`."""
     title, call = function.__name__.replace("_", "-"), _CALLS[function]
-    COMMANDS[title] = inspect.signature(call)
+    signature = inspect.signature(call)
+    COMMANDS[title] = signature.replace(parameters=[p for p in signature.parameters.values() if p.name != "ctx"])
     app.command(title, rich_help_panel=group)(call)
 
 
 def _parameter(field: dataclasses.Field[Any], config: type) -> inspect.Parameter:
     meta = field.metadata
-    kind = typing.get_type_hints(config)[field.name]
-    default = field.default
+    kind, help = typing.get_type_hints(config)[field.name], meta["help"]
+    default = field.default if field.default is not dataclasses.MISSING else None
+    if meta.get("default_from"):
+        kind, default = typing.Optional[kind], None  # noqa: UP045 (made at run time)
+        help = f"{help} Default: {meta['default_from']}."
     if meta.get("choices"):
         kind, default = _choice(field.name, kind, meta["choices"], default)
     flags = meta["flag"].split(",") if meta.get("flag") else ["--" + field.name.replace("_", "-")]
     limits = {}
     if _required_type(kind) in (int, float):
         limits = {k: meta[k] for k in ("min", "max") if meta.get(k) is not None}
-    option = typer.Option(
-        *flags, help=meta["help"], rich_help_panel=meta.get("group"), metavar=meta.get("metavar"), **limits
-    )
+    option = typer.Option(*flags, help=help, rich_help_panel=meta.get("group"), metavar=meta.get("metavar"), **limits)
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=typing.Annotated[kind, option]
     )
@@ -247,7 +328,7 @@ def _run(app: typer.Typer, arguments: list[str]) -> int:
     except GlsclError as error:
         if debug:
             raise
-        return _fail(str(error), 2 if isinstance(error, UsageError) else 1, as_json)
+        return _fail(error_text(error, COMMANDS), 2 if isinstance(error, UsageError) else 1, as_json)
     except (OSError, MemoryError) as error:
         if debug:
             raise
@@ -255,7 +336,7 @@ def _run(app: typer.Typer, arguments: list[str]) -> int:
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "show"):  # typer's own usage errors
             error.show()
-            if as_json and not processes().rank:
+            if as_json and not _rank():
                 _print_json({"error": _visible(error.format_message()), "exit_status": error.exit_code})
             return error.exit_code
         if isinstance(error, typer.Exit):
@@ -282,13 +363,21 @@ def _fail(message: str, status: int, as_json: bool) -> int:
     message = _visible(" ".join(message.split()))
     if len(message) > LONGEST:
         message = f"{message[: LONGEST - 3]}..."
-    launch = processes()
-    if launch.rank and status == 130:
+    rank = _rank()
+    if rank and status == 130:
         return status  # the first process says it
-    print(f"glscl{f' (process {launch.rank})' if launch.rank else ''}: {message}", file=sys.stderr, flush=True)
-    if as_json and not launch.rank:
+    print(f"glscl{f' (process {rank})' if rank else ''}: {message}", file=sys.stderr, flush=True)
+    if as_json and not rank:
         _print_json({"error": message, "exit_status": status})
     return status
+
+
+def _rank() -> int:
+    """Of this process; 0 where the environment tells nonsense, which is said as an error of its own."""
+    try:
+        return launch().rank
+    except UsageError:
+        return 0
 
 
 def _print_json(value: Any) -> None:

@@ -16,13 +16,41 @@
     ├── CheckpointError       (ValueError)         a checkpoint that does not fit the head, or foreign weights with unknown names
     └── NonFiniteError        (ArithmeticError)    NaN or infinity in features, scores or the loss
 
-A message says what, where, what was found, what was expected, and the command that mends it. The command line prints it
-as one line and exits with status 1 (a traceback with --debug).
+A message says what, where, what was found and what was expected; its hint says what to do. Both name settings in
+backticks, by their Python names: `epochs`, or with a value `precision=fp32`. The command line words them as options and
+commands, prints one line and exits with status 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
 LONGEST = 1500  # characters of a message; what it quotes of a foreign file may be megabytes
+
+
+class Hint(NamedTuple):
+    """What to do about an error, as data.
+
+        Hint("Choose another folder with `out`")
+        Hint("Make one", "extract", {"dataset": "NAME"})
+
+    Attributes:
+        text: plain English; settings stand in backticks. May be empty where the command says it all.
+        command: name of the command that does it, such as "extract"; None where it takes no command.
+        settings: of that command, by name; "" is its positional argument, True a switch.
+    """
+
+    text: str
+    command: str | None = None
+    settings: Mapping[str, Any] = {}
+
+    def __str__(self) -> str:
+        if self.command is None:
+            return self.text
+        values = ", ".join(f"{name}={value}" if name else f"{value}" for name, value in self.settings.items())
+        call = f"{self.command} ({values})" if values else self.command
+        return f"{self.text}: {call}" if self.text else call
 
 
 class GlsclError(Exception):
@@ -31,14 +59,19 @@ class GlsclError(Exception):
     Args:
         message: what happened, where, what was found and what was expected; of a longer one than `LONGEST` characters
             the middle is left out.
-        mend: the command or step that mends it, appended to the message when given.
+        hint: what to do about it.
+
+    Attributes:
+        message, hint: the two apart; the text of the error is both.
     """
 
-    def __init__(self, message: str, *, mend: str | None = None) -> None:
-        self.mend = mend
+    def __init__(self, message: str, *, hint: Hint | str | None = None, mend: str | None = None) -> None:
+        hint = mend if hint is None else hint
+        self.hint = Hint(hint) if isinstance(hint, str) else hint
         if len(message) > LONGEST:
             message = f"{message[: LONGEST - 400]} [...] {message[-400:]}"
-        super().__init__(f"{message.rstrip('.')}. {mend}" if mend else message)
+        self.message = message
+        super().__init__(f"{message.rstrip('.')}. {self.hint}" if self.hint else message)
 
 
 class UsageError(GlsclError, ValueError): ...
@@ -64,16 +97,19 @@ class StorageError(GlsclError, OSError):
     A command that is continued in another way says so in its place; see `StorageError.continued`.
     """
 
-    def __init__(self, message: str, *, mend: str | None = None, first: str | None = None) -> None:
-        self.message, self.first = message, first
-        super().__init__(message, mend=f"{first}, then run the same command again" if first else mend)
+    def __init__(
+        self, message: str, *, hint: Hint | str | None = None, first: str | None = None, mend: str | None = None
+    ) -> None:
+        self.first = first
+        again = f"{first}, then run the same command again" if first else None
+        super().__init__(message, hint=again or hint, mend=mend)
 
     def continued(self, command: str) -> StorageError:
-        """The same error where `command` goes on; of what another folder would mend, that stays the advice."""
-        if self.mend and not self.first:
+        """The same error where `command` goes on; of what another folder would help, that stays the advice."""
+        if self.hint and not self.first:
             return self
         return StorageError(
-            self.message, mend=f"{self.first}, then go on: {command}" if self.first else f"Go on: {command}"
+            self.message, hint=f"{self.first}, then go on: {command}" if self.first else f"Go on: {command}"
         )
 
     def __str__(self) -> str:

@@ -1,22 +1,27 @@
-"""Settings that carry default, type, help and group together, so that a dataclass is also a command's options.
+"""Settings of a stage: a frozen dataclass whose fields carry default, help, choices and bounds together.
 
     @dataclass(frozen=True, kw_only=True)
-    class TrainConfig:
-        epochs: int = setting(5, "Passes over all captions.", group="Training", min=1)
+    class TrainSettings:
+        epochs: int = setting(5, "Passes over all captions.", group="Training", min=1, default_from="the recipe's")
 
-Library code receives plain arguments; a config is unpacked at the door and never travels further.
+Declared once, such a class is the options of a command, the keys of a `--config` file, and what travels whole to the
+function that does the work. `build` makes one from layers: what a recipe says, below what a user asked for.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shlex
-from collections.abc import Callable, Sequence
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from glscl.common.errors import UsageError
+from glscl.common.errors import InputError, NotFoundError, UsageError
+
+Kind = TypeVar("Kind")
 
 
 def setting(
@@ -30,38 +35,113 @@ def setting(
     flag: str | None = None,
     metavar: str | None = None,
     parse: Callable[[str], Any] | None = None,
+    default_from: str | None = None,
+    affects_result: bool = True,
+    option: bool = True,
 ) -> Any:
-    """A dataclass field that knows how to be a command-line option.
+    """A field of settings.
 
     Args:
-        default: value when the option is not given; immutable.
+        default: value where nobody says another; of a mutable type, a function without arguments that makes it.
         help: one sentence for `--help`.
         group: heading in `--help`.
         choices: the admitted strings.
         min, max: inclusive bounds of a number.
-        flag: option name where it is not the field's, such as "--no-tokens" pairs ("--tokens/--no-tokens").
+        flag: option name where it is not the field's, such as "--tokens/--no-tokens".
         metavar: name of the value in `--help`.
         parse: reads a text that has a form of its own; raises UsageError where the text has not, before anything begins.
+        default_from: who decides the value where a user does not, such as "the recipe's"; None is `default` itself.
+        affects_result: False where another value gives the same result, so that a run may be resumed with it.
+        option: False where the field is no option of a command: the command makes its value from others.
     """
     metadata = dict(help=help, group=group, choices=choices, min=min, max=max, flag=flag, metavar=metavar, parse=parse)
+    metadata |= dict(default_from=default_from, affects_result=affects_result, option=option)
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def check(config: Any) -> None:
+def build(kind: type[Kind], *layers: Mapping[str, Any]) -> Kind:
+    """Settings from layers, each name → value; a later layer wins, and None in it leaves what is below.
+
+    Raises:
+        UsageError: an unknown name, a value of another type, outside its choices or bounds, or not in its form.
+    """
+    import msgspec
+
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in layer.items():
+            if name not in names:
+                raise UsageError(f"There is no setting {name!r}; there are {', '.join(names)}")
+            if value is not None or name not in values:
+                values[name] = os.fspath(value) if isinstance(value, os.PathLike) else value
+    try:
+        made = msgspec.convert(values, kind, dec_hook=_path)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$.")
+        name = where.rstrip("`").split("[")[0].split(".")[0]
+        raise UsageError(f"`{name}` is {values.get(name)!r}; {what[:1].lower()}{what[1:].replace('`', '')}") from error
+    check(made)
+    return made
+
+
+def _path(kind: type, value: Any) -> Any:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise ValueError(f"Expected {kind.__name__}")
+
+
+def check(settings: Any) -> None:
     """Raise UsageError for the first setting outside its choices or bounds, or not in its form."""
-    for field in dataclasses.fields(config):
-        value, meta = getattr(config, field.name), field.metadata
+    for field in dataclasses.fields(settings):
+        value, meta = getattr(settings, field.name), field.metadata
         if value is None:
             continue
-        name = "--" + field.name.replace("_", "-")
         if meta.get("choices") and value not in meta["choices"]:
-            raise UsageError(f"{name} is {value!r}; expected one of {', '.join(meta['choices'])}")
+            raise UsageError(f"`{field.name}` is {value!r}; expected one of {', '.join(meta['choices'])}")
         low, high = meta.get("min"), meta.get("max")
         if (low is not None and not value >= low) or (high is not None and not value <= high):
             bounds = f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}"
-            raise UsageError(f"{name} is {value!r}; expected {bounds}")
+            raise UsageError(f"`{field.name}` is {value!r}; expected {bounds}")
         if meta.get("parse"):
             meta["parse"](value)
+
+
+def as_dict(settings: Any) -> dict[str, Any]:
+    """Name → value of all settings, for a JSON file."""
+    plain = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+
+
+def differences(found: Any, asked: Any) -> list[tuple[str, Any, Any]]:
+    """(name, found, asked) of every setting that gives another result in one than in the other."""
+    names = [field.name for field in dataclasses.fields(found) if field.metadata.get("affects_result", True)]
+    return [(n, getattr(found, n), getattr(asked, n)) for n in names if getattr(found, n) != getattr(asked, n)]
+
+
+def read_settings_file(path: Path) -> dict[str, Any]:
+    """Name → value from a TOML or JSON file; of a record of a run (run.json) its settings.
+
+    Raises:
+        NotFoundError: it is not there.
+        InputError: it is neither TOML nor JSON, or no table of settings.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"There is no settings file {path}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not {'JSON' if path.suffix.lower() == '.json' else 'TOML'}: {error}") from error
+    if isinstance(found, dict) and isinstance(found.get("settings"), dict):
+        found = found["settings"]
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds no settings: found a {type(found).__name__}, expected names and values")
+    return {name.replace("-", "_"): value for name, value in found.items()}
 
 
 def with_option(command: str, option: str, value: str | None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from glscl.common.errors import UsageError
-from glscl.common.launch import Processes, processes
 from glscl.extract.part import WHOLE, Part
 
 
@@ -26,21 +25,3 @@ def test_parts_are_written_as_they_are_read():
 def test_anything_else_is_refused(text):
     with pytest.raises(UsageError, match=r"expected I/N with I from 1 to N, such as 2/8"):
         Part.parse(text)
-
-
-@pytest.mark.parametrize(
-    "environment, expected",
-    [
-        ({}, Processes(0, 1, 0, 1)),
-        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, Processes(3, 4, 1, 2)),
-        ({"RANK": "1", "WORLD_SIZE": "2"}, Processes(1, 2, 1, 2)),
-        ({"RANK": "5", "WORLD_SIZE": "2"}, Processes(0, 1, 0, 1)),
-        ({"RANK": "x", "WORLD_SIZE": "many"}, Processes(0, 1, 0, 1)),
-    ],
-)
-def test_the_launcher_says_which_process_this_is(environment, expected, monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert processes() == expected

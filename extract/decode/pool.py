@@ -26,7 +26,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from glscl.cache.schema import Status
 from glscl.common.errors import DecodeError, StorageError, UsageError
-from glscl.extract.decode.deferred_signals import Interrupts
+from glscl.common.signals import Interrupts
 from glscl.extract.decode.sampling import Sampling
 from glscl.extract.decode.video import (
     CHUNK_BYTES,

@@ -131,15 +131,10 @@ def _backbone_of(run: Run, store: Any, pretrained: str | None) -> Any:
 
 
 def _videos_for(run: Run, searched: Any, backbone: Any, sentence: str, top: int) -> list[dict[str, Any]]:
-    import torch
-
     from glscl.cache.schema import TextFeatures
 
-    device = searched.table.device
-    encoded = backbone.encode_texts(backbone.tokenize([" ".join(sentence.split())]))
-    tokens = torch.from_numpy(encoded.token_features).to(device)
-    mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=device)
-    hits = searched.videos(TextFeatures(torch.from_numpy(encoded.text_features).to(device), tokens, mask), top=top)
+    encoded = backbone.encode_texts([" ".join(sentence.split())])
+    hits = searched.videos(TextFeatures(*(each.to(searched.table.device) for each in encoded)), top=top)
     print_hits(run, hits, searched)
     return [hit._asdict() for hit in hits]
 
@@ -148,11 +143,13 @@ def _captions_for(run: Run, searched: Any, backbone: Any, video: Any, sampling: 
     import torch
 
     from glscl.cache.schema import VideoFeatures
-    from glscl.extract.single_video import encode_video_file
+    from glscl.cache.table import frame_positions
+    from glscl.extract.decode.video import Decoding
 
     table = searched.table
-    frames = encode_video_file(video, backbone, sampling, width=table.frame_features.shape[1])
-    features = torch.from_numpy(frames).to(table.device)[None]
+    frames, _ = backbone.encode_video(video, Decoding.of_cache(sampling))
+    chosen = frame_positions(len(frames), table.frame_features.shape[1], "uniform")
+    features = torch.from_numpy(frames[chosen]).to(table.device)[None]
     mask = torch.ones(features.shape[:2], dtype=torch.bool, device=table.device)
     hits = searched.captions(VideoFeatures(features, mask), top=top)
     print_hits(run, hits, searched)

@@ -3,6 +3,7 @@
 In reading order:
     errors          the tree of errors, and hints as data
     settings        settings of a stage: defaults, bounds, layers from recipe, file and options
+    outside         code from outside the package: module:attribute and entry points
     launch          which process of a launch this is; the only reader of RANK and its like
     signals         Ctrl-C and its like wait until a step is done
     progress        tasks with rate and remaining time

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from glscl.common.archive_limits import check_torch_file
-from glscl.common.errors import BackboneError
+from glscl.common.errors import BackboneError, Hint
 from glscl.extract.backbone.patch_embedding import widen_patch_embedding
 from glscl.extract.backbone.tuned_weights import TunedWeights, read_tuned
 
@@ -27,7 +27,7 @@ def load_model(name: str, pretrained: str | None, *, across_frames: bool = False
     """A model with its weights, its tokenizer, and what to call the weights.
 
     Args:
-        name, pretrained, across_frames: as in `glscl.extract.backbone.encoder.Backbone.load`.
+        name, pretrained, across_frames: as in `load_backbone`.
 
     Raises:
         BackboneError: unknown name or tag, weights that cannot be had or do not fit.
@@ -52,11 +52,11 @@ def _load_folder(folder: Path) -> tuple[nn.Module, Any]:
     import open_clip
 
     if not (folder / "open_clip_config.json").is_file():
-        raise BackboneError(f"{folder} has no open_clip_config.json", mend="Name a folder with config and weights")
+        raise BackboneError(f"{folder} has no open_clip_config.json", hint="Name a folder with config and weights")
     merges = sorted(folder.glob("*.txt.gz"))
     with _quiet(), _as_backbone_error(f"Cannot load the backbone in {folder}"):
         model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
-        tokenizer_options = {"bpe_path": str(merges[0])} if merges else {}
+        tokenizer_options: dict[str, Any] = {"bpe_path": str(merges[0])} if merges else {}
         return model, open_clip.get_tokenizer(f"local-dir:{folder}", **tokenizer_options)
 
 
@@ -72,7 +72,7 @@ def _load_open_clip(name: str, pretrained: str | None, tuned: TunedWeights | Non
             close = difflib.get_close_matches(name, known, 3, 0.4)
             raise BackboneError(f"open_clip has no architecture {name!r}; close to it: {', '.join(close) or 'none'}")
         if not pretrained:
-            raise BackboneError(f"{name} needs weights", mend="Give --pretrained openai, another tag, or a file")
+            raise BackboneError(f"{name} needs weights", hint="Give `pretrained=openai`, another tag, or a file")
         tags = open_clip.list_pretrained_tags_by_model(name)
         if tuned:
             options = {"force_quick_gelu": tuned.quick_gelu or None, "force_preprocess_cfg": tuned.preprocessing}
@@ -81,7 +81,7 @@ def _load_open_clip(name: str, pretrained: str | None, tuned: TunedWeights | Non
         elif pretrained not in tags:
             raise BackboneError(
                 f"{pretrained!r} is neither a file nor a tag of {name}; its tags are {', '.join(tags) or 'none'}",
-                mend="Give --pretrained one of these or a file",
+                hint="Give `pretrained` one of these or a file",
             )
         else:  # weights trained with QuickGELU need it, whatever the name of the architecture says
             settings = open_clip.get_pretrained_cfg(name, pretrained) or {}
@@ -92,8 +92,8 @@ def _load_open_clip(name: str, pretrained: str | None, tuned: TunedWeights | Non
         _quiet(),
         _as_backbone_error(
             f"Cannot load the weights of {source}",
-            mend="They are downloaded once from the model hub: run where there is a network, or copy the file here and "
-            f"give --backbone {name} --pretrained FILE",
+            hint="They are downloaded once from the model hub: run where there is a network, or copy the file here and "
+            f"give `backbone={name}` `pretrained=FILE`",
         ),
     ):
         tag = None if hub or tuned else pretrained
@@ -104,17 +104,17 @@ def _load_open_clip(name: str, pretrained: str | None, tuned: TunedWeights | Non
     except (ImportError, OSError, ValueError, AttributeError) as error:
         raise BackboneError(
             f"The tokenizer of {name} cannot be had: {_last_line(error)}",
-            mend="It may need the transformers package (pip install 'glscl[siglip]') and a network once",
+            hint="It may need the transformers package (pip install 'glscl[siglip]') and a network once",
         ) from error
 
 
 def _check_tuned(file: Path, tuned: TunedWeights, name: str, across_frames: bool) -> None:
     if tuned.name != name:
-        raise BackboneError(f"{file} holds weights of {tuned.name}, not of {name}", mend=f"Use --backbone {tuned.name}")
+        raise BackboneError(f"{file} holds weights of {tuned.name}, not of {name}", hint=f"Use `backbone={tuned.name}`")
     if tuned.patch_embedding == "3d" and not across_frames:
         raise BackboneError(
             f"{file} has a 3d patch embedding: it sees each frame with its neighbours, and a cache encodes frames one by one",
-            mend=f"Judge it from pixels: glscl eval --run {file.parent} --videos DIR",
+            hint=Hint("Judge it from pixels", "eval", {"run": file.parent, "videos": "DIR"}),
         )
 
 
@@ -177,13 +177,13 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _as_backbone_error(message: str, mend: str | None = None) -> Iterator[None]:
+def _as_backbone_error(message: str, hint: Hint | str | None = None) -> Iterator[None]:
     try:
         yield
     except BackboneError:
         raise
     except Exception as error:  # hub clients, torch and safetensors each raise their own types
-        raise BackboneError(f"{message}: {_last_line(error)}", mend=mend) from error
+        raise BackboneError(f"{message}: {_last_line(error)}", hint=hint) from error
 
 
 def _last_line(error: BaseException) -> str:

@@ -59,7 +59,7 @@ def widen_patch_embedding(model: nn.Module) -> TemporalPatchEmbedding:
     if not hasattr(visual, "transformer") or not isinstance(getattr(visual, "conv1", None), nn.Conv2d):
         raise BackboneError(
             f"A 3d patch embedding needs an open_clip vision transformer; this tower is a {type(visual).__name__}",
-            mend="Use --patch-embedding 2d, or a ViT backbone",
+            hint="Use `patch_embedding=2d`, or a ViT backbone",
         )
     visual.conv1 = TemporalPatchEmbedding(visual.conv1)
     return visual.conv1

@@ -129,8 +129,8 @@ def _decord_complaints() -> _Complaints:
     import decord
 
     home = Path(decord.__file__).parent
-    places = (home.parent / "decord.libs", home / ".dylibs", home)
-    found = [file for place in places for file in sorted(place.glob("*avutil*"))]
+    folders = (home.parent / "decord.libs", home / ".dylibs", home)
+    found = [file for folder in folders for file in sorted(folder.glob("*avutil*"))]
     if not found:
         raise Distrust("decord's FFmpeg library is not where its wheels keep it, so damage would go unnoticed")
     complaints = _Complaints()

@@ -11,18 +11,18 @@ from glscl.cache.schema import Annotations, Status, TextItem, VideoItem
 from glscl.cache.store import Store, open_store
 from glscl.common.errors import DecodeError, InputError, NotFoundError
 from glscl.extract import pipeline
-from glscl.extract.backbone.encoder import Backbone
+from glscl.extract.backbone.encoder import load_backbone
 from glscl.extract.datasets import first_videos
-from glscl.extract.decode.sampling import Sampling
-from glscl.extract.decode.video import decode_video
+from glscl.extract.decode.video import decode
 from glscl.extract.pipeline import extract
+from glscl.extract.settings import ExtractSettings
 
 LENGTHS = [12, 30, 3, 8, 41, 1, 17, 12]
 
 
 @pytest.fixture(scope="module")
 def backbone(tiny_clip):
-    return Backbone.load(f"local-dir:{tiny_clip()}", words=12)
+    return load_backbone(f"local-dir:{tiny_clip()}", words=12)
 
 
 @pytest.fixture
@@ -40,8 +40,15 @@ def corpus(tmp_path, make_video):
 
 
 def run(corpus, out, backbone, **options):
-    options = {"shard_videos": 3, "shard_texts": 5, "batch_frames": 7, "batch_texts": 4, "workers": 2} | options
-    return extract(corpus, out, backbone=backbone, sampling=options.pop("sampling", Sampling(fps=2)), **options)
+    options = {
+        "fps": 2.0,
+        "shard_videos": 3,
+        "shard_texts": 5,
+        "batch_frames": 7,
+        "batch_texts": 4,
+        "workers": 2,
+    } | options
+    return extract(corpus, out, ExtractSettings(**options), backbone=backbone)
 
 
 def assert_equal_caches(a: Store, b: Store) -> None:
@@ -56,17 +63,13 @@ def test_features_are_those_of_the_frames_and_captions_one_by_one(corpus, backbo
     video, text = store.arrays("video"), store.arrays("text")
     assert store.complete and summary.frames == video["offsets"][-1] and summary.failed == []
     for i, item in enumerate(corpus.videos):
-        chunks = [
-            c for c in decode_video(item.path, Sampling(fps=2), geometry=backbone.geometry) if hasattr(c, "times")
-        ]
+        frames, times = decode(item.path, 2.0, prepare=backbone.transform)
         rows = slice(video["offsets"][i], video["offsets"][i + 1])
-        frames = np.concatenate([c.frames for c in chunks])
         np.testing.assert_allclose(video["values"][rows], backbone.encode_frames(frames), atol=1e-5)
-        np.testing.assert_array_equal(video["times"][rows], np.concatenate([c.times for c in chunks]))
+        np.testing.assert_array_equal(video["times"][rows], times)
         assert video["frames_total"][i] == LENGTHS[i]
     for i, item in enumerate(corpus.texts):
-        tokens = backbone.tokenize([item.text])
-        encoded = backbone.encode_texts(tokens)
+        tokens, encoded = backbone.tokenize([item.text]), backbone.encode_texts([item.text])
         rows = slice(text["offsets"][i], text["offsets"][i + 1])
         np.testing.assert_allclose(text["values"][rows], encoded.token_features[0, : tokens.lengths[0]], atol=1e-5)
         np.testing.assert_allclose(text["pooled"][i], encoded.text_features[0], atol=1e-5)
@@ -157,7 +160,7 @@ def test_failed_videos_are_asked_again_and_the_others_kept(corpus, backbone, tmp
 
 def test_strict_stops_at_the_first_failure(corpus, backbone, tmp_path, make_video):
     (tmp_path / "videos" / "clip1.mp4").write_text("not a video")
-    with pytest.raises(DecodeError, match=r"'clip1' gives no frames: .*--strict"):
+    with pytest.raises(DecodeError, match=r"'clip1' gives no frames: .*`strict`"):
         run(corpus, tmp_path / "cache", backbone, strict=True)
     missing = [corpus.videos[0]._replace(path=None), *corpus.videos[1:]]
     with pytest.raises(NotFoundError, match="1 videos are missing, the first is 'clip0'"):
@@ -166,7 +169,7 @@ def test_strict_stops_at_the_first_failure(corpus, backbone, tmp_path, make_vide
 
 def test_a_corpus_without_any_usable_video_is_an_error(corpus, backbone, tmp_path):
     nowhere = dataclasses.replace(corpus, videos=[v._replace(path=None) for v in corpus.videos])
-    with pytest.raises(NotFoundError, match="None of the 8 videos of csv was found, for example 'clip0'.*--videos"):
+    with pytest.raises(NotFoundError, match="None of the 8 videos of csv was found, for example 'clip0'.*`videos`"):
         run(nowhere, tmp_path / "a", backbone)
     with pytest.raises(InputError, match="lists no video"):
         run(Annotations(dataset="csv", videos=[], texts=[]), tmp_path / "b", backbone)
@@ -178,9 +181,9 @@ def test_a_corpus_without_any_usable_video_is_an_error(corpus, backbone, tmp_pat
 
 
 def test_every_frame_is_taken_natively_and_a_cap_spreads_them(corpus, backbone, tmp_path):
-    summary = run(corpus, tmp_path / "native", backbone, sampling=Sampling(fps=None))
+    summary = run(corpus, tmp_path / "native", backbone, fps="native")
     assert summary.frames == sum(LENGTHS)
-    capped = run(corpus, tmp_path / "capped", backbone, sampling=Sampling(fps=None, max_frames=5))
+    capped = run(corpus, tmp_path / "capped", backbone, fps="native", max_frames=5)
     assert capped.frames == sum(min(n, 5) for n in LENGTHS)
     assert capped.fingerprint != summary.fingerprint
 
@@ -205,5 +208,5 @@ def test_the_first_videos_of_each_split_keep_their_captions_and_the_result_notes
     few = first_videos(corpus, 2)
     assert [v.id for v in few.videos] == ["clip0", "clip1", "clip6", "clip7"]
     assert [t.video for t in few.texts] == [v.id for v in few.videos for _ in range(2)]
-    assert few.notes == ["--limit 2: 4 of 8 videos were taken"]
+    assert few.notes == ["`limit=2`: 4 of 8 videos were taken"]
     assert run(few, tmp_path / "few", backbone).as_dict()["notes"] == few.notes

@@ -18,17 +18,17 @@ from glscl.cache.upkeep.convert import convert
 from glscl.cache.upkeep.summary import summarise
 from glscl.cache.upkeep.verification import verify
 from glscl.common.errors import CacheCorruptError, UsageError
-from glscl.extract.backbone.encoder import Backbone
-from glscl.extract.decode.sampling import Sampling
-from glscl.extract.decode.video import FrameChunk, decode_video
+from glscl.extract.backbone.encoder import load_backbone
+from glscl.extract.decode.video import decode
 from glscl.extract.pipeline import extract
+from glscl.extract.settings import ExtractSettings
 
 LENGTHS = [12, 3, 41, 8, 20]
 
 
 @pytest.fixture(scope="module")
 def backbone(tiny_clip):
-    return Backbone.load(f"local-dir:{tiny_clip()}", words=12)
+    return load_backbone(f"local-dir:{tiny_clip()}", words=12)
 
 
 @pytest.fixture
@@ -44,14 +44,13 @@ def corpus(tmp_path, make_video):
 
 
 def run(corpus, out, backbone, **options):
-    options = {"shard_videos": 2, "batch_frames": 7, "workers": 1, "sampling": Sampling(fps=2)} | options
-    return extract(corpus, out, backbone=backbone, **options)
+    options = {"fps": 2.0, "shard_videos": 2, "batch_frames": 7, "workers": 1} | options
+    return extract(corpus, out, ExtractSettings(**options), backbone=backbone)
 
 
 def frames_seen(item, backbone):
     """Every sampled frame of a clip as the encoder gets it, decoded here and now."""
-    parts = decode_video(item.path, Sampling(fps=2), geometry=backbone.geometry)
-    return np.concatenate([part.frames for part in parts if isinstance(part, FrameChunk)])
+    return decode(item.path, 2.0, prepare=backbone.transform)[0]
 
 
 def jpeg_of(frame, quality):

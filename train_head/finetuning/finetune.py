@@ -21,7 +21,7 @@ from accelerate.utils import set_seed
 from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable
 from glscl.common.errors import UsageError
-from glscl.extract.backbone.encoder import Backbone, backbone_of_cache
+from glscl.extract.backbone.encoder import backbone_of_cache, load_backbone
 from glscl.train_head.checkpoint import check_cache, load_run, read_run
 from glscl.train_head.finetuning.model import EndToEnd
 from glscl.train_head.finetuning.pixel_learner import PixelLearner, encode_table
@@ -139,7 +139,7 @@ def finetune(
     if settings.augment != "none" or any(p.requires_grad for p in backbone.model.visual.parameters()):
         frames = Frames(
             store,
-            geometry=backbone.geometry,
+            transform=backbone.transform,
             items=items_of(store, table, *([] if validation is None else [validation])),
             videos=videos,
             width=settings.max_frames,
@@ -211,7 +211,7 @@ def tuned_table(
             f"{run} trained no backbone, so pixels say no more than the cache", mend=f"Do: glscl eval --run {run}"
         )
     made = record["cache_configuration"]["backbone"]
-    backbone = Backbone.load(
+    backbone = load_backbone(
         made["name"],
         str(run / FILES[which]),
         words=made["words"],
@@ -230,7 +230,7 @@ def tuned_table(
     )
     frames = Frames(
         store,
-        geometry=backbone.geometry,
+        transform=backbone.transform,
         items=items_of(store, table),
         videos=videos,
         width=settings.get("max_frames"),

@@ -18,10 +18,10 @@ from glscl.cache.frames import StoredFrames
 from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable, FramePosition, frame_positions
 from glscl.common.errors import DecodeError, NotFoundError, UsageError
-from glscl.extract.backbone.picture_transform import Geometry
+from glscl.extract.backbone.picture_transform import PictureTransform
 from glscl.extract.datasets.video_files import VideoFiles
-from glscl.extract.decode.pool import DecodePool, FrameChunk, VideoTask
-from glscl.extract.decode.sampling import Sampling
+from glscl.extract.decode.pool import DecodePool
+from glscl.extract.decode.video import Decoding, FrameChunk, VideoTask
 
 _AHEAD = 2  # batches that wait ready
 _VIDEOS_A_WORKER = 4  # decoded at a time, so that workers seldom wait for the last of them
@@ -35,7 +35,7 @@ class Frames:
 
     Args:
         store: an open cache that was extracted from videos.
-        geometry: picture part of the backbone's preprocessing.
+        transform: picture part of the backbone's preprocessing.
         items: the videos that will be asked for; all of them must be found.
         videos: folder that holds the videos now; None is where extraction found them.
         width: most frames a video.
@@ -53,7 +53,7 @@ class Frames:
         self,
         store: Store,
         *,
-        geometry: Geometry,
+        transform: PictureTransform,
         items: Sequence[int],
         videos: Path | None = None,
         width: int | None = 12,
@@ -75,13 +75,8 @@ class Frames:
         self._threads: list[tuple[threading.Event, threading.Thread]] = []
         if self._stored is None:
             self._paths = find_videos(store, items, videos)
-            self._pool = DecodePool(
-                workers=workers or len(os.sched_getaffinity(0)),
-                sampling=Sampling(**{key: value for key, value in sampling.items() if key != "decoder"}),
-                geometry=geometry,
-                decoder=sampling["decoder"],
-                time_limit=time_limit,
-            )
+            decoding = Decoding.of_cache(sampling, prepare=transform, time_limit=time_limit)
+            self._pool = DecodePool(decoding, workers=workers)
 
     def __enter__(self) -> Frames:
         if self._pool is not None:
@@ -167,7 +162,7 @@ class Frames:
         seen = dict.fromkeys(items, 0)
         parts: dict[int, list[np.ndarray]] = {item: [] for item in items}
         for event in self._pool.decode(tasks):
-            item = event.index
+            item = event.item
             if isinstance(event, FrameChunk):
                 here = wanted[item] - seen[item]
                 parts[item].append(event.frames[here[(here >= 0) & (here < len(event.frames))]])

@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from glscl.cache.beside import damage_beside
-from glscl.cache.files import dump_json, half_written, load_json, put_if_absent, refuse_links, remove, storage_errors, sync_directory
+from glscl.cache.files import (
+    dump_json,
+    half_written,
+    load_json,
+    put_if_absent,
+    refuse_links,
+    remove,
+    storage_errors,
+    sync_directory,
+)
 from glscl.cache.lock import FOLDER as LOCKS
 from glscl.cache.lock import hold, locks
 from glscl.cache.records import Commit

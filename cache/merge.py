@@ -16,7 +16,16 @@ from typing import Any
 
 from glscl.cache.convert import spec_of
 from glscl.cache.creation import create_store
-from glscl.cache.files import load_json, put_if_absent, refuse_links, remove, storage_errors, sync_directory, sync_tree, written
+from glscl.cache.files import (
+    load_json,
+    put_if_absent,
+    refuse_links,
+    remove,
+    storage_errors,
+    sync_directory,
+    sync_tree,
+    written,
+)
 from glscl.cache.fingerprint import differences
 from glscl.cache.lock import hold
 from glscl.cache.schema import STREAMS

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from glscl.cache.files import dump_json, write_atomically
+from glscl.cache.files import dump_json, refuse_links, write_atomically
 from glscl.cache.schema import Annotations
 from glscl.cache.store import Store, open_store
 from glscl.common.progress import Progress
@@ -91,7 +91,12 @@ def run_demo(
         device: where to encode and train.
         progress, reporter, say: what people see meanwhile.
         command: for provenance.
+
+    Raises:
+        StorageError: `out` cannot be written, or a link stands in it.
     """
+    for folder in (out, out / "runs"):
+        refuse_links(folder, depth=1)
     demo = _Demo(
         out, settings or DemoSettings(), torch.device(device), progress or Progress(quiet=True), reporter, say, command
     )

@@ -49,6 +49,7 @@ def _encode_captions(
     for start in range(0, len(items), settings.batch_texts):
         rows = order[start : start + settings.batch_texts]
         encoded = backbone.encode_tokens(TokenizedTexts(tokenized.ids[rows], tokenized.lengths[rows]))
+        assert encoded.token_features is not None, "a backbone gives them"
         pooled, states = encoded.text_features.numpy(), encoded.token_features.numpy()
         for i, row in enumerate(rows.tolist()):
             length = int(tokenized.lengths[row]) if settings.tokens else 0

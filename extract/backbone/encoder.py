@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from glscl.extract.backbone.picture_transform import PictureTransform
 from glscl.extract.backbone.thread_map import thread_map
 from glscl.extract.decode.pool import DecodePool
 from glscl.extract.decode.video import Decoding, FrameChunk, VideoTask
+
+if TYPE_CHECKING:
+    from glscl.extract.backbone.loading import ClipModel
 
 TEXT_BLOCKS_KEPT = 4  # blocks of the text transformer that aggregators start from
 THREAD_FRAMES = 32  # on a processor: what a layer makes of them then stays in its cache
@@ -65,7 +68,7 @@ class Backbone:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: ClipModel,
         tokenizer: Any,
         *,
         name: str,
@@ -86,7 +89,8 @@ class Backbone:
             self.transform = FastTransform(self.transform.steps, self.transform.size)
             preprocessing = {**preprocessing, "method": "fast"}
         self.logit_scale = float(model.logit_scale.detach())
-        self.context_length = int(getattr(model, "context_length", None) or model.text.context_length)
+        towers = (model, getattr(model, "text", None))
+        self.context_length = int(next(filter(None, (getattr(each, "context_length", None) for each in towers))))
         if words > self.context_length:
             raise UsageError(f"`max_words` is {words}; {name} reads at most {self.context_length} tokens")
         self.description = Description(
@@ -320,7 +324,7 @@ def backbone_of_cache(
 
 
 def _text_states(
-    model: nn.Module, ids: torch.Tensor, longest: int, context_length: int
+    model: ClipModel, ids: torch.Tensor, longest: int, context_length: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Pooled (T, D) and token (T, L, D) features, both behind ln_final and the text projection, not normalised."""
     from open_clip.transformer import text_global_pool
@@ -355,23 +359,22 @@ def _project(tower: nn.Module, states: torch.Tensor) -> torch.Tensor:
     return projection(states) if isinstance(projection, nn.Module) else states @ projection.to(states.dtype)
 
 
-def _split_preprocessing(model: nn.Module) -> tuple[PictureTransform, torch.Tensor, torch.Tensor, dict[str, Any]]:
+def _split_preprocessing(model: ClipModel) -> tuple[PictureTransform, torch.Tensor, torch.Tensor, dict[str, Any]]:
     """open_clip's evaluation transform as picture transform, mean (3, 1, 1), standard deviation (3, 1, 1) and its settings."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
-    from torchvision.transforms import Normalize
+    from torchvision.transforms import Compose, Normalize
 
     settings = model.visual.preprocess_cfg
-    steps = image_transform_v2(PreprocessCfg(**settings), is_train=False).transforms
-    *pictures, to_rgb, to_tensor, normalise = steps
-    if [type(to_rgb).__name__, type(to_tensor).__name__] != ["MaybeConvertMode", "MaybeToTensor"] or not isinstance(
-        normalise, Normalize
-    ):
-        raise BackboneError(f"This open_clip preprocesses in an unknown way: {[type(s).__name__ for s in steps]}")
+    transform = image_transform_v2(PreprocessCfg(**settings), is_train=False)
+    assert isinstance(transform, Compose), "of one that does not train"
+    normalise, names = transform.transforms[-1], [type(step).__name__ for step in transform.transforms]
+    if names[-3:-1] != ["MaybeConvertMode", "MaybeToTensor"] or not isinstance(normalise, Normalize):
+        raise BackboneError(f"This open_clip preprocesses in an unknown way: {names}")
     size = settings["size"]
-    size = (size, size) if isinstance(size, int) else tuple(size[-2:])
+    size = (size, size) if isinstance(size, int) else (size[-2], size[-1])
     mean, std = (torch.tensor(list(v), dtype=torch.float32).view(3, 1, 1) for v in (normalise.mean, normalise.std))
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(settings.items())}
-    return PictureTransform(pictures, size), mean, std, plain
+    return PictureTransform(transform.transforms[:-3], size), mean, std, plain
 
 
 def weights_hash(model: nn.Module) -> str:

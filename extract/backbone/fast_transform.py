@@ -58,4 +58,5 @@ def _apply(step: Step, pixels: torch.Tensor) -> torch.Tensor:
         height, width = pixels.shape[-2:]
         size = step.get_params(SimpleNamespace(size=(width, height)), step.size, step.longest)
         return functional.resize(pixels, size, step.interpolation, antialias=True)
+    assert isinstance(step, (CenterCrop, CenterCropOrPad)), "the others were refused when it was made"
     return step(pixels)

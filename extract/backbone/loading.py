@@ -11,8 +11,9 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
+import torch
 from torch import nn
 
 from glscl.common.archive_limits import check_torch_file
@@ -23,7 +24,33 @@ from glscl.extract.backbone.tuned_weights import TunedWeights, read_tuned
 DEMO_BACKBONE = Path(__file__).parents[2] / "demo" / "backbone"
 
 
-def load_model(name: str, pretrained: str | None, *, across_frames: bool = False) -> tuple[nn.Module, Any, str]:
+if TYPE_CHECKING:
+
+    class VisionTower(nn.Module):
+        preprocess_cfg: dict[str, Any]
+        attnpool: Any  # of a ModifiedResNet
+
+    class ClipModel(nn.Module):
+        """What is used here of a model of open_clip, whose classes have no base of their own."""
+
+        visual: VisionTower
+        logit_scale: nn.Parameter
+        # of the plain CLIP class alone
+        context_length: int
+        transformer: Any  # of open_clip.transformer
+        token_embedding: nn.Embedding
+        positional_embedding: nn.Parameter
+        ln_final: nn.LayerNorm
+        text_projection: nn.Parameter
+        attn_mask: torch.Tensor
+        text_pool_type: str
+
+        def encode_image(self, image: torch.Tensor, normalize: bool = False) -> torch.Tensor: ...
+        def encode_text(self, text: torch.Tensor, normalize: bool = False) -> torch.Tensor: ...
+        def forward_intermediates(self, **options: Any) -> dict[str, Any]: ...
+
+
+def load_model(name: str, pretrained: str | None, *, across_frames: bool = False) -> tuple[ClipModel, Any, str]:
     """A model with its weights, its tokenizer, and what to call the weights.
 
     Args:
@@ -34,7 +61,7 @@ def load_model(name: str, pretrained: str | None, *, across_frames: bool = False
     """
     file = Path(pretrained) if pretrained and Path(pretrained).is_file() else None
     tuned = read_tuned(file) if file else None
-    if tuned:
+    if file and tuned:
         _check_tuned(file, tuned, name, across_frames)
     if name == "demo":
         model, tokenizer = _load_folder(DEMO_BACKBONE)
@@ -42,9 +69,18 @@ def load_model(name: str, pretrained: str | None, *, across_frames: bool = False
         model, tokenizer = _load_folder(Path(name.removeprefix("local-dir:")))
     else:
         model, tokenizer = _load_open_clip(name, pretrained, tuned)
+    if not is_clip(model):
+        raise BackboneError(
+            f"The model of {name} is a {type(model).__name__}, expected one that encodes pictures and texts"
+        )
     if file and (tuned or name == "demo" or ":" in name):
         _load_file(model, file, tuned)
     return model, tokenizer, _pretrained_name(name, pretrained)
+
+
+def is_clip(model: nn.Module) -> TypeGuard[ClipModel]:
+    """Whether a model encodes pictures and texts as those of open_clip do."""
+    return all(hasattr(model, name) for name in ("visual", "logit_scale", "encode_image", "encode_text"))
 
 
 def _load_folder(folder: Path) -> tuple[nn.Module, Any]:
@@ -118,7 +154,7 @@ def _check_tuned(file: Path, tuned: TunedWeights, name: str, across_frames: bool
         )
 
 
-def _load_file(model: nn.Module, file: Path, tuned: TunedWeights | None) -> None:
+def _load_file(model: ClipModel, file: Path, tuned: TunedWeights | None) -> None:
     """Replace the weights of a model by those in a file."""
     import open_clip
 
@@ -127,7 +163,7 @@ def _load_file(model: nn.Module, file: Path, tuned: TunedWeights | None) -> None
     with _quiet(), _as_backbone_error(f"Cannot load the weights in {file}"):
         if file.suffix != ".safetensors":
             check_torch_file(file)
-        open_clip.load_checkpoint(model, str(file))
+        open_clip.load_checkpoint(model, str(file))  # pyright: ignore[reportArgumentType] (its annotation leaves out CoCa)
 
 
 def _pretrained_name(name: str, pretrained: str | None) -> str:

@@ -173,10 +173,12 @@ class Benchmark:
         return builder.build(videos, also=self.also, any_prefix=self.any_prefix)
 
 
-def add_listed(builder: AnnotationBuilder, path: Path, split: str, **times: float) -> list[str]:
-    """Add the videos of a list, one id a line; the ids in its order. `times` are the start and end of every one."""
+def add_listed(
+    builder: AnnotationBuilder, path: Path, split: str, *, start: float | None = None, end: float | None = None
+) -> list[str]:
+    """Add the videos of a list, one id a line, each from `start` to `end` seconds; the ids in its order."""
     ids = []
     for row, line in read_lines(path):
         ids.append(check_id(line, path, row))
-        builder.video(ids[-1], split=split, path=path, row=row, **times)
+        builder.video(ids[-1], split=split, path=path, row=row, start=start, end=end)
     return ids

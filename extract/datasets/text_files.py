@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from glscl.common.errors import InputError, NotFoundError
 
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 EXAMPLES = 3  # of a longer list, in a note
 _UNITS = {".json": "entry", ".jsonl": "line", ".ndjson": "line", ".txt": "line", ".pkl": "entry"}
 
@@ -159,12 +160,12 @@ def read_bytes(path: Path) -> bytes:
 def check_memo(data: bytes) -> None:
     """Raise ValueError for a pickle that numbers an object beyond its size: unpickling would reserve memory for all."""
     stream = io.BytesIO(data)
-    while opcode := pickletools.code2op.get(stream.read(1).decode("latin-1")):  # the unpickler refuses unknown ones
+    while opcode := _OPCODES.get(stream.read(1).decode("latin-1")):  # the unpickler refuses unknown ones
         if opcode.name == "STRING":  # its bytes may be in any encoding, which `pickletools.genops` does not take
             stream.readline()
             continue
         argument = opcode.arg.reader(stream) if opcode.arg else None
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= argument <= len(data):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= (argument or 0) <= len(data):
             raise ValueError(f"it numbers an object {argument}, with {len(data)} bytes in all")
         if opcode.name == "STOP":
             return

@@ -27,7 +27,7 @@ from pebble import ProcessExpired, ProcessPool
 from glscl.cache.schema import Status
 from glscl.common.errors import DecodeError, StorageError, UsageError
 from glscl.common.signals import Interrupts
-from glscl.extract.decode.video import Decoder, Decoding, FrameChunk, UsedDecoder, VideoDone, VideoTask, decode_video
+from glscl.extract.decode.video import Decoding, FrameChunk, VideoDone, VideoTask, decode_video
 from glscl.extract.decode.worker import SPOOL_WINDOW, DecodeFunction, Spool, WorkerSettings, decode_task, initialise
 
 POLL_SECONDS = 0.02
@@ -278,12 +278,11 @@ class DecodePool:
             job.decoder = "pyav"
             self._submit(job, running)
             return
-        used: UsedDecoder = "none" if not job.frames or job.decoder == "auto" else job.decoder
         yield VideoDone(
             item=job.task.item,
             status=Status.PARTIAL if job.frames else status,
             reason=reason,
-            decoder=used,
+            decoder=job.decoder if job.frames else "none",
             seconds=time.monotonic() - job.started,
             frames=job.frames,
             decoder_note="; ".join(job.notes) or None,
@@ -293,9 +292,8 @@ class DecodePool:
 class _Job:
     """One video under way: what was asked, and what has come."""
 
-    def __init__(self, task: VideoTask, decoder: Decoder) -> None:
-        self.task = task
-        self.decoder: Decoder = decoder
+    def __init__(self, task: VideoTask, decoder: str) -> None:
+        self.task, self.decoder = task, decoder
         self.notes: list[str] = []
         self.frames = self.bytes = 0
         self.last_time: float | None = None

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +35,7 @@ from glscl.extract.decode.sampling import TOLERANCE, Sampling, repair_times, sel
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Decoder = Literal["auto", "decord", "pyav"]
-UsedDecoder = Literal["decord", "pyav", "none"]
+DECODERS = ("auto", "decord", "pyav")
 Prepare = Callable[["Image"], "Image | NDArray[np.uint8]"]  # what a model does to a picture, until (S, S, 3) uint8
 DENSE = 8  # where more than every eighth frame is wanted PyAV takes half of decord's time and a quarter of its memory
 
@@ -49,7 +48,7 @@ class Decoding:
         sampling: which frames are taken.
         prepare: PIL picture → (S, S, 3) uint8, what the model does to a picture before it becomes a tensor; None keeps
             native sizes (a chunk then ends where the size changes).
-        decoder: "auto" takes decord where the packets show that its frames are right and PyAV otherwise; "decord"
+        decoder: of `DECODERS`: "auto" takes decord where the packets show that its frames are right and PyAV otherwise; "decord"
             refuses the other files; "pyav" never asks decord.
         jpeg_quality: of the JPEG that comes with every frame, 1 to 100; None makes none.
         chunk_frames, chunk_bytes: a chunk ends at whichever comes first.
@@ -65,7 +64,7 @@ class Decoding:
 
     sampling: Sampling = Sampling()
     prepare: Prepare | None = None
-    decoder: Decoder = "auto"
+    decoder: str = "auto"
     jpeg_quality: int | None = None
     chunk_frames: int = 256
     chunk_bytes: int = 16 << 20
@@ -74,7 +73,7 @@ class Decoding:
     memory_limit: int | None = 4 << 30
 
     def __post_init__(self) -> None:
-        if self.decoder not in ("auto", "decord", "pyav"):
+        if self.decoder not in DECODERS:
             raise UsageError(f"decoder is {self.decoder!r}; expected 'auto', 'decord' or 'pyav'")
         if not (self.time_limit > 0 and self.video_limit > 0):
             raise UsageError(f"time limits are {self.time_limit} s and {self.video_limit} s; expected more than 0")
@@ -126,7 +125,7 @@ class VideoDone(NamedTuple):
     item: int
     status: Status
     reason: str | None = None
-    decoder: UsedDecoder = "none"
+    decoder: str = "none"
     duration: float = 0.0
     fps: float = 0.0
     frames_total: int = 0
@@ -219,7 +218,7 @@ def decode(
     *,
     start: float | None = None,
     end: float | None = None,
-    decoder: Decoder = "auto",
+    decoder: str = "auto",
     prepare: Prepare | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Frames of one file, in this process: (n, H, W, 3) uint8 RGB, upright, and their times, (n,) seconds.
@@ -267,7 +266,7 @@ class _Attempts:
         self.sampling, self.decoder, self.beat = decoding.sampling, decoding.decoder, beat
         self.resume_after = self.last_time = -np.inf if resume_after is None else resume_after
         self.given = False  # whether pictures have left; until then a second attempt starts afresh
-        self.used: UsedDecoder = "none"
+        self.used = "none"
         self.note: str | None = None
         self.duration = self.fps = 0.0
         self.frames_total = 0

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from glscl.cache.jpeg import encode_jpeg
-from glscl.extract.decode.video import Beat, Decoder, Decoding, FrameChunk, VideoDone, VideoTask
+from glscl.extract.decode.video import Beat, Decoding, FrameChunk, VideoDone, VideoTask
 
 SPOOL_WINDOW = 4  # chunks of one video that may lie unread
 WAIT_SECONDS = 0.01
@@ -173,7 +173,7 @@ def limit_memory(more: int) -> bool:
 
 
 def decode_task(
-    task: VideoTask, name: str, decoder: Decoder, resume_after: float | None
+    task: VideoTask, name: str, decoder: str, resume_after: float | None
 ) -> tuple[VideoDone, FrameChunk | None]:
     """Decodes one video: earlier chunks go to the spool as `name`, the last comes back with the account.
 

@@ -279,11 +279,16 @@ def _array(value: Any, budget: Budget) -> np.ndarray:
         return np.stack(parts) if parts else np.zeros(0)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return np.asarray(float(value))
-    if hasattr(value, "is_floating_point"):  # a torch tensor; numpy knows no bfloat16
-        _check_tensor(value)
-        dense = value.detach().to_dense() if value.is_sparse else value.detach()
-        return (dense.float() if dense.is_floating_point() else dense).numpy()
+    if hasattr(value, "is_floating_point"):
+        return _of_tensor(value)
     raise ValueError(f"found {show(value)}, expected an array of numbers")
+
+
+def _of_tensor(value: Any) -> np.ndarray:
+    """A torch tensor; numpy knows no bfloat16."""
+    _check_tensor(value)
+    dense = value.detach().to_dense() if value.is_sparse else value.detach()
+    return (dense.float() if dense.is_floating_point() else dense).numpy()
 
 
 def _check_tensor(value: Any) -> None:

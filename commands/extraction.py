@@ -11,29 +11,25 @@ import typer
 
 from glscl.commands.options import COMMANDS, Run, command, command_line
 from glscl.commands.printing import print_extraction, print_failures, print_splits
-from glscl.commands.shared import AnnotationsOption, CacheFolderOption, DatasetOption, ProtocolOption, SplitsOption
+from glscl.commands.shared import CacheFolderOption, DatasetOption, share_of
 from glscl.commands.wording import worded
-from glscl.common.errors import UsageError
 from glscl.common.settings import build, home, with_option
-from glscl.extract.settings import ExtractSettings, ImportSettings
+from glscl.extract.settings import ExtractSettings, ImportSettings, ListSettings
 
 if TYPE_CHECKING:
     from glscl.extract.datasets import DatasetEntry
 
 
-@command(ExtractSettings)
+@command(ListSettings, ExtractSettings)
 def extract(
     run: Run,
     asked: dict[str, Any],
     dataset: DatasetOption,
-    annotations: AnnotationsOption = None,
     videos: Annotated[
         Path | None,
         typer.Option(help="Folder with the videos. Default: datasets/<name>/videos.", rich_help_panel="Data"),
     ] = None,
     out: CacheFolderOption = None,
-    splits: SplitsOption = None,
-    protocol: ProtocolOption = None,
     limit: Annotated[
         int | None, typer.Option(help="Only the first N videos of each split.", rich_help_panel="Data", min=1)
     ] = None,
@@ -51,18 +47,18 @@ def extract(
     from glscl.extract.datasets.builder import summary
 
     entry = dataset_entry(dataset)
-    names = _split_names(splits)
+    wanted = build(ListSettings, share_of(ListSettings, asked))
+    names = wanted.split_names
     settings = build(ExtractSettings, entry.defaults, asked)
     if not dry_run:
         run.device()  # one that is not there is said first
     root = home() / "datasets" / entry.name
-    if dataset == "demo" and annotations is None:
+    if dataset == "demo" and wanted.annotations is None:
         _render_demo(run, root)
     if videos is not None or not (dry_run or dataset == "csv") or (root / "videos").is_dir():
         videos = videos or root / "videos"
-    found = entry.read(
-        _annotations_folder(entry, annotations), videos, splits=names, protocol=protocol, dry_run=dry_run
-    )
+    annotations = _annotations_folder(entry, wanted.annotations)
+    found = entry.read(annotations, videos, splits=names, protocol=wanted.protocol, dry_run=dry_run)
     if limit:
         found = first_videos(found, limit)
     counted = summary(found)
@@ -89,19 +85,6 @@ def _annotations_folder(entry: DatasetEntry, given: Path | None) -> Path | None:
     if given is None and (default.exists() or entry.name not in ("csv", "folder", "webdataset")):
         return default
     return given
-
-
-def _split_names(splits: str | None) -> list[str] | None:
-    """The splits asked for. Raises UsageError for an unknown one before any file is looked for."""
-    from glscl.extract.datasets.splits import SPLITS
-
-    if splits is None:
-        return None
-    names = [name.strip() for name in splits.split(",")]
-    for name in names:
-        if name not in SPLITS:
-            raise UsageError(f"`splits` has {name!r}; expected some of {', '.join(SPLITS)}, separated by commas")
-    return names
 
 
 def _as_name(text: str) -> str:
@@ -144,7 +127,7 @@ def _extract(run: Run, settings: ExtractSettings, found: Any, out: Path, *, reci
     return done
 
 
-@command(ImportSettings)
+@command(ListSettings, ImportSettings)
 def import_features(
     run: Run,
     asked: dict[str, Any],
@@ -155,7 +138,6 @@ def import_features(
             help="Frame features: a folder with a file a video, or one file by video.", rich_help_panel="Data"
         ),
     ],
-    annotations: AnnotationsOption = None,
     text_features: Annotated[
         Path | None,
         typer.Option(help="Caption features: by caption or by video, or one array in order.", rich_help_panel="Data"),
@@ -167,8 +149,6 @@ def import_features(
         Path | None,
         typer.Option(help="Folder of the cache. Default: caches/<dataset>-<name>.", rich_help_panel="Data"),
     ] = None,
-    splits: SplitsOption = None,
-    protocol: ProtocolOption = None,
 ) -> None:
     """Make a cache from features that others extracted, with the captions of a dataset. No video is needed."""
     from glscl.common.versions import versions
@@ -177,13 +157,15 @@ def import_features(
     from glscl.extract.importing.import_features import import_features as import_arrays
 
     entry = dataset_entry(dataset)
-    names = _split_names(splits)
+    wanted = build(ListSettings, share_of(ListSettings, asked))
+    names = wanted.split_names
     settings = build(ImportSettings, {"max_words": entry.max_words}, asked)
     files = FeatureFiles(features, text_features, token_features)
     files.check(settings.backbone)
     if settings.backbone is not None:
         run.device()  # one that is not there is said first
-    found = entry.read(_annotations_folder(entry, annotations), None, splits=names, protocol=protocol, dry_run=True)
+    annotations = _annotations_folder(entry, wanted.annotations)
+    found = entry.read(annotations, None, splits=names, protocol=wanted.protocol, dry_run=True)
     out = out or home() / "caches" / f"{entry.name}-{_as_name(settings.name)}"
     run.in_force(settings)
     done = import_arrays(

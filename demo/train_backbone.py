@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 IMAGE = 96  # pixels the model sees
 CONTEXT = 32  # tokens a caption
+LOG_EVERY = 50  # steps
 NORM = 10.0  # mean length of raw image and text features, as in OpenAI's CLIP
 MODEL: dict[str, Any] = {
     "embed_dim": 128,
@@ -187,7 +188,6 @@ def train(
     lr: float = 1.2e-3,
     workers: int = 2,
     held_out: int = 1000,
-    log_every: int = 50,
 ) -> dict[str, float]:
     """Train and write the folder; returns R@1 and R@5 on held-out frames as loaded back from it."""
     from open_clip.loss import ClipLoss
@@ -200,13 +200,13 @@ def train(
     vocab_size = write_merges(out / "bpe_merges.txt.gz")
     tokenizer = SimpleTokenizer(str(out / "bpe_merges.txt.gz"), context_length=CONTEXT)
     if tokenizer.vocab_size != vocab_size:
-        raise RuntimeError(f"the merges give {tokenizer.vocab_size} pieces, expected {vocab_size}")
+        raise RuntimeError(f"the merges give {tokenizer.vocab_size} tokens, expected {vocab_size}")
     store = render_moments(seed, "train", frames, workers=workers)
     moments = [draw_moment(seed, "train", k) for k in range(frames)]
     test_frames = render_moments(seed, "held-out", held_out, workers=workers)
     words = random.Random(f"captions/{seed}")
     test_captions = [caption_frame(words, *draw_moment(seed, "held-out", k)) for k in range(held_out)]
-    print(f"{frames} frames rendered in {time.monotonic() - began:.0f} s, {vocab_size} pieces", flush=True)
+    print(f"{frames} frames rendered in {time.monotonic() - began:.0f} s, {vocab_size} tokens", flush=True)
 
     model, pixels, loss_of = build_model(vocab_size), Pixels(), ClipLoss()
     matrices = [p for p in model.parameters() if p.ndim > 1]
@@ -236,13 +236,13 @@ def train(
         schedule.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
-        if (step + 1) % log_every == 0:
+        if (step + 1) % LOG_EVERY == 0:
             print(
                 f"step {step + 1} loss {loss.item():.3f} scale {model.logit_scale.exp().item():.1f} "
                 f"{(time.monotonic() - began) / 60:.1f} min",
                 flush=True,
             )
-        if (step + 1) % (log_every * 8) == 0:
+        if (step + 1) % (LOG_EVERY * 8) == 0:
             print(frame_to_caption(model, tokenizer, pixels, test_frames, test_captions), flush=True)
 
     lengths = frame_to_caption(model, tokenizer, pixels, test_frames, test_captions)

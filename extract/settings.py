@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from glscl.common.errors import UsageError
 from glscl.common.settings import setting
 from glscl.extract.part import Part
+
+SPLITS = ("train", "val", "test")
 
 
 def parse_rate(rate: float | str) -> float | None:
@@ -20,6 +23,32 @@ def parse_rate(rate: float | str) -> float | None:
     if not 0 < number < 1000:
         raise UsageError(f"`fps` is {rate!r}; expected a number of frames a second above 0, or native")
     return number
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListSettings:
+    """Which list of videos and captions is read."""
+
+    annotations: Path | None = setting(
+        None, "File or folder with the annotations. Default: datasets/<name>/annotations.", group="Data"
+    )
+    splits: str | None = setting(None, "Only these of train, val, test, separated by commas.", group="Data")
+    protocol: str | None = setting(
+        None,
+        "Variant of the splits: msrvtt has 9k, 7k, full; youcook2 official, mil-nce. Default: the first.",
+        group="Data",
+    )
+
+    @property
+    def split_names(self) -> list[str] | None:
+        """The chosen splits, None for all. Raises UsageError for an unknown one."""
+        if self.splits is None:
+            return None
+        names = [name.strip() for name in self.splits.split(",")]
+        for name in names:
+            if name not in SPLITS:
+                raise UsageError(f"`splits` has {name!r}; expected some of {', '.join(SPLITS)}, separated by commas")
+        return names
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from glscl.common.errors import InputError, UsageError
 from glscl.extract.datasets.text_files import refuse, show
+from glscl.extract.settings import SPLITS
 
-SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",

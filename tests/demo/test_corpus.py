@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from glscl.common.errors import InputError, NotFoundError, StorageError, UsageError
+from glscl.common.errors import Hint, InputError, NotFoundError, StorageError, UsageError
 from glscl.common.progress import Progress
 from glscl.demo import corpus
 from glscl.demo.render import SIDE, draw_card, draw_frames, frames_of_scene, frames_of_story
@@ -151,8 +151,9 @@ def test_a_missing_file_is_a_video_without_path(rendered, tmp_path):
 
 
 def test_the_reader_says_what_is_wrong(rendered, tmp_path):
-    with pytest.raises(NotFoundError, match=r"train\.json.*glscl demo"):
+    with pytest.raises(NotFoundError, match=r"train\.json.*Render it") as error:
         corpus.read(tmp_path, None)
+    assert error.value.hint == Hint("Render it", "extract", {"dataset": "demo"})
     with pytest.raises(NotFoundError):
         corpus.read(None, None)
     with pytest.raises(UsageError, match="no split 'dev'"):

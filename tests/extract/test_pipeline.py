@@ -10,6 +10,7 @@ import pytest
 from glscl.cache.schema import Annotations, Status, TextItem, VideoItem
 from glscl.cache.store import Store, open_store
 from glscl.common.errors import DecodeError, InputError, NotFoundError
+from glscl.common.settings import build
 from glscl.extract import pipeline
 from glscl.extract.backbone.encoder import load_backbone
 from glscl.extract.datasets import first_videos
@@ -210,3 +211,13 @@ def test_the_first_videos_of_each_split_keep_their_captions_and_the_result_notes
     assert [t.video for t in few.texts] == [v.id for v in few.videos for _ in range(2)]
     assert few.notes == ["`limit=2`: 4 of 8 videos were taken"]
     assert run(few, tmp_path / "few", backbone).as_dict()["notes"] == few.notes
+
+
+def test_settings_in_force_are_kept_in_the_cache_and_leave_the_fingerprint_alone(corpus, backbone, tmp_path):
+    run(corpus, tmp_path / "a", backbone, max_frames=1, part="1/1")
+    run(corpus, tmp_path / "b", backbone, max_frames=1, batch_frames=8, decoder="auto")
+    a, b = open_store(tmp_path / "a"), open_store(tmp_path / "b")
+    kept = a.header["provenance"]["settings"]
+    assert build(ExtractSettings, kept).max_frames == 1 and kept["batch_frames"] == 7 and kept["part"] is None
+    assert (kept["backbone"], kept["max_words"], kept["precision"]) == (backbone.name, 12, "fp32")
+    assert a.fingerprint == b.fingerprint

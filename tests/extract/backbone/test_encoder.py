@@ -13,9 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from glscl.common.errors import BackboneError, UsageError
+from glscl.common.errors import BackboneError, DecodeError, NotFoundError, UsageError
 from glscl.extract.backbone import loading
 from glscl.extract.backbone.encoder import Backbone, TokenizedTexts, load_backbone
+from glscl.extract.decode.sampling import Sampling
+from glscl.extract.decode.video import Decoding, decode
 
 KINDS = ("clip_vit", "clip_resnet", "custom_text", "coca")
 TEXTS = ["a man is cooking", "two dogs run over the green grass " * 20, "", "Ein Hund läuft, 犬が走る"]
@@ -187,3 +189,32 @@ def test_openais_own_archives_are_recognised(tmp_path):
         archive.writestr("model/code/__torch__.py", "")
     torch.save({"a": torch.zeros(1)}, plain)
     assert loading._is_openai_archive(jit) and not loading._is_openai_archive(plain)
+
+
+def test_sentences_are_encoded_in_one_call_with_the_mask_of_their_tokens(loaded):
+    encoded = loaded.encode_texts(TEXTS)
+    tokens = loaded.tokenize(TEXTS)
+    assert (
+        encoded.text_features.shape == (len(TEXTS), loaded.embed_dim) and encoded.text_features.dtype == torch.float32
+    )
+    assert encoded.token_mask.sum(1).tolist() == tokens.lengths.tolist()
+    assert encoded.token_features.shape == (*encoded.token_mask.shape, loaded.embed_dim)
+    torch.testing.assert_close(encoded.text_features, loaded.encode_tokens(tokens).text_features)
+
+
+def test_a_video_file_is_encoded_in_one_call(loaded, make_video, tmp_path):
+    clip = make_video(tmp_path / "clip.mp4", frames=30)
+    features, times = loaded.encode_video(clip, Decoding(sampling=Sampling(fps=2.0)), start=0.5)
+    frames, expected = decode(clip, 2.0, start=0.5, prepare=loaded.transform)
+    np.testing.assert_array_equal(times, expected)
+    np.testing.assert_allclose(features, loaded.encode_frames(frames), atol=1e-5)
+    with pytest.raises(NotFoundError, match=r"No video file at .*gone.mp4"):
+        loaded.encode_video(tmp_path / "gone.mp4")
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(DecodeError, match=r"text.mp4 gives no frames: "):
+        loaded.encode_video(tmp_path / "text.mp4")
+
+
+def test_a_backbone_shows_itself_in_one_line(loaded):
+    assert repr(loaded) == f"<Backbone {loaded.name} (local-dir), {loaded.embed_dim}-d, fp32 on cpu>"
+    assert repr(loaded.transform) == "<PictureTransform to 32 x 32 pixels>"

@@ -20,6 +20,7 @@ from glscl.extract.backbone.loading import DEMO_BACKBONE
 from glscl.extract.decode.sampling import Sampling
 from glscl.extract.decode.video import Decoding, FrameChunk, VideoTask, decode_video
 from glscl.extract.pipeline import extract
+from glscl.extract.settings import ExtractSettings
 
 SIZES = [(320, 240), (240, 320), (1280, 720), (64, 48), (31, 500), (33, 32), (224, 224), (5, 5)]
 RESIZING = [
@@ -116,13 +117,13 @@ def test_a_cache_made_fast_holds_the_same_features_and_refuses_to_be_mixed(tiny_
         texts=[TextItem(f"{p.stem}#0", p.stem, "test", "a clip") for p in paths],
     )
     slow, fast = both_ways(tiny_clip())
-    options = {"sampling": Sampling(fps=2), "dtype": "float32", "workers": 1}
-    extract(corpus, tmp_path / "slow", backbone=slow, **options)
-    extract(corpus, tmp_path / "fast", backbone=fast, **options)
+    settings = ExtractSettings(fps=2.0, dtype="float32", workers=1)
+    extract(corpus, tmp_path / "slow", settings, backbone=slow)
+    extract(corpus, tmp_path / "fast", settings, backbone=fast)
     a, b = (open_store(tmp_path / name).arrays("video")["values"] for name in ("slow", "fast"))
     assert len(a) == len(b) == 18 and cosines(a, b).min() > 0.999
     with pytest.raises(FingerprintError, match="preprocessing"):
-        extract(corpus, tmp_path / "slow", backbone=fast, **options)
+        extract(corpus, tmp_path / "slow", settings, backbone=fast)
 
 
 @pytest.mark.real_data

@@ -78,6 +78,7 @@ def assert_equal_caches(a, b):
             np.testing.assert_array_equal(array, b.arrays(stream)[name], err_msg=f"{stream} {name}")
 
 
+@pytest.mark.usefixtures("decoded_here")
 def test_parts_on_one_folder_give_the_cache_that_one_run_gives(corpus, backbone, tmp_path):
     whole = run(corpus, tmp_path / "whole", backbone)
     assert whole.complete and whole.finished_here and whole.part is None
@@ -95,6 +96,7 @@ def test_parts_on_one_folder_give_the_cache_that_one_run_gives(corpus, backbone,
     assert run(corpus, tmp_path / "parts", backbone).already_complete
 
 
+@pytest.mark.usefixtures("decoded_here")
 def test_a_run_without_part_finishes_what_parts_left(corpus, backbone, tmp_path):
     run(corpus, tmp_path / "whole", backbone)
     run(corpus, tmp_path / "parts", backbone, part="2/2")
@@ -102,6 +104,7 @@ def test_a_run_without_part_finishes_what_parts_left(corpus, backbone, tmp_path)
     assert_equal_caches(open_store(tmp_path / "whole"), open_store(tmp_path / "parts"))
 
 
+@pytest.mark.usefixtures("decoded_here")
 def test_parts_in_folders_of_their_own_are_merged(corpus, backbone, tmp_path):
     run(corpus, tmp_path / "whole", backbone, store_frames="jpeg", batch_frames=7)
     for i in (1, 2):  # what a machine is set to do beside does not change a value
@@ -113,6 +116,7 @@ def test_parts_in_folders_of_their_own_are_merged(corpus, backbone, tmp_path):
     np.testing.assert_equal(merged.backbone_pieces(), whole.backbone_pieces())
 
 
+@pytest.mark.usefixtures("decoded_here")
 def test_each_part_asks_again_for_its_own_failed_videos(corpus, backbone, tmp_path, make_video):
     for broken in (1, 2):  # shards 0 and 1
         (tmp_path / "videos" / f"clip{broken}.mp4").write_text("not a video")
@@ -125,6 +129,7 @@ def test_each_part_asks_again_for_its_own_failed_videos(corpus, backbone, tmp_pa
     assert open_store(tmp_path / "cache").failures() == []
 
 
+@pytest.mark.usefixtures("decoded_here")
 def test_of_two_runs_that_begin_a_cache_together_the_first_decides_the_plan(corpus, backbone, tmp_path, monkeypatch):
     """The second finds no store.json, and has lost by the time it writes one."""
     other = Annotations(dataset="csv", videos=corpus.videos[:2], texts=[])

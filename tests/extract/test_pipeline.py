@@ -18,6 +18,7 @@ from glscl.extract.decode.video import decode
 from glscl.extract.pipeline import extract
 from glscl.extract.settings import ExtractSettings
 
+HERE = pytest.mark.usefixtures("decoded_here")
 LENGTHS = [12, 30, 3, 8, 41, 1, 17, 12]
 
 
@@ -58,6 +59,7 @@ def assert_equal_caches(a: Store, b: Store) -> None:
             np.testing.assert_array_equal(array, b.arrays(stream)[name], err_msg=f"{stream} {name}")
 
 
+@HERE
 def test_features_are_those_of_the_frames_and_captions_one_by_one(corpus, backbone, tmp_path):
     summary = run(corpus, tmp_path / "cache", backbone, dtype="float32")
     store = open_store(tmp_path / "cache")
@@ -87,6 +89,7 @@ def test_format_and_number_of_workers_do_not_change_a_bit(corpus, backbone, tmp_
     assert_equal_caches(a, b)
 
 
+@HERE
 @pytest.mark.parametrize("after", [1, 4, 5, 6])
 def test_an_interrupted_run_goes_on_and_ends_in_the_same_bits(corpus, backbone, tmp_path, monkeypatch, after):
     run(corpus, tmp_path / "whole", backbone)
@@ -111,6 +114,7 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bits(corpus, backbone, 
     assert_equal_caches(open_store(tmp_path / "whole"), open_store(tmp_path / "cut"))
 
 
+@HERE
 def test_a_finished_cache_is_left_alone(corpus, backbone, tmp_path, monkeypatch):
     run(corpus, tmp_path / "cache", backbone)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*")}
@@ -141,6 +145,7 @@ def test_broken_and_missing_videos_cost_only_themselves_and_are_named(corpus, ba
     assert store.arrays("text")["video_index"].tolist() == [0, 0, -1, -1, 2, 2, 3, 3, 4, 4, 5, 5, -1, -1, 7, 7]
 
 
+@HERE
 def test_failed_videos_are_asked_again_and_the_others_kept(corpus, backbone, tmp_path, make_video):
     run(spoil(corpus, tmp_path, make_video), tmp_path / "cache", backbone)
     before, ledger = open_store(tmp_path / "cache").arrays("video"), open_store(tmp_path / "cache").ledger(0)
@@ -159,6 +164,7 @@ def test_failed_videos_are_asked_again_and_the_others_kept(corpus, backbone, tmp
     assert after.ledger(0)[0] == ledger[0] and ledger[0]["decoder"] != "none"
 
 
+@HERE
 def test_strict_stops_at_the_first_failure(corpus, backbone, tmp_path, make_video):
     (tmp_path / "videos" / "clip1.mp4").write_text("not a video")
     with pytest.raises(DecodeError, match=r"'clip1' gives no frames: .*`strict`"):
@@ -168,6 +174,7 @@ def test_strict_stops_at_the_first_failure(corpus, backbone, tmp_path, make_vide
         run(dataclasses.replace(corpus, videos=missing), tmp_path / "other", backbone, strict=True)
 
 
+@HERE
 def test_a_corpus_without_any_usable_video_is_an_error(corpus, backbone, tmp_path):
     nowhere = dataclasses.replace(corpus, videos=[v._replace(path=None) for v in corpus.videos])
     with pytest.raises(NotFoundError, match="None of the 8 videos of csv was found, for example 'clip0'.*`videos`"):
@@ -176,11 +183,12 @@ def test_a_corpus_without_any_usable_video_is_an_error(corpus, backbone, tmp_pat
         run(Annotations(dataset="csv", videos=[], texts=[]), tmp_path / "b", backbone)
     for video in corpus.videos:
         open(video.path, "w").close()
-    with pytest.raises(DecodeError, match=r"None of the 8 videos gave frames; the first, 'clip0': .*glscl inspect"):
+    with pytest.raises(DecodeError, match=r"None of the 8 videos gave frames; the first, 'clip0': .*See all reasons: inspect"):
         run(corpus, tmp_path / "c", backbone)
     assert not (tmp_path / "a").exists()
 
 
+@HERE
 def test_every_frame_is_taken_natively_and_a_cap_spreads_them(corpus, backbone, tmp_path):
     summary = run(corpus, tmp_path / "native", backbone, fps="native")
     assert summary.frames == sum(LENGTHS)
@@ -189,6 +197,7 @@ def test_every_frame_is_taken_natively_and_a_cap_spreads_them(corpus, backbone, 
     assert capped.fingerprint != summary.fingerprint
 
 
+@HERE
 def test_without_tokens_only_pooled_text_is_stored(corpus, backbone, tmp_path):
     run(corpus, tmp_path / "cache", backbone, tokens=False)
     text = open_store(tmp_path / "cache").arrays("text")
@@ -196,6 +205,7 @@ def test_without_tokens_only_pooled_text_is_stored(corpus, backbone, tmp_path):
     assert np.isfinite(text["pooled"]).all() and text["pooled"].any(axis=1).all()
 
 
+@HERE
 def test_clips_of_one_file_are_videos_of_their_own(corpus, backbone, tmp_path):
     path = corpus.videos[4].path  # 41 frames at 4 a second
     clips = [VideoItem("a", "test", path, 0.0, 3.0), VideoItem("b", "test", path, 3.0, 6.5)]
@@ -205,6 +215,7 @@ def test_clips_of_one_file_are_videos_of_their_own(corpus, backbone, tmp_path):
     assert times == [[0.0, 0.5, 1.0, 1.5, 2.0, 2.5], [3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0]]
 
 
+@HERE
 def test_the_first_videos_of_each_split_keep_their_captions_and_the_result_notes_it(corpus, backbone, tmp_path):
     few = first_videos(corpus, 2)
     assert [v.id for v in few.videos] == ["clip0", "clip1", "clip6", "clip7"]
@@ -213,6 +224,7 @@ def test_the_first_videos_of_each_split_keep_their_captions_and_the_result_notes
     assert run(few, tmp_path / "few", backbone).as_dict()["notes"] == few.notes
 
 
+@HERE
 def test_settings_in_force_are_kept_in_the_cache_and_leave_the_fingerprint_alone(corpus, backbone, tmp_path):
     run(corpus, tmp_path / "a", backbone, max_frames=1, part="1/1")
     run(corpus, tmp_path / "b", backbone, max_frames=1, batch_frames=8, decoder="auto")

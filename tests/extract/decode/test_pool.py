@@ -89,7 +89,7 @@ def test_to_be_stopped_and_continued_is_no_fault_of_a_video():
         for event in events:
             found[event.item] = event
             if isinstance(event, VideoDone) and event.item == 0:
-                (worker,) = pool._pool._pool_manager.worker_manager.workers
+                (worker,) = running._pool._pool_manager.worker_manager.workers
                 time.sleep(0.5)
                 os.kill(worker, signal.SIGSTOP)  # as Ctrl-Z stops all of a group
                 time.sleep(1.5)

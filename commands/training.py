@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from glscl.commands.options import OneOf, Run, Stopped, command, command_line
-from glscl.commands.printing import TrainingLines, aligned, backbone_line, settings_line
+from glscl.commands.printing import TrainingLines, backbone_line, print_rows, settings_line
 from glscl.commands.shared import RunFolderOption, VideosOption, open_cache
 from glscl.common.errors import StorageError, UsageError
 from glscl.common.progress import duration
@@ -151,7 +151,7 @@ def _sweep(
             command=command_line(),
         )
     run.say()
-    run.say(aligned(sweep_table(rows)))
+    print_rows(run, sweep_table(rows))
     for row in rows:
         if row.error is not None:
             run.say(f"note: {row.point}: {row.error}")

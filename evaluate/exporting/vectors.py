@@ -62,7 +62,7 @@ def export_vectors(
         StorageError: the disk is full or failing.
     """
     if to not in FORMATS:
-        raise UsageError(f"--to is {to!r}; expected one of {', '.join(FORMATS)}")
+        raise UsageError(f"`to` is {to!r}; expected one of {', '.join(FORMATS)}")
     check_indexable(head)
     arrays = vectors_of(head, table)
     out = Path(out)

@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from glscl.cache.files import write_atomically
+from glscl.common.tables import one_line
 from glscl.evaluate.metrics import CUTOFFS
-from glscl.evaluate.result_tables import one_line
 
 # Ink and series of the light theme, each with the variable of the page it stands for. No two are alike, so a colour in
 # the SVG says which variable it becomes.

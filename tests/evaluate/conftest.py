@@ -10,6 +10,7 @@ import torch
 
 from glscl.cache.store import Store
 from glscl.evaluate.evaluation import evaluate_run, write_result
+from glscl.evaluate.settings import EvaluateSettings
 from glscl.train_head.checkpoint import save_weights, write_run
 from glscl.train_head.heads import build_head
 
@@ -63,12 +64,14 @@ def judged(small_cache_class, tmp_path_factory) -> SimpleNamespace:
     root = tmp_path_factory.mktemp("judged")
     store = small_cache_class(root / "cache", "zarr", "float16", videos=40, captions=2, dim=DIM, seed=0).fill()
     folders = SimpleNamespace(store=store, root=root, zero_shot=root / "runs" / "zero-shot", evaluations={})
-    evaluation = evaluate_run(store, normalise=["qb-norm", "dsl"], command="glscl eval --zero-shot")
+    evaluation = evaluate_run(
+        store, settings=EvaluateSettings(normalise=("qb-norm", "dsl")), command="glscl eval --zero-shot"
+    )
     write_result(folders.zero_shot / "result.json", evaluation)
     folders.evaluations["zero_shot"] = evaluation
     for name, selection, seed in (("run", "validation", 0), ("other", "test", 1)):
         folder = make_run(root / "runs" / name, store, selection=selection, seed=seed)
-        evaluation = evaluate_run(store, run=folder, command=f"glscl eval --run {folder.name}")
+        evaluation = evaluate_run(store, folder, command=f"glscl eval --run {folder.name}")
         write_result(folder / "result.json", evaluation)
         folders.evaluations[name] = evaluation
         setattr(folders, name, folder)

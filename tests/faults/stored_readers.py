@@ -76,6 +76,7 @@ def _run(root: Path) -> None:
     import torch
 
     from glscl.evaluate.evaluation import evaluate_run, write_result
+    from glscl.evaluate.settings import EvaluateSettings
     from glscl.train_head.checkpoint import Resume, save_resume, save_weights, write_run
     from glscl.train_head.heads import build_head
 
@@ -119,7 +120,10 @@ def _run(root: Path) -> None:
                 "complete": False,
             },
         )
-        write_result(folder / "result.json", evaluate_run(store, run=folder, command="glscl eval", normalise=["dsl"]))
+        write_result(
+            folder / "result.json",
+            evaluate_run(store, folder, EvaluateSettings(normalise=("dsl",)), command="glscl eval"),
+        )
 
 
 def _files(kind: str) -> Any:
@@ -215,8 +219,8 @@ def _take_up(folder: Path, _: Path | None) -> dict[str, Any]:
 
 
 def _read_results(folder: Path, changed: Path | None) -> dict[str, Any]:
+    from glscl.common.tables import STYLES, render
     from glscl.evaluate.compare.comparison import compare_runs
-    from glscl.evaluate.result_tables import STYLES, render
 
     comparison = compare_runs(_both(folder, changed, with_cache=True), resamples=5)
     told = comparison.as_dict()

@@ -10,11 +10,11 @@ from PIL import Image
 
 from glscl.cache.schema import VideoItem
 from glscl.common.errors import InputError
-from glscl.evaluate.evaluated_run import RunForReport, open_cache_of, read_evaluated
-from glscl.evaluate.metrics import summarise
-from glscl.evaluate.report.closeup import examine
+from glscl.common.tables import interval, number
+from glscl.evaluate.evaluated_run import EvaluatedRun, open_cache_of, read_evaluated
+from glscl.evaluate.metrics import main_metrics, summarise
+from glscl.evaluate.report.examination import examine
 from glscl.evaluate.report.page import write_report
-from glscl.evaluate.result_tables import SHOWN, interval, number
 
 VOID = {"meta", "br", "wbr", "img", "path", "use"}
 
@@ -100,11 +100,13 @@ def test_the_numbers_of_the_page_are_those_of_the_results(full):
         for name, run in zip(names, runs):
             cells = page.row(caption, name)
             confidence = run.result["confidence_95"][direction]
-            for metric, (value, spread) in zip(SHOWN, cells, strict=True):
+            for metric, (value, spread) in zip(main_metrics(), cells, strict=True):
                 assert value == number(run.result[direction][metric])
                 assert spread == interval(*confidence[metric])
         normalised = runs[0].result["normalised"]["dsl"][direction]
-        assert [cell[0] for cell in page.row(caption, "+ dsl")] == [number(normalised[metric]) for metric in SHOWN]
+        assert [cell[0] for cell in page.row(caption, "+ dsl")] == [
+            number(normalised[metric]) for metric in main_metrics()
+        ]
 
 
 def test_chance_is_that_of_the_gallery(full):
@@ -187,18 +189,18 @@ def test_the_same_runs_give_the_same_bytes(full, judged, tmp_path):
 
 def test_examples_show_captions_frames_and_weights(full):
     runs, _, page, _ = full
-    closeup = runs[1].closeup
-    for example in (*closeup.best, *closeup.worst):
+    examination = runs[1].examination
+    for example in (*examination.best, *examination.worst):
         assert example.caption in page.text
         for video in example.retrieved:
             assert video.id in page.text
-    frames = {(video.id, video.times) for run in runs for example in (*run.closeup.best, *run.closeup.worst)
+    frames = {(video.id, video.times) for run in runs for example in (*run.examination.best, *run.examination.worst)
               for video in example.retrieved}  # fmt: skip
     shown = sum(tag == "img" for tag in page.tags)
     assert shown == sum(
         len(video.times)
         for run in runs
-        for example in (*run.closeup.best, *run.closeup.worst)
+        for example in (*run.examination.best, *run.examination.worst)
         for video in example.retrieved
     )
     assert frames and "share of the head's attention" in page.text and "cosine of each frame" in page.text
@@ -225,13 +227,15 @@ HOSTILE = [
 @pytest.mark.parametrize("caption", HOSTILE)
 def test_hostile_text_is_shown_and_never_run(judged, tmp_path, caption):
     run = examine(read(judged, "run")[0], judged.store, examples=1)
-    worst = run.closeup.worst[0]
+    worst = run.examination.worst[0]
     video = worst.retrieved[0]._replace(id=caption or "x")
-    closeup = replace(run.closeup, worst=(worst._replace(caption=caption, text_id=caption, retrieved=(video,)),))
+    examination = replace(
+        run.examination, worst=(worst._replace(caption=caption, text_id=caption, retrieved=(video,)),)
+    )
     hostile = replace(
         run,
         name=f"a {caption[:40]}",
-        closeup=closeup,
+        examination=examination,
         captions=dict.fromkeys(run.captions, caption),
         failures=[{"id": caption, "reason": caption, "status": "decode_error"}],
         extraction={"command": caption},
@@ -249,11 +253,13 @@ def test_hostile_text_is_shown_and_never_run(judged, tmp_path, caption):
 
 def test_what_lacks_is_left_out_with_a_sentence(judged, tmp_path):
     bare = {k: v for k, v in judged.evaluations["zero_shot"].result.items() if k not in ("confidence_95", "normalised")}
-    page = written([RunForReport(result=bare, name="bare")], tmp_path)
-    assert [cell[0] for cell in page.row("Text to video", "bare")] == [number(bare["text_to_video"][m]) for m in SHOWN]
+    page = written([EvaluatedRun(result=bare, name="bare")], tmp_path)
+    assert [cell[0] for cell in page.row("Text to video", "bare")] == [
+        number(bare["text_to_video"][m]) for m in main_metrics()
+    ]
     assert "Not known: no cache was read" in page.text and "Examples" not in page.text and "Training" not in page.text
     assert sum(tag == "svg" for tag in page.tags) == 2  # recall through the metrics alone
-    run = read(judged, "run")[0].noting("The ranks of each query are not there.")
+    run = read(judged, "run")[0].with_notes("The ranks of each query are not there.")
     page = written([replace(run, ranks=None, history=())], tmp_path)
     assert "Not shown" in page.text and "The ranks of each query are not there." in page.text
 
@@ -278,11 +284,13 @@ def test_videos_that_cannot_be_had_are_named(judged, tmp_path):
 def test_long_videos_show_twelve_frames_spread_over_all(judged, tmp_path):
     run = examine(read(judged, "run")[0], judged.store, examples=1)
     times, weights = tuple(float(i) for i in range(50)), tuple(0.02 for _ in range(50))
-    worst = run.closeup.worst[0]
+    worst = run.examination.worst[0]
     video = worst.retrieved[0]._replace(times=times, weights=weights)
     asked = []
-    closeup = replace(run.closeup, best=(), worst=(worst._replace(retrieved=(video,)),))
-    page = written([replace(run, closeup=closeup)], tmp_path, thumbnails=lambda video, times: asked.append(times))
+    examination = replace(run.examination, best=(), worst=(worst._replace(retrieved=(video,)),))
+    page = written(
+        [replace(run, examination=examination)], tmp_path, thumbnails=lambda video, times: asked.append(times)
+    )
     assert len(asked[0]) == 12 and asked[0][0] == 0 and asked[0][-1] == 49
     assert "38 frames between these are not shown" in page.text
 
@@ -327,7 +335,7 @@ def test_one_query_and_one_video_are_enough(tmp_path):
         "text_to_video": metrics, "video_to_text": metrics, "video_to_text_caption": metrics,
     }  # fmt: skip
     ranks = dict.fromkeys(("text_to_video", "video_to_text", "video_to_text_caption"), np.array([1.0]))
-    run = RunForReport(result=result, ranks=ranks, text_ids=["a"], video_ids=["v"], video_of_text=np.array([0]))
+    run = EvaluatedRun(result=result, ranks=ranks, text_ids=["a"], video_ids=["v"], video_of_text=np.array([0]))
     page = written([run, replace(run, name="again")], tmp_path)
     assert page.row("Text to video", "h")[0] == ["100.0"]
 

@@ -86,7 +86,7 @@ def test_one_query_at_a_time_is_normalised_as_in_an_evaluation(table, train, nam
     searched = search.Search(head, table, normalise=name, train=lambda: train)
     moved = 0
     for direction, scores in (("text_to_video", similarity), ("video_to_text", similarity.T)):
-        expected = NORMALISATIONS[name].apply(scores, direction=direction, banks=banks.of(direction, ["bank"]))
+        expected = NORMALISATIONS[name].apply(scores, direction=direction, banks=banks.scores(direction, ["bank"]))
         for row in range(30):
             query = slice(row, row + 1)
             if direction == "text_to_video":

@@ -82,7 +82,7 @@ def test_a_head_that_needs_the_caption_is_refused_and_those_that_do_not_are_name
 
 
 def test_an_unknown_format_and_vectors_that_are_not_finite_are_refused(table, tmp_path):
-    with pytest.raises(UsageError, match="--to is 'csv'; expected one of npy, safetensors"):
+    with pytest.raises(UsageError, match="`to` is 'csv'; expected one of npy, safetensors"):
         export_vectors(head("mean_pool"), table, tmp_path / "out", to="csv")
     table.frame_features[3, 0, 0] = torch.inf
     with pytest.raises(NonFiniteError, match="video vidéo 3"):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.store import Store
-from glscl.cache.table import Counts, FeatureTable
+from glscl.cache.table import Counts, FeatureTable, FramePosition
 from glscl.common.errors import FingerprintError, Hint, UsageError
 from glscl.evaluate.evaluation import Evaluation, JudgedHead, OpenedRun, checked, judge, open_run
 from glscl.evaluate.settings import COMBINATIONS, EvaluateSettings
@@ -143,6 +143,7 @@ def evaluate_ensemble(
         raise UsageError(f"a run is named twice: {', '.join(map(str, runs))}")
     check_same_cache(runs)
     members = [open_run(run, store, settings, note=note) for run in runs]
+    frames: list[tuple[int | None, FramePosition]]
     frames = list(dict.fromkeys((member.max_frames, member.frame_position) for member in members))
     views = [frames.index((member.max_frames, member.frame_position)) for member in members]
     ensemble = Ensemble([member.head for member in members], combine=settings.combine, views=views).to(device)

@@ -286,7 +286,7 @@ def evaluate_head(
         result=result,
         ranks=found,
         text_ids=list(table.text_ids),
-        video_ids=[table.video_ids[row] for row in queries],
+        video_ids=[table.video_ids[row] for row in queries.tolist()],
         video_of_text=np.searchsorted(queries, video),
     )
 

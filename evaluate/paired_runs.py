@@ -117,7 +117,7 @@ def _against(before: Ranked, after: Ranked, *, top: int, resamples: int, seed: i
     changes = most_changed(ranks_before[TEXT_TO_VIDEO][here], ranks_after[TEXT_TO_VIDEO][there], top=top)
 
     def moved(change: Change) -> Moved:
-        name = first.text_ids[here[change.query]]
+        name = first.text_ids[int(here[change.query])]
         caption = first.captions.get(name, other.captions.get(name))
         return Moved(name, caption, change.before, change.after)
 

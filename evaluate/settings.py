@@ -14,9 +14,9 @@ WEIGHTS = ("best", "last")
 COMBINATIONS = ("mean", "scaled")
 
 
-def check_matrix_file(path: Path) -> None:
+def check_matrix_file(path: Path | str) -> None:
     """Raise UsageError for a file that numpy would give another name."""
-    if path.suffix != ".npy":
+    if Path(path).suffix != ".npy":
         raise UsageError(f"`save_similarity` is {str(path)!r}; expected the name of an .npy file")
 
 

@@ -38,7 +38,7 @@ _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (7, 1.5, 1.5, 1.5)), (0, (2.5,
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 WIDTH, HEIGHT = 4.1, 2.9  # inches: fits a phone without shrinking the letters
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {  # matplotlib's stubs know no name but as a Literal
     "font.family": ["DejaVu Sans"],
     "font.size": 9,
     "axes.labelsize": 9,

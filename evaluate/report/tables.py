@@ -188,7 +188,7 @@ def _differences(against: Sequence[Against], direction: str) -> Table:
     for other in against:
         tests = other.tests[direction]
         cells = [
-            Difference(test.difference, *test.interval_95, test.p, METRICS[name].digits)
+            Difference(test.difference, test.interval_95[0], test.interval_95[1], test.p, METRICS[name].digits)
             for name in names
             if (test := tests.get(name)) is not None
         ]

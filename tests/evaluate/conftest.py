@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,6 +54,12 @@ def make_run(folder: Path, store: Store, *, head: str = "glscl", selection: str 
         },
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def result_schema() -> dict:
+    """The content of docs/result.schema.json."""
+    return json.loads((Path(__file__).parents[2] / "docs" / "result.schema.json").read_text())
 
 
 @pytest.fixture(scope="session")

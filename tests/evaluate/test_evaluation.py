@@ -97,7 +97,7 @@ def test_zero_shot_heads_start_as_the_backbone_and_others_are_refused(store):
     assert np.array_equal(results["mean_pool"], results["projection"])
     with pytest.raises(UsageError, match=r"glscl starts with random weights.*train-head \(head=glscl\)"):
         evaluate_run(store, settings=EvaluateSettings(head="glscl"))
-    with pytest.raises(UsageError, match="there is no head 'clip'"):
+    with pytest.raises(UsageError, match="`head` is 'clip'; expected one of mean_pool, "):
         evaluate_run(store, settings=EvaluateSettings(head="clip"))
 
 

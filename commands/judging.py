@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,7 +58,7 @@ def eval(
     from glscl.commands.default_paths import newest_run, result_file
     from glscl.evaluate.evaluation import check_zero_shot, checked, write_result
 
-    folders = run_folders or []
+    folders, asked = run_folders or [], _without_training(asked)
     if zero_shot and folders:
         raise UsageError("--run and --zero-shot exclude each other")
     if "head" in asked and not zero_shot:
@@ -97,6 +98,15 @@ def eval(
     matrix = "" if file is None else f", the matrix to {file}, its ids to {file.with_suffix('.json')}"
     run.say(f"written to {path}{matrix}")
     run.result(evaluation.result)
+
+
+def _without_training(asked: dict[str, Any]) -> dict[str, Any]:
+    """Of what a run's own run.json says in the place of a settings file, what is about judging: how it was trained is not."""
+    if "epochs" not in asked:
+        return asked
+    about_training = {"head", "max_frames", "frame_position"}  # what the run has anyway
+    names = {field.name for field in fields(EvaluateSettings)} - about_training
+    return {name: value for name, value in asked.items() if name in names}
 
 
 @command()

@@ -61,8 +61,8 @@ class Evaluation:
     video_of_text: np.ndarray
 
     def __repr__(self) -> str:
-        of = "/".join(str(self.result.get(key)) for key in ("dataset", "split"))
-        return f"Evaluation({self.result.get('head')!r} on {of}, R@1 {self.result[TEXT_TO_VIDEO]['R@1']:.1f})"
+        where = "/".join(str(self.result.get(key)) for key in ("dataset", "split"))
+        return f"Evaluation({self.result.get('head')!r} on {where}, R@1 {self.result[TEXT_TO_VIDEO]['R@1']:.1f})"
 
 
 class JudgedTable(TableOnDevice, Protocol):

@@ -227,7 +227,7 @@ def hubness(
         if logarithmic:
             axes.set_yscale("symlog", linthresh=1, linscale=0.5)
             axes.set_ylim(0, most * 1.3)
-            _count_axis(axes.yaxis, [0, *(of for of in (1, 10, 100, 1000, 10**4, 10**5, 10**6) if of <= most)])
+            _count_axis(axes.yaxis, [0, *(count for count in (1, 10, 100, 1000, 10**4, 10**5, 10**6) if count <= most)])
         else:
             axes.set_ylim(0, None)
             axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))

@@ -196,7 +196,7 @@ def _read_result(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not a result: found a {type(result).__name__}, expected an object")
     problem = result_problem(result)
     if problem:
-        raise InputError(f"{path} is no result of an evaluation: {problem}")
+        raise InputError(f"{path} is not a result of an evaluation: {problem}")
     return result
 
 

@@ -395,7 +395,7 @@ def test_a_result_is_checked_field_by_field(tmp_path, changes):
     (tmp_path / "result.json").write_text(json.dumps(RESULT))
     assert read_evaluated(tmp_path / "result.json").result == RESULT
     (tmp_path / "result.json").write_text(json.dumps(RESULT | changes))
-    with pytest.raises(InputError, match="is not a result of glscl eval"):
+    with pytest.raises(InputError, match="is not a result of an evaluation"):
         read_evaluated(tmp_path / "result.json")
 
 

@@ -12,7 +12,7 @@ In reading order:
     commits           the records that make shards part of a cache
     plan              what is to be encoded: items, splits
     formats/          a shard as HDF5 or Zarr
-    encode_shard      from encoded items to the arrays of a shard
+    encoded_items     encoded videos and captions, and the arrays of a shard made of them
     backbone_tensors  tensors of the backbone that heads start from
     resuming          the command that goes on with a cache
     reading           a run of items over many shards as one array

@@ -391,7 +391,7 @@ class Store:
         """Write one shard aside, make it durable, then commit it.
 
         Args:
-            arrays: exactly the arrays of `LAYOUT[stream]`, in the stored dtypes (`glscl.cache.encode_shard` makes them), and
+            arrays: exactly the arrays of `LAYOUT[stream]`, in the stored dtypes (`glscl.cache.encoded_items` makes them), and
                 for videos those of `frames.arrays`.
             failures: `{"id", "reason", "status"}` of the items that failed.
             ledger: one record an item: how it was decoded, how long it took.

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from glscl.cache.creation import StoreSpec, create_store
-from glscl.cache.encode_shard import TextRecord, VideoRecord, text_arrays, video_arrays
+from glscl.cache.encoded_items import EncodedText, EncodedVideo, text_arrays, video_arrays
 from glscl.cache.schema import Annotations, Expected, Status, TextItem, VideoItem
 from glscl.cache.store import Store
 
@@ -65,7 +65,7 @@ class SmallCache:
         )
         self.videos = [self._video(rng, i, dim) for i in range(videos)]
         self.texts = [
-            TextRecord(
+            EncodedText(
                 rng.standard_normal(dim).astype(np.float32),
                 rng.standard_normal((n, dim)).astype(np.float32),
                 rng.integers(1, 900, n).astype(np.int32),
@@ -74,13 +74,13 @@ class SmallCache:
         ]
 
     @staticmethod
-    def _video(rng: np.random.Generator, index: int, dim: int) -> VideoRecord:
+    def _video(rng: np.random.Generator, index: int, dim: int) -> EncodedVideo:
         if index == 2:
             none = np.zeros(0, np.float32)
-            return VideoRecord(none.reshape(0, dim), none, Status.DECODE_ERROR, "moov atom not found")
+            return EncodedVideo(none.reshape(0, dim), none, Status.DECODE_ERROR, "moov atom not found")
         frames = int(rng.integers(1, 9))
         status, reason = (Status.PARTIAL, "error after 3 frames") if index == 5 else (Status.OK, None)
-        return VideoRecord(
+        return EncodedVideo(
             rng.standard_normal((frames, dim)).astype(np.float32),
             np.arange(frames, dtype=np.float32),
             status,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _CHECKSUMS = "crc32"  # key of the file's metadata: JSON, name of each tensor → CRC-32 of its bytes
 
 
-def pack_pieces(pieces: Mapping[str, np.ndarray]) -> bytes:
+def pack_tensors(pieces: Mapping[str, np.ndarray]) -> bytes:
     """Pieces of a backbone as a safetensors file that holds the checksum of each."""
     from safetensors.numpy import save
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from glscl.cache.backbone_tensors import pack_pieces
+from glscl.cache.backbone_tensors import pack_tensors
 from glscl.cache.commits import Commits, commit_file, read_commit_files, read_commits
 from glscl.cache.files import (
     dump_json,
@@ -283,10 +283,10 @@ class Store:
             raise CacheCorruptError(f"The ledger in {path} cannot be read: it is no list of objects")
         return rows
 
-    def backbone_pieces(self) -> dict[str, np.ndarray]:
+    def backbone_tensors(self) -> dict[str, np.ndarray]:
         """Tensors of the backbone that heads start from (docs/cache-format.md); empty where none were stored."""
         if "commits" in self.header:
-            return self._flat_backbone_pieces()
+            return self._flat_backbone_tensors()
         from safetensors.numpy import load_file
 
         path = self.path / "backbone" / "pieces.safetensors"
@@ -298,7 +298,7 @@ class Store:
         except Exception as error:  # safetensors raises its own, undocumented type
             raise CacheCorruptError(f"{path} cannot be read: {first_line(error)}") from error
 
-    def _flat_backbone_pieces(self) -> dict[str, np.ndarray]:
+    def _flat_backbone_tensors(self) -> dict[str, np.ndarray]:
         names = self.header.get("backbone", [])
         if not names:
             return {}
@@ -468,11 +468,11 @@ class Store:
                 write_atomically(path, content)
         return first
 
-    def write_backbone_pieces(self, pieces: Mapping[str, np.ndarray]) -> None:
+    def write_backbone_tensors(self, pieces: Mapping[str, np.ndarray]) -> None:
         """Store the tensors that heads start from; once, the first writer's stand."""
         path = self.path / "backbone" / "pieces.safetensors"
         if pieces and not written(path):
-            put_if_absent(path, pack_pieces(pieces))
+            put_if_absent(path, pack_tensors(pieces))
 
     def _check_arrays(self, stream: str, shard: int, arrays: Mapping[str, np.ndarray | Blocks]) -> None:
         layout, count = LAYOUT[stream], len(self.shard_range(stream, shard))

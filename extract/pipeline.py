@@ -131,7 +131,7 @@ def extract(
     if not already:
         with hold(out, part=part, what="glscl extract") as own_lock:
             store.refresh()
-            store.write_backbone_pieces(backbone.pieces())
+            store.write_backbone_tensors(backbone.pieces())
             clock = time.perf_counter()
             extract_texts(store, backbone, tokens=tokens, batch_texts=batch_texts, part=part, progress=progress)
             seconds_texts = time.perf_counter() - clock

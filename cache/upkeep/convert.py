@@ -92,7 +92,7 @@ def spec_of(store: Store) -> StoreSpec:
 def _write_cache(store: Store, out: Path, format: str) -> Path:
     target = create_store(out, spec_of(store), format)
     with hold(out, what="glscl convert"):
-        target.write_backbone_pieces(store.backbone_pieces())
+        target.write_backbone_tensors(store.backbone_tensors())
         target.refresh()
         for stream in STREAMS:
             for shard in target.pending(stream):
@@ -139,7 +139,7 @@ def _groups(store: Store, format: str) -> Iterator[tuple[str, Mapping[str, np.nd
             "arrays": {name: describe_array(array) for name, array in arrays.items()},
             "failures": [f for _, c in sorted(store.commits(stream).items()) for f in c.failures],
         }
-    pieces = store.backbone_pieces()
+    pieces = store.backbone_tensors()
     yield "backbone", pieces
     ledger = [row for shard in range(store.num_shards("video")) for row in store.ledger(shard)]
     head: dict[str, Any] = {

@@ -65,7 +65,7 @@ def merge(parts: Sequence[Path], out: Path, *, copy: bool = False) -> MergeSumma
     with hold(out, what="glscl merge"):
         target.refresh()
         for store in stores:
-            target.write_backbone_pieces(store.backbone_pieces())
+            target.write_backbone_tensors(store.backbone_tensors())
         tally = _Tally()
         for store in stores:
             if not _same_folder(store.path, out):

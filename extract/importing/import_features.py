@@ -144,7 +144,7 @@ def import_features(
             stack.enter_context(hold(out, what="glscl import-features"))
             store.refresh()
             if backbone is not None:
-                store.write_backbone_pieces(backbone.pieces())
+                store.write_backbone_tensors(backbone.pieces())
                 extract_texts(store, backbone, tokens=tokens, batch_texts=batch_texts, progress=progress)
             else:
                 _commit_texts(store, texts_of, tokens_of)

@@ -72,7 +72,7 @@ def test_features_are_those_of_the_frames_and_captions_one_by_one(corpus, backbo
         np.testing.assert_allclose(text["pooled"][i], encoded.text_features[0], atol=1e-5)
         np.testing.assert_array_equal(text["token_ids"][rows], tokens.ids[0, : tokens.lengths[0]])
         assert text["video_index"][i] == i // 2
-    assert {"logit_scale", "positional_embedding", "black_frame"} < set(store.backbone_pieces())
+    assert {"logit_scale", "positional_embedding", "black_frame"} < set(store.backbone_tensors())
 
 
 def test_format_and_number_of_workers_do_not_change_a_bit(corpus, backbone, tmp_path):

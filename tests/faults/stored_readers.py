@@ -145,7 +145,7 @@ def _read_cache(kind: str) -> Any:
             told["plan"] = [*store.plan.videos, *store.plan.texts]
         table = FeatureTable.load(store, "test")
         table.texts(slice(None)), table.videos(slice(None))
-        told["pieces"] = sorted(store.backbone_pieces())
+        told["pieces"] = sorted(store.backbone_tensors())
         return told
 
     return read

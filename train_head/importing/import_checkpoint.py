@@ -213,7 +213,7 @@ def compare_backbone(weights: Mapping[str, Tensor], store: Store) -> str:
     """
     if not any(key.startswith("clip.") and key != "clip.logit_scale" for key in weights):
         return ABSENT
-    pieces = store.backbone_pieces()
+    pieces = store.backbone_tensors()
     names = [name for name in pieces if name != "logit_scale" and f"clip.{name}" in weights]
     if not names:
         return UNKNOWN

@@ -129,7 +129,7 @@ def extract(
     already = nothing_left and (had_manifest or not store.complete)
     finished_here, seconds_texts = False, 0.0
     if not already:
-        with hold(out, part=part, what="glscl extract") as own_lock:
+        with hold(out, part=part, what="extract") as own_lock:
             store.refresh()
             store.write_backbone_tensors(backbone.pieces())
             clock = time.perf_counter()

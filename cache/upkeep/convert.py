@@ -91,7 +91,7 @@ def spec_of(store: Store) -> StoreSpec:
 
 def _write_cache(store: Store, out: Path, format: str) -> Path:
     target = create_store(out, spec_of(store), format)
-    with hold(out, what="glscl convert"):
+    with hold(out, what="convert"):
         target.write_backbone_tensors(store.backbone_tensors())
         target.refresh()
         for stream in STREAMS:

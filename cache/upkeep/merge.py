@@ -62,7 +62,7 @@ def merge(parts: Sequence[Path], out: Path, *, copy: bool = False) -> MergeSumma
     for store in stores:
         _require_same(stores[0], store)
     target = open_store(out) if written(out / "store.json") else _begin(stores[0], out)
-    with hold(out, what="glscl merge"):
+    with hold(out, what="merge"):
         target.refresh()
         for store in stores:
             target.write_backbone_tensors(store.backbone_tensors())

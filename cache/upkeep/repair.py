@@ -100,8 +100,8 @@ def repair(
         if lock.stale:
             report.locks.append(lock.file.relative_to(root).as_posix())
         elif dry_run:
-            raise CacheBusyError(f"{root} is being written by {lock.describe()}", mend=lock.mend())
-    with nullcontext() if dry_run else hold(root, what="glscl repair"), storage_errors(root, "repair"):
+            raise CacheBusyError(f"{root} is being written by {lock.describe()}", hint=lock.hint())
+    with nullcontext() if dry_run else hold(root, what="repair"), storage_errors(root, "repair"):
         _Repair(store, report, progress).run()
     return report
 

@@ -141,7 +141,7 @@ def import_features(
         store = create_store(out, spec, format)
         already = store.complete and (store.path / "manifest.json").exists()
         if not already:
-            stack.enter_context(hold(out, what="glscl import-features"))
+            stack.enter_context(hold(out, what="import-features"))
             store.refresh()
             if backbone is not None:
                 store.write_backbone_tensors(backbone.pieces())

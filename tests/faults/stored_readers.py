@@ -178,7 +178,7 @@ def _read_signed(folder: Path, changed: Path | None) -> dict[str, Any]:
 def _read_locks(folder: Path, _: Path | None) -> dict[str, Any]:
     from glscl.cache.lock import locks
 
-    return {"locks": [(lock.describe(), lock.stale, lock.mend()) for lock in locks(folder)]}
+    return {"locks": [(lock.describe(), lock.stale, lock.hint()) for lock in locks(folder)]}
 
 
 def _lock_files(folder: Path) -> None:

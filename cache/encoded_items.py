@@ -12,7 +12,7 @@ import numpy as np
 
 from glscl.cache.schema import Status, TextItem, VideoItem
 from glscl.cache.shard_arrays import decode_features, encode_features, pack_strings
-from glscl.common.errors import NonFiniteError
+from glscl.common.errors import Hint, NonFiniteError
 
 
 class EncodedVideo(NamedTuple):
@@ -112,5 +112,5 @@ def _require_finite(items: Sequence[Any], values: np.ndarray, offsets: np.ndarra
         item = items[int(np.searchsorted(offsets, bad[0], side="right")) - 1]
         raise NonFiniteError(
             f"The backbone gave NaN or infinite features for {item.id!r} (as {dtype}; {len(bad)} rows of this shard)",
-            mend="Extract with --precision fp32 --dtype float32",
+            hint=Hint("Extract with `precision=fp32` `dtype=float32`"),
         )

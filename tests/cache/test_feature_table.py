@@ -8,6 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from glscl.cache.schema import TextFeatures, VideoFeatures
+from glscl.cache.store import open_store
 from glscl.cache.table import FeatureTable, frame_positions
 from glscl.common.errors import InputError, UsageError
 
@@ -17,7 +19,7 @@ from glscl.common.errors import InputError, UsageError
 def test_a_table_holds_the_usable_videos_and_their_captions(small_cache, format, dtype):
     made = small_cache(format, dtype)
     made.fill()
-    table = FeatureTable.load(made.path, "train")
+    table = FeatureTable.load(open_store(made.path), "train")
     kept = [i for i in range(7) if i != 2]
     assert table.video_ids == [made.annotations.videos[i].id for i in kept]
     assert table.counts.videos_failed == 1 and table.counts.texts_without_video == 3
@@ -78,30 +80,28 @@ def test_a_subset_keeps_its_videos_and_renumbers_their_captions(small_cache):
     assert torch.equal(part.videos(slice(None)).frame_features, table.videos(torch.tensor([4, 1])).frame_features)
 
 
-def test_a_table_from_arrays_gives_the_same_batches():
+def test_a_table_without_a_cache_gives_the_same_batches():
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(5, 4, 6, generator=generator)
     mask = torch.arange(4) < torch.tensor([[4], [1], [2], [3], [4]])
     frames = torch.randn(2, 3, 6, generator=generator)
-    table = FeatureTable.from_arrays(
-        torch.randn(5, 6, generator=generator),
-        frames,
+    table = FeatureTable.from_features(
+        text := TextFeatures(torch.randn(5, 6, generator=generator), tokens, mask),
+        video := VideoFeatures(frames, torch.tensor([[True, True, False], [True, True, True]])),
         torch.tensor([0, 0, 1, 1, 1]),
-        frame_mask=torch.tensor([[True, True, False], [True, True, True]]),
-        token_features=tokens,
-        token_mask=mask,
     )
     batch = table.texts(torch.tensor([2, 1]))
     assert torch.equal(batch.token_features, (tokens * mask[..., None])[[2, 1], :2])
     assert not table.videos(slice(0, 1)).frame_features[0, 2].any()
     with pytest.raises(ValueError, match="5 texts and 2 videos"):
-        FeatureTable.from_arrays(torch.randn(5, 6), frames)
+        FeatureTable.from_features(text, video)
 
 
 def test_no_captions_and_captions_without_tokens_are_batches_too():
     D, mask = 3, torch.zeros(2, 4, dtype=torch.bool)
-    table = FeatureTable.from_arrays(
-        torch.ones(2, D), torch.ones(2, 1, D), token_features=torch.ones(2, 4, D), token_mask=mask
+    table = FeatureTable.from_features(
+        TextFeatures(torch.ones(2, D), torch.ones(2, 4, D), mask),
+        VideoFeatures(torch.ones(2, 1, D), torch.ones(2, 1, dtype=torch.bool)),
     )
     assert table.texts(slice(None)).token_features.tolist() == torch.zeros(2, 1, D).tolist()
     none = table.subset(torch.zeros(0, dtype=torch.int64))

@@ -153,25 +153,25 @@ def test_a_manifest_of_other_things_is_refused(cache, manifest):
 def test_boundaries_that_do_not_rise_lead_nowhere(cache, index, value):
     put(cache, "video", "offsets", index, value)
     with pytest.raises(CacheCorruptError, match="offsets does not rise from 0 to"):
-        FeatureTable.load(cache, "train", tokens=False)
+        FeatureTable.load(open_store(cache), "train", tokens=False)
 
 
 def test_a_caption_of_a_video_that_is_not_there_is_refused(cache):
     put(cache, "text", "video_index", 0, 99)
     with pytest.raises(CacheCorruptError, match="names videos that are not there"):
-        FeatureTable.load(cache, "train")
+        FeatureTable.load(open_store(cache), "train")
 
 
 def test_a_caption_of_a_video_of_another_split_is_refused(cache):
     put(cache, "text", "video_index", 0, 10)
     with pytest.raises(CacheCorruptError, match="captions of split train name video 10 of another split"):
-        FeatureTable.load(cache, "train")
+        FeatureTable.load(open_store(cache), "train")
 
 
 def test_captions_that_are_no_text_are_refused(cache):
     put(cache, "text", "text_bytes", 0, 0xFF)
     with pytest.raises(CacheCorruptError, match="not UTF-8"):
-        FeatureTable.load(cache, "train")
+        FeatureTable.load(open_store(cache), "train")
 
 
 @pytest.mark.parametrize(

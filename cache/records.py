@@ -137,13 +137,13 @@ def parse_header(header: Mapping[str, Any]) -> Header:
         size = found.streams[stream]
         if size.items > size.shard_items * MAX_SHARDS:
             raise ValueError(f"{size.items} items in shards of {size.shard_items} are more than {MAX_SHARDS} shards")
-    for split in found.splits.values():
+    for split_name, split in found.splits.items():
         for name, run, count in (
             ("videos", split.videos, found.streams.video.items),
             ("texts", split.texts, found.streams.text.items),
         ):
             if not run[0] <= run[1] <= count:
-                raise ValueError(f"a split has the {name} {run[0]} to {run[1]} of {count}")
+                raise ValueError(f"split {_short(split_name)} has the {name} {run[0]} to {run[1]} of {count}")
     return found
 
 

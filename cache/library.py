@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import time
 import uuid
@@ -315,12 +314,12 @@ class Library:
                 }
                 won = put_if_absent(commit_file(self.path, stream, shard, revision), dump_json(row))
         except BaseException:
-            remove(aside)
+            remove(aside, self.path)
             raise
         if won:
             self.commits(stream)[shard] = self.commit_from_json(stream, row)
         else:
-            remove(final)
+            remove(final, self.path)
             self.refresh()
         return won
 
@@ -346,7 +345,7 @@ class Library:
                 break
             content = dump_json(manifest)
             if clear:
-                shutil.rmtree(self.path / "partial", ignore_errors=True)
+                remove(self.path / "partial", self.path)
             if put_if_absent(path, content):
                 first = True
             else:

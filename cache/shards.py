@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +24,15 @@ def see_damage(cache: Path) -> Hint:
     return Hint("See what is damaged", "inspect", {"": cache, "verify": True})
 
 
+def shard_path(cache: Path, commit: Commit) -> Path:
+    """Where a shard is. Raises CacheCorruptError where a link leads out of the cache."""
+    path = cache / commit.path
+    below = [path, *path.parents][: commit.path.count("/") + 1]
+    if any(map(os.path.islink, below)) and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(cache)):
+        raise CacheCorruptError(f"{path} is reached by a link that leads out of the cache", hint=see_damage(cache))
+    return path
+
+
 def describe_array(array: np.ndarray | Blocks) -> StoredArray:
     """What a commit says of an array: shape, dtype, CRC-32 of its raw bytes (of `Blocks`: after they were written)."""
     crc32 = array.crc32 if isinstance(array, Blocks) else checksum(array)
@@ -38,7 +48,7 @@ class Shard:
 
     def __init__(self, cache: Path, commit: Commit, format: ShardFormat) -> None:
         self.commit = commit
-        self._cache, self._path, self._format = cache, cache / commit.path, format
+        self._cache, self._path, self._format = cache, shard_path(cache, commit), format
         self._readers: dict[str, RowReader] = {}
 
     def __repr__(self) -> str:

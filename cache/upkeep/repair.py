@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -21,7 +20,16 @@ import msgspec
 
 from glscl.cache.backbone_tensors import tensors_file
 from glscl.cache.commits import commit_file
-from glscl.cache.files import dump_json, half_written, load_json, put_if_absent, storage_errors, sync_directory
+from glscl.cache.files import (
+    dump_json,
+    half_written,
+    load_json,
+    put_if_absent,
+    refuse_links,
+    remove,
+    storage_errors,
+    sync_directory,
+)
 from glscl.cache.library import Library, open_library
 from glscl.cache.lock import FOLDER as LOCKS
 from glscl.cache.lock import hold, locks
@@ -93,9 +101,10 @@ def repair(
         CacheBusyError: a process writes the cache.
         CacheFormatError, NotFoundError: not a cache, or its head (store.json) is damaged.
         UsageError: a flat file, which has no shards to make again.
-        StorageError: it cannot be written.
+        StorageError: it cannot be written, or a link stands in it.
     """
     root = Path(root)
+    refuse_links(root)
     library = open_library(root)
     if library.is_flat:
         again = Hint("Make it again", "convert", {"": ["CACHE", "OUT"]})
@@ -140,7 +149,7 @@ class _Repair:
         if self.acting:
             self._move_aside()
             for path in remains:
-                _remove(path)
+                remove(path, self.root, strict=True)
             self._write_restored()
             self.library.refresh()
             if self.report.manifest == "written":
@@ -278,10 +287,3 @@ def _unused(path: Path) -> Path:
     """The path, or with a number behind it where something stands there: two repairs in a second, or a clock set back."""
     numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
     return next(each for each in itertools.chain([path], numbered) if not each.exists())
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

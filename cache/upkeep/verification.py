@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from glscl.cache import backbone_tensors
-from glscl.cache.files import written
+from glscl.cache.files import links_below, written
 from glscl.cache.fingerprint import annotation_hash
 from glscl.cache.formats import OpenShard
 from glscl.cache.library import Library
@@ -17,19 +18,22 @@ from glscl.cache.plan import plan_file, read_plan
 from glscl.cache.records import Commit
 from glscl.cache.schema import STREAMS
 from glscl.cache.shard_arrays import FLOAT, LAYOUT, checksum, decode_features
+from glscl.cache.shards import shard_path
 from glscl.common.errors import CacheCorruptError, first_line
 
 
 def verify(library: Library, *, progress: Callable[[], None] = lambda: None) -> list[str]:
     """Every contradiction with checksums, shapes, boundaries or finiteness, as a line; none of a good cache.
 
-    Read back are the committed shards, the plan and the backbone's tensors.
+    Read back are the committed shards, the plan and the backbone's tensors. A link anywhere in the cache is a problem too.
 
     Args:
         progress: called after each shard.
     """
     damaged = damaged_files(library).items()
     problems = [f"{path.relative_to(library.path).as_posix()}: {wrong}" for path, wrong in damaged]
+    for link in sorted(links_below(library.path)):
+        problems.append(f"{link.relative_to(library.path).as_posix()} is a link to {os.readlink(link)}")
     for stream in STREAMS:
         for _, commit in sorted(library.commits(stream).items()):
             problems += verify_commit(library, commit)
@@ -69,7 +73,7 @@ def _damaged_plan(library: Library) -> dict[Path, str]:
 def verify_commit(library: Library, commit: Commit) -> list[str]:
     """As `verify`, of one shard; the commit need not be the one in force."""
     try:
-        with library.format.opened(library.path / commit.path) as shard:
+        with library.format.opened(shard_path(library.path, commit)) as shard:
             problems, arrays = _read_back(commit, shard)
     except Exception as error:  # libraries raise whatever they like on damaged files
         return [f"{commit.path} cannot be read: {first_line(error)}"]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import pickle
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,9 @@ if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 ):  # as in the background of a shell; commands under test would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+_FILLED = tempfile.TemporaryDirectory()  # caches that tests filled, for others to copy
 
 
 @pytest.fixture(scope="session")
@@ -130,6 +137,19 @@ class SmallCache:
         return store.commit(stream, shard, self.arrays(store, stream, shard), failures=failures, **options)
 
     def fill(self) -> Store:
+        """The cache with all its shards. One that was filled before in this session, and is to be the same, is copied."""
+        if self.path.exists():
+            return self._fill()
+        said = pickle.dumps((self.format, self.spec, self.videos, self.texts))
+        made = Path(_FILLED.name, hashlib.sha256(said).hexdigest())
+        if made.exists():
+            shutil.copytree(made, self.path)
+            return self.create()
+        store = self._fill()
+        shutil.copytree(self.path, made)
+        return store
+
+    def _fill(self) -> Store:
         store = self.create()
         for stream in ("text", "video"):
             for shard in store.pending(stream):

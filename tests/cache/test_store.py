@@ -358,8 +358,8 @@ def test_every_flipped_bit_of_the_data_is_found(small_cache, format, stream):
 
 def test_a_truncated_or_vanished_shard_is_an_error_not_zeros(small_cache, format):
     made = small_cache(format)
-    made.fill()
-    shard = made.path / open_store(made.path).commits("video")[1].path
+    commit = made.fill().commits("video")[1]
+    shard = made.path / commit.path
     victims = [shard] if shard.is_file() else [p for p in shard.rglob("*") if p.is_file()]
     for file in victims:
         data = file.read_bytes()
@@ -367,11 +367,12 @@ def test_a_truncated_or_vanished_shard_is_an_error_not_zeros(small_cache, format
             file.write_bytes(damage)
             with pytest.raises(CacheCorruptError, match=r"inspect \(.*verify=True"):
                 open_store(made.path).arrays("video")
-            assert verify(open_store(made.path))
+            assert verify_commit(open_store(made.path), commit)
         file.unlink()
         with pytest.raises(CacheCorruptError, match=r"inspect \(.*verify=True"):
             open_store(made.path).arrays("video")
         file.write_bytes(data)
+    assert verify(open_store(made.path)) == []
     shutil.rmtree(shard) if shard.is_dir() else shard.unlink()
     with pytest.raises(CacheCorruptError, match="committed but not there"):
         open_store(made.path).arrays("video")
@@ -417,14 +418,14 @@ def test_bfloat16_rounds_as_torch_does():
 
 
 def test_a_killed_writer_leaves_a_cache_that_the_next_one_completes(small_cache, format, tmp_path):
-    """SIGKILL at four moments of a real process that commits as fast as it can."""
+    """SIGKILL at three moments of a real process that commits as fast as it can."""
     script = textwrap.dedent(
         """
         import sys
         sys.path.insert(0, sys.argv[1])
         from pathlib import Path
         from conftest import SmallCache
-        made = SmallCache(Path(sys.argv[2]), sys.argv[3], "float16", videos=60, captions=3, dim=8, seed=0)
+        made = SmallCache(Path(sys.argv[2]), sys.argv[3], "float16", videos=24, captions=3, dim=8, seed=0)
         store = made.create()
         print("ready", flush=True)
         for stream in ("text", "video"):
@@ -433,9 +434,9 @@ def test_a_killed_writer_leaves_a_cache_that_the_next_one_completes(small_cache,
                 print(stream, shard, flush=True)
         """
     )
-    made = small_cache(format, videos=60)
-    whole = small_cache(format, videos=60, name="whole").fill()
-    for lines in (1, 5, 6, 9):
+    made = small_cache(format, videos=24)
+    whole = small_cache(format, videos=24, name="whole").fill()
+    for lines in (1, 5, 9):
         process = subprocess.Popen(
             [sys.executable, "-c", script, str(Path(__file__).parents[1]), str(made.path), format],
             stdout=subprocess.PIPE,

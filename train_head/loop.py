@@ -25,12 +25,12 @@ from glscl.cache.table import FeatureTable
 from glscl.train_head.deferred_signals import interrupts_deferred
 from glscl.train_head.determinism import deterministic, step_seed
 from glscl.train_head.distributed import make_accelerator
-from glscl.train_head.finite_checks import require_finite, require_finite_weights
+from glscl.train_head.divergence import check_losses, check_weights
 from glscl.train_head.heads.base import Head
 from glscl.train_head.learner import Learner
 from glscl.train_head.optim import build_optimizer, clamp_logit_scale, warmup_cosine
 from glscl.train_head.reports import FitResult, Reporter, StepReport
-from glscl.train_head.resume_state import Standing, clear, save_epoch, save_standing, take_up
+from glscl.train_head.resume_state import TrainingState, clear, save_epoch, save_between_steps, restore
 
 
 def fit(
@@ -114,11 +114,11 @@ def fit(
     optimizer = build_optimizer(
         learner.module, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps, groups=learner.groups(weight_decay)
     )
-    state = Standing(epochs=epochs, steps=sampler.steps, batch_size=sampler.batch_size, seed=seed)
+    state = TrainingState(epochs=epochs, steps=sampler.steps, batch_size=sampler.batch_size, seed=seed)
     if resume:
         if main and out is not None:
             clear(out, finished=False)
-        take_up(accelerator, state, learner.module, optimizer, out)
+        restore(accelerator, state, learner.module, optimizer, out)
     training = _Training(
         accelerator=accelerator,
         learner=learner,
@@ -158,7 +158,7 @@ class _Training:
     learner: Learner
     sampler: CaptionSampler
     optimizer: torch.optim.Optimizer
-    state: Standing
+    state: TrainingState
     reporter: Reporter
     folder: Path | None
     record: Mapping[str, Any]
@@ -195,7 +195,7 @@ class _Training:
                     if not ended:
                         self._heed_interrupts()
             except KeyboardInterrupt:
-                self._keep_standing()
+                self._save_interrupted()
                 raise
         if self.tracked:
             self.accelerator.end_training()
@@ -216,11 +216,11 @@ class _Training:
             if (state.step - reported) % self.log_every == 0 or last or keep:
                 self._report(rows, since=reported, clock=clock)
                 if keep and not last:
-                    require_finite_weights(self.learner.module, self.learner.table, rows, state, out=self.folder)
-                    self._save_standing()
+                    check_weights(self.learner.module, self.learner.table, rows, state, out=self.folder)
+                    self._save_between_steps()
                 reported, clock = state.step, time.perf_counter()
             self._heed_interrupts()
-        require_finite_weights(self.learner.module, self.learner.table, rows, state, out=self.folder)
+        check_weights(self.learner.module, self.learner.table, rows, state, out=self.folder)
 
     def _step(self, batches: Any) -> None:
         """One batch: loss, gradients, update. The loss stays on the device."""
@@ -247,7 +247,7 @@ class _Training:
         """Wait for the device, look at the losses from step `since` on, which began at `clock`, and tell of them."""
         state = self.state
         fresh = self._losses[since : state.step].tolist()
-        require_finite(fresh, self.learner.table, rows, state, first=since, out=self.folder)
+        check_losses(fresh, self.learner.table, rows, state, first=since, out=self.folder)
         state.losses += fresh
         self.result.losses += fresh
         seconds = time.perf_counter() - clock
@@ -331,7 +331,7 @@ class _Training:
         if self._interrupted.is_set():
             raise KeyboardInterrupt
 
-    def _keep_standing(self) -> None:
+    def _save_interrupted(self) -> None:
         """Save where an interrupted training stands, if it stands between two steps."""
         state = self.state
         if not state.consistent or self.accelerator.num_processes > 1 or state.epoch == state.epochs:
@@ -340,14 +340,14 @@ class _Training:
             return
         rows, first = self.sampler.epoch(state.epoch), len(state.losses)
         fresh = self._losses[first : state.step].tolist()
-        require_finite(fresh, self.learner.table, rows, state, first=first, out=self.folder)
-        require_finite_weights(self.learner.module, self.learner.table, rows, state, out=self.folder)
+        check_losses(fresh, self.learner.table, rows, state, first=first, out=self.folder)
+        check_weights(self.learner.module, self.learner.table, rows, state, out=self.folder)
         state.losses += fresh
-        self._save_standing()
+        self._save_between_steps()
 
-    def _save_standing(self) -> None:
+    def _save_between_steps(self) -> None:
         if self.folder is not None:
-            save_standing(self.folder, self.learner.module, self.optimizer, self.accelerator, self.state, self.record)
+            save_between_steps(self.folder, self.learner.module, self.optimizer, self.accelerator, self.state, self.record)
 
 
 def _is_better(row: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:

@@ -20,14 +20,14 @@ from glscl.train_head.checkpoint import (
     save_resume,
     write_run,
 )
-from glscl.train_head.run_record import short, standing_problem
+from glscl.train_head.run_record import short, state_problem
 
 if TYPE_CHECKING:
     from glscl.train_head.learner import Learner
 
 
 @dataclass(kw_only=True)
-class Standing:
+class TrainingState:
     """How far a loop is. `epoch` and `step` are the next ones to do, from 0; losses and seconds are of this epoch."""
 
     epochs: int
@@ -52,8 +52,8 @@ _SAME = ("epochs", "steps", "batch_size", "seed")
 _MOVING = ("epoch", "step", "losses", "seconds", "history", "best", "saved")
 
 
-def standing_of(
-    state: Standing, module: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+def snapshot(
+    state: TrainingState, module: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
 ) -> Resume:
     """Everything a run needs to go on: weights, moments by the parameter's name, and how far it is."""
     tensors = {f"head.{name}": value for name, value in module.state_dict().items()}
@@ -64,15 +64,15 @@ def standing_of(
     return Resume(tensors, {**{key: getattr(state, key) for key in (*_SAME, *_MOVING)}, "scaler": scaler})
 
 
-def take_up(
-    accelerator: Accelerator, state: Standing, module: nn.Module, optimizer: torch.optim.Optimizer, out: Path | None
+def restore(
+    accelerator: Accelerator, state: TrainingState, module: nn.Module, optimizer: torch.optim.Optimizer, out: Path | None
 ) -> None:
     """Set weights, moments and standing from what `_standing` saved; nothing where there is none."""
     resume = load_resume(out) if out is not None else None
     found = -1
     if resume is not None:
         path = out / "resume.safetensors"
-        problem = standing_problem(resume.state, epochs=state.epochs, steps=state.steps)
+        problem = state_problem(resume.state, epochs=state.epochs, steps=state.steps)
         if problem:
             raise CheckpointError(f"{path} does not say where the run stands: {problem}")
         found = resume.state["epoch"] * state.steps + resume.state["step"]
@@ -127,7 +127,7 @@ def save_epoch(
     learner: Learner,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
-    state: Standing,
+    state: TrainingState,
     run: Mapping[str, Any],
     *,
     better: bool,
@@ -144,22 +144,22 @@ def save_epoch(
         state.saved["best"] = learner.save(out, "best")
     state.saved["last"] = learner.save(out, "last")
     if not complete:
-        save_resume(out, standing_of(state, learner.module, optimizer, accelerator))
+        save_resume(out, snapshot(state, learner.module, optimizer, accelerator))
     write_run(out, _record(run, state, complete))
     if complete:
         (out / "resume.safetensors").unlink(missing_ok=True)
 
 
-def save_standing(
+def save_between_steps(
     out: Path,
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
-    state: Standing,
+    state: TrainingState,
     run: Mapping[str, Any],
 ) -> None:
     """What a stopped run leaves in the middle of an epoch."""
-    save_resume(out, standing_of(state, module, optimizer, accelerator))
+    save_resume(out, snapshot(state, module, optimizer, accelerator))
     write_run(out, _record(run, state, complete=False))
 
 
@@ -171,7 +171,7 @@ def clear(out: Path, *, finished: bool) -> None:
         (out / "resume.safetensors").unlink(missing_ok=True)
 
 
-def _record(run: Mapping[str, Any], state: Standing, complete: bool) -> dict[str, Any]:
+def _record(run: Mapping[str, Any], state: TrainingState, complete: bool) -> dict[str, Any]:
     """run.json; what `Learner.save` tells of the weights stands under `weights`, where it tells something."""
     weights = {"weights": state.saved} if any(state.saved.values()) else {}
     return {**run, **weights, "history": state.history, "best": state.best, "complete": complete}

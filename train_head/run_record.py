@@ -102,7 +102,7 @@ def history_problem(rows: Iterable[Any]) -> str | None:
     return None
 
 
-def standing_problem(state: Any, *, epochs: int, steps: int) -> str | None:
+def state_problem(state: Any, *, epochs: int, steps: int) -> str | None:
     """What in the state of a resume file is not as it should be; None where nothing is."""
     if not isinstance(state, dict):
         return f"found {short(state)}, expected an object"

@@ -257,10 +257,10 @@ def start_head(settings: TrainSettings, store: Store, tables: list[FeatureTable]
         if option in longest and option not in options:
             options[option] = max(default, longest[option])
     head = build_head(settings.head, embed_dim=store.embed_dim, **options)
-    pieces = {key: torch.from_numpy(np.array(value)) for key, value in store.backbone_pieces().items()}
+    tensors = {key: torch.from_numpy(np.array(value)) for key, value in store.backbone_pieces().items()}
     if options.get("logit_scale") is not None:
-        pieces.pop("logit_scale", None)
-    begun = head.initialise_from_backbone(pieces)
+        tensors.pop("logit_scale", None)
+    begun = head.initialise_from_backbone(tensors)
     total = sum(1 for _ in head.parameters())
     reporter.note(
         f"{settings.head}: {sum(p.numel() for p in head.parameters()):,} parameters in {total} tensors; from the "

@@ -26,7 +26,7 @@ from glscl.train_head.checkpoint import Resume, load_run, save_resume, save_weig
 from glscl.train_head.heads import build_head
 from glscl.train_head.importing.foreign_weights import head_from_state_dict
 from glscl.train_head.importing.import_checkpoint import read_state_dict
-from glscl.train_head.run_record import standing_problem
+from glscl.train_head.run_record import state_problem
 from glscl.train_head.settings import settings_from
 
 
@@ -255,18 +255,18 @@ def test_a_run_is_checked_field_by_field_before_its_head_takes_memory(run, chang
 )
 def test_a_standing_is_checked_field_by_field(changes, words):
     good = {"epoch": 1, "step": 0, "losses": [1.0], "seconds": 1.0, "history": [], "best": None, "scaler": None}
-    assert standing_problem(good, epochs=2, steps=4) is None
-    assert words in standing_problem(good | changes, epochs=2, steps=4)
-    assert standing_problem([], epochs=2, steps=4) == "found a list of 0, expected an object"
+    assert state_problem(good, epochs=2, steps=4) is None
+    assert words in state_problem(good | changes, epochs=2, steps=4)
+    assert state_problem([], epochs=2, steps=4) == "found a list of 0, expected an object"
 
 
 def test_a_standing_without_a_moment_is_refused(tmp_path):
     from accelerate import Accelerator
 
-    from glscl.train_head.resume_state import Standing, take_up
+    from glscl.train_head.resume_state import TrainingState, restore
 
     head = build_head("projection", embed_dim=8)
-    state = Standing(epochs=2, steps=2, batch_size=2, seed=0)
+    state = TrainingState(epochs=2, steps=2, batch_size=2, seed=0)
     moving = {"epoch": 1, "step": 0, "losses": [], "seconds": 0.0, "history": [], "best": None, "scaler": None}
     tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
     name, parameter = next((n, p) for n, p in head.named_parameters() if p.ndim)
@@ -279,7 +279,7 @@ def test_a_standing_without_a_moment_is_refused(tmp_path):
         same = {"epochs": 2, "steps": 2, "batch_size": 2, "seed": 0}
         save_resume(tmp_path, Resume({**tensors, **extra}, {**same, **moving}))
         with pytest.raises(CheckpointError, match=words):
-            take_up(Accelerator(cpu=True), state, head, torch.optim.AdamW(head.parameters()), tmp_path)
+            restore(Accelerator(cpu=True), state, head, torch.optim.AdamW(head.parameters()), tmp_path)
 
 
 def test_stored_settings_of_other_types_are_refused():

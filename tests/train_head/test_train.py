@@ -179,9 +179,9 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(planted, tmp_path, nam
     whole = fit(straight, table, **common, out=tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):
         fit(new_head(name, table), table, **common, out=tmp_path / "stopped", reporter=Stop(*stop))
-    standing = load_resume(tmp_path / "stopped").state
-    assert (standing["epoch"] + 1, standing["step"]) == stop
-    assert read_run_history(tmp_path / "stopped") == standing["history"]
+    stopped_at = load_resume(tmp_path / "stopped").state
+    assert (stopped_at["epoch"] + 1, stopped_at["step"]) == stop
+    assert read_run_history(tmp_path / "stopped") == stopped_at["history"]
     resumed = new_head(name, table, seed=99)  # its own start is overwritten
     rest = fit(resumed, table, **common, out=tmp_path / "stopped", resume=True)
     assert_equal(tensors_of(straight), tensors_of(resumed))

@@ -1,8 +1,8 @@
 """The gradient of a large batch in the memory of a small one, exactly.
 
-B captions and as many videos a batch, cut in pieces of at most N.
+B captions and as many videos a batch, cut in chunks of at most N.
 
-All pieces are encoded without a graph; the loss of the whole batch gives the gradient of every feature; then each piece is
+All chunks are encoded without a graph; the loss of the whole batch gives the gradient of every feature; then each chunk is
 encoded again, with a graph and the same random numbers, and its features' gradients go back through it. That is the chain
 rule cut at the features, so nothing is approximated; it costs one more forward pass of the backbone.
 
@@ -21,7 +21,7 @@ from glscl.train_head.distributed import average_gradients
 from glscl.train_head.finetuning.model import Captions, Clips, EndToEnd
 
 
-def backward_in_pieces(
+def backward_in_chunks(
     model: EndToEnd,
     captions: Captions,
     clips: Clips | VideoFeatures,
@@ -41,26 +41,26 @@ def backward_in_pieces(
     bounds = [
         (start, min(start + micro_batch, len(captions.ids))) for start in range(0, len(captions.ids), micro_batch)
     ]
-    pieces = [(captions.part(*bound), _part(clips, *bound)) for bound in bounds]
+    chunks = [(captions.part(*bound), _part(clips, *bound)) for bound in bounds]
 
-    def encode(piece: tuple[Captions, Clips | VideoFeatures]) -> tuple[TextFeatures, VideoFeatures]:
+    def encode(chunk: tuple[Captions, Clips | VideoFeatures]) -> tuple[TextFeatures, VideoFeatures]:
         with accelerator.autocast():
-            return model.text_features(piece[0]), model.video_features(piece[1])
+            return model.text_features(chunk[0]), model.video_features(chunk[1])
 
     states, encoded = [], []
     with torch.no_grad():
-        for piece in pieces:
+        for chunk in chunks:
             states.append(_random_state(device))
-            encoded.append(encode(piece))
+            encoded.append(encode(chunk))
     text = TextFeatures(*(_joined(fields) for fields in zip(*(text for text, _ in encoded))))
     video = VideoFeatures(*(_joined(fields) for fields in zip(*(video for _, video in encoded))))
     with accelerator.autocast():
         loss = model.loss(text, video, exclude)
     accelerator.backward(loss)
     after = _random_state(device)
-    for bound, piece, state in zip(bounds, pieces, states):
+    for bound, chunk, state in zip(bounds, chunks, states):
         _set_random_state(state, device)
-        again = encode(piece)
+        again = encode(chunk)
         pairs = [
             (features, whole.grad[slice(*bound)])
             for side, joined in zip(again, (text, video))
@@ -81,7 +81,7 @@ def _part(clips: Clips | VideoFeatures, start: int, stop: int) -> Clips | VideoF
 
 
 def _joined(fields: tuple[Tensor | None, ...]) -> Tensor | None:
-    """The features of all pieces as one tensor that gathers gradients; masks as they are."""
+    """The features of all chunks as one tensor that gathers gradients; masks as they are."""
     if fields[0] is None:
         return None
     joined = torch.cat(fields)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from glscl.cache.schema import VideoFeatures
 from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable
-from glscl.train_head.finetuning.gradients import backward_in_pieces
+from glscl.train_head.finetuning.gradients import backward_in_chunks
 from glscl.train_head.finetuning.model import Captions, Clips, EndToEnd
 from glscl.train_head.finetuning.pixels import Frames, items_of
 from glscl.train_head.finetuning.towers import export_backbone
@@ -63,7 +63,7 @@ class PixelLearner(Learner):
         store: the cache it is from.
         frames: where pixels come from; None takes the features of the table, for a vision tower that is frozen.
         backbone_lr_scale: learning rate of the backbone, in times the head's; low-rank additions have the head's.
-        micro_batch: see `backward_in_pieces`; None encodes a batch at once.
+        micro_batch: see `backward_in_chunks`; None encodes a batch at once.
         augment: "none" or "randaugment".
     """
 
@@ -102,7 +102,7 @@ class PixelLearner(Learner):
     def backward(self, accelerator: Any, step_module: nn.Module, batch: tuple[Any, ...]) -> Tensor:
         if self._micro is None or self._micro >= len(batch[0].ids):
             return super().backward(accelerator, step_module, batch)
-        return backward_in_pieces(self.module, *batch, micro_batch=self._micro, accelerator=accelerator)
+        return backward_in_chunks(self.module, *batch, micro_batch=self._micro, accelerator=accelerator)
 
     def save(self, folder: Path, which: str) -> dict[str, Any]:
         super().save(folder, which)
@@ -139,7 +139,7 @@ class _PixelBatches:
         if self._ahead is None:
             clips = VideoFeatures(*(field.to(device) for field in self._learner.table.videos(videos[self._share])))
         else:
-            clips = self._learner.augmented(Clips.of(next(self._ahead), pixels.width, device))
+            clips = self._learner.augmented(Clips.from_frames(next(self._ahead), pixels.width, device))
         exclude = (videos[:, None] == videos).to(device) if self._mask else None  # (B, B)
         return captions, clips, exclude
 
@@ -168,7 +168,7 @@ def encode_table(
     frame_features = table.frame_features.float().cpu()
     if frames is not None:
         videos = [pixels.items[start : start + batch].tolist() for start in range(0, table.num_videos, batch)]
-        clips = (Clips.of(of, pixels.width, device) for of in frames.ahead(videos))
+        clips = (Clips.from_frames(of, pixels.width, device) for of in frames.ahead(videos))
         frame_features = torch.cat([model.video_features(of).frame_features.cpu() for of in clips])
     pooled = torch.empty((table.num_texts, table.embed_dim))
     tokens: list[Tensor | None] = [None] * table.num_texts

@@ -191,11 +191,11 @@ class Head(nn.Module, ABC):
             rows.append(row[0] if len(row) == 1 else torch.cat(row, dim=1))
         return rows[0] if len(rows) == 1 else torch.cat(rows)  # (T, V)
 
-    def initialise_from_backbone(self, pieces: Mapping[str, Tensor]) -> Initialisation:
+    def initialise_from_backbone(self, tensors: Mapping[str, Tensor]) -> Initialisation:
         """Start from parts of the backbone where the head has matching ones.
 
         Args:
-            pieces: tensors under open_clip's names: `logit_scale`, `positional_embedding`, and the first blocks of the
+            tensors: tensors under open_clip's names: `logit_scale`, `positional_embedding`, and the first blocks of the
                 text transformer as `transformer.resblocks.{i}.…`.
 
         Returns:
@@ -203,15 +203,15 @@ class Head(nn.Module, ABC):
         """
         result = Initialisation([], [])
         if self.has_logit_scale:
-            if "logit_scale" in pieces:
+            if "logit_scale" in tensors:
                 with torch.no_grad():
-                    self.logit_scale.copy_(pieces["logit_scale"].reshape(()).clamp(max=MAX_LOGIT_SCALE))
+                    self.logit_scale.copy_(tensors["logit_scale"].reshape(()).clamp(max=MAX_LOGIT_SCALE))
                 result.initialised.append("logit_scale")
             else:
                 result.skipped.append("logit_scale: the backbone has none")
         for name, module in self.named_modules():
             if module is not self and hasattr(module, "initialise_from_backbone"):
-                part = module.initialise_from_backbone(pieces)
+                part = module.initialise_from_backbone(tensors)
                 result.initialised.extend(f"{name}.{key}" for key in part.initialised)
                 result.skipped.extend(f"{name}.{key}" for key in part.skipped)
         return result

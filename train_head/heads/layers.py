@@ -217,7 +217,7 @@ class Decoder(nn.Module):
         and values are made of the real entries alone.
         """
         state = queries.unsqueeze(0)  # (1, S, D)
-        packing = Packing.of(mask)
+        packing = Packing.from_mask(mask)
         packed = packing.pack(memory)
         for layer in self.layers:
             projected = packing.unpack(F.linear(packed, *layer.multihead_attn.memory_projection()))  # (N, M, 2D)

@@ -34,7 +34,7 @@ class Packing:
         self.index, self.shape = index, shape
 
     @classmethod
-    def of(cls, mask: Tensor | None) -> Packing:
+    def from_mask(cls, mask: Tensor | None) -> Packing:
         """The packing of a mask (N, S) bool, True = real; None = all are."""
         if mask is None or mask.device.type != "cpu" or torch.compiler.is_compiling():
             return cls.NONE

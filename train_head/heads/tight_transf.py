@@ -109,5 +109,5 @@ class TightTransf(Head):
         floats = (1 + video.frame_features.shape[1]) * self.embed_dim * (3 + 18 * layers)
         return floats * video.frame_features.element_size()
 
-    def initialise_from_backbone(self, pieces: Mapping[str, Tensor]) -> Initialisation:
-        return copy_text_transformer(pieces, self.positions, self.blocks)
+    def initialise_from_backbone(self, tensors: Mapping[str, Tensor]) -> Initialisation:
+        return copy_text_transformer(tensors, self.positions, self.blocks)

@@ -213,14 +213,14 @@ def compare_backbone(weights: Mapping[str, Tensor], store: Store) -> str:
     """
     if not any(key.startswith("clip.") and key != "clip.logit_scale" for key in weights):
         return ABSENT
-    pieces = store.backbone_pieces()
-    names = [name for name in pieces if name != "logit_scale" and f"clip.{name}" in weights]
+    tensors = store.backbone_pieces()
+    names = [name for name in tensors if name != "logit_scale" and f"clip.{name}" in weights]
     if not names:
         return UNKNOWN
     off = size = 0.0
     for name in names:
         theirs = weights[f"clip.{name}"].double()
-        ours = torch.from_numpy(pieces[name].astype("float64"))
+        ours = torch.from_numpy(tensors[name].astype("float64"))
         if theirs.shape != ours.shape:
             return DIFFERENT
         off += (theirs - ours).square().sum().item()

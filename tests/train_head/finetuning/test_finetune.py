@@ -22,7 +22,7 @@ from glscl.evaluate.from_pixels import evaluate_from_pixels
 from glscl.extract.backbone.encoder import Backbone, backbone_of_cache
 from glscl.train_head.distributed import make_accelerator
 from glscl.train_head.finetuning.finetune import finetune
-from glscl.train_head.finetuning.gradients import backward_in_pieces
+from glscl.train_head.finetuning.gradients import backward_in_chunks
 from glscl.train_head.finetuning.model import EndToEnd
 from glscl.train_head.finetuning.pixel_learner import PixelLearner, encode_table
 from glscl.train_head.finetuning.settings import TuneConfig, resolve_finetune
@@ -191,7 +191,7 @@ def test_the_gradient_in_pieces_is_the_plain_one(store, model, micro_batch):
     plain.backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
-    loss = backward_in_pieces(model, *batch, micro_batch=micro_batch, accelerator=make_accelerator("cpu", "fp32"))
+    loss = backward_in_chunks(model, *batch, micro_batch=micro_batch, accelerator=make_accelerator("cpu", "fp32"))
     torch.testing.assert_close(loss, plain.detach(), rtol=1e-5, atol=1e-5)
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert found.keys() == expected.keys()
@@ -200,12 +200,12 @@ def test_the_gradient_in_pieces_is_the_plain_one(store, model, micro_batch):
         torch.testing.assert_close(found[name] / largest, gradient / largest, rtol=0, atol=1e-5, msg=name)
 
 
-def test_pieces_are_encoded_twice_with_the_same_random_numbers(store, model):
+def test_micro_batches_are_encoded_twice_with_the_same_random_numbers(store, model):
     _, batch, _ = batch_of(store, model)
     seen: list[torch.Tensor] = []
     model.towers.transformer.register_forward_hook(lambda *_: seen.append(torch.rand(2)))
     model.train()
-    backward_in_pieces(model, *batch, micro_batch=3, accelerator=make_accelerator("cpu", "fp32"))
+    backward_in_chunks(model, *batch, micro_batch=3, accelerator=make_accelerator("cpu", "fp32"))
     assert len(seen) == 6 and len({tuple(x.tolist()) for x in seen}) == 3
     assert all(torch.equal(a, b) for a, b in zip(seen[:3], seen[3:]))
 
@@ -295,7 +295,7 @@ def test_old_features_are_refused_and_new_ones_judged_as_pixels_are(corpus, stor
         assert by_cache[direction] == by_pixels[direction]
     assert by_cache["frozen_backbone"] is False and by_cache["pretrained"] == "backbone.safetensors"
     assert by_pixels["pretrained"] == "backbone.safetensors" and by_pixels["frozen_backbone"] is False
-    schema = json.loads((Path(__file__).parents[2] / "docs" / "result.schema.json").read_text())
+    schema = json.loads((Path(__file__).parents[3] / "docs" / "result.schema.json").read_text())
     for result in (by_cache, by_pixels):
         jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(result)))
 

@@ -27,7 +27,7 @@ def main():
     store = open_store(sys.argv[2])
     table = FeatureTable.load(store, "train", max_frames=3)
     weights = {}
-    for case, micro_batch in (("plain", None), ("pieces", 1)):
+    for case, micro_batch in (("plain", None), ("chunks", 1)):
         torch.manual_seed(0)
         backbone = Backbone.load("demo", precision="fp32")
         unfreeze(backbone)
@@ -62,9 +62,9 @@ def test_two_processes_make_the_same_steps_as_one(tmp_path, painted_corpus, laun
         workers=1,
     )
     one, two = launched(SCRIPT, tmp_path, 1, cache), launched(SCRIPT, tmp_path, 2, cache)
-    assert one.keys() == two.keys() == {"plain", "pieces"}
+    assert one.keys() == two.keys() == {"plain", "chunks"}
     before = backbone.model.state_dict()
     for case, weights in one.items():
         assert not torch.equal(weights["towers.visual.conv1.weight"], before["visual.conv1.weight"])
         same_weights(two[case], weights)
-    same_weights(one["pieces"], one["plain"])
+    same_weights(one["chunks"], one["plain"])

@@ -21,7 +21,7 @@ from glscl.evaluate.evaluation import evaluate_run
 from glscl.evaluate.from_pixels import evaluate_from_pixels
 from glscl.extract.backbone.encoder import Backbone
 from glscl.train_head.distributed import make_accelerator
-from glscl.train_head.finetuning.gradients import backward_in_pieces
+from glscl.train_head.finetuning.gradients import backward_in_chunks
 from glscl.train_head.finetuning.model import EndToEnd
 from glscl.train_head.finetuning.pixel_learner import PixelLearner, encode_table
 from glscl.train_head.finetuning.towers import export_backbone, unfreeze
@@ -243,7 +243,7 @@ def test_in_pieces_the_gradient_is_the_plain_one_with_every_option(store, name, 
     batch = batch_of(store, model)
     expected = gradients_of(model, batch)
     model.zero_grad(set_to_none=True)
-    backward_in_pieces(model, *batch, micro_batch=3, accelerator=make_accelerator("cpu", "fp32"))
+    backward_in_chunks(model, *batch, micro_batch=3, accelerator=make_accelerator("cpu", "fp32"))
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert found.keys() == expected.keys()
     for key, gradient in expected.items():

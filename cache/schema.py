@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import torch
 
 SCHEMA = "glscl.cache/1"
 STREAMS = ("video", "text")
+FramePosition = Literal["uniform", "first", "last"]  # which frames of a video where there are more than are wanted
 SAME_VIDEO = ("separate", "mask", "negative")  # what a training batch does with captions of one video
 
 

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
 
-from glscl.cache.schema import Status, TextFeatures, VideoFeatures
+from glscl.cache.schema import FramePosition, Status, TextFeatures, VideoFeatures
 from glscl.cache.shard_arrays import unpack_strings
 from glscl.cache.store import Store, open_store
 from glscl.common.errors import CacheCorruptError, InputError, UsageError
 
-FramePosition = Literal["uniform", "first", "last"]
 
 
 def require_tokens(store: Store) -> None:

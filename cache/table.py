@@ -17,7 +17,6 @@ from glscl.cache.store import Store, open_store
 from glscl.common.errors import CacheCorruptError, InputError, UsageError
 
 
-
 def require_tokens(store: Store) -> None:
     """Raise UsageError where a cache holds no token features."""
     if not store.has_tokens:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from glscl.cache.table import FeatureTable
-from glscl.common.errors import NonFiniteError
+from glscl.common.errors import Hint, NonFiniteError
 from glscl.train_head.resume_state import TrainingState
 
 
@@ -34,7 +34,8 @@ def check_losses(
     culprit = _broken_features(table, batch)
     if culprit:
         raise NonFiniteError(
-            f"{message}: {culprit} has features that are NaN or infinite", mend="See: glscl inspect CACHE --verify"
+            f"{message}: {culprit} has features that are NaN or infinite",
+            hint=Hint("See", "inspect", {"": "CACHE", "verify": True}),
         )
     raise _broken(message, table, batch, state, out)
 
@@ -52,7 +53,7 @@ def _broken(message: str, table: FeatureTable, batch: Tensor, state: TrainingSta
     ids = [table.text_ids[row] for row in batch.tolist()]
     shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
     kept = f"; {out} keeps the weights of epoch {state.epoch}" if out is not None and state.epoch else ""
-    return NonFiniteError(f"{message}, on the captions {shown}{kept}", mend="Try a lower --lr")
+    return NonFiniteError(f"{message}, on the captions {shown}{kept}", hint="Try a lower `lr`")
 
 
 def _broken_features(table: FeatureTable, rows: Tensor) -> str | None:

@@ -5,7 +5,6 @@ B captions and as many videos a batch, L tokens, F frames, S steps an epoch.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ from torch import Tensor, nn
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
+from glscl.common.launch import launch
 from glscl.train_head.checkpoint import save_weights
 from glscl.train_head.compiling import compiled
 from glscl.train_head.distributed import gather_items
-from glscl.train_head.encode_chunks import encode_in_chunks, chunk_that_fits
+from glscl.train_head.encode_chunks import chunk_that_fits, encode_in_chunks
 from glscl.train_head.heads.base import Head
 from glscl.train_head.losses import contrastive_loss
 from glscl.train_head.optim import parameter_groups
@@ -87,7 +87,7 @@ class Learner:
         chunk = chunk_that_fits(self.head, words=longest, frames=self.table.frame_features.shape[1])
         step = ContrastiveStep(self.head, chunk=chunk)
         if self._compile:
-            step.compute = compiled(step.loss, device, processes=int(os.environ.get("WORLD_SIZE", "1")))
+            step.compute = compiled(step.loss, device, processes=launch().world)
             if self._lengths is not None:
                 self._lengths = np.full_like(self._lengths, longest)
         return step

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from glscl.common.errors import UsageError
-
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +29,8 @@ class Recipe:
     words: int = 32
     fps: float = 1.0
     frames: int = 12
-    training: Mapping[str, Any] = field(default=_NOTHING)
-    head_options: Mapping[str, Mapping[str, Any]] = field(default=_NOTHING)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    head_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def settings(self, head: str) -> dict[str, Any]:
         """What it says of the settings of a training of `head`, by name; a layer for `glscl.common.settings.build`."""

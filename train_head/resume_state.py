@@ -1,11 +1,11 @@
-"""Where a training stands: taken up where it was stopped, and saved after every epoch."""
+"""How far a training is: saved after every epoch and where it is stopped, and restored when it goes on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -20,10 +20,8 @@ from glscl.train_head.checkpoint import (
     save_resume,
     write_run,
 )
+from glscl.train_head.learner import Learner
 from glscl.train_head.run_record import short, state_problem
-
-if TYPE_CHECKING:
-    from glscl.train_head.learner import Learner
 
 
 @dataclass(kw_only=True)
@@ -65,13 +63,21 @@ def snapshot(
 
 
 def restore(
-    accelerator: Accelerator, state: TrainingState, module: nn.Module, optimizer: torch.optim.Optimizer, out: Path | None
+    accelerator: Accelerator,
+    state: TrainingState,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    out: Path | None,
 ) -> None:
-    """Set weights, moments and standing from what `_standing` saved; nothing where there is none."""
-    resume = load_resume(out) if out is not None else None
+    """Set weights, moments and state from what `save_resume` wrote; nothing where there is nothing.
+
+    Raises:
+        CheckpointError: it is unreadable, or of another training.
+    """
+    path = None if out is None else out / "resume.safetensors"
+    resume = None if out is None else load_resume(out)
     found = -1
     if resume is not None:
-        path = out / "resume.safetensors"
         problem = state_problem(resume.state, epochs=state.epochs, steps=state.steps)
         if problem:
             raise CheckpointError(f"{path} does not say where the run stands: {problem}")
@@ -79,8 +85,7 @@ def restore(
     everywhere = accelerator.gather(torch.tensor([found], device=accelerator.device)).tolist()
     if len(set(everywhere)) > 1:
         raise CheckpointError(
-            f"The processes do not see the same {out}/resume.safetensors",
-            mend="Put --out on a disk that all of them share",
+            f"The processes do not see the same {path}", hint="Put `out` on a disk that all of them share"
         )
     if resume is None:
         return
@@ -106,8 +111,8 @@ def restore(
             lacking = ", ".join(kind for kind in _MOMENTS if kind not in found_moments)
             raise CheckpointError(f"{path} lacks {lacking} of {parameter}")
     module.load_state_dict({name.removeprefix("head."): value for name, value in weights.items()})
-    for parameter, of in moments.items():
-        for kind, value in of.items():
+    for parameter, kinds in moments.items():
+        for kind, value in kinds.items():
             optimizer.state[parameters[parameter]][kind] = _laid_out_like(parameters[parameter], value)
     for key in _MOVING:
         setattr(state, key, resume.state.get(key, getattr(state, key)))
@@ -133,7 +138,7 @@ def save_epoch(
     better: bool,
     ended: bool = False,
 ) -> None:
-    """Best and last first, then where the run stands; a finished run needs no standing any more.
+    """Best and last first, then how far the run is; a finished run needs no resume.safetensors any more.
 
     Args:
         better: the weights are the best so far.
@@ -164,7 +169,7 @@ def save_between_steps(
 
 
 def clear(out: Path, *, finished: bool) -> None:
-    """Remove what a killed training was writing, and where it stood if it has `finished` all the same."""
+    """Remove what a killed training was writing, and how far it was if it has `finished` all the same."""
     for path in half_written(out):
         path.unlink(missing_ok=True)
     if finished:

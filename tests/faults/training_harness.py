@@ -36,8 +36,7 @@ from glscl.commands.options import main as run_command
 from glscl.extract import pipeline
 from glscl.extract.backbone.encoder import Backbone
 from glscl.extract.decode.sampling import Sampling
-from glscl.train_head import checkpoint, loop
-from glscl.train_head import resume_state
+from glscl.train_head import checkpoint, loop, resume_state
 
 MEASURED = ("seconds", "captions_per_second")
 WATCHED = frozenset([files.__file__, checkpoint.__file__, resume_state.__file__, loop.__file__])

@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
-from glscl.train_head.encode_chunks import _Kept, encode_in_chunks, chunk_that_fits
+from glscl.train_head.encode_chunks import _Kept, chunk_that_fits, encode_in_chunks
 from glscl.train_head.heads import HEAD_NAMES, build_head
 from glscl.train_head.learner import ContrastiveStep
 from glscl.train_head.losses import contrastive_loss

@@ -102,7 +102,7 @@ def position_rows(positions: nn.Embedding, length: int) -> Tensor:
     if length > positions.num_embeddings:
         raise UsageError(
             f"a sequence of {length} entries does not fit {positions.num_embeddings} learned positions",
-            mend="Use fewer frames, or build the head with more frame_positions",
+            hint="Use fewer frames, or build the head with more frame_positions",
         )
     return positions.weight[:length]
 

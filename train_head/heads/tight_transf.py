@@ -60,8 +60,7 @@ class TightTransf(Head):
         dropout: float = 0.1,
         **common: Any,
     ) -> None:
-        options = {"layers": layers, "heads": heads, "positions": positions, "dropout": dropout}
-        super().__init__(embed_dim=embed_dim, options=options, **common)
+        super().__init__(embed_dim=embed_dim, **common)
         require_dropout(dropout)
         require_at_least("layers", layers, 1)
         require_at_least("positions", positions, 2)

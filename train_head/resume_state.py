@@ -82,12 +82,13 @@ def restore(
         if problem:
             raise CheckpointError(f"{path} does not say where the run stands: {problem}")
         found = resume.state["epoch"] * state.steps + resume.state["step"]
-    everywhere = accelerator.gather(torch.tensor([found], device=accelerator.device)).tolist()
-    if len(set(everywhere)) > 1:
+    everywhere = accelerator.gather(torch.tensor([found], device=accelerator.device))
+    assert isinstance(everywhere, torch.Tensor)  # as what was gathered
+    if len(everywhere.unique()) > 1:
         raise CheckpointError(
             f"The processes do not see the same {path}", hint="Put `out` on a disk that all of them share"
         )
-    if resume is None:
+    if resume is None or path is None:
         return
     for key in _SAME:
         if resume.state.get(key) != getattr(state, key):

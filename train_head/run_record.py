@@ -108,7 +108,7 @@ def state_problem(state: Any, *, epochs: int, steps: int) -> str | None:
         if not fits(state.get(key), int) or not 0 <= state[key] <= last:
             return f"{key} is {short(state.get(key))}, expected 0 to {last}"
     losses = state.get("losses")
-    if not fits(losses, list) or not all(fits(loss, float) for loss in losses):
+    if not isinstance(losses, list) or not all(fits(loss, float) for loss in losses):
         return f"losses are {short(losses)}"
     kinds = {"seconds": float, "history": list, "best": dict | None}
     for key, kind in kinds.items():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from glscl.cache.schema import SAME_VIDEO, FramePosition
-from glscl.common.errors import UsageError
+from glscl.common.errors import UsageError, first_line
 from glscl.common.settings import build, differences, setting
 from glscl.train_head.heads import HEAD_NAMES, full_name, head_class, recorded_head_class
 from glscl.train_head.recipes import RECIPES, recipe
@@ -223,8 +223,8 @@ def settings_from(stored: Mapping[str, Any], kind: type[Kind] = TrainSettings) -
         raise UsageError(f"The stored settings lack or have beside what is known: {', '.join(odd)[:200]}")
     try:
         settings = build(kind, {name: stored[name] for name in needed & stored.keys()})
-    except UsageError as error:
-        raise UsageError(f"The stored settings cannot be: {error}") from error
+    except (ValueError, OverflowError) as error:  # UsageErrors, and what half surrogates and huge numbers are
+        raise UsageError(f"The stored settings cannot be: {first_line(error)}") from error
     for name in sorted(needed):
         value = getattr(settings, name)
         if any(isinstance(each, float) and not math.isfinite(each) for each in (value if name == "betas" else [value])):

@@ -57,10 +57,10 @@ def test_without_a_compiler_one_line_says_so(planted, monkeypatch):
         raise InvalidCxxCompiler
 
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
-    with pytest.raises(UsageError, match=r"^--compile: there is no C\+\+ compiler here.*\n?.*leave --compile out"):
+    with pytest.raises(UsageError, match=r"^`compile`: there is no C\+\+ compiler here.*\n?.*leave `compile` out"):
         fit(new_head(), planted(videos=4, captions=1), TrainSettings(epochs=1, compile=True))
     assert "mps" in compiling.missing_compiler(torch.device("mps"))
-    with pytest.raises(UsageError, match="--compile is for one process, found 2"):
+    with pytest.raises(UsageError, match="`compile` is for one process, found 2"):
         compiling.compiled(len, torch.device("cpu"), processes=2)
 
 

@@ -11,7 +11,7 @@ Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Mem
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from torch import Tensor
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.train_head.distributed import average_gradients
 from glscl.train_head.finetuning.model import Captions, Clips, EndToEnd
+
+Side = TypeVar("Side", TextFeatures, VideoFeatures)
 
 
 def backward_in_chunks(
@@ -52,8 +54,7 @@ def backward_in_chunks(
         for chunk in chunks:
             states.append(_random_state(device))
             encoded.append(encode(chunk))
-    text = TextFeatures(*(_joined(fields) for fields in zip(*(text for text, _ in encoded))))
-    video = VideoFeatures(*(_joined(fields) for fields in zip(*(video for _, video in encoded))))
+    text, video = _joined([text for text, _ in encoded]), _joined([video for _, video in encoded])
     with accelerator.autocast():
         loss = model.loss(text, video, exclude)
     accelerator.backward(loss)
@@ -65,7 +66,7 @@ def backward_in_chunks(
             (features, whole.grad[slice(*bound)])
             for side, joined in zip(again, (text, video))
             for features, whole in zip(side, joined)
-            if features is not None and features.requires_grad and whole.grad is not None
+            if features is not None and features.requires_grad and whole is not None and whole.grad is not None
         ]
         if pairs:
             torch.autograd.backward([features for features, _ in pairs], [gradient for _, gradient in pairs])
@@ -80,9 +81,13 @@ def _part(clips: Clips | VideoFeatures, start: int, stop: int) -> Clips | VideoF
     return VideoFeatures(*(field[start:stop] for field in clips))
 
 
-def _joined(fields: tuple[Tensor | None, ...]) -> Tensor | None:
-    """The features of all chunks as one tensor that gathers gradients; masks as they are."""
-    if fields[0] is None:
+def _joined(sides: list[Side]) -> Side:
+    """The features of all chunks as tensors that gather gradients; masks as they are."""
+    return type(sides[0])._make(_leaf([field for field in fields if field is not None]) for fields in zip(*sides))
+
+
+def _leaf(fields: list[Tensor]) -> Tensor | None:
+    if not fields:
         return None
     joined = torch.cat(fields)
     return joined.requires_grad_() if joined.is_floating_point() else joined

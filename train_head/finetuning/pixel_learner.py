@@ -25,7 +25,7 @@ from glscl.train_head.finetuning.towers import export_backbone
 from glscl.train_head.learner import Learner
 from glscl.train_head.optim import parameter_groups
 
-_RANDAUGMENT = {"num_ops": 4, "magnitude": 21}  # timm's rand-m7-n4 of ten levels, on torchvision's 31
+_CHANGES, _MAGNITUDE = 4, 21  # of RandAugment: timm's rand-m7-n4 of ten levels, on torchvision's 31
 
 
 class PixelTable:
@@ -114,7 +114,7 @@ class PixelLearner(Learner):
             return clips
         from torchvision.transforms import InterpolationMode, RandAugment
 
-        change = RandAugment(**_RANDAUGMENT, interpolation=InterpolationMode.BILINEAR)
+        change = RandAugment(_CHANGES, _MAGNITUDE, interpolation=InterpolationMode.BILINEAR)
         videos = clips.frames.permute(0, 3, 1, 2).split(clips.counts)  # (F, 3, S, S) each
         changed = torch.cat([change(video) for video in videos])
         return clips._replace(frames=changed.permute(0, 2, 3, 1))
@@ -184,7 +184,7 @@ def encode_table(
     return replace(
         table,
         text_features=pooled,
-        token_values=torch.cat(tokens) if with_tokens else None,  # (R, D)
+        token_values=torch.cat([rows for rows in tokens if rows is not None]) if with_tokens else None,  # (R, D)
         token_offsets=torch.cat([torch.zeros(1, dtype=torch.int64), pixels.lengths.cumsum(0)]) if with_tokens else None,
         frame_features=frame_features,
         frame_mask=table.frame_mask.cpu(),

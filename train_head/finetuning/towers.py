@@ -41,7 +41,9 @@ def unfreeze(backbone: Backbone, settings: FinetuneSettings) -> None:
     if settings.lora_rank:
         add_lora(backbone, settings.lora_rank, settings.freeze)
     if settings.gradient_checkpointing:
-        model.set_grad_checkpointing(True)
+        switch = model.set_grad_checkpointing
+        assert callable(switch)  # every open_clip model has it
+        switch(True)
 
 
 def vision_tower(model: nn.Module) -> nn.Module:
@@ -76,19 +78,24 @@ def _freeze_layers(model: nn.Module, count: int, name: str) -> None:
 
 def _towers(model: nn.Module, name: str) -> list[tuple[str, list[nn.Module], list[nn.Parameter]]]:
     """Name, blocks in order, and the parameters behind the last block, of each tower."""
-    visual, text = model.visual, getattr(model, "text", model)
+    visual, text = vision_tower(model), model.get_submodule("text") if hasattr(model, "text") else model
+    blocks, behind = _blocks(visual), _parameters(visual, ("ln_post", "proj", "attn_pool"))
     if hasattr(visual, "layer4"):
-        blocks = [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
-        behind = list(visual.attnpool.parameters())
-    elif hasattr(visual, "transformer") and hasattr(visual.transformer, "resblocks"):
-        blocks = list(visual.transformer.resblocks)
-        behind = _parameters(visual, ("ln_post", "proj", "attn_pool"))
-    else:
+        blocks = [visual.get_submodule(f"layer{number}") for number in (1, 2, 3, 4)]
+        behind = _parameters(visual, ("attnpool",))
+    if not blocks:
         raise UsageError(f"`freeze_layers` knows no blocks in the vision tower of {name}", hint="Use `freeze=vision`")
-    if not hasattr(getattr(text, "transformer", None), "resblocks"):
+    text_blocks = _blocks(text)
+    if not text_blocks:
         raise UsageError(f"`freeze_layers` knows no blocks in the text tower of {name}", hint="Use `freeze=text`")
     last = _parameters(text, ("ln_final", "text_projection"))
-    return [("vision", blocks, behind), ("text", list(text.transformer.resblocks), last)]
+    return [("vision", blocks, behind), ("text", text_blocks, last)]
+
+
+def _blocks(tower: nn.Module) -> list[nn.Module]:
+    """The blocks of a transformer, in order; none where there is none."""
+    found = [module for name, module in tower.named_modules() if name == "transformer.resblocks"]
+    return list(found[0].children()) if found else []
 
 
 def _parameters(module: nn.Module, names: tuple[str, ...]) -> list[nn.Parameter]:

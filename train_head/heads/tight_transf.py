@@ -87,7 +87,7 @@ class TightTransf(Head):
         first, rest = text.text_features + positions[0], video.frame_features + positions[1:]  # (T, D), (V, F, D)
         mask = torch.cat((video.frame_mask.new_ones(videos, 1), video.frame_mask), dim=1)  # (V, S)
         mask = mask.expand(texts, -1, -1).flatten(0, 1)  # (N, S)
-        blocks = list(self.blocks)
+        blocks = [block for block in self.blocks if isinstance(block, ResidualBlock)]  # all of them are
         if len(blocks) > 1 and not (self.training and self.dropout.p > 0):
             state = attend_jointly(blocks[0], first, rest, video.frame_mask)  # (T, V, S, D)
             state = blocks.pop(0).feed_forward(state.flatten(0, 1))  # (N, S, D)

@@ -71,7 +71,7 @@ def test_nothing_but_safetensors_and_json_is_written(folder):
 
 
 def test_a_missing_run_says_how_to_make_one(tmp_path, folder):
-    with pytest.raises(NotFoundError, match="glscl train-head --out"):
+    with pytest.raises(NotFoundError, match=r"Train one: train-head \(out=.*nothing"):
         load_run(tmp_path / "nothing")
     with pytest.raises(NotFoundError, match=r"last\.safetensors"):
         load_run(folder.path, "last")

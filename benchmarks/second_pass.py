@@ -46,7 +46,7 @@ from glscl.train_head.learner import Learner
 from glscl.train_head.loop import fit_learner
 from glscl.train_head.reports import Reporter
 from glscl.train_head.settings import parse_value, resolve
-from glscl.train_head.train import LoadedSplits, TrainResult, choose_parts, run_record, train, trained
+from glscl.train_head.train import LoadedSplits, TrainResult, choose_data, run_record, train, trained
 
 FROZEN, CONTROL, TUNING = ARMS = ("frozen", "trained on", "second pass")
 HEAD = "glscl"
@@ -88,13 +88,13 @@ def frozen_head(store: Store, folder: Path, *, seed: int, epochs: int | None, de
 def train_on(store: Store, out: Path, start: Path, settings: FinetuneSettings, device: torch.device) -> TrainResult:
     """The head of `start` trained on with the backbone frozen, everything else as `settings` say for the second pass."""
     started = time.perf_counter()
-    parts = choose_parts(LoadedSplits(store), settings, True, Reporter())
+    data = choose_data(LoadedSplits(store), settings, True, Reporter())
     head = load_run(start)[0]
-    record = run_record(settings, head, store, parts, device, "")
+    record = run_record(settings, head, store, data, device, "")
     validate = None
-    if parts.validation is not None:
-        validate = partial(_judge, parts.validation)
-    learner = Learner(head, parts.train)
+    if data.validation is not None:
+        validate = partial(_judge, data.validation)
+    learner = Learner(head, data.train)
     fitted = fit_learner(learner, settings, device=device, validate=validate, out=out, record=record)
     return trained(out, record, fitted, started)
 

@@ -1,10 +1,10 @@
-"""Training a head on a cache: which parts of it, where the head starts, and the run folder that remembers it all."""
+"""Training a head on a cache: which part of it, where the head starts, and the run folder that remembers it all."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,10 +31,10 @@ from glscl.train_head.settings import TrainSettings, settings_from
 
 __all__ = [
     "LoadedSplits",
-    "Parts",
     "Reporter",
     "StepReport",
     "TrainResult",
+    "TrainingData",
     "Validate",
     "earlier_run",
     "fit",
@@ -53,13 +53,13 @@ class TrainResult:
     run: Path
     head: str
     selection: str
-    best: dict[str, Any] | None
-    history: list[dict[str, Any]]
+    best: dict[str, Any] | None = field(repr=False)
+    history: list[dict[str, Any]] = field(repr=False)
     seconds: float
     already_complete: bool = False
 
 
-class Parts(NamedTuple):
+class TrainingData(NamedTuple):
     """What a training learns from, what chooses its epoch (None: nothing), and what `best` means: `SELECTIONS`."""
 
     train: FeatureTable
@@ -78,6 +78,9 @@ class LoadedSplits:
     def __init__(self, store: Store, *, tokens: bool = False) -> None:
         self.store, self.tokens = store, tokens
         self._read: dict[tuple[Any, ...], FeatureTable] = {}
+
+    def __repr__(self) -> str:
+        return f"LoadedSplits({str(self.store.path)!r}, tokens={self.tokens})"
 
     def load(self, split: str, settings: TrainSettings) -> FeatureTable:
         """A split with the frames and tokens that a training by these settings looks at; see `FeatureTable.load`."""
@@ -133,13 +136,13 @@ def train(
     earlier = earlier_run(out, store, settings, resume)
     if earlier and earlier.get("complete"):
         return finished(out, earlier, reporter)
-    parts = choose_parts(splits, settings, validate is not None, reporter)
-    head = start_head(settings, store, parts, reporter)
-    record = run_record(settings, head, store, parts, device, command)
+    data = choose_data(splits, settings, validate is not None, reporter)
+    head = start_head(settings, store, data, reporter)
+    record = run_record(settings, head, store, data, device, command)
     judge = None
-    if validate is not None and parts.validation is not None:
-        judge = partial(_judge, validate, resident(parts.validation, torch.device(device)))
-    learner = Learner(head, parts.train, compile=settings.compile)
+    if validate is not None and data.validation is not None:
+        judge = partial(_judge, validate, resident(data.validation, torch.device(device)))
+    learner = Learner(head, data.train, compile=settings.compile)
     fitted = fit_learner(
         learner,
         settings,
@@ -190,10 +193,10 @@ def finished(out: Path, run: Mapping[str, Any], reporter: Reporter) -> TrainResu
 
 
 def run_record(
-    settings: TrainSettings, head: Head, store: Store, parts: Parts, device: torch.device | str, command: str
+    settings: TrainSettings, head: Head, store: Store, data: TrainingData, device: torch.device | str, command: str
 ) -> dict[str, Any]:
     """run.json but for how it went: what is trained, on what, selected how, with which versions."""
-    table, validation = parts.train, parts.validation
+    table, validation = data.train, data.validation
     name, pretrained = backbone_of(store.configuration)
     return {
         "head": settings.head,
@@ -207,7 +210,7 @@ def run_record(
         "cache": str(store.path),
         "cache_fingerprint": store.fingerprint,
         "cache_configuration": store.configuration,
-        "selection": parts.selection,
+        "selection": data.selection,
         "frozen_backbone": True,
         "training": {"texts": table.num_texts, "videos": table.num_videos},
         "validation": None if validation is None else {"texts": validation.num_texts, "videos": validation.num_videos},
@@ -217,11 +220,11 @@ def run_record(
     }
 
 
-def start_head(settings: TrainSettings, store: Store, parts: Parts, reporter: Reporter) -> Head:
+def start_head(settings: TrainSettings, store: Store, data: TrainingData, reporter: Reporter) -> Head:
     """The head before its first step: seeded, as large as the features need, parts of the backbone copied in."""
     set_seed(settings.seed)
     options = dict(settings.options)
-    longest = _longest(store, [table for table in (parts.train, parts.validation) if table is not None])
+    longest = _longest(store, [table for table in (data.train, data.validation) if table is not None])
     for option, default in head_options(settings.head).items():
         if option in longest and option not in options:
             options[option] = max(default, longest[option])
@@ -261,26 +264,26 @@ def check_trainable(store: Store, head: str | None = None) -> None:
         require_tokens(store)
 
 
-def choose_parts(splits: LoadedSplits, settings: TrainSettings, can_validate: bool, reporter: Reporter) -> Parts:
+def choose_data(splits: LoadedSplits, settings: TrainSettings, can_validate: bool, reporter: Reporter) -> TrainingData:
     """What to train on, what to validate on, and what `best` will mean."""
     table = splits.load("train", settings)
     if not can_validate or settings.select == "last":
-        return Parts(table, None, "last")
+        return TrainingData(table, None, "last")
     if settings.select == "test":
         reporter.note(
             "warning: the epoch is selected on the test split, so its test numbers are optimistic; result files say so"
         )
-        return Parts(table, splits.load("test", settings), "test")
+        return TrainingData(table, splits.load("test", settings), "test")
     if settings.validation is None and "val" in splits.store.splits:
         validation = splits.load("val", settings)
         if validation.num_texts:
             reporter.note(f"validation: split val, {validation.num_videos} videos with {validation.num_texts} captions")
-            return Parts(table, validation, "validation")
+            return TrainingData(table, validation, "validation")
     held = hold_out(table, size=settings.validation, seed=settings.seed)
     if held.validation is None and settings.select == "validation":
         raise UsageError(f"`select=validation`: {held.note}", hint="Use `select=last`, or `validation=N`")
     reporter.note(held.note)
-    return Parts(held.train, held.validation, "last" if held.validation is None else "validation")
+    return TrainingData(held.train, held.validation, "last" if held.validation is None else "validation")
 
 
 def _longest(store: Store, tables: list[FeatureTable]) -> dict[str, int]:

@@ -34,10 +34,10 @@ from glscl.train_head.loop import fit_learner
 from glscl.train_head.reports import Reporter
 from glscl.train_head.train import (
     LoadedSplits,
-    Parts,
+    TrainingData,
     TrainResult,
     Validate,
-    choose_parts,
+    choose_data,
     earlier_run,
     finished,
     run_record,
@@ -79,22 +79,22 @@ def finetune(
     earlier = earlier_run(out, store, settings, resume)
     if earlier and earlier.get("complete"):
         return finished(out, earlier, reporter)
-    parts = choose_parts(LoadedSplits(store), settings, validate is not None, reporter)
-    head = _started_head(store, settings, parts, reporter)
+    data = choose_data(LoadedSplits(store), settings, validate is not None, reporter)
+    head = _started_head(store, settings, data, reporter)
     model, parameters = _trainable(store, settings, head, reporter)
     record = {
-        **run_record(settings, head, store, parts, device, command),
+        **run_record(settings, head, store, data, device, command),
         "frozen_backbone": False,
         "start": None if settings.start is None else str(settings.start),
         "backbone_parameters_trained": parameters,
     }
-    frames = _frames(store, settings, model, parts, reporter)
+    frames = _frames(store, settings, model, data, reporter)
     with frames or contextlib.nullcontext():
         judge = None
-        if validate is not None and parts.validation is not None:
-            judge = partial(_judge_from_pixels, validate, model, parts.validation, store, frames)
+        if validate is not None and data.validation is not None:
+            judge = partial(_judge_from_pixels, validate, model, data.validation, store, frames)
         fitted = fit_learner(
-            PixelLearner(model, parts.train, store, frames, settings),
+            PixelLearner(model, data.train, store, frames, settings),
             settings,
             device=device,
             validate=judge,
@@ -106,10 +106,10 @@ def finetune(
     return trained(out, record, fitted, started)
 
 
-def _started_head(store: Store, settings: FinetuneSettings, parts: Parts, reporter: Reporter) -> Head:
+def _started_head(store: Store, settings: FinetuneSettings, data: TrainingData, reporter: Reporter) -> Head:
     """The head of the run to start from, or a fresh one."""
     if settings.start is None:
-        return start_head(settings, store, parts, reporter)
+        return start_head(settings, store, data, reporter)
     head, run = load_run(settings.start)
     for line in check_cache(settings.start, run, store):
         reporter.note(f"{store.path} is not the cache {settings.start} was trained on: {line}")
@@ -136,7 +136,7 @@ def _trainable(store: Store, settings: FinetuneSettings, head: Head, reporter: R
 
 
 def _frames(
-    store: Store, settings: FinetuneSettings, model: EndToEnd, parts: Parts, reporter: Reporter
+    store: Store, settings: FinetuneSettings, model: EndToEnd, data: TrainingData, reporter: Reporter
 ) -> Frames | None:
     """Where pixels come from; None where the features of the cache do."""
     if settings.augment == "none" and not any(p.requires_grad for p in vision_tower(model.towers).parameters()):
@@ -144,7 +144,7 @@ def _frames(
         return None
     return Frames(
         store,
-        items_of(store, *(table for table in (parts.train, parts.validation) if table is not None)),
+        items_of(store, *(table for table in (data.train, data.validation) if table is not None)),
         model.backbone.geometry,
         settings,
     )

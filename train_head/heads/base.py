@@ -124,6 +124,10 @@ class Head(nn.Module, ABC):
                 break
         return declared
 
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return f"{type(self).__name__}(embed_dim={self.embed_dim}, {options})"
+
     def __init__(
         self,
         *,

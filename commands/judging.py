@@ -11,7 +11,15 @@ import typer
 
 from glscl.commands.options import OneOf, Run, command, command_line
 from glscl.commands.printing import print_result
-from glscl.commands.shared import CacheOption, MovedCacheOption, ResultsOption, RunsArgument, VideosOption, open_cache
+from glscl.commands.shared import (
+    CacheOption,
+    MovedCacheOption,
+    ResultsOption,
+    RunsArgument,
+    VideosOption,
+    let_import,
+    open_cache,
+)
 from glscl.common.errors import NotFoundError, UsageError
 from glscl.common.progress import counted
 from glscl.common.settings import build, home
@@ -61,7 +69,8 @@ def eval(
     folders, asked = run_folders or [], _without_training(asked)
     if zero_shot and folders:
         raise UsageError("--run and --zero-shot exclude each other")
-    if "head" in asked and not zero_shot:
+    let_import(asked.get("head"))
+    if "head" in asked and not zero_shot and ":" not in asked["head"]:
         raise UsageError("--head goes with --zero-shot; a run has the head it was trained with")
     if "weights" in asked and zero_shot:
         raise UsageError("--weights chooses an epoch of a run, and --zero-shot judges none")
@@ -71,7 +80,8 @@ def eval(
         raise UsageError("--videos judges one run of finetune from pixels")
     names = tuple(name.strip() for name in normalise.split(",")) if normalise else ()
     settings = checked(build(EvaluateSettings, {"seed": run.seed}, asked, {"normalise": names}))
-    check_zero_shot(settings.head)
+    if zero_shot:
+        check_zero_shot(settings.head)
     run.in_force(settings)
     device = run.device()
     folder = None if zero_shot else folders[0] if folders else newest_run()

@@ -11,6 +11,7 @@ from typing import IO, Any
 from glscl.commands.options import Run
 from glscl.common.progress import duration
 from glscl.common.tables import Table, TableRow, plain_table, render
+from glscl.train_head.reports import Reporter
 
 
 def print_extraction(run: Run, out: Path, done: Any) -> None:
@@ -98,8 +99,8 @@ def print_cache(run: Run, report: dict[str, Any]) -> None:
         run.say(f"… and {len(report['failed']) - len(shown)} more (all with -v)")
 
 
-def print_repair(run: Run, report: Any) -> None:
-    """What `glscl repair` did, or with --dry-run would do; a line for each kind of thing, and what to do next."""
+def print_repair(run: Run, report: Any, again: str) -> None:
+    """What `glscl repair` did, or with --dry-run would do; a line for each kind of thing, and the command that goes on."""
     if report.clean:
         run.say(f"{report.cache}: every committed shard is whole and nothing is left behind")
         return
@@ -127,9 +128,9 @@ def print_repair(run: Run, report: Any) -> None:
         run.say(f"{would}write {name} again, as the manifest knows it")
     requeued = sum(map(len, report.requeued.values()))
     if requeued:
-        run.say(f"{requeued} shard(s) {would}wait to be made again: {report.command}")
+        run.say(f"{requeued} shard(s) {would}wait to be made again: {again}")
     if report.aside:
-        run.say(f"{', '.join(report.aside)} {would}wait to be written again, which needs no shard: {report.command}")
+        run.say(f"{', '.join(report.aside)} {would}wait to be written again, which needs no shard: {again}")
     elif report.manifest == "written":
         run.say(f"{would}write the manifest again: all shards are there")
 
@@ -150,7 +151,7 @@ def backbone_line(settings: Any) -> str:
     return "  " + ", ".join([f"backbone: lr {rate:g}", *unusual])
 
 
-class TrainingLines:
+class TrainingLines(Reporter):
     """Prints how training goes: a line with the remaining time every ten seconds (all with -v), one an epoch."""
 
     def __init__(self, run: Run) -> None:

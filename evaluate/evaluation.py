@@ -30,14 +30,12 @@ from glscl.evaluate.hubness import NORMALISATIONS, known_normalisations, normali
 from glscl.evaluate.metrics import summarise
 from glscl.evaluate.query_banks import Banks, TableOnDevice
 from glscl.evaluate.ranks import DIRECTIONS, RANKINGS, TEXT_TO_VIDEO, VIDEO_TO_TEXT, query_videos, retrieval_ranks
-from glscl.evaluate.settings import EvaluateSettings
+from glscl.evaluate.settings import ZERO_SHOT_HEADS, EvaluateSettings
 from glscl.evaluate.similarity import PairsDone, Scoring, ranks, similarity_matrix
 from glscl.train_head.checkpoint import backbone_of, check_cache, load_run
 from glscl.train_head.heads import build_head, head_class
 from glscl.train_head.heads.base import Head, VectorHead
 from glscl.train_head.recipes import RECIPES
-
-ZERO_SHOT_HEADS = ("mean_pool", "query_scoring", "projection")  # those whose start is the backbone's own score
 
 _TAG = re.compile(r":([a-z][a-z_-]*)$")
 
@@ -328,7 +326,7 @@ def zero_shot_head(name: str, store: Store) -> Head:
     """
     check_zero_shot(name)
     head = build_head(name, embed_dim=store.embed_dim)
-    head.initialise_from_backbone({k: torch.from_numpy(np.array(v)) for k, v in store.backbone_pieces().items()})
+    head.initialise_from_backbone({k: torch.from_numpy(np.array(v)) for k, v in store.backbone_tensors().items()})
     return head.eval()
 
 

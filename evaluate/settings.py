@@ -8,8 +8,8 @@ from typing import Literal
 
 from glscl.common.errors import UsageError
 from glscl.common.settings import setting
-from glscl.train_head.heads import HEAD_NAMES
 
+ZERO_SHOT_HEADS = ("mean_pool", "query_scoring", "projection")  # those whose start is the backbone's own score
 WEIGHTS = ("best", "last")
 COMBINATIONS = ("mean", "scaled")
 
@@ -32,7 +32,12 @@ class EvaluateSettings:
         default_from="mean",
     )
     head: str = setting(
-        "mean_pool", "Head to judge untrained.", group="What", choices=HEAD_NAMES, default_from="mean_pool"
+        "mean_pool",
+        f"Head to judge untrained, one of {', '.join(ZERO_SHOT_HEADS)}; or a head of one's own that a run has, "
+        "package.module:Class, to let it run.",
+        group="What",
+        metavar="NAME",
+        default_from="mean_pool",
     )
     weights: str = setting("best", "Which epoch of the run.", group="What", choices=WEIGHTS, default_from="best")
     split: str = setting("test", "Split to judge on.", group="Data")

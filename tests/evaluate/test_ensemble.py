@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
 from glscl.common.errors import FingerprintError, UsageError
 from glscl.evaluate.ensemble import Ensemble, evaluate_ensemble
@@ -18,7 +19,7 @@ from glscl.evaluate.settings import EvaluateSettings
 from glscl.evaluate.similarity import ranks, similarity_matrix
 from glscl.train_head.checkpoint import load_run, read_run, write_run
 from glscl.train_head.heads import HEADS, build_head
-from glscl.train_head.settings import TrainConfig, resolve
+from glscl.train_head.settings import resolve
 from glscl.train_head.train import train
 
 SMALL = {"queries": 2, "decoder_layers": 1, "aggregator_layers": 1, "layers": 1}
@@ -34,7 +35,9 @@ def runs(store, tmp_path):
     """A glscl run that looks at every frame, and a projection run that looks at the last two."""
 
     def make(name, **config):
-        settings = resolve(TrainConfig(epochs=1, batch_size=4, select="last", **config), dataset="made", seed=len(name))
+        settings = resolve(
+            {"epochs": 1, "batch_size": 4, "select": "last", **config, "seed": len(name)}, dataset="made"
+        )
         return train(store, tmp_path / name, settings).run
 
     option = [f"{key}={SMALL[key]}" for key in ("queries", "decoder_layers", "aggregator_layers")]
@@ -126,18 +129,17 @@ def test_every_head_joins_an_ensemble(planted_table, name):
 def planted_table():
     random = torch.Generator().manual_seed(0)
     mask = torch.arange(5) < torch.randint(2, 6, (20, 1), generator=random)
-    return FeatureTable.from_arrays(
-        torch.randn(20, 16, generator=random),
-        torch.randn(10, 4, 16, generator=random),
+    pooled, frames = torch.randn(20, 16, generator=random), torch.randn(10, 4, 16, generator=random)
+    return FeatureTable.from_features(
+        TextFeatures(pooled, torch.randn(20, 5, 16, generator=random), mask),
+        VideoFeatures(frames, torch.ones(10, 4, dtype=torch.bool)),
         torch.arange(20) % 10,
-        token_features=torch.randn(20, 5, 16, generator=random),
-        token_mask=mask,
     )
 
 
 def test_runs_of_different_caches_are_refused(store, runs, small_cache, tmp_path):
     elsewhere = small_cache(name="elsewhere", videos=15).fill()
-    settings = resolve(TrainConfig(head="projection", epochs=1, batch_size=4, select="last"), dataset="made")
+    settings = resolve({"head": "projection", "epochs": 1, "batch_size": 4, "select": "last"}, dataset="made")
     stranger = train(elsewhere, tmp_path / "stranger", settings).run
     with pytest.raises(FingerprintError, match="stranger.*cannot be averaged"):
         evaluate_ensemble(store, [*runs, stranger])

@@ -14,6 +14,7 @@ from unittest import mock
 
 import numpy as np
 from hostile_reader import Reader
+from msgspec import structs
 
 DIM, VIDEOS = 16, 6
 
@@ -146,10 +147,10 @@ def _read_cache(kind: str) -> Any:
         told = summarise(store)
         told["problems"] = verify(store) if changed is None else _problems(store, changed)
         if not kind.startswith("flat"):
-            told["plan"] = [*store.plan.videos, *store.plan.texts]
+            told["plan"] = [structs.asdict(item) for item in (*store.plan.videos, *store.plan.texts)]
         table = FeatureTable.load(store, "test")
         table.texts(slice(None)), table.videos(slice(None))
-        told["pieces"] = sorted(store.backbone_pieces())
+        told["pieces"] = sorted(store.backbone_tensors())
         return told
 
     return read
@@ -182,7 +183,7 @@ def _read_signed(folder: Path, changed: Path | None) -> dict[str, Any]:
 def _read_locks(folder: Path, _: Path | None) -> dict[str, Any]:
     from glscl.cache.lock import locks
 
-    return {"locks": [(lock.describe(), lock.stale, lock.mend()) for lock in locks(folder)]}
+    return {"locks": [(lock.describe(), lock.stale, lock.hint()) for lock in locks(folder)]}
 
 
 def _lock_files(folder: Path) -> None:
@@ -209,11 +210,11 @@ def _take_up(folder: Path, _: Path | None) -> dict[str, Any]:
     from accelerate import Accelerator
 
     from glscl.train_head.heads import build_head
-    from glscl.train_head.resume_state import Standing, take_up
+    from glscl.train_head.resume_state import TrainingState, restore
 
     head = build_head("seq_transf", embed_dim=DIM, aggregator_layers=1, frame_positions=4)
-    state = Standing(epochs=2, steps=2, batch_size=2, seed=0)
-    take_up(Accelerator(cpu=True), state, head, torch.optim.AdamW(head.parameters()), folder / "a")
+    state = TrainingState(epochs=2, steps=2, batch_size=2, seed=0)
+    restore(Accelerator(cpu=True), state, head, torch.optim.AdamW(head.parameters()), folder / "a")
     assert 0 <= state.epoch <= 2 and 0 <= state.step <= 2
     return vars(state)
 

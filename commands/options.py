@@ -1,7 +1,7 @@
 """How a command line is made: dataclass fields become options, errors become one line, results become one JSON object.
 
-@command(ExtractConfig)
-def extract(run: Run, config: ExtractConfig, dataset: Annotated[str, typer.Option(...)]) -> None: ...
+@command(ExtractSettings)
+def extract(run: Run, asked: dict[str, Any], dataset: Annotated[str, typer.Option(...)]) -> None: ...
 
 register(app, extract, group="Caches")
 """

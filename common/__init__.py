@@ -8,5 +8,6 @@ In reading order:
     signals         Ctrl-C and its like wait until a step is done
     progress        tasks with rate and remaining time
     archive_limits  compressed files that claim to unpack to far more than they store
+    tables          a table, and how it is written for a terminal, Markdown, CSV and LaTeX
     versions        versions of everything that can change a number
 """

@@ -22,17 +22,17 @@ from glscl.common.progress import Progress
 from glscl.common.settings import build
 from glscl.common.versions import versions
 from glscl.demo.corpus import render_corpus
-from glscl.evaluate.evaluated_run import RunForReport, with_cache
+from glscl.evaluate.evaluated_run import EvaluatedRun, with_cache
 from glscl.evaluate.evaluation import evaluate_run, validation_metrics, write_result
-from glscl.evaluate.report.closeup import examine
+from glscl.evaluate.report.examination import examine
 from glscl.evaluate.report.page import write_report
+from glscl.evaluate.settings import EvaluateSettings
 from glscl.extract.datasets import DATASETS
 from glscl.extract.decode.thumbnails import thumbnails_of
 from glscl.extract.pipeline import extract
 from glscl.extract.settings import ExtractSettings
-from glscl.train_head.checkpoint import read_run
-from glscl.train_head.finetuning.settings import TuneConfig, resolve_finetune
-from glscl.train_head.settings import TrainConfig, resolve
+from glscl.train_head.finetuning.settings import resolve_finetune
+from glscl.train_head.settings import resolve
 from glscl.train_head.train import Reporter, train
 
 HEADS = ("projection", "seq_transf", "glscl")
@@ -40,8 +40,14 @@ DATASET = DATASETS["demo"]
 
 # The second pass starts from the trained glscl head and trains the text tower with it; frames are read from the cache, so a
 # CPU needs minutes. The tiny backbone has read captions of single frames only: a large learning rate suits it.
-SECOND_PASS = {"epochs": 2, "batch_size": 128, "lr": 5e-4, "captions_per_video": 10}
-TUNED = {"backbone_lr_scale": 2.0, "freeze": "vision"}
+SECOND_PASS = {
+    "epochs": 2,
+    "batch_size": 128,
+    "lr": 5e-4,
+    "captions_per_video": 10,
+    "backbone_lr_scale": 2.0,
+    "freeze": "vision",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +132,7 @@ class _Demo:
     command: str
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    shown: list[RunForReport] = field(default_factory=list)
+    shown: list[EvaluatedRun] = field(default_factory=list)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -159,12 +165,13 @@ class _Demo:
 
     def judge(self, store: Store, *, name: str, title: str, run: Path | None) -> None:
         """Evaluate on the test split, write the result into the run's folder, and look closer for the report."""
-        evaluation = evaluate_run(store, run=run, seed=self.settings.seed, device=self.device, command=self.command)
+        settings = EvaluateSettings(seed=self.settings.seed)
+        evaluation = evaluate_run(store, run, settings, device=self.device, command=self.command)
         write_result((run or self.out / "runs" / name) / "result.json", evaluation)
         if not self.results:
             self.results["chance"] = chance(evaluation.result)
         self.results[name] = evaluation.result
-        judged = RunForReport.of(evaluation, name=title, folder=run)
+        judged = EvaluatedRun.from_evaluation(evaluation, name=title, folder=run)
         self.shown.append(examine(with_cache(judged, store), store, device=self.device))
 
     def judge_zero_shot(self, store: Store) -> None:
@@ -174,12 +181,8 @@ class _Demo:
     def train(self, head: str, store: Store) -> None:
         folder = self.out / "runs" / head
         with self.stage(head):
-            settings = resolve(
-                TrainConfig(head=head, epochs=self.settings.epochs),
-                dataset="demo",
-                device_type=self.device.type,
-                seed=self.settings.seed,
-            )
+            asked = {"head": head, "epochs": self.settings.epochs, "seed": self.settings.seed}
+            settings = resolve(asked, dataset="demo", device_type=self.device.type)
             self.say(f"training {head} ({settings.epochs} epochs)")
             train(
                 store,
@@ -198,23 +201,16 @@ class _Demo:
         from glscl.train_head.finetuning.finetune import finetune
 
         head, folder = self.out / "runs" / "glscl", self.out / "runs" / "finetuned"
-        epochs = self.settings.epochs
+        asked = {**SECOND_PASS, "start": head, "workers": self.settings.workers, "seed": self.settings.seed}
+        if self.settings.epochs is not None:
+            asked["epochs"] = self.settings.epochs
         with self.stage("finetune"):
-            settings = resolve_finetune(
-                TrainConfig(**(SECOND_PASS if epochs is None else {**SECOND_PASS, "epochs": epochs})),
-                TuneConfig(**TUNED),
-                start=read_run(head),
-                dataset="demo",
-                device_type=self.device.type,
-                seed=self.settings.seed,
-            )
+            settings = resolve_finetune(asked, dataset="demo", device_type=self.device.type)
             self.say(f"fine-tuning the text tower with glscl ({settings.epochs} epochs)")
             finetune(
                 store,
                 folder,
                 settings,
-                start=head,
-                workers=self.settings.workers,
                 device=self.device,
                 validate=validation_metrics,
                 reporter=self.reporter,

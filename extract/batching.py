@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from glscl.cache.encode_shard import VideoRecord
+from glscl.cache.encoded_items import EncodedVideo
 from glscl.extract.backbone.encoder import Backbone
 from glscl.extract.decode.video import FrameChunk, VideoDone
 from glscl.extract.shard_frames import ShardFrames
@@ -73,7 +73,7 @@ class ShardInProgress:
         """Every video has been closed."""
         return self.next not in self.videos
 
-    def records(self) -> dict[int, VideoRecord]:
+    def records(self) -> dict[int, EncodedVideo]:
         """What became of each video, by number, once the shard is complete."""
         dim = self.backbone.embed_dim
         return {item: video.record(dim) for item, video in self.videos.items()}
@@ -122,11 +122,11 @@ class _Video:
         self.waiting = [frames[count:]] if count < len(frames) else []
         return frames[:count]
 
-    def record(self, embed_dim: int) -> VideoRecord:
+    def record(self, embed_dim: int) -> EncodedVideo:
         """What the cache keeps of it, once it is done."""
         done = self.done
         assert done is not None, "asked for when the shard is complete"
-        return VideoRecord(
+        return EncodedVideo(
             frame_features=np.concatenate(self.features) if self.features else np.zeros((0, embed_dim), np.float32),
             times=np.concatenate(self.times) if self.times else np.zeros(0, np.float32),
             status=done.status,

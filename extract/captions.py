@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from glscl.cache.encode_shard import TextRecord, text_arrays
+from glscl.cache.encoded_items import EncodedText, text_arrays
 from glscl.cache.schema import TextItem
 from glscl.cache.store import Store
 from glscl.common.progress import Progress, Task
@@ -41,11 +41,11 @@ def extract_captions(
 
 def _encode_captions(
     items: Sequence[TextItem], backbone: Backbone, settings: ExtractSettings | ImportSettings, task: Task
-) -> list[TextRecord]:
+) -> list[EncodedText]:
     """Captions in batches of similar length, returned in their own order."""
     tokenized = backbone.tokenize([item.text for item in items])
     order = np.argsort(tokenized.lengths, kind="stable")
-    records: dict[int, TextRecord] = {}
+    records: dict[int, EncodedText] = {}
     for start in range(0, len(items), settings.batch_texts):
         rows = order[start : start + settings.batch_texts]
         encoded = backbone.encode_tokens(TokenizedTexts(tokenized.ids[rows], tokenized.lengths[rows]))
@@ -53,6 +53,6 @@ def _encode_captions(
         pooled, states = encoded.text_features.numpy(), encoded.token_features.numpy()
         for i, row in enumerate(rows.tolist()):
             length = int(tokenized.lengths[row]) if settings.tokens else 0
-            records[row] = TextRecord(pooled[i], states[i, :length], tokenized.ids[row, :length].astype(np.int32))
+            records[row] = EncodedText(pooled[i], states[i, :length], tokenized.ids[row, :length].astype(np.int32))
         task.advance(len(rows))
     return [records[row] for row in range(len(items))]

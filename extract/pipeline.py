@@ -139,7 +139,7 @@ def extract(
     if not already:
         with hold(out, part=(part.index, part.count), what="extract") as own_lock:
             store.refresh()
-            store.write_backbone_pieces(backbone.tensors_for_heads())
+            store.write_backbone_tensors(backbone.tensors_for_heads())
             clock = time.perf_counter()
             extract_captions(store, backbone, settings, part=part, progress=progress)
             seconds_texts = time.perf_counter() - clock

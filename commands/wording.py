@@ -16,6 +16,7 @@ from typing import Any
 from typer.models import ArgumentInfo
 
 from glscl.common.errors import GlsclError, Hint
+from glscl.common.settings import with_option
 
 _NAMED = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
 
@@ -52,14 +53,19 @@ def worded(text: str, commands: Mapping[str, inspect.Signature]) -> str:
 def hint_text(hint: Hint, commands: Mapping[str, inspect.Signature]) -> str:
     """A hint as a sentence that ends in the command to type."""
     text = worded(hint.text, commands)
+    rest = f", or {hint_text(hint.otherwise, commands)}" if hint.otherwise else ""
     if hint.command is None:
-        return text
+        return text + rest
     line = command_text(hint.command, hint.settings, commands)
-    return f"{text}: {line}" if text else line
+    return (f"{text}: {line}" if text else line) + rest
 
 
 def command_text(command: str, settings: Mapping[str, Any], commands: Mapping[str, inspect.Signature]) -> str:
     """The command line that runs a command with some settings."""
+    if " " in command and "pretrained" in settings:  # an extraction as it was typed
+        for name in ("pretrained", "out"):
+            command = with_option(command, f"--{name}", None)
+        return f"{command} --pretrained {shlex.quote(str(settings['pretrained']))} --out {settings['out']}"
     known = flags(commands[command]) if command in commands else {}
     words = ["glscl", command]
     for name, value in settings.items():

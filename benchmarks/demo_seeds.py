@@ -37,6 +37,7 @@ from glscl.cache.store import Store, open_store
 from glscl.common.versions import versions
 from glscl.demo.pipeline import HEADS
 from glscl.evaluate.evaluation import evaluate_run, validation_metrics
+from glscl.evaluate.settings import EvaluateSettings
 from glscl.train_head.heads import HEAD_NAMES, head_options
 from glscl.train_head.settings import TrainSettings, parse_value, resolve, typed_options
 from glscl.train_head.train import train
@@ -75,7 +76,7 @@ def measure(
         begun = time.process_time()
         trained = train(store, folder, settings, device=device, validate=validation_metrics)
         seconds = time.process_time() - begun
-        result = evaluate_run(store, run=folder, confidence=False, device=device).result
+        result = evaluate_run(store, folder, EvaluateSettings(confidence=False), device=device).result
         parameters = json.loads(Path(folder, "run.json").read_text())["parameters"]
     return {
         "head": head,

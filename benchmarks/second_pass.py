@@ -38,6 +38,7 @@ from glscl.common.versions import versions
 from glscl.demo.pipeline import SECOND_PASS, TUNED
 from glscl.evaluate.evaluation import evaluate_run, validation_metrics
 from glscl.evaluate.from_pixels import evaluate_from_pixels
+from glscl.evaluate.settings import EvaluateSettings
 from glscl.train_head.checkpoint import load_run
 from glscl.train_head.finetuning.finetune import finetune
 from glscl.train_head.finetuning.settings import FinetuneSettings, resolve_finetune
@@ -121,7 +122,7 @@ def measure(
     done = frozen_head(store, start, seed=seed, epochs=epochs, device=device)
     if arm == FROZEN:
         seconds = time.process_time() - begun
-        result = evaluate_run(store, run=start, confidence=False, device=device).result
+        result = evaluate_run(store, start, EvaluateSettings(confidence=False), device=device).result
     else:
         asked_too = asked if epochs is None else {**asked, "epochs": epochs}
         settings = second_pass_settings(start, asked_too, seed=seed, device=device)
@@ -133,7 +134,7 @@ def measure(
                 done = finetune(store, out, settings, device=device, validate=validation_metrics)
             seconds = time.process_time() - begun
             if arm == CONTROL:
-                result = evaluate_run(store, run=out, confidence=False, device=device).result
+                result = evaluate_run(store, out, EvaluateSettings(confidence=False), device=device).result
             else:
                 result = evaluate_from_pixels(store, out, videos=None, device=device).result
     best = done.best or done.history[-1]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glscl.commands.options import COMMANDS, OneOf, Run, Stopped, command, command_line
-from glscl.commands.printing import TrainingLines, aligned, backbone_line, settings_line
+from glscl.commands.printing import TrainingLines, backbone_line, print_rows, settings_line
 from glscl.commands.shared import RunFolderOption, let_import, open_cache
 from glscl.commands.wording import hint_text
 from glscl.common.errors import StorageError, UsageError
@@ -184,7 +184,7 @@ def _sweep(run: Run, asked: dict[str, Any], sweep: list[str], cache: Path | None
             command=command_line(),
         )
     run.say()
-    run.say(aligned(sweep_table(rows)))
+    print_rows(run, sweep_table(rows))
     for row in rows:
         if row.error is not None:
             run.say(f"note: {row.point}: {row.error}")

@@ -15,8 +15,8 @@ from typing import Any
 
 from typer.models import ArgumentInfo
 
+from glscl.commands.typed_commands import going_on, with_weights
 from glscl.common.errors import GlsclError, Hint
-from glscl.common.settings import with_option
 
 _NAMED = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
 
@@ -61,11 +61,9 @@ def hint_text(hint: Hint, commands: Mapping[str, inspect.Signature]) -> str:
 
 
 def command_text(command: str, settings: Mapping[str, Any], commands: Mapping[str, inspect.Signature]) -> str:
-    """The command line that runs a command with some settings."""
-    if " " in command and "pretrained" in settings:  # an extraction as it was typed
-        for name in ("pretrained", "out"):
-            command = with_option(command, f"--{name}", None)
-        return f"{command} --pretrained {shlex.quote(str(settings['pretrained']))} --out {settings['out']}"
+    """The command line that runs a command with some settings; of one that was typed, the one that is true now."""
+    if " " in command:
+        return with_weights(command, settings) if "pretrained" in settings else going_on(command, settings)
     known = flags(commands[command]) if command in commands else {}
     words = ["glscl", command]
     for name, value in settings.items():

@@ -20,10 +20,11 @@ from glscl.cache.store import Store, open_store
 from glscl.common.progress import Progress
 from glscl.common.versions import versions
 from glscl.demo.corpus import SIZES, ensure_corpus
-from glscl.evaluate.evaluated_run import RunForReport, with_cache
+from glscl.evaluate.evaluated_run import EvaluatedRun, with_cache
 from glscl.evaluate.evaluation import Evaluation, evaluate_run, validation_metrics, write_result
-from glscl.evaluate.report.closeup import examine
+from glscl.evaluate.report.examination import examine
 from glscl.evaluate.report.page import write_report
+from glscl.evaluate.settings import EvaluateSettings
 from glscl.extract.backbone.encoder import Backbone
 from glscl.extract.datasets import DATASETS
 from glscl.extract.decode.sampling import Sampling
@@ -118,7 +119,7 @@ def run_demo(
     lap("extract")
 
     results: dict[str, Any] = {}
-    evaluation = evaluate_run(store, seed=seed, device=device, command=command)
+    evaluation = evaluate_run(store, None, EvaluateSettings(seed=seed), device=device, command=command)
     results["chance"] = chance(evaluation.result)
     results["zero_shot"] = evaluation.result
     write_result(out / "runs" / "zero_shot" / "result.json", evaluation)
@@ -140,7 +141,7 @@ def run_demo(
             resume=True,
             command=command,
         )
-        evaluation = evaluate_run(store, run=folder, seed=seed, device=device, command=command)
+        evaluation = evaluate_run(store, folder, EvaluateSettings(seed=seed), device=device, command=command)
         write_result(folder / "result.json", evaluation)
         results[name] = evaluation.result
         shown.append(_examined(evaluation, name, folder, store, device))
@@ -223,15 +224,15 @@ def _second_pass(
     )
     spent = {"finetune": round(tuning, 1), "extract_again": round(time.perf_counter() - clock - tuning, 1)}
     tuned = open_store(out / "cache-finetuned")
-    evaluation = evaluate_run(tuned, run=folder, seed=seed, device=device, command=command)
+    evaluation = evaluate_run(tuned, folder, EvaluateSettings(seed=seed), device=device, command=command)
     write_result(folder / "result.json", evaluation)
     return evaluation, tuned, spent
 
 
 def _examined(
     evaluation: Evaluation, name: str, folder: Path | None, store: Store, device: torch.device | str
-) -> RunForReport:
-    run = RunForReport.of(evaluation, name=name, folder=folder)
+) -> EvaluatedRun:
+    run = EvaluatedRun.from_evaluation(evaluation, name=name, folder=folder)
     return examine(with_cache(run, store), store, device=device)
 
 

@@ -230,7 +230,7 @@ def start_head(settings: TrainSettings, store: Store, data: TrainingData, report
         if option in longest and option not in options:
             options[option] = max(default, longest[option])
     head = build_head(settings.head, embed_dim=store.embed_dim, **options)
-    tensors = {key: torch.from_numpy(np.array(value)) for key, value in store.backbone_pieces().items()}
+    tensors = {key: torch.from_numpy(np.array(value)) for key, value in store.backbone_tensors().items()}
     if options.get("logit_scale") is not None:
         tensors.pop("logit_scale", None)
     begun = head.initialise_from_backbone(tensors)

@@ -214,7 +214,7 @@ def compare_backbone(weights: Mapping[str, Tensor], store: Store) -> str:
     """
     if not any(key.startswith("clip.") and key != "clip.logit_scale" for key in weights):
         return ABSENT
-    tensors = store.backbone_pieces()
+    tensors = store.backbone_tensors()
     names = [name for name in tensors if name != "logit_scale" and f"clip.{name}" in weights]
     if not names:
         return UNKNOWN

@@ -20,6 +20,7 @@ from glscl.common.errors import DecodeError, FingerprintError, NotFoundError, Us
 from glscl.common.settings import as_dict
 from glscl.evaluate.evaluation import evaluate_run, validation_metrics
 from glscl.evaluate.from_pixels import evaluate_from_pixels
+from glscl.evaluate.settings import EvaluateSettings
 from glscl.extract.backbone.encoder import Backbone, backbone_of_cache
 from glscl.train_head.distributed import make_accelerator
 from glscl.train_head.finetuning.finetune import finetune
@@ -252,7 +253,7 @@ def test_a_frozen_vision_tower_is_read_from_the_cache(corpus, store, trained_hea
         same = torch.equal(value, after[f"backbone-last/{name}"])
         assert same == (name.startswith("visual.") or name == "logit_scale"), name
     again = extracted(corpus, tmp_path / "again", "demo", str(out / "backbone.safetensors"))
-    judged = evaluate_run(again, run=out, split="val", confidence=False).result
+    judged = evaluate_run(again, out, EvaluateSettings(split="val", confidence=False)).result
     best = json.loads((out / "run.json").read_text())["best"]
     assert judged["text_to_video"]["R@1"] == best["validation"]["text_to_video"]["R@1"]
 
@@ -290,7 +291,7 @@ def test_old_features_are_refused_and_new_ones_judged_as_pixels_are(corpus, stor
     ):
         evaluate_run(store, run=tuned)
     again = extracted(corpus, tmp_path / "again", "demo", str(tuned / "backbone.safetensors"))
-    by_cache = evaluate_run(again, run=tuned, confidence=False).result
+    by_cache = evaluate_run(again, tuned, EvaluateSettings(confidence=False)).result
     by_pixels = evaluate_from_pixels(store, tuned, videos=None).result
     for direction in ("text_to_video", "video_to_text"):
         assert by_cache[direction] == by_pixels[direction]

@@ -19,6 +19,7 @@ from glscl.cache.store import Store
 from glscl.common.errors import BackboneError, FingerprintError, UsageError
 from glscl.evaluate.evaluation import evaluate_run
 from glscl.evaluate.from_pixels import evaluate_from_pixels
+from glscl.evaluate.settings import EvaluateSettings
 from glscl.extract.backbone.encoder import Backbone
 from glscl.train_head.distributed import make_accelerator
 from glscl.train_head.finetuning.gradients import backward_in_chunks
@@ -130,7 +131,7 @@ def test_low_rank_additions_are_trained_saved_resumed_and_extracted_with(store, 
     assert all(torch.equal(value, after[key]) for key, value in weights_in(tmp_path / "stopped").items())
 
     again = extracted(corpus, tmp_path / "again", name, str(tmp_path / "straight" / "backbone.safetensors"))
-    by_features = evaluate_run(again, run=tmp_path / "straight", confidence=False).result
+    by_features = evaluate_run(again, tmp_path / "straight", EvaluateSettings(confidence=False)).result
     by_pixels = evaluate_from_pixels(store, tmp_path / "straight", videos=None).result
     for direction in ("text_to_video", "video_to_text"):
         assert by_features[direction] == by_pixels[direction]
@@ -185,7 +186,7 @@ def test_a_3d_patch_embedding_is_trained_and_judged_from_pixels_but_not_extracte
     taps = weights_in(run)["backbone-last/visual.conv1.weight"]  # (D, 3, 3, P, P)
     assert taps.ndim == 5 and all(taps[:, :, i].any() for i in range(3))
     assert json.loads((run / "run.json").read_text())["weights"]["best"]["patch_embedding"] == "3d"
-    judged = evaluate_from_pixels(store, run, videos=None, split="val").result
+    judged = evaluate_from_pixels(store, run, EvaluateSettings(split="val"), videos=None).result
     best = json.loads((run / "run.json").read_text())["best"]["validation"]
     assert all(judged[direction]["R@1"] == best[direction]["R@1"] for direction in best)
     with pytest.raises(BackboneError, match="3d patch embedding: it sees each frame with its neighbours") as refused:

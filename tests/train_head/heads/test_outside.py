@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from glscl.common.errors import CheckpointError, UsageError
-from glscl.evaluate.evaluation import evaluate_run, validation_metrics
+from glscl.evaluate.evaluation import evaluate_run
+from glscl.evaluate.settings import EvaluateSettings, validation_metrics
 from glscl.train_head.checkpoint import load_run
 from glscl.train_head.heads import build_head, full_name, head_class, head_options
 from glscl.train_head.settings import resolve
@@ -87,7 +88,10 @@ def test_a_run_names_its_head_in_full_and_is_judged_and_resumed(trained, module)
     store, folder = trained
     run = json.loads((folder / "run.json").read_text())
     assert run["head"] == run["settings"]["head"] == f"{module}:Scaled" and run["options"]["start"] == 2.0
-    assert evaluate_run(store, run=folder, split="train", confidence=False).result["head"] == f"{module}:Scaled"
+    assert (
+        evaluate_run(store, folder, EvaluateSettings(split="train", confidence=False)).result["head"]
+        == f"{module}:Scaled"
+    )
     settings = resolve({"head": f"{module}:Scaled"}, dataset="made", stored=run["settings"])
     assert train(store, folder, settings, resume=True).already_complete
 

@@ -79,7 +79,7 @@ def test_an_imported_clip4clip_gives_the_scores_of_its_program(tmp_path, store, 
 def test_eval_accepts_the_run_and_says_how_it_was_chosen(tmp_path, store, file):
     done = import_checkpoint(file, store, tmp_path / "run", source="glscl", command="glscl import-checkpoint")
     notes = []
-    judged = evaluate_run(store, run=done.run, note=notes.append)
+    judged = evaluate_run(store, done.run, note=notes.append)
     assert judged.result["selection"] == "last" and judged.result["head"] == "glscl"
     assert judged.result["frozen_backbone"] is True
     assert any("holds no backbone" in note for note in notes)
@@ -121,7 +121,7 @@ def test_a_fine_tuned_backbone_is_told_from_the_one_of_the_cache(tmp_path, store
     done = import_checkpoint(tmp_path / "f", store, tmp_path / "run", source="glscl")
     assert done.backbone == expected
     notes = []
-    evaluate_run(store, run=done.run, note=notes.append)
+    evaluate_run(store, done.run, note=notes.append)
     warned = [note for note in (*done.notes, *notes) if "trained on other features" in note]
     assert len(warned) == (0 if expected == "same" else 2)
     assert read_run(done.run)["frozen_backbone"] is True

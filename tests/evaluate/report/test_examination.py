@@ -12,7 +12,7 @@ from glscl.cache.table import FeatureTable
 from glscl.evaluate.evaluated_run import open_cache_of, read_evaluated
 from glscl.evaluate.neighbours import nearest_neighbours, occurrences, skewness
 from glscl.evaluate.report.attention import ATTENTION, COSINE, FIXED, frame_weights
-from glscl.evaluate.report.closeup import examine
+from glscl.evaluate.report.examination import examine
 from glscl.evaluate.similarity import similarity_matrix
 from glscl.train_head.heads import HEAD_NAMES, build_head
 
@@ -37,7 +37,11 @@ def head_of(name):
 
 def table_of(seed=0, T=37, V=23):
     torch.manual_seed(seed)
-    return FeatureTable.from_arrays(torch.randn(T, D), torch.randn(V, 3, D), torch.randint(0, V, (T,)))
+    texts, videos = (
+        TextFeatures(torch.randn(T, D)),
+        VideoFeatures(torch.randn(V, 3, D), torch.ones(V, 3, dtype=torch.bool)),
+    )
+    return FeatureTable.from_features(texts, videos, torch.randint(0, V, (T,)))
 
 
 @pytest.mark.parametrize("max_bytes", [None, 2000])
@@ -132,11 +136,11 @@ def look(judged, folder, **options):
 @pytest.mark.parametrize("name", ["zero_shot", "run"])
 def test_examples_are_the_clearest_hits_and_the_worst_misses(judged, name):
     run = look(judged, getattr(judged, name), examples=2)
-    closeup, ranks = run.closeup, run.ranks["text_to_video"]
+    examination, ranks = run.examination, run.ranks["text_to_video"]
     assert run.notes == ()
-    assert [example.rank for example in closeup.best] == [1.0] * min(2, len(closeup.best))
-    assert closeup.worst[0].rank == ranks.max()
-    for example in (*closeup.best, *closeup.worst):
+    assert [example.rank for example in examination.best] == [1.0] * min(2, len(examination.best))
+    assert examination.worst[0].rank == ranks.max()
+    for example in (*examination.best, *examination.worst):
         row = list(run.text_ids).index(example.text_id)
         assert example.rank == ranks[row] and example.caption == run.captions[example.text_id]
         correct = [video for video in example.retrieved if video.correct]
@@ -145,19 +149,21 @@ def test_examples_are_the_clearest_hits_and_the_worst_misses(judged, name):
         first = [video for video in example.retrieved if video.rank <= 3]
         assert sorted((video.score for video in first), reverse=True) == [video.score for video in first]
         for video in example.retrieved:
-            assert video.id in closeup.sources and len(video.times) == len(video.weights) > 0
-            if closeup.weights_meaning == ATTENTION:
+            assert video.id in examination.sources and len(video.times) == len(video.weights) > 0
+            if examination.weights_meaning == ATTENTION:
                 assert sum(video.weights) == pytest.approx(1, abs=1e-5)
-    videos = [example.retrieved[-1 if example.rank > 3 else int(example.rank) - 1].id for example in closeup.worst]
+    videos = [example.retrieved[-1 if example.rank > 3 else int(example.rank) - 1].id for example in examination.worst]
     assert len(set(videos)) == len(videos)
 
 
 def test_hub_counts_add_up(judged):
-    closeup = look(judged, judged.run).closeup
+    examination = look(judged, judged.run).examination
     counts = judged.evaluations["run"].result["counts"]
-    assert len(closeup.video_occurrences) == counts["videos"] and len(closeup.text_occurrences) == counts["texts"]
-    assert closeup.video_occurrences.sum() == counts["texts"] * min(10, counts["videos"])
-    assert closeup.text_occurrences.sum() == counts["videos"] * min(10, counts["texts"])
+    assert (
+        len(examination.video_occurrences) == counts["videos"] and len(examination.text_occurrences) == counts["texts"]
+    )
+    assert examination.video_occurrences.sum() == counts["texts"] * min(10, counts["videos"])
+    assert examination.text_occurrences.sum() == counts["videos"] * min(10, counts["texts"])
 
 
 def test_other_weights_than_those_judged_are_noticed(judged, tmp_path):
@@ -166,7 +172,7 @@ def test_other_weights_than_those_judged_are_noticed(judged, tmp_path):
     folder = shutil.copytree(judged.run, tmp_path / "run")
     shutil.copy(judged.other / "best.safetensors", folder / "best.safetensors")
     run = look(judged, folder)
-    assert run.closeup is None and "ranks otherwise than when it was judged" in run.notes[-1]
+    assert run.examination is None and "ranks otherwise than when it was judged" in run.notes[-1]
 
 
 def test_a_run_without_weights_is_shown_without_examples(judged, tmp_path):
@@ -175,10 +181,10 @@ def test_a_run_without_weights_is_shown_without_examples(judged, tmp_path):
     folder = shutil.copytree(judged.run, tmp_path / "run")
     (folder / "best.safetensors").unlink()
     run = look(judged, folder)
-    assert run.closeup is None and "cannot be had again" in run.notes[-1] and "best.safetensors" in run.notes[-1]
+    assert run.examination is None and "cannot be had again" in run.notes[-1] and "best.safetensors" in run.notes[-1]
 
 
 def test_without_ranks_there_are_hubs_but_no_examples(judged):
     store, run = open_cache_of(read_evaluated(judged.run))
     run = examine(replace(run, ranks=None), store)
-    assert run.closeup.best == run.closeup.worst == () and run.closeup.video_occurrences.sum() > 0
+    assert run.examination.best == run.examination.worst == () and run.examination.video_occurrences.sum() > 0

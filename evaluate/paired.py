@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from glscl.common.errors import InputError, UsageError
-from glscl.evaluate.confidence import METRICS, check_queries, resampled_metrics
-from glscl.evaluate.metrics import CUTOFFS, summarise
+from glscl.evaluate.confidence import check_queries, resampled_metrics
+from glscl.evaluate.metrics import stored_metrics, summarise, values_of
+
+_ROUNDING = 1e-9  # two exchanges that make the same difference may round it otherwise
 
 
 class Paired(NamedTuple):
@@ -20,7 +22,7 @@ class Paired(NamedTuple):
 
     Attributes:
         before, after: the metric of either run.
-        difference: after − before; for R@K more is better, for MdR and MnR less.
+        difference: after − before; `METRICS[name].better` says whether more is better.
         interval_95: [low, high] of the difference, from a bootstrap that draws the same queries for both.
         p: two-sided probability of a difference at least as large if the runs were interchangeable.
     """
@@ -46,7 +48,7 @@ def paired_test(
         resamples: B, of both the permutations and the bootstrap.
 
     Returns:
-        Metric -> `Paired`, for the metrics of `glscl.evaluate.metrics.summarise`.
+        Metric -> `Paired`, for every stored metric of `glscl.evaluate.metrics.METRICS`.
 
     Raises:
         InputError: no queries, different numbers of them, or ranks that cannot be.
@@ -64,17 +66,18 @@ def paired_test(
     together = np.bincount(code, minlength=len(ranks))
     unchanged = np.bincount(np.delete(code_before, changed), minlength=len(ranks))
 
-    def differences(of_before: np.ndarray) -> np.ndarray:
-        return _exact_metrics(ranks, together - of_before) - _exact_metrics(ranks, of_before)
+    def differences(counts_before: np.ndarray) -> np.ndarray:
+        values = [list(values_of(ranks, counts).values()) for counts in (counts_before, together - counts_before)]
+        return np.subtract(values[1], values[0])
 
     observed = np.abs(differences(np.bincount(code_before, minlength=len(ranks))))
     code_before, code_after, cluster_changed = code_before[changed], code_after[changed], cluster[changed]
     rng = np.random.default_rng(seed)
-    as_large = np.zeros(len(METRICS), np.int64)
+    as_large = np.zeros(len(stored_metrics()), np.int64)
     for _ in range(resamples):
         exchanged = rng.integers(0, 2, clusters, dtype=np.int8).astype(bool)[cluster_changed]
-        one = np.where(exchanged, code_after, code_before)
-        as_large += np.abs(differences(unchanged + np.bincount(one, minlength=len(ranks)))) >= observed
+        counted = np.where(exchanged, code_after, code_before)
+        as_large += np.abs(differences(unchanged + np.bincount(counted, minlength=len(ranks)))) >= observed - _ROUNDING
     p = (1 + as_large) / (1 + resamples)
 
     first, second = summarise(before), summarise(after)
@@ -82,7 +85,7 @@ def paired_test(
         name: Paired(
             first[name], second[name], second[name] - first[name], [float(low[i]), float(high[i])], float(p[i])
         )
-        for i, name in enumerate(METRICS)
+        for i, name in enumerate(stored_metrics())
     }
 
 
@@ -157,17 +160,3 @@ def _check_pair(before: Any, after: Any, cluster: Any) -> tuple[np.ndarray, np.n
             f"the runs ranked {len(before)} and {len(after)} queries; a paired comparison needs the same ones"
         )
     return before, after, cluster, clusters
-
-
-def _exact_metrics(ranks: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """(6,) queries within each cutoff, median rank, sum of ranks: `METRICS` without a division that would round.
-
-    Args:
-        ranks: (U,) distinct ranks, rising.
-        counts: (U,) queries at each.
-    """
-    upto = np.cumsum(counts)
-    within = np.searchsorted(ranks, CUTOFFS, side="right")
-    middle = np.searchsorted(upto, [(upto[-1] - 1) // 2, upto[-1] // 2], side="right")
-    hits = np.where(within > 0, upto[within - 1], 0)
-    return np.array([*hits, ranks[middle].mean(), (counts * ranks).sum()])

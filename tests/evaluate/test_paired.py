@@ -9,15 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glscl.common.errors import InputError, UsageError
-from glscl.evaluate.compare.paired import (
-    METRICS,
+from glscl.evaluate.confidence import resampled_metrics
+from glscl.evaluate.metrics import stored_metrics, summarise
+from glscl.evaluate.paired import (
     Change,
     common_queries,
     most_changed,
     paired_test,
 )
-from glscl.evaluate.confidence import resampled_metrics
-from glscl.evaluate.metrics import summarise
 from glscl.evaluate.published import FINE_TUNED, FROZEN, HEAD_GFLOPS, PUBLISHED
 
 # ---- paired tests ----------------------------------------------------------------------------------------------------
@@ -33,7 +32,7 @@ def enumerated_p(before, after, cluster):
 
     def difference(a, b):
         first, second = summarise(a), summarise(b)
-        return np.array([second[name] - first[name] for name in METRICS])
+        return np.array([second[name] - first[name] for name in stored_metrics()])
 
     observed = np.abs(difference(before, after))
     names = np.unique(cluster)
@@ -51,7 +50,9 @@ def test_p_values_approach_those_of_all_exchanges(seed, clustered):
     before, after = some_ranks(seed, 10), some_ranks(seed + 50, 10) + seed % 2
     cluster = np.arange(10) // 2 if clustered else np.arange(10)
     tests = paired_test(before, after, cluster if clustered else None, resamples=4000, seed=seed)
-    np.testing.assert_allclose([tests[name].p for name in METRICS], enumerated_p(before, after, cluster), atol=0.035)
+    np.testing.assert_allclose(
+        [tests[name].p for name in stored_metrics()], enumerated_p(before, after, cluster), atol=0.035
+    )
 
 
 @given(st.integers(0, 1000), st.integers(1, 40))
@@ -59,7 +60,7 @@ def test_p_values_approach_those_of_all_exchanges(seed, clustered):
 def test_a_comparison_gives_both_metrics_and_turned_round_the_opposite(seed, n):
     before, after = some_ranks(seed, n), some_ranks(seed + 1, n)
     there, back = paired_test(before, after, resamples=30), paired_test(after, before, resamples=30)
-    for name in METRICS:
+    for name in stored_metrics():
         assert there[name].before == summarise(before)[name] and there[name].after == summarise(after)[name]
         assert there[name].difference == -back[name].difference
         assert there[name].interval_95 == pytest.approx([-edge for edge in reversed(back[name].interval_95)])

@@ -1,4 +1,4 @@
-"""A run looked at closely: hubs of its gallery, and its best and worst captions with the frames they look at.
+"""A run scored again and looked at closely: hubs of its gallery, and its best and worst captions with the frames they look at.
 
 T texts, V videos, F frames, k neighbours.
 """
@@ -6,25 +6,23 @@ T texts, V videos, F frames, k neighbours.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from glscl.cache.schema import VideoItem
+from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable
 from glscl.common.errors import GlsclError
-from glscl.evaluate.evaluated_run import RunForReport
-from glscl.evaluate.metrics import TEXT_TO_VIDEO
+from glscl.evaluate.evaluated_run import EvaluatedRun
 from glscl.evaluate.neighbours import Neighbours, nearest_neighbours, occurrences
+from glscl.evaluate.ranks import TEXT_TO_VIDEO
 from glscl.evaluate.report.attention import frame_weights
 from glscl.train_head.checkpoint import load_run
 from glscl.train_head.heads.base import Head
 from glscl.train_head.recipes import RECIPES
-
-if TYPE_CHECKING:
-    from glscl.cache.store import Store
 
 NEIGHBOURS = 10
 
@@ -56,7 +54,7 @@ class Example(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CloseUp:
+class Examination:
     """What `examine` found.
 
     Attributes:
@@ -76,16 +74,31 @@ class CloseUp:
     worst: tuple[Example, ...]
     sources: dict[str, VideoItem]
 
+    def __repr__(self) -> str:
+        return f"Examination({len(self.best)} best and {len(self.worst)} worst captions, {self.neighbours} neighbours)"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ExaminedRun(EvaluatedRun):
+    """An evaluated run that was scored again; `examination` is None where that could not be, which a note explains."""
+
+    examination: Examination | None = None
+
+
+def examination_of(run: EvaluatedRun) -> Examination | None:
+    """What `examine` found about a run; None where it was not looked at, or could not be."""
+    return run.examination if isinstance(run, ExaminedRun) else None
+
 
 def examine(
-    run: RunForReport,
+    run: EvaluatedRun,
     store: Store,
     *,
     examples: int = 3,
     retrieved: int = 3,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
-) -> RunForReport:
+) -> ExaminedRun:
     """Score a run's split again and look closely; what cannot be done becomes a note of the run.
 
     Args:
@@ -96,18 +109,21 @@ def examine(
         device: where to compute.
         progress: called with pairs done and pairs in all.
     """
+    run = ExaminedRun(**{field.name: getattr(run, field.name) for field in fields(EvaluatedRun)})
     if run.result.get("runs"):
-        return run.noting(
+        return run.with_notes(
             "Several runs were judged as one, so neither hubs nor examples are shown; report each by itself."
         )
     try:
         head, settings = _head_of(run, store)
         table = FeatureTable.load(store, run.result["split"], tokens=head.needs_tokens, **settings)
     except GlsclError as error:
-        return run.noting(f"The head of {run.title} cannot be had again ({error}), so hubs and examples are not shown.")
+        return run.with_notes(
+            f"The head of {run.title} cannot be had again ({error.message}), so hubs and examples are not shown."
+        )
     table, head = table.to(device), head.to(device)
     found = nearest_neighbours(head, table, NEIGHBOURS, device=device, progress=progress)
-    closeup = CloseUp(
+    examination = Examination(
         neighbours=found.videos.shape[1],
         video_occurrences=occurrences(found.videos, table.num_videos),
         text_occurrences=occurrences(found.texts, table.num_texts),
@@ -117,28 +133,28 @@ def examine(
         sources={},
     )
     if run.ranks is None:
-        return replace(run, closeup=closeup)
-    if list(run.text_ids) != list(table.text_ids) or not _agree(run, table, found):
-        return run.noting(
+        return replace(run, examination=examination)
+    if list(run.text_ids) != list(table.text_ids) or not _agree(run.ranks[TEXT_TO_VIDEO], table, found):
+        return run.with_notes(
             f"{run.title} ranks otherwise than when it was judged (other weights or another cache), so neither hubs "
-            "nor examples are shown. Judge it again: glscl eval."
+            "nor examples are shown. Judge it again."
         )
     ranks = run.ranks[TEXT_TO_VIDEO]
     best, worst = _choose(ranks, table.video_of_text.cpu().numpy(), found, examples)
     shown = [[_example(head, table, found, ranks, row, retrieved) for row in rows] for rows in (best, worst)]
-    meaning = next((meaning for of in shown for _, meaning in of), "")
-    videos = {video.id for of in shown for example, _ in of for video in example.retrieved}
-    closeup = replace(
-        closeup,
+    meaning = next((meaning for found in shown for _, meaning in found), "")
+    videos = {video.id for found in shown for example, _ in found for video in example.retrieved}
+    examination = replace(
+        examination,
         weights_meaning=meaning,
         best=tuple(example for example, _ in shown[0]),
         worst=tuple(example for example, _ in shown[1]),
         sources={video.id: video for video in store.plan.videos if video.id in videos},
     )
-    return replace(run, closeup=closeup)
+    return replace(run, examination=examination)
 
 
-def _head_of(run: RunForReport, store: Store) -> tuple[Head, dict[str, Any]]:
+def _head_of(run: EvaluatedRun, store: Store) -> tuple[Head, dict[str, Any]]:
     """The head that made a result, and how it looked at frames."""
     from glscl.evaluate.evaluation import zero_shot_head
 
@@ -156,10 +172,10 @@ def _head_of(run: RunForReport, store: Store) -> tuple[Head, dict[str, Any]]:
     }
 
 
-def _agree(run: RunForReport, table: FeatureTable, found: Neighbours) -> bool:
+def _agree(ranks: np.ndarray, table: FeatureTable, found: Neighbours) -> bool:
     """Whether the neighbours and the recorded ranks tell the same first places, but for a few ties."""
     first = found.videos[:, 0] == table.video_of_text.cpu().numpy()
-    return float((first != (run.ranks[TEXT_TO_VIDEO] < 1.5)).mean()) <= 0.01  # type: ignore[index]
+    return float((first != (ranks < 1.5)).mean()) <= 0.01
 
 
 def _choose(ranks: np.ndarray, video: np.ndarray, found: Neighbours, count: int) -> tuple[list[int], list[int]]:

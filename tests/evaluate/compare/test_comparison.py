@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from glscl.common.errors import InputError, NotFoundError
+from glscl.common.tables import STYLES, render
 from glscl.evaluate.compare.comparison import compare_runs
-from glscl.evaluate.compare.paired import paired_test
-from glscl.evaluate.evaluated_run import RunForReport, open_cache_of, read_evaluated, with_distinct_names
-from glscl.evaluate.result_tables import DIRECTIONS, SHOWN, STYLES, render
+from glscl.evaluate.evaluated_run import EvaluatedRun, open_cache_of, read_evaluated, with_distinct_names
+from glscl.evaluate.metrics import main_metrics
+from glscl.evaluate.paired import paired_test
+from glscl.evaluate.result_tables import SHORT_NAMES
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def test_a_run_is_read_back_as_it_was_judged(judged):
         assert list(read.text_ids) == evaluation.text_ids and list(read.video_ids) == evaluation.video_ids
         np.testing.assert_array_equal(read.video_of_text, evaluation.video_of_text)
         assert [row["epoch"] for row in read.history] == ([1, 2, 3] if name == "run" else [])
-        made = RunForReport.of(evaluation, folder=judged.run if name == "run" else None)
+        made = EvaluatedRun.from_evaluation(evaluation, folder=judged.run if name == "run" else None)
         assert made.history == read.history and made.title == read.title
     assert read_evaluated(judged.run / "result.json").run["command"] == read.run["command"]
 
@@ -56,7 +58,7 @@ def test_the_cache_adds_captions_failures_and_provenance(judged):
 def test_what_is_not_a_run_is_refused(judged, tmp_path, copied):
     with pytest.raises(NotFoundError, match="There is no run at"):
         read_evaluated(tmp_path / "none")
-    with pytest.raises(NotFoundError, match=r"glscl eval --run .* --split val"):
+    with pytest.raises(NotFoundError, match=r"Do: eval \(run=.*, split=val\)"):
         read_evaluated(judged.run, split="val")
     result = json.loads((copied / "result.json").read_text())
     for content, message in (
@@ -128,7 +130,7 @@ def test_later_runs_are_tested_against_the_first(runs):
     comparison = compare_runs(runs, published=False, resamples=200, top=3)
     assert [of.name for of in comparison.against] == ["glscl (run)", "glscl (other) †"]
     for of, run in zip(comparison.against, runs[1:]):
-        for direction in DIRECTIONS.values():
+        for direction in SHORT_NAMES:
             cluster = runs[0].video_of_text if direction == "text_to_video" else None
             expected = paired_test(runs[0].ranks[direction], run.ranks[direction], cluster, resamples=200)
             assert of.tests[direction] == expected
@@ -148,8 +150,8 @@ def test_where_no_caption_moved_no_empty_table_stands(runs):
 def test_the_other_way_round_p_is_the_same_and_the_difference_the_opposite(runs):
     (there,) = compare_runs(runs[:2], published=False, resamples=200).against
     (back,) = compare_runs(runs[1::-1], published=False, resamples=200).against
-    for direction in DIRECTIONS.values():
-        for name in SHOWN:
+    for direction in SHORT_NAMES:
+        for name in main_metrics():
             assert there.tests[direction][name].p == back.tests[direction][name].p
             assert there.tests[direction][name].difference == -back.tests[direction][name].difference
     assert [moved.id for moved in there.most_improved] == [moved.id for moved in back.most_worsened]
@@ -195,9 +197,9 @@ def test_csv_can_be_read_back_with_every_digit(runs):
     tables = [list(csv.DictReader(io.StringIO(render(table, "csv")))) for table in comparison.tables()]
     by_row = {(row["Method"], row["Direction"]): row for row in tables[0]}
     for run in comparison.runs:
-        for short, direction in DIRECTIONS.items():
+        for direction, short in SHORT_NAMES.items():
             row = by_row[run.name, short]
-            for name in SHOWN:
+            for name in main_metrics():
                 assert float(row[name]) == run.result[direction][name]
                 assert [float(row[f"{name} low"]), float(row[f"{name} high"])] == run.result["confidence_95"][
                     direction
@@ -211,9 +213,9 @@ def test_csv_can_be_read_back_with_every_digit(runs):
 def test_markdown_and_latex_can_be_read_back(runs):
     table = compare_runs(runs, published=False, resamples=100).tables()[0]
     expected = {
-        (name, short): [f"{run.result[direction][metric]:.1f}" for metric in SHOWN]
+        (name, short): [f"{run.result[direction][metric]:.1f}" for metric in main_metrics()]
         for run, name in zip(runs, ("mean_pool", "glscl (run)", "glscl (other) †"))
-        for short, direction in DIRECTIONS.items()
+        for direction, short in SHORT_NAMES.items()
     }
     lines = [line.strip("| ").split(" | ") for line in render(table, "markdown").splitlines() if line.startswith("| ")]
     found = {(cells[0], cells[3]): cells[4:9] for cells in lines if (cells[0], cells[3]) in expected}

@@ -1,12 +1,14 @@
 """Extractions that are killed or whose disk fails, many of them: all is imported once, each one is a forked process.
 
-    python crash_harness.py WORK FORMAT ROUNDS [SEED] [KIND,KIND…]
+    python crash_harness.py WORK FORMAT SEED KIND=ROUNDS…
 
 A round begins a cache, dies at one point, is looked at, and is finished by another process. Points are the calls that
 make data durable or visible (`call`, before the n-th), lines of the code that writes (`line`, before the n-th), and
-moments (`time`). With the kind `disk` it lives on, and that call fails once or from then on, as on a full, failing or
-read-only disk; with `size` no file may grow beyond some bytes. Prints one JSON object: {"stopped": {kind: rounds that
-ended before the work was done}, "rounds", "messages": [...], "problems": [...]}.
+moments (`time`). `commit` chooses its calls by itself: for every place in the code where something becomes visible or
+vanishes it dies once just before and once just after. With the kind `disk` it lives on, and that call fails once or from
+then on, as on a full, failing or read-only disk; with `size` no file may grow beyond some bytes. Prints one JSON object:
+{"rounds": {kind: how many}, "stopped": {kind: rounds that ended before the work was done}, "commit_points": [...],
+"messages": [...], "problems": [...]}.
 
 Only the pool of decoding processes is replaced: the same decoders run in the extraction's own process.
 """
@@ -25,7 +27,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,7 @@ from glscl.extract.decode.video import FrameChunk, VideoDone, VideoTask, decode_
 
 VIDEOS = 8
 DURABLE = ("fsync", "link", "replace", "rename", "unlink", "mkdir", "open", "rmdir")
+VISIBLE = ("link", "replace", "rename", "unlink")  # those after which others see something else
 KILLS = ("call", "line", "time")
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT, errno.EACCES)
 WRITES = ("fsync", "link", "replace", "rename", "mkdir", "open")
@@ -101,25 +105,52 @@ class Countdown:
     def __init__(self, at: int | None) -> None:
         self.at, self.count = at, 0
 
-    def __call__(self) -> None:
+    def __call__(self, call: str = "") -> None:
         self.count += 1
         if self.count == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(60)
 
 
-def count_calls(tick: Callable[[], None]) -> None:
-    """Calls `tick` before each call of the operating system that makes data durable or visible."""
+class CommitPoints:
+    """Counts calls, and remembers by the place in the code those that change what others see.
 
-    def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
+    Attributes:
+        calls: of each place, the call's name and the functions of the cache that lead to it, the numbers of its calls.
+    """
+
+    ROOM = Path(store.__file__).parent
+
+    def __init__(self) -> None:
+        self.count, self.calls = 0, {}
+
+    def __call__(self, call: str) -> None:
+        if call in VISIBLE:
+            self.calls.setdefault(self._place(call), []).append(self.count)
+        self.count += 1
+
+    def _place(self, call: str) -> str:
+        frame, place = sys._getframe(3), [call]
+        while frame:
+            code = frame.f_code
+            if Path(code.co_filename).is_relative_to(self.ROOM):
+                place.append(f"{code.co_qualname}:{frame.f_lineno}")
+            frame = frame.f_back
+        return " < ".join(place)
+
+
+def count_calls(tick: Callable[[str], None]) -> None:
+    """Calls `tick` with its name before each call of the operating system that makes data durable or visible."""
+
+    def wrapped(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
-            tick()
+            tick(name)
             return original(*args, **options)
 
         return call
 
     for name in DURABLE:
-        setattr(os, name, wrapped(getattr(os, name)))
+        setattr(os, name, wrapped(name, getattr(os, name)))
 
 
 def count_lines(tick: Callable[[], None], watched: frozenset[str] | None = None) -> None:
@@ -180,7 +211,7 @@ class FailingDisk:
         builtins.open = io.open = wrapped(io.open, by_mode)  # type: ignore[assignment]
 
 
-HOOKS = {"call": count_calls, "line": count_lines}
+HOOKS = {"call": count_calls, "commit": count_calls, "line": count_lines}
 
 
 def in_child(work: Callable[[], Any], *, kill_after: float | None = None) -> tuple[int, Any]:
@@ -280,22 +311,28 @@ def one_round(kind: str, place: float, sizes: dict[str, float], setting: dict[st
     return {"stopped": status == -signal.SIGKILL or answer is not None, "said": answer, "problems": problems}
 
 
-def places(rounds: int, seed: int, kinds: Sequence[str]) -> list[tuple[str, float]]:
+def places(rounds: dict[str, int], seed: int) -> list[tuple[str, float]]:
     """A kind and a place for each round: every kind spread over the whole run, at random within its slice."""
     rng = random.Random(seed)
-    chosen = []
-    for number, kind in enumerate(kinds):
-        count = len(range(number, rounds, len(kinds)))
-        chosen += [(kind, (i + rng.random()) / count) for i in range(count)]
-    return chosen
+    return [(kind, (i + rng.random()) / count) for kind, count in rounds.items() for i in range(count)]
 
 
-def measure(setting: dict[str, Any], kinds: Sequence[str]) -> dict[str, float]:
-    """How many calls, lines, seconds and bytes (of its largest file) a whole run takes; its cache is the reference."""
+def around(calls: dict[str, list[int]], total: int, each: int, seed: int) -> list[float]:
+    """Places before and after `each` of the calls at every commit point, of all the `total` calls of a run."""
+    rng = random.Random(seed)
+    chosen = {n for numbers in calls.values() for n in rng.sample(numbers, min(each, len(numbers)))}
+    return [(n + 0.5) / total for n in sorted(chosen | {n + 1 for n in chosen}) if n < total]
+
+
+def measure(setting: dict[str, Any], kinds: Iterable[str]) -> dict[str, Any]:
+    """How many calls, lines, seconds and bytes (of its largest file) a whole run takes; its cache is the reference.
+
+    Of the kind `commit` it gives the calls at each commit point.
+    """
     run = {name: setting[name] for name in ("clips", "format", "backbone")}
 
-    def whole(kind: str, out: Path) -> float:
-        tick, disk = Countdown(None), FailingDisk(None, 0, lasting=False)
+    def whole(kind: str, out: Path) -> Any:
+        tick, disk = CommitPoints() if kind == "commit" else Countdown(None), FailingDisk(None, 0, lasting=False)
         if kind in HOOKS:
             HOOKS[kind](tick)
         elif kind == "disk":
@@ -304,7 +341,8 @@ def measure(setting: dict[str, Any], kinds: Sequence[str]) -> dict[str, float]:
         extract(out, **run)
         seconds = time.perf_counter() - began
         sizes = [p.stat().st_size for p in out.rglob("*") if p.is_file() and p.parent.name != "backbone"]
-        return {"time": seconds, "disk": disk.count, "size": max(sizes)}.get(kind, tick.count)
+        found = {"time": seconds, "disk": disk.count, "size": max(sizes)}.get(kind, tick.count)
+        return [found, tick.calls] if kind == "commit" else found
 
     found = {}
     for kind in dict.fromkeys(["time", *kinds]):
@@ -315,7 +353,7 @@ def measure(setting: dict[str, Any], kinds: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def main(work: str, format: str, rounds: str, seed: str = "0", kinds: str = ",".join(KILLS)) -> None:
+def main(work: str, format: str, seed: str, *kinds: str) -> None:
     folder = Path(work)
     setting = {
         "work": folder,
@@ -324,16 +362,23 @@ def main(work: str, format: str, rounds: str, seed: str = "0", kinds: str = ",".
         "format": format,
         "backbone": Backbone.load("demo", None, words=12, device="cpu", precision="fp32"),
     }
-    chosen = kinds.split(",")
-    sizes = measure(setting, chosen)
+    asked = {kind: int(rounds) for kind, _, rounds in (word.partition("=") for word in kinds)}
+    sizes = measure(setting, asked)
+    chosen, commits = [], {}
+    if each := asked.pop("commit", 0):
+        sizes["commit"], commits = sizes["commit"]
+        chosen = [("commit", place) for place in around(commits, sizes["commit"], each, int(seed))]
+    chosen += places(asked, int(seed))
+    rounds = Counter(kind for kind, _ in chosen)
     report = {
-        "rounds": int(rounds),
-        "stopped": dict.fromkeys(chosen, 0),
+        "rounds": rounds,
+        "stopped": dict.fromkeys(rounds, 0),
         "sizes": sizes,
+        "commit_points": sorted(commits),
         "messages": [],
         "problems": [],
     }
-    for kind, place in places(int(rounds), int(seed), chosen):
+    for kind, place in chosen:
         found = one_round(kind, place, sizes, setting)
         report["stopped"][kind] += found["stopped"]
         report["messages"] += [found["said"].replace(str(folder), "")] if found["said"] else []

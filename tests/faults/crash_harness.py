@@ -4,11 +4,13 @@
 
 A round begins a cache, dies at one point, is looked at, and is finished by another process. Points are the calls that
 make data durable or visible (`call`, before the n-th), lines of the code that writes (`line`, before the n-th), and
-moments (`time`). `commit` chooses its calls by itself: for every place in the code where something becomes visible or
-vanishes it dies once just before and once just after. With the kind `disk` it lives on, and that call fails once or from
-then on, as on a full, failing or read-only disk; with `size` no file may grow beyond some bytes. Prints one JSON object:
-{"rounds": {kind: how many}, "stopped": {kind: rounds that ended before the work was done}, "commit_points": [...],
-"messages": [...], "problems": [...]}.
+moments (`time`). `commit` finds its calls by itself: every place in the code where something becomes visible or vanishes;
+to die before each is to die in every state that others can see. With the kind `disk` it lives on, and that call fails
+once or from then on, as on a full, failing or read-only disk; with `size` no file may grow beyond some bytes. Prints one
+JSON object: {"rounds": {kind: how many}, "stopped": {kind: rounds that ended before the work was done},
+"commit_points": [...], "messages": [...], "problems": [...]}.
+
+What dies is a process, never the machine: nothing here waits for the disk.
 
 Only the pool of decoding processes is replaced: the same decoders run in the extraction's own process.
 """
@@ -116,13 +118,11 @@ class CommitPoints:
     """Counts calls, and remembers by the place in the code those that change what others see.
 
     Attributes:
-        calls: of each place, the call's name and the functions of the cache that lead to it, the numbers of its calls.
+        calls: of each place, the call's name and the functions of the room that lead to it, the numbers of its calls.
     """
 
-    ROOM = Path(store.__file__).parent
-
-    def __init__(self) -> None:
-        self.count, self.calls = 0, {}
+    def __init__(self, room: Path) -> None:
+        self.room, self.count, self.calls = room, 0, {}
 
     def __call__(self, call: str) -> None:
         if call in VISIBLE:
@@ -133,7 +133,7 @@ class CommitPoints:
         frame, place = sys._getframe(3), [call]
         while frame:
             code = frame.f_code
-            if Path(code.co_filename).is_relative_to(self.ROOM):
+            if Path(code.co_filename).is_relative_to(self.room):
                 place.append(f"{code.co_qualname}:{frame.f_lineno}")
             frame = frame.f_back
         return " < ".join(place)
@@ -264,7 +264,7 @@ def finish(path: Path, clips: Path, format: str, backbone: Backbone, reference: 
     """Problems of going on to the end: an error, another result, or something left behind."""
     committed = {p: p.stat().st_mtime_ns for p in path.glob("commits/*/*.json")}
     extract(path, clips, format, backbone)
-    problems = look(path, reference)
+    problems = verify(open_store(path))
     if records(path) != records(reference) or not open_store(path).complete:
         problems.append("it is not the cache of an uninterrupted run")
     problems += [f"{p} was written again" for p, when in committed.items() if p.stat().st_mtime_ns != when]
@@ -302,12 +302,12 @@ def one_round(kind: str, place: float, sizes: dict[str, float], setting: dict[st
     problems = []
     if answer is not None and ("\n" in answer or str(out) not in answer):
         problems.append(f"{where}: not one line that names the place: {answer}")
-    for step in (lambda: look(out, setting["reference"]), lambda: finish(out, reference=setting["reference"], **run)):
-        code, found = in_child(step)
-        if code != 0 or isinstance(found, dict):
-            problems.append(f"{where}: the next process ended with {code}: {found and found['raised']}")
-        else:
-            problems += [f"{where}: {line}" for line in found]
+    reference = setting["reference"]
+    code, found = in_child(lambda: look(out, reference) + finish(out, reference=reference, **run))
+    if code != 0 or isinstance(found, dict):
+        problems.append(f"{where}: the next process ended with {code}: {found and found['raised']}")
+    else:
+        problems += [f"{where}: {line}" for line in found]
     return {"stopped": status == -signal.SIGKILL or answer is not None, "said": answer, "problems": problems}
 
 
@@ -317,43 +317,51 @@ def places(rounds: dict[str, int], seed: int) -> list[tuple[str, float]]:
     return [(kind, (i + rng.random()) / count) for kind, count in rounds.items() for i in range(count)]
 
 
-def around(calls: dict[str, list[int]], total: int, each: int, seed: int) -> list[float]:
-    """Places before and after `each` of the calls at every commit point, of all the `total` calls of a run."""
+def at_commit_points(calls: dict[str, list[int]], total: int, each: int, seed: int) -> list[float]:
+    """Places before `each` of the calls of every commit point, of all the `total` calls of a run."""
     rng = random.Random(seed)
     chosen = {n for numbers in calls.values() for n in rng.sample(numbers, min(each, len(numbers)))}
-    return [(n + 0.5) / total for n in sorted(chosen | {n + 1 for n in chosen}) if n < total]
+    return [(n + 0.5) / total for n in sorted(chosen)]
 
 
-def measure(setting: dict[str, Any], kinds: Iterable[str]) -> dict[str, Any]:
-    """How many calls, lines, seconds and bytes (of its largest file) a whole run takes; its cache is the reference.
+def measure(setting: dict[str, Any], kinds: Iterable[str]) -> tuple[dict[str, float], dict[str, list[int]]]:
+    """How many calls, lines, seconds and bytes (of its largest file) a whole run takes, and the calls of its commit points.
 
-    Of the kind `commit` it gives the calls at each commit point.
+    The cache of the first run is the reference.
     """
     run = {name: setting[name] for name in ("clips", "format", "backbone")}
 
-    def whole(kind: str, out: Path) -> Any:
-        tick, disk = CommitPoints() if kind == "commit" else Countdown(None), FailingDisk(None, 0, lasting=False)
-        if kind in HOOKS:
-            HOOKS[kind](tick)
-        elif kind == "disk":
-            disk.install()
-        began = time.perf_counter()
+    def plain() -> dict[str, float]:
+        began, out = time.perf_counter(), setting["reference"]
         extract(out, **run)
         seconds = time.perf_counter() - began
         sizes = [p.stat().st_size for p in out.rglob("*") if p.is_file() and p.parent.name != "backbone"]
-        found = {"time": seconds, "disk": disk.count, "size": max(sizes)}.get(kind, tick.count)
-        return [found, tick.calls] if kind == "commit" else found
+        return {"time": seconds, "size": max(sizes)}
 
-    found = {}
-    for kind in dict.fromkeys(["time", *kinds]):
-        out = setting["reference"] if kind == "time" else setting["work"] / kind
-        status, found[kind] = in_child(lambda kind=kind, out=out: whole(kind, out))
-        if status != 0 or isinstance(found[kind], dict):
-            raise SystemExit(f"an uninterrupted run ends with {status}: {found[kind]}")
-    return found
+    def counted() -> dict[str, Any]:
+        calls, disk = CommitPoints(Path(store.__file__).parent), FailingDisk(None, 0, lasting=False)
+        count_calls(calls)
+        disk.install()
+        extract(setting["work"] / "counted", **run)
+        return {"call": calls.count, "commit": calls.count, "disk": disk.count, "points": calls.calls}
+
+    def traced() -> dict[str, float]:
+        lines = Countdown(None)
+        count_lines(lines)
+        extract(setting["work"] / "traced", **run)
+        return {"line": lines.count}
+
+    found: dict[str, Any] = {}
+    for whole in (plain, counted, *([traced] if "line" in kinds else [])):
+        status, answer = in_child(whole)
+        if status != 0 or "raised" in answer:
+            raise SystemExit(f"an uninterrupted run ends with {status}: {answer}")
+        found |= answer
+    return found, found.pop("points")
 
 
 def main(work: str, format: str, seed: str, *kinds: str) -> None:
+    os.fsync = lambda _: None
     folder = Path(work)
     setting = {
         "work": folder,
@@ -363,18 +371,15 @@ def main(work: str, format: str, seed: str, *kinds: str) -> None:
         "backbone": Backbone.load("demo", None, words=12, device="cpu", precision="fp32"),
     }
     asked = {kind: int(rounds) for kind, _, rounds in (word.partition("=") for word in kinds)}
-    sizes = measure(setting, asked)
-    chosen, commits = [], {}
-    if each := asked.pop("commit", 0):
-        sizes["commit"], commits = sizes["commit"]
-        chosen = [("commit", place) for place in around(commits, sizes["commit"], each, int(seed))]
+    sizes, points = measure(setting, asked)
+    chosen = [("commit", at) for at in at_commit_points(points, sizes["call"], asked.pop("commit", 0), int(seed))]
     chosen += places(asked, int(seed))
     rounds = Counter(kind for kind, _ in chosen)
     report = {
         "rounds": rounds,
         "stopped": dict.fromkeys(rounds, 0),
         "sizes": sizes,
-        "commit_points": sorted(commits),
+        "commit_points": sorted(points),
         "messages": [],
         "problems": [],
     }

@@ -93,7 +93,7 @@ def test_raw_and_normalised_rows_stand_together_and_transductive_ones_are_marked
     assert "extra data of qb-norm, nnn: first caption of" in out
 
 
-def test_selection_on_test_is_warned_about_and_marks_every_later_table(glscl, cache, tmp_path):
+def test_selection_on_test_is_warned_about_and_marks_every_later_table(glscl, undrawn, cache, tmp_path):
     chosen, clean = tmp_path / "chosen", tmp_path / "clean"
     train = ("train-head", "--head", "projection", "--epochs", 2, "--batch-size", 8)
     status, out, _ = glscl(*train, "--select", "test", "--out", chosen)

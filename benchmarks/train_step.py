@@ -30,8 +30,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from common import Peak, digits, machine, markdown, peak_memory, synchronise
+from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
 from glscl.train_head.heads import HEAD_NAMES, build_head
+from glscl.train_head.settings import TrainSettings
 from glscl.train_head.train import Reporter, StepReport, fit
 
 HEADS = "glscl,seq_transf,xpool,wti"
@@ -84,11 +86,10 @@ def made_up_table(captions: int, videos: int, *, dim: int, device: torch.device)
 
     lengths = torch.randn(captions, generator=random, device=device).mul(4).add(13).round().clamp(4, WORDS).long()
     counts = torch.randint(10, FRAMES + 1, (videos, 1), generator=random, device=device)
-    table = FeatureTable.from_arrays(
-        normal(captions, dim),
-        normal(videos, FRAMES, dim),
+    table = FeatureTable.from_features(
+        TextFeatures(normal(captions, dim)),
+        VideoFeatures(normal(videos, FRAMES, dim), torch.arange(FRAMES, device=device) < counts),
         torch.arange(captions, device=device) % videos,
-        frame_mask=torch.arange(FRAMES, device=device) < counts,
     )
     offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     return FeatureTable(**{**vars(table), "token_values": normal(int(offsets[-1]), dim), "token_offsets": offsets})
@@ -149,12 +150,8 @@ def measure(
         fit(
             head,
             table,
-            epochs=1,
-            batch_size=batch,
-            precision=precision,
+            TrainSettings(epochs=1, batch_size=batch, precision=precision, compile=compile, log_every=steps),
             device=device,
-            compile=compile,
-            log_every=steps,
             reporter=watch,
         )
     in_operators, in_wall = (None, None) if watch.profiler is None else shares(watch.profiler, watch.wall, device)
@@ -201,11 +198,8 @@ def recipe_seconds(
     fit(
         head,
         table,
-        epochs=RECIPE_EPOCHS,
-        batch_size=RECIPE_BATCH,
-        precision=precision,
+        TrainSettings(epochs=RECIPE_EPOCHS, batch_size=RECIPE_BATCH, precision=precision, compile=compile),
         device=device,
-        compile=compile,
         reporter=Epochs(),
     )
     synchronise(device)

@@ -40,13 +40,13 @@ def _explain(error: OSError, path: os.PathLike[str] | str, doing: str) -> Storag
     told = _ERRNO.search(text)  # HDF5 tells the number within several lines of its own
     code = int(told[1]) if told else error.errno
     reason = os.strerror(int(told[1])) if told else (error.strerror or text or type(error).__name__).splitlines()[0]
-    place, elsewhere = f"Cannot {doing} {os.fspath(path)}", "Choose another folder with --out"
+    place, elsewhere = f"Cannot {doing} {os.fspath(path)}", "Choose another folder with `out`"
     if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
         return StorageError(f"{place}: the disk is full", first="Free some space")
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return StorageError(f"{place}: no permission to write there", mend=elsewhere)
+        return StorageError(f"{place}: no permission to write there", hint=elsewhere)
     if code in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-        return StorageError(f"{place}: a file stands where a folder is expected, or the reverse", mend=elsewhere)
+        return StorageError(f"{place}: a file stands where a folder is expected, or the reverse", hint=elsewhere)
     return StorageError(f"{place}: {reason}", first="See that the disk is well")
 
 
@@ -83,7 +83,7 @@ def refuse_links(root: Path, *, depth: int = sys.maxsize) -> None:
 def _link_refused(link: Path) -> StorageError:
     return StorageError(
         f"{link} is a link to {os.readlink(link)}, and nothing is written or deleted where a link leads elsewhere",
-        mend="Delete the link, or put in its place what it leads to",
+        hint="Delete the link, or put in its place what it leads to",
     )
 
 
@@ -145,10 +145,10 @@ def _sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def half_written(folder: Path, *, of: str | None = None) -> list[Path]:
-    """Files in `folder` that somebody was still writing when they were killed, or are writing now; all, or those `of` a name."""
+def half_written(folder: Path, *, name: str | None = None) -> list[Path]:
+    """Files in `folder` that somebody was still writing when they were killed, or are writing now; all, or those of a name."""
     found = (path for path in folder.glob(".*.tmp") if _ASIDE.fullmatch(path.name))
-    return sorted(path for path in found if of is None or path.name[1:-13] == of)
+    return sorted(path for path in found if name is None or path.name[1:-13] == name)
 
 
 def _write_aside(path: Path, data: bytes) -> Path:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from glscl.commands.options import Run, command, command_line
-from glscl.commands.printing import TrainingLines, aligned
+from glscl.commands.printing import TrainingLines, print_rows
 from glscl.common.progress import duration
 from glscl.common.settings import home
 
@@ -55,7 +55,7 @@ def demo(
     spent = ", ".join(f"{stage} {duration(time)}" for stage, time in seconds.items())
     rest = " (fine-tuned in the last row)" if finetune else ""
     run.say(f"\ntest split: {counts['videos']} videos, {counts['texts']} captions, frozen backbone{rest}\n")
-    run.say(aligned(demo_table(results)))
+    print_rows(run, demo_table(results))
     for name, result in results.items():
         if "tags" in result:
             tags = ", ".join(f":{tag} {found['R@1']:.1f}" for tag, found in result["tags"].items())

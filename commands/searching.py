@@ -11,7 +11,7 @@ import typer
 from glscl.commands.options import OneOf, Run, command, command_line
 from glscl.commands.printing import lines_of, print_hits
 from glscl.commands.shared import CacheOption, open_cache
-from glscl.common.errors import NotFoundError, UsageError
+from glscl.common.errors import Hint, NotFoundError, UsageError
 
 
 @command()
@@ -55,7 +55,7 @@ def search(
     if (sentence is None) == (video is None):
         raise UsageError("Give either a sentence or --video FILE")
     if sentence is not None and not sentence.strip():
-        raise UsageError("The sentence is empty", mend='Say what to look for: glscl search "a dog runs"')
+        raise UsageError("The sentence is empty", hint=Hint('Say what to look for: glscl search "a dog runs"'))
     if video is not None and not video.is_file():
         raise NotFoundError(f"There is no video file {video}")
     run.device()  # one that is not there is said first
@@ -65,7 +65,7 @@ def search(
     if normalise is not None and "train" not in store.splits:
         raise UsageError(
             f"--normalise needs a bank of training captions and {store.path} has no split train",
-            mend="Search without --normalise",
+            hint="Search without --normalise",
         )
     head, table = _head_and_table(run, store, run_folder, split)
     head_name = "mean_pool" if run_folder is None else read_run(run_folder)["head"]

@@ -6,5 +6,6 @@ In reading order:
     launch          which process of a launch this is; the only reader of RANK and its like
     progress        tasks with rate and remaining time
     archive_limits  compressed files that claim to unpack to far more than they store
+    tables          a table, and how it is written for a terminal, Markdown, CSV and LaTeX
     versions        versions of everything that can change a number
 """

@@ -20,18 +20,18 @@ from glscl.cache.store import Store, open_store
 from glscl.common.progress import Progress
 from glscl.common.versions import versions
 from glscl.demo.corpus import SIZES, ensure_corpus
-from glscl.evaluate.evaluated_run import RunForReport, with_cache
+from glscl.evaluate.evaluated_run import EvaluatedRun, with_cache
 from glscl.evaluate.evaluation import Evaluation, evaluate_run, validation_metrics, write_result
-from glscl.evaluate.report.closeup import examine
+from glscl.evaluate.report.examination import examine
 from glscl.evaluate.report.page import write_report
+from glscl.evaluate.settings import EvaluateSettings
 from glscl.extract.backbone.encoder import Backbone
 from glscl.extract.datasets import DATASETS
 from glscl.extract.decode.sampling import Sampling
 from glscl.extract.decode.thumbnails import thumbnails_of
 from glscl.extract.pipeline import extract
-from glscl.train_head.checkpoint import read_run
-from glscl.train_head.finetuning.settings import TuneConfig, resolve_finetune
-from glscl.train_head.settings import TrainConfig, resolve
+from glscl.train_head.finetuning.settings import resolve_finetune
+from glscl.train_head.settings import resolve
 from glscl.train_head.train import Reporter, train
 
 HEADS = ("projection", "seq_transf", "glscl")
@@ -119,7 +119,7 @@ def run_demo(
     lap("extract")
 
     results: dict[str, Any] = {}
-    evaluation = evaluate_run(store, seed=seed, device=device, command=command)
+    evaluation = evaluate_run(store, None, EvaluateSettings(seed=seed), device=device, command=command)
     results["chance"] = chance(evaluation.result)
     results["zero_shot"] = evaluation.result
     write_result(out / "runs" / "zero_shot" / "result.json", evaluation)
@@ -128,7 +128,7 @@ def run_demo(
     for name in HEADS:
         folder = out / "runs" / name
         settings = resolve(
-            TrainConfig(head=name, epochs=epochs), dataset="demo", device_type=torch.device(device).type, seed=seed
+            {"head": name, "epochs": epochs, "seed": seed}, dataset="demo", device_type=torch.device(device).type
         )
         say(f"training {name} ({settings.epochs} epochs)")
         train(
@@ -141,7 +141,7 @@ def run_demo(
             resume=True,
             command=command,
         )
-        evaluation = evaluate_run(store, run=folder, seed=seed, device=device, command=command)
+        evaluation = evaluate_run(store, folder, EvaluateSettings(seed=seed), device=device, command=command)
         write_result(folder / "result.json", evaluation)
         results[name] = evaluation.result
         shown.append(_examined(evaluation, name, folder, store, device))
@@ -197,22 +197,14 @@ def _second_pass(
 
     head, folder = out / "runs" / "glscl", out / "runs" / "finetuned"
     asked = SECOND_PASS if epochs is None else {**SECOND_PASS, "epochs": epochs}
-    settings = resolve_finetune(
-        TrainConfig(**asked),
-        TuneConfig(**TUNED),
-        start=read_run(head),
-        dataset="demo",
-        device_type=torch.device(device).type,
-        seed=seed,
-    )
+    asked = {**asked, **TUNED, "start": head, "workers": workers, "seed": seed}
+    settings = resolve_finetune(asked, dataset="demo", device_type=torch.device(device).type)
     say(f"fine-tuning the text tower with glscl ({settings.epochs} epochs)")
     clock = time.perf_counter()
     finetune(
         store,
         folder,
         settings,
-        start=head,
-        workers=workers,
         device=device,
         validate=validation_metrics,
         reporter=reporter,
@@ -232,15 +224,15 @@ def _second_pass(
     )
     spent = {"finetune": round(tuning, 1), "extract_again": round(time.perf_counter() - clock - tuning, 1)}
     tuned = open_store(out / "cache-finetuned")
-    evaluation = evaluate_run(tuned, run=folder, seed=seed, device=device, command=command)
+    evaluation = evaluate_run(tuned, folder, EvaluateSettings(seed=seed), device=device, command=command)
     write_result(folder / "result.json", evaluation)
     return evaluation, tuned, spent
 
 
 def _examined(
     evaluation: Evaluation, name: str, folder: Path | None, store: Store, device: torch.device | str
-) -> RunForReport:
-    run = RunForReport.of(evaluation, name=name, folder=folder)
+) -> EvaluatedRun:
+    run = EvaluatedRun.from_evaluation(evaluation, name=name, folder=folder)
     return examine(with_cache(run, store), store, device=device)
 
 

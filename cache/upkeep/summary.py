@@ -1,4 +1,4 @@
-"""What is in a cache: the substance of `glscl inspect`."""
+"""What is in a cache: counts, losses, sizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from glscl.cache.store import Store
 
 
 def summarise(store: Store) -> dict[str, Any]:
-    """Counts, losses, sizes and provenance of a cache, complete or not; JSON-able, keys as in `glscl inspect --json`."""
+    """Counts, losses, sizes and provenance of a cache, complete or not; JSON-able."""
     committed = {stream: _committed_items(store, stream) for stream in STREAMS}
     status, frames = _status_and_frames(store)
     usable = np.isin(status, [s for s in Status if s.usable])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
-from glscl.common.errors import InputError, NonFiniteError, UsageError
+from glscl.common.errors import Hint, InputError, NonFiniteError, UsageError
 from glscl.evaluate.hubness import ONLINE, online
 from glscl.evaluate.query_banks import Banks
 from glscl.train_head.heads.base import Head
@@ -67,7 +67,7 @@ class Search:
     ) -> None:
         if normalise is not None and normalise not in ONLINE:
             raise UsageError(
-                f"--normalise is {normalise!r}; one query at a time can be normalised by {', '.join(ONLINE)}"
+                f"`normalise` is {normalise!r}; one query at a time can be normalised by {', '.join(ONLINE)}"
             )
         if normalise is not None and train is None:
             raise UsageError(f"{normalise} needs a bank of training queries")
@@ -119,7 +119,9 @@ class Search:
         if not table.num_texts:
             raise InputError(
                 "there are no captions to search: the cache holds videos only",
-                mend='Search the videos: glscl search "a sentence"; or extract with captions (docs/datasets.md)',
+                hint=Hint(
+                    "Extract with captions (docs/datasets.md), or search the videos", "search", {"": "a sentence"}
+                ),
             )
         encoded = self.head.encode_video(video)
         gallery = self._gallery("video_to_text", lambda span: self.head.encode_text(table.texts(span)), table.num_texts)
@@ -151,7 +153,7 @@ class Search:
             assert self._train is not None and self.normalise is not None
             if self._banks is None:
                 self._banks = Banks(self.head, self.table, self._train())
-            bank = self._banks.of(direction, ["bank"])["bank"]
+            bank = self._banks.scores(direction, ["bank"])["bank"]
             self._normalisers[direction] = online(self.normalise, bank, direction=direction)
         return self._normalisers[direction]
 

@@ -14,6 +14,7 @@ from unittest import mock
 
 import numpy as np
 from hostile_reader import Reader
+from msgspec import structs
 
 DIM, VIDEOS = 16, 6
 
@@ -76,6 +77,7 @@ def _run(root: Path) -> None:
     import torch
 
     from glscl.evaluate.evaluation import evaluate_run, write_result
+    from glscl.evaluate.settings import EvaluateSettings
     from glscl.train_head.checkpoint import Resume, save_resume, save_weights, write_run
     from glscl.train_head.heads import build_head
 
@@ -119,7 +121,10 @@ def _run(root: Path) -> None:
                 "complete": False,
             },
         )
-        write_result(folder / "result.json", evaluate_run(store, run=folder, command="glscl eval", normalise=["dsl"]))
+        write_result(
+            folder / "result.json",
+            evaluate_run(store, folder, EvaluateSettings(normalise=("dsl",)), command="glscl eval"),
+        )
 
 
 def _files(kind: str) -> Any:
@@ -142,10 +147,10 @@ def _read_cache(kind: str) -> Any:
         told = summarise(store)
         told["problems"] = verify(store) if changed is None else _problems(store, changed)
         if not kind.startswith("flat"):
-            told["plan"] = [*store.plan.videos, *store.plan.texts]
+            told["plan"] = [structs.asdict(item) for item in (*store.plan.videos, *store.plan.texts)]
         table = FeatureTable.load(store, "test")
         table.texts(slice(None)), table.videos(slice(None))
-        told["pieces"] = sorted(store.backbone_pieces())
+        told["pieces"] = sorted(store.backbone_tensors())
         return told
 
     return read
@@ -178,7 +183,7 @@ def _read_signed(folder: Path, changed: Path | None) -> dict[str, Any]:
 def _read_locks(folder: Path, _: Path | None) -> dict[str, Any]:
     from glscl.cache.lock import locks
 
-    return {"locks": [(lock.describe(), lock.stale, lock.mend()) for lock in locks(folder)]}
+    return {"locks": [(lock.describe(), lock.stale, lock.hint()) for lock in locks(folder)]}
 
 
 def _lock_files(folder: Path) -> None:
@@ -205,18 +210,18 @@ def _take_up(folder: Path, _: Path | None) -> dict[str, Any]:
     from accelerate import Accelerator
 
     from glscl.train_head.heads import build_head
-    from glscl.train_head.resume_state import Standing, take_up
+    from glscl.train_head.resume_state import TrainingState, restore
 
     head = build_head("seq_transf", embed_dim=DIM, aggregator_layers=1, frame_positions=4)
-    state = Standing(epochs=2, steps=2, batch_size=2, seed=0)
-    take_up(Accelerator(cpu=True), state, head, torch.optim.AdamW(head.parameters()), folder / "a")
+    state = TrainingState(epochs=2, steps=2, batch_size=2, seed=0)
+    restore(Accelerator(cpu=True), state, head, torch.optim.AdamW(head.parameters()), folder / "a")
     assert 0 <= state.epoch <= 2 and 0 <= state.step <= 2
     return vars(state)
 
 
 def _read_results(folder: Path, changed: Path | None) -> dict[str, Any]:
+    from glscl.common.tables import STYLES, render
     from glscl.evaluate.compare.comparison import compare_runs
-    from glscl.evaluate.result_tables import STYLES, render
 
     comparison = compare_runs(_both(folder, changed, with_cache=True), resamples=5)
     told = comparison.as_dict()

@@ -120,9 +120,12 @@ def read_dataset(
         UsageError: unknown data set, protocol or split.
         NotFoundError, InputError: files that are not there, or are not what they should be.
     """
+    from pathlib import Path
+
     from glscl.extract.datasets import dataset_entry
 
-    return dataset_entry(name).read(annotations, videos, splits=splits, protocol=protocol)
+    places = [None if place is None else Path(place) for place in (annotations, videos)]
+    return dataset_entry(name).read(places[0], places[1], splits=splits, protocol=protocol)
 
 
 def train(

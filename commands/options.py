@@ -146,6 +146,17 @@ class Stopped(KeyboardInterrupt):
 class _Interrupted(Exception): ...
 
 
+@typing.runtime_checkable
+class _TyperError(typing.Protocol):
+    """What typer raises for wrong usage, whichever click it is made of."""
+
+    exit_code: int
+
+    def show(self) -> None: ...
+
+    def format_message(self) -> str: ...
+
+
 class OneOf(tuple[str, ...]):
     """The choices of an option that is a command's own: `Annotated[str, typer.Option(...), OneOf(("best", "last"))]`."""
 
@@ -295,7 +306,7 @@ def _with_choices(parameter: inspect.Parameter) -> inspect.Parameter:
 
 def _choice(name: str, kind: Any, choices: typing.Iterable[str], default: Any) -> tuple[Any, Any]:
     """The type that admits `choices` alone (or None, where `kind` does), and the default as a value of it."""
-    values = enum.Enum(name, {c: c for c in choices}, type=str)
+    values: Any = enum.Enum(name, {c: c for c in choices}, type=str)
     admitted = values if _required_type(kind) is kind else typing.Optional[values]  # noqa: UP045 (made at run time)
     return admitted, values(default) if isinstance(default, str) else default
 
@@ -336,7 +347,7 @@ def _run(app: typer.Typer, arguments: list[str]) -> int:
             raise
         return _fail(_told_by_the_system(error), 1, as_json)
     except Exception as error:
-        if hasattr(error, "exit_code") and hasattr(error, "show"):  # typer's own usage errors
+        if isinstance(error, _TyperError):  # its own usage errors
             error.show()
             if as_json and not _rank():
                 _print_json({"error": _visible(error.format_message()), "exit_status": error.exit_code})

@@ -23,7 +23,7 @@ import torch
 from common import digits, machine, markdown, peak_memory, synchronise
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
-from glscl.evaluate.metrics import retrieval_ranks
+from glscl.evaluate.ranks import retrieval_ranks
 from glscl.evaluate.similarity import ranks, similarity_matrix
 from glscl.train_head.heads import build_head
 

@@ -19,7 +19,8 @@ from glscl.cache.shard_arrays import FLOAT, LAYOUT, decode_features, unpack_stri
 if TYPE_CHECKING:
     import torch
 
-    from glscl.cache.table import FeatureTable, FramePosition
+    from glscl.cache.schema import FramePosition
+    from glscl.cache.table import FeatureTable
 
 
 def open_store(path: os.PathLike[str] | str) -> Store:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,11 +17,9 @@ from torch.utils.data import Dataset
 
 from glscl.cache.plan import Split
 from glscl.cache.sampler import CaptionSampler
-from glscl.cache.schema import Status, TextFeatures, VideoFeatures
+from glscl.cache.schema import FramePosition, Status, TextFeatures, VideoFeatures
 from glscl.cache.shard_arrays import unpack_strings
 from glscl.common.errors import CacheCorruptError, Hint, InputError, UsageError
-
-FramePosition = Literal["uniform", "first", "last"]
 
 
 class FeatureSource(Protocol):

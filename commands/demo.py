@@ -1,4 +1,4 @@
-"""`glscl demo`: the whole pipeline on what is built in."""
+"""The whole pipeline on what is built in."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from glscl.commands.options import Run, command, command_line
-from glscl.commands.printing import TrainingLines, aligned
+from glscl.commands.printing import TrainingLines, print_rows
 from glscl.common.progress import duration
 from glscl.common.settings import home
 
@@ -32,20 +32,17 @@ def demo(
 ) -> None:
     """Run the whole pipeline on the built-in corpus and backbone: offline, on a CPU, in a few minutes."""
     from glscl.demo.corpus import SIZES
-    from glscl.demo.pipeline import run_demo
+    from glscl.demo.pipeline import DemoSettings, run_demo
     from glscl.demo.pipeline import table as demo_table
 
     out = out or home() / "demo"
-    sizes = None
+    sizes = {}
     if videos:
         sizes = {split: max(10, round(size * videos / SIZES["train"])) for split, size in SIZES.items()}
     results, seconds = run_demo(
         out,
-        seed=run.seed,
+        DemoSettings(seed=run.seed, sizes=sizes, epochs=epochs, finetune=finetune),
         device=run.device(),
-        sizes=sizes,
-        epochs=epochs,
-        second_pass=finetune,
         progress=run.progress,
         reporter=TrainingLines(run),
         say=run.say,
@@ -55,7 +52,7 @@ def demo(
     spent = ", ".join(f"{stage} {duration(time)}" for stage, time in seconds.items())
     rest = " (fine-tuned in the last row)" if finetune else ""
     run.say(f"\ntest split: {counts['videos']} videos, {counts['texts']} captions, frozen backbone{rest}\n")
-    run.say(aligned(demo_table(results)))
+    print_rows(run, demo_table(results))
     for name, result in results.items():
         if "tags" in result:
             tags = ", ".join(f":{tag} {found['R@1']:.1f}" for tag, found in result["tags"].items())

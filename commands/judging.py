@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,16 +11,25 @@ import typer
 
 from glscl.commands.options import OneOf, Run, command, command_line
 from glscl.commands.printing import print_result
-from glscl.commands.shared import CacheOption, MovedCacheOption, ResultsOption, RunsArgument, VideosOption, open_cache
+from glscl.commands.shared import (
+    CacheOption,
+    MovedCacheOption,
+    ResultsOption,
+    RunsArgument,
+    VideosOption,
+    let_import,
+    open_cache,
+)
 from glscl.common.errors import NotFoundError, UsageError
 from glscl.common.progress import counted
-from glscl.common.settings import home
-from glscl.train_head.heads import HEAD_NAMES
+from glscl.common.settings import build, home
+from glscl.evaluate.settings import EvaluateSettings
 
 
-@command()
+@command(EvaluateSettings)
 def eval(
     run: Run,
+    asked: dict[str, Any],
     run_folders: Annotated[
         list[Path] | None,
         typer.Option(
@@ -29,29 +39,10 @@ def eval(
             rich_help_panel="What",
         ),
     ] = None,
-    combine: Annotated[
-        str | None,
-        typer.Option(
-            help="How several runs' similarities are averaged: as they are, or each scaled by its temperature. Default: mean.",
-            rich_help_panel="What",
-        ),
-        OneOf(("mean", "scaled")),
-    ] = None,
     zero_shot: Annotated[
         bool, typer.Option("--zero-shot", help="Judge the untrained --head instead of a run.", rich_help_panel="What")
     ] = False,
-    head: Annotated[
-        str | None,
-        typer.Option(help="Head to judge with --zero-shot. Default: mean_pool.", rich_help_panel="What"),
-        OneOf(HEAD_NAMES),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(help="Which epoch of the run. Default: best.", rich_help_panel="What"),
-        OneOf(("best", "last")),
-    ] = None,
     cache: CacheOption = None,
-    split: Annotated[str, typer.Option(help="Split to judge on.", rich_help_panel="Data")] = "test",
     videos: Annotated[
         Path | None,
         typer.Option(
@@ -66,13 +57,6 @@ def eval(
             rich_help_panel="Metrics",
         ),
     ] = None,
-    save_similarity: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write the matrix, texts on rows, to this .npy file, and its ids to a .json file beside it.",
-            rich_help_panel="Output",
-        ),
-    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Result file. Default: result.json in the run's folder.", rich_help_panel="Output"),
@@ -80,62 +64,59 @@ def eval(
 ) -> None:
     """Report R@1, R@5, R@10, median and mean rank in both directions, from stored features alone."""
     from glscl.commands.default_paths import newest_run, result_file
-    from glscl.evaluate.evaluation import check_zero_shot, known_normalisations, write_result
+    from glscl.evaluate.evaluation import check_zero_shot, checked, write_result
 
-    folders = run_folders or []
+    folders, asked = run_folders or [], _without_training(asked)
     if zero_shot and folders:
         raise UsageError("--run and --zero-shot exclude each other")
-    if head is not None and not zero_shot:
+    let_import(asked.get("head"))
+    if "head" in asked and not zero_shot and ":" not in asked["head"]:
         raise UsageError("--head goes with --zero-shot; a run has the head it was trained with")
-    if weights is not None and zero_shot:
+    if "weights" in asked and zero_shot:
         raise UsageError("--weights chooses an epoch of a run, and --zero-shot judges none")
-    if combine is not None and len(folders) < 2:
+    if "combine" in asked and len(folders) < 2:
         raise UsageError("--combine needs several runs; repeat --run")
-    if save_similarity is not None and save_similarity.suffix != ".npy":
-        raise UsageError(f"--save-similarity is {str(save_similarity)!r}; expected the name of an .npy file")
     if videos is not None and (zero_shot or len(folders) > 1):
         raise UsageError("--videos judges one run of finetune from pixels")
-    head = head or "mean_pool"
-    check_zero_shot(head)
-    names = known_normalisations([name.strip() for name in normalise.split(",")] if normalise else ())
+    names = tuple(name.strip() for name in normalise.split(",")) if normalise else ()
+    settings = checked(build(EvaluateSettings, {"seed": run.seed}, asked, {"normalise": names}))
+    if zero_shot:
+        check_zero_shot(settings.head)
+    run.in_force(settings)
     device = run.device()
     folder = None if zero_shot else folders[0] if folders else newest_run()
     store = open_cache(cache, folder)
-    common: dict[str, Any] = {
-        "which": weights or "best",
-        "split": split,
-        "normalise": names,
-        "seed": run.seed,
-        "device": device,
-        "save_similarity": save_similarity,
-        "command": command_line(),
-        "note": lambda text: run.say(f"note: {text}"),
-    }
     if len(folders) > 1:
         from glscl.evaluate.ensemble import evaluate_ensemble
 
-        judge = partial(evaluate_ensemble, store, folders, combine=combine or "mean")
+        judge = partial(evaluate_ensemble, store, folders, settings)
         folder = home() / "runs" / f"ensemble-{'+'.join(each.resolve().name for each in folders)}"
     elif videos is not None and folder is not None:
         from glscl.evaluate.from_pixels import evaluate_from_pixels
 
-        judge = partial(evaluate_from_pixels, store, folder, videos=videos)
+        judge = partial(evaluate_from_pixels, store, folder, settings, videos=videos)
     else:
         from glscl.evaluate.evaluation import evaluate_run
 
-        judge = partial(evaluate_run, store, run=folder, head=head)
+        judge = partial(evaluate_run, store, folder, settings)
     with counted(run.progress, "score", "pairs") as pairs:
-        evaluation = judge(progress=pairs, **common)
-    path = out or result_file(store.path, folder, head, split)
+        evaluation = judge(device=device, command=command_line(), progress=pairs, note=run.note)
+    path = out or result_file(store.path, folder, settings.head, settings.split)
     write_result(path, evaluation)
     print_result(run, evaluation.result)
-    matrix = (
-        ""
-        if save_similarity is None
-        else f", the matrix to {save_similarity}, its ids to {save_similarity.with_suffix('.json')}"
-    )
+    file = settings.save_similarity
+    matrix = "" if file is None else f", the matrix to {file}, its ids to {file.with_suffix('.json')}"
     run.say(f"written to {path}{matrix}")
     run.result(evaluation.result)
+
+
+def _without_training(asked: dict[str, Any]) -> dict[str, Any]:
+    """Of what a run's own run.json says in the place of a settings file, what is about judging: how it was trained is not."""
+    if "epochs" not in asked:
+        return asked
+    about_training = {"head", "max_frames", "frame_position"}  # what the run has anyway
+    names = {field.name for field in fields(EvaluateSettings)} - about_training
+    return {name: value for name, value in asked.items() if name in names}
 
 
 @command()
@@ -165,9 +146,9 @@ def compare(
     ] = 2000,
 ) -> None:
     """Runs side by side: one table with intervals, each run tested against the first, and the captions they differ on."""
+    from glscl.common.tables import render
     from glscl.evaluate.compare.comparison import compare_runs
     from glscl.evaluate.evaluated_run import open_cache_of, read_evaluated
-    from glscl.evaluate.result_tables import render
 
     found = [open_cache_of(read_evaluated(path, split=split), cache)[1] for path in runs]
     comparison = compare_runs(found, published=published, top=top, resamples=resamples, seed=run.seed)
@@ -193,7 +174,7 @@ def report(
 ) -> None:
     """Write one self-contained HTML page: tables, curves, hubs, examples with their frames, failures, commands."""
     from glscl.evaluate.evaluated_run import open_cache_of, read_evaluated
-    from glscl.evaluate.report.closeup import examine
+    from glscl.evaluate.report.examination import examine
     from glscl.evaluate.report.page import write_report
     from glscl.extract.decode.thumbnails import thumbnails_of
 
@@ -210,6 +191,6 @@ def report(
     write_report(found, out, title=title, thumbnails=thumbnails, plots_dir=plots, seed=run.seed)
     for judged in found:
         for note in judged.notes:
-            run.say(f"note: {judged.title}: {note}")
+            run.note(f"{judged.title}: {note}")
     run.say(f"written to {out}" + (f", figures to {plots}" if plots else ""))
     run.result({"report": out, "plots": plots, "runs": [judged.title for judged in found]})

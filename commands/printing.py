@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from glscl.commands.options import Run
 from glscl.common.progress import duration
+from glscl.common.tables import Table, TableRow, plain_table, render
+from glscl.train_head.reports import Reporter
 
 
 def print_extraction(run: Run, out: Path, done: Any) -> None:
@@ -38,27 +40,29 @@ def print_failures(run: Run, out: Path, done: Any) -> None:
         run.say(f"{len(done.failed)} videos with failures{lost}. Reasons: glscl inspect {out}")
 
 
+def print_table(run: Run, table: Table) -> None:
+    """A table for people."""
+    run.say(render(table).removesuffix("\n"))
+
+
+def print_rows(run: Run, rows: list[list[str]]) -> None:
+    """Rows of text, a header first, in columns that line up."""
+    header, *lines = rows
+    print_table(run, plain_table(header, lines))
+
+
+def _count(count: int | None) -> str:
+    return "-" if count is None else f"{count:,}"
+
+
 def print_splits(run: Run, counted: dict[str, Any]) -> None:
     """What `extract --dry-run` counted, a row a split."""
-    rows = [["split", "captions", "videos", "found", "missing", "expected captions", "expected videos"]]
-    for name, row in counted["splits"].items():
-        cells = [row[k] for k in ("captions", "videos", "found", "missing", "expected_captions", "expected_videos")]
-        rows.append([name, *("-" if cell is None else f"{cell:,}" for cell in cells)])
-    run.say(aligned(rows))
+    keys = ("captions", "videos", "found", "missing", "expected_captions", "expected_videos")
+    rows = [[name, *map(_count, (row[key] for key in keys))] for name, row in counted["splits"].items()]
+    print_table(run, plain_table(["split", *(key.replace("_", " ") for key in keys)], rows))
     for name, ids in counted.get("missing_examples", {}).items():
         if ids:
             run.say(f"missing in {name}, for example: {', '.join(ids)}")
-
-
-def aligned(rows: list[list[str]], *, left: Collection[int] = (0,)) -> str:
-    """Columns aligned: those of `left` to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))
-        ).rstrip()
-        for row in rows
-    )
 
 
 def print_cache(run: Run, report: dict[str, Any]) -> None:
@@ -81,12 +85,11 @@ def print_cache(run: Run, report: dict[str, Any]) -> None:
         how = frames["encoding"] + (f" of quality {frames['quality']}" if frames["quality"] else "")
         size = "×".join(map(str, frames["size"]))
         run.say(f"frames are stored too: {how}, {size} pixels, {frames['bytes'] / 1e6:.1f} MB")
-    rows = [["split", "videos", "listed", "published", "captions", "published", "failed", "captions without video"]]
-    for name, split in report["splits"].items():
-        keys = ("videos", "videos_listed", "expected_videos", "texts", "expected_captions", "videos_failed")
-        cells = [split[k] for k in keys] + [split["texts_without_video"]]
-        rows.append([name, *("-" if cell is None else f"{cell:,}" for cell in cells)])
-    run.say(aligned(rows))
+    shown = {"videos": "videos", "videos_listed": "listed", "expected_videos": "published", "texts": "captions"}
+    shown |= {"expected_captions": "published", "videos_failed": "failed"}
+    shown |= {"texts_without_video": "captions without video"}
+    rows = [[name, *map(_count, (split[key] for key in shown))] for name, split in report["splits"].items()]
+    print_table(run, plain_table(["split", *shown.values()], rows))
     for line in report["notes"]:
         run.say(f"note: {line}")
     shown = report["failed"] if run.common.verbose else report["failed"][:20]
@@ -148,7 +151,7 @@ def backbone_line(settings: Any) -> str:
     return "  " + ", ".join([f"backbone: lr {rate:g}", *unusual])
 
 
-class TrainingLines:
+class TrainingLines(Reporter):
     """Prints how training goes: a line with the remaining time every ten seconds (all with -v), one an epoch."""
 
     def __init__(self, run: Run) -> None:
@@ -186,12 +189,11 @@ class TrainingLines:
         )
 
 
-DIRECTIONS = {"text_to_video": "text → video", "video_to_text": "video → text"}
-METRICS = ("R@1", "R@5", "R@10", "R@50", "MdR", "MnR")
+_ARROWS = {"text_to_video": "text → video", "video_to_text": "video → text"}
 
 
 def print_result(run: Run, result: dict[str, Any]) -> None:
-    """The table of `glscl eval`: each direction with its interval, and what normalisations make of it below."""
+    """The table of `eval`: each direction with its interval, and what normalisations make of it below."""
     counts = result["counts"]
     run.say(
         f"{_judged(result)} on {result['dataset']}/{result['split']}: {counts['texts']:,} captions, "
@@ -204,26 +206,34 @@ def print_result(run: Run, result: dict[str, Any]) -> None:
             run.say(f"note: {have:,} {kind} of {counts[key]:,} published: not comparable with published numbers")
     if counts["texts_without_video"]:
         run.say(f"note: {counts['texts_without_video']:,} captions lost their video and are not queries")
+    print_table(run, result_table(result))
     normalised = result.get("normalised", {})
-    rows = [["", *METRICS, "Rsum"]]
-    for key, title in DIRECTIONS.items():
-        rows.append([title, *_cells(result[key])])
-        interval = result.get("confidence_95", {}).get(key)
-        if interval:
-            rows.append(["  95 %", *(f"{interval[m][0]:.1f}–{interval[m][1]:.1f}" for m in METRICS), ""])
-        if key == "video_to_text" and result[key] != result["video_to_text_caption"]:
-            rows.append(["  by caption", *_cells(result["video_to_text_caption"])])
-        for name, found in normalised.items():
-            rows.append([f"  {name}{' *' if found['transductive'] else ''}", *_cells(found[key])])
-    for tag, found in result.get("tags", {}).items():
-        rows.append([f"captions :{tag}", *_cells(found)])
-    run.say(aligned(rows))
     if any(found["transductive"] for found in normalised.values()):
         run.say("* sees all test queries at once: not what a query gets that comes alone")
     for bank in dict.fromkeys(found["bank"] for found in normalised.values() if found["bank"] != "none"):
         run.say(f"extra data of {', '.join(n for n, found in normalised.items() if found['bank'] == bank)}: {bank}")
     if result["selection"] == "test" and result["split"] == "test":
         run.say("warning: the epoch was selected on these test queries, so the numbers are optimistic")
+
+
+def result_table(result: dict[str, Any]) -> Table:
+    """All metrics of a result, with what belongs to a direction below it."""
+    from glscl.evaluate.metrics import METRICS, metric_cells
+
+    confidence = result.get("confidence_95", {})
+
+    def row(name: str, metrics: dict[str, float], spreads: Any = None, *, kind: str = "") -> TableRow:
+        return TableRow("", (name, *metric_cells(metrics, spreads, names=tuple(METRICS))), kind)
+
+    rows = []
+    for key, title in _ARROWS.items():
+        rows.append(row(title, result[key], confidence.get(key)))
+        if key == "video_to_text" and result[key] != result["video_to_text_caption"]:
+            rows.append(row("by caption", result["video_to_text_caption"], kind="under"))
+        for name, found in result.get("normalised", {}).items():
+            rows.append(row(f"{name}{' *' if found['transductive'] else ''}", found[key], kind="under"))
+    rows += [row(f"captions :{tag}", found) for tag, found in result.get("tags", {}).items()]
+    return Table("", ("", *METRICS), tuple(rows), left=(0,))
 
 
 def _judged(result: dict[str, Any]) -> str:
@@ -241,23 +251,16 @@ def _selected(result: dict[str, Any]) -> str:
     return "last epoch" if result["selection"] == "last" else f"selected on {result['selection']}"
 
 
-def _cells(metrics: dict[str, float]) -> list[str]:
-    from glscl.evaluate.metrics import rsum
-
-    return [*(f"{metrics[name]:.1f}" for name in METRICS), f"{rsum(metrics):.1f}"]
-
-
 def print_hits(run: Run, hits: list[Any], searched: Any) -> None:
     """Answers of `glscl.evaluate.search.search.Search`: videos with the moment that fits best, or captions."""
-    from glscl.evaluate.result_tables import one_line
-
     columns = ["rank", "score", *([searched.normalise] if searched.normalise else []), "video"]
-    rows = [[*columns, "at" if hits and hasattr(hits[0], "time") else "caption"]]
+    rows = []
     for hit in hits:
         ordered_by = [] if hit.normalised is None else [f"{hit.normalised:.3f}"]
-        shown = clock(hit.time) if hasattr(hit, "time") else one_line(hit.caption)
-        rows.append([f"{hit.rank}", f"{hit.score:.3f}", *ordered_by, one_line(hit.video), shown])
-    run.say(aligned(rows, left=(len(columns) - 1, len(columns))))
+        shown = clock(hit.time) if hasattr(hit, "time") else hit.caption
+        rows.append([f"{hit.rank}", f"{hit.score:.3f}", *ordered_by, hit.video, shown])
+    last = "at" if hits and hasattr(hits[0], "time") else "caption"
+    print_table(run, plain_table([*columns, last], rows, left=(len(columns) - 1, len(columns))))
 
 
 def clock(seconds: float) -> str:

@@ -1,6 +1,6 @@
 """How sure a metric is: bootstrap intervals over queries, by video where a video has several captions.
 
-N queries, C clusters (queries that are drawn together), B resamples.
+N queries, U distinct ranks, C clusters (queries that are drawn together), M stored metrics, B resamples.
 
 Captions of one video rise and fall together, so drawing them one by one would make the intervals too narrow: whole
 videos are drawn instead.
@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 
 from glscl.common.errors import InputError, UsageError
-from glscl.evaluate.metrics import CUTOFFS, TEXT_TO_VIDEO, as_integers
-
-METRICS = (*(f"R@{k}" for k in CUTOFFS), "MdR", "MnR")
+from glscl.evaluate.metrics import METRICS, stored_metrics, values_of
+from glscl.evaluate.ranks import TEXT_TO_VIDEO, as_integers
 
 
 def confidence_95(
     ranks: Any, cluster: Any = None, *, resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> dict[str, list[float]]:
-    """Percentile bootstrap interval of every metric of `glscl.evaluate.metrics.summarise`.
+    """Percentile bootstrap interval of every metric of `METRICS` that has one.
 
     Args:
         ranks: (N,) ranks, from 1.
@@ -36,10 +35,10 @@ def confidence_95(
     """
     if resamples < 1 or not 0 < level < 1:
         raise UsageError(f"resamples must be at least 1 and level within (0, 1), found {resamples} and {level}")
-    drawn = resampled_metrics(ranks, cluster, resamples=resamples, seed=seed)  # (B, 6)
+    drawn = resampled_metrics(ranks, cluster, resamples=resamples, seed=seed)  # (B, M)
     tail = (1 - level) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
-    return {name: [float(low[i]), float(high[i])] for i, name in enumerate(METRICS)}
+    return {name: [float(low[i]), float(high[i])] for i, name in enumerate(stored_metrics()) if METRICS[name].interval}
 
 
 def confidence_of_directions(
@@ -52,29 +51,21 @@ def confidence_of_directions(
     """
     video = None if video_of_text is None else as_integers(video_of_text)
     return {
-        direction: confidence_95(of, video if direction == TEXT_TO_VIDEO else None, resamples=resamples, seed=seed)
-        for direction, of in ranks.items()
+        direction: confidence_95(values, video if direction == TEXT_TO_VIDEO else None, resamples=resamples, seed=seed)
+        for direction, values in ranks.items()
     }
 
 
 def resampled_metrics(ranks: Any, cluster: Any = None, *, resamples: int, seed: int) -> np.ndarray:
-    """(B, 6) float64: `METRICS` of each of B resamples of the clusters, each as large as the original in clusters."""
+    """(B, M) float64: the stored metrics of each of B resamples of the clusters, each as large as the original in clusters."""
     ranks, cluster, clusters = check_queries(ranks, cluster)
-    order = np.argsort(ranks, kind="stable")
-    ordered, cluster_of = ranks[order], cluster[order]
-    within = np.searchsorted(ordered, CUTOFFS, side="right")  # how many of the ordered ranks are at K or above
-    size = np.bincount(cluster, minlength=clusters)
-    total_rank = np.bincount(cluster, weights=ranks, minlength=clusters)
+    distinct, rank_of_query = np.unique(ranks, return_inverse=True)
     rng = np.random.default_rng(seed)
-    metrics = np.empty((resamples, len(METRICS)))
-    upto = np.zeros(len(ranks) + 1, np.int64)
+    metrics = np.empty((resamples, len(stored_metrics())))
     for row in metrics:
         times = np.bincount(rng.integers(0, clusters, clusters), minlength=clusters)  # (C,) how often drawn
-        np.cumsum(times[cluster_of], out=upto[1:])
-        drawn = int(times @ size)
-        middle = np.searchsorted(upto[1:], [(drawn - 1) // 2, drawn // 2], side="right")
-        row[: len(CUTOFFS)] = upto[within] / drawn * 100
-        row[-2:] = ordered[middle].mean(), (times * total_rank).sum() / drawn
+        counts = np.bincount(rank_of_query, times[cluster], minlength=len(distinct)).astype(np.int64)  # (U,)
+        row[:] = list(values_of(distinct, counts).values())
     return metrics
 
 

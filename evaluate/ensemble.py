@@ -15,14 +15,13 @@ from torch import Tensor, nn
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.store import Store
-from glscl.cache.table import FeatureTable
-from glscl.common.errors import FingerprintError, UsageError
-from glscl.evaluate.evaluation import Evaluation, Judged, judge, open_run
-from glscl.evaluate.similarity import Progress
+from glscl.cache.table import Counts, FeatureTable, FramePosition
+from glscl.common.errors import FingerprintError, Hint, UsageError
+from glscl.evaluate.evaluation import Evaluation, JudgedHead, OpenedRun, checked, judge, open_run
+from glscl.evaluate.settings import COMBINATIONS, EvaluateSettings
+from glscl.evaluate.similarity import PairsDone
 from glscl.train_head.checkpoint import read_run
 from glscl.train_head.heads.base import Head
-
-COMBINATIONS = ("mean", "scaled")
 
 
 class Flat(tuple):
@@ -48,21 +47,22 @@ class Ensemble(nn.Module):
     def __init__(self, heads: Sequence[Head], *, combine: str = "mean", views: Sequence[int] | None = None) -> None:
         super().__init__()
         if combine not in COMBINATIONS:
-            raise UsageError(f"--combine is {combine!r}; expected one of {', '.join(COMBINATIONS)}")
+            raise UsageError(f"`combine` is {combine!r}; expected one of {', '.join(COMBINATIONS)}")
+        self.members = list(heads)
         self.heads = nn.ModuleList(heads)
         self.views = list(views) if views is not None else [0] * len(heads)
         scales = [head.logit_scale.exp().item() if combine == "scaled" else 1.0 for head in heads]
         self.weights = [scale / sum(scales) for scale in scales]
-        self._text_kinds: list[type] = []
-        self._video_kinds: list[type] = []
+        self._text_kinds: list[Any] = []
+        self._video_kinds: list[Any] = []
 
     @property
     def needs_tokens(self) -> bool:
-        return any(head.needs_tokens for head in self.heads)
+        return any(head.needs_tokens for head in self.members)
 
     def encode_text(self, text: TextFeatures) -> Flat:
         """What every head makes of the texts, one after another."""
-        sides = [head.encode_text(text) for head in self.heads]
+        sides = [head.encode_text(text) for head in self.members]
         self._text_kinds = [type(side) for side in sides]
         return Flat(*(field for side in sides for field in side))
 
@@ -70,17 +70,20 @@ class Ensemble(nn.Module):
         """What every head makes of the videos in its view; `video` is a `VideoFeatures`, or several as one `Flat`."""
         width = len(VideoFeatures._fields)
         views = [VideoFeatures(*video[width * i : width * (i + 1)]) for i in self.views]
-        sides = [head.encode_video(view) for head, view in zip(self.heads, views)]
+        sides = [head.encode_video(view) for head, view in zip(self.members, views)]
         self._video_kinds = [type(side) for side in sides]
         return Flat(*(field for side in sides for field in side))
 
     def score(self, encoded_text: Flat, encoded_video: Flat) -> Tensor:
         """(T, V) weighted sum of the heads' similarities, before any logit scale."""
         texts, videos = _split(encoded_text, self._text_kinds), _split(encoded_video, self._video_kinds)
-        scores = None
-        for head, weight, text, video in zip(self.heads, self.weights, texts, videos):
-            part = head.score(text, video).float().mul_(weight)
-            scores = part if scores is None else scores.add_(part)
+        parts = (
+            head.score(text, video).float().mul_(weight)
+            for head, weight, text, video in zip(self.members, self.weights, texts, videos)
+        )
+        scores = next(parts)
+        for part in parts:
+            scores.add_(part)
         return scores
 
 
@@ -91,30 +94,29 @@ class JointTable:
     """
 
     def __init__(self, tables: Sequence[FeatureTable]) -> None:
-        self.tables = list(tables)
+        self.tables, first = list(tables), tables[0]
+        self.num_texts, self.num_videos = first.num_texts, first.num_videos
+        self.text_ids, self.video_ids, self.video_of_text = first.text_ids, first.video_ids, first.video_of_text
+        self.token_offsets, self.frame_mask = first.token_offsets, first.frame_mask
+        self.counts: Counts = first.counts
+        self.device = first.device
+
+    def texts(self, index: Any) -> TextFeatures:
+        return self.tables[0].texts(index)
 
     def videos(self, index: Any) -> Flat:
         """The `VideoFeatures` of every table in a row."""
         return Flat(*(field for table in self.tables for field in table.videos(index)))
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.tables[0], name)
-
 
 def evaluate_ensemble(
     store: Store,
     runs: Sequence[Path | str],
+    settings: EvaluateSettings | None = None,
     *,
-    combine: str = "mean",
-    which: str = "best",
-    split: str = "test",
-    normalise: Sequence[str] = (),
-    confidence: bool = True,
-    seed: int = 0,
     device: torch.device | str = "cpu",
-    save_similarity: Path | None = None,
     command: str = "",
-    progress: Progress | None = None,
+    progress: PairsDone | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Evaluation:
     """Judge the average of the similarities of several runs, each with the frames it was trained on.
@@ -122,7 +124,7 @@ def evaluate_ensemble(
     Args:
         store: an open cache.
         runs: two run folders or more, trained on one cache.
-        combine: how similarities are averaged; see `Ensemble`.
+        settings: `combine` says how similarities are averaged, see `Ensemble`.
         The others: as in `glscl.evaluate.evaluation.evaluate_run`, also what is raised.
 
     Returns:
@@ -133,56 +135,38 @@ def evaluate_ensemble(
         FingerprintError: the runs belong to different caches.
         UsageError: fewer than two runs, one twice, or no such combination.
     """
-    started = time.perf_counter()
+    started, settings = time.perf_counter(), checked(settings)
     runs = [Path(run) for run in runs]
     if len(runs) < 2:
-        raise UsageError(f"{len(runs)} run is no ensemble; name two or more with --run")
+        raise UsageError(f"{len(runs)} run is no ensemble; name two or more with `run`")
     if len({run.resolve() for run in runs}) < len(runs):
         raise UsageError(f"a run is named twice: {', '.join(map(str, runs))}")
-    if combine not in COMBINATIONS:
-        raise UsageError(f"--combine is {combine!r}; expected one of {', '.join(COMBINATIONS)}")
     check_same_cache(runs)
-    members = [open_run(run, store, which=which, split=split, note=note) for run in runs]
+    members = [open_run(run, store, settings, note=note) for run in runs]
+    frames: list[tuple[int | None, FramePosition]]
     frames = list(dict.fromkeys((member.max_frames, member.frame_position) for member in members))
     views = [frames.index((member.max_frames, member.frame_position)) for member in members]
-    ensemble = Ensemble([member.head for member in members], combine=combine, views=views).to(device)
+    ensemble = Ensemble([member.head for member in members], combine=settings.combine, views=views).to(device)
 
     def load(split: str) -> FeatureTable | JointTable:
         tables = [
             FeatureTable.load(
-                store,
-                split,
-                max_frames=most,
-                frame_position=position,  # type: ignore[arg-type]
-                tokens=ensemble.needs_tokens and i == 0,
+                store, split, max_frames=most, frame_position=position, tokens=ensemble.needs_tokens and i == 0
             )
             for i, (most, position) in enumerate(frames)
         ]
         return tables[0] if len(tables) == 1 else JointTable(tables)
 
-    of_heads = {
+    facts = {
         "head": " + ".join(member.name for member in members),
         "run": None,
         "runs": [str(run) for run in runs],
-        "combine": combine,
+        "combine": settings.combine,
         "selection": _selection(members),
         "frozen_backbone": all(member.frozen_backbone for member in members),
     }
-    return judge(
-        ensemble,
-        store,
-        load,
-        of_heads,
-        split=split,
-        started=started,
-        command=command,
-        normalise=normalise,
-        confidence=confidence,
-        seed=seed,
-        device=device,
-        save_similarity=save_similarity,
-        progress=progress,
-    )
+    judged = JudgedHead(ensemble, load, facts)
+    return judge(judged, store, settings, started=started, device=device, command=command, progress=progress)
 
 
 def check_same_cache(runs: Sequence[Path]) -> None:
@@ -198,21 +182,21 @@ def check_same_cache(runs: Sequence[Path]) -> None:
             raise FingerprintError(
                 f"{run} belongs to the cache {record['cache']} (fingerprint {record['cache_fingerprint']}), {runs[0]} "
                 f"to {records[0]['cache']} ({records[0]['cache_fingerprint']}): their similarities cannot be averaged",
-                mend="Train them on the same cache: glscl train-head --cache CACHE",
+                hint=Hint("Train them on the same cache", "train-head", {"cache": "CACHE"}),
             )
 
 
-def _selection(members: Sequence[Judged]) -> str:
+def _selection(members: Sequence[OpenedRun]) -> str:
     """How the epochs were chosen, said as strictly as the loosest of them."""
     found = {member.selection for member in members}
     return next((way for way in ("test", "validation") if way in found), "last")
 
 
-def _split(flat: Flat, kinds: Sequence[type]) -> list[Any]:
+def _split(flat: Flat, kinds: Sequence[Any]) -> list[Any]:
     """The sides that `flat` holds in a row."""
     sides, start = [], 0
     for kind in kinds:
-        stop = start + len(kind._fields)  # type: ignore[attr-defined]
+        stop = start + len(kind._fields)
         sides.append(kind(*flat[start:stop]))
         start = stop
     return sides

@@ -10,24 +10,23 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from glscl.cache.store import Store, open_store
 from glscl.common.archive_limits import check_zip
-from glscl.common.errors import CacheError, CheckpointError, InputError, NotFoundError, StorageError
-from glscl.evaluate.metrics import TEXT_TO_VIDEO
-from glscl.evaluate.result_record import DIRECTIONS, result_problem
-from glscl.evaluate.result_tables import marked
+from glscl.common.errors import CacheError, CheckpointError, Hint, InputError, NotFoundError, StorageError
+from glscl.evaluate.ranks import DIRECTIONS, RANKINGS, TEXT_TO_VIDEO
+from glscl.evaluate.result_record import result_problem
+from glscl.evaluate.run_names import marked
 
 if TYPE_CHECKING:
     from glscl.evaluate.evaluation import Evaluation
-    from glscl.evaluate.report.closeup import CloseUp
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunForReport:
+class EvaluatedRun:
     """One evaluated run and all that could be found beside its result.
 
     Attributes:
@@ -43,7 +42,6 @@ class RunForReport:
         captions: text id -> caption, as far as the cache was there.
         failures: what extraction lost in the split: `{"id", "reason", "status"}`; None where the cache was not there.
         extraction: `command`, `versions` and `created` of the cache.
-        closeup: neighbours and examples, see `glscl.evaluate.report.closeup`.
         notes: what is missing and why, one sentence each.
     """
 
@@ -59,11 +57,10 @@ class RunForReport:
     captions: Mapping[str, str] = field(default_factory=dict)
     failures: Sequence[Mapping[str, Any]] | None = None
     extraction: Mapping[str, Any] = field(default_factory=dict)
-    closeup: CloseUp | None = None
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, evaluation: Evaluation, *, name: str = "", folder: Path | None = None) -> RunForReport:
+    def from_evaluation(cls, evaluation: Evaluation, *, name: str = "", folder: Path | None = None) -> EvaluatedRun:
         """A run that was evaluated a moment ago; `folder` is where run.json and history.jsonl are, if anywhere."""
         made = cls(
             result=evaluation.result,
@@ -80,12 +77,21 @@ class RunForReport:
     def title(self) -> str:
         return self.name or str(self.result["head"])
 
-    def noting(self, *sentences: str) -> RunForReport:
+    def __repr__(self) -> str:
+        where = "/".join(str(self.result.get(key)) for key in ("dataset", "split"))
+        return f"{type(self).__name__}({self.title!r} on {where}, {len(self.notes)} notes)"
+
+    def with_notes(self, *sentences: str) -> Self:
+        """The run with more that must be said of it; nothing is said twice."""
         return replace(self, notes=tuple(dict.fromkeys((*self.notes, *sentences))))
 
+    def clusters(self, direction: str) -> np.ndarray | None:
+        """Queries that are drawn together by a bootstrap: the video of each caption; None takes each for itself."""
+        return self.video_of_text if direction == TEXT_TO_VIDEO else None
 
-def read_evaluated(path: Path, *, split: str = "test") -> RunForReport:
-    """What `glscl eval` has left of a run.
+
+def read_evaluated(path: Path, *, split: str = "test") -> EvaluatedRun:
+    """What an evaluation has left of a run.
 
     Args:
         path: a run folder, the folder of a zero-shot result, or a result file.
@@ -97,7 +103,7 @@ def read_evaluated(path: Path, *, split: str = "test") -> RunForReport:
     """
     file = _result_path(path, split)
     result = _read_result(file)
-    made = _with_ranks(RunForReport(result=result), file.with_suffix(".ranks.npz"))
+    made = _with_ranks(EvaluatedRun(result=result), file.with_suffix(".ranks.npz"))
     recorded = result.get("run")
     for folder in (file.parent, Path(recorded) if recorded else None):
         if folder is not None and (folder / "run.json").is_file():
@@ -105,11 +111,11 @@ def read_evaluated(path: Path, *, split: str = "test") -> RunForReport:
     return made
 
 
-def with_cache(run: RunForReport, store: Store) -> RunForReport:
+def with_cache(run: EvaluatedRun, store: Store) -> EvaluatedRun:
     """The run with what its cache knows: captions of the queries, failures of extraction in the split, provenance."""
     split = run.result["split"]
     if split not in store.splits:
-        return run.noting(f"The cache {store.path} has no split {split}, so captions and failures are not shown.")
+        return run.with_notes(f"The cache {store.path} has no split {split}, so captions and failures are not shown.")
     span = store.splits[split]
     captions = dict(zip(store.ids("text", span.texts), store.captions(span.texts)))
     videos = {video.id for video in store.plan.videos[span.videos.start : span.videos.stop]}
@@ -121,7 +127,7 @@ def with_cache(run: RunForReport, store: Store) -> RunForReport:
     )
 
 
-def open_cache_of(run: RunForReport, cache: Path | None = None) -> tuple[Store | None, RunForReport]:
+def open_cache_of(run: EvaluatedRun, cache: Path | None = None) -> tuple[Store | None, EvaluatedRun]:
     """The cache a result was made from, opened, and the run with a note where that cannot be.
 
     Args:
@@ -130,26 +136,26 @@ def open_cache_of(run: RunForReport, cache: Path | None = None) -> tuple[Store |
     recorded = run.result.get("cache")
     where = cache or (Path(recorded) if recorded else None)
     if where is None or (cache is None and not where.exists()):
-        return None, run.noting(
+        return None, run.with_notes(
             f"The cache {where or 'of the result'} is not there, so captions, examples, hubness and failures of "
             "extraction are not shown."
         )
     try:
         store = open_store(where)
         if store.fingerprint != run.result.get("cache_fingerprint"):
-            return None, run.noting(
+            return None, run.with_notes(
                 f"The cache {where} is another one than {run.title} was judged on "
                 f"(fingerprint {store.fingerprint}, then {run.result.get('cache_fingerprint')}), so it was not read."
             )
         return store, with_cache(run, store)
     except (CacheError, NotFoundError, StorageError) as error:
-        return None, run.noting(f"The cache {where} cannot be read: {error}.")
+        return None, run.with_notes(f"The cache {where} cannot be read: {error.message}.")
 
 
-def with_distinct_names(runs: Sequence[RunForReport]) -> list[RunForReport]:
+def with_distinct_names(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
     """Runs under names that differ: the head, with the folder's name where heads repeat, with a number at last.
 
-    A run that was selected on the queries it is judged on carries a mark behind its name, see `glscl.evaluate.result_tables`.
+    A run that was selected on the queries it is judged on carries a mark behind its name, see `glscl.evaluate.run_names`.
     """
     titles = [run.title for run in runs]
     named = []
@@ -171,11 +177,13 @@ def _result_path(path: Path, split: str) -> Path:
     if path.is_file():
         return path
     if not path.exists():
-        raise NotFoundError(f"There is no run at {path}", mend="Name a run folder or a result file")
+        raise NotFoundError(f"There is no run at {path}", hint="Name a run folder or a result file")
     file = path / ("result.json" if split == "test" else f"result-{split}.json")
     if not file.is_file():
-        command = f"glscl eval --run {path}" + ("" if split == "test" else f" --split {split}")
-        raise NotFoundError(f"{path} has no {file.name}: it was not judged on the split {split}", mend=f"Do: {command}")
+        settings = {"run": path} if split == "test" else {"run": path, "split": split}
+        raise NotFoundError(
+            f"{path} has no {file.name}: it was not judged on the split {split}", hint=Hint("Do", "eval", settings)
+        )
     return file
 
 
@@ -188,38 +196,38 @@ def _read_result(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not a result: found a {type(result).__name__}, expected an object")
     problem = result_problem(result)
     if problem:
-        raise InputError(f"{path} is not a result of glscl eval: {problem}")
+        raise InputError(f"{path} is not a result of an evaluation: {problem}")
     return result
 
 
-def _with_ranks(run: RunForReport, path: Path) -> RunForReport:
+def _with_ranks(run: EvaluatedRun, path: Path) -> EvaluatedRun:
     lost = "so there is no rank histogram, no paired test and no example of it"
     if not path.is_file():
-        return run.noting(f"The ranks of each query ({path.name}) are not there, {lost}.")
+        return run.with_notes(f"The ranks of each query ({path.name}) are not there, {lost}.")
     try:
         check_zip(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        ranks = {name: np.asarray(arrays[name], np.float64) for name in (*DIRECTIONS, "video_to_text_caption")}
+        ranks = {name: np.asarray(arrays[name], np.float64) for name in RANKINGS}
         text_ids, video_ids = arrays["text_ids"].tolist(), arrays["video_ids"].tolist()
         video_of_text = np.asarray(arrays["video_of_text"], np.int64)
     except Exception as error:  # numpy and zipfile raise whatever they like on damaged files
-        return run.noting(f"The ranks of each query ({path}) cannot be read ({str(error)[:200]}), {lost}.")
+        return run.with_notes(f"The ranks of each query ({path}) cannot be read ({str(error)[:200]}), {lost}.")
     if not all(isinstance(name, str) for name in (*text_ids, *video_ids)):
-        return run.noting(f"The ids in {path} are not strings, {lost}.")
+        return run.with_notes(f"The ids in {path} are not strings, {lost}.")
     queries = [len(text_ids), len(video_ids)]
     stated = [run.result[direction]["queries"] for direction in DIRECTIONS]
     sizes = [len(ranks[direction]) for direction in DIRECTIONS]
-    means = [float(of.mean()) for of in (ranks[direction] for direction in DIRECTIONS) if len(of)]
+    means = [float(ranks[direction].mean()) for direction in DIRECTIONS if len(ranks[direction])]
     agree = np.allclose(means, [run.result[direction]["MnR"] for direction in DIRECTIONS]) if len(means) == 2 else False
-    agree = agree and all(((of >= 1) & (of < 1e12)).all() for of in ranks.values())
+    agree = agree and all(((values >= 1) & (values < 1e12)).all() for values in ranks.values())
     known = ((video_of_text >= 0) & (video_of_text < len(video_ids))).all()
     if not (queries == stated == sizes and agree and known and len(video_of_text) == len(text_ids)):
-        return run.noting(f"The ranks in {path} belong to another evaluation than the result, {lost}.")
+        return run.with_notes(f"The ranks in {path} belong to another evaluation than the result, {lost}.")
     return replace(run, ranks=ranks, text_ids=text_ids, video_ids=video_ids, video_of_text=video_of_text)
 
 
-def _with_history(run: RunForReport, folder: Path) -> RunForReport:
+def _with_history(run: EvaluatedRun, folder: Path) -> EvaluatedRun:
     from glscl.train_head.checkpoint import read_run
     from glscl.train_head.run_record import history_problem
 
@@ -227,18 +235,14 @@ def _with_history(run: RunForReport, folder: Path) -> RunForReport:
     try:
         run = replace(run, run=read_run(folder))
     except (CheckpointError, NotFoundError) as error:
-        return run.noting(f"How it was trained is not known: {error}.")
+        return run.with_notes(f"How it was trained is not known: {error.message}.")
     path = folder / "history.jsonl"
+    rows: list[Any] = []
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         problem = history_problem(rows)
     except (OSError, ValueError, RecursionError) as error:
         problem = type(error).__name__
     if problem:
-        return run.noting(f"{os.fspath(path)} cannot be read ({problem}), so there are no training curves.")
+        return run.with_notes(f"{os.fspath(path)} cannot be read ({problem}), so there are no training curves.")
     return replace(run, history=rows)
-
-
-def clusters_of(run: RunForReport, direction: str) -> np.ndarray | None:
-    """Queries that are drawn together by a bootstrap: the video of each caption; None takes each for itself."""
-    return run.video_of_text if direction == TEXT_TO_VIDEO else None

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,20 +21,21 @@ from torch import Tensor
 
 from glscl.cache.files import dump_json, write_atomically
 from glscl.cache.store import Store
-from glscl.cache.table import FeatureTable
-from glscl.common.errors import InputError, UsageError
+from glscl.cache.table import Counts, FeatureTable, FramePosition
+from glscl.common.errors import Hint, InputError, UsageError
+from glscl.common.settings import check
 from glscl.common.versions import versions
 from glscl.evaluate.confidence import confidence_of_directions
-from glscl.evaluate.hubness import NORMALISATIONS, normalised_ranks
-from glscl.evaluate.metrics import TEXT_TO_VIDEO, query_videos, retrieval_ranks, summarise
-from glscl.evaluate.query_banks import Banks
-from glscl.evaluate.similarity import DIRECTIONS, Progress, ranks, similarity_matrix
+from glscl.evaluate.hubness import NORMALISATIONS, known_normalisations, normalised_ranks
+from glscl.evaluate.metrics import summarise
+from glscl.evaluate.query_banks import Banks, TableOnDevice
+from glscl.evaluate.ranks import DIRECTIONS, RANKINGS, TEXT_TO_VIDEO, VIDEO_TO_TEXT, query_videos, retrieval_ranks
+from glscl.evaluate.settings import ZERO_SHOT_HEADS, EvaluateSettings
+from glscl.evaluate.similarity import PairsDone, Scoring, ranks, similarity_matrix
 from glscl.train_head.checkpoint import backbone_of, check_cache, load_run
 from glscl.train_head.heads import build_head, head_class
 from glscl.train_head.heads.base import Head, VectorHead
 from glscl.train_head.recipes import RECIPES
-
-ZERO_SHOT_HEADS = ("mean_pool", "query_scoring", "projection")  # those whose start is the backbone's own score
 
 _TAG = re.compile(r":([a-z][a-z_-]*)$")
 
@@ -57,123 +58,130 @@ class Evaluation:
     video_ids: list[str]
     video_of_text: np.ndarray
 
+    def __repr__(self) -> str:
+        where = "/".join(str(self.result.get(key)) for key in ("dataset", "split"))
+        return f"Evaluation({self.result.get('head')!r} on {where}, R@1 {self.result[TEXT_TO_VIDEO]['R@1']:.1f})"
+
+
+class JudgedTable(TableOnDevice, Protocol):
+    """One split to judge on; `glscl.cache.table.FeatureTable` is one."""
+
+    @property
+    def counts(self) -> Counts: ...
+
+
+class JudgedHead(NamedTuple):
+    """What is judged.
+
+    Attributes:
+        head: a head, or several as one.
+        load: gives the table of a split as the head looks at it; that of "train" is asked for only where a
+            normalisation needs a bank.
+        facts: what the result says of the head: `head`, `run`, `selection`, `frozen_backbone`, and for several runs
+            `runs` and `combine`.
+    """
+
+    head: Scoring
+    load: Callable[[str], JudgedTable]
+    facts: Mapping[str, Any]
+
 
 def evaluate_run(
     store: Store,
-    *,
     run: Path | str | None = None,
-    head: str = "mean_pool",
-    which: str = "best",
-    split: str = "test",
-    max_frames: int | None = None,
-    frame_position: str | None = None,
-    normalise: Sequence[str] = (),
-    confidence: bool = True,
-    seed: int = 0,
+    settings: EvaluateSettings | None = None,
+    *,
     device: torch.device | str = "cpu",
-    save_similarity: Path | None = None,
     command: str = "",
-    progress: Progress | None = None,
+    progress: PairsDone | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Evaluation:
     """Judge a trained head, or one that needs no training.
 
     Args:
         store: an open cache.
-        run: folder of a run; None takes the zero-shot `head`.
-        head: one of `ZERO_SHOT_HEADS`; read only without `run`.
-        which: "best" or "last" weights of the run.
-        split: what to judge on.
-        max_frames, frame_position: frames of a video to look at; None is as the run was trained, and zero-shot as the
-            dataset's recipe says.
-        normalise: keys of `NORMALISATIONS`; banks are taken from the split "train".
-        confidence: whether to add bootstrap intervals.
-        seed: of the bootstrap.
+        run: folder of a run; None takes the zero-shot `settings.head`.
+        settings: what to judge on and how; None is the defaults.
         device: where to compute.
-        save_similarity: file for the matrix; see `save_similarity_matrix`.
         command: for the result.
         progress: called with pairs done and pairs in all.
         note: called with lines that people should read.
 
     Raises:
         FingerprintError: the run's head cannot understand this cache.
-        UsageError: a head that means nothing untrained, or an unknown normalisation.
+        UsageError: a head that means nothing untrained, an unknown normalisation, or settings out of bounds.
         NotFoundError, CheckpointError, InputError, NonFiniteError: see what is called.
     """
-    started = time.perf_counter()
+    started, settings = time.perf_counter(), checked(settings)
     if run is not None:
-        judged = open_run(Path(run), store, which=which, split=split, note=note)
+        opened = open_run(Path(run), store, settings, note=note)
     else:
         recipe = RECIPES.get(store.recipe, RECIPES["default"])
-        judged = Judged(zero_shot_head(head, store), head, "last", True, recipe.frames, "uniform")
-    built = judged.head.to(device)
+        opened = OpenedRun(zero_shot_head(settings.head, store), settings.head, "last", True, recipe.frames, "uniform")
+    head = opened.head.to(device)
 
     def load(split: str) -> FeatureTable:
         return FeatureTable.load(
             store,
             split,
-            max_frames=max_frames or judged.max_frames,
-            frame_position=frame_position or judged.frame_position,
-            tokens=built.needs_tokens,
+            max_frames=settings.max_frames or opened.max_frames,
+            frame_position=settings.frame_position or opened.frame_position,
+            tokens=head.needs_tokens,
         )
 
-    of_head = {
-        "head": judged.name,
+    facts = {
+        "head": opened.name,
         "run": None if run is None else str(run),
-        "selection": judged.selection,
-        "frozen_backbone": judged.frozen_backbone,
+        "selection": opened.selection,
+        "frozen_backbone": opened.frozen_backbone,
     }
-    return judge(
-        built,
-        store,
-        load,
-        of_head,
-        split=split,
-        started=started,
-        command=command,
-        normalise=normalise,
-        confidence=confidence,
-        seed=seed,
-        device=device,
-        save_similarity=save_similarity,
-        progress=progress,
-    )
+    judged = JudgedHead(head, load, facts)
+    return judge(judged, store, settings, started=started, device=device, command=command, progress=progress)
+
+
+def checked(settings: EvaluateSettings | None) -> EvaluateSettings:
+    """The settings, or the defaults. Raises UsageError for one that is not what it can be."""
+    settings = settings or EvaluateSettings()
+    check(settings)
+    known_normalisations(settings.normalise)
+    return settings
 
 
 def judge(
-    head: Head,
+    judged: JudgedHead,
     store: Store,
-    load: Callable[[str], FeatureTable],
-    of_head: Mapping[str, Any],
+    settings: EvaluateSettings,
     *,
-    split: str,
     started: float,
+    device: torch.device | str = "cpu",
     command: str = "",
-    normalise: Sequence[str] = (),
-    **how: Any,
+    progress: PairsDone | None = None,
 ) -> Evaluation:
     """Judge a head, or several as one, on a split of a cache: the numbers, and all that a result says beside them.
 
     Args:
-        load: gives the table of a split; that of "train" is asked for only where a normalisation needs a bank.
-        of_head: what the result says of the head: `head`, `run`, `selection`, `frozen_backbone`, and for several runs
-            `runs` and `combine`.
         started: `time.perf_counter()` when the caller began to read.
-        **how: whatever else `evaluate_head` takes.
 
     Raises:
         UsageError: an unknown normalisation, or one that the head or the cache has nothing for.
-        Others: see `load` and `evaluate_head`.
+        Others: see `JudgedHead.load` and `evaluate_head`.
     """
-    check_normalisations(normalise, head, store)
-    table = load(split)
-    seconds = {"load": time.perf_counter() - started}
-    evaluation = evaluate_head(head, table, normalise=normalise, train=lambda: load("train"), seconds=seconds, **how)
+    check_normalisations(settings.normalise, judged.head, store)
+    table = judged.load(settings.split)
+    evaluation = evaluate_head(
+        judged.head,
+        table,
+        settings,
+        train=lambda: judged.load("train"),
+        device=device,
+        seconds={"load": time.perf_counter() - started},
+        progress=progress,
+    )
     backbone, pretrained = backbone_of(store.configuration)
     about = {
         "dataset": store.configuration.get("dataset", ""),
-        "split": split,
-        **of_head,
+        "split": settings.split,
+        **judged.facts,
         "backbone": backbone,
         "pretrained": pretrained,
         "cache": str(store.path),
@@ -183,99 +191,105 @@ def judge(
     return replace(evaluation, result={**about, **evaluation.result, **tail})
 
 
-class Judged(NamedTuple):
-    """A head and what a result says of it; the last two are the frames it looks at."""
+class OpenedRun(NamedTuple):
+    """The head of a run and what a result says of it; the last two are the frames it looks at."""
 
     head: Head
     name: str
     selection: str
     frozen_backbone: bool
     max_frames: int | None
-    frame_position: str
+    frame_position: FramePosition
 
 
-def open_run(run: Path, store: Store, *, which: str, split: str, note: Callable[[str], None]) -> Judged:
-    """The head of a run, checked to understand a cache; arguments and errors as in `evaluate_run`."""
-    head, record = load_run(run, which)
-    for line in check_cache(run, record, store, which=which):
+def open_run(run: Path, store: Store, settings: EvaluateSettings, *, note: Callable[[str], None]) -> OpenedRun:
+    """The head of a run, checked to understand a cache; errors as in `evaluate_run`."""
+    head, record = load_run(run, settings.weights)
+    for line in check_cache(run, record, store, which=settings.weights):
         note(f"the cache is not the one {run} was trained on: {line}")
     for line in record.get("imported", {}).get("notes", ()):
         note(f"{run}: {line}")
-    selection = record.get("selection", "last") if which == "best" else "last"
-    if selection == "test" and split == "test":
-        note("warning: the epoch was selected on the test split, so these numbers are optimistic")
-    settings = record["settings"]
-    return Judged(
+    trained = record["settings"]
+    return OpenedRun(
         head=head,
         name=record["head"],
-        selection=selection,
+        selection=selection_of(record, settings, note=note),
         frozen_backbone=bool(record.get("frozen_backbone", True)),
-        max_frames=settings.get("max_frames"),
-        frame_position=settings.get("frame_position", "uniform"),
+        max_frames=trained.get("max_frames"),
+        frame_position=trained.get("frame_position", "uniform"),
     )
 
 
+def selection_of(record: Mapping[str, Any], settings: EvaluateSettings, *, note: Callable[[str], None]) -> str:
+    """How the judged epoch of a run was chosen; a warning where by the split it is judged on."""
+    selection = record.get("selection", "last") if settings.weights == "best" else "last"
+    if selection == "test" and settings.split == "test":
+        note("warning: the epoch was selected on the test split, so these numbers are optimistic")
+    return selection
+
+
 def evaluate_head(
-    head: Head,
-    table: FeatureTable,
+    head: Scoring,
+    table: JudgedTable,
+    settings: EvaluateSettings | None = None,
     *,
-    normalise: Sequence[str] = (),
-    train: Callable[[], FeatureTable] | None = None,
-    confidence: bool = True,
-    seed: int = 0,
+    train: Callable[[], JudgedTable] | None = None,
     device: torch.device | str | None = None,
     seconds: dict[str, float] | None = None,
-    save_similarity: Path | None = None,
-    progress: Progress | None = None,
+    progress: PairsDone | None = None,
 ) -> Evaluation:
-    """Judge a head on a table: `counts`, the three directions, and what was asked for beside.
+    """Judge a head on a table: `counts`, the three rankings, and what was asked for beside.
 
     Captions whose id ends in `:word` (the built-in corpus marks `:order`, `:pair`, …) are also judged by themselves,
     against all videos, under "tags".
 
     Args:
+        settings: of these count `normalise`, `confidence`, `seed` and `save_similarity`.
         train: gives the table that banks are taken from; called only where a normalisation needs one.
         device: where to compute; None is where the head is.
         seconds: the result's `seconds` are added to it.
-        The others: see `evaluate_run`.
+        progress: called with pairs done and pairs in all.
     """
-    seconds = {} if seconds is None else seconds
+    settings, seconds = checked(settings), {} if seconds is None else seconds
     for stage in ("load", "encode", "score", "metrics"):
         seconds.setdefault(stage, 0.0)
-    check_normalisations(normalise, head)
+    check_normalisations(settings.normalise, head)
     similarity = None
-    if normalise or save_similarity is not None:
-        _check_room(table, bytes_a_pair=4 + 20 * bool(normalise))
+    if settings.normalise or settings.save_similarity is not None:
+        _check_room(table, bytes_a_pair=4 + 20 * bool(settings.normalise))
         similarity = similarity_matrix(head, table, device=device, seconds=seconds, progress=progress)
         with _timed(seconds, "metrics"):
-            of = retrieval_ranks(similarity, table.video_of_text)
+            found = retrieval_ranks(similarity, table.video_of_text)
     else:
-        of = ranks(head, table, device=device, seconds=seconds, progress=progress)
+        found = ranks(head, table, device=device, seconds=seconds, progress=progress)
     video = table.video_of_text.cpu().numpy()
     queries = query_videos(video)
     result: dict[str, Any] = {"counts": asdict(table.counts)}
     with _timed(seconds, "metrics"):
-        result.update((direction, summarise(of[direction])) for direction in DIRECTIONS)
-        if confidence:
-            result["confidence_95"] = confidence_of_directions(of, video, seed=seed)
-        tags = _by_tag(table.text_ids, of[TEXT_TO_VIDEO])
+        result.update((direction, summarise(found[direction])) for direction in RANKINGS)
+        if settings.confidence:
+            result["confidence_95"] = confidence_of_directions(found, video, seed=settings.seed)
+        tags = _by_tag(table.text_ids, found[TEXT_TO_VIDEO])
         if tags:
             result["tags"] = tags
-    if normalise:
-        result["normalised"] = _normalised(normalise, head, table, similarity, train, device=device, seconds=seconds)
-    if save_similarity is not None:
-        save_similarity_matrix(save_similarity, similarity, table)
+    if similarity is not None and settings.normalise:
+        banks = None
+        if any(NORMALISATIONS[name].needs_bank for name in settings.normalise):
+            banks = _banks(settings.normalise, head, table, train, device=device, seconds=seconds)
+        result["normalised"] = _normalised(settings.normalise, similarity, table.video_of_text, banks, seconds)
+    if similarity is not None and settings.save_similarity is not None:
+        save_similarity_matrix(settings.save_similarity, similarity, table)
     result["seconds"] = {stage: round(spent, 4) for stage, spent in seconds.items()}
     return Evaluation(
         result=result,
-        ranks=of,
+        ranks=found,
         text_ids=list(table.text_ids),
-        video_ids=[table.video_ids[row] for row in queries],
+        video_ids=[table.video_ids[row] for row in queries.tolist()],
         video_of_text=np.searchsorted(queries, video),
     )
 
 
-def _check_room(table: FeatureTable, *, bytes_a_pair: int) -> None:
+def _check_room(table: JudgedTable, *, bytes_a_pair: int) -> None:
     """Refuse a matrix that this machine cannot hold, before it is half made.
 
     Raises:
@@ -286,7 +300,7 @@ def _check_room(table: FeatureTable, *, bytes_a_pair: int) -> None:
         raise InputError(
             f"the similarities of {table.num_texts:,} texts with {table.num_videos:,} videos take {needed / 1e9:,.0f} GB, "
             f"this machine has {there / 1e9:,.0f} GB",
-            mend="Leave out --normalise and --save-similarity: ranks need no matrix",
+            hint="Leave out `normalise` and `save_similarity`: ranks need no matrix",
         )
 
 
@@ -298,10 +312,10 @@ def _physical_memory() -> int | None:
         return None
 
 
-def validation_metrics(head: Head, table: FeatureTable) -> dict[str, dict[str, float]]:
+def validation_metrics(head: Scoring, table: JudgedTable) -> dict[str, dict[str, float]]:
     """Metrics of both directions, without extras: what training selects its epoch by."""
-    of = ranks(head, table, directions=("text_to_video", "video_to_text"))
-    return {direction: summarise(values) for direction, values in of.items()}
+    found = ranks(head, table, directions=DIRECTIONS)
+    return {direction: summarise(values) for direction, values in found.items()}
 
 
 def zero_shot_head(name: str, store: Store) -> Head:
@@ -322,7 +336,7 @@ def check_zero_shot(name: str) -> None:
         head_class(name)  # an unknown name has its own message
         raise UsageError(
             f"{name} starts with random weights, so it says nothing untrained; zero-shot are {', '.join(ZERO_SHOT_HEADS)}",
-            mend=f"Train it: glscl train-head --head {name}",
+            hint=Hint("Train it", "train-head", {"head": name}),
         )
 
 
@@ -335,7 +349,7 @@ def write_result(path: Path, evaluation: Evaluation) -> None:
     Raises:
         StorageError: the disk is full or failing.
     """
-    arrays = {
+    arrays: dict[str, Any] = {
         **evaluation.ranks,
         "text_ids": np.array(evaluation.text_ids),
         "video_ids": np.array(evaluation.video_ids),
@@ -347,7 +361,7 @@ def write_result(path: Path, evaluation: Evaluation) -> None:
     write_atomically(path, dump_json(evaluation.result))
 
 
-def save_similarity_matrix(path: Path, similarity: Tensor, table: FeatureTable) -> None:
+def save_similarity_matrix(path: Path, similarity: Tensor, table: JudgedTable) -> None:
     """Write the matrix as (T, V) float32 `.npy`, and beside it (`.json`) the ids of its rows and columns.
 
     Raises:
@@ -367,73 +381,77 @@ def save_similarity_matrix(path: Path, similarity: Tensor, table: FeatureTable) 
 # --- normalisation with banks of training queries ----------------------------------------------------------------------
 
 
-def _normalised(
+def _banks(
     names: Sequence[str],
-    head: Head,
-    table: FeatureTable,
-    similarity: Tensor,
-    train: Callable[[], FeatureTable] | None,
+    head: Scoring,
+    table: JudgedTable,
+    train: Callable[[], JudgedTable] | None,
     *,
-    device: Any,
+    device: torch.device | str | None,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    banks: Banks | None = None
-    if any(NORMALISATIONS[name].needs_bank for name in names):
-        if train is None:
-            raise UsageError(f"{', '.join(names)}: a bank of training queries is needed")
-        with _timed(seconds, "load"):
-            bank_table = train()
-        was_training = head.training
-        head.eval()
-        banks = Banks(head, table, bank_table, device=device, seconds=seconds)
+    """Direction -> name -> bank, for all normalisations together, and under "bank" what it is made of."""
+    if train is None:
+        raise UsageError(f"{', '.join(names)}: a bank of training queries is needed")
+    with _timed(seconds, "load"):
+        bank_table = train()
+    wanted = list(dict.fromkeys(bank for name in names for bank in NORMALISATIONS[name].banks))
+    was_training = head.training
+    head.eval()
+    banks = Banks(head, table, bank_table, device=device, seconds=seconds)
+    found = {direction: banks.scores(direction, wanted) for direction in DIRECTIONS}
+    head.train(was_training)
+    return {**found, "bank": banks.description}
+
+
+def _normalised(
+    names: Sequence[str],
+    similarity: Tensor,
+    video_of_text: Tensor,
+    banks: Mapping[str, Any] | None,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name in names:
-        entry = NORMALISATIONS[name]
-        given = {}
-        if entry.needs_bank:
-            given = {direction: banks.of(direction, entry.banks) for direction in ("text_to_video", "video_to_text")}
+        entry, given = NORMALISATIONS[name], banks or {}
         with _timed(seconds, "metrics"):
-            of = normalised_ranks(name, similarity, table.video_of_text, **given)
-            out[name] = {direction: summarise(values) for direction, values in of.items()}
-        out[name]["bank"] = banks.description if entry.needs_bank else "none"
+            found = normalised_ranks(
+                name,
+                similarity,
+                video_of_text,
+                text_to_video=given.get(TEXT_TO_VIDEO),
+                video_to_text=given.get(VIDEO_TO_TEXT),
+            )
+            out[name] = {direction: summarise(values) for direction, values in found.items()}
+        out[name]["bank"] = given["bank"] if entry.needs_bank else "none"
         out[name]["transductive"] = entry.transductive
-    if banks is not None:
-        head.train(was_training)
     return out
 
 
-def known_normalisations(names: Sequence[str]) -> Sequence[str]:
-    """`names` again; UsageError for one that is not there."""
-    for name in names:
-        if name not in NORMALISATIONS:
-            raise UsageError(f"there is no normalisation {name!r}; choose from {', '.join(NORMALISATIONS)}")
-    return names
-
-
-def check_normalisations(names: Sequence[str], head: Head, store: Store | None = None) -> None:
+def check_normalisations(names: Sequence[str], head: Scoring, store: Store | None = None) -> None:
     """Refuse before any work is done what could not be normalised in the end."""
     for name in known_normalisations(names):
         if "gallery_bank" in NORMALISATIONS[name].banks and not isinstance(head, VectorHead):
             raise UsageError(
                 f"{name} compares videos with videos, which needs a head that makes one vector of each; "
                 f"{type(head).__name__} does not",
-                mend=f"Leave it out, or choose from {', '.join(other for other in NORMALISATIONS if other != name)}",
+                hint=f"Leave it out, or choose from {', '.join(other for other in NORMALISATIONS if other != name)}",
             )
         if store is not None and NORMALISATIONS[name].needs_bank and "train" not in store.splits:
             raise UsageError(
                 f"{name} needs a bank of training queries and {store.path} has no split train",
-                mend="Extract it too, or choose one without a bank: dsl, csls",
+                hint="Extract it too, or choose one without a bank: dsl, csls",
             )
 
 
 # --- small things ------------------------------------------------------------------------------------------------------
 
 
-def _by_tag(text_ids: Sequence[str], of: np.ndarray) -> dict[str, Mapping[str, float]]:
+def _by_tag(text_ids: Sequence[str], ranks: np.ndarray) -> dict[str, Mapping[str, float]]:
     """Text-to-video metrics of the captions that share a tag; empty where ids have none."""
     found = [(m.group(1) if (m := _TAG.search(name)) else "") for name in text_ids]
     tags = np.array(found)
-    return {tag: summarise(of[tags == tag]) for tag in sorted({*found} - {""})}
+    return {tag: summarise(ranks[tags == tag]) for tag in sorted({*found} - {""})}
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,27 +11,24 @@ import torch
 
 from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable
-from glscl.evaluate.evaluation import Evaluation, judge
-from glscl.evaluate.similarity import Progress
+from glscl.evaluate.evaluation import Evaluation, JudgedHead, checked, judge, selection_of
+from glscl.evaluate.settings import EvaluateSettings
+from glscl.evaluate.similarity import PairsDone
 from glscl.train_head.checkpoint import load_run
 
 
 def evaluate_from_pixels(
     store: Store,
     run: Path,
+    settings: EvaluateSettings | None = None,
     *,
     videos: Path | None,
-    which: str = "best",
-    split: str = "test",
-    normalise: Sequence[str] = (),
-    seed: int = 0,
     device: torch.device | str = "cpu",
-    save_similarity: Path | None = None,
     command: str = "",
-    progress: Progress | None = None,
+    progress: PairsDone | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Evaluation:
-    """Judge a run of `glscl finetune` on a split of the cache it began from.
+    """Judge a run of a second pass on a split of the cache it began from.
 
     Args:
         store: gives ids, captions and which frames of a video are taken; its features are not read.
@@ -43,32 +40,18 @@ def evaluate_from_pixels(
         UsageError: the run trained no backbone, or an unknown normalisation.
         Others: see `glscl.train_head.finetuning.finetune.tuned_table`.
     """
-    from glscl.train_head.finetuning.finetune import (
-        tuned_table,  # needs open_clip and decoders, unlike the rest of this room
-    )
+    # needs open_clip and decoders, unlike the rest of this room
+    from glscl.train_head.finetuning.finetune import tuned_table
 
-    started = time.perf_counter()
-    head, record = load_run(run, which, device=device)
-    selection = record.get("selection", "last") if which == "best" else "last"
-    if selection == "test" and split == "test":
-        note("warning: the epoch was selected on the test split, so these numbers are optimistic")
+    started, settings = time.perf_counter(), checked(settings)
+    head, record = load_run(run, settings.weights, device=device)
+    selection = selection_of(record, settings, note=note)
 
     def encoded(split: str) -> FeatureTable:
-        return tuned_table(run, store, split, which=which, videos=videos, device=device)[1]
+        return tuned_table(run, store, split, which=settings.weights, videos=videos, device=device)[1]
 
-    of_head = {"head": record["head"], "run": str(run), "selection": selection, "frozen_backbone": False}
-    evaluation = judge(
-        head,
-        store,
-        encoded,
-        of_head,
-        split=split,
-        started=started,
-        command=command,
-        normalise=normalise,
-        seed=seed,
-        device=device,
-        save_similarity=save_similarity,
-        progress=progress,
-    )
-    return replace(evaluation, result={**evaluation.result, "pretrained": record["weights"][which]["backbone"]})
+    facts = {"head": record["head"], "run": str(run), "selection": selection, "frozen_backbone": False}
+    judged = JudgedHead(head, encoded, facts)
+    evaluation = judge(judged, store, settings, started=started, device=device, command=command, progress=progress)
+    backbone = record["weights"][settings.weights]["backbone"]
+    return replace(evaluation, result={**evaluation.result, "pretrained": backbone})

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from glscl.common.errors import InputError, UsageError
-from glscl.evaluate.metrics import TEXT_TO_VIDEO, as_scores, finite, retrieval_ranks
+from glscl.evaluate.ranks import TEXT_TO_VIDEO, as_scores, require_finite, retrieval_ranks
 
 
 def qb_norm(similarity: Any, bank: Any, *, k: int = 1, beta: float = 20.0, theta: int = 1, log: bool = False) -> Any:
@@ -176,7 +176,7 @@ def online(name: str, bank: Any, *, direction: str) -> Callable[[Any], Any]:
         UsageError: the normalisation sees more than a bank and one query.
     """
     if name not in ONLINE:
-        raise UsageError(f"--normalise is {name!r}; one query at a time can be normalised by {', '.join(ONLINE)}")
+        raise UsageError(f"`normalise` is {name!r}; one query at a time can be normalised by {', '.join(ONLINE)}")
     options = dict(NORMALISATIONS[name].options[direction])
     if name == "nnn":
         return OnlineNNN(bank, **options)
@@ -278,6 +278,14 @@ NORMALISATIONS: dict[str, Normalisation] = {
 ONLINE = ("nnn", "qb-norm")  # those of one query at a time
 
 
+def known_normalisations(names: Sequence[str]) -> Sequence[str]:
+    """`names` again; UsageError for one that is not there."""
+    for name in names:
+        if name not in NORMALISATIONS:
+            raise UsageError(f"there is no normalisation {name!r}; choose from {', '.join(NORMALISATIONS)}")
+    return names
+
+
 def normalised_ranks(
     name: str,
     similarity: Any,
@@ -292,7 +300,7 @@ def normalised_ranks(
     Args:
         name: a key of `NORMALISATIONS`.
         similarity: (T, V), texts on rows.
-        video_of_text: as in `glscl.evaluate.metrics.retrieval_metrics`.
+        video_of_text: as in `glscl.evaluate.ranks.retrieval_ranks`.
         text_to_video: banks for that direction: `bank` (or `query_bank`) holds texts by the V videos, `gallery_bank`
             videos by the V videos.
         video_to_text: banks for that direction: `bank` (or `query_bank`) holds videos by the T texts, `gallery_bank`
@@ -300,7 +308,7 @@ def normalised_ranks(
         conventions: for video to text; none leaves that direction out, and its bank is not asked for.
 
     Returns:
-        As `glscl.evaluate.metrics.retrieval_ranks`.
+        As `glscl.evaluate.ranks.retrieval_ranks`.
     """
     if name not in NORMALISATIONS:
         raise UsageError(f"unknown normalisation {name!r}; there are {', '.join(NORMALISATIONS)}")
@@ -310,7 +318,7 @@ def normalised_ranks(
     if conventions:
         columns = entry.apply(scores.T, direction="video_to_text", banks=video_to_text).T
         both = retrieval_ranks(columns, video_of_text, conventions=conventions)
-        ranks.update((direction, of) for direction, of in both.items() if direction != TEXT_TO_VIDEO)
+        ranks.update((direction, values) for direction, values in both.items() if direction != TEXT_TO_VIDEO)
     return ranks
 
 
@@ -321,7 +329,7 @@ def _scores(similarity: Any, *, what: str = "similarity", columns: int | None = 
         raise InputError(f"{what} is empty: shape {tuple(scores.shape)}")
     if columns is not None and scores.shape[1] != columns:
         raise InputError(f"{what} has {scores.shape[1]} gallery columns, the bank has {columns}")
-    return finite(
+    return require_finite(
         scores.to(torch.float64, copy=True), lambda row: f"{what} row {row}", lambda column: f"gallery item {column}"
     )
 

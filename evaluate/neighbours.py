@@ -5,14 +5,13 @@ T texts, V videos, k neighbours; a tile is t texts by v videos.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from glscl.evaluate.similarity import Table, scoring
+from glscl.evaluate.similarity import Pairs, PairsDone, Scoring, scoring
 
 
 class Neighbours(NamedTuple):
@@ -30,13 +29,13 @@ class Neighbours(NamedTuple):
 
 
 def nearest_neighbours(
-    head: nn.Module,
-    table: Table,
+    head: Scoring,
+    table: Pairs,
     k: int = 10,
     *,
     device: torch.device | str | None = None,
     max_bytes: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: PairsDone | None = None,
 ) -> Neighbours:
     """The k best videos of every text and the k best texts of every video, one tile of scores in memory at a time.
 

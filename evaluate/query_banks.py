@@ -7,24 +7,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
-from glscl.cache.table import FeatureTable
 from glscl.common.errors import UsageError
-from glscl.evaluate.metrics import TEXT_TO_VIDEO
-from glscl.evaluate.similarity import similarity_matrix
-from glscl.train_head.heads.base import Head
+from glscl.evaluate.ranks import TEXT_TO_VIDEO
+from glscl.evaluate.similarity import Pairs, Scoring, similarity_matrix
+from glscl.train_head.heads.base import VectorHead
+
+
+class TableOnDevice(Pairs, Protocol):
+    """Pairs whose features lie on a device."""
+
+    @property
+    def device(self) -> torch.device: ...
 
 
 class _Crossed:
     """Some texts of one table beside some videos of another: as much of a table as similarity needs."""
 
-    def __init__(self, texts: FeatureTable, text_rows: Tensor, videos: FeatureTable, video_rows: Tensor) -> None:
+    def __init__(self, texts: TableOnDevice, text_rows: Tensor, videos: TableOnDevice, video_rows: Tensor) -> None:
         self._texts, self._videos = texts, videos
         self._text_rows, self._video_rows = text_rows.to(texts.device), video_rows.to(videos.device)
         self.num_texts, self.num_videos = len(text_rows), len(video_rows)
@@ -35,7 +41,7 @@ class _Crossed:
     def texts(self, index: Any) -> TextFeatures:
         return self._texts.texts(self._text_rows[index])
 
-    def videos(self, index: Any) -> VideoFeatures:
+    def videos(self, index: Any) -> tuple[Tensor, ...]:
         return self._videos.videos(self._video_rows[index])
 
 
@@ -44,9 +50,9 @@ class Banks:
 
     def __init__(
         self,
-        head: Head,
-        table: FeatureTable,
-        train: FeatureTable,
+        head: Scoring,
+        table: TableOnDevice,
+        train: TableOnDevice,
         *,
         device: torch.device | str | None = None,
         seconds: dict[str, float] | None = None,
@@ -74,7 +80,7 @@ class Banks:
     def description(self) -> str:
         return f"first caption of {len(self.texts):,} training videos; those videos for video to text"
 
-    def of(self, direction: str, names: Sequence[str]) -> dict[str, Tensor]:
+    def scores(self, direction: str, names: Sequence[str]) -> dict[str, Tensor]:
         """Banks of a direction by their keyword names, (N, gallery)."""
         kinds = {"bank": "queries", "query_bank": "queries", "gallery_bank": "items"}
         return {name: self._bank(direction, kinds[name]) for name in names}
@@ -94,30 +100,35 @@ class Banks:
 
     def _items(self, direction: str) -> Tensor:
         """Training videos by the table's videos, or training captions by its texts: one vector each."""
+        head = self.head
+        if not isinstance(head, VectorHead):
+            raise UsageError(f"{type(head).__name__} makes no vector of a video, which this normalisation needs")
         started = time.perf_counter()
         with torch.no_grad():
             if direction == TEXT_TO_VIDEO:
-                bank, gallery = (self._vectors(t.videos, rows) for t, rows in self._sides(self.videos, "videos"))
+                bank, gallery = (_vectors(head, t.videos, rows) for t, rows in self._sides(self.videos, "videos"))
             else:
-                bank, gallery = (self._vectors(t.texts, rows) for t, rows in self._sides(self.texts, "texts"))
+                bank, gallery = (_vectors(head, t.texts, rows) for t, rows in self._sides(self.texts, "texts"))
             scores = (bank @ gallery.T).cpu()
         self.seconds["score"] = self.seconds.get("score", 0.0) + time.perf_counter() - started
         return scores
 
-    def _sides(self, rows: Tensor, what: str) -> list[tuple[FeatureTable, Tensor]]:
+    def _sides(self, rows: Tensor, what: str) -> list[tuple[TableOnDevice, Tensor]]:
         count = self.table.num_videos if what == "videos" else self.table.num_texts
         return [(self.train, rows), (self.table, torch.arange(count))]
 
-    def _vectors(self, fetch: Callable[[Tensor], Any], rows: Tensor) -> Tensor:
-        parts = []
-        for some in rows.split(512):
-            features = fetch(some)
-            features = type(features)(*(None if f is None else f.to(self.head.logit_scale.device) for f in features))
-            if isinstance(features, VideoFeatures):
-                parts.append(self.head.video_vectors(self.head.encode_video(features)))
-            else:
-                parts.append(self.head.text_vectors(self.head.encode_text(features)))
-        return torch.cat(parts).float()
-
     def _similarity(self, crossed: _Crossed) -> Tensor:
         return similarity_matrix(self.head, crossed, device=self.device, seconds=self.seconds)
+
+
+def _vectors(head: VectorHead, fetch: Callable[[Tensor], Any], rows: Tensor) -> Tensor:
+    """(N, D) float32: one vector of each item in some rows."""
+    parts = []
+    for some in rows.split(512):
+        features = fetch(some)
+        features = type(features)(*(None if f is None else f.to(head.logit_scale.device) for f in features))
+        if isinstance(features, VideoFeatures):
+            parts.append(head.video_vectors(head.encode_video(features)))
+        else:
+            parts.append(head.text_vectors(head.encode_text(features)))
+    return torch.cat(parts).float()

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-DIRECTIONS = ("text_to_video", "video_to_text")
-BY_CAPTION = "video_to_text_caption"
+from glscl.evaluate.metrics import METRICS
+from glscl.evaluate.ranks import DIRECTIONS, VIDEO_TO_TEXT_CAPTION
+
 _STRINGS = ("dataset", "split", "head", "backbone", "selection")
 _SELECTIONS = ("validation", "last", "test")
 _STRINGS_OR_NULL = ("run", "pretrained", "cache", "cache_fingerprint", "command", "combine")
-_BOUNDS = {"R@1": (0, 100), "R@5": (0, 100), "R@10": (0, 100), "R@50": (0, 100), "MdR": (1, 1e12), "MnR": (1, 1e12)}
 
 
 def result_problem(result: Mapping[str, Any]) -> str | None:
@@ -29,7 +29,11 @@ def result_problem(result: Mapping[str, Any]) -> str | None:
     return (
         _counts(result["counts"])
         or next(filter(None, (_metrics(result[direction], direction) for direction in DIRECTIONS)), None)
-        or (_metrics(result[BY_CAPTION], BY_CAPTION) if result.get(BY_CAPTION) is not None else None)
+        or (
+            _metrics(result[VIDEO_TO_TEXT_CAPTION], VIDEO_TO_TEXT_CAPTION)
+            if result.get(VIDEO_TO_TEXT_CAPTION) is not None
+            else None
+        )
         or _optional(result)
     )
 
@@ -47,7 +51,8 @@ def _counts(counts: Any) -> str | None:
 def _metrics(metrics: Any, where: str) -> str | None:
     if not isinstance(metrics, dict):
         return f"{where} is not an object"
-    wrong = [name for name, (low, high) in _BOUNDS.items() if not _number(metrics.get(name), low, high)]
+    expected = [name for name, metric in METRICS.items() if metric.always or (metric.function and name in metrics)]
+    wrong = [name for name in expected if not _number(metrics.get(name), *METRICS[name].bounds)]
     if not _number(metrics.get("queries"), 1, 1e12, whole=True):
         wrong.append("queries")
     return f"{where} has no number for {', '.join(wrong)}" if wrong else None
@@ -57,17 +62,19 @@ def _optional(result: Mapping[str, Any]) -> str | None:
     for key in ("confidence_95", "tags", "normalised", "seconds", "versions"):
         if not isinstance(result.get(key), dict | None):
             return f"{key} is not an object"
-    for direction, of in (result.get("confidence_95") or {}).items():
-        if not isinstance(of, dict) or not all(_interval(spread) for spread in of.values()):
+    for direction, spreads in (result.get("confidence_95") or {}).items():
+        if not isinstance(spreads, dict) or not all(_interval(spread) for spread in spreads.values()):
             return f"confidence_95 of {direction[:40]} is not made of intervals"
-    for tag, of in (result.get("tags") or {}).items():
-        if problem := _metrics(of, f"tag {tag[:40]}"):
+    for tag, metrics in (result.get("tags") or {}).items():
+        if problem := _metrics(metrics, f"tag {tag[:40]}"):
             return problem
-    for name, of in (result.get("normalised") or {}).items():
-        if not isinstance(of, dict) or not isinstance(of.get("bank", ""), str):
+    for name, found in (result.get("normalised") or {}).items():
+        if not isinstance(found, dict) or not isinstance(found.get("bank", ""), str):
             return f"normalised {name[:40]} is not an object with a bank"
-        for direction in (*DIRECTIONS, BY_CAPTION):
-            if of.get(direction) is not None and (problem := _metrics(of[direction], f"{name[:40]}, {direction}")):
+        for direction in (*DIRECTIONS, VIDEO_TO_TEXT_CAPTION):
+            if found.get(direction) is not None and (
+                problem := _metrics(found[direction], f"{name[:40]}, {direction}")
+            ):
                 return problem
     if not all(_number(spent, 0, 1e12) for spent in (result.get("seconds") or {}).values()):
         return "seconds are not numbers"

@@ -19,16 +19,45 @@ from torch import Tensor, nn
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.common.errors import UsageError
-from glscl.evaluate.metrics import Span, finite, pair, ranks_of_tiles, spans
+from glscl.evaluate.ranks import RANKINGS, Span, pair, ranks_of_tiles, require_finite, spans
 
-DIRECTIONS = ("text_to_video", "video_to_text", "video_to_text_caption")
 _ENCODER_COPIES = 16  # an encoder's working memory in copies of its input: a feed-forward of 4 D, in and out, and more
 
-Progress = Callable[[int, int], None]
+BATCHES = (512, 1024)  # most texts and videos a tile
+PairsDone = Callable[[int, int], None]  # is called with pairs done and pairs in all
 
 
-class Table(Protocol):
-    """What is asked of a table; `glscl.cache.table.FeatureTable` is one."""
+class Scoring(Protocol):
+    """What scores pairs: a `glscl.train_head.heads.base.Head`, or several as one (`glscl.evaluate.ensemble.Ensemble`)."""
+
+    @property
+    def training(self) -> bool: ...
+
+    @property
+    def needs_tokens(self) -> bool: ...
+
+    def encode_text(self, text: Any) -> Any: ...
+
+    def encode_video(self, video: Any) -> Any: ...
+
+    def score(self, encoded_text: Any, encoded_video: Any) -> Tensor: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def train(self, mode: bool = True) -> Any: ...
+
+    def eval(self) -> Any: ...
+
+    def to(self, device: torch.device) -> Any: ...
+
+
+class Pairs(Protocol):
+    """Texts and videos to score with each other; `glscl.cache.table.FeatureTable` holds such.
+
+    `frame_mask` (V, F) and `token_offsets` (T + 1,), where there are such, tell how long items are.
+    """
 
     @property
     def num_texts(self) -> int: ...
@@ -40,26 +69,25 @@ class Table(Protocol):
     def video_of_text(self) -> Tensor: ...  # (T,) int64
 
     @property
-    def text_ids(self) -> Sequence[str]: ...
+    def text_ids(self) -> list[str]: ...
 
     @property
-    def video_ids(self) -> Sequence[str]: ...
+    def video_ids(self) -> list[str]: ...
 
     def texts(self, index: Any) -> TextFeatures: ...
 
-    def videos(self, index: Any) -> VideoFeatures: ...
+    def videos(self, index: Any) -> tuple[Tensor, ...]: ...  # VideoFeatures, or what the head takes in their place
 
 
 def similarity_matrix(
-    head: nn.Module,
-    table: Table,
+    head: Scoring,
+    table: Pairs,
     *,
-    text_batch: int = 512,
-    video_batch: int = 1024,
+    batches: tuple[int, int] = BATCHES,
     device: torch.device | str | None = None,
     max_bytes: int | None = None,
     seconds: dict[str, float] | None = None,
-    progress: Progress | None = None,
+    progress: PairsDone | None = None,
 ) -> Tensor:
     """Score every text with every video.
 
@@ -67,7 +95,7 @@ def similarity_matrix(
         head: see `glscl.train_head.heads.base.Head`. It is used in evaluation mode, without gradients or autocast, and
             left as it was found.
         table: one split; the rows and columns are in its order.
-        text_batch, video_batch: most texts and videos a tile.
+        batches: most texts and most videos a tile.
         device: where to compute; None is where the head is. The head is moved there and back.
         max_bytes: working memory beside the table, the encoded videos, the result and what the head takes inside a tile
             (its `tile_bytes`); smaller tiles and batches are taken to stay below it. None is 256 MiB, on a GPU 4 GiB.
@@ -82,7 +110,7 @@ def similarity_matrix(
         InputError: the table has no texts or no videos.
     """
     with scoring(
-        head, table, text_batch, video_batch, device=device, max_bytes=max_bytes, seconds=seconds, progress=progress
+        head, table, batches, device=device, max_bytes=max_bytes, seconds=seconds, progress=progress
     ) as scorer:
         similarity = torch.empty((table.num_texts, table.num_videos), dtype=torch.float32)
         for texts in scorer.text_spans:
@@ -94,16 +122,15 @@ def similarity_matrix(
 
 
 def ranks(
-    head: nn.Module,
-    table: Table,
+    head: Scoring,
+    table: Pairs,
     *,
-    directions: Sequence[str] = DIRECTIONS,
-    text_batch: int = 512,
-    video_batch: int = 1024,
+    directions: Sequence[str] = RANKINGS,
+    batches: tuple[int, int] = BATCHES,
     device: torch.device | str | None = None,
     max_bytes: int | None = None,
     seconds: dict[str, float] | None = None,
-    progress: Progress | None = None,
+    progress: PairsDone | None = None,
 ) -> dict[str, np.ndarray]:
     """Ranks of every query without the matrix, equal to those of `similarity_matrix` with the same arguments.
 
@@ -112,22 +139,20 @@ def ranks(
     tiles are kept from the first pass to the second as far as `max_bytes` goes, the rest is computed again.
 
     Args:
-        directions: which of "text_to_video", "video_to_text" and "video_to_text_caption". The others as in
+        directions: which of `RANKINGS`. The others as in
             `similarity_matrix`; comparing counts as "metrics" in `seconds`.
 
     Returns:
-        What `glscl.evaluate.metrics.retrieval_ranks` returns.
+        What `glscl.evaluate.ranks.retrieval_ranks` returns.
 
     Raises:
         As `similarity_matrix`, and UsageError for an unknown direction.
     """
-    unknown = [name for name in directions if name not in DIRECTIONS]
+    unknown = [name for name in directions if name not in RANKINGS]
     if unknown or isinstance(directions, str):
-        raise UsageError(f"directions are {', '.join(DIRECTIONS)}; found {directions!r}")
+        raise UsageError(f"directions are {', '.join(RANKINGS)}; found {directions!r}")
     clock = seconds if seconds is not None else {}
-    with scoring(
-        head, table, text_batch, video_batch, device=device, max_bytes=max_bytes, seconds=clock, progress=progress
-    ) as scorer:
+    with scoring(head, table, batches, device=device, max_bytes=max_bytes, seconds=clock, progress=progress) as scorer:
         scorer.free = scorer.max_bytes // 2
         before, started = clock["encode"] + clock["score"], time.perf_counter()
         result = ranks_of_tiles(
@@ -151,15 +176,14 @@ class Scorer:
 
     def __init__(
         self,
-        head: nn.Module,
-        table: Table,
+        head: Scoring,
+        table: Pairs,
         *,
-        text_batch: int,
-        video_batch: int,
+        batches: tuple[int, int],
         device: torch.device,
         max_bytes: int,
         seconds: dict[str, float],
-        progress: Progress | None,
+        progress: PairsDone | None,
     ) -> None:
         self.head, self.table, self.device, self.max_bytes = head, table, device, max_bytes
         self.seconds, self.progress = seconds, progress
@@ -167,9 +191,9 @@ class Scorer:
         # A quarter of the memory is for a batch being encoded, a quarter for a tile and the three like it that its
         # comparison takes, half for what is kept.
         side = max(1, int((max_bytes / 4 / (4 * 4)) ** 0.5))
-        self.video_spans = spans(table.num_videos, min(video_batch, side))
-        self.text_spans = spans(table.num_texts, min(text_batch, side))
-        self.needs_tokens = bool(getattr(head, "needs_tokens", True))
+        self.video_spans = spans(table.num_videos, min(batches[1], side))
+        self.text_spans = spans(table.num_texts, min(batches[0], side))
+        self.needs_tokens = head.needs_tokens
         self.words = _words(table) if self.needs_tokens else None
         self.frames = _frames(table)
         self.free = 0
@@ -190,7 +214,9 @@ class Scorer:
         with self._timed("score"):
             encoded_videos = _map(lambda field: field[slice(*videos)], self.encoded_videos)
             scores = self.head.score(encoded_texts, encoded_videos).float()
-            finite(scores, lambda row: self._name_text(texts[0] + row), lambda row: self._name_video(videos[0] + row))
+            require_finite(
+                scores, lambda row: self._name_text(texts[0] + row), lambda row: self._name_video(videos[0] + row)
+            )
         number = texts[0] // self.text_spans[0][1] * len(self.video_spans) + videos[0] // self.video_spans[0][1]
         if self.progress is not None and not self.seen[number]:
             self.seen[number] = 1
@@ -255,7 +281,7 @@ class Scorer:
             text = TextFeatures(text.text_features)
         return _map(lambda field: field.to(self.device), text)
 
-    def _videos(self, rows: Tensor) -> VideoFeatures:
+    def _videos(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Videos, cut where the longest of them ends."""
         video = self.table.videos(rows)
         if self.frames is not None and isinstance(video, VideoFeatures):
@@ -283,23 +309,23 @@ class Scorer:
 
 @contextmanager
 def scoring(
-    head: nn.Module,
-    table: Table,
-    text_batch: int = 512,
-    video_batch: int = 1024,
+    head: Scoring,
+    table: Pairs,
+    batches: tuple[int, int] = BATCHES,
     *,
     device: torch.device | str | None = None,
     max_bytes: int | None = None,
     seconds: dict[str, float] | None = None,
-    progress: Progress | None = None,
+    progress: PairsDone | None = None,
 ) -> Iterator[Scorer]:
     """A scorer on a head in evaluation mode, with arguments as in `similarity_matrix`.
 
     Afterwards the head is as before, on an error too.
     """
-    for name, value in (("text_batch", text_batch), ("video_batch", video_batch), ("max_bytes", max_bytes)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name} must be at least 1, found {value}")
+    if min(batches) < 1:
+        raise UsageError(f"batches must be at least 1, found {batches}")
+    if max_bytes is not None and max_bytes < 1:
+        raise UsageError(f"max_bytes must be at least 1, found {max_bytes}")
     seconds = {} if seconds is None else seconds
     for stage in ("encode", "score"):
         seconds.setdefault(stage, 0.0)
@@ -314,8 +340,7 @@ def scoring(
             yield Scorer(
                 head,
                 table,
-                text_batch=text_batch,
-                video_batch=video_batch,
+                batches=batches,
                 device=device,
                 max_bytes=max_bytes,
                 seconds=seconds,
@@ -348,7 +373,7 @@ def _map(function: Callable[[Tensor], Tensor], side: Any) -> Any:
     return type(side)(*(None if field is None else function(field) for field in side))
 
 
-def _words(table: Table) -> Tensor:
+def _words(table: Pairs) -> Tensor:
     """(T,) tokens of every caption, on the CPU; zeros without tokens."""
     offsets = getattr(table, "token_offsets", None)
     if offsets is not None:
@@ -358,7 +383,7 @@ def _words(table: Table) -> Tensor:
     return torch.cat(counts) if counts else torch.zeros(table.num_texts, dtype=torch.int64)
 
 
-def _frames(table: Table) -> Tensor | None:
+def _frames(table: Pairs) -> Tensor | None:
     """(V,) where the last real frame of every video stands, from 1, on the CPU; None where the table does not say."""
     mask = getattr(table, "frame_mask", None)
     return None if mask is None else (mask.cpu() * torch.arange(1, mask.shape[1] + 1)).amax(1)

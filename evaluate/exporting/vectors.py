@@ -36,6 +36,9 @@ class Exported:
     videos: int
     dim: int
 
+    def __repr__(self) -> str:
+        return f"Exported({str(self.out)!r}, {self.texts} texts, {self.videos} videos)"
+
     def as_dict(self) -> dict[str, Any]:
         return {**vars(self), "out": str(self.out), "files": list(self.files)}
 
@@ -62,9 +65,8 @@ def export_vectors(
         StorageError: the disk is full or failing.
     """
     if to not in FORMATS:
-        raise UsageError(f"--to is {to!r}; expected one of {', '.join(FORMATS)}")
-    check_indexable(head)
-    arrays = vectors_of(head, table)
+        raise UsageError(f"`to` is {to!r}; expected one of {', '.join(FORMATS)}")
+    arrays = vectors_of(check_indexable(head), table)
     out = Path(out)
     if to == "npy":
         for name, values in arrays.items():
@@ -92,12 +94,12 @@ def export_vectors(
     )
 
 
-def check_indexable(head: Head) -> None:
-    """Raise a UsageError, naming the heads that can, for one that makes no vector of a video by itself."""
+def check_indexable(head: Head) -> VectorHead:
+    """The same head. Raises UsageError, naming the heads that can, for one that makes no vector of a video by itself."""
     if isinstance(head, VectorHead) and head.query_independent:
-        return
-    name = next((name for name, of in HEADS.items() if of is type(head)), type(head).__name__)
-    able = [name for name, of in HEADS.items() if of.query_independent]
+        return head
+    name = next((name for name, kind in HEADS.items() if kind is type(head)), type(head).__name__)
+    able = [name for name, kind in HEADS.items() if kind.query_independent]
     raise UsageError(
         f"{name} scores a video anew for every caption, so it has no vector to export; heads that have one: "
         f"{', '.join(able)}"

@@ -65,7 +65,9 @@ def frame_weights(head: Head, text: TextFeatures, video: VideoFeatures) -> Frame
     return FrameWeights(values.float().masked_fill(~mask, 0.0), meaning)
 
 
-def _attention_inputs(head: Head, text: TextFeatures, video: VideoFeatures) -> tuple[Tensor, Tensor, float]:
+def _attention_inputs(
+    head: Glscl | Dicosa | QueryScoring | Xpool, text: TextFeatures, video: VideoFeatures
+) -> tuple[Tensor, Tensor, float]:
     """(1, D) what asks, (V, F, D) what is asked, and the temperature of the softmax between them."""
     encoded_text, encoded_video = head.encode_text(text), head.encode_video(video)
     if isinstance(head, QueryScoring):

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from glscl.cache.schema import VideoItem
-from glscl.evaluate.evaluated_run import RunForReport
+from glscl.common.tables import minus
+from glscl.evaluate.evaluated_run import EvaluatedRun
 from glscl.evaluate.report.attention import COSINE
-from glscl.evaluate.report.closeup import CloseUp, Example
-from glscl.evaluate.result_tables import minus
+from glscl.evaluate.report.examination import Examination, Example, examination_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,7 +33,7 @@ class Pictures:
         self._made: dict[tuple[str, tuple[float, ...]], list[str]] = {}
         self._lost: set[str] = set()
 
-    def of(self, video: VideoItem | None, times: tuple[float, ...]) -> list[str]:
+    def uris(self, video: VideoItem | None, times: tuple[float, ...]) -> list[str]:
         """One URI a frame; empty where there are none to be had."""
         if self._make is None or video is None:
             return []
@@ -45,17 +45,16 @@ class Pictures:
             self._made[video.id, times] = [_data_uri(picture) for picture in pictures]
         return self._made[video.id, times]
 
-    def notes(self, runs: Sequence[RunForReport]) -> list[tuple[str, str]]:
-        if not any(run.closeup is not None and run.closeup.sources for run in runs):
+    def notes(self, runs: Sequence[EvaluatedRun]) -> list[tuple[str, str]]:
+        """What must be said of the pictures, as (name, sentence)."""
+        if not any((found := examination_of(run)) is not None and found.sources for run in runs):
             return []
+        give = "Give the folder with the videos."
         if self._make is None:
-            return [
-                ("Examples", "Without the videos there are no pictures of frames. Give their folder: --videos DIR.")
-            ]
+            return [("Examples", f"Without the videos there are no pictures of frames. {give}")]
         if self._lost:
             some = ", ".join(sorted(self._lost)[:3])
-            note = f"{len(self._lost)} videos gave no pictures of frames, for example {some}. Give their folder: --videos DIR."
-            return [("Examples", note)]
+            return [("Examples", f"{len(self._lost)} videos gave no pictures of frames, for example {some}. {give}")]
         return []
 
 
@@ -67,29 +66,30 @@ def _data_uri(picture: Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def has_examples(closeup: CloseUp) -> bool:
-    """Whether there is a caption to show."""
-    return bool(closeup.best or closeup.worst)
+def examples_context(runs: Sequence[EvaluatedRun], pictures: Pictures) -> list[dict[str, Any]]:
+    """What the template shows of the runs that were examined: best and worst captions, with pictures of their frames."""
+    shown = []
+    for run in runs:
+        examination = examination_of(run)
+        if examination is None or not (examination.best or examination.worst):
+            continue
+        kinds = {"Found most clearly": examination.best, "Furthest from found": examination.worst}
+        shown.append(
+            {
+                "run": run.name,
+                "meaning": examination.weights_meaning,
+                "kinds": [
+                    (title, [_example_context(example, examination, pictures) for example in examples])
+                    for title, examples in kinds.items()
+                    if examples
+                ],
+            }
+        )
+    return shown
 
 
-def examples_context(run: RunForReport, pictures: Pictures) -> dict[str, Any]:
-    """What the template shows of a run that was examined: its best and worst captions, with pictures of their frames."""
-    closeup = run.closeup
-    assert closeup is not None
-    kinds = {"Found most clearly": closeup.best, "Furthest from found": closeup.worst}
-    return {
-        "run": run.name,
-        "meaning": closeup.weights_meaning,
-        "kinds": [
-            (title, [_example_context(example, closeup, pictures) for example in of])
-            for title, of in kinds.items()
-            if of
-        ],
-    }
-
-
-def _example_context(example: Example, closeup: CloseUp, pictures: Pictures) -> dict[str, Any]:
-    shares = closeup.weights_meaning != COSINE
+def _example_context(example: Example, examination: Examination, pictures: Pictures) -> dict[str, Any]:
+    shares = examination.weights_meaning != COSINE
     answers = []
     largest = (
         max((0.0, *(weight for video in example.retrieved for weight in video.weights))) or 1.0
@@ -97,8 +97,8 @@ def _example_context(example: Example, closeup: CloseUp, pictures: Pictures) -> 
     for video in example.retrieved:
         count = len(video.times)
         kept = np.unique(np.linspace(0, count - 1, min(count, _FRAMES_SHOWN)).round().astype(int)) if count else []
-        times, weights = (tuple(of[i] for i in kept) for of in (video.times, video.weights))
-        uris = pictures.of(closeup.sources.get(video.id), times)
+        times, weights = (tuple(values[i] for i in kept) for values in (video.times, video.weights))
+        uris = pictures.uris(examination.sources.get(video.id), times)
         frames = [
             {
                 "uri": uris[i] if uris else "",

@@ -7,25 +7,26 @@ from typing import Any
 
 import numpy as np
 
-from glscl.evaluate.evaluated_run import RunForReport
+from glscl.common.tables import Table, TableRow, minus
+from glscl.evaluate.evaluated_run import EvaluatedRun
 from glscl.evaluate.neighbours import skewness
+from glscl.evaluate.ranks import TEXT_TO_VIDEO, VIDEO_TO_TEXT
 from glscl.evaluate.report import plots
-from glscl.evaluate.report.closeup import CloseUp
+from glscl.evaluate.report.examination import Examination, examination_of
 from glscl.evaluate.report.plots import Plot
-from glscl.evaluate.result_tables import minus
 
-DIRECTIONS = {"text_to_video": "Text to video", "video_to_text": "Video to text"}
-_GALLERY = {"text_to_video": "videos", "video_to_text": "groups of captions"}
+TITLES = {TEXT_TO_VIDEO: "Text to video", VIDEO_TO_TEXT: "Video to text"}
+_GALLERY = {TEXT_TO_VIDEO: "videos", VIDEO_TO_TEXT: "groups of captions"}
 
 
 def figures_of(
-    members: Sequence[RunForReport], order: Sequence[str], suffix: str
+    members: Sequence[EvaluatedRun], order: Sequence[str], suffix: str
 ) -> tuple[tuple[str, tuple[Plot, ...]], ...]:
     """Heading -> figures, only those there is data for."""
     sections = {
-        "Recall": [_recall(members, direction, order, suffix) for direction in DIRECTIONS],
-        "Ranks": [_ranks(members, direction, order, suffix) for direction in DIRECTIONS],
-        "Hubness": [_hubness(members, direction, order, suffix) for direction in DIRECTIONS],
+        "Recall": [_recall(members, direction, order, suffix) for direction in TITLES],
+        "Ranks": [_ranks(members, direction, order, suffix) for direction in TITLES],
+        "Hubness": [_hubness(members, direction, order, suffix) for direction in TITLES],
         "Training": [
             _training(
                 members, "loss", "Training loss", "Mean loss of an epoch", lambda row: row.get("loss"), order, suffix
@@ -40,27 +41,27 @@ def figures_of(
                     order,
                     suffix,
                 )
-                for direction, title in DIRECTIONS.items()
+                for direction, title in TITLES.items()
             ),
         ],
     }
-    kept = {heading: tuple(plot for plot in of if plot is not None) for heading, of in sections.items()}
-    return tuple((heading, of) for heading, of in kept.items() if of)
+    kept = {heading: tuple(plot for plot in found if plot is not None) for heading, found in sections.items()}
+    return tuple((heading, found) for heading, found in kept.items() if found)
 
 
-def _gallery(run: RunForReport, direction: str) -> int:
+def _gallery(run: EvaluatedRun, direction: str) -> int:
     result = run.result
-    return int(result["counts"]["videos"] if direction == "text_to_video" else result[direction]["queries"])
+    return int(result["counts"]["videos"] if direction == TEXT_TO_VIDEO else result[direction]["queries"])
 
 
-def _recall(members: Sequence[RunForReport], direction: str, order: Sequence[str], suffix: str) -> Plot:
+def _recall(members: Sequence[EvaluatedRun], direction: str, order: Sequence[str], suffix: str) -> Plot:
     rows = []
     for run in members:
         confidence = (run.result.get("confidence_95") or {}).get(direction)
         rows.append((run.name, run.result[direction], None if run.ranks is None else run.ranks[direction], confidence))
     return plots.recall_curve(
         f"recall-{direction.replace('_', '-')}{suffix}",
-        f"Recall, {DIRECTIONS[direction].lower()}",
+        f"Recall, {TITLES[direction].lower()}",
         rows,
         gallery=max(_gallery(run, direction) for run in members),
         item=_GALLERY[direction],
@@ -68,55 +69,59 @@ def _recall(members: Sequence[RunForReport], direction: str, order: Sequence[str
     )
 
 
-def _ranks(members: Sequence[RunForReport], direction: str, order: Sequence[str], suffix: str) -> Plot | None:
+def _ranks(members: Sequence[EvaluatedRun], direction: str, order: Sequence[str], suffix: str) -> Plot | None:
     rows = [(run.name, run.ranks[direction]) for run in members if run.ranks is not None]
     if not rows:
         return None
     return plots.rank_histogram(
         f"ranks-{direction.replace('_', '-')}{suffix}",
-        f"Ranks, {DIRECTIONS[direction].lower()}",
+        f"Ranks, {TITLES[direction].lower()}",
         rows,
         gallery=max(_gallery(run, direction) for run in members),
         order=order,
     )
 
 
-def _hubness(members: Sequence[RunForReport], direction: str, order: Sequence[str], suffix: str) -> Plot | None:
-    rows = [(run.name, _occurrences(run.closeup, direction)) for run in members if run.closeup is not None]
-    if not rows:
+def _hubness(members: Sequence[EvaluatedRun], direction: str, order: Sequence[str], suffix: str) -> Plot | None:
+    examined = [(run.name, found) for run in members if (found := examination_of(run)) is not None]
+    if not examined:
         return None
-    closeup = next(run.closeup for run in members if run.closeup is not None)
-    sizes = len(closeup.text_occurrences), len(closeup.video_occurrences)
-    queries, gallery = sizes if direction == "text_to_video" else sizes[::-1]
+    rows = [(name, _occurrences(examination, direction)) for name, examination in examined]
+    first = examined[0][1]
+    sizes = len(first.text_occurrences), len(first.video_occurrences)
+    queries, gallery = sizes if direction == TEXT_TO_VIDEO else sizes[::-1]
     return plots.hubness(
         f"hubness-{direction.replace('_', '-')}{suffix}",
-        f"Hubness, {DIRECTIONS[direction].lower()}",
+        f"Hubness, {TITLES[direction].lower()}",
         rows,
-        neighbours=min(closeup.neighbours, gallery),
-        item="videos" if direction == "text_to_video" else "captions",
+        neighbours=min(first.neighbours, gallery),
+        item="videos" if direction == TEXT_TO_VIDEO else "captions",
         queries=queries,
         order=order,
     )
 
 
-def _occurrences(closeup: CloseUp, direction: str) -> np.ndarray:
-    return closeup.video_occurrences if direction == "text_to_video" else closeup.text_occurrences
+def _occurrences(examination: Examination, direction: str) -> np.ndarray:
+    return examination.video_occurrences if direction == TEXT_TO_VIDEO else examination.text_occurrences
 
 
-def hubs_of(members: Sequence[RunForReport]) -> dict[str, tuple[tuple[str, ...], ...]]:
-    """By direction, of each run: its name, skewness of N₁₀, its largest value, percent of items nobody is near to."""
-    rows: dict[str, list[tuple[str, ...]]] = {direction: [] for direction in DIRECTIONS}
+def hub_tables(members: Sequence[EvaluatedRun]) -> dict[str, Table]:
+    """By direction, of each run: skewness of N₁₀, its largest value, percent of items that are near to no query."""
+    rows: dict[str, list[TableRow]] = {direction: [] for direction in TITLES}
     for run in members:
-        if run.closeup is not None:
-            for direction, of in rows.items():
-                counts = _occurrences(run.closeup, direction)
+        examination = examination_of(run)
+        if examination is not None:
+            for direction in rows:
+                counts = _occurrences(examination, direction)
                 never = float((counts == 0).mean() * 100)
-                of.append((run.name, minus(f"{skewness(counts):.2f}"), f"{counts.max():,}", f"{never:.1f} %"))
-    return {direction: tuple(of) for direction, of in rows.items()}
+                cells = (minus(f"{skewness(counts):.2f}"), f"{counts.max():,}", f"{never:.1f} %")
+                rows[direction].append(TableRow("", (run.name, *cells)))
+    columns = ("Method", "Skewness", "Most often", "Never found")
+    return {direction: Table(TITLES[direction], columns, tuple(found)) for direction, found in rows.items()}
 
 
 def _training(
-    members: Sequence[RunForReport],
+    members: Sequence[EvaluatedRun],
     key: str,
     title: str,
     label: str,
@@ -127,7 +132,7 @@ def _training(
     rows = []
     for run in members:
         points = [(row.get("epoch"), value(row)) for row in run.history]
-        points = [(epoch, of) for epoch, of in points if isinstance(epoch, int) and isinstance(of, (int, float))]
+        points = [(epoch, y) for epoch, y in points if isinstance(epoch, int) and isinstance(y, (int, float))]
         if points:
-            rows.append((run.name, [epoch for epoch, _ in points], [of for _, of in points]))
+            rows.append((run.name, [epoch for epoch, _ in points], [y for _, y in points]))
     return plots.training_curve(f"{key}{suffix}", title, rows, label=label, order=order) if rows else None

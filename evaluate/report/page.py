@@ -1,4 +1,4 @@
-"""One self-contained HTML page about some evaluated runs: what `glscl report` and `glscl demo` write.
+"""One self-contained HTML page about some evaluated runs: for people who judge and for those who read.
 
 This file decides what is shown; templates/report.html says how, templates/report.css how it looks.
 """
@@ -15,11 +15,12 @@ import jinja2
 
 from glscl.cache.files import write_atomically
 from glscl.common.errors import InputError
-from glscl.evaluate.evaluated_run import RunForReport, with_distinct_names
-from glscl.evaluate.report.examples import Pictures, Thumbnails, examples_context, has_examples
-from glscl.evaluate.report.figures import DIRECTIONS
-from glscl.evaluate.report.tables import MORE, backbone_name, groups_of
-from glscl.evaluate.result_tables import SHOWN, minus, number, p_value, signed
+from glscl.common.tables import Difference, Measured, Table, TableRow, cell_text, minus, number, p_value, signed
+from glscl.evaluate.evaluated_run import EvaluatedRun, with_distinct_names
+from glscl.evaluate.metrics import METRICS, directions_of_better, further_metrics, main_metrics
+from glscl.evaluate.report.examples import Pictures, Thumbnails, examples_context
+from glscl.evaluate.report.figures import TITLES
+from glscl.evaluate.report.tables import backbone_name, groups_of
 
 _LONG_CAPTION = 240  # characters shown before the rest is folded away
 _FAILURES_SHOWN = 100
@@ -31,7 +32,7 @@ _SELECTIONS = {
 
 
 def write_report(
-    results: Sequence[RunForReport],
+    results: Sequence[EvaluatedRun],
     out: Path,
     *,
     title: str | None = None,
@@ -45,7 +46,7 @@ def write_report(
 
     Args:
         results: the runs; those of one dataset and split share tables and figures, and each later one is tested against
-            the first. What a run lacks (ranks, history, cache, close-up) is left out with a sentence that says so.
+            the first. What a run lacks (ranks, history, cache, examination) is left out with a sentence that says so.
         out: the HTML file.
         title: heading; by default what was judged.
         chance: a result, or just its "text_to_video" and "video_to_text", of a head that knows nothing, shown with the
@@ -69,10 +70,11 @@ def write_report(
     context = {
         "title": title or "Text-video retrieval: " + "; ".join(group.title for group in groups),
         "groups": groups,
-        "shown": SHOWN,
-        "more": MORE,
-        "directions": DIRECTIONS,
-        "examples": [examples_context(run, pictures) for run in runs if run.closeup and has_examples(run.closeup)],
+        "directions": TITLES,
+        "further": " and ".join(map(_explained, further_metrics())),
+        "meanings": [(name, METRICS[name].meaning) for name in main_metrics() if METRICS[name].meaning],
+        "better": directions_of_better(),
+        "examples": examples_context(runs, pictures),
         "failures": _failures_context(runs),
         "provenance": [_provenance_context(run) for run in runs],
         "missing": [(run.name, note) for run in runs for note in run.notes] + pictures.notes(runs),
@@ -81,15 +83,19 @@ def write_report(
     page = _environment().get_template("report.html").render(context).lstrip()
     write_atomically(out, _printable(page).encode("utf-8", "replace"))
     if plots_dir is not None:
-        for plot in (plot for group in groups for _, of in group.figures for plot in of):
+        for plot in (plot for group in groups for _, plots in group.figures for plot in plots):
             plot.write(plots_dir)
     return out
+
+
+def _explained(name: str) -> str:
+    return f"{name} ({METRICS[name].meaning})" if METRICS[name].meaning else name
 
 
 # ---- failures and provenance -----------------------------------------------------------------------------------------
 
 
-def _failures_context(runs: Sequence[RunForReport]) -> list[dict[str, Any]]:
+def _failures_context(runs: Sequence[EvaluatedRun]) -> list[dict[str, Any]]:
     """One entry a cache and split."""
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for run in runs:
@@ -103,7 +109,7 @@ def _failures_context(runs: Sequence[RunForReport]) -> list[dict[str, Any]]:
                 "title": f"{result['dataset']}, {result['split']}",
                 "listed": result["counts"]["videos"] + result["counts"].get("videos_failed", 0),
                 "lost": result["counts"].get("videos_failed", 0),
-                "rows": list(run.failures)[:_FAILURES_SHOWN],
+                "table": _failures_table(f"{result['dataset']}, {result['split']}", run.failures[:_FAILURES_SHOWN]),
                 "more": max(0, len(run.failures) - _FAILURES_SHOWN),
                 "partial": sum(failure.get("status") == "partial" for failure in run.failures),
                 "cache": result.get("cache"),
@@ -112,7 +118,15 @@ def _failures_context(runs: Sequence[RunForReport]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _provenance_context(run: RunForReport) -> dict[str, Any]:
+def _failures_table(title: str, failures: Sequence[Mapping[str, Any]]) -> Table:
+    rows = [
+        (failure.get("id", ""), (failure.get("status") or "").replace("_", " "), failure.get("reason") or "")
+        for failure in failures
+    ]
+    return Table(title, ("Video", "Status", "Reason"), tuple(TableRow("", cells) for cells in rows))
+
+
+def _provenance_context(run: EvaluatedRun) -> dict[str, Any]:
     result, trained = run.result, run.run or {}
     commands = [
         ("Extraction", run.extraction.get("command")),
@@ -134,8 +148,8 @@ def _provenance_context(run: RunForReport) -> dict[str, Any]:
     ]
     versions = dict(result.get("versions") or {})
     others = []
-    for stage, of in (("training", trained.get("versions")), ("extraction", run.extraction.get("versions"))):
-        different = {name: version for name, version in (of or {}).items() if versions.get(name) != version}
+    for stage, found in (("training", trained.get("versions")), ("extraction", run.extraction.get("versions"))):
+        different = {name: version for name, version in (found or {}).items() if versions.get(name) != version}
         if different:
             others.append(f"{stage}: " + ", ".join(f"{name} {version}" for name, version in different.items()))
     options = {**(trained.get("settings") or {}), "options": trained.get("options") or {}} if trained else {}
@@ -150,13 +164,14 @@ def _provenance_context(run: RunForReport) -> dict[str, Any]:
 
 
 def _trained_on(trained: Mapping[str, Any]) -> str | None:
-    of = trained.get("training") or {}
-    return f"{of['texts']:,} captions of {of['videos']:,} videos" if {"texts", "videos"} <= of.keys() else None
+    sizes = trained.get("training") or {}
+    known = {"texts", "videos"} <= sizes.keys()
+    return f"{sizes['texts']:,} captions of {sizes['videos']:,} videos" if known else None
 
 
 def _setting(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_setting(of)}" for name, of in value.items())
+        return ", ".join(f"{name} {_setting(inner)}" for name, inner in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_setting, value))
     return "–" if value is None else str(value)
@@ -175,7 +190,12 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"number": lambda value: minus(number(value)), "p_value": p_value, "signed": signed}
+    environment.filters |= {"number": lambda value, digits: minus(number(value, digits)), "text": cell_text}
+    environment.filters |= {"p_value": p_value, "signed": signed}
+    environment.tests |= {
+        "measured": lambda cell: isinstance(cell, Measured),
+        "difference": lambda cell: isinstance(cell, Difference),
+    }
     return environment
 
 

@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from glscl.cache.files import write_atomically
+from glscl.common.tables import one_line
 from glscl.evaluate.metrics import CUTOFFS
-from glscl.evaluate.result_tables import one_line
 
 # Ink and series of the light theme, each with the variable of the page it stands for. No two are alike, so a colour in
 # the SVG says which variable it becomes.
@@ -38,7 +38,7 @@ _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (7, 1.5, 1.5, 1.5)), (0, (2.5,
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 WIDTH, HEIGHT = 4.1, 2.9  # inches: fits a phone without shrinking the letters
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {  # matplotlib's stubs know no name but as a Literal
     "font.family": ["DejaVu Sans"],
     "font.size": 9,
     "axes.labelsize": 9,
@@ -227,7 +227,7 @@ def hubness(
         if logarithmic:
             axes.set_yscale("symlog", linthresh=1, linscale=0.5)
             axes.set_ylim(0, most * 1.3)
-            _count_axis(axes.yaxis, [0, *(of for of in (1, 10, 100, 1000, 10**4, 10**5, 10**6) if of <= most)])
+            _count_axis(axes.yaxis, [0, *(count for count in (1, 10, 100, 1000, 10**4, 10**5, 10**6) if count <= most)])
         else:
             axes.set_ylim(0, None)
             axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
-from glscl.common.errors import InputError, NonFiniteError, UsageError
+from glscl.common.errors import Hint, InputError, NonFiniteError, UsageError
 from glscl.evaluate.hubness import ONLINE, online
 from glscl.evaluate.query_banks import Banks
 from glscl.train_head.heads.base import Head
@@ -67,7 +67,7 @@ class Search:
     ) -> None:
         if normalise is not None and normalise not in ONLINE:
             raise UsageError(
-                f"--normalise is {normalise!r}; one query at a time can be normalised by {', '.join(ONLINE)}"
+                f"`normalise` is {normalise!r}; one query at a time can be normalised by {', '.join(ONLINE)}"
             )
         if normalise is not None and train is None:
             raise UsageError(f"{normalise} needs a bank of training queries")
@@ -82,6 +82,18 @@ class Search:
         return self._banks.description if self._banks is not None else "none"
 
     @torch.inference_mode()
+    def similarity(self, text: TextFeatures) -> Tensor:
+        """(T, V) float32: each sentence against each video of the table. Raises InputError where it holds no videos."""
+        table = self.table
+        if not table.num_videos:
+            raise InputError("there are no videos to search: none of the cache gave frames")
+        encoded = self.head.encode_text(text)
+        gallery = self._gallery(
+            "text_to_video", lambda span: self.head.encode_video(table.videos(span)), table.num_videos
+        )
+        return torch.cat([self.head.score(encoded, part) for part in gallery], dim=1)
+
+    @torch.inference_mode()
     def videos(self, text: TextFeatures, *, top: int = 10) -> list[VideoHit]:
         """The videos of the table that fit one sentence best.
 
@@ -94,13 +106,7 @@ class Search:
             NonFiniteError: a score is NaN or infinite.
         """
         table = self.table
-        if not table.num_videos:
-            raise InputError("there are no videos to search: none of the cache gave frames")
-        encoded = self.head.encode_text(text)
-        gallery = self._gallery(
-            "text_to_video", lambda span: self.head.encode_video(table.videos(span)), table.num_videos
-        )
-        scores = torch.cat([self.head.score(encoded, part)[0] for part in gallery])  # (V,)
+        scores = self.similarity(text)[0]  # (V,)
         ordered_by, best = self._best(scores, "text_to_video", top)
         frames = table.videos(best)
         sentence = F.normalize(text.text_features[0].to(frames.frame_features.device), dim=-1)  # (D,)
@@ -119,7 +125,9 @@ class Search:
         if not table.num_texts:
             raise InputError(
                 "there are no captions to search: the cache holds videos only",
-                mend='Search the videos: glscl search "a sentence"; or extract with captions (docs/datasets.md)',
+                hint=Hint(
+                    "Extract with captions (docs/datasets.md), or search the videos", "search", {"": "a sentence"}
+                ),
             )
         encoded = self.head.encode_video(video)
         gallery = self._gallery("video_to_text", lambda span: self.head.encode_text(table.texts(span)), table.num_texts)
@@ -151,7 +159,7 @@ class Search:
             assert self._train is not None and self.normalise is not None
             if self._banks is None:
                 self._banks = Banks(self.head, self.table, self._train())
-            bank = self._banks.of(direction, ["bank"])["bank"]
+            bank = self._banks.scores(direction, ["bank"])["bank"]
             self._normalisers[direction] = online(self.normalise, bank, direction=direction)
         return self._normalisers[direction]
 

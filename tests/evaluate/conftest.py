@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import torch
 
 from glscl.cache.store import Store
 from glscl.evaluate.evaluation import evaluate_run, write_result
+from glscl.evaluate.settings import EvaluateSettings
 from glscl.train_head.checkpoint import save_weights, write_run
 from glscl.train_head.heads import build_head
 
@@ -55,6 +57,12 @@ def make_run(folder: Path, store: Store, *, head: str = "glscl", selection: str 
 
 
 @pytest.fixture(scope="session")
+def result_schema() -> dict:
+    """The content of docs/result.schema.json."""
+    return json.loads((Path(__file__).parents[2] / "docs" / "result.schema.json").read_text())
+
+
+@pytest.fixture(scope="session")
 def judged(small_cache_class, tmp_path_factory) -> SimpleNamespace:
     """`store`, and folders with results: `zero_shot` (normalised too), `run` (glscl), `other` (glscl, selected on test).
 
@@ -63,12 +71,14 @@ def judged(small_cache_class, tmp_path_factory) -> SimpleNamespace:
     root = tmp_path_factory.mktemp("judged")
     store = small_cache_class(root / "cache", "zarr", "float16", videos=40, captions=2, dim=DIM, seed=0).fill()
     folders = SimpleNamespace(store=store, root=root, zero_shot=root / "runs" / "zero-shot", evaluations={})
-    evaluation = evaluate_run(store, normalise=["qb-norm", "dsl"], command="glscl eval --zero-shot")
+    evaluation = evaluate_run(
+        store, settings=EvaluateSettings(normalise=("qb-norm", "dsl")), command="glscl eval --zero-shot"
+    )
     write_result(folders.zero_shot / "result.json", evaluation)
     folders.evaluations["zero_shot"] = evaluation
     for name, selection, seed in (("run", "validation", 0), ("other", "test", 1)):
         folder = make_run(root / "runs" / name, store, selection=selection, seed=seed)
-        evaluation = evaluate_run(store, run=folder, command=f"glscl eval --run {folder.name}")
+        evaluation = evaluate_run(store, folder, command=f"glscl eval --run {folder.name}")
         write_result(folder / "result.json", evaluation)
         folders.evaluations[name] = evaluation
         setattr(folders, name, folder)

@@ -15,10 +15,11 @@ from glscl.evaluate.ensemble import Ensemble, evaluate_ensemble
 from glscl.evaluate.evaluation import evaluate_run
 from glscl.evaluate.hubness import normalised_ranks
 from glscl.evaluate.metrics import retrieval_metrics, summarise
+from glscl.evaluate.settings import EvaluateSettings
 from glscl.evaluate.similarity import ranks, similarity_matrix
 from glscl.train_head.checkpoint import load_run, read_run, write_run
 from glscl.train_head.heads import HEADS, build_head
-from glscl.train_head.settings import TrainConfig, resolve
+from glscl.train_head.settings import resolve
 from glscl.train_head.train import train
 
 SMALL = {"queries": 2, "decoder_layers": 1, "aggregator_layers": 1, "layers": 1}
@@ -34,7 +35,9 @@ def runs(store, tmp_path):
     """A glscl run that looks at every frame, and a projection run that looks at the last two."""
 
     def make(name, **config):
-        settings = resolve(TrainConfig(epochs=1, batch_size=4, select="last", **config), dataset="made", seed=len(name))
+        settings = resolve(
+            {"epochs": 1, "batch_size": 4, "select": "last", **config, "seed": len(name)}, dataset="made"
+        )
         return train(store, tmp_path / name, settings).run
 
     option = [f"{key}={SMALL[key]}" for key in ("queries", "decoder_layers", "aggregator_layers")]
@@ -52,7 +55,7 @@ def alone(store, run):
 
 @pytest.mark.parametrize("combine", ["mean", "scaled"])
 def test_the_similarity_is_the_average_of_the_runs_own(store, runs, tmp_path, combine):
-    judged = evaluate_ensemble(store, runs, combine=combine, save_similarity=tmp_path / "s.npy")
+    judged = evaluate_ensemble(store, runs, EvaluateSettings(combine=combine, save_similarity=tmp_path / "s.npy"))
     (one, scale_one, table), (other, scale_other, _) = (alone(store, run) for run in runs)
     weight = scale_one / (scale_one + scale_other) if combine == "scaled" else 0.5
     expected = weight * one + (1 - weight) * other
@@ -67,7 +70,7 @@ def test_the_result_says_which_runs_and_how(store, runs):
     assert result["runs"] == [str(run) for run in runs] and result["run"] is None
     assert result["combine"] == "mean" and result["head"] == "glscl + projection"
     assert result["cache_fingerprint"] == store.fingerprint and result["selection"] == "last"
-    assert set(evaluate_run(store, run=runs[0]).result) == set(result) - {"runs", "combine"}
+    assert set(evaluate_run(store, runs[0]).result) == set(result) - {"runs", "combine"}
     json.dumps(result, allow_nan=False)
 
 
@@ -81,14 +84,16 @@ def test_the_loosest_selection_and_an_unfrozen_member_are_told(store, runs):
 
 
 def test_ranks_without_the_matrix_equal_those_with_it(store, runs, tmp_path):
-    without = evaluate_ensemble(store, runs, confidence=False)
-    matrix = evaluate_ensemble(store, runs, confidence=False, save_similarity=tmp_path / "s.npy")
+    without = evaluate_ensemble(store, runs, EvaluateSettings(confidence=False))
+    matrix = evaluate_ensemble(store, runs, EvaluateSettings(confidence=False, save_similarity=tmp_path / "s.npy"))
     for direction, of in without.ranks.items():
         np.testing.assert_array_equal(of, matrix.ranks[direction])
 
 
 def test_normalisation_takes_its_bank_through_all_heads(store, runs):
-    found = evaluate_ensemble(store, runs, normalise=["inverted-softmax"]).result["normalised"]["inverted-softmax"]
+    found = evaluate_ensemble(store, runs, EvaluateSettings(normalise=("inverted-softmax",))).result["normalised"][
+        "inverted-softmax"
+    ]
     similarity, bank = 0.0, 0.0
     for run in runs:
         alone_similarity, _, table = alone(store, run)
@@ -106,7 +111,7 @@ def test_normalisation_takes_its_bank_through_all_heads(store, runs):
     )
     assert found[direction] == summarise(ranked[direction])
     with pytest.raises(UsageError, match="one vector"):
-        evaluate_ensemble(store, runs, normalise=["dual-is"])
+        evaluate_ensemble(store, runs, EvaluateSettings(normalise=("dual-is",)))
 
 
 @pytest.mark.parametrize("name", sorted(HEADS))
@@ -115,7 +120,7 @@ def test_every_head_joins_an_ensemble(planted_table, name):
     options = {key: value for key, value in SMALL.items() if key in build_head(name, embed_dim=16).options}
     heads = [build_head(name, embed_dim=16, **options), build_head("query_scoring", embed_dim=16)]
     each = [similarity_matrix(head, planted_table) for head in heads]
-    together = similarity_matrix(Ensemble(heads), planted_table, text_batch=7, video_batch=5)
+    together = similarity_matrix(Ensemble(heads), planted_table, batches=(7, 5))
     torch.testing.assert_close(together, (each[0] + each[1]) / 2, atol=2e-5, rtol=1e-5)
     assert set(ranks(Ensemble(heads), planted_table)) == {"text_to_video", "video_to_text", "video_to_text_caption"}
 
@@ -134,7 +139,7 @@ def planted_table():
 
 def test_runs_of_different_caches_are_refused(store, runs, small_cache, tmp_path):
     elsewhere = small_cache(name="elsewhere", videos=15).fill()
-    settings = resolve(TrainConfig(head="projection", epochs=1, batch_size=4, select="last"), dataset="made")
+    settings = resolve({"head": "projection", "epochs": 1, "batch_size": 4, "select": "last"}, dataset="made")
     stranger = train(elsewhere, tmp_path / "stranger", settings).run
     with pytest.raises(FingerprintError, match="stranger.*cannot be averaged"):
         evaluate_ensemble(store, [*runs, stranger])
@@ -146,4 +151,4 @@ def test_what_is_no_ensemble_is_refused(store, runs):
     with pytest.raises(UsageError, match="named twice"):
         evaluate_ensemble(store, [runs[0], runs[1], runs[0]])
     with pytest.raises(UsageError, match="expected one of mean, scaled"):
-        evaluate_ensemble(store, runs, combine="product")
+        evaluate_ensemble(store, runs, EvaluateSettings(combine="product"))

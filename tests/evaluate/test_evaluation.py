@@ -22,9 +22,10 @@ from glscl.evaluate.evaluation import (
 )
 from glscl.evaluate.hubness import NORMALISATIONS, normalised_ranks
 from glscl.evaluate.metrics import retrieval_metrics, summarise
+from glscl.evaluate.settings import EvaluateSettings
 from glscl.evaluate.similarity import similarity_matrix
 from glscl.train_head.heads import build_head
-from glscl.train_head.settings import TrainConfig, resolve
+from glscl.train_head.settings import resolve
 from glscl.train_head.train import train
 
 CONTRACT = {
@@ -42,7 +43,7 @@ def store(small_cache):
 
 @pytest.fixture
 def run(store, tmp_path):
-    settings = resolve(TrainConfig(head="projection", epochs=1, batch_size=4, max_frames=3), dataset="made")
+    settings = resolve({"head": "projection", "epochs": 1, "batch_size": 4, "max_frames": 3}, dataset="made")
     return train(store, tmp_path / "run", settings, command="glscl train-head").run
 
 
@@ -76,7 +77,7 @@ def test_a_zero_shot_result_holds_everything_the_contract_names(store):
 
 
 def test_a_trained_run_is_judged_with_its_own_weights_and_frames(store, run):
-    done = evaluate_run(store, run=run)
+    done = evaluate_run(store, run)
     assert (done.result["head"], done.result["run"], done.result["selection"]) == ("projection", str(run), "last")
     from glscl.train_head.checkpoint import load_run
 
@@ -85,24 +86,27 @@ def test_a_trained_run_is_judged_with_its_own_weights_and_frames(store, run):
         similarity_matrix(head, held := FeatureTable.load(store, "test", max_frames=3)), held.video_of_text
     )
     assert {k: done.result[k] for k in expected} == expected
-    other = evaluate_run(store, run=run, max_frames=1)
+    other = evaluate_run(store, run, EvaluateSettings(max_frames=1))
     assert not np.array_equal(other.ranks["text_to_video"], done.ranks["text_to_video"])
 
 
 def test_zero_shot_heads_start_as_the_backbone_and_others_are_refused(store):
-    results = {name: evaluate_run(store, head=name).ranks["text_to_video"] for name in ZERO_SHOT_HEADS}
+    results = {
+        name: evaluate_run(store, settings=EvaluateSettings(head=name)).ranks["text_to_video"]
+        for name in ZERO_SHOT_HEADS
+    }
     assert np.array_equal(results["mean_pool"], results["projection"])
-    with pytest.raises(UsageError, match=r"glscl starts with random weights.*glscl train-head --head glscl"):
-        evaluate_run(store, head="glscl")
+    with pytest.raises(UsageError, match=r"glscl starts with random weights.*train-head \(head=glscl\)"):
+        evaluate_run(store, settings=EvaluateSettings(head="glscl"))
     with pytest.raises(UsageError, match="there is no head 'clip'"):
-        evaluate_run(store, head="clip")
+        evaluate_run(store, settings=EvaluateSettings(head="clip"))
 
 
 def test_ranks_without_the_matrix_are_those_of_the_matrix(tmp_path):
     held = table()
     head = build_head("mean_pool", embed_dim=8)
     plain = evaluate_head(head, held)
-    saved = evaluate_head(head, held, save_similarity=tmp_path / "s.npy")
+    saved = evaluate_head(head, held, EvaluateSettings(save_similarity=tmp_path / "s.npy"))
     for direction, values in plain.ranks.items():
         assert np.array_equal(values, saved.ranks[direction])
     matrix = np.load(tmp_path / "s.npy")
@@ -128,7 +132,9 @@ def test_ids_that_only_end_in_a_number_have_no_tag():
 @pytest.mark.parametrize("name", NORMALISATIONS)
 def test_every_normalisation_is_reported_with_the_data_it_used(name):
     head = build_head("mean_pool", embed_dim=8)
-    done = evaluate_head(head, table(), normalise=[name], train=lambda: table(texts=40, videos=20, seed=1))
+    done = evaluate_head(
+        head, table(), EvaluateSettings(normalise=(name,)), train=lambda: table(texts=40, videos=20, seed=1)
+    )
     found = done.result["normalised"][name]
     assert found["text_to_video"].keys() == METRICS and found["video_to_text"]["queries"] == 10
     if NORMALISATIONS[name].needs_bank:
@@ -141,7 +147,7 @@ def test_every_normalisation_is_reported_with_the_data_it_used(name):
 
 def test_the_bank_is_the_first_caption_of_each_training_video():
     head, held, bank = build_head("mean_pool", embed_dim=8), table(), table(texts=40, videos=20, seed=1)
-    done = evaluate_head(head, held, normalise=["qb-norm", "dual-is"], train=lambda: bank)
+    done = evaluate_head(head, held, EvaluateSettings(normalise=("qb-norm", "dual-is")), train=lambda: bank)
 
     def unit(x):
         return torch.nn.functional.normalize(x, dim=-1)
@@ -174,16 +180,18 @@ def test_the_bank_is_the_first_caption_of_each_training_video():
 
 def test_normalisations_that_cannot_be_had_are_refused_before_any_work(store, small_cache):
     with pytest.raises(UsageError, match="there is no normalisation 'qbnorm'; choose from qb-norm"):
-        evaluate_run(store, normalise=["qbnorm"])
+        evaluate_run(store, settings=EvaluateSettings(normalise=("qbnorm",)))
     held = table()
     with pytest.raises(UsageError, match="needs a head that makes one vector of each"):
-        evaluate_head(build_head("query_scoring", embed_dim=8), held, normalise=["dual-is"], train=table)
+        evaluate_head(
+            build_head("query_scoring", embed_dim=8), held, EvaluateSettings(normalise=("dual-is",)), train=table
+        )
     with pytest.raises(UsageError, match="a bank of training queries is needed"):
-        evaluate_head(build_head("mean_pool", embed_dim=8), held, normalise=["qb-norm"])
+        evaluate_head(build_head("mean_pool", embed_dim=8), held, EvaluateSettings(normalise=("qb-norm",)))
 
 
 def test_normalisation_on_a_cache_takes_its_bank_from_the_split_train(store, run):
-    done = evaluate_run(store, run=run, normalise=["qb-norm", "dsl"])
+    done = evaluate_run(store, run, EvaluateSettings(normalise=("qb-norm", "dsl")))
     assert done.result["normalised"]["qb-norm"]["bank"].startswith("first caption of 8 training videos")
 
 
@@ -191,12 +199,12 @@ def test_a_cache_of_another_backbone_is_refused(small_cache, run, tmp_path):
     other = small_cache(name="other")
     other.spec = dataclasses.replace(other.spec, configuration={"backbone": {"name": "ViT-B-16", "pretrained": "x"}})
     with pytest.raises(FingerprintError, match=r"extracted with ViT-B-16/x \(8-d\); .* expects made/seed \(8-d\)"):
-        evaluate_run(other.fill(), run=run)
+        evaluate_run(other.fill(), run)
 
 
 def test_another_corpus_through_the_same_backbone_is_judged_and_told(small_cache, run):
     notes = []
-    done = evaluate_run(small_cache(name="other", videos=10).fill(), run=run, note=notes.append)
+    done = evaluate_run(small_cache(name="other", videos=10).fill(), run, note=notes.append)
     assert done.result["run"] == str(run) and any("annotations" in line for line in notes)
 
 
@@ -232,10 +240,15 @@ def test_a_matrix_beyond_the_memory_is_refused_and_ranks_are_not(small_cache, tm
     store = small_cache().fill()
     table = FeatureTable.load(store, "train", tokens=False)
     monkeypatch.setattr(evaluation, "_physical_memory", lambda: 4 * table.num_texts * table.num_videos)
-    result = evaluate_run(store, split="train", confidence=False, save_similarity=tmp_path / "s.npy").result
+    result = evaluate_run(
+        store, settings=EvaluateSettings(split="train", confidence=False, save_similarity=tmp_path / "s.npy")
+    ).result
     with pytest.raises(InputError, match=r"similarities of \d+ texts with \d+ videos .* ranks need no matrix"):
-        evaluate_run(store, split="train", normalise=["dsl"])
+        evaluate_run(store, settings=EvaluateSettings(split="train", normalise=("dsl",)))
     monkeypatch.setattr(evaluation, "_physical_memory", lambda: 1)
-    with pytest.raises(InputError, match="--save-similarity"):
-        evaluate_run(store, split="train", save_similarity=tmp_path / "s.npy")
-    assert evaluate_run(store, split="train", confidence=False).result["text_to_video"] == result["text_to_video"]
+    with pytest.raises(InputError, match="`save_similarity`"):
+        evaluate_run(store, settings=EvaluateSettings(split="train", save_similarity=tmp_path / "s.npy"))
+    assert (
+        evaluate_run(store, settings=EvaluateSettings(split="train", confidence=False)).result["text_to_video"]
+        == result["text_to_video"]
+    )

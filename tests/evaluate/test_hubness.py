@@ -23,7 +23,8 @@ from glscl.evaluate.hubness import (
     qb_norm,
     sinkhorn,
 )
-from glscl.evaluate.metrics import retrieval_metrics, retrieval_ranks
+from glscl.evaluate.metrics import retrieval_metrics
+from glscl.evaluate.ranks import retrieval_ranks
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "metrics.npz")
 NAMES = ("R@1", "R@5", "R@10", "R@50", "MdR", "MnR")

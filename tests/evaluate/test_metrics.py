@@ -9,16 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glscl.common.errors import InputError, NonFiniteError, UsageError
-from glscl.evaluate import metrics
-from glscl.evaluate.metrics import (
+from glscl.evaluate.metrics import retrieval_metrics, rsum, summarise
+from glscl.evaluate.ranks import (
     pair,
     query_videos,
     ranks_of_tiles,
-    retrieval_metrics,
     retrieval_ranks,
-    rsum,
     spans,
-    summarise,
     text_to_video_ranks,
     video_to_text_ranks,
 )
@@ -144,7 +141,7 @@ def test_matrices_larger_than_a_tile_are_counted_once(monkeypatch):
     r = np.random.RandomState(0)
     S, video_of_text = r.standard_normal((90, 17)), r.randint(0, 17, 90)
     whole = retrieval_ranks(S, video_of_text)
-    monkeypatch.setattr(metrics, "_TILE", 50)
+    monkeypatch.setattr("glscl.evaluate.ranks._TILE", 50)
     tiled = retrieval_ranks(S, video_of_text)
     assert all((tiled[direction] == whole[direction]).all() for direction in whole)
 

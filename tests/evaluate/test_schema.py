@@ -9,10 +9,10 @@ import jsonschema
 import numpy as np
 import pytest
 
-from glscl.evaluate.confidence import METRICS
 from glscl.evaluate.evaluation import evaluate_run
 from glscl.evaluate.hubness import NORMALISATIONS
-from glscl.evaluate.metrics import summarise
+from glscl.evaluate.metrics import stored_metrics, summarise
+from glscl.evaluate.settings import EvaluateSettings
 
 DOCS = Path(__file__).parents[2] / "docs"
 SCHEMA = json.loads((DOCS / "result.schema.json").read_text())
@@ -35,7 +35,9 @@ def test_result_files_follow_the_schema(judged, name):
 
 
 def test_every_normalisation_and_a_result_without_intervals_follow_the_schema(judged):
-    result = evaluate_run(judged.store, normalise=list(NORMALISATIONS), confidence=False).result
+    result = evaluate_run(
+        judged.store, settings=EvaluateSettings(normalise=tuple(NORMALISATIONS), confidence=False)
+    ).result
     assert set(result["normalised"]) == set(NORMALISATIONS) and "confidence_95" not in result
     assert errors(json.loads(json.dumps(result))) == []
 
@@ -49,7 +51,7 @@ def test_tags_follow_the_schema(judged):
 def test_the_schema_and_the_code_know_the_same_names(judged):
     definitions = SCHEMA["$defs"]
     assert set(definitions["metrics"]["required"]) == set(summarise([1.0]))
-    assert tuple(definitions["intervals"]["required"]) == METRICS
+    assert tuple(definitions["intervals"]["required"]) == stored_metrics()
     names = SCHEMA["properties"]["normalised"]["propertyNames"]["enum"]
     assert set(names) == set(NORMALISATIONS)
     assert {*SCHEMA["properties"]} - {"tags", "normalised", "runs", "combine"} == {*judged.evaluations["run"].result}
@@ -61,7 +63,8 @@ def test_the_schema_and_the_code_know_the_same_names(judged):
         (("text_to_video", "R@1"), 101.0),
         (("text_to_video", "R@1"), None),
         (("text_to_video", "MdR"), 0.5),
-        (("text_to_video", "R@2"), 3.0),
+        (("text_to_video", "R@2"), "3.0"),
+        (("confidence_95", "video_to_text", "R@2"), 3.0),
         (("confidence_95", "video_to_text", "R@5"), [1.0]),
         (("selection",), "best"),
         (("frozen_backbone",), "yes"),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
 from glscl.common.errors import InputError, NonFiniteError, UsageError
-from glscl.evaluate.metrics import retrieval_ranks
+from glscl.evaluate.ranks import retrieval_ranks
 from glscl.evaluate.similarity import ranks, similarity_matrix
 from glscl.train_head.heads import HEAD_NAMES, build_head
 
@@ -84,7 +84,7 @@ def test_tiles_give_what_the_head_gives_at_once(name):
     with torch.no_grad():
         whole = head(table.texts(slice(None)), table.videos(slice(None))).similarity
     for batch in (4, 100):
-        tiled = similarity_matrix(head, table, text_batch=batch, video_batch=batch - 1)
+        tiled = similarity_matrix(head, table, batches=(batch, batch - 1))
         assert tiled.dtype == torch.float32 and tiled.shape == (23, 9)
         torch.testing.assert_close(tiled, whole, atol=2e-6, rtol=1e-5)
 
@@ -108,7 +108,7 @@ def test_captions_are_encoded_with_little_padding(monkeypatch):
 
     monkeypatch.setattr(FeatureTable, "texts", remembering)
     ten_at_once = 4 * 16 * 10 * 31 * (D * 4 + 1)
-    similarity_matrix(build_head("ti", embed_dim=D), table, max_bytes=ten_at_once, text_batch=200)
+    similarity_matrix(build_head("ti", embed_dim=D), table, max_bytes=ten_at_once, batches=(200, 1024))
     first, *batches = batches  # the first caption says how large a batch may be
     computed, real = sum(n * width for n, width in batches), table.token_offsets[-1].item()
     assert first[0] == 1 and len(batches) >= 20 and sum(n for n, _ in batches) == 200
@@ -116,7 +116,7 @@ def test_captions_are_encoded_with_little_padding(monkeypatch):
 
 
 @pytest.mark.parametrize("name", HEAD_NAMES)
-@pytest.mark.parametrize("limits", [{}, {"text_batch": 5, "video_batch": 4}, {"max_bytes": 1 << 17, "text_batch": 7}])
+@pytest.mark.parametrize("limits", [{}, {"batches": (5, 4)}, {"max_bytes": 1 << 17, "batches": (7, 1024)}])
 def test_ranks_without_the_matrix_equal_those_of_the_matrix(name, limits):
     torch.manual_seed(2)
     # Captions of different videos that are word for word the same make ties.
@@ -130,8 +130,8 @@ def test_ranks_are_exact_where_ties_abound_and_groups_span_tiles(seed):
     table, head = make_table(T=40, V=6, seed=seed), CoarseHead(levels=1 + seed % 3)
     expected = retrieval_ranks(similarity_matrix(head, table), table.video_of_text)
     assert any((of % 1 == 0.5).any() for of in expected.values())
-    for text_batch, video_batch in [(1, 1), (3, 2), (7, 6), (40, 1), (1, 6)]:
-        assert_same_ranks(ranks(head, table, text_batch=text_batch, video_batch=video_batch), expected)
+    for batches in [(1, 1), (3, 2), (7, 6), (40, 1), (1, 6)]:
+        assert_same_ranks(ranks(head, table, batches=batches), expected)
 
 
 def test_directions_choose_what_is_ranked():
@@ -149,22 +149,22 @@ def test_the_matrix_follows_the_table_whatever_the_order_of_its_captions():
     head = build_head("mean_pool", embed_dim=D)
     text = torch.nn.functional.normalize(table.texts(slice(None)).text_features, dim=-1)
     video = head.encode_video(table.videos(slice(None))).vectors
-    torch.testing.assert_close(similarity_matrix(head, table, text_batch=2), text @ video.T)
+    torch.testing.assert_close(similarity_matrix(head, table, batches=(2, 1024)), text @ video.T)
 
 
 def test_each_side_is_encoded_once():
     table, head = make_table(), CoarseHead()
-    similarity_matrix(head, table, text_batch=4, video_batch=2)
+    similarity_matrix(head, table, batches=(4, 2))
     assert (head.texts_encoded, head.videos_encoded) == (23, 9)
-    ranks(head, table, text_batch=4, video_batch=2)
+    ranks(head, table, batches=(4, 2))
     assert (head.texts_encoded, head.videos_encoded) == (46, 18)
 
 
 def test_texts_that_cannot_be_kept_are_encoded_twice_for_ranks_and_once_for_the_matrix():
     table, head = make_table(T=400), CoarseHead()
-    similarity_matrix(head, table, text_batch=50, video_batch=2, max_bytes=40_000)
+    similarity_matrix(head, table, batches=(50, 2), max_bytes=40_000)
     assert head.texts_encoded == 400
-    ranks(head, table, text_batch=50, video_batch=2, max_bytes=40_000)
+    ranks(head, table, batches=(50, 2), max_bytes=40_000)
     assert 400 + 400 < head.texts_encoded <= 400 + 800
 
 
@@ -173,7 +173,7 @@ def test_tiles_shrink_to_the_memory_allowed():
     similarity_matrix(head, table, max_bytes=16_000)
     texts, videos = head.largest
     assert texts * videos * 16 <= 4_000
-    for wrong in ({"max_bytes": 0}, {"text_batch": 0}, {"video_batch": -1}):
+    for wrong in ({"max_bytes": 0}, {"batches": (0, 4)}, {"batches": (4, -1)}):
         with pytest.raises(UsageError, match="must be at least 1"):
             similarity_matrix(head, table, **wrong)
 
@@ -199,11 +199,11 @@ def test_a_score_that_is_not_finite_names_the_text_and_the_video(function, value
     table, head = make_table(), build_head("mean_pool", embed_dim=D)
     table.frame_features[4, 0, 2] = value
     with pytest.raises(NonFiniteError, match=r"text \d+ \(t\d+\) with video 4 \(v4\) is nan"):
-        function(head, table, text_batch=4, video_batch=3)
+        function(head, table, batches=(4, 3))
     table = make_table()
     table.text_features[17, 3] = value
     with pytest.raises(NonFiniteError, match=r"text 17 \(t17\) with video \d \(v\d\) is nan"):
-        function(head, table, text_batch=4, video_batch=3)
+        function(head, table, batches=(4, 3))
 
 
 def test_autocast_around_the_call_does_not_round_the_scores():
@@ -216,7 +216,7 @@ def test_autocast_around_the_call_does_not_round_the_scores():
 def test_seconds_and_progress_are_reported():
     table, head = make_table(), build_head("seq_transf", embed_dim=D)
     seconds, seen = {"encode": 100.0}, []
-    ranks(head, table, text_batch=5, video_batch=3, seconds=seconds, progress=lambda *at: seen.append(at))
+    ranks(head, table, batches=(5, 3), seconds=seconds, progress=lambda *at: seen.append(at))
     assert set(seconds) == {"encode", "score", "metrics"}
     assert seconds["encode"] > 100 and seconds["score"] > 0 and seconds["metrics"] >= 0
     assert seen[-1] == (23 * 9, 23 * 9) and [done for done, _ in seen] == sorted({done for done, _ in seen})
@@ -237,9 +237,9 @@ def test_a_cuda_device_gives_the_scores_of_the_cpu_and_the_head_returns_home(nam
     head, table = build_head(name, embed_dim=D), make_table()
     expected = similarity_matrix(head, table)
     tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    found = similarity_matrix(head, table, device="cuda", text_batch=5)
+    found = similarity_matrix(head, table, device="cuda", batches=(5, 1024))
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == tf32
     assert found.device.type == "cpu" and head.logit_scale.device.type == "cpu"
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     matrix_ranks = retrieval_ranks(found, table.video_of_text)
-    assert_same_ranks(ranks(head, table, device="cuda", text_batch=5), matrix_ranks)
+    assert_same_ranks(ranks(head, table, device="cuda", batches=(5, 1024)), matrix_ranks)

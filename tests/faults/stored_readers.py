@@ -44,7 +44,8 @@ def _cache(out: Path, format: str, *, videos: int) -> Any:
     """A cache of six videos and twelve captions, in shards of so many videos, and of two captions each."""
     from glscl.cache.schema import Annotations, TextItem, VideoItem
     from glscl.cache.store import open_store
-    from glscl.extract.importing.import_features import import_features
+    from glscl.extract.importing.import_features import FeatureFiles, import_features
+    from glscl.extract.settings import ImportSettings
 
     rng = np.random.default_rng(0)
     ids = [f"video{i}" for i in range(VIDEOS)]
@@ -61,13 +62,9 @@ def _cache(out: Path, format: str, *, videos: int) -> Any:
         np.savez(files["tokens"], **{t.id: rng.standard_normal((3, DIM)) for t in annotations.texts})
         import_features(
             annotations,
-            files["frames"],
+            FeatureFiles(files["frames"], files["texts"], files["tokens"]),
             out,
-            text_features=files["texts"],
-            token_features=files["tokens"],
-            format=format,
-            shard_videos=videos,
-            shard_texts=2 * videos,
+            ImportSettings(format=format, shard_videos=videos, shard_texts=2 * videos),
         )
     return open_store(out)
 
@@ -77,6 +74,7 @@ def _run(root: Path) -> None:
     import torch
 
     from glscl.evaluate.evaluation import evaluate_run, write_result
+    from glscl.evaluate.settings import EvaluateSettings
     from glscl.train_head.checkpoint import Resume, save_resume, save_weights, write_run
     from glscl.train_head.heads import build_head
 
@@ -120,7 +118,10 @@ def _run(root: Path) -> None:
                 "complete": False,
             },
         )
-        write_result(folder / "result.json", evaluate_run(store, run=folder, command="glscl eval", normalise=["dsl"]))
+        write_result(
+            folder / "result.json",
+            evaluate_run(store, folder, EvaluateSettings(normalise=("dsl",)), command="glscl eval"),
+        )
 
 
 def _files(kind: str) -> Any:
@@ -206,18 +207,18 @@ def _take_up(folder: Path, _: Path | None) -> dict[str, Any]:
     from accelerate import Accelerator
 
     from glscl.train_head.heads import build_head
-    from glscl.train_head.resume_state import Standing, take_up
+    from glscl.train_head.resume_state import TrainingState, restore
 
     head = build_head("seq_transf", embed_dim=DIM, aggregator_layers=1, frame_positions=4)
-    state = Standing(epochs=2, steps=2, batch_size=2, seed=0)
-    take_up(Accelerator(cpu=True), state, head, torch.optim.AdamW(head.parameters()), folder / "a")
+    state = TrainingState(epochs=2, steps=2, batch_size=2, seed=0)
+    restore(Accelerator(cpu=True), state, head, torch.optim.AdamW(head.parameters()), folder / "a")
     assert 0 <= state.epoch <= 2 and 0 <= state.step <= 2
     return vars(state)
 
 
 def _read_results(folder: Path, changed: Path | None) -> dict[str, Any]:
+    from glscl.common.tables import STYLES, render
     from glscl.evaluate.compare.comparison import compare_runs
-    from glscl.evaluate.result_tables import STYLES, render
 
     comparison = compare_runs(_both(folder, changed, with_cache=True), resamples=5)
     told = comparison.as_dict()

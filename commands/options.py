@@ -49,9 +49,9 @@ class CommonConfig:
 
     seed: int = setting(0, "Seed of everything random.", group="Common", min=0)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps.", group="Common", parse=parse_device)
-    json: bool = setting(False, "Print one JSON object on standard output.", group="Common", flag="--json")
-    verbose: bool = setting(False, "Say more about what happens.", group="Common", flag="--verbose,-v")
-    debug: bool = setting(False, "Show the traceback of an error.", group="Common", flag="--debug")
+    json: bool = setting(False, "Print one JSON object on standard output.", group="Common")
+    verbose: bool = setting(False, "Say more about what happens.", group="Common")
+    debug: bool = setting(False, "Show the traceback of an error.", group="Common")
 
 
 LONGEST = 2000  # characters of an error; foreign files can put anything into one
@@ -283,7 +283,9 @@ def _parameter(field: dataclasses.Field[Any], config: type) -> inspect.Parameter
         help = f"{help} Default: {meta['default_from']}."
     if meta.get("choices"):
         kind, default = _choice(field.name, kind, meta["choices"], default)
-    flags = meta["flag"].split(",") if meta.get("flag") else ["--" + field.name.replace("_", "-")]
+    flag = "--" + (meta.get("name") or field.name).replace("_", "-")
+    switch = f"{flag}/{flag.replace('--', '--no-', 1)}" if default is True else flag
+    flags = [switch, *(["-v"] if field.name == "verbose" else [])]
     limits = {}
     if _required_type(kind) in (int, float):
         limits = {k: meta[k] for k in ("min", "max") if meta.get(k) is not None}

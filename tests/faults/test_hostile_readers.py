@@ -64,7 +64,7 @@ def test_an_error_of_any_other_kind_a_long_message_and_an_answer_that_is_no_json
 
     def endless(folder, changed):
         if changed:
-            raise InputError("x" * 1000, mend="y" * 3000)
+            raise InputError("x" * 1000, hint="y" * 3000)
 
     def circle(folder, changed):
         found: list = []

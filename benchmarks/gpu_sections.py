@@ -44,6 +44,7 @@ from glscl.train_head.reports import Reporter, StepReport
 
 ROOT = Path(__file__).parent.parent
 FRAMES, WORDS = 12, 32
+LONG_ENOUGH = 2.0  # seconds that repeats of one measurement take at most, about
 BANDWIDTH = 4.8e12  # bytes a second of an H200, by its data sheet
 
 
@@ -56,7 +57,7 @@ class Sizes:
     attention: int = 128  # items
     repeats: int = 50
     batch: int = 128
-    window: int = 40  # steps
+    window: int = 10  # steps
     dim: int = 512
     head_options: dict[str, Any] = field(default_factory=dict)
     step_heads: tuple[str, ...] = ("glscl", "seq_transf", "xpool")
@@ -151,24 +152,24 @@ class Bench:
         self.write({"section": self.section, "text": text})
 
     @contextlib.contextmanager
-    def attempt(self, what: str, *, needs: float = 0.0) -> Iterator[None]:
-        """What fails inside is said to be not measured, and the section goes on.
-
-        Args:
-            needs: seconds without which it is not begun.
-        """
+    def attempt(self, what: str) -> Iterator[None]:
+        """What fails inside is said to be not measured, and the section goes on."""
         try:
-            if self.left < needs:
-                raise NotMeasured(f"{max(self.left, 0):.0f} s were left, and it takes about {needs:.0f}")
             yield
         except Exception as error:
             reason = str(error) if isinstance(error, NotMeasured) else f"{type(error).__name__}: {error}"
             self.write({"section": self.section, "what": what, "not_measured": short(reason)})
         if self.cuda:
-            try:
+            try:  # also the random numbers, which a recording that failed leaves unusable
+                torch.rand(1, device=self.device)
                 synchronise(self.device)
             except RuntimeError as error:
                 raise DeviceLost(short(str(error))) from error
+
+    def require(self, seconds: float) -> None:
+        """Raise NotMeasured where less time is left on a GPU than something takes."""
+        if self.cuda and self.left < seconds:
+            raise NotMeasured(f"{max(self.left, 0):.0f} s were left, and it takes about {seconds:.0f}")
 
     def seconds(self, function: Callable[[], Any], *, repeats: int | None = None, burn_in: int = 2) -> float:
         """Mean seconds of a call among many, which may overlap on the device."""
@@ -176,15 +177,21 @@ class Bench:
         for _ in range(burn_in):
             function()
         synchronise(self.device)
+        if repeats > 1:
+            repeats = max(2, min(repeats, int(LONG_ENOUGH / max(self.once(function), 1e-9))))
         started = time.perf_counter()
         for _ in range(repeats):
             function()
         synchronise(self.device)
         return (time.perf_counter() - started) / repeats
 
-    def once(self, function: Callable[[], Any]) -> float:
+    def once(self, function: Callable[..., Any], *arguments: Any) -> float:
         """Seconds of one call, waited for."""
-        return self.seconds(function, repeats=1, burn_in=0)
+        return self.seconds(functools.partial(function, *arguments), repeats=1, burn_in=0)
+
+    def twice(self, function: Callable[..., Any], *arguments: Any) -> tuple[float, float]:
+        """Seconds of a first and of a second call."""
+        return self.once(function, *arguments), self.once(function, *arguments)
 
 
 def short(text: str, length: int = 300) -> str:
@@ -370,13 +377,14 @@ def _attention_step(
 
 def made_up_table(captions: int, videos: int, *, dim: int, device: torch.device) -> FeatureTable:
     """Float16 features as a cache holds them, on the device: 13 of 32 words on average, 10 to 12 frames."""
-    random = torch.Generator(device).manual_seed(0)
+    torch.manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=random, device=device, dtype=torch.float16)
+        return torch.randn(shape, device=device, dtype=torch.float16)
 
-    lengths = torch.randn(captions, generator=random, device=device).mul(4).add(13).round().clamp(4, WORDS).long()
-    counts = torch.randint(10, FRAMES + 1, (videos, 1), generator=random, device=device)
+    lengths = torch.randn(captions, device=device).mul(4).add(13).round().clamp(4, WORDS).long()
+    lengths[0] = WORDS  # so that every table's longest is as long, and code compiled for one serves the other
+    counts = torch.randint(10, FRAMES + 1, (videos, 1), device=device)
     mask = torch.arange(FRAMES, device=device) < counts
     pattern = FeatureTable.from_arrays(torch.zeros(1, dim), torch.zeros(1, 1, dim))
     return dataclasses.replace(
@@ -428,8 +436,11 @@ def new_head(bench: Bench, name: str) -> Any:
     return build_head(name, embed_dim=bench.sizes.dim, **options)
 
 
+BURNT_IN, TIMED = 2, 4  # windows; one more is profiled
+
+
 class Watch(Reporter):
-    """Three windows of equally many steps: burnt in, timed, profiled.
+    """A training in windows of equally many steps: `BURNT_IN`, then `TIMED`, then one profiled.
 
     Attributes:
         seconds: of each window.
@@ -442,16 +453,22 @@ class Watch(Reporter):
         self._profiler: profile | None = None
         self._clock = time.perf_counter()
 
+    @property
+    def timed(self) -> float:
+        """Mean seconds of a timed window."""
+        return statistics.mean(self.seconds[BURNT_IN : BURNT_IN + TIMED])
+
     def step(self, report: StepReport) -> None:
         synchronise(self.device)
         self.seconds.append(time.perf_counter() - self._clock)
-        if len(self.seconds) == 2:
+        if self._profiler is not None:
+            self._profiler.stop()
+            self._count(self._profiler)
+            self._profiler = None
+        elif len(self.seconds) == BURNT_IN + TIMED:
             activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self.device.type == "cuda")
             self._profiler = profile(activities=activities)
             self._profiler.start()
-        elif len(self.seconds) == 3 and self._profiler is not None:
-            self._profiler.stop()
-            self._count(self._profiler)
         self._clock = time.perf_counter()
 
     def _count(self, profiler: profile) -> None:
@@ -464,29 +481,41 @@ class Watch(Reporter):
                 self.launches += event.count
 
 
-STEP = "A step of training"
+STEP, GRAPH = "A step of training", "A step of training as one graph"
+
+
+def steps_table(bench: Bench) -> FeatureTable:
+    """As many pairs as one head is watched for."""
+    pairs = (BURNT_IN + TIMED + 1) * bench.sizes.batch * bench.sizes.window
+    return made_up_table(pairs, pairs, dim=bench.sizes.dim, device=bench.device)
 
 
 def step(bench: Bench) -> None:
-    """A step of each head in each arithmetic: by the real loop, compiled, and recorded whole as one CUDA graph."""
-    sizes = bench.sizes
-    table = made_up_table(
-        3 * sizes.batch * sizes.window, 3 * sizes.batch * sizes.window, dim=sizes.dim, device=bench.device
-    )
-    first, *others = sizes.step_heads
-    plan = [(first, way, how) for way in ("loop", "whole graph") for how in ("fp32", "TF32", "bf16")]
-    plan += [(name, "loop", how) for name in others for how in ("TF32", "bf16")]
-    plan += [(name, "whole graph", how) for name in others for how in ("TF32", "bf16")]
-    plan += [(first, "compiled", how) for how in ("TF32", "bf16")]
-    plan += [(name, "compiled", "TF32") for name in others]
-    for name, way, how in plan:
-        with bench.attempt(f"{name}, {way}, {how}", needs=40 if way == "compiled" and bench.cuda else 0):
-            if way != "loop" and not bench.cuda:
+    """A step of the real loop for each head in each arithmetic, as it is and compiled."""
+    table = steps_table(bench)
+    first, *others = bench.sizes.step_heads
+    plan = [(first, how, False) for how in ("fp32", "TF32", "bf16")]
+    plan += [(name, how, False) for name in others for how in ("TF32", "bf16")]
+    plan += [(first, "TF32", True)]
+    if bench.sizes is not SMALL:
+        plan += [(first, "bf16", True), *((name, "TF32", True) for name in others)]
+    for name, how, compile in plan:
+        with bench.attempt(f"{name}, {how}{', compiled' if compile else ''}"):
+            if compile and not bench.cuda:
                 raise NotMeasured("it is of interest on a GPU only")
-            if way == "whole graph":
-                _graphed(bench, name, table, how)
-            else:
-                _looped(bench, name, table, how, compile=way == "compiled")
+            bench.require(40 if compile else 0)
+            _looped(bench, name, table, how, compile=compile)
+
+
+def graphs(bench: Bench) -> None:
+    """A step recorded whole as one CUDA graph and replayed: what is left when the host does nothing."""
+    table = steps_table(bench)
+    first, *others = bench.sizes.step_heads
+    for name, how in [(first, how) for how in ("TF32", "bf16", "fp32")] + [(name, "TF32") for name in others]:
+        with bench.attempt(f"{name}, {how}"):
+            if not bench.cuda:
+                raise NotMeasured("CUDA graphs need a GPU")
+            _graphed(bench, name, table, how)
 
 
 def _looped(bench: Bench, name: str, table: FeatureTable, arithmetic: str, *, compile: bool) -> None:
@@ -494,7 +523,7 @@ def _looped(bench: Bench, name: str, table: FeatureTable, arithmetic: str, *, co
     window, watch = bench.sizes.window, Watch(bench.device)
     with peak_memory(bench.device) as peak:
         fit_head(bench, name, table, epochs=1, arithmetic=arithmetic, compile=compile, reporter=watch, log_every=window)
-    took = watch.seconds[1] / window
+    took = watch.timed / window
     bench.row(
         STEP,
         head=name,
@@ -505,7 +534,7 @@ def _looped(bench: Bench, name: str, table: FeatureTable, arithmetic: str, *, co
             "host starts": round(watch.launches / window) if bench.cuda else "–",
             "device ms": 1e3 * watch.device_seconds / window if bench.cuda else "–",
             "device busy": f"{100 * watch.device_seconds / window / took:.0f} %" if bench.cuda else "–",
-            "first window longer, s": max(0.0, watch.seconds[0] - watch.seconds[1]),
+            "first window longer, s": max(0.0, watch.seconds[0] - watch.timed),
             "peak GiB above features": peak.bytes / 2**30,
         },
     )
@@ -549,22 +578,15 @@ def _graphed(bench: Bench, name: str, table: FeatureTable, arithmetic: str) -> N
             index.copy_(rows[next(number) % len(rows)])
             graph.replay()
 
-        seconds = bench.seconds(replay, repeats=2 * sizes.window)
+        seconds = bench.seconds(replay, repeats=4 * sizes.window)
     if not torch.isfinite(loss):
         raise NotMeasured("the loss of the recorded step became NaN")
     bench.row(
-        STEP,
+        GRAPH,
         head=name,
-        by=f"whole step as one graph, {WORDS} words",
         arithmetic=arithmetic,
-        **{
-            "ms a step": 1e3 * seconds,
-            "host starts": 2,
-            "device ms": 1e3 * seconds,
-            "device busy": "–",
-            "first window longer, s": recording,
-            "peak GiB above features": "–",
-        },
+        words=WORDS,
+        **{"ms a step": 1e3 * seconds, "recording, s": recording},
     )
 
 
@@ -601,7 +623,8 @@ def recipe(bench: Bench) -> None:
     shares = {0: 0.6, 1: 0.55, 2: 0.9}
     steps = videos * captions * epochs // bench.sizes.batch
     for number, name in enumerate(bench.sizes.step_heads):
-        with bench.attempt(name, needs=3 if bench.cuda else 0):
+        with bench.attempt(name):
+            bench.require(3)
             arithmetic, compile = fastest(bench.earlier(), name, steps)
             torch.compiler.reset()
             watch = Epochs(time.monotonic() + shares.get(number, 0.5) * bench.left)
@@ -714,13 +737,13 @@ def first_encodes(bench: Bench) -> None:
             spent = []
             for count in counts:
                 with bench.attempt(f"{count} frames, {label}"):
-                    first, second = (bench.once(lambda: backbone.encode_frames(frames[:count])) for _ in range(2))
+                    first, second = bench.twice(backbone.encode_frames, frames[:count])
                     spent.append(first - second)
                     _first_row(bench, f"{count} frames", label, first, second)
             for width in widths:
                 with bench.attempt(f"{width} tokens, {label}"):
                     tokens = caption_batch(backbone, sizes.captions, width)
-                    first, second = (bench.once(lambda: backbone.encode_texts(tokens)) for _ in range(2))
+                    first, second = bench.twice(backbone.encode_texts, tokens)
                     spent.append(first - second)
                     _first_row(bench, f"{sizes.captions} captions of {width} tokens", label, first, second)
             bench.say(
@@ -754,13 +777,15 @@ def flop_a_frame(backbone: Backbone) -> float:
 def frames_a_second(bench: Bench) -> None:
     """Encoders alone, on frames that lie on the device, and from decoded frames in host memory."""
     for name in bench.sizes.encoders:
-        with bench.attempt(name, needs=6 if bench.cuda else 0):
+        with bench.attempt(name):
+            bench.require(6)
             clock = time.perf_counter()
             backbone = backbone_of(name, bench.device, half(bench))
             bench.say(f"{name}: made with random weights in {time.perf_counter() - clock:.1f} s.")
             for batch in bench.sizes.encoder_batches:
                 _encoder_rows(bench, backbone, batch)
-    with bench.attempt("compiled encoder", needs=45 if bench.cuda else 0):
+    with bench.attempt("compiled encoder"):
+        bench.require(45)
         if not bench.cuda:
             raise NotMeasured("a look on a CPU compiles nothing")
         _compiled_encoder(bench, backbone_of(bench.sizes.encoders[0], bench.device, half(bench)), 512)
@@ -863,7 +888,7 @@ def feature_values(bench: Bench) -> None:
     bench.say(
         f"{name}, random weights, {count} pictures and {count} captions; cosine of a feature with the reference's."
     )
-    words = "a man is talking about how a car drives on the road while people cook".split()
+    words = ["a", "man", "is", "talking", "about", "cars", "on", "the", "road", "while", "people", "cook"]
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(words, random.integers(3, 14))) for _ in range(count)]
 
@@ -954,6 +979,8 @@ def same_again(bench: Bench) -> None:
     for name in again:
         for first, second, what in (("A", "B", "the same seed twice"), ("A", "C", "killed and resumed")):
             with bench.attempt(f"{name}: {what}"):
+                if processes[name, first].returncode or processes[name, second].returncode:
+                    raise NotMeasured("a run failed")
                 bench.row(
                     "The same training again",
                     command=name,
@@ -1050,7 +1077,7 @@ def second_pass(bench: Bench) -> None:
     ready = bench.seconds(lambda: Clips.of(host, FRAMES, bench.device), repeats=3, burn_in=1)
     clips = Clips.of(host, FRAMES, bench.device)
     for arithmetic in ("bf16", "TF32", "fp32") if bench.cuda else ("bf16",):
-        for piece in (None, max(1, sizes.batch // 4)):
+        for piece in (None,) if arithmetic == "fp32" else (None, max(1, sizes.batch // 4)):
             how = "whole batch" if piece is None else f"in pieces of {piece}"
             with bench.attempt(f"{arithmetic}, {how}"), products(arithmetic == "TF32"):
                 accelerator = Arithmetic(bench.device, arithmetic == "bf16")
@@ -1112,10 +1139,11 @@ def scoring(bench: Bench) -> None:
             if size == bench.sizes.scored[-1]:
                 ways["ranks"] = ranks
             for way, function in ways.items():
-                with bench.attempt(f"{name}, {size}², {way}", needs=2 if bench.cuda else 0):
+                with bench.attempt(f"{name}, {size}², {way}"):
+                    bench.require(2)
                     with peak_memory(bench.device) as peak:
-                        first = bench.once(lambda: function(head, table))
-                    second = bench.once(lambda: function(head, table)) if bench.left > 2 * first else None
+                        first = bench.once(function, head, table)
+                    second = bench.once(function, head, table) if bench.left > 2 * first else None
                     bench.row(
                         "Scoring",
                         head=name,
@@ -1129,6 +1157,11 @@ def scoring(bench: Bench) -> None:
                     )
 
 
+def nearest(queries: Tensor, gallery: Tensor, count: int) -> Tensor:
+    """Rows of the vectors with the largest products, best first, on the host."""
+    return (queries @ gallery.T).float().topk(count, dim=-1).indices.cpu()
+
+
 @torch.inference_mode()
 def search(bench: Bench) -> None:
     """The ten frames of a million that are nearest to a query, by brute force."""
@@ -1140,10 +1173,7 @@ def search(bench: Bench) -> None:
         with bench.attempt(name), products(False):
             gallery = frames.to(dtype)
             for batch in (1, 64):
-                asked = queries[:batch].to(dtype)
-                times = [
-                    bench.once(lambda: (asked @ gallery.T).float().topk(10, dim=-1).indices.cpu()) for _ in range(12)
-                ]
+                times = [bench.once(nearest, queries[:batch].to(dtype), gallery, 10) for _ in range(12)]
                 seconds = statistics.median(times[2:])
                 bench.row(
                     f"Search among {count:,} frames, D={dim}",
@@ -1155,7 +1185,7 @@ def search(bench: Bench) -> None:
                         "of the data sheet's": f"{100 * count * dim * gallery.element_size() / seconds / BANDWIDTH:.0f} %",
                     },
                 )
-            best[name] = (queries.to(dtype) @ gallery.T).float().topk(100, dim=-1).indices.cpu()
+            best[name] = nearest(queries.to(dtype), gallery, 100)
     for name in ("bf16", "fp16"):
         if "fp32" in best and name in best:
             exact = best["fp32"][:, :10]
@@ -1186,7 +1216,8 @@ SECTIONS = {
     "machine": Section("The machine", the_machine, 25, 8),
     "tests": Section("Tests that need a GPU", marked_tests, 110, 0),
     "attention": Section("Attention", attention, 30, 8),
-    "step": Section("A step of training a head", step, 150, 60),
+    "step": Section("A step of training a head", step, 130, 50),
+    "graphs": Section("A step as one CUDA graph", graphs, 40, 10),
     "recipe": Section("The MSR-VTT recipe", recipe, 150, 50),
     "encodes": Section("First encodes", first_encodes, 40, 15),
     "frames": Section("Frames a second", frames_a_second, 75, 25),

@@ -115,13 +115,13 @@ def _cell(value: Any) -> str:
 # --- running it ------------------------------------------------------------------------------------------------------------
 
 
-def limits(names: Sequence[str], until: float, now: float) -> dict[str, float]:
-    """Seconds that each section would have if it began now: what the later ones need is kept for them."""
+def limits(names: Sequence[str], until: float, now: float, *, small: bool = False) -> dict[str, float]:
+    """Seconds that each section would have if it began now: what the later ones need (in small a tenth) is kept for them."""
     from gpu_sections import SECTIONS
 
     given = {}
     for number, name in enumerate(names):
-        kept = sum(SECTIONS[later].needs for later in names[number + 1 :])
+        kept = sum(SECTIONS[later].needs for later in names[number + 1 :]) * (0.1 if small else 1.0)
         given[name] = min(SECTIONS[name].limit, until - now - kept)
     return given
 
@@ -145,7 +145,7 @@ def work(given: argparse.Namespace) -> None:
         )
         names = given.only.split(",")
         for name in names:
-            left = limits(names[names.index(name) :], given.until, time.time())[name]
+            left = limits(names[names.index(name) :], given.until, time.time(), small=given.small)[name]
             began = time.monotonic()
             append(given.results, {"begun": name, "limit": max(left, 0.0), "at": time.time()})
             if left < 2:
@@ -159,6 +159,8 @@ def work(given: argparse.Namespace) -> None:
                 append(given.results, {"section": name, "seconds": time.monotonic() - began})
             except TimeLimit:
                 append(given.results, {"section": name, "stopped": f"its {left:.0f} s were over"})
+                if bench.cuda:
+                    os._exit(4)  # whatever was under way on the device is best ended with its process
             except DeviceLost as error:
                 append(given.results, {"section": name, "stopped": f"the device answers no more: {error}"})
                 os._exit(3)

@@ -962,11 +962,10 @@ def same_again(bench: Bench) -> None:
     runs = {(name, copy): bench.folder / f"{name.split(',')[0]}-{len(name)}-{copy}" for name in again for copy in "ABC"}
     processes = {(name, copy): launch(bench, *again[name], "--out", out) for (name, copy), out in runs.items()}
     try:
-        for name in again:  # C is killed once there is something to go on from, then taken up
-            with bench.attempt(f"{name}: kill and resume"):
-                how = kill_at_checkpoint(processes[name, "C"], runs[name, "C"], until=bench.deadline - 15)
-                bench.say(f"{name}, third run: {how}.")
-                processes[name, "C"] = launch(bench, *again[name], "--out", runs[name, "C"], "--resume")
+        third = {name: (processes[name, "C"], runs[name, "C"]) for name in again}
+        for name, how in kill_at_checkpoints(third, until=bench.deadline - 15):
+            bench.say(f"{name}, third run: {how}.")
+            processes[name, "C"] = launch(bench, *again[name], "--out", runs[name, "C"], "--resume")
         for (name, copy), process in processes.items():
             with bench.attempt(f"{name}, run {copy}"):
                 output, _ = process.communicate(timeout=max(1.0, bench.left - 2))
@@ -1027,17 +1026,30 @@ def last_line(output: str) -> str:
     return lines[-1][:300] if lines else "no output"
 
 
-def kill_at_checkpoint(process: subprocess.Popen[str], run: Path, *, until: float) -> str:
-    """SIGKILL once a run can be resumed; what happened."""
-    while time.monotonic() < until:
-        if (run / "resume.safetensors").exists():
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            return "killed after its first checkpoint"
-        if process.poll() is not None:
-            return f"ended by itself with status {process.returncode} before it could be killed"
-        time.sleep(0.01)
-    raise NotMeasured("no checkpoint in time")
+def kill_at_checkpoints(
+    started: dict[str, tuple[subprocess.Popen[str], Path]], *, until: float
+) -> Iterator[tuple[str, str]]:
+    """SIGKILL each run as soon as it could be resumed; its name and what happened.
+
+    Args:
+        started: name → its process, which leads a process group, and its run folder.
+        until: `time.monotonic()` at which the others are left alone.
+    """
+    waiting = dict(started)
+    while waiting and time.monotonic() < until:
+        for name, (process, run) in list(waiting.items()):
+            status = process.poll()
+            if status is not None:
+                how = f"ended by itself with status {status} before it could be killed"
+            elif (run / "resume.safetensors").exists():
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+                how = "killed after its first checkpoint, then taken up"
+            else:
+                continue
+            del waiting[name]
+            yield name, how
+        time.sleep(0.005)
 
 
 def alike(first: Path, second: Path) -> str:

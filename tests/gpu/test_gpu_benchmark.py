@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -158,6 +161,32 @@ def test_a_section_is_stopped_when_its_time_is_over(gpu, sections, tmp_path, mon
     lines = gpu.read(results)
     assert [line["text"] for line in lines if "text" in line] == ["begun"]
     assert lines[-1] == {"section": "search", "stopped": "its 2 s were over"}
+
+
+def test_runs_are_killed_once_they_can_be_resumed(sections, tmp_path):
+    def start(script: str) -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, text=True, start_new_session=True)
+
+    started = {
+        "slow": (start("import time; time.sleep(60)"), tmp_path / "none"),
+        "soon": (start("import time; open('resume.safetensors', 'w'); time.sleep(60)"), tmp_path),
+        "over": (start("raise SystemExit(3)"), tmp_path / "none"),
+    }
+    found = dict(sections.kill_at_checkpoints(started, until=time.monotonic() + 5))
+    assert found["over"].startswith("ended by itself with status 3") and found["soon"].startswith("killed after")
+    assert set(found) == {"over", "soon"} and started["soon"][0].returncode == -signal.SIGKILL
+    started["slow"][0].kill()
+    started["slow"][0].wait()
+
+
+def test_weights_that_differ_are_told(sections, tmp_path):
+    from safetensors.torch import save_file
+
+    for name, value in (("a", 1.0), ("b", 1.0), ("c", 1.25)):
+        (tmp_path / name).mkdir()
+        save_file({"w": torch.tensor([value])}, tmp_path / name / "last.safetensors")
+    assert sections.alike(tmp_path / "a", tmp_path / "b") == "the same to the last bit"
+    assert sections.alike(tmp_path / "a", tmp_path / "c") == "differ by 2.5e-01 at most"
 
 
 @pytest.mark.slow

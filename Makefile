@@ -7,12 +7,13 @@ PYTEST_OPTIONS ?=
 JOBS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo demo-finetune test docs clean
+.PHONY: help demo demo-finetune lint test docs clean
 
 help:
 	@echo "make demo    the whole pipeline on the built-in corpus, results in $(OUT)/"
 	@echo "make demo-finetune   the same, then the second pass: text tower and head together"
 	@echo "make test    all tests in JOBS=$(JOBS) processes (GLSCL_REAL_DATA=DIR adds those on real files)"
+	@echo "make lint    ruff, its formatting, and a type checker: no error in the product"
 	@echo "make docs    write docs/cli.md from the commands"
 	@echo "make clean   remove the virtual environment and build left-overs"
 
@@ -33,6 +34,16 @@ demo-finetune: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_OPTIONS)
+
+$(VENV)/.lint: pyproject.toml $(VENV)/.ready
+	$(VENV)/bin/python -m pip install --quiet --editable '.[lint]'
+	@touch $@
+
+lint: $(VENV)/.lint
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	@mkdir -p build/types && ln -sfn ../.. build/types/glscl  # the rooms stand at the top level; their import name is `glscl`
+	$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python
 
 docs: $(VENV)/.ready
 	$(VENV)/bin/python docs/make_cli_page.py

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glscl.cache.files import dump_json, put_if_absent, storage_errors, written
+from glscl.cache.files import dump_json, put_if_absent, refuse_links, storage_errors, written
 from glscl.cache.fingerprint import annotation_hash, differences, fingerprint
 from glscl.cache.formats import STORES
 from glscl.cache.frame_format import FrameSpec, require_same
 from glscl.cache.plan import arrange, write_plan
-from glscl.cache.schema import SCHEMA, STREAMS, Annotations
+from glscl.cache.schema import DEPTH, SCHEMA, STREAMS, Annotations
 from glscl.cache.shard_arrays import FEATURE_DTYPES
 from glscl.cache.store import Store, open_store
 from glscl.common.errors import CacheFormatError, FingerprintError, UsageError
@@ -61,13 +61,14 @@ def create_store(path: os.PathLike[str] | str, spec: StoreSpec, format: str = "z
         InputError: duplicate ids, or a caption whose split is not its video's.
         FingerprintError: another configuration or other annotations stand there.
         CacheFormatError: the folder holds something else.
-        StorageError: it cannot be written.
+        StorageError: it cannot be written, or a link stands in it.
     """
     root = Path(path)
     if format not in STORES:
         raise UsageError(f"Unknown cache format {format!r}; there are {', '.join(STORES)}")
     if spec.dtype not in FEATURE_DTYPES:
         raise UsageError(f"Unknown feature dtype {spec.dtype!r}; there are {', '.join(FEATURE_DTYPES)}")
+    refuse_links(root, depth=DEPTH)
     annotations, splits = arrange(spec.annotations)
     configuration = {
         **spec.configuration,

@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glscl.cache.files import dump_json, load_json, write_atomically
+from glscl.cache.files import dump_json, load_json, refuse_links, remove, write_atomically
+from glscl.cache.schema import DEPTH
 from glscl.common.errors import CacheBusyError, CacheFormatError, StorageError
 
 FOLDER = "locks"
@@ -78,12 +79,13 @@ def hold(root: os.PathLike[str] | str, *, part: tuple[int, int] = (1, 1), what: 
 
     Raises:
         CacheBusyError: somebody else writes this part, or the cache is being written in another division.
-        StorageError: the lock cannot be written.
+        StorageError: the lock cannot be written, or a link stands in the cache.
         ValueError: not a part.
     """
     root = Path(root)
     if not 1 <= part[0] <= part[1]:
         raise ValueError(f"part {part[0]} of {part[1]}")
+    refuse_links(root, depth=DEPTH)
     for attempt in range(ATTEMPTS):
         own = root / FOLDER / f"{part[0]}-of-{part[1]}-{uuid.uuid4().hex[:8]}.json"
         try:
@@ -91,7 +93,7 @@ def hold(root: os.PathLike[str] | str, *, part: tuple[int, int] = (1, 1), what: 
             others = [lock for lock in locks(root) if lock.file != own]
             for lock in others:
                 if lock.stale:
-                    lock.file.unlink(missing_ok=True)
+                    remove(lock.file, root, strict=True)
             inway = [lock for lock in others if lock.conflicts(part) and not lock.stale]
         except BaseException:
             _give_back(own)

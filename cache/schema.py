@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "glscl.cache/1"
 STREAMS = ("video", "text")
+DEPTH = 3  # names from the root of a cache to a shard or a commit: nothing deeper is ever written
 SAME_VIDEO = ("separate", "mask", "negative")  # what a training batch does with captions of one video
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import time
 import uuid
@@ -360,13 +359,23 @@ class Store:
 
     def reading(self, commit: Commit, read: Callable[[Path], Any]) -> Any:
         """What `read` gives for the place of a shard; CacheCorruptError where it fails."""
-        where = self.path / commit.path
+        where = self.place(commit)
         try:
             return read(where)
         except FileNotFoundError as error:
             raise CacheCorruptError(f"{where} is committed but not there", mend=self._look_closer) from error
         except Exception as error:  # libraries raise whatever they like on damaged files
             raise CacheCorruptError(f"{where} cannot be read: {first_line(error)}", mend=self._look_closer) from error
+
+    def place(self, commit: Commit) -> Path:
+        """Where a shard stands. Raises CacheCorruptError where a link leads out of the cache."""
+        where = self.path / commit.path
+        below = [where, *where.parents][: commit.path.count("/") + 1]
+        if any(map(os.path.islink, below)) and not Path(os.path.realpath(where)).is_relative_to(
+            os.path.realpath(self.path)
+        ):
+            raise CacheCorruptError(f"{where} is reached by a link that leads out of the cache", mend=self._look_closer)
+        return where
 
     @property
     def _look_closer(self) -> str:
@@ -430,12 +439,12 @@ class Store:
                 }
                 won = put_if_absent(commit_file(self.path, stream, shard, revision), dump_json(row))
         except BaseException:
-            remove(aside)
+            remove(aside, self.path)
             raise
         if won:
             self.commits(stream)[shard] = self.commit_from_json(stream, row)
         else:
-            remove(final)
+            remove(final, self.path)
             self.refresh()
         return won
 
@@ -461,7 +470,7 @@ class Store:
                 break
             content = dump_json(manifest)
             if clear:
-                shutil.rmtree(self.path / "partial", ignore_errors=True)
+                remove(self.path / "partial", self.path)
             if put_if_absent(path, content):
                 first = True
             else:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 
+from glscl.cache.files import refuse_links
 from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable, require_tokens
 from glscl.common.errors import FingerprintError, InputError, UsageError
@@ -330,13 +331,15 @@ def _longest(store: Store, tables: list[FeatureTable]) -> dict[str, int]:
 
 
 def earlier_run(out: Path, store: Store, settings: TrainSettings, resume: bool) -> dict[str, Any] | None:
-    """run.json of the run in `out`, None where there is none.
+    """run.json of the run in `out`, None where there is none. Whoever trains into `out` asks this first.
 
     Raises:
+        StorageError: a link stands in `out`.
         UsageError: there is one and `resume` is not set, or it was begun with other settings.
         FingerprintError: it was begun on another cache.
         CheckpointError: its run.json cannot be read.
     """
+    refuse_links(out, depth=1)
     if not (out / "run.json").exists():
         return None
     if not resume:

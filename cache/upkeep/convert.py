@@ -57,7 +57,7 @@ def convert(store: Store, out: Path, *, format: str | None = None) -> Path:
     flat = check_name(out, format)
     store.require_complete()
     format = format or next(name for name in STORES if name != store.header["format"])
-    if out.exists() and (flat or not _was_begun(store, out, format)):
+    if os.path.lexists(out) and (flat or not _was_begun(store, out, format)):
         raise UsageError(f"{out} exists already", mend="Choose another name, or delete it first")
     return _write_flat(store, out, flat) if flat else _write_cache(store, out, format)
 
@@ -111,13 +111,13 @@ def _write_flat(store: Store, out: Path, format: str) -> Path:
         with storage_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             for path in half_written(out.parent, of=out.name):
-                remove(path)
+                remove(path, out.parent)
             STORES[format].write_groups(aside, _groups(store, format))
             sync_tree(aside)
             os.rename(aside, out)
             sync_directory(out.parent)
     except BaseException:
-        remove(aside)
+        remove(aside, out.parent)
         raise
     return out
 
@@ -158,7 +158,7 @@ def _stored_frames(store: Store, shards: range) -> dict[str, np.ndarray | Blocks
     """The stored frames of some shards as one run, read again through the library; nothing where there are none."""
     if store.frames is None:
         return {}
-    paths = [store.path / store.commits("video")[shard].path for shard in shards]
+    paths = [store.place(store.commits("video")[shard]) for shard in shards]
     lengths = [store.commits("video")[shard].arrays[store.frames.arrays[0]]["shape"][0] for shard in shards]
 
     def blocks(name: str, paths: Sequence[Path] = paths) -> Iterator[np.ndarray]:

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from glscl.cache.creation import create_store
-from glscl.cache.files import load_json, put_if_absent, remove, storage_errors, sync_directory, sync_tree, written
+from glscl.cache.files import (
+    load_json,
+    put_if_absent,
+    refuse_links,
+    remove,
+    storage_errors,
+    sync_directory,
+    sync_tree,
+    written,
+)
 from glscl.cache.fingerprint import differences
 from glscl.cache.lock import hold
 from glscl.cache.schema import STREAMS
@@ -52,10 +61,12 @@ def merge(parts: Sequence[Path], out: Path, *, copy: bool = False) -> MergeSumma
         CacheIncompleteError: shards are still missing; what the parts had is merged, and more parts can be added.
         CacheCorruptError: a shard is committed and not there.
         CacheBusyError: another process writes `out`.
-        StorageError: it cannot be written.
+        StorageError: it cannot be written, or a link stands in it or in a part.
     """
     if not parts:
         raise UsageError("There is nothing to merge", mend="Name the folders of the parts: glscl merge OUT PART PART")
+    for part in parts:
+        refuse_links(part)
     stores = [open_store(part) for part in parts]
     if written(out / "store.json"):
         stores.insert(0, open_store(out))
@@ -190,5 +201,5 @@ def _bring(source: Path, final: Path, partial: Path, copy: bool, tally: _Tally) 
         os.rename(aside, final)
         sync_directory(final.parent)
     except BaseException:
-        remove(aside)
+        remove(aside, partial.parent)
         raise

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -18,7 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from glscl.cache.backbone_tensors import damage_beside
-from glscl.cache.files import dump_json, half_written, load_json, put_if_absent, storage_errors, sync_directory
+from glscl.cache.files import (
+    dump_json,
+    half_written,
+    load_json,
+    put_if_absent,
+    refuse_links,
+    remove,
+    storage_errors,
+    sync_directory,
+)
 from glscl.cache.lock import FOLDER as LOCKS
 from glscl.cache.lock import hold, locks
 from glscl.cache.records import Commit
@@ -89,9 +97,10 @@ def repair(
         CacheBusyError: a process writes the cache.
         CacheFormatError, NotFoundError: not a cache, or its head (store.json) is damaged.
         UsageError: a flat file, which has no shards to make again.
-        StorageError: it cannot be written.
+        StorageError: it cannot be written, or a link stands in it.
     """
     root = Path(root)
+    refuse_links(root)
     store = open_store(root)
     if "commits" in store.header:
         raise UsageError(f"{root} is one flat file, not a cache folder", mend="Make it again: glscl convert CACHE OUT")
@@ -135,7 +144,7 @@ class _Repair:
         if self.acting:
             self._move_aside()
             for path in remains:
-                _remove(path)
+                remove(path, self.root, strict=True)
             self._write_restored()
             self.store.refresh()
             if self.report.manifest == "written":
@@ -274,10 +283,3 @@ def _unused(path: Path) -> Path:
     """The path, or with a number behind it where something stands there: two repairs in a second, or a clock set back."""
     numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
     return next(each for each in itertools.chain([path], numbered) if not each.exists())
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -63,10 +63,10 @@ def summarise(store: Store) -> dict[str, Any]:
 
 
 def bytes_on_disk(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder; 0 where there is nothing."""
+    """Bytes of a file, or of all files below a folder, none behind a link; 0 where there is nothing."""
     if path.is_file():
         return path.stat().st_size
-    return sum(os.path.getsize(Path(d, name)) for d, _, names in os.walk(path) for name in names)
+    return sum(os.lstat(Path(d, name)).st_size for d, _, names in os.walk(path) for name in names)
 
 
 def _committed_items(store: Store, stream: str) -> set[int]:

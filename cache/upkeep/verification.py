@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable
 
 import numpy as np
 
 from glscl.cache.backbone_tensors import damage_beside
+from glscl.cache.files import links_below
 from glscl.cache.formats import OpenShard
 from glscl.cache.records import Commit
 from glscl.cache.schema import STREAMS
@@ -19,12 +21,14 @@ from glscl.common.errors import first_line
 def verify(store: Store, *, progress: Callable[[], None] = lambda: None) -> list[str]:
     """Every contradiction with checksums, shapes, boundaries or finiteness, as a line; none of a good cache.
 
-    Read back are the committed shards, the plan and the backbone's pieces.
+    Read back are the committed shards, the plan and the backbone's pieces. A link anywhere in the cache is a problem too.
 
     Args:
         progress: called after each shard.
     """
     problems = [f"{path.relative_to(store.path).as_posix()}: {wrong}" for path, wrong in damage_beside(store).items()]
+    for link in sorted(links_below(store.path)):
+        problems.append(f"{link.relative_to(store.path).as_posix()} is a link to {os.readlink(link)}")
     for stream in STREAMS:
         for _, commit in sorted(store.commits(stream).items()):
             problems += verify_commit(store, commit)
@@ -35,7 +39,7 @@ def verify(store: Store, *, progress: Callable[[], None] = lambda: None) -> list
 def verify_commit(store: Store, commit: Commit) -> list[str]:
     """As `verify`, of one shard; the commit need not be the one in force."""
     try:
-        with store.format.opened(store.path / commit.path) as shard:
+        with store.format.opened(store.place(commit)) as shard:
             problems, arrays = _read_back(commit, shard)
     except Exception as error:  # libraries raise whatever they like on damaged files
         return [f"{commit.path} cannot be read: {first_line(error)}"]

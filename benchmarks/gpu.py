@@ -129,7 +129,8 @@ def limits(names: Sequence[str], until: float, now: float, *, small: bool = Fals
 def work(given: argparse.Namespace) -> None:
     """Run sections one after another in this process, and say what each of them found."""
     import torch
-    from gpu_sections import SECTIONS, SMALL, Bench, DeviceLost, Sizes, TimeLimit, short
+    from gpu_bench import SMALL, Bench, DeviceLost, Sizes, TimeLimit, short
+    from gpu_sections import SECTIONS
 
     def heed(number: int, frame: Any) -> None:
         raise TimeLimit

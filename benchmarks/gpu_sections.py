@@ -9,195 +9,56 @@ that a run which breaks off keeps all it had. Nothing here decides how long a se
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import json
 import os
-import re
 import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from gpu_bench import FRAMES, SMALL, WORDS, Bench, NotMeasured, products
+from gpu_product import (
+    Arithmetic,
+    backbone_of,
+    backward,
+    caption_batch,
+    command,
+    encode_tokens,
+    fit_head,
+    flop_a_frame,
+    forget_backbones,
+    half,
+    last_line,
+    launch,
+    made_up_table,
+    model_of,
+    new_head,
+    noise,
+    pictures,
+    token_batch,
+    video_batch,
+)
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from common import digits, machine, peak_memory, synchronise
 from glscl.cache.table import FeatureTable
 from glscl.evaluate.similarity import ranks, similarity_matrix
 from glscl.extract.backbone.encoder import Backbone
-from glscl.train_head.finetuning.gradients import backward_in_pieces
-from glscl.train_head.finetuning.model import Captions, Clips, EndToEnd
-from glscl.train_head.finetuning.towers import unfreeze
-from glscl.train_head.heads import build_head
 from glscl.train_head.learner import ContrastiveStep
-from glscl.train_head.loop import fit
 from glscl.train_head.reports import Reporter, StepReport
 
 ROOT = Path(__file__).parent.parent
-FRAMES, WORDS = 12, 32
-LONG_ENOUGH = 2.0  # seconds that repeats of one measurement take at most, about
 BANDWIDTH = 4.8e12  # bytes a second of an H200, by its data sheet
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How large everything is; the defaults are those of the note, `SMALL` a look at whether it runs."""
-
-    product: int = 8192
-    copied: int = 4 << 30
-    attention: int = 128  # items
-    repeats: int = 50
-    batch: int = 128
-    window: int = 10  # steps
-    dim: int = 512
-    head_options: dict[str, Any] = field(default_factory=dict)
-    step_heads: tuple[str, ...] = ("glscl", "seq_transf", "xpool")
-    recipe: tuple[int, int, int] = (9000, 20, 5)  # videos, captions of each, epochs
-    encoders: tuple[str, ...] = ("ViT-B-32", "ViT-B-16", "ViT-L-14")
-    encoder_batches: tuple[int, ...] = (128, 512)
-    frame_counts: tuple[int, ...] = (128, 127, 101, 77, 64, 50, 33, 20, 7, 1)
-    other_frame_counts: tuple[int, ...] = (126, 100, 76, 63, 49, 32, 19, 6)
-    caption_widths: tuple[int, ...] = (5, 8, 11, 14, 17, 20, 26, 32)
-    other_caption_widths: tuple[int, ...] = (6, 9, 12, 15, 18, 21, 27, 31)
-    captions: int = 256
-    compared: int = 64
-    tuned: str = "ViT-B-32"
-    tuned_steps: int = 8
-    demo_videos: int = 120
-    scored: tuple[int, ...] = (1000, 10_000)
-    searched: int = 1_000_000
-
-
-SMALL = Sizes(
-    product=128,
-    copied=1 << 20,
-    attention=2,
-    repeats=2,
-    batch=4,
-    window=1,
-    dim=64,
-    head_options={"queries": 2, "decoder_layers": 1, "aggregator_layers": 1},
-    step_heads=("glscl", "xpool"),
-    recipe=(12, 2, 2),
-    encoders=("demo",),
-    encoder_batches=(2,),
-    frame_counts=(2, 1),
-    other_frame_counts=(3,),
-    caption_widths=(5, 8),
-    other_caption_widths=(6,),
-    captions=4,
-    compared=2,
-    tuned="demo",
-    tuned_steps=1,
-    demo_videos=20,
-    scored=(20,),
-    searched=1000,
-)
-
-
-class NotMeasured(Exception):
-    """Why something cannot be measured here."""
-
-
-class TimeLimit(BaseException):
-    """A section's time is over; no `except Exception` on the way holds it up."""
-
-
-class DeviceLost(BaseException):
-    """The device answers no more; only a new process helps."""
-
-
-@dataclass
-class Bench:
-    """What a section measures on, and where its lines go.
-
-    Attributes:
-        write: takes a line of the results.
-        earlier: all lines of the results so far.
-        deadline: `time.monotonic()` at which the section under way has to be through.
-        folder: for files that nobody needs afterwards.
-    """
-
-    device: torch.device
-    sizes: Sizes
-    write: Callable[[dict[str, Any]], None]
-    earlier: Callable[[], list[dict[str, Any]]]
-    folder: Path
-    section: str = ""
-    deadline: float = float("inf")
-
-    @property
-    def cuda(self) -> bool:
-        return self.device.type == "cuda"
-
-    @property
-    def left(self) -> float:
-        """Seconds that the section under way still has."""
-        return self.deadline - time.monotonic()
-
-    def row(self, table: str, **columns: Any) -> None:
-        """A line of a table; a float is written with three digits."""
-        self.write({"section": self.section, "table": table, "row": columns})
-
-    def say(self, text: str) -> None:
-        self.write({"section": self.section, "text": text})
-
-    @contextlib.contextmanager
-    def attempt(self, what: str) -> Iterator[None]:
-        """What fails inside is said to be not measured, and the section goes on."""
-        try:
-            yield
-        except Exception as error:
-            reason = str(error) if isinstance(error, NotMeasured) else f"{type(error).__name__}: {error}"
-            self.write({"section": self.section, "what": what, "not_measured": short(reason)})
-        if self.cuda:
-            try:  # also the random numbers, which a recording that failed leaves unusable
-                torch.rand(1, device=self.device)
-                synchronise(self.device)
-            except RuntimeError as error:
-                raise DeviceLost(short(str(error))) from error
-
-    def require(self, seconds: float) -> None:
-        """Raise NotMeasured where less time is left on a GPU than something takes."""
-        if self.cuda and self.left < seconds:
-            raise NotMeasured(f"{max(self.left, 0):.0f} s were left, and it takes about {seconds:.0f}")
-
-    def seconds(self, function: Callable[[], Any], *, repeats: int | None = None, burn_in: int = 2) -> float:
-        """Mean seconds of a call among many, which may overlap on the device."""
-        repeats = repeats or self.sizes.repeats
-        for _ in range(burn_in):
-            function()
-        synchronise(self.device)
-        if repeats > 1:
-            repeats = max(2, min(repeats, int(LONG_ENOUGH / max(self.once(function), 1e-9))))
-        started = time.perf_counter()
-        for _ in range(repeats):
-            function()
-        synchronise(self.device)
-        return (time.perf_counter() - started) / repeats
-
-    def once(self, function: Callable[..., Any], *arguments: Any) -> float:
-        """Seconds of one call, waited for."""
-        return self.seconds(functools.partial(function, *arguments), repeats=1, burn_in=0)
-
-    def twice(self, function: Callable[..., Any], *arguments: Any) -> tuple[float, float]:
-        """Seconds of a first and of a second call."""
-        return self.once(function, *arguments), self.once(function, *arguments)
-
-
-def short(text: str, length: int = 300) -> str:
-    """The first line that says something, without colours."""
-    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines() if line.strip()]
-    return (lines[0] if lines else "no reason given")[:length]
 
 
 # --- the machine -------------------------------------------------------------------------------------------------------
@@ -248,19 +109,6 @@ def the_machine(bench: Bench) -> None:
         bench.row(
             "What the machine reaches", what="one small operation after another", rate=f"{1e6 * seconds:.3g} µs each"
         )
-
-
-@contextlib.contextmanager
-def products(tf32: bool) -> Iterator[None]:
-    """float32 products and convolutions in TF32, or full; as before afterwards."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 # --- tests -------------------------------------------------------------------------------------------------------------
@@ -373,67 +221,6 @@ def _attention_step(
 
 
 # --- training a head ---------------------------------------------------------------------------------------------------
-
-
-def made_up_table(captions: int, videos: int, *, dim: int, device: torch.device) -> FeatureTable:
-    """Float16 features as a cache holds them, on the device: 13 of 32 words on average, 10 to 12 frames."""
-    torch.manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, device=device, dtype=torch.float16)
-
-    lengths = torch.randn(captions, device=device).mul(4).add(13).round().clamp(4, WORDS).long()
-    lengths[0] = WORDS  # so that every table's longest is as long, and code compiled for one serves the other
-    counts = torch.randint(10, FRAMES + 1, (videos, 1), device=device)
-    mask = torch.arange(FRAMES, device=device) < counts
-    pattern = FeatureTable.from_arrays(torch.zeros(1, dim), torch.zeros(1, 1, dim))
-    return dataclasses.replace(
-        pattern,
-        text_features=normal(captions, dim),
-        token_values=normal(int(lengths.sum()), dim),
-        token_offsets=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
-        frame_features=normal(videos, FRAMES, dim) * mask[..., None],
-        frame_mask=mask,
-        frame_times=torch.arange(FRAMES, dtype=torch.float32, device=device).expand(videos, -1).contiguous(),
-        video_of_text=torch.arange(captions, device=device) % videos,
-        text_ids=[str(i) for i in range(captions)],
-        video_ids=[str(i) for i in range(videos)],
-        captions=[""] * captions,
-        counts=dataclasses.replace(pattern.counts, texts=captions, videos=videos),
-    )
-
-
-def fit_head(
-    bench: Bench,
-    name: str,
-    table: FeatureTable,
-    *,
-    epochs: int,
-    arithmetic: str,
-    compile: bool,
-    reporter: Reporter,
-    log_every: int,
-) -> None:
-    """The real loop on a fresh head; `arithmetic` is fp32, TF32 or bf16."""
-    torch.manual_seed(0)
-    head = new_head(bench, name)
-    with products(arithmetic == "TF32"):
-        fit(
-            head,
-            table,
-            epochs=epochs,
-            batch_size=bench.sizes.batch,
-            precision="bf16" if arithmetic == "bf16" else "fp32",
-            device=bench.device,
-            compile=compile,
-            log_every=log_every,
-            reporter=reporter,
-        )
-
-
-def new_head(bench: Bench, name: str) -> Any:
-    options = bench.sizes.head_options if name == "glscl" else {}
-    return build_head(name, embed_dim=bench.sizes.dim, **options)
 
 
 BURNT_IN, TIMED = 2, 4  # windows; one more is profiled
@@ -605,7 +392,7 @@ class Epochs(Reporter):
         if time.monotonic() > self.until:
             raise NotMeasured("the time was over")
 
-    def epoch(self, row: dict[str, Any], *, best: bool) -> None:
+    def epoch(self, row: Mapping[str, Any], *, best: bool) -> None:
         self.seconds.append(row["seconds"])
 
 
@@ -672,57 +459,6 @@ def fastest(lines: list[dict[str, Any]], head: str, steps: int) -> tuple[str, bo
 # --- encoders ----------------------------------------------------------------------------------------------------------
 
 
-_MODELS: dict[tuple[str, str], Backbone] = {}
-
-
-def backbone_of(name: str, device: torch.device, precision: str) -> Backbone:
-    """An open_clip model of random weights as extraction uses it; "demo" is the built-in one. Kept for later."""
-    key = name, f"{device} {precision}"
-    if key not in _MODELS:
-        if name == "demo":
-            _MODELS[key] = Backbone.load("demo", device=device, precision=precision)
-        else:
-            import open_clip
-
-            torch.manual_seed(0)
-            with contextlib.redirect_stdout(sys.stderr):
-                model = open_clip.create_model(name)
-            _MODELS[key] = Backbone(
-                model,
-                open_clip.get_tokenizer(name),
-                name=name,
-                pretrained="random",
-                words=WORDS,
-                device=device,
-                precision=precision,
-            )
-    return _MODELS[key]
-
-
-def half(bench: Bench) -> str:
-    return "fp16" if bench.cuda else "bf16"
-
-
-def pictures(backbone: Backbone, count: int, *, seed: int = 0) -> np.ndarray:
-    """(n, S, S, 3) uint8: colours that change smoothly, with noise."""
-    random = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(count, 3, 7, 7, generator=random)
-    size = tuple(backbone.geometry.size)
-    fine = F.interpolate(coarse, size, mode="bilinear") + 0.05 * torch.randn(count, 3, *size, generator=random)
-    return fine.clamp(0, 1).mul(255).byte().permute(0, 2, 3, 1).contiguous().numpy()
-
-
-def noise(backbone: Backbone, count: int) -> np.ndarray:
-    """(n, S, S, 3) uint8, quickly made."""
-    size = tuple(backbone.geometry.size)
-    return np.random.default_rng(0).integers(0, 256, (count, *size, 3), dtype=np.uint8)
-
-
-def caption_batch(backbone: Backbone, count: int, width: int) -> Any:
-    """So many captions of exactly `width` tokens."""
-    return backbone.tokenize([" ".join(["a"] * (width - 2))] * count)
-
-
 def first_encodes(bench: Bench) -> None:
     """The first and the second encode of each size that an extraction meets; a new size may cost a plan."""
     name, sizes = bench.sizes.encoders[0], bench.sizes
@@ -743,7 +479,7 @@ def first_encodes(bench: Bench) -> None:
             for width in widths:
                 with bench.attempt(f"{width} tokens, {label}"):
                     tokens = caption_batch(backbone, sizes.captions, width)
-                    first, second = bench.twice(backbone.encode_texts, tokens)
+                    first, second = bench.twice(encode_tokens, backbone, tokens)
                     spent.append(first - second)
                     _first_row(bench, f"{sizes.captions} captions of {width} tokens", label, first, second)
             bench.say(
@@ -761,17 +497,6 @@ def _first_row(bench: Bench, what: str, label: str, first: float, second: float)
         attention=label,
         **{"first, ms": 1e3 * first, "second, ms": 1e3 * second},
     )
-
-
-def flop_a_frame(backbone: Backbone) -> float:
-    """Two for every multiply-add of a vision transformer; 0 for another tower."""
-    visual = backbone.model.visual
-    if not hasattr(visual, "conv1") or not hasattr(getattr(visual, "transformer", None), "resblocks"):
-        return 0.0
-    width, patch = visual.conv1.out_channels, visual.conv1.kernel_size[0]
-    patches = (backbone.geometry.size[0] // patch) ** 2
-    n, layers = patches + 1, len(visual.transformer.resblocks)
-    return 2.0 * (layers * (12 * n * width**2 + 2 * n**2 * width) + patches * 3 * patch**2 * width)
 
 
 def frames_a_second(bench: Bench) -> None:
@@ -894,12 +619,9 @@ def feature_values(bench: Bench) -> None:
 
     def features(device: torch.device, precision: str) -> dict[str, np.ndarray]:
         backbone = backbone_of(name, device, precision)
-        text = backbone.encode_texts(backbone.tokenize(texts))
-        return {
-            "frames": backbone.encode_frames(pictures(backbone, count)),
-            "captions": text.text_features,
-            "tokens": text.token_features.reshape(-1, text.token_features.shape[-1]),
-        }
+        pooled, tokens = encode_tokens(backbone, backbone.tokenize(texts))
+        frames = backbone.encode_frames(pictures(backbone, count))
+        return {"frames": frames, "captions": pooled, "tokens": tokens.reshape(-1, tokens.shape[-1])}
 
     cpu, gpu = torch.device("cpu"), bench.device
     with products(False):
@@ -988,44 +710,6 @@ def same_again(bench: Bench) -> None:
                 )
 
 
-def launch(bench: Bench, *words: object) -> subprocess.Popen[str]:
-    """A command of ours, in a process group of its own."""
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "2",
-        "GLSCL_HOME": str(bench.folder / "home"),
-        "HF_HUB_OFFLINE": "1",
-    }
-    return subprocess.Popen(
-        [sys.executable, "-m", "glscl", *map(str, words)],
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-
-
-def command(bench: Bench, *words: object) -> str:
-    """What a command of ours prints. Raises NotMeasured where it fails or takes too long."""
-    process = launch(bench, *words)
-    try:
-        output, _ = process.communicate(timeout=max(1.0, bench.left - 5))
-    except BaseException as error:
-        os.killpg(process.pid, signal.SIGKILL)
-        if isinstance(error, subprocess.TimeoutExpired):
-            raise NotMeasured(f"glscl {words[0]} was not through in time") from error
-        raise
-    if process.returncode:
-        raise NotMeasured(f"glscl {words[0]}: exit status {process.returncode}: {last_line(output)}")
-    return output
-
-
-def last_line(output: str) -> str:
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "no output"
-
-
 def kill_at_checkpoints(
     started: dict[str, tuple[subprocess.Popen[str], Path]], *, until: float
 ) -> Iterator[tuple[str, str]]:
@@ -1070,37 +754,27 @@ def second_pass(bench: Bench) -> None:
     """Memory and milliseconds of a step of backbone and head together, batch as the recipe's."""
     sizes = bench.sizes
     backbone = backbone_of(sizes.tuned, bench.device, "fp32")
-    unfreeze(backbone)
-    options = sizes.head_options
-    head = build_head("glscl", embed_dim=backbone.embed_dim, **options)
-    model = EndToEnd(backbone, head).to(bench.device).train()
+    model = model_of(bench, backbone)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     count = sum(parameter.numel() for parameter in trained)
     bench.say(
-        f"{sizes.tuned} and glscl, {count / 1e6:.0f} M trained parameters, {sizes.batch} videos × {FRAMES} frames, AdamW."
+        f"{sizes.tuned} and glscl, {count / 1e6:.0f} M trained parameters, {sizes.batch} videos × {FRAMES} frames, AdamW; "
+        f"weights, gradients and moments are {16 * count / 2**30:.2f} GiB."
     )
     host = [noise(backbone, FRAMES) for _ in range(sizes.batch)]
-    tokens = caption_batch(backbone, sizes.batch, 16)
-    captions = Captions(
-        torch.from_numpy(tokens.ids).to(bench.device), torch.from_numpy(tokens.lengths).to(bench.device), 16
-    )
+    captions = token_batch(bench, backbone, sizes.batch, 16)
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
-    ready = bench.once(lambda: Clips.of(host, FRAMES, bench.device))
-    ready = bench.seconds(lambda: Clips.of(host, FRAMES, bench.device), repeats=3, burn_in=1)
-    clips = Clips.of(host, FRAMES, bench.device)
+    ready = bench.seconds(lambda: video_batch(bench, host), repeats=3, burn_in=1)
+    bench.say(f"Frames of a batch from host memory to the device, put together and pinned first: {1e3 * ready:.3g} ms.")
+    clips = video_batch(bench, host)
     for arithmetic in ("bf16", "TF32", "fp32") if bench.cuda else ("bf16",):
         for piece in (None,) if arithmetic == "fp32" else (None, max(1, sizes.batch // 4)):
             how = "whole batch" if piece is None else f"in pieces of {piece}"
             with bench.attempt(f"{arithmetic}, {how}"), products(arithmetic == "TF32"):
-                accelerator = Arithmetic(bench.device, arithmetic == "bf16")
+                way = Arithmetic(bench.device, arithmetic == "bf16")
 
-                def one(piece: int | None = piece, accelerator: Arithmetic = accelerator) -> None:
-                    if piece is None:
-                        with accelerator.autocast():
-                            loss = model(captions, clips)
-                        accelerator.backward(loss)
-                    else:
-                        backward_in_pieces(model, captions, clips, micro_batch=piece, accelerator=accelerator)
+                def one(piece: int | None = piece, way: Arithmetic = way) -> None:
+                    backward(model, captions, clips, piece, way)
                     torch.nn.utils.clip_grad_norm_(trained, 1.0)
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
@@ -1108,7 +782,6 @@ def second_pass(bench: Bench) -> None:
                 first = bench.once(one)
                 with peak_memory(bench.device) as peak:
                     seconds = bench.seconds(one, repeats=sizes.tuned_steps, burn_in=1)
-                held = sum(4 * 3 * parameter.numel() for parameter in trained) / 2**30
                 bench.row(
                     "A step of the second pass",
                     arithmetic=arithmetic,
@@ -1116,26 +789,10 @@ def second_pass(bench: Bench) -> None:
                     **{
                         "first, ms": 1e3 * first,
                         "ms a step": 1e3 * seconds,
-                        "frames ready from host, ms": 1e3 * ready,
-                        "peak GiB above weights": peak.bytes / 2**30,
-                        "weights and moments, GiB": held,
+                        "peak GiB above weights and moments": peak.bytes / 2**30,
                     },
                 )
-    _MODELS.clear()
-
-
-@dataclass
-class Arithmetic:
-    """What `backward_in_pieces` asks of Accelerate."""
-
-    device: torch.device
-    bf16: bool
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
+    forget_backbones()
 
 
 # --- judging and searching ---------------------------------------------------------------------------------------------
@@ -1147,7 +804,7 @@ def scoring(bench: Bench) -> None:
         table = made_up_table(size, size, dim=bench.sizes.dim, device=bench.device)
         for name in ("glscl", "xpool"):
             head = new_head(bench, name).to(bench.device)
-            ways: dict[str, Callable[[nn.Module, FeatureTable], Any]] = {"matrix": similarity_matrix}
+            ways: dict[str, Callable[..., Any]] = {"matrix": similarity_matrix}
             if size == bench.sizes.scored[-1]:
                 ways["ranks"] = ranks
             for way, function in ways.items():

@@ -22,11 +22,16 @@ def sections(gpu, benchmark_module):
     return benchmark_module("gpu_sections")
 
 
+@pytest.fixture(scope="module")
+def small(gpu, benchmark_module):
+    return benchmark_module("gpu_bench")
+
+
 @pytest.fixture
-def bench(sections, tmp_path):
+def bench(small, tmp_path):
     """A bench of small sizes on the CPU; its `lines` are what was measured."""
     lines: list[dict] = []
-    made = sections.Bench(torch.device("cpu"), sections.SMALL, lines.append, lambda: lines, tmp_path)
+    made = small.Bench(torch.device("cpu"), small.SMALL, lines.append, lambda: lines, tmp_path)
     made.lines = lines
     return made
 
@@ -60,7 +65,7 @@ def test_sections_not_run_here_are_those_of_other_processes_and_of_cuda_graphs(s
     assert set(sections.SECTIONS) - set(EXPECTED) == {"tests", "again", "graphs"}
 
 
-def test_a_part_that_fails_is_a_line_and_the_others_go_on(sections, bench, monkeypatch):
+def test_a_part_that_fails_is_a_line_and_the_others_go_on(small, bench, monkeypatch):
     with bench.attempt("first"):
         raise ValueError("\x1b[31mno such kernel\x1b[0m\nmore")
     with bench.attempt("second"):
@@ -68,7 +73,7 @@ def test_a_part_that_fails_is_a_line_and_the_others_go_on(sections, bench, monke
         bench.row("Table", value=1.0)
     bench.deadline = time.monotonic()
     monkeypatch.setattr(type(bench), "cuda", True)
-    monkeypatch.setattr(sections, "synchronise", lambda device: None)
+    monkeypatch.setattr(small, "synchronise", lambda device: None)
     with bench.attempt("third"):
         bench.require(30.0)
         pytest.fail("it must not begin")

@@ -18,7 +18,7 @@ if [ ! -e "$site/glscl" ]; then  # installed once; a second call on the same mac
   fi
 fi
 ln -sfn "$PWD" "$site/glscl"  # the package is this folder, whatever it is called
-export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1
+export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 name=gpu
 case " $* " in *" --small "*) name=gpu-small ;; esac
 results=$out/$name.jsonl

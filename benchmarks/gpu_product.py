@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from gpu_bench import FRAMES, WORDS, Bench, NotMeasured, products
 from torch import Tensor
 
+from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
 from glscl.extract.backbone.encoder import Backbone
 from glscl.train_head.finetuning.gradients import backward_in_pieces
@@ -38,7 +39,9 @@ def made_up_table(captions: int, videos: int, *, dim: int, device: torch.device)
     lengths[0] = WORDS  # so that every table's longest is as long, and code compiled for one serves the other
     counts = torch.randint(10, FRAMES + 1, (videos, 1), device=device)
     mask = torch.arange(FRAMES, device=device) < counts
-    pattern = FeatureTable.from_arrays(torch.zeros(1, dim), torch.zeros(1, 1, dim))
+    pattern = FeatureTable.from_features(
+        TextFeatures(torch.zeros(1, dim)), VideoFeatures(torch.zeros(1, 1, dim), torch.ones(1, 1, dtype=torch.bool))
+    )
     return dataclasses.replace(
         pattern,
         text_features=normal(captions, dim),

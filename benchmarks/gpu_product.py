@@ -19,7 +19,7 @@ from torch import Tensor
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
-from glscl.extract.backbone.encoder import Backbone
+from glscl.extract.backbone.encoder import Backbone, load_backbone
 from glscl.train_head.finetuning.gradients import backward_in_pieces
 from glscl.train_head.finetuning.model import Captions, Clips, EndToEnd
 from glscl.train_head.finetuning.towers import unfreeze
@@ -102,7 +102,7 @@ def backbone_of(name: str, device: torch.device, precision: str) -> Backbone:
     key = name, f"{device} {precision}"
     if key not in _MODELS:
         if name == "demo":
-            _MODELS[key] = Backbone.load("demo", device=device, precision=precision)
+            _MODELS[key] = load_backbone("demo", device=device, precision=precision)
         else:
             import open_clip
 
@@ -129,14 +129,14 @@ def pictures(backbone: Backbone, count: int, *, seed: int = 0) -> np.ndarray:
     """(n, S, S, 3) uint8: colours that change smoothly, with noise."""
     random = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 7, 7, generator=random)
-    size = tuple(backbone.geometry.size)
+    size = tuple(backbone.transform.size)
     fine = F.interpolate(coarse, size, mode="bilinear") + 0.05 * torch.randn(count, 3, *size, generator=random)
     return fine.clamp(0, 1).mul(255).byte().permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def noise(backbone: Backbone, count: int) -> np.ndarray:
     """(n, S, S, 3) uint8, quickly made."""
-    size = tuple(backbone.geometry.size)
+    size = tuple(backbone.transform.size)
     return np.random.default_rng(0).integers(0, 256, (count, *size, 3), dtype=np.uint8)
 
 
@@ -151,15 +151,16 @@ def flop_a_frame(backbone: Backbone) -> float:
     if not hasattr(visual, "conv1") or not hasattr(getattr(visual, "transformer", None), "resblocks"):
         return 0.0
     width, patch = visual.conv1.out_channels, visual.conv1.kernel_size[0]
-    patches = (backbone.geometry.size[0] // patch) ** 2
+    patches = (backbone.transform.size[0] // patch) ** 2
     n, layers = patches + 1, len(visual.transformer.resblocks)
     return 2.0 * (layers * (12 * n * width**2 + 2 * n**2 * width) + patches * 3 * patch**2 * width)
 
 
 def encode_tokens(backbone: Backbone, tokens: Any) -> tuple[np.ndarray, np.ndarray]:
     """Pooled (T, D) and token features (T, L, D) of what `caption_batch` gives."""
-    text = backbone.encode_texts(tokens)
-    return text.text_features, text.token_features
+    text = backbone.encode_tokens(tokens)
+    assert text.token_features is not None  # a backbone gives them always
+    return text.text_features.numpy(), text.token_features.numpy()
 
 
 def forget_backbones() -> None:

@@ -20,12 +20,14 @@ from torch import Tensor
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
 from glscl.extract.backbone.encoder import Backbone, load_backbone
-from glscl.train_head.finetuning.gradients import backward_in_pieces
+from glscl.train_head.finetuning.gradients import backward_in_chunks
 from glscl.train_head.finetuning.model import Captions, Clips, EndToEnd
+from glscl.train_head.finetuning.settings import FinetuneSettings
 from glscl.train_head.finetuning.towers import unfreeze
 from glscl.train_head.heads import build_head
 from glscl.train_head.loop import fit
 from glscl.train_head.reports import Reporter
+from glscl.train_head.settings import TrainSettings
 
 
 def made_up_table(captions: int, videos: int, *, dim: int, device: torch.device) -> FeatureTable:
@@ -76,12 +78,14 @@ def fit_head(
         fit(
             head,
             table,
-            epochs=epochs,
-            batch_size=bench.sizes.batch,
-            precision="bf16" if arithmetic == "bf16" else "fp32",
+            TrainSettings(
+                epochs=epochs,
+                batch_size=bench.sizes.batch,
+                precision="bf16" if arithmetic == "bf16" else "fp32",
+                compile=compile,
+                log_every=log_every,
+            ),
             device=bench.device,
-            compile=compile,
-            log_every=log_every,
             reporter=reporter,
         )
 
@@ -173,7 +177,7 @@ def forget_backbones() -> None:
 
 def model_of(bench: Bench, backbone: Backbone) -> EndToEnd:
     """A glscl head on a backbone that is trained whole, in training mode on the device."""
-    unfreeze(backbone)
+    unfreeze(backbone, FinetuneSettings())
     head = build_head("glscl", embed_dim=backbone.embed_dim, **bench.sizes.head_options)
     return EndToEnd(backbone, head).to(bench.device).train()
 
@@ -187,7 +191,7 @@ def token_batch(bench: Bench, backbone: Backbone, count: int, width: int) -> Cap
 
 def video_batch(bench: Bench, videos: list[np.ndarray]) -> Clips:
     """Frames in host memory, brought to the device as the second pass does it."""
-    return Clips.of(videos, FRAMES, bench.device)
+    return Clips.from_frames(videos, FRAMES, bench.device)
 
 
 @dataclass
@@ -207,7 +211,7 @@ class Arithmetic:
 def backward(model: EndToEnd, captions: Captions, clips: Clips, piece: int | None, way: Arithmetic) -> None:
     """Gradients of a batch, encoded at once or in pieces of so many captions and videos."""
     if piece is not None:
-        backward_in_pieces(model, captions, clips, micro_batch=piece, accelerator=way)
+        backward_in_chunks(model, captions, clips, micro_batch=piece, accelerator=way)
         return
     with way.autocast():
         loss = model(captions, clips)

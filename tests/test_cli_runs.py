@@ -6,13 +6,13 @@ import io
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import jsonschema
 import numpy as np
 import pytest
 import torch
 
+from glscl.cache.schema import TextFeatures
 from glscl.cache.store import open_store
 from glscl.commands import searching
 from glscl.train_head.heads import build_head
@@ -186,13 +186,10 @@ def test_a_search_normalises_one_sentence_at_a_time_or_a_list_of_them(glscl, cac
     shapes = {"text_features": (1, 8), "token_features": (1, 3, 8)}
 
     class Backbone:
-        def tokenize(self, texts):
-            return texts
-
         def encode_texts(self, texts):
             g = torch.Generator().manual_seed(len(texts[0]))
-            made = {name: torch.randn(*shape, generator=g).numpy() for name, shape in shapes.items()}
-            return SimpleNamespace(**made)
+            made = {name: torch.randn(*shape, generator=g) for name, shape in shapes.items()}
+            return TextFeatures(**made, token_mask=torch.ones(1, 3, dtype=torch.bool))
 
     monkeypatch.setattr(searching, "_backbone_of", lambda *_: Backbone())
     status, out, err = glscl("search", "a dog", "--normalise", "nnn", "--top", 3)

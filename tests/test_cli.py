@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import glscl.cli  # registers the commands
 from glscl.commands.options import COMMANDS
 
 

@@ -323,11 +323,11 @@ def _split_preprocessing(model: nn.Module) -> tuple[Geometry, torch.Tensor, torc
 
     settings = model.visual.preprocess_cfg
     steps = image_transform_v2(PreprocessCfg(**settings), is_train=False).transforms
-    *geometry, to_rgb, to_tensor, normalise = steps
-    if [type(to_rgb).__name__, type(to_tensor).__name__] != ["MaybeConvertMode", "MaybeToTensor"] or not isinstance(
-        normalise, Normalize
-    ):
-        raise BackboneError(f"This open_clip preprocesses in an unknown way: {[type(s).__name__ for s in steps]}")
+    *geometry, _to_rgb, _to_tensor, normalise = steps
+    names = [getattr(step, "__name__", type(step).__name__) for step in steps]
+    known = [["MaybeConvertMode", "MaybeToTensor"], ["_convert_to_rgb", "ToTensor"]]  # from open_clip 3.3, and before
+    if names[-3:-1] not in known or not isinstance(normalise, Normalize):
+        raise BackboneError(f"This open_clip preprocesses in an unknown way: {names}")
     size = settings["size"]
     size = (size, size) if isinstance(size, int) else tuple(size[-2:])
     mean, std = (torch.tensor(list(v), dtype=torch.float32).view(3, 1, 1) for v in (normalise.mean, normalise.std))

@@ -14,6 +14,7 @@ from glscl.cache.frame_format import FRAME_ARRAYS
 from glscl.cache.schema import Status
 from glscl.cache.shard_arrays import FLOAT, LAYOUT
 from glscl.train_head.recipes import RECIPES
+from glscl.train_head.settings import resolve
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -85,13 +86,13 @@ def test_the_page_of_recipes_is_what_the_code_says():
     expected = {}
     for name in ("msrvtt", "msvd", "lsmdc", "didemo", "activitynet"):
         recipe = RECIPES[name]
-        options = recipe.head_options["glscl"]
+        options, settings = recipe.head_options["glscl"], resolve({}, dataset=name)
         expected[name] = [
             recipe.words,
             recipe.frames,
             recipe.fps,
-            recipe.batch,
-            recipe.epochs,
+            settings.batch_size,
+            settings.epochs,
             *(options[n] for n in names),
         ]
     assert found == expected

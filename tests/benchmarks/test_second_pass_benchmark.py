@@ -90,9 +90,7 @@ def test_each_arm_is_one_line_and_both_ways_start_from_the_same_head(tmp_path, s
     begun = []
     taken = study.load_run
     monkeypatch.setattr(study, "load_run", lambda start: begun.append(start) or taken(start))
-    monkeypatch.setattr(
-        study, "finetune", lambda *a, start, **k: begun.append(start) or study_finetune(*a, start=start, **k)
-    )
+    monkeypatch.setattr(study, "finetune", lambda *a, **k: begun.append(a[2].start) or study_finetune(*a, **k))
     study_finetune = sys.modules["glscl.train_head.finetuning.finetune"].finetune
     results = tmp_path / "results.jsonl"
     command = ["second_pass.py", str(tmp_path / "demo"), "--seeds", "1", "--quick", "--results", str(results)]

@@ -287,7 +287,7 @@ def test_a_run_says_what_it_is(tuned, trained_head):
 
 def test_old_features_are_refused_and_new_ones_judged_as_pixels_are(corpus, store, tuned, tmp_path):
     with pytest.raises(
-        FingerprintError, match=r"Extract again with `pretrained=.*backbone.safetensors`, or judge it from pixels: eval"
+        FingerprintError, match=r"Extract again: .*pretrained=.*backbone.safetensors.*, or from pixels: eval"
     ):
         evaluate_run(store, run=tuned)
     again = extracted(corpus, tmp_path / "again", "demo", str(tuned / "backbone.safetensors"))

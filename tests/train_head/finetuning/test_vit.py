@@ -156,7 +156,7 @@ def test_without_the_peft_package_it_is_named(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UsageError, match="`lora_rank` needs the peft package") as missing:
         tuned_model(name, lora_rank=2)
-    assert missing.value.mend == "pip install 'glscl[lora]'"
+    assert str(missing.value.hint) == "pip install 'glscl[lora]'"
 
 
 # --- a 3d patch embedding ----------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from glscl.common.errors import CheckpointError, UsageError
-from glscl.evaluate.evaluation import evaluate_run
-from glscl.evaluate.settings import EvaluateSettings, validation_metrics
+from glscl.evaluate.evaluation import evaluate_run, validation_metrics
+from glscl.evaluate.settings import EvaluateSettings
 from glscl.train_head.checkpoint import load_run
 from glscl.train_head.heads import build_head, full_name, head_class, head_options
 from glscl.train_head.settings import resolve

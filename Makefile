@@ -7,12 +7,13 @@ PYTEST_OPTIONS ?=
 JOBS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo demo-finetune lint test docs clean
+.PHONY: help demo demo-finetune lint test test-all docs clean
 
 help:
 	@echo "make demo    the whole pipeline on the built-in corpus, results in $(OUT)/"
 	@echo "make demo-finetune   the same, then the second pass: text tower and head together"
-	@echo "make test    all tests in JOBS=$(JOBS) processes (GLSCL_REAL_DATA=DIR adds those on real files)"
+	@echo "make test    every promise once, in JOBS=$(JOBS) processes (GLSCL_REAL_DATA=DIR adds tests on real files)"
+	@echo "make test-all   the same and the exhaustive tests: many crashes, many hostile files, real waiting for the disk"
 	@echo "make lint    ruff, its formatting, and a type checker: no error in the product"
 	@echo "make docs    write docs/cli.md from the commands"
 	@echo "make clean   remove the virtual environment and build left-overs"
@@ -32,8 +33,13 @@ demo: $(VENV)/.ready
 demo-finetune: $(VENV)/.ready
 	$(VENV)/bin/glscl demo --finetune --out $(OUT)
 
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal
+
 test: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_OPTIONS)
+	$(PYTEST) -m "not exhaustive" $(PYTEST_OPTIONS)
+
+test-all: $(VENV)/.ready
+	$(PYTEST) $(PYTEST_OPTIONS)
 
 $(VENV)/.lint: pyproject.toml $(VENV)/.ready
 	$(VENV)/bin/python -m pip install --quiet --editable '.[lint]'

@@ -54,5 +54,6 @@ class EvaluateSettings:
         None,
         "Write the matrix, texts on rows, to this .npy file, and its ids to a .json file beside it.",
         group="Output",
+        metavar="PATH",
         parse=check_matrix_file,
     )

@@ -40,8 +40,8 @@ def runs(store, tmp_path):
         )
         return train(store, tmp_path / name, settings).run
 
-    option = [f"{key}={SMALL[key]}" for key in ("queries", "decoder_layers", "aggregator_layers")]
-    one = make("one", head="glscl", option=option)
+    options = {key: SMALL[key] for key in ("queries", "decoder_layers", "aggregator_layers")}
+    one = make("one", head="glscl", options=options)
     return one, make("other", head="projection", max_frames=2, frame_position="last")
 
 

@@ -63,3 +63,10 @@ def test_settings_survive_json():
 def test_what_cannot_be_is_said_by_name(asked, message):
     with pytest.raises(UsageError, match=message):
         build(EvaluateSettings, asked)
+
+
+def test_a_head_is_named_for_a_zero_shot_evaluation_or_to_let_a_run_import_its_own(eval_json):
+    status, told, _ = eval_json("--head", "mean_pool")
+    assert status == 2 and "--head goes with --zero-shot" in told["error"]
+    status, told, _ = eval_json("--head", "no_such_module:Head")
+    assert status == 2 and "no_such_module:Head cannot be imported" in told["error"]

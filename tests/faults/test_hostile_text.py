@@ -98,9 +98,9 @@ def test_what_is_printed_cannot_steer_a_terminal(text):
 
 @pytest.fixture(scope="module")
 def backbone():
-    from glscl.extract.backbone.encoder import Backbone
+    from glscl.extract.backbone.encoder import load_backbone
 
-    return Backbone.load("demo", None, words=16, device="cpu")
+    return load_backbone("demo", None, words=16, device="cpu")
 
 
 @settings(max_examples=40, deadline=None)
@@ -110,7 +110,7 @@ def backbone():
 @example(text="\ud800\udfff")
 @example(text="x" * 100_000)
 def test_any_caption_has_a_finite_feature_and_ends_within_its_words(backbone, text):
-    encoded = backbone.encode_texts(backbone.tokenize([text]))
+    encoded = backbone.encode_texts([text])
     assert encoded.text_features.shape == (1, backbone.embed_dim)
     assert 2 <= encoded.token_features.shape[1] <= 16
     assert np.isfinite(encoded.text_features).all() and encoded.text_features.any()
@@ -138,7 +138,7 @@ def test_a_result_always_prints_as_json(value, encoding):
 def test_an_error_is_one_line_and_its_json_parses(text):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        assert _fail(str(GlsclError(f"{text} was found", mend="Do this")), 1, as_json=True) == 1
+        assert _fail(str(GlsclError(f"{text} was found", hint="Do this")), 1, as_json=True) == 1
     line = err.getvalue()
     assert line.startswith("glscl: ") and line.count("\n") == 1 and line.endswith("\n")
     told = json.loads(out.getvalue())

@@ -308,7 +308,7 @@ def test_heads_that_need_no_tokens_do_without(name):
 @pytest.mark.parametrize("name", NEEDS_TOKENS)
 def test_heads_that_need_tokens_say_so(name):
     text, video = make_batch()
-    with pytest.raises(UsageError, match=r"token features.*Extract again with --tokens"):
+    with pytest.raises(UsageError, match=r"token features.*Extract again with `tokens`"):
         make_head(name)(TextFeatures(text.text_features), video)
 
 

@@ -48,7 +48,7 @@ def test_a_decoder_projects_only_what_is_real(monkeypatch):
     packed = decoder(torch.randn(3, D, generator=torch.Generator().manual_seed(1)), memory, mask)
     assert (int(mask.sum()), D) in rows and memory.shape not in rows
     monkeypatch.undo()
-    monkeypatch.setattr(Packing, "of", lambda mask: Packing.NONE)
+    monkeypatch.setattr(Packing, "from_mask", lambda mask: Packing.NONE)
     padded = decoder(torch.randn(3, D, generator=torch.Generator().manual_seed(1)), memory, mask)
     torch.testing.assert_close(packed, padded, atol=1e-6, rtol=1e-5)
 
@@ -59,8 +59,8 @@ def test_packing_changes_neither_score_nor_gradients(head, monkeypatch, planted)
     options = {"queries": 2, "decoder_layers": 2, "dropout": 0.0} if head == "glscl" else {}
     head = build_head(head, embed_dim=D, aggregator_layers=2, **options).train()
     table, found = planted(videos=8, captions=1), []
-    for of in (Packing.from_mask, lambda mask: Packing.NONE):
-        monkeypatch.setattr(Packing, "of", of)
+    for make in (Packing.from_mask, lambda mask: Packing.NONE):
+        monkeypatch.setattr(Packing, "from_mask", make)
         head.zero_grad()
         output = head(table.texts(slice(None)), table.videos(slice(None)))
         (output.similarity.square().sum() + sum(output.auxiliary.values())).backward()

@@ -34,20 +34,21 @@ from PIL import Image
 
 from common import digits, machine, markdown, synchronise, timed
 from glscl.cache.schema import Annotations, TextItem, VideoItem
-from glscl.demo.corpus import ensure_corpus
-from glscl.extract.backbone.encoder import Backbone
+from glscl.demo.corpus import render_corpus
+from glscl.extract.backbone.encoder import Backbone, load_backbone
 from glscl.extract.decode.pool import DecodePool
 from glscl.extract.decode.sampling import Sampling
-from glscl.extract.decode.video import FrameChunk, VideoTask
+from glscl.extract.decode.video import Decoding, FrameChunk, VideoTask
 from glscl.extract.pipeline import extract
+from glscl.extract.settings import ExtractSettings
 
 VIDEO_FILES = (".mp4", ".avi", ".webm", ".mkv", ".mov")
 
 
-def load_backbone(name: str, device: str, preprocess: str) -> Backbone:
+def backbone_for(name: str, device: str, preprocess: str) -> Backbone:
     """`demo`, or an open_clip architecture with random weights: they cost what trained ones do."""
     if name == "demo":
-        return Backbone.load("demo", device=device, preprocess=preprocess)
+        return load_backbone("demo", device=device, preprocess=preprocess)
     import open_clip
 
     torch.manual_seed(0)
@@ -65,7 +66,7 @@ def load_backbone(name: str, device: str, preprocess: str) -> Backbone:
 
 def made_clips(folder: Path, count: int) -> list[Path]:
     """The first `count` clips of the built-in corpus, rendered below `folder`."""
-    _, videos = ensure_corpus(folder, sizes={"train": count, "val": 1, "test": 1})
+    _, videos = render_corpus(folder, sizes={"train": count, "val": 1, "test": 1})
     return sorted(videos.rglob("*.mp4"))[:count]
 
 
@@ -115,12 +116,12 @@ def plain_loop(videos: list[VideoItem], backbone: Backbone, rate: float) -> tupl
 
 
 def throughput(arguments: argparse.Namespace, clips: list[Path], folder: Path) -> None:
-    backbone = load_backbone(arguments.backbone, arguments.device, arguments.preprocess)
+    backbone = backbone_for(arguments.backbone, arguments.device, arguments.preprocess)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     annotations, sampling = listed(clips, arguments.times), Sampling(fps=arguments.fps)
     videos, workers = annotations.videos, arguments.workers
-    pool = DecodePool(workers=workers, sampling=sampling, geometry=backbone.geometry)
+    pool = DecodePool(Decoding(sampling=sampling, prepare=backbone.transform), workers=workers)
     with pool:
         events = pool.decode(VideoTask(i, str(clip)) for i, clip in enumerate(clips))
         frames = np.concatenate([e.frames for e in events if isinstance(e, FrameChunk)])  # and the workers are awake
@@ -128,15 +129,9 @@ def throughput(arguments: argparse.Namespace, clips: list[Path], folder: Path) -
     total = len(frames) * arguments.times
     encode_alone(frames, arguments.batch_frames, backbone, arguments.batch_frames)
     encoding = encode_alone(frames, total, backbone, arguments.batch_frames)
-    extract(listed(clips[:1], 1), folder / "warm", backbone=backbone, sampling=sampling, workers=workers)
-    done = extract(
-        annotations,
-        folder / "cache",
-        backbone=backbone,
-        sampling=sampling,
-        workers=workers,
-        batch_frames=arguments.batch_frames,
-    )
+    settings = ExtractSettings(fps=arguments.fps, workers=workers, batch_frames=arguments.batch_frames)
+    extract(listed(clips[:1], 1), folder / "warm", settings, backbone=backbone)
+    done = extract(annotations, folder / "cache", settings, backbone=backbone)
     assert done.frames == total and not done.failed
     first_frame = start_seconds(backbone, sampling, clips[0], workers)
     pipeline = done.seconds["total"] - done.seconds["texts"] - first_frame
@@ -170,7 +165,7 @@ def throughput(arguments: argparse.Namespace, clips: list[Path], folder: Path) -
 
 def preprocessing_rows(backbone_name: str) -> list[list[str]]:
     """Milliseconds a frame of both ways of preprocessing on one thread, and how far apart their pixels are."""
-    slow, fast = (load_backbone(backbone_name, "cpu", way).geometry for way in ("open_clip", "fast"))
+    slow, fast = (backbone_for(backbone_name, "cpu", way).transform for way in ("open_clip", "fast"))
     threads, rows = torch.get_num_threads(), []
     torch.set_num_threads(1)  # as in a decode worker
     for size in ((320, 240), (640, 360), (1920, 1080)):
@@ -190,7 +185,7 @@ def preprocessing_rows(backbone_name: str) -> list[list[str]]:
 def start_seconds(backbone: Backbone, sampling: Sampling, clip: Path, workers: int) -> float:
     """Seconds from nothing to the first decoded video: what starting processes and importing decoders takes."""
     started = time.perf_counter()
-    with DecodePool(workers=workers, sampling=sampling, geometry=backbone.geometry) as pool:
+    with DecodePool(Decoding(sampling=sampling, prepare=backbone.transform), workers=workers) as pool:
         for _ in pool.decode([VideoTask(0, str(clip))]):
             return time.perf_counter() - started
     return 0.0
@@ -257,22 +252,23 @@ def long_video(path: Path, frames: int) -> Path:
 
 
 def memory(arguments: argparse.Namespace, clips: list[Path], folder: Path) -> None:
-    backbone = load_backbone(arguments.backbone, arguments.device, arguments.preprocess)
+    backbone = backbone_for(arguments.backbone, arguments.device, arguments.preprocess)
     many, frames = (200, 1000) if arguments.quick else (5000, 20_000)
     long = long_video(folder / "long.mp4", frames)
     runs = {
         f"{many:,} videos, {len(clips)} files again and again": (
             listed(clips, -(-many // len(clips))),
-            Sampling(fps=1, max_frames=2),
+            ExtractSettings(max_frames=2, workers=arguments.workers),
         ),
-        f"one video of {frames:,} frames, --fps native": (listed([long], 1), Sampling(fps=None)),
+        f"one video of {frames:,} frames, --fps native": (
+            listed([long], 1),
+            ExtractSettings(fps="native", workers=arguments.workers),
+        ),
     }
-    for number, (what, (corpus, sampling)) in enumerate(runs.items()):
+    for number, (what, (corpus, settings)) in enumerate(runs.items()):
         samples: list[tuple[float, int, int]] = []
         with watched_memory(samples):
-            done = extract(
-                corpus, folder / f"memory{number}", backbone=backbone, sampling=sampling, workers=arguments.workers
-            )
+            done = extract(corpus, folder / f"memory{number}", settings, backbone=backbone)
         assert not done.failed
         chosen = [samples[round(k * (len(samples) - 1) / 9)] for k in range(10)] if samples else []
         print(f"\n## {what}: {done.frames:,} frames in {done.seconds['total']:.0f} s\n")

@@ -1,4 +1,4 @@
-"""`glscl demo`: the whole pipeline on what is built in."""
+"""The whole pipeline on what is built in."""
 
 from __future__ import annotations
 
@@ -32,20 +32,17 @@ def demo(
 ) -> None:
     """Run the whole pipeline on the built-in corpus and backbone: offline, on a CPU, in a few minutes."""
     from glscl.demo.corpus import SIZES
-    from glscl.demo.pipeline import run_demo
+    from glscl.demo.pipeline import DemoSettings, run_demo
     from glscl.demo.pipeline import table as demo_table
 
     out = out or home() / "demo"
-    sizes = None
+    sizes = {}
     if videos:
         sizes = {split: max(10, round(size * videos / SIZES["train"])) for split, size in SIZES.items()}
     results, seconds = run_demo(
         out,
-        seed=run.seed,
+        DemoSettings(seed=run.seed, sizes=sizes, epochs=epochs, finetune=finetune),
         device=run.device(),
-        sizes=sizes,
-        epochs=epochs,
-        second_pass=finetune,
         progress=run.progress,
         reporter=TrainingLines(run),
         say=run.say,

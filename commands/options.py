@@ -1,7 +1,7 @@
 """How a command line is made: dataclass fields become options, errors become one line, results become one JSON object.
 
-@command(ExtractConfig)
-def extract(run: Run, config: ExtractConfig, dataset: Annotated[str, typer.Option(...)]) -> None: ...
+@command(ExtractSettings)
+def extract(run: Run, asked: dict[str, Any], dataset: Annotated[str, typer.Option(...)]) -> None: ...
 
 register(app, extract, group="Caches")
 """
@@ -265,6 +265,8 @@ def _parameter(field: dataclasses.Field[Any], config: type) -> inspect.Parameter
     meta = field.metadata
     kind, help = typing.get_type_hints(config)[field.name], meta["help"]
     default = field.default if field.default is not dataclasses.MISSING else None
+    if meta.get("parse") and _required_type(kind) is not str:
+        kind = str  # as it is typed, which `parse` understands
     if meta.get("default_from"):
         kind, default = typing.Optional[kind], None  # noqa: UP045 (made at run time)
         help = f"{help} Default: {meta['default_from']}."

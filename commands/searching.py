@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,10 @@ from glscl.commands.options import OneOf, Run, command, command_line
 from glscl.commands.printing import lines_of, print_hits
 from glscl.commands.shared import CacheOption, open_cache
 from glscl.common.errors import Hint, NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from glscl.cache.store import Store
+    from glscl.evaluate.search.model import Model
 
 
 @command()
@@ -49,13 +53,10 @@ def search(
     ] = None,
 ) -> None:
     """Find videos for a sentence, with the moment that fits best; or captions for a video file."""
-    from glscl.evaluate.search.search import Search
-    from glscl.train_head.checkpoint import read_run
-
     if (sentence is None) == (video is None):
-        raise UsageError("Give either a sentence or --video FILE")
+        raise UsageError("Give either a sentence or `video=FILE`")
     if sentence is not None and not sentence.strip():
-        raise UsageError("The sentence is empty", hint=Hint('Say what to look for: glscl search "a dog runs"'))
+        raise UsageError("The sentence is empty", hint=Hint("Say what to look for", "search", {"": "a dog runs"}))
     if video is not None and not video.is_file():
         raise NotFoundError(f"There is no video file {video}")
     run.device()  # one that is not there is said first
@@ -64,99 +65,46 @@ def search(
         raise UsageError(f"{store.path} holds imported frame features: how they were made from pixels is not known")
     if normalise is not None and "train" not in store.splits:
         raise UsageError(
-            f"--normalise needs a bank of training captions and {store.path} has no split train",
-            hint="Search without --normalise",
+            f"`normalise` needs a bank of training captions and {store.path} has no split train",
+            hint="Search without `normalise`",
         )
-    head, table = _head_and_table(run, store, run_folder, split)
-    head_name = "mean_pool" if run_folder is None else read_run(run_folder)["head"]
-    backbone = _backbone_of(run, store, pretrained)
-    searched = Search(
-        head, table, normalise=normalise, train=lambda: _head_and_table(run, store, run_folder, "train")[1]
-    )
-    about = {"head": head_name, "run": run_folder, "cache": store.path, "split": split}
+    model = _model(run, store, run_folder)
+    model.load_backbone(pretrained)
+    search = model.searching(split, normalise)
+    head = model.record.get("head", "mean_pool")
+    about = {"head": head, "run": run_folder, "cache": store.path, "split": split}
+    table = search.table
     count = f"{table.num_videos:,} videos" if video is None else f"{table.num_texts:,} captions"
-    by = f"zero-shot {head_name}" if run_folder is None else f"{head_name} ({run_folder})"
+    by = f"zero-shot {head}" if run_folder is None else f"{head} ({run_folder})"
     run.say(f"{count} of {store.path}{f', split {split}' if split else ''}, by {by}")
+
+    def answered(query: str) -> list[dict[str, Any]]:
+        hits = model.search(query, top=top, split=split, normalise=normalise)
+        print_hits(run, hits, search)
+        return [hit._asdict() for hit in hits]
+
     if sentence == "-":
         prompt = "look for: " if sys.stdin.isatty() else None
         found = []
         for line in lines_of(sys.stdin, prompt):
-            found.append({"query": line, "hits": _videos_for(run, searched, backbone, line, top)})
+            found.append({"query": line, "hits": answered(line)})
             run.say()
             if not run.heard:
                 break
-        run.result({"searches": found, **about, "bank": searched.bank})
+        run.result({"searches": found, **about, "bank": search.bank})
     elif sentence is not None:
-        hits = _videos_for(run, searched, backbone, sentence, top)
-        run.result({"query": sentence, "hits": hits, **about, "bank": searched.bank})
-    else:
-        hits = _captions_for(run, searched, backbone, video, store.configuration["sampling"], top)
-        run.result({"query": video, "hits": hits, **about, "bank": searched.bank})
+        run.result({"query": sentence, "hits": answered(sentence), **about, "bank": search.bank})
+    elif video is not None:
+        hits = model.search_captions(video, top=top, split=split, normalise=normalise)
+        print_hits(run, hits, search)
+        run.result({"query": video, "hits": [hit._asdict() for hit in hits], **about, "bank": search.bank})
 
 
-def _head_and_table(
-    run: Run, store: Any, folder: Path | None, split: str | None, *, check: Any = lambda head: None
-) -> tuple[Any, Any]:
-    """The head of a run, or zero-shot mean_pool, and what it searches; `check` may refuse the head before reading."""
-    from glscl.cache.table import FeatureTable
-    from glscl.evaluate.evaluation import zero_shot_head
-    from glscl.train_head.checkpoint import check_cache, load_run
-    from glscl.train_head.recipes import RECIPES
+def _model(run: Run, store: Store, folder: Path | None) -> Model:
+    """The head of a run, or zero-shot mean_pool, on a cache."""
+    from glscl.evaluate.search.model import load_run, zero_shot
 
-    settings: dict[str, Any] = {}
-    if folder is None:
-        head = zero_shot_head("mean_pool", store)
-        settings["max_frames"] = RECIPES.get(store.recipe, RECIPES["default"]).frames
-    else:
-        head, record = load_run(folder)
-        check_cache(folder, record, store)
-        settings = record["settings"]
-    check(head)
-    table = FeatureTable.load(
-        store,
-        split,
-        max_frames=settings.get("max_frames"),
-        frame_position=settings.get("frame_position", "uniform"),
-        tokens=head.needs_tokens,
-        device=run.device(),
-    )
-    return head.to(run.device()), table
-
-
-def _backbone_of(run: Run, store: Any, pretrained: str | None) -> Any:
-    """The backbone that a cache was made with, its weights compared by hash."""
-    from glscl.extract.backbone.encoder import backbone_of_cache
-
-    return backbone_of_cache(store.configuration, store.path, pretrained, device=run.device())
-
-
-def _videos_for(run: Run, searched: Any, backbone: Any, sentence: str, top: int) -> list[dict[str, Any]]:
-    import torch
-
-    from glscl.cache.schema import TextFeatures
-
-    device = searched.table.device
-    encoded = backbone.encode_texts(backbone.tokenize([" ".join(sentence.split())]))
-    tokens = torch.from_numpy(encoded.token_features).to(device)
-    mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=device)
-    hits = searched.videos(TextFeatures(torch.from_numpy(encoded.text_features).to(device), tokens, mask), top=top)
-    print_hits(run, hits, searched)
-    return [hit._asdict() for hit in hits]
-
-
-def _captions_for(run: Run, searched: Any, backbone: Any, video: Any, sampling: Any, top: int) -> list[dict[str, Any]]:
-    import torch
-
-    from glscl.cache.schema import VideoFeatures
-    from glscl.extract.single_video import encode_video_file
-
-    table = searched.table
-    frames = encode_video_file(video, backbone, sampling, width=table.frame_features.shape[1])
-    features = torch.from_numpy(frames).to(table.device)[None]
-    mask = torch.ones(features.shape[:2], dtype=torch.bool, device=table.device)
-    hits = searched.captions(VideoFeatures(features, mask), top=top)
-    print_hits(run, hits, searched)
-    return [hit._asdict() for hit in hits]
+    return zero_shot(store, device=run.device()) if folder is None else load_run(folder, store, device=run.device())
 
 
 @command()
@@ -188,10 +136,11 @@ def export(
     run.device()  # one that is not there is said first
     folder = None if zero_shot else run_folder or newest_run()
     store = open_cache(cache, folder)
-    head, table = _head_and_table(run, store, folder, None if split == "all" else split, check=check_indexable)
+    model = _model(run, store, folder)
+    check_indexable(model.head)
     done = export_vectors(
-        head,
-        table,
+        model.head,
+        model.table(None if split == "all" else split),
         out,
         to=to,
         about={

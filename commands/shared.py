@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,30 +18,14 @@ if TYPE_CHECKING:
 DatasetOption = Annotated[
     str,
     typer.Option(
-        help=f"How the annotations are read: {', '.join(DATASETS)}; see docs/datasets.md.",
+        help=f"How the annotations are read: {', '.join(DATASETS)}, or package.module:reader; see docs/datasets.md.",
         metavar="NAME",
         rich_help_panel="Data",
-    ),
-]
-AnnotationsOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="File or folder with the annotations. Default: datasets/<name>/annotations.", rich_help_panel="Data"
     ),
 ]
 CacheFolderOption = Annotated[
     Path | None,
     typer.Option(help="Folder of the cache. Default: caches/<dataset>-<backbone>.", rich_help_panel="Data"),
-]
-SplitsOption = Annotated[
-    str | None, typer.Option(help="Only these of train, val, test, separated by commas.", rich_help_panel="Data")
-]
-ProtocolOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Variant of the splits: msrvtt has 9k, 7k, full; youcook2 official, mil-nce. Default: the first.",
-        rich_help_panel="Data",
-    ),
 ]
 CacheArgument = Annotated[Path, typer.Argument(help="Folder of the cache.")]
 RunFolderOption = Annotated[
@@ -85,3 +70,9 @@ def open_cache(given: Path | None, run_folder: Path | None = None) -> Store:
         recorded = Path(read_run(run_folder)["cache"])
         given = recorded if recorded.exists() else None
     return open_store(given or the_cache())
+
+
+def share_of(kind: type, asked: dict[str, Any]) -> dict[str, Any]:
+    """Take what belongs to one kind of settings out of what was asked for."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {name: asked.pop(name) for name in list(asked) if name in names}

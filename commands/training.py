@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glscl.commands.options import OneOf, Run, Stopped, command, command_line
+from glscl.commands.options import COMMANDS, OneOf, Run, Stopped, command, command_line
 from glscl.commands.printing import TrainingLines, backbone_line, print_rows, settings_line
 from glscl.commands.shared import RunFolderOption, let_import, open_cache
+from glscl.commands.wording import hint_text
 from glscl.common.errors import StorageError, UsageError
 from glscl.common.progress import duration
-from glscl.common.settings import setting, with_option
+from glscl.common.settings import setting
 from glscl.train_head.finetuning.settings import FinetuneSettings
 from glscl.train_head.settings import TrainSettings
 
@@ -250,8 +251,9 @@ def finetune(
 
 def _say_what_next(run: Run, store: Store, out: Path, settings: FinetuneSettings) -> None:
     """The commands that judge a second pass: from pixels, and where one frame is encoded by itself from new features."""
-    from glscl.train_head.checkpoint import videos_folder
+    from glscl.train_head.checkpoint import extraction_hint, videos_folder
 
+    again = extraction_hint(store, out / "backbone.safetensors")
     videos = settings.videos or shlex.quote(videos_folder(store) or "DIR")
     from_pixels = f"  glscl eval --run {out} --videos {videos}"
     if settings.patch_embedding == "3d":
@@ -262,27 +264,8 @@ def _say_what_next(run: Run, store: Store, out: Path, settings: FinetuneSettings
         return
     run.say(f"its backbone gives other features than {store.path} holds; judge it from pixels, or extract again:")
     run.say(from_pixels)
-    run.say(f"  {_extraction_with(store, out / 'backbone.safetensors')}")
+    run.say(f"  {hint_text(again._replace(text=''), COMMANDS)}")
     run.say(f"  glscl eval --run {out} --cache CACHE")
-
-
-def _extraction_with(store: Store, weights: Path) -> str:
-    """The command that extracts what a cache holds again with other weights, into a folder CACHE that is to be named.
-
-    It is the one that made the cache, where `glscl extract` did.
-    """
-    from glscl.train_head.checkpoint import backbone_of, videos_folder
-
-    typed = store.header.get("provenance", {}).get("command", "")
-    if not typed.startswith("glscl extract "):
-        about, videos = store.configuration, shlex.quote(videos_folder(store) or "DIR")
-        typed = f"glscl extract --dataset {about.get('dataset', 'NAME')} --annotations FILE --videos {videos}"
-        typed += f" --backbone {shlex.quote(backbone_of(about)[0])}"
-        if about.get("backbone", {}).get("preprocessing", {}).get("method") == "fast":
-            typed += " --preprocess fast"
-    for option in ("--pretrained", "--out"):
-        typed = with_option(typed, option, None)
-    return f"{typed} --pretrained {shlex.quote(str(weights))} --out CACHE"
 
 
 @command()

@@ -37,6 +37,13 @@ def going_on(command: str, settings: Mapping[str, Any]) -> str:
     return command
 
 
+def with_weights(command: str, settings: Mapping[str, Any]) -> str:
+    """A recorded extraction with other weights, `pretrained`, into another cache, `out`."""
+    for option in ("--pretrained", "--out"):
+        command = with_option(command, option, None)
+    return f"{command} --pretrained {shlex.quote(str(settings['pretrained']))} --out {settings['out']}"
+
+
 def moved_to(command: str, out: Path) -> str:
     """A recorded command with another `--out`, where it has one."""
     try:

@@ -15,7 +15,7 @@ from typing import Any
 
 from typer.models import ArgumentInfo
 
-from glscl.commands.typed_commands import going_on
+from glscl.commands.typed_commands import going_on, with_weights
 from glscl.common.errors import GlsclError, Hint
 
 _NAMED = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
@@ -53,16 +53,17 @@ def worded(text: str, commands: Mapping[str, inspect.Signature]) -> str:
 def hint_text(hint: Hint, commands: Mapping[str, inspect.Signature]) -> str:
     """A hint as a sentence that ends in the command to type."""
     text = worded(hint.text, commands)
+    rest = f", or {hint_text(hint.otherwise, commands)}" if hint.otherwise else ""
     if hint.command is None:
-        return text
+        return text + rest
     line = command_text(hint.command, hint.settings, commands)
-    return f"{text}: {line}" if text else line
+    return (f"{text}: {line}" if text else line) + rest
 
 
 def command_text(command: str, settings: Mapping[str, Any], commands: Mapping[str, inspect.Signature]) -> str:
     """The command line that runs a command with some settings; of one that was typed, the one that is true now."""
     if " " in command:
-        return going_on(command, settings)
+        return with_weights(command, settings) if "pretrained" in settings else going_on(command, settings)
     known = flags(commands[command]) if command in commands else {}
     words = ["glscl", command]
     for name, value in settings.items():

@@ -3,9 +3,12 @@
 In reading order:
     errors          the tree of errors, and hints as data
     settings        settings of a stage: defaults, bounds, layers from recipe, file and options
+    outside         code from outside the package: module:attribute and entry points
     launch          which process of a launch this is; the only reader of RANK and its like
+    signals         Ctrl-C and its like wait until a step is done
     progress        tasks with rate and remaining time
     archive_limits  compressed files that claim to unpack to far more than they store
     tables          a table, and how it is written for a terminal, Markdown, CSV and LaTeX
+    callable_room   a room that is a function of the front door too
     versions        versions of everything that can change a number
 """

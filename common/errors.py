@@ -34,23 +34,27 @@ class Hint(NamedTuple):
 
         Hint("Choose another folder with `out`")
         Hint("Make one", "extract", {"dataset": "NAME"})
+        Hint("Extract again", "extract", {"pretrained": "W"}, Hint("from pixels", "eval", {"run": "R"}))
 
     Attributes:
         text: plain English; settings stand in backticks. May be empty where the command says it all.
         command: name of the command that does it, such as "extract"; None where it takes no command.
         settings: of that command, by name; "" is its positional argument, True a switch.
+        otherwise: another thing that helps as well.
     """
 
     text: str
     command: str | None = None
     settings: Mapping[str, Any] = {}
+    otherwise: Hint | None = None
 
     def __str__(self) -> str:
+        rest = f", or {self.otherwise}" if self.otherwise else ""
         if self.command is None:
-            return self.text
+            return self.text + rest
         values = ", ".join(f"{name}={value}" if name else f"{value}" for name, value in self.settings.items())
         call = f"{self.command} ({values})" if values else self.command
-        return f"{self.text}: {call}" if self.text else call
+        return (f"{self.text}: {call}" if self.text else call) + rest
 
 
 class GlsclError(Exception):

@@ -6,14 +6,9 @@ The only place that reads RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE.
 from __future__ import annotations
 
 import os
-import signal
 from typing import NamedTuple
 
 from glscl.common.errors import UsageError
-
-SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)  # that ask a process to stop
 
 
 class Launch(NamedTuple):

@@ -10,7 +10,7 @@ import contextlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
@@ -20,7 +20,8 @@ from typing import Any
 
 from glscl.cache.files import refuse_links
 from glscl.cache.schema import Annotations, Expected, TextItem, VideoItem
-from glscl.common.errors import GlsclError, InputError, NotFoundError, StorageError, UsageError
+from glscl.common.errors import GlsclError, Hint, InputError, NotFoundError, StorageError, UsageError
+from glscl.common.progress import Progress
 from glscl.demo.grammar import CAPTIONS, KINDS, caption_story
 from glscl.demo.render import SIDE, draw_frames, frames_of_story
 from glscl.demo.world import SPLITS, Story, draw_stories
@@ -28,9 +29,8 @@ from glscl.demo.world import SPLITS, Story, draw_stories
 FORMAT = "glscl.demo/1"  # of the annotation files; raise it when the same seed gives other pictures or captions
 FPS = 10
 SIZES = {"train": 1000, "val": 100, "test": 250}  # videos
-RENDER_AGAIN = "Render it: glscl demo, or glscl extract --dataset demo."
-
-Progress = Callable[[int, int], None]
+RENDER = Hint("Render it", "extract", {"dataset": "demo"})
+RENDER_AGAIN = RENDER._replace(text="Delete it. Render it again")
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
@@ -93,12 +93,12 @@ def _read_split(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         message = f"{path}: no such file; expected annotations of the demo corpus"
-        raise NotFoundError(message, mend=RENDER_AGAIN) from None
+        raise NotFoundError(message, hint=RENDER) from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}", mend=f"Delete it. {RENDER_AGAIN}") from None
+        raise InputError(f"{path} cannot be read as JSON: {error}", hint=RENDER_AGAIN) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{path} has format {found!r}, expected {FORMAT!r}", mend=f"Delete it. {RENDER_AGAIN}")
+        raise InputError(f"{path} has format {found!r}, expected {FORMAT!r}", hint=RENDER_AGAIN)
     return content
 
 
@@ -123,30 +123,29 @@ def render_corpus(
     out: Path,
     *,
     seed: int = 0,
-    train: int = SIZES["train"],
-    val: int = SIZES["val"],
-    test: int = SIZES["test"],
+    sizes: Mapping[str, int] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
-) -> Path:
+) -> tuple[Path, Path]:
     """Render the corpus below `out`, or what of it is not there yet.
 
-    The same seed gives the same annotations and the same pictures; held-out videos do not depend on `train`.
+    The same seed gives the same annotations and the same pictures; held-out videos do not depend on how many there are
+    for training.
 
     Args:
         out: folder that gets `annotations/` and `videos/`.
         seed: of everything that is drawn by lot.
-        train, val, test: videos of each split.
+        sizes: videos of train, val and test; those of `SIZES` where it says nothing.
         workers: rendering processes; None = one a core.
-        progress: called with (videos done, videos in all), first with what was there already.
+        progress: told of every video.
 
     Returns:
-        `out`.
+        The folders of annotations and of videos, ready for `read`.
     Raises:
         UsageError: a negative size, or fewer than one worker.
         StorageError: the disk is full or read-only, or a link stands in `out`.
     """
-    sizes = {"train": train, "val": val, "test": test}
+    sizes = {**SIZES, **(sizes or {})}
     if min(sizes.values()) < 0 or (workers is not None and workers < 1):
         raise UsageError(f"the demo corpus needs sizes of at least 0 and a worker, found {sizes} and workers={workers}")
     out = Path(out)
@@ -169,20 +168,17 @@ def render_corpus(
             _write_json(annotations / f"{split}.json", content)
         todo = [(story, videos / entries[story.id]["file"]) for story in stories]
         todo = [(story, path) for story, path in todo if not path.exists()]
-        done = len(stories) - len(todo)
-        if progress:
-            progress(done, len(stories))
-        for _ in _render_all(todo, workers or os.cpu_count() or 1):
-            done += 1
-            if progress:
-                progress(done, len(stories))
+        with (progress or Progress(quiet=True)).task("render", len(stories), "videos") as task:
+            task.advance(len(stories) - len(todo))
+            for _ in _render_all(todo, workers or os.cpu_count() or 1):
+                task.advance()
     except OSError as error:
         raise StorageError(f"{out}: the demo corpus cannot be written: {error.strerror or error}") from error
-    return out
+    return annotations, videos
 
 
-def _render_all(todo: list[tuple[Story, Path]], workers: int):
-    """Yield once for every video written."""
+def _render_all(todo: list[tuple[Story, Path]], workers: int) -> Iterator[int]:
+    """Yield the frames of every video written."""
     workers = min(workers, len(todo))
     if workers <= 1:
         for story, path in todo:
@@ -196,23 +192,10 @@ def _render_all(todo: list[tuple[Story, Path]], workers: int):
         except BrokenProcessPool:
             raise GlsclError(
                 "a process that rendered the demo corpus was killed, perhaps for lack of memory",
-                mend="Run the command again; it goes on where it stopped.",
+                hint="Run the command again; it goes on where it stopped.",
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def ensure_corpus(
-    root: Path,
-    *,
-    seed: int = 0,
-    sizes: dict[str, int] | None = None,
-    workers: int | None = None,
-    progress: Progress | None = None,
-) -> tuple[Path, Path]:
-    """Render the corpus below `root` unless it is there; (annotations, videos), ready for `read`."""
-    render_corpus(root, seed=seed, workers=workers, progress=progress, **{**SIZES, **(sizes or {})})
-    return Path(root) / "annotations", Path(root) / "videos"
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -225,7 +208,7 @@ def read(
     splits: Sequence[str] | None = None,
     protocol: str | None = None,
 ) -> Annotations:
-    """The dataset reader of `--dataset demo`. Renders nothing: call `ensure_corpus` first.
+    """The reader of the dataset `demo`. Renders nothing: call `render_corpus` first.
 
     Args:
         annotations: folder of `{train,val,test}.json`.
@@ -244,7 +227,7 @@ def read(
     if unknown := [split for split in wanted if split not in SPLITS]:
         raise UsageError(f"the demo corpus has no split {unknown[0]!r}; its splits are {', '.join(SPLITS)}")
     if annotations is None:
-        raise NotFoundError("the demo corpus has no annotations folder yet", mend=RENDER_AGAIN)
+        raise NotFoundError("the demo corpus has no annotations folder yet", hint=RENDER)
     items: list[VideoItem] = []
     texts: list[TextItem] = []
     expected: dict[str, Expected] = {}
@@ -258,7 +241,7 @@ def read(
                 items.append(VideoItem(entry["id"], split, found))
                 texts += [TextItem(text["id"], entry["id"], split, text["text"]) for text in entry["captions"]]
         except (KeyError, TypeError) as error:
-            raise InputError(f"{path}: an entry lacks {error}", mend=f"Delete it. {RENDER_AGAIN}") from None
+            raise InputError(f"{path}: an entry lacks {error}", hint=RENDER_AGAIN) from None
         expected[split] = Expected(captions=len(entries) * CAPTIONS, videos=len(entries))
     return Annotations(dataset="demo", videos=items, texts=texts, expected=expected)
 

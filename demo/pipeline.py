@@ -1,4 +1,4 @@
-"""The whole pipeline on the built-in corpus and backbone, offline, on a CPU: what `glscl demo` does.
+"""The whole pipeline on the built-in corpus and backbone, offline, on a CPU.
 
 render → extract → zero-shot → train three heads → evaluate each [→ fine-tune → extract again → evaluate] → one table,
 results.json, report.html
@@ -6,9 +6,10 @@ results.json, report.html
 
 from __future__ import annotations
 
-import os
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,28 +19,52 @@ from glscl.cache.files import dump_json, refuse_links, write_atomically
 from glscl.cache.schema import Annotations
 from glscl.cache.store import Store, open_store
 from glscl.common.progress import Progress
+from glscl.common.settings import build
 from glscl.common.versions import versions
-from glscl.demo.corpus import SIZES, ensure_corpus
+from glscl.demo.corpus import render_corpus
 from glscl.evaluate.evaluated_run import EvaluatedRun, with_cache
-from glscl.evaluate.evaluation import Evaluation, evaluate_run, validation_metrics, write_result
+from glscl.evaluate.evaluation import evaluate_run, validation_metrics, write_result
 from glscl.evaluate.report.examination import examine
 from glscl.evaluate.report.page import write_report
 from glscl.evaluate.settings import EvaluateSettings
-from glscl.extract.backbone.encoder import Backbone
 from glscl.extract.datasets import DATASETS
-from glscl.extract.decode.sampling import Sampling
 from glscl.extract.decode.thumbnails import thumbnails_of
 from glscl.extract.pipeline import extract
+from glscl.extract.settings import ExtractSettings
 from glscl.train_head.finetuning.settings import resolve_finetune
 from glscl.train_head.settings import resolve
 from glscl.train_head.train import Reporter, train
 
 HEADS = ("projection", "seq_transf", "glscl")
+DATASET = DATASETS["demo"]
 
 # The second pass starts from the trained glscl head and trains the text tower with it; frames are read from the cache, so a
 # CPU needs minutes. The tiny backbone has read captions of single frames only: a large learning rate suits it.
-SECOND_PASS = {"epochs": 2, "batch_size": 128, "lr": 5e-4, "captions_per_video": 10}
-TUNED = {"backbone_lr_scale": 2.0, "freeze": "vision"}
+SECOND_PASS = {
+    "epochs": 2,
+    "batch_size": 128,
+    "lr": 5e-4,
+    "captions_per_video": 10,
+    "backbone_lr_scale": 2.0,
+    "freeze": "vision",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings:
+    """Attributes:
+    seed: of the corpus and of training.
+    sizes: videos of train, val and test; the corpus's own where it says nothing.
+    epochs: of training; None is the recipe's.
+    finetune: whether to fine-tune text tower and glscl head together, extract again and judge that too.
+    workers: rendering and decoding processes; None is one a core.
+    """
+
+    seed: int = 0
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    epochs: int | None = None
+    finetune: bool = False
+    workers: int | None = None
 
 
 class DemoDone(NamedTuple):
@@ -57,28 +82,19 @@ class DemoDone(NamedTuple):
 
 def run_demo(
     out: Path,
+    settings: DemoSettings | None = None,
     *,
-    seed: int = 0,
     device: torch.device | str = "cpu",
-    sizes: Mapping[str, int] | None = None,
-    epochs: int | None = None,
-    second_pass: bool = False,
-    workers: int | None = None,
     progress: Progress | None = None,
     reporter: Reporter | None = None,
     say: Callable[[str], None] = lambda text: None,
-    command: str = "glscl demo",
+    command: str = "demo",
 ) -> DemoDone:
     """Run everything below `out`; what is there already from the same seed is used again.
 
     Args:
         out: folder for videos, cache, runs and results.
-        seed: of the corpus and of training.
         device: where to encode and train.
-        sizes: videos of train, val and test; the corpus's own by default.
-        epochs: of training; the recipe's by default.
-        second_pass: whether to fine-tune text tower and glscl head together, extract again and judge that too.
-        workers: rendering and decoding processes; one a core by default.
         progress, reporter, say: what people see meanwhile.
         command: for provenance.
 
@@ -87,153 +103,134 @@ def run_demo(
     """
     for folder in (out, out / "runs"):
         refuse_links(folder, depth=1)
-    progress = progress or Progress(quiet=True)
-    workers = workers or len(os.sched_getaffinity(0))
-    sizes = {**SIZES, **(sizes or {})}
-    seconds: dict[str, float] = {}
-    clock = time.perf_counter()
-
-    def lap(stage: str) -> None:
-        nonlocal clock
-        seconds[stage] = round(time.perf_counter() - clock, 1)
-        clock = time.perf_counter()
-
-    with progress.task("render", sum(sizes.values()), "videos") as task:
-        annotations, videos = ensure_corpus(
-            out / "dataset", seed=seed, sizes=sizes, workers=workers, progress=increments(task.advance)
-        )
-    lap("render")
-    entry = DATASETS["demo"]
-    found = entry.read(annotations, videos)
-    cache = out / "cache"
-    extract(
-        found,
-        cache,
-        backbone=Backbone.load("demo", words=entry.max_words, device=device),
-        sampling=Sampling(fps=entry.fps),
-        workers=workers,
-        progress=progress,
-        provenance={"command": command, "versions": versions(), "recipe": entry.recipe},
+    demo = _Demo(
+        out, settings or DemoSettings(), torch.device(device), progress or Progress(quiet=True), reporter, say, command
     )
-    store = open_store(cache)
-    lap("extract")
-
-    results: dict[str, Any] = {}
-    evaluation = evaluate_run(store, None, EvaluateSettings(seed=seed), device=device, command=command)
-    results["chance"] = chance(evaluation.result)
-    results["zero_shot"] = evaluation.result
-    write_result(out / "runs" / "zero_shot" / "result.json", evaluation)
-    shown = [_examined(evaluation, "zero-shot (mean_pool)", None, store, device)]
-    lap("zero_shot")
-    for name in HEADS:
-        folder = out / "runs" / name
-        settings = resolve(
-            {"head": name, "epochs": epochs, "seed": seed}, dataset="demo", device_type=torch.device(device).type
-        )
-        say(f"training {name} ({settings.epochs} epochs)")
-        train(
-            store,
-            folder,
-            settings,
-            device=device,
-            validate=validation_metrics,
-            reporter=reporter,
-            resume=True,
-            command=command,
-        )
-        evaluation = evaluate_run(store, folder, EvaluateSettings(seed=seed), device=device, command=command)
-        write_result(folder / "result.json", evaluation)
-        results[name] = evaluation.result
-        shown.append(_examined(evaluation, name, folder, store, device))
-        lap(name)
-    if second_pass:
-        evaluation, tuned, seconds_of = _second_pass(
-            out,
-            found,
-            store,
-            seed=seed,
-            epochs=epochs,
-            device=device,
-            workers=workers,
-            progress=progress,
-            reporter=reporter,
-            say=say,
-            command=command,
-        )
-        results["finetuned"] = evaluation.result
-        shown.append(_examined(evaluation, "glscl, fine-tuned", out / "runs" / "finetuned", tuned, device))
-        seconds.update(seconds_of)
-        lap("finetuned")
-        seconds["finetuned"] = round(seconds["finetuned"] - sum(seconds_of.values()), 1)
-    write_report(
-        shown,
-        out / "report.html",
-        title="glscl demo: the built-in corpus",
-        chance=results["chance"],
-        thumbnails=thumbnails_of(store.configuration),
-    )
-    lap("report")
-    write_atomically(out / "results.json", dump_json(results))
-    write_atomically(out / "seconds.json", dump_json(seconds))
-    return DemoDone(results, seconds)
+    annotations = demo.render()
+    store = demo.extract(annotations)
+    demo.judge_zero_shot(store)
+    for head in HEADS:
+        demo.train(head, store)
+    if demo.settings.finetune:
+        demo.finetune(annotations, store)
+    demo.report(store)
+    write_atomically(out / "results.json", dump_json(demo.results))
+    write_atomically(out / "seconds.json", dump_json(demo.seconds))
+    return DemoDone(demo.results, demo.seconds)
 
 
-def _second_pass(
-    out: Path,
-    annotations: Annotations,
-    store: Store,
-    *,
-    seed: int,
-    epochs: int | None,
-    device: torch.device | str,
-    workers: int,
-    progress: Progress,
-    reporter: Reporter | None,
-    say: Callable[[str], None],
-    command: str,
-) -> tuple[Evaluation, Store, dict[str, float]]:
-    """Fine-tune, extract with the new backbone, judge; the evaluation, the new cache, and seconds of the two long stages."""
-    from glscl.train_head.finetuning.finetune import finetune
+@dataclass
+class _Demo:
+    """What the stages share, and what they have given so far."""
 
-    head, folder = out / "runs" / "glscl", out / "runs" / "finetuned"
-    asked = SECOND_PASS if epochs is None else {**SECOND_PASS, "epochs": epochs}
-    asked = {**asked, **TUNED, "start": head, "workers": workers, "seed": seed}
-    settings = resolve_finetune(asked, dataset="demo", device_type=torch.device(device).type)
-    say(f"fine-tuning the text tower with glscl ({settings.epochs} epochs)")
-    clock = time.perf_counter()
-    finetune(
-        store,
-        folder,
-        settings,
-        device=device,
-        validate=validation_metrics,
-        reporter=reporter,
-        resume=True,
-        command=command,
-    )
-    tuning = time.perf_counter() - clock
-    entry = DATASETS["demo"]
-    extract(
-        annotations,
-        out / "cache-finetuned",
-        backbone=Backbone.load("demo", str(folder / "backbone.safetensors"), words=entry.max_words, device=device),
-        sampling=Sampling(fps=entry.fps),
-        workers=workers,
-        progress=progress,
-        provenance={"command": command, "versions": versions(), "recipe": entry.recipe},
-    )
-    spent = {"finetune": round(tuning, 1), "extract_again": round(time.perf_counter() - clock - tuning, 1)}
-    tuned = open_store(out / "cache-finetuned")
-    evaluation = evaluate_run(tuned, folder, EvaluateSettings(seed=seed), device=device, command=command)
-    write_result(folder / "result.json", evaluation)
-    return evaluation, tuned, spent
+    out: Path
+    settings: DemoSettings
+    device: torch.device
+    progress: Progress
+    reporter: Reporter | None
+    say: Callable[[str], None]
+    command: str
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    shown: list[EvaluatedRun] = field(default_factory=list)
 
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - started, 1)
 
-def _examined(
-    evaluation: Evaluation, name: str, folder: Path | None, store: Store, device: torch.device | str
-) -> EvaluatedRun:
-    run = EvaluatedRun.from_evaluation(evaluation, name=name, folder=folder)
-    return examine(with_cache(run, store), store, device=device)
+    def render(self) -> Annotations:
+        seed, sizes, workers = self.settings.seed, self.settings.sizes, self.settings.workers
+        with self.stage("render"):
+            folders = render_corpus(
+                self.out / "dataset", seed=seed, sizes=sizes, workers=workers, progress=self.progress
+            )
+        return DATASET.read(*folders)
+
+    def extract(
+        self, annotations: Annotations, *, stage: str = "extract", cache: str = "cache", weights: Path | None = None
+    ) -> Store:
+        asked = {"backbone": "demo", "pretrained": weights, "workers": self.settings.workers}
+        with self.stage(stage):
+            extract(
+                annotations,
+                self.out / cache,
+                build(ExtractSettings, DATASET.defaults, asked),
+                device=self.device,
+                progress=self.progress,
+                provenance={"command": self.command, "versions": versions(), "recipe": DATASET.recipe},
+            )
+            return open_store(self.out / cache)
+
+    def judge(self, store: Store, *, name: str, title: str, run: Path | None) -> None:
+        """Evaluate on the test split, write the result into the run's folder, and look closer for the report."""
+        settings = EvaluateSettings(seed=self.settings.seed)
+        evaluation = evaluate_run(store, run, settings, device=self.device, command=self.command)
+        write_result((run or self.out / "runs" / name) / "result.json", evaluation)
+        if not self.results:
+            self.results["chance"] = chance(evaluation.result)
+        self.results[name] = evaluation.result
+        judged = EvaluatedRun.from_evaluation(evaluation, name=title, folder=run)
+        self.shown.append(examine(with_cache(judged, store), store, device=self.device))
+
+    def judge_zero_shot(self, store: Store) -> None:
+        with self.stage("zero_shot"):
+            self.judge(store, name="zero_shot", title="zero-shot (mean_pool)", run=None)
+
+    def train(self, head: str, store: Store) -> None:
+        folder = self.out / "runs" / head
+        with self.stage(head):
+            asked = {"head": head, "epochs": self.settings.epochs, "seed": self.settings.seed}
+            settings = resolve(asked, dataset="demo", device_type=self.device.type)
+            self.say(f"training {head} ({settings.epochs} epochs)")
+            train(
+                store,
+                folder,
+                settings,
+                device=self.device,
+                validate=validation_metrics,
+                reporter=self.reporter,
+                resume=True,
+                command=self.command,
+            )
+            self.judge(store, name=head, title=head, run=folder)
+
+    def finetune(self, annotations: Annotations, store: Store) -> None:
+        """Fine-tune from the glscl head, extract with the new backbone, and judge that."""
+        from glscl.train_head.finetuning.finetune import finetune
+
+        head, folder = self.out / "runs" / "glscl", self.out / "runs" / "finetuned"
+        asked = {**SECOND_PASS, "start": head, "workers": self.settings.workers, "seed": self.settings.seed}
+        if self.settings.epochs is not None:
+            asked["epochs"] = self.settings.epochs
+        with self.stage("finetune"):
+            settings = resolve_finetune(asked, dataset="demo", device_type=self.device.type)
+            self.say(f"fine-tuning the text tower with glscl ({settings.epochs} epochs)")
+            finetune(
+                store,
+                folder,
+                settings,
+                device=self.device,
+                validate=validation_metrics,
+                reporter=self.reporter,
+                resume=True,
+                command=self.command,
+            )
+        weights = folder / "backbone.safetensors"
+        tuned = self.extract(annotations, stage="extract_again", cache="cache-finetuned", weights=weights)
+        with self.stage("finetuned"):
+            self.judge(tuned, name="finetuned", title="glscl, fine-tuned", run=folder)
+
+    def report(self, store: Store) -> None:
+        with self.stage("report"):
+            write_report(
+                self.shown,
+                self.out / "report.html",
+                title="glscl demo: the built-in corpus",
+                chance=self.results["chance"],
+                thumbnails=thumbnails_of(store.configuration),
+            )
 
 
 def chance(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -290,15 +287,3 @@ def table(results: Mapping[str, Any]) -> list[list[str]]:
         ]
         rows.append([titles.get(name, name), *cells])
     return rows
-
-
-def increments(advance: Callable[[int], None]) -> Callable[[int, int], None]:
-    """From "so many are done" to "so many more are done"."""
-    before = 0
-
-    def progress(done: int, _: int) -> None:
-        nonlocal before
-        advance(done - before)
-        before = done
-
-    return progress

@@ -248,7 +248,15 @@ def _heart() -> list[tuple[float, float]]:
     ]
 
 
-def _disc(draw: ImageDraw.ImageDraw, x: float, y: float, r: float, fill: int, unit: float, squash: float = 1.0) -> None:
+def _disc(
+    draw: ImageDraw.ImageDraw,
+    x: float,
+    y: float,
+    r: float,
+    fill: int | tuple[int, ...],
+    unit: float,
+    squash: float = 1.0,
+) -> None:
     c = draw.im.size[0] / 2
     draw.ellipse(
         (c + (x - r) * unit, c + (y - r * squash) * unit, c + (x + r) * unit, c + (y + r * squash) * unit), fill=fill

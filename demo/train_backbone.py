@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,11 +33,16 @@ from PIL import Image
 from glscl.demo.grammar import caption_frame, vocabulary
 from glscl.demo.render import draw_frame
 from glscl.demo.world import Scene, draw_scene
+from glscl.extract.backbone.loading import is_clip, load_model
+
+if TYPE_CHECKING:
+    from glscl.extract.backbone.loading import ClipModel
 
 IMAGE = 96  # pixels the model sees
 CONTEXT = 32  # tokens a caption
+LOG_EVERY = 50  # steps
 NORM = 10.0  # mean length of raw image and text features, as in OpenAI's CLIP
-MODEL = {
+MODEL: dict[str, Any] = {
     "embed_dim": 128,
     "vision_cfg": {"image_size": IMAGE, "layers": [1, 1, 1, 1], "width": 16, "head_width": 32},
     "text_cfg": {"context_length": CONTEXT, "vocab_size": 0, "width": 128, "heads": 2, "layers": 4},
@@ -93,7 +99,7 @@ def _render(job: tuple[int, str, int, int]) -> np.ndarray:
     frames = np.empty((stop - start, IMAGE, IMAGE, 3), np.uint8)
     for number in range(start, stop):
         scene, u = draw_moment(seed, split, number)
-        frames[number - start] = draw_frame(scene, u).resize((IMAGE, IMAGE), Image.Resampling.BICUBIC)
+        frames[number - start] = np.asarray(draw_frame(scene, u).resize((IMAGE, IMAGE), Image.Resampling.BICUBIC))
     return frames
 
 
@@ -124,15 +130,18 @@ class Pixels:
 # ------------------------------------------------------------------------------------------------------- training
 
 
-def build_model(vocab_size: int) -> torch.nn.Module:
+def build_model(vocab_size: int) -> ClipModel:
     """The untrained tiny CLIP of `MODEL` with that many tokens."""
-    from open_clip.model import CLIP
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
-    text = {**MODEL["text_cfg"], "vocab_size": vocab_size}
-    return CLIP(MODEL["embed_dim"], MODEL["vision_cfg"], text).to(memory_format=torch.channels_last)
+    text = CLIPTextCfg(**{**MODEL["text_cfg"], "vocab_size": vocab_size})
+    model = CLIP(MODEL["embed_dim"], CLIPVisionCfg(**MODEL["vision_cfg"]), text)
+    model = model.to(memory_format=torch.channels_last)
+    assert is_clip(model)
+    return model
 
 
-def encode_captions(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+def encode_captions(model: ClipModel, ids: torch.Tensor) -> torch.Tensor:
     """(B, D) normalised text features, as `model.encode_text` without the columns that only pad (B, L) `ids`.
 
     The tower is causal, so what stands behind the end of a caption never reaches it.
@@ -147,7 +156,7 @@ def encode_captions(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def frame_to_caption(
-    model: torch.nn.Module,
+    model: ClipModel,
     tokenizer: Callable[..., torch.Tensor],
     pixels: Pixels,
     frames: torch.Tensor,
@@ -179,10 +188,8 @@ def train(
     lr: float = 1.2e-3,
     workers: int = 2,
     held_out: int = 1000,
-    log_every: int = 50,
 ) -> dict[str, float]:
     """Train and write the folder; returns R@1 and R@5 on held-out frames as loaded back from it."""
-    import open_clip
     from open_clip.loss import ClipLoss
     from open_clip.tokenizer import SimpleTokenizer
     from safetensors.torch import save_file
@@ -193,13 +200,13 @@ def train(
     vocab_size = write_merges(out / "bpe_merges.txt.gz")
     tokenizer = SimpleTokenizer(str(out / "bpe_merges.txt.gz"), context_length=CONTEXT)
     if tokenizer.vocab_size != vocab_size:
-        raise RuntimeError(f"the merges give {tokenizer.vocab_size} pieces, expected {vocab_size}")
+        raise RuntimeError(f"the merges give {tokenizer.vocab_size} tokens, expected {vocab_size}")
     store = render_moments(seed, "train", frames, workers=workers)
     moments = [draw_moment(seed, "train", k) for k in range(frames)]
     test_frames = render_moments(seed, "held-out", held_out, workers=workers)
     words = random.Random(f"captions/{seed}")
     test_captions = [caption_frame(words, *draw_moment(seed, "held-out", k)) for k in range(held_out)]
-    print(f"{frames} frames rendered in {time.monotonic() - began:.0f} s, {vocab_size} pieces", flush=True)
+    print(f"{frames} frames rendered in {time.monotonic() - began:.0f} s, {vocab_size} tokens", flush=True)
 
     model, pixels, loss_of = build_model(vocab_size), Pixels(), ClipLoss()
     matrices = [p for p in model.parameters() if p.ndim > 1]
@@ -229,13 +236,13 @@ def train(
         schedule.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
-        if (step + 1) % log_every == 0:
+        if (step + 1) % LOG_EVERY == 0:
             print(
                 f"step {step + 1} loss {loss.item():.3f} scale {model.logit_scale.exp().item():.1f} "
                 f"{(time.monotonic() - began) / 60:.1f} min",
                 flush=True,
             )
-        if (step + 1) % (log_every * 8) == 0:
+        if (step + 1) % (LOG_EVERY * 8) == 0:
             print(frame_to_caption(model, tokenizer, pixels, test_frames, test_captions), flush=True)
 
     lengths = frame_to_caption(model, tokenizer, pixels, test_frames, test_captions)
@@ -253,8 +260,7 @@ def train(
     config = {"model_cfg": {**MODEL, "text_cfg": {**MODEL["text_cfg"], "vocab_size": vocab_size}}}
     (out / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
-    loaded = open_clip.create_model(f"local-dir:{out}")
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{out}", bpe_path=str(out / "bpe_merges.txt.gz"))
+    loaded, tokenizer, _ = load_model(f"local-dir:{out}", None)
     result = frame_to_caption(loaded, tokenizer, pixels, test_frames, test_captions)
     result["minutes"] = (time.monotonic() - began) / 60
     print(json.dumps(result), flush=True)
@@ -263,7 +269,7 @@ def train(
 
 def main() -> None:
     """Train with the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--frames", type=int, default=80_000, help="rendered training frames")

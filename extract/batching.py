@@ -13,8 +13,8 @@ import numpy as np
 
 from glscl.cache.encoded_items import EncodedVideo
 from glscl.extract.backbone.encoder import Backbone
-from glscl.extract.decode.pool import FrameChunk, VideoDone
-from glscl.extract.frame_spool import FrameSpool
+from glscl.extract.decode.video import FrameChunk, VideoDone
+from glscl.extract.shard_frames import ShardFrames
 
 
 @dataclass
@@ -32,31 +32,32 @@ class ShardInProgress:
     """Encodes the videos of one shard in an order that only the plan decides.
 
     Args:
-        items: numbers of its videos. spool: takes the frames that are to be stored; None where none are.
+        items: numbers of its videos.
+        frames: takes the frames that are to be stored; None where none are.
     """
 
     def __init__(
-        self, items: range, backbone: Backbone, batch_frames: int, watch: Stopwatch, spool: FrameSpool | None
+        self, items: range, backbone: Backbone, batch_frames: int, watch: Stopwatch, frames: ShardFrames | None
     ) -> None:
-        self.videos = {index: _Video() for index in items}
-        self.spool = spool  # of frames to be stored
+        self.videos = {item: _Video() for item in items}
+        self.frames = frames
         self.backbone, self.batch_frames, self.watch = backbone, batch_frames, watch
         self.next = items.start  # first video whose remainder has not joined the shared batch
         self.shared: list[tuple[_Video, np.ndarray]] = []
 
     def add(self, chunk: FrameChunk) -> None:
         """Encode as many batches as these frames fill."""
-        video = self.videos[chunk.index]
+        video = self.videos[chunk.item]
         video.waiting.append(chunk.frames)
         video.times.append(chunk.times)
-        if self.spool is not None:
-            self.spool.add(chunk)
+        if self.frames is not None:
+            self.frames.add(chunk)
         while video.num_waiting >= self.batch_frames:
             video.features.append(self._encode(video.take(self.batch_frames)))
 
     def close(self, done: VideoDone) -> None:
         """No more frames of a video come."""
-        self.videos[done.index].done = done
+        self.videos[done.item].done = done
         while self.next in self.videos and self.videos[self.next].done is not None:
             video = self.videos[self.next]
             if video.waiting:
@@ -75,7 +76,7 @@ class ShardInProgress:
     def records(self) -> dict[int, EncodedVideo]:
         """What became of each video, by number, once the shard is complete."""
         dim = self.backbone.embed_dim
-        return {index: _record(video, dim) for index, video in self.videos.items()}
+        return {item: video.record(dim) for item, video in self.videos.items()}
 
     def _encode_shared(self) -> None:
         """One batch of the remainders; what does not fit stays for the next."""
@@ -89,8 +90,8 @@ class ShardInProgress:
             room -= len(taken)
         features = self._encode(np.concatenate([frames for _, frames in batch]))
         bounds = np.cumsum([len(frames) for _, frames in batch])[:-1]
-        for (video, _), part in zip(batch, np.split(features, bounds)):
-            video.features.append(part)
+        for (video, _), rows in zip(batch, np.split(features, bounds)):
+            video.features.append(rows)
         self.shared = rest
 
     def _encode(self, frames: np.ndarray) -> np.ndarray:
@@ -121,21 +122,22 @@ class _Video:
         self.waiting = [frames[count:]] if count < len(frames) else []
         return frames[:count]
 
-
-def _record(video: _Video, embed_dim: int) -> EncodedVideo:
-    done = video.done
-    return EncodedVideo(
-        frame_features=np.concatenate(video.features) if video.features else np.zeros((0, embed_dim), np.float32),
-        times=np.concatenate(video.times) if video.times else np.zeros(0, np.float32),
-        status=done.status,
-        reason=done.reason,
-        duration=done.duration,
-        fps=done.fps,
-        frames_total=done.frames_total,
-        ledger={
-            "decoder": done.decoder,
-            "note": done.decoder_note,
-            "codec": done.codec,
-            "seconds": round(done.seconds, 3),
-        },
-    )
+    def record(self, embed_dim: int) -> EncodedVideo:
+        """What the cache keeps of it, once it is done."""
+        done = self.done
+        assert done is not None, "asked for when the shard is complete"
+        return EncodedVideo(
+            frame_features=np.concatenate(self.features) if self.features else np.zeros((0, embed_dim), np.float32),
+            times=np.concatenate(self.times) if self.times else np.zeros(0, np.float32),
+            status=done.status,
+            reason=done.reason,
+            duration=done.duration,
+            fps=done.fps,
+            frames_total=done.frames_total,
+            ledger={
+                "decoder": done.decoder,
+                "note": done.decoder_note,
+                "codec": done.codec,
+                "seconds": round(done.seconds, 3),
+            },
+        )

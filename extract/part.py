@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from glscl.common.errors import UsageError
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """Part `index` of `count`, counted from 1. Part(1, 1) is everything."""
 
     index: int = 1
@@ -22,7 +23,7 @@ class Part(NamedTuple):
     def whole(self) -> bool:
         return self.count == 1
 
-    def of(self, shards: Iterable[int]) -> list[int]:
+    def share(self, shards: Iterable[int]) -> list[int]:
         """Those of some shard numbers that fall to this part."""
         return [shard for shard in shards if shard % self.count == self.index - 1]
 
@@ -32,13 +33,13 @@ class Part(NamedTuple):
 
     @classmethod
     def parse(cls, text: str | None) -> Part:
-        """`--part`: "2/8" → Part(2, 8), None → everything. Raises UsageError for anything else."""
+        """ "2/8" → Part(2, 8), None → everything. Raises UsageError for anything else."""
         if text is None:
             return cls()
         match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip(), re.ASCII)
         index, count = (int(number) for number in match.groups()) if match else (0, 0)
         if not 1 <= index <= count:
-            raise UsageError(f"--part is {text!r}; expected I/N with I from 1 to N, such as 2/8")
+            raise UsageError(f"`part` is {text!r}; expected I/N with I from 1 to N, such as 2/8")
         return cls(index, count)
 
 

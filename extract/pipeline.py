@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from glscl.cache.creation import StoreSpec, create_store
 from glscl.cache.frame_format import FrameSpec
 from glscl.cache.lock import hold, locks
 from glscl.cache.schema import STREAMS, Annotations, Status
 from glscl.cache.store import Store
-from glscl.common.errors import DecodeError, InputError, NotFoundError
+from glscl.common.errors import DecodeError, Hint, InputError, NotFoundError
 from glscl.common.progress import Progress
-from glscl.extract.backbone.encoder import Backbone
+from glscl.common.settings import as_dict, check
+from glscl.extract.backbone.encoder import Backbone, load_backbone
 from glscl.extract.batching import Stopwatch
-from glscl.extract.captions import extract_texts
+from glscl.extract.captions import extract_captions
 from glscl.extract.decode.pool import DecodePool
 from glscl.extract.decode.sampling import Sampling
-from glscl.extract.part import WHOLE, Part
+from glscl.extract.decode.video import Decoding
+from glscl.extract.part import Part
+from glscl.extract.settings import ExtractSettings, parse_rate
 from glscl.extract.videos import VideoExtraction, shards_with_failures
 
 
@@ -57,103 +63,90 @@ class ExtractionSummary:
 def extract(
     annotations: Annotations,
     out: Path,
+    settings: ExtractSettings | None = None,
     *,
-    backbone: Backbone,
-    sampling: Sampling,
-    format: str = "zarr",
-    dtype: str = "float16",
-    tokens: bool = True,
-    store_frames: str = "none",
-    frame_quality: int = 95,
-    shard_videos: int = 128,
-    shard_texts: int = 2048,
-    workers: int = 2,
-    batch_frames: int = 128,
-    batch_texts: int = 256,
-    decoder: str = "auto",
-    time_limit: float = 60.0,
-    memory_limit: float = 4.0,
-    strict: bool = False,
-    retry_failed: bool = False,
-    part: Part = WHOLE,
+    backbone: Backbone | None = None,
+    device: str | torch.device = "cpu",
     progress: Progress | None = None,
-    provenance: dict[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> ExtractionSummary:
     """Make a cache, or finish one that was begun.
 
-    Launches of different parts may run beside each other on one folder, or each on a folder of its own for
+    Launches of different parts may run at the same time on one folder, or each on a folder of its own for
     `glscl.cache.upkeep.merge`. What stands in a shard does not depend on who makes it.
 
     Args:
         annotations: videos and captions from a dataset reader.
         out: folder of the cache.
-        backbone: encodes frames and captions.
-        sampling: which frames of a video are taken.
-        store_frames: "none", "uint8" or "jpeg": whether the frames that the encoder saw are stored beside the features.
-        frame_quality: of JPEG, 1 to 100.
-        decoder: "auto", "decord" or "pyav".
-        time_limit: seconds without progress after which a video is given up.
-        memory_limit: GB (1e9 bytes) that a decoding process may take.
-        strict: raise DecodeError at the first video that is missing or gives no frames.
-        retry_failed: decode again what failed in earlier runs.
-        part: the share of the shards that this run takes.
-        provenance: command and versions, stored beside the configuration.
+        settings: how to sample, encode and store; the defaults where None.
+        backbone: encodes frames and captions; None loads the one that the settings name.
+        device: where a backbone that is loaded here encodes.
+        provenance: command and versions, stored beside the configuration together with the settings.
 
     Raises:
         NotFoundError: not one of the videos is there.
         DecodeError: not one of them could be decoded, or `strict`.
+        BackboneError: the backbone cannot be loaded, see `load_backbone`.
         CacheBusyError: another process writes this cache.
         FingerprintError, StorageError, …: see `create_store` and `Store.commit`.
     """
     started = time.perf_counter()
+    settings = settings or ExtractSettings()
+    check(settings)
     progress = progress or Progress(quiet=True)
-    _require_videos(annotations, strict)
+    part = Part.parse(settings.part)
+    workers = settings.workers or len(os.sched_getaffinity(0))
+    _require_videos(annotations, settings.strict)
+    backbone = backbone or load_backbone(
+        settings.backbone,
+        settings.pretrained,
+        words=settings.max_words,
+        device=device,
+        precision=settings.precision,
+        preprocess=settings.preprocess,
+    )
+    in_force = dataclasses.replace(  # a backbone that was given decides these
+        settings, part=None, backbone=backbone.name, max_words=backbone.words, precision=backbone.precision
+    )
+    decoding = Decoding(
+        sampling=Sampling(fps=parse_rate(settings.fps), rule=settings.sampling, max_frames=settings.max_frames),
+        prepare=backbone.transform,
+        decoder=settings.decoder,
+        time_limit=settings.time_limit,
+        memory_limit=int(settings.memory_limit * 1e9),
+        jpeg_quality=settings.frame_quality if settings.store_frames == "jpeg" else None,
+    )
     spec = StoreSpec(
         configuration={
             "backbone": dataclasses.asdict(backbone.description),
-            "sampling": dataclasses.asdict(sampling) | {"decoder": decoder},
+            "sampling": dataclasses.asdict(decoding.sampling) | {"decoder": settings.decoder},
         },
         annotations=annotations,
         embed_dim=backbone.embed_dim,
-        dtype=dtype,
-        tokens=tokens,
-        shard_items={"video": shard_videos, "text": shard_texts},
-        provenance=provenance or {},
-        frames=FrameSpec.make(store_frames, backbone.geometry.size, frame_quality),
+        dtype=settings.dtype,
+        tokens=settings.tokens,
+        shard_items={"video": settings.shard_videos, "text": settings.shard_texts},
+        provenance={**(provenance or {}), "settings": as_dict(in_force)},
+        frames=FrameSpec.make(settings.store_frames, backbone.transform.size, settings.frame_quality),
     )
-    store = create_store(out, spec, format)
+    store = create_store(out, spec, settings.format)
     watch = Stopwatch()
-    retried = part.of(shards_with_failures(store)) if retry_failed else []
-    nothing_left = not retried and not any(part.of(store.pending(stream)) for stream in STREAMS)
+    retried = part.share(shards_with_failures(store)) if settings.retry_failed else []
+    nothing_left = not retried and not any(part.share(store.pending(stream)) for stream in STREAMS)
     had_manifest = (store.path / "manifest.json").exists()
     already = nothing_left and (had_manifest or not store.complete)
     finished_here, seconds_texts = False, 0.0
     if not already:
-        with hold(out, part=part, what="extract") as own_lock:
+        with hold(out, part=(part.index, part.count), what="extract") as own_lock:
             store.refresh()
-            store.write_backbone_tensors(backbone.pieces())
+            store.write_backbone_tensors(backbone.tensors_for_heads())
             clock = time.perf_counter()
-            extract_texts(store, backbone, tokens=tokens, batch_texts=batch_texts, part=part, progress=progress)
+            extract_captions(store, backbone, settings, part=part, progress=progress)
             seconds_texts = time.perf_counter() - clock
-            pool = DecodePool(
-                workers=workers,
-                sampling=sampling,
-                geometry=backbone.geometry,
-                decoder=decoder,
-                time_limit=time_limit,
-                memory_limit=int(memory_limit * 1e9),
-                picture_quality=store.frames.quality if store.frames else None,
-            )
-            videos = VideoExtraction(
-                store,
-                backbone,
-                shards=sorted({*part.of(store.pending("video")), *retried}),
-                retried=retried,
-                batch_frames=batch_frames,
-                strict=strict,
-            )
+            shards = sorted({*part.share(store.pending("video")), *retried})
+            videos = VideoExtraction(store, backbone, settings, shards=shards, retried=retried)
             watch = videos.watch
-            videos.run(pool, progress)
+            videos.run(DecodePool(decoding, workers=workers), progress)
             store.refresh()
             if part.whole or store.complete:
                 alone = all(lock.stale or lock.file == own_lock for lock in locks(out))
@@ -192,7 +185,7 @@ def _counted(store: Store) -> dict[str, Any]:
         first = failed[0] if failed else {"id": "", "reason": "nothing"}
         raise DecodeError(
             f"None of the {seen} videos gave frames; the first, {first['id']!r}: {first['reason']}",
-            mend=f"See all reasons: glscl inspect {store.path}",
+            hint=Hint("See all reasons", "inspect", {"": store.path}),
         )
     return {
         "videos": usable,
@@ -218,12 +211,12 @@ def _bound_by(watch: Stopwatch, workers: int) -> str | None:
 
 def _require_videos(annotations: Annotations, strict: bool) -> None:
     if not annotations.videos:
-        raise InputError(f"{annotations.dataset} lists no video", mend="Check the annotations with --dry-run")
+        raise InputError(f"{annotations.dataset} lists no video", hint="Check the annotations with `dry_run`")
     missing = [video.id for video in annotations.videos if video.path is None]
     if len(missing) == len(annotations.videos):
         raise NotFoundError(
             f"None of the {len(missing)} videos of {annotations.dataset} was found, for example {missing[0]!r}",
-            mend="Name the folder that holds them with --videos (glscl extract --dry-run shows what is looked for)",
+            hint="Name the folder that holds them with `videos` (`dry_run` shows what is looked for)",
         )
     if strict and missing:
-        raise NotFoundError(f"{len(missing)} videos are missing, the first is {missing[0]!r} (--strict)")
+        raise NotFoundError(f"{len(missing)} videos are missing, the first is {missing[0]!r} (`strict`)")

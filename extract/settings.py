@@ -1,29 +1,58 @@
-"""Settings of `glscl extract`: one dataclass, whose fields are the command's options."""
+"""Settings of an extraction and of an import of features, each declared once: options, keys of a file, Python."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from glscl.common.errors import UsageError
 from glscl.common.settings import setting
 from glscl.extract.part import Part
 
+SPLITS = ("train", "val", "test")
 
-def parse_rate(text: str) -> float | None:
-    """`--fps`: frames a second, or None for `native`, which takes every frame."""
-    if text == "native":
+
+def parse_rate(rate: float | str) -> float | None:
+    """Frames a second from a number or its text; None for "native", which takes every frame. Raises UsageError."""
+    if rate == "native":
         return None
     try:
-        rate = float(text)
+        number = float(rate)
     except ValueError:
-        rate = 0.0
-    if not 0 < rate < 1000:
-        raise UsageError(f"--fps is {text!r}; expected a number of frames a second above 0, or native")
-    return rate
+        number = 0.0
+    if not 0 < number < 1000:
+        raise UsageError(f"`fps` is {rate!r}; expected a number of frames a second above 0, or native")
+    return number
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractConfig:
+class ListSettings:
+    """Which list of videos and captions is read."""
+
+    annotations: Path | None = setting(
+        None, "File or folder with the annotations. Default: datasets/<name>/annotations.", group="Data"
+    )
+    splits: str | None = setting(None, "Only these of train, val, test, separated by commas.", group="Data")
+    protocol: str | None = setting(
+        None,
+        "Variant of the splits: msrvtt has 9k, 7k, full; youcook2 official, mil-nce. Default: the first.",
+        group="Data",
+    )
+
+    @property
+    def split_names(self) -> list[str] | None:
+        """The chosen splits, None for all. Raises UsageError for an unknown one."""
+        if self.splits is None:
+            return None
+        names = [name.strip() for name in self.splits.split(",")]
+        for name in names:
+            if name not in SPLITS:
+                raise UsageError(f"`splits` has {name!r}; expected some of {', '.join(SPLITS)}, separated by commas")
+        return names
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractSettings:
     """What to read, how to sample and encode it, and how to go about it."""
 
     backbone: str = setting(
@@ -44,12 +73,13 @@ class ExtractConfig:
         group="Backbone",
         choices=("open_clip", "fast"),
     )
-    fps: str | None = setting(
-        None,
-        "Frames a second of video, or `native` for every frame. Default: the dataset's, mostly 1.",
+    fps: float | str = setting(
+        1.0,
+        "Frames a second of video, or `native` for every frame.",
         group="Sampling",
         metavar="N|native",
         parse=parse_rate,
+        default_from="the dataset's, mostly 1",
     )
     max_frames: int | None = setting(
         None, "Most frames stored a video, spread evenly. Default: all that are sampled.", group="Sampling", min=1
@@ -60,11 +90,12 @@ class ExtractConfig:
         group="Sampling",
         choices=("time", "public"),
     )
-    max_words: int | None = setting(
-        None,
-        "Tokens kept a caption, start and end included. Default: the dataset's, 32 or 64.",
+    max_words: int = setting(
+        32,
+        "Tokens kept a caption, start and end included.",
         group="Sampling",
         min=2,
+        default_from="the dataset's, 32 or 64",
     )
     format: str = setting("zarr", "Format of the cache.", group="Cache", choices=("zarr", "hdf5"))
     dtype: str = setting(
@@ -107,7 +138,7 @@ class ExtractConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportConfig:
+class ImportSettings:
     """What features that others extracted are, and how they are stored."""
 
     name: str = setting(
@@ -131,11 +162,12 @@ class ImportConfig:
         group="Captions",
         choices=("auto", "fp32", "fp16", "bf16"),
     )
-    max_words: int | None = setting(
-        None,
-        "Tokens kept a caption, start and end included. Default: the dataset's, 32 or 64.",
+    max_words: int = setting(
+        32,
+        "Tokens kept a caption, start and end included.",
         group="Captions",
         min=2,
+        default_from="the dataset's, 32 or 64",
     )
     tokens: bool = setting(
         True, "Store token features, which GLSCL needs, of captions encoded now.", group="Captions",

@@ -15,31 +15,31 @@ from glscl.common.errors import DecodeError
 from glscl.common.progress import Progress, Task
 from glscl.extract.backbone.encoder import Backbone
 from glscl.extract.batching import ShardInProgress, Stopwatch
-from glscl.extract.decode.pool import DecodePool, FrameChunk, VideoDone, VideoTask
-from glscl.extract.frame_spool import FrameSpool
+from glscl.extract.decode.pool import DecodePool
+from glscl.extract.decode.video import FrameChunk, VideoDone, VideoTask
+from glscl.extract.settings import ExtractSettings
+from glscl.extract.shard_frames import ShardFrames
 
 
 class VideoExtraction:
     """Makes shards of videos, several of which may be under way at once.
 
     Args:
+        settings: of the extraction; `strict` raises DecodeError at the first video that gives no frames.
         shards: numbers of those to be made.
         retried: those of them that are there and get a revision: what gave no frames is decoded again, the rest is kept.
-        batch_frames: frames that the backbone encodes at once.
-        strict: raise DecodeError at the first video that gives no frames.
     """
 
     def __init__(
         self,
         store: Store,
         backbone: Backbone,
+        settings: ExtractSettings,
         *,
         shards: list[int],
         retried: Iterable[int] = (),
-        batch_frames: int,
-        strict: bool = False,
     ) -> None:
-        self.store, self.backbone, self.batch_frames, self.strict = store, backbone, batch_frames, strict
+        self.store, self.backbone, self.settings = store, backbone, settings
         self.shards, self.videos = shards, store.plan.videos
         self.watch = Stopwatch()
         self._kept = {shard: _usable_records(store, shard) for shard in retried}
@@ -61,7 +61,7 @@ class VideoExtraction:
                 if not any(self.videos[i].path is not None for i in self._wanted(shard)):
                     self._begin(shard, task)  # and end: there is nothing to decode
             for event in self._timed(pool.decode(self._tasks())):
-                shard = self._shard_of(event.index)
+                shard = self._shard_of(event.item)
                 if shard not in self._under_way:
                     self._begin(shard, task)
                 if isinstance(event, FrameChunk):
@@ -74,15 +74,15 @@ class VideoExtraction:
         kept = self._kept.get(shard, {})
         return [i for i in self.store.shard_range("video", shard) if i not in kept]
 
-    def _shard_of(self, index: int) -> int:
-        return index // self.store.shard_items["video"]
+    def _shard_of(self, item: int) -> int:
+        return item // self.store.shard_items["video"]
 
     def _tasks(self) -> Iterator[VideoTask]:
         for shard in self.shards:
             for i in self._wanted(shard):
                 video = self.videos[i]
                 if video.path is not None:
-                    yield VideoTask(index=i, path=video.path, start=video.start, end=video.end)
+                    yield VideoTask(i, video.path, video.start, video.end)
 
     def _timed(self, events: Iterator[FrameChunk | VideoDone]) -> Iterator[FrameChunk | VideoDone]:
         """The events, with the time that it takes until one comes."""
@@ -97,35 +97,35 @@ class VideoExtraction:
     def _begin(self, shard: int, task: Task) -> None:
         """Close what needs no decoding: kept from an earlier run, or known to be missing."""
         items = self.store.shard_range("video", shard)
-        spool = FrameSpool(self.store.path, self.store.frames) if self.store.frames else None
-        self._under_way[shard] = ShardInProgress(items, self.backbone, self.batch_frames, self.watch, spool)
+        frames = ShardFrames(self.store.path, self.store.frames) if self.store.frames else None
+        self._under_way[shard] = ShardInProgress(items, self.backbone, self.settings.batch_frames, self.watch, frames)
         for i in items:
             if i in self._kept.get(shard, {}):
-                if spool is not None:
-                    spool.add_stored(i, *self._old_frames.stored(i))
-                self._close(_not_decoded(i, Status.OK, None))
+                if frames is not None:
+                    frames.add_stored(i, *self._old_frames.stored(i))
+                self._close(VideoDone(i, Status.OK))
             elif self.videos[i].path is None:
                 self._failed += 1
-                self._close(_not_decoded(i, Status.MISSING, "no file found for this id"))
+                self._close(VideoDone(i, Status.MISSING, "no file found for this id"))
                 task.advance(failed=self._failed)
 
     def _decoded(self, done: VideoDone, task: Task) -> None:
         self.watch.decoding += done.seconds
         self._failed += not done.status.usable
-        if self.strict and not done.status.usable:
-            raise DecodeError(f"{self.videos[done.index].id!r} gives no frames: {done.reason} (--strict)")
+        if self.settings.strict and not done.status.usable:
+            raise DecodeError(f"{self.videos[done.item].id!r} gives no frames: {done.reason} (`strict`)")
         self._close(done)
         task.advance(**({"failed": self._failed} if self._failed else {}))
 
     def _close(self, done: VideoDone) -> None:
         """No more frames of a video come; commit its shard where it was the last."""
-        shard = self._shard_of(done.index)
+        shard = self._shard_of(done.item)
         current = self._under_way[shard]
         current.close(done)
         if current.complete:
             clock = time.perf_counter()
             records = current.records() | self._kept.get(shard, {})
-            commit_videos(self.store, shard, records, retry=shard in self._kept, frames=current.spool)
+            commit_videos(self.store, shard, records, retry=shard in self._kept, frames=current.frames)
             self.watch.writing += time.perf_counter() - clock
             del self._under_way[shard]
 
@@ -136,7 +136,7 @@ def commit_videos(
     records: Mapping[int, EncodedVideo],
     *,
     retry: bool = False,
-    frames: FrameSpool | None = None,
+    frames: ShardFrames | None = None,
 ) -> None:
     """Commit the records of a shard, by item number; `retry` replaces what was committed before.
 
@@ -196,19 +196,3 @@ def _usable_records(store: Store, shard: int) -> dict[int, EncodedVideo]:
                 ledger=ledger[row] if row < len(ledger) else None,
             )
     return records
-
-
-def _not_decoded(index: int, status: Status, reason: str | None) -> VideoDone:
-    return VideoDone(
-        index=index,
-        status=status,
-        reason=reason,
-        decoder="none",
-        decoder_note=None,
-        duration=0.0,
-        fps=0.0,
-        frames_total=0,
-        codec="",
-        seconds=0.0,
-        frames=0,
-    )

@@ -13,9 +13,8 @@ import pytest
 from glscl.cache.frame_format import FRAME_ARRAYS
 from glscl.cache.schema import Status
 from glscl.cache.shard_arrays import FLOAT, LAYOUT
-from glscl.common.settings import build
 from glscl.train_head.recipes import RECIPES
-from glscl.train_head.settings import TrainSettings
+from glscl.train_head.settings import resolve
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -87,8 +86,13 @@ def test_the_page_of_recipes_is_what_the_code_says():
     expected = {}
     for name in ("msrvtt", "msvd", "lsmdc", "didemo", "activitynet"):
         recipe = RECIPES[name]
-        settings = build(TrainSettings, recipe.settings("glscl"))
-        extraction = [recipe.words, settings.max_frames, recipe.fps]
-        training = [settings.batch_size, settings.epochs, *(settings.options[n] for n in names)]
-        expected[name] = extraction + training
+        options, settings = recipe.head_options["glscl"], resolve({}, dataset=name)
+        expected[name] = [
+            recipe.words,
+            recipe.frames,
+            recipe.fps,
+            settings.batch_size,
+            settings.epochs,
+            *(options[n] for n in names),
+        ]
     assert found == expected

@@ -41,10 +41,10 @@ def test_the_wheel_works_away_from_the_checkout(wheel, tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
         "import glscl, glscl.cli, glscl.cache, glscl.train_head.heads as heads, glscl.extract.datasets as datasets\n"
-        "from glscl.extract.backbone.encoder import Backbone\n"
+        "from glscl.extract.backbone.encoder import Backbone, load_backbone\n"
         "assert glscl.__file__.startswith(sys.path[0]), glscl.__file__\n"
         "[heads.head_class(name) for name in heads.HEAD_NAMES]\n"
-        "print(Backbone.load('demo').embed_dim, len(datasets.DATASETS))\n"
+        "print(load_backbone('demo').embed_dim, len(datasets.DATASETS))\n"
     )
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

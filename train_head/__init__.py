@@ -15,7 +15,6 @@ In reading order:
     learner           what is trained, and its batches
     reports           what a training tells
     determinism       seeds and kernels that repeat
-    deferred_signals  Ctrl-C between two steps
     resume_state      taken up where it was stopped
     divergence     a loss that is no number ends the training
     loop              the training loop

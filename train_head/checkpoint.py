@@ -236,12 +236,16 @@ def check_cache(folder: Path | str, run: Mapping[str, Any], store: Store, *, whi
     if here != there:
         ours, theirs = _describe(store.configuration), _describe(trained)
         detail = "" if ours != theirs else f" ({'; '.join(differences(here, there)[:2])})"
-        if tuned is not None:
-            raise _other_than_tuned(folder, tuned, store, ours)
         name, pretrained = backbone_of(trained)
         again: dict[str, Any] = {"dataset": store.configuration.get("dataset", "NAME"), "backbone": name}
         if trained.get("backbone", {}).get("preprocessing", {}).get("method") == "fast":
             again["preprocess"] = "fast"
+        if tuned is not None:
+            weights = Path(folder) / tuned["backbone"]
+            hint = Hint("Extract again", "extract", {**again, "pretrained": weights, "out": "CACHE"})
+            if run["cache_fingerprint"] == store.fingerprint:
+                hint = extraction_hint(store, weights)
+            raise _other_than_tuned(folder, tuned, store, ours, hint)
         if pretrained not in (None, "openai", "demo"):
             again["pretrained"] = pretrained
         raise FingerprintError(
@@ -251,19 +255,32 @@ def check_cache(folder: Path | str, run: Mapping[str, Any], store: Store, *, whi
     return [line for line in differences(store.configuration, trained) if not line.startswith("backbone.pretrained:")]
 
 
-def _other_than_tuned(folder: Path | str, tuned: Mapping[str, Any], store: Store, ours: str) -> FingerprintError:
+def _other_than_tuned(
+    folder: Path | str, tuned: Mapping[str, Any], store: Store, ours: str, extract: Hint
+) -> FingerprintError:
     """What to say of features that another backbone gave than the one a second pass left."""
-    again = (
-        ""
-        if tuned.get("patch_embedding") == "3d"
-        else f"Extract again with `pretrained={Path(folder) / tuned['backbone']}`, or j"
-    )
+    pixels = Hint("Judge it from pixels", "eval", {"run": folder, "videos": videos_folder(store) or "DIR"})
+    again = extract._replace(otherwise=pixels._replace(text="from pixels"))
     return FingerprintError(
         f"{store.path} was extracted with {ours}; {folder} trained the backbone itself, so its head reads other features",
-        hint=Hint(
-            f"{again or 'J'}udge it from pixels", "eval", {"run": folder, "videos": videos_folder(store) or "DIR"}
-        ),
+        hint=pixels if tuned.get("patch_embedding") == "3d" else again,
     )
+
+
+def extraction_hint(store: Store, weights: Path | str) -> Hint:
+    """How what a cache holds is extracted again with other weights, into a folder CACHE that is to be named.
+
+    By the command that made the cache, as it was typed, where an extraction did.
+    """
+    new = {"pretrained": weights, "out": "CACHE"}
+    typed = store.header.get("provenance", {}).get("command", "")
+    if typed.split(" ")[:2] == ["glscl", "extract"]:
+        return Hint("Extract again", typed, new)
+    about = store.configuration
+    known = {"dataset": about.get("dataset", "NAME"), "annotations": "FILE", "videos": videos_folder(store) or "DIR"}
+    fast = about.get("backbone", {}).get("preprocessing", {}).get("method") == "fast"
+    known |= {"backbone": backbone_of(about)[0]} | ({"preprocess": "fast"} if fast else {})
+    return Hint("Extract again", "extract", {**known, **new})
 
 
 def videos_folder(store: Store) -> str | None:

@@ -23,7 +23,7 @@ from accelerate.utils import broadcast
 
 from glscl.cache.sampler import CaptionSampler
 from glscl.cache.table import FeatureTable
-from glscl.train_head.deferred_signals import interrupts_deferred
+from glscl.common.signals import interrupts_deferred
 from glscl.train_head.determinism import deterministic, step_seed
 from glscl.train_head.distributed import make_accelerator
 from glscl.train_head.divergence import check_losses, check_weights

@@ -82,6 +82,18 @@ class Search:
         return self._banks.description if self._banks is not None else "none"
 
     @torch.inference_mode()
+    def similarity(self, text: TextFeatures) -> Tensor:
+        """(T, V) float32: each sentence against each video of the table. Raises InputError where it holds no videos."""
+        table = self.table
+        if not table.num_videos:
+            raise InputError("there are no videos to search: none of the cache gave frames")
+        encoded = self.head.encode_text(text)
+        gallery = self._gallery(
+            "text_to_video", lambda span: self.head.encode_video(table.videos(span)), table.num_videos
+        )
+        return torch.cat([self.head.score(encoded, part) for part in gallery], dim=1)
+
+    @torch.inference_mode()
     def videos(self, text: TextFeatures, *, top: int = 10) -> list[VideoHit]:
         """The videos of the table that fit one sentence best.
 
@@ -94,13 +106,7 @@ class Search:
             NonFiniteError: a score is NaN or infinite.
         """
         table = self.table
-        if not table.num_videos:
-            raise InputError("there are no videos to search: none of the cache gave frames")
-        encoded = self.head.encode_text(text)
-        gallery = self._gallery(
-            "text_to_video", lambda span: self.head.encode_video(table.videos(span)), table.num_videos
-        )
-        scores = torch.cat([self.head.score(encoded, part)[0] for part in gallery])  # (V,)
+        scores = self.similarity(text)[0]  # (V,)
         ordered_by, best = self._best(scores, "text_to_video", top)
         frames = table.videos(best)
         sentence = F.normalize(text.text_features[0].to(frames.frame_features.device), dim=-1)  # (D,)

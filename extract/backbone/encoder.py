@@ -8,22 +8,28 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from glscl.common.errors import BackboneError, FingerprintError, UsageError
+from glscl.cache.schema import TextFeatures
+from glscl.common.errors import BackboneError, DecodeError, FingerprintError, NotFoundError, UsageError
 from glscl.extract.backbone.loading import load_model
 from glscl.extract.backbone.patch_embedding import temporal_embedding
-from glscl.extract.backbone.picture_transform import Geometry
-from glscl.extract.backbone.threads import map_pieces
+from glscl.extract.backbone.picture_transform import PictureTransform
+from glscl.extract.backbone.thread_map import thread_map
+from glscl.extract.decode.pool import DecodePool
+from glscl.extract.decode.video import Decoding, FrameChunk, VideoTask
+
+if TYPE_CHECKING:
+    from glscl.extract.backbone.loading import ClipModel
 
 TEXT_BLOCKS_KEPT = 4  # blocks of the text transformer that aggregators start from
-PIECE_FRAMES = 32  # on a processor: what a layer makes of them then stays in its cache
+THREAD_FRAMES = 32  # on a processor: what a layer makes of them then stays in its cache
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 PREPROCESSING = ("open_clip", "fast")
 
@@ -33,13 +39,6 @@ class TokenizedTexts(NamedTuple):
 
     ids: np.ndarray  # (T, W) int64, zero or the tokenizer's own padding behind `lengths`
     lengths: np.ndarray  # (T,) int64, real tokens
-
-
-class TextBatch(NamedTuple):
-    """Encoded captions: (T, D) pooled, (T, L, D) projected tokens, float32 on the host."""
-
-    text_features: np.ndarray
-    token_features: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -58,18 +57,18 @@ class Description:
 
 
 class Backbone:
-    """A frozen open_clip model with its preprocessing and tokenizer. Obtain it from `Backbone.load`.
+    """A frozen open_clip model with its preprocessing and tokenizer. Obtain it from `load_backbone`.
 
     Attributes:
         embed_dim: D.
-        geometry: picture part of the preprocessing, for the decode workers.
+        transform: picture part of the preprocessing, for the decode workers.
         description: see `Description`.
         logit_scale: log of the temperature factor that the model was trained with.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: ClipModel,
         tokenizer: Any,
         *,
         name: str,
@@ -83,16 +82,17 @@ class Backbone:
         self.name, self.pretrained, self.words, self.precision = name, pretrained, words, precision
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.geometry, self._mean, self._std, preprocessing = _split_preprocessing(model)
+        self.transform, self._mean, self._std, preprocessing = _split_preprocessing(model)
         if preprocess == "fast":
-            from glscl.extract.backbone.fast_transform import FastGeometry
+            from glscl.extract.backbone.fast_transform import FastTransform
 
-            self.geometry = FastGeometry(self.geometry.steps, self.geometry.size)
+            self.transform = FastTransform(self.transform.steps, self.transform.size)
             preprocessing = {**preprocessing, "method": "fast"}
         self.logit_scale = float(model.logit_scale.detach())
-        self.context_length = int(getattr(model, "context_length", None) or model.text.context_length)
+        towers = (model, getattr(model, "text", None))
+        self.context_length = int(next(filter(None, (getattr(each, "context_length", None) for each in towers))))
         if words > self.context_length:
-            raise UsageError(f"--max-words is {words}; {name} reads at most {self.context_length} tokens")
+            raise UsageError(f"`max_words` is {words}; {name} reads at most {self.context_length} tokens")
         self.description = Description(
             library="open_clip",
             name=name,
@@ -106,70 +106,27 @@ class Backbone:
         )
         self.model.to(device)
         self._amp = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
-        black = np.zeros((1, *self.geometry.size, 3), np.uint8)
+        black = np.zeros((1, *self.transform.size, 3), np.uint8)
         self.black_frame = self.encode_frames(black)[0]
         self.embed_dim = len(self.black_frame)
 
-    @classmethod
-    def load(
-        cls,
-        name: str = "ViT-B-32",
-        pretrained: str | None = "openai",
-        *,
-        words: int = 32,
-        device: str | torch.device = "cpu",
-        precision: str = "auto",
-        across_frames: bool = False,
-        preprocess: str = "open_clip",
-    ) -> Backbone:
-        """Build a model and load its weights.
-
-        Args:
-            name: `demo` (the built-in tiny CLIP), an open_clip architecture, `hf-hub:org/repo` or `local-dir:FOLDER`.
-            pretrained: tag of open_clip, or a file with weights; of `demo` and names with a scheme only a file counts.
-            words: tokens kept a caption, start and end included.
-            precision: `fp32`, `fp16`, `bf16`; `auto` is fp16 on a GPU and fp32 elsewhere.
-            across_frames: take weights whose patch embedding looks at neighbouring frames; only for callers that give
-                the frames of a video together.
-            preprocess: `open_clip` resizes pictures as open_clip itself does, `fast` through `FastGeometry`.
-
-        Raises:
-            BackboneError: unknown name or tag, weights that cannot be had or do not fit, no token features.
-            UsageError: precision, preprocess or words out of range.
-        """
-        if preprocess not in PREPROCESSING:
-            raise UsageError(f"--preprocess is {preprocess!r}; expected one of {', '.join(PREPROCESSING)}")
-        if precision not in PRECISIONS:
-            raise UsageError(f"--precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
-        device = torch.device(device)
-        if precision == "auto":
-            precision = "fp16" if device.type == "cuda" else "fp32"
-        model, tokenizer, pretrained = load_model(name, pretrained, across_frames=across_frames)
-        return cls(
-            model,
-            tokenizer,
-            name=name,
-            pretrained=pretrained,
-            words=words,
-            device=device,
-            precision=precision,
-            preprocess=preprocess,
-        )
+    def __repr__(self) -> str:
+        return f"<Backbone {self.name} ({self.pretrained}), {self.embed_dim}-d, {self.precision} on {self.device}>"
 
     # --- frames ------------------------------------------------------------------------------------------------
 
     def encode_frames(self, frames: np.ndarray | torch.Tensor) -> np.ndarray:
-        """(n, S, S, 3) uint8 as `geometry` gives them → (n, D) float32, projected, not normalised.
+        """(n, S, S, 3) uint8 as `transform` gives them → (n, D) float32, projected, not normalised.
 
-        A processor takes them in pieces of PIECE_FRAMES, each on a thread of its own (see `map_pieces`).
+        A processor takes them in batches of THREAD_FRAMES, each on a thread of its own (see `thread_map`).
         """
         frames = torch.as_tensor(frames)
-        if self.device.type != "cpu" or len(frames) <= PIECE_FRAMES or temporal_embedding(self.model) is not None:
-            return self._encode_piece(frames)
-        return np.concatenate(map_pieces(self._encode_piece, frames.split(PIECE_FRAMES)))
+        if self.device.type != "cpu" or len(frames) <= THREAD_FRAMES or temporal_embedding(self.model) is not None:
+            return self._encode_batch(frames)
+        return np.concatenate(thread_map(self._encode_batch, frames.split(THREAD_FRAMES)))
 
     @torch.inference_mode()
-    def _encode_piece(self, frames: torch.Tensor) -> np.ndarray:
+    def _encode_batch(self, frames: torch.Tensor) -> np.ndarray:
         with self._autocast():
             features = self.image_features(frames.to(self.device, non_blocking=True))
         return features.float().cpu().numpy()
@@ -179,6 +136,39 @@ class Backbone:
         pixels = frames.permute(0, 3, 1, 2).contiguous().float().div_(255)  # (n, 3, S, S): what ToTensor does
         pixels = (pixels - self._mean.to(pixels.device)) / self._std.to(pixels.device)
         return self.model.encode_image(pixels, normalize=False)
+
+    def encode_video(
+        self,
+        path: str | Path,
+        decoding: Decoding | None = None,
+        *,
+        start: float | None = None,
+        end: float | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One file → frame_features (F, D) float32 and their times (F,) in seconds, as extraction makes them.
+
+        It is decoded in a process of its own, which may hang or die.
+
+        Args:
+            decoding: how; one frame a second by default. Its `prepare` is this backbone's.
+            start, end: seconds; only frames with start <= time < end.
+
+        Raises:
+            NotFoundError, DecodeError: the file is not there or gives no frames.
+        """
+        if not Path(path).is_file():
+            raise NotFoundError(f"No video file at {path}")
+        features, times, reason = [], [], None
+        with DecodePool(replace(decoding or Decoding(), prepare=self.transform), workers=1) as pool:
+            for event in pool.decode([VideoTask(0, str(path), start, end)]):
+                if isinstance(event, FrameChunk):
+                    features.append(self.encode_frames(event.frames))
+                    times.append(event.times)
+                else:
+                    reason = event.reason
+        if not features:
+            raise DecodeError(f"{path} gives no frames: {reason}")
+        return np.concatenate(features), np.concatenate(times)
 
     # --- captions ----------------------------------------------------------------------------------------------
 
@@ -193,14 +183,22 @@ class Backbone:
             lengths = np.maximum((ids != padding).sum(1), 1)
         return TokenizedTexts(ids, lengths)
 
+    def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
+        """Sentences → text_features (T, D), token_features (T, L, D) and token_mask (T, L), float32 on the host.
+
+        As extraction stores them: projected, not normalised, each sentence cut to `words` tokens.
+        """
+        return self.encode_tokens(self.tokenize(texts))
+
     @torch.inference_mode()
-    def encode_texts(self, tokens: TokenizedTexts) -> TextBatch:
-        """Pooled and token features of a batch. Sort captions by length: a batch costs its longest."""
+    def encode_tokens(self, tokens: TokenizedTexts) -> TextFeatures:
+        """As `encode_texts`, of captions that are token ids. Sort them by length: a batch costs its longest."""
         longest = int(tokens.lengths.max(initial=1))
         ids = torch.from_numpy(tokens.ids).to(self.device)
         with self._autocast():
             pooled, states = self.text_states(ids, longest)
-        return TextBatch(pooled.float().cpu().numpy(), states.float().cpu().numpy()[:, :longest])
+        mask = torch.arange(longest) < torch.from_numpy(tokens.lengths)[:, None]  # (T, L)
+        return TextFeatures(pooled.float().cpu(), states.float().cpu()[:, :longest], mask)
 
     def text_states(self, ids: torch.Tensor, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(T, W) token ids on the device → pooled (T, D) and token features (T, at least `longest`, D), as extraction
@@ -209,7 +207,7 @@ class Backbone:
 
     # --- what heads start from ---------------------------------------------------------------------------------
 
-    def pieces(self) -> dict[str, np.ndarray]:
+    def tensors_for_heads(self) -> dict[str, np.ndarray]:
         """First text blocks, frame positions, logit_scale and the feature of a black frame, for `backbone/`."""
         text = getattr(self.model, "text", self.model)
         wanted = ("positional_embedding", *(f"transformer.resblocks.{i}." for i in range(TEXT_BLOCKS_KEPT)))
@@ -230,6 +228,51 @@ class Backbone:
         return torch.autocast(self.device.type, dtype=self._amp)
 
 
+def load_backbone(
+    name: str = "ViT-B-32",
+    pretrained: str | None = "openai",
+    *,
+    words: int = 32,
+    device: str | torch.device = "cpu",
+    precision: str = "auto",
+    preprocess: str = "open_clip",
+    across_frames: bool = False,
+) -> Backbone:
+    """Build a model and load its weights.
+
+    Args:
+        name: `demo` (the built-in tiny CLIP), an open_clip architecture, `hf-hub:org/repo` or `local-dir:FOLDER`.
+        pretrained: tag of open_clip, or a file with weights; of `demo` and names with a scheme only a file counts.
+        words: tokens kept a caption, start and end included.
+        precision: `fp32`, `fp16`, `bf16`; `auto` is fp16 on a GPU and fp32 elsewhere.
+        preprocess: `open_clip` resizes pictures as open_clip itself does, `fast` through `FastTransform`.
+        across_frames: take weights whose patch embedding looks at neighbouring frames; only for callers that give
+            the frames of a video together.
+
+    Raises:
+        BackboneError: unknown name or tag, weights that cannot be had or do not fit, no token features.
+        UsageError: precision, preprocess or words out of range.
+    """
+    if preprocess not in PREPROCESSING:
+        raise UsageError(f"`preprocess` is {preprocess!r}; expected one of {', '.join(PREPROCESSING)}")
+    if precision not in PRECISIONS:
+        raise UsageError(f"`precision` is {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    device = torch.device(device)
+    if precision == "auto":
+        precision = "fp16" if device.type == "cuda" else "fp32"
+    model, tokenizer, pretrained = load_model(name, pretrained, across_frames=across_frames)
+    return Backbone(
+        model,
+        tokenizer,
+        name=name,
+        pretrained=pretrained,
+        words=words,
+        device=device,
+        precision=precision,
+        preprocess=preprocess,
+    )
+
+
 def backbone_of_cache(
     configuration: Mapping[str, Any],
     where: Path,
@@ -245,24 +288,24 @@ def backbone_of_cache(
         configuration: of the cache.
         where: the cache, for messages.
         pretrained: file with the weights, where the cache was made from a file.
-        device, precision, across_frames: as in `Backbone.load`.
+        device, precision, across_frames: as in `load_backbone`.
 
     Raises:
         UsageError: the features were imported, so no backbone is known.
         FingerprintError: the weights are others.
-        BackboneError: the cache says too little, or see `Backbone.load`.
+        BackboneError: the cache says too little, or see `load_backbone`.
     """
     made = configuration.get("text_backbone", configuration["backbone"])
     if made["pretrained"] == "imported":
         raise UsageError(
             f"{where} holds imported features of captions and frames: no backbone is known to encode more",
-            mend="Import with --backbone NAME, which encodes the captions now",
+            hint="Import with `backbone=NAME`, which encodes the captions now",
         )
     if "words" not in made or "weights" not in made:
         raise BackboneError(
             f"{where} does not say how its backbone was used: it lacks the number of words, or the weights' hash"
         )
-    backbone = Backbone.load(
+    backbone = load_backbone(
         made["name"],
         pretrained or made["pretrained"],
         words=made["words"],
@@ -275,13 +318,13 @@ def backbone_of_cache(
         raise FingerprintError(
             f"{where} was made with other weights of {made['name']} ({made['pretrained']}, {made['weights']}); "
             f"these are {backbone.description.weights}",
-            mend="Give the same weights with --pretrained FILE",
+            hint="Give the same weights with `pretrained=FILE`",
         )
     return backbone
 
 
 def _text_states(
-    model: nn.Module, ids: torch.Tensor, longest: int, context_length: int
+    model: ClipModel, ids: torch.Tensor, longest: int, context_length: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Pooled (T, D) and token (T, L, D) features, both behind ln_final and the text projection, not normalised."""
     from open_clip.transformer import text_global_pool
@@ -304,7 +347,7 @@ def _text_states(
     except (AttributeError, TypeError, KeyError, RuntimeError) as error:
         raise BackboneError(
             f"The text tower of {type(model).__name__} does not give its token features ({error})",
-            mend="Choose a backbone with an open_clip text transformer",
+            hint="Choose a backbone with an open_clip text transformer",
         ) from error
     return model.encode_text(padded, normalize=False), states
 
@@ -316,23 +359,22 @@ def _project(tower: nn.Module, states: torch.Tensor) -> torch.Tensor:
     return projection(states) if isinstance(projection, nn.Module) else states @ projection.to(states.dtype)
 
 
-def _split_preprocessing(model: nn.Module) -> tuple[Geometry, torch.Tensor, torch.Tensor, dict[str, Any]]:
-    """open_clip's evaluation transform as geometry, mean (3, 1, 1), standard deviation (3, 1, 1) and its settings."""
+def _split_preprocessing(model: ClipModel) -> tuple[PictureTransform, torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """open_clip's evaluation transform as picture transform, mean (3, 1, 1), standard deviation (3, 1, 1) and its settings."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
-    from torchvision.transforms import Normalize
+    from torchvision.transforms import Compose, Normalize
 
     settings = model.visual.preprocess_cfg
-    steps = image_transform_v2(PreprocessCfg(**settings), is_train=False).transforms
-    *geometry, to_rgb, to_tensor, normalise = steps
-    if [type(to_rgb).__name__, type(to_tensor).__name__] != ["MaybeConvertMode", "MaybeToTensor"] or not isinstance(
-        normalise, Normalize
-    ):
-        raise BackboneError(f"This open_clip preprocesses in an unknown way: {[type(s).__name__ for s in steps]}")
+    transform = image_transform_v2(PreprocessCfg(**settings), is_train=False)
+    assert isinstance(transform, Compose), "of one that does not train"
+    normalise, names = transform.transforms[-1], [type(step).__name__ for step in transform.transforms]
+    if names[-3:-1] != ["MaybeConvertMode", "MaybeToTensor"] or not isinstance(normalise, Normalize):
+        raise BackboneError(f"This open_clip preprocesses in an unknown way: {names}")
     size = settings["size"]
-    size = (size, size) if isinstance(size, int) else tuple(size[-2:])
+    size = (size, size) if isinstance(size, int) else (size[-2], size[-1])
     mean, std = (torch.tensor(list(v), dtype=torch.float32).view(3, 1, 1) for v in (normalise.mean, normalise.std))
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(settings.items())}
-    return Geometry(geometry, size), mean, std, plain
+    return PictureTransform(transform.transforms[:-3], size), mean, std, plain
 
 
 def weights_hash(model: nn.Module) -> str:

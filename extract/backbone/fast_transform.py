@@ -1,13 +1,13 @@
-"""A model's geometric preprocessing through torch's 8-bit kernels: `--preprocess fast`.
+"""A model's preprocessing of pictures through torch's 8-bit kernels: `preprocess=fast`.
 
 The same steps as open_clip's own, sizes and crops included, but the picture is resized by torch, whose fixed-point bicubic
 and bilinear filters with antialiasing take a third to a fifth of PIL's time on processors with vector instructions. It runs in the
-decode workers like `Geometry` does: there a frame becomes small before it travels, and many cores share the work.
+decode workers like `PictureTransform` does: there a frame becomes small before it travels, and many cores share the work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,11 +18,10 @@ from torchvision.transforms import CenterCrop, Resize
 from torchvision.transforms.v2 import functional
 
 from glscl.common.errors import BackboneError
+from glscl.extract.backbone.picture_transform import PictureTransform, Step
 
-Step = Callable[[Image.Image], Image.Image]
 
-
-class FastGeometry:
+class FastTransform(PictureTransform):
     """PIL picture → (S, S, 3) uint8 RGB, within one grey level of what `steps` do to it on average. Picklable.
 
     Args:
@@ -37,11 +36,10 @@ class FastGeometry:
         for step in steps:
             if not isinstance(step, (Resize, ResizeKeepRatio, CenterCrop, CenterCropOrPad)):
                 raise BackboneError(
-                    f"--preprocess fast does not know the step {type(step).__name__} of this backbone's preprocessing",
-                    mend="Use --preprocess open_clip",
+                    f"`preprocess=fast` does not know the step {type(step).__name__} of this backbone's preprocessing",
+                    hint="Use `preprocess=open_clip`",
                 )
-        self.steps = list(steps)
-        self.size = size
+        super().__init__(steps, size)
 
     def __call__(self, picture: Image.Image) -> np.ndarray:
         pixels = torch.from_numpy(np.array(picture if picture.mode == "RGB" else picture.convert("RGB")))
@@ -60,4 +58,5 @@ def _apply(step: Step, pixels: torch.Tensor) -> torch.Tensor:
         height, width = pixels.shape[-2:]
         size = step.get_params(SimpleNamespace(size=(width, height)), step.size, step.longest)
         return functional.resize(pixels, size, step.interpolation, antialias=True)
+    assert isinstance(step, (CenterCrop, CenterCropOrPad)), "the others were refused when it was made"
     return step(pixels)

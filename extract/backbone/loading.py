@@ -11,30 +11,57 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
+import torch
 from torch import nn
 
 from glscl.common.archive_limits import check_torch_file
-from glscl.common.errors import BackboneError
+from glscl.common.errors import BackboneError, Hint
 from glscl.extract.backbone.patch_embedding import widen_patch_embedding
 from glscl.extract.backbone.tuned_weights import TunedWeights, read_tuned
 
 DEMO_BACKBONE = Path(__file__).parents[2] / "demo" / "backbone"
 
 
-def load_model(name: str, pretrained: str | None, *, across_frames: bool = False) -> tuple[nn.Module, Any, str]:
+if TYPE_CHECKING:
+
+    class VisionTower(nn.Module):
+        preprocess_cfg: dict[str, Any]
+        attnpool: Any  # of a ModifiedResNet
+
+    class ClipModel(nn.Module):
+        """What is used here of a model of open_clip, whose classes have no base of their own."""
+
+        visual: VisionTower
+        logit_scale: nn.Parameter
+        # of the plain CLIP class alone
+        context_length: int
+        transformer: Any  # of open_clip.transformer
+        token_embedding: nn.Embedding
+        positional_embedding: nn.Parameter
+        ln_final: nn.LayerNorm
+        text_projection: nn.Parameter
+        attn_mask: torch.Tensor
+        text_pool_type: str
+
+        def encode_image(self, image: torch.Tensor, normalize: bool = False) -> torch.Tensor: ...
+        def encode_text(self, text: torch.Tensor, normalize: bool = False) -> torch.Tensor: ...
+        def forward_intermediates(self, **options: Any) -> dict[str, Any]: ...
+
+
+def load_model(name: str, pretrained: str | None, *, across_frames: bool = False) -> tuple[ClipModel, Any, str]:
     """A model with its weights, its tokenizer, and what to call the weights.
 
     Args:
-        name, pretrained, across_frames: as in `glscl.extract.backbone.encoder.Backbone.load`.
+        name, pretrained, across_frames: as in `load_backbone`.
 
     Raises:
         BackboneError: unknown name or tag, weights that cannot be had or do not fit.
     """
     file = Path(pretrained) if pretrained and Path(pretrained).is_file() else None
     tuned = read_tuned(file) if file else None
-    if tuned:
+    if file and tuned:
         _check_tuned(file, tuned, name, across_frames)
     if name == "demo":
         model, tokenizer = _load_folder(DEMO_BACKBONE)
@@ -42,9 +69,18 @@ def load_model(name: str, pretrained: str | None, *, across_frames: bool = False
         model, tokenizer = _load_folder(Path(name.removeprefix("local-dir:")))
     else:
         model, tokenizer = _load_open_clip(name, pretrained, tuned)
+    if not is_clip(model):
+        raise BackboneError(
+            f"The model of {name} is a {type(model).__name__}, expected one that encodes pictures and texts"
+        )
     if file and (tuned or name == "demo" or ":" in name):
         _load_file(model, file, tuned)
     return model, tokenizer, _pretrained_name(name, pretrained)
+
+
+def is_clip(model: nn.Module) -> TypeGuard[ClipModel]:
+    """Whether a model encodes pictures and texts as those of open_clip do."""
+    return all(hasattr(model, name) for name in ("visual", "logit_scale", "encode_image", "encode_text"))
 
 
 def _load_folder(folder: Path) -> tuple[nn.Module, Any]:
@@ -52,11 +88,11 @@ def _load_folder(folder: Path) -> tuple[nn.Module, Any]:
     import open_clip
 
     if not (folder / "open_clip_config.json").is_file():
-        raise BackboneError(f"{folder} has no open_clip_config.json", mend="Name a folder with config and weights")
+        raise BackboneError(f"{folder} has no open_clip_config.json", hint="Name a folder with config and weights")
     merges = sorted(folder.glob("*.txt.gz"))
     with _quiet(), _as_backbone_error(f"Cannot load the backbone in {folder}"):
         model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
-        tokenizer_options = {"bpe_path": str(merges[0])} if merges else {}
+        tokenizer_options: dict[str, Any] = {"bpe_path": str(merges[0])} if merges else {}
         return model, open_clip.get_tokenizer(f"local-dir:{folder}", **tokenizer_options)
 
 
@@ -72,7 +108,7 @@ def _load_open_clip(name: str, pretrained: str | None, tuned: TunedWeights | Non
             close = difflib.get_close_matches(name, known, 3, 0.4)
             raise BackboneError(f"open_clip has no architecture {name!r}; close to it: {', '.join(close) or 'none'}")
         if not pretrained:
-            raise BackboneError(f"{name} needs weights", mend="Give --pretrained openai, another tag, or a file")
+            raise BackboneError(f"{name} needs weights", hint="Give `pretrained=openai`, another tag, or a file")
         tags = open_clip.list_pretrained_tags_by_model(name)
         if tuned:
             options = {"force_quick_gelu": tuned.quick_gelu or None, "force_preprocess_cfg": tuned.preprocessing}
@@ -81,7 +117,7 @@ def _load_open_clip(name: str, pretrained: str | None, tuned: TunedWeights | Non
         elif pretrained not in tags:
             raise BackboneError(
                 f"{pretrained!r} is neither a file nor a tag of {name}; its tags are {', '.join(tags) or 'none'}",
-                mend="Give --pretrained one of these or a file",
+                hint="Give `pretrained` one of these or a file",
             )
         else:  # weights trained with QuickGELU need it, whatever the name of the architecture says
             settings = open_clip.get_pretrained_cfg(name, pretrained) or {}
@@ -92,8 +128,8 @@ def _load_open_clip(name: str, pretrained: str | None, tuned: TunedWeights | Non
         _quiet(),
         _as_backbone_error(
             f"Cannot load the weights of {source}",
-            mend="They are downloaded once from the model hub: run where there is a network, or copy the file here and "
-            f"give --backbone {name} --pretrained FILE",
+            hint="They are downloaded once from the model hub: run where there is a network, or copy the file here and "
+            f"give `backbone={name}` `pretrained=FILE`",
         ),
     ):
         tag = None if hub or tuned else pretrained
@@ -104,21 +140,21 @@ def _load_open_clip(name: str, pretrained: str | None, tuned: TunedWeights | Non
     except (ImportError, OSError, ValueError, AttributeError) as error:
         raise BackboneError(
             f"The tokenizer of {name} cannot be had: {_last_line(error)}",
-            mend="It may need the transformers package (pip install 'glscl[siglip]') and a network once",
+            hint="It may need the transformers package (pip install 'glscl[siglip]') and a network once",
         ) from error
 
 
 def _check_tuned(file: Path, tuned: TunedWeights, name: str, across_frames: bool) -> None:
     if tuned.name != name:
-        raise BackboneError(f"{file} holds weights of {tuned.name}, not of {name}", mend=f"Use --backbone {tuned.name}")
+        raise BackboneError(f"{file} holds weights of {tuned.name}, not of {name}", hint=f"Use `backbone={tuned.name}`")
     if tuned.patch_embedding == "3d" and not across_frames:
         raise BackboneError(
             f"{file} has a 3d patch embedding: it sees each frame with its neighbours, and a cache encodes frames one by one",
-            mend=f"Judge it from pixels: glscl eval --run {file.parent} --videos DIR",
+            hint=Hint("Judge it from pixels", "eval", {"run": file.parent, "videos": "DIR"}),
         )
 
 
-def _load_file(model: nn.Module, file: Path, tuned: TunedWeights | None) -> None:
+def _load_file(model: ClipModel, file: Path, tuned: TunedWeights | None) -> None:
     """Replace the weights of a model by those in a file."""
     import open_clip
 
@@ -127,7 +163,7 @@ def _load_file(model: nn.Module, file: Path, tuned: TunedWeights | None) -> None
     with _quiet(), _as_backbone_error(f"Cannot load the weights in {file}"):
         if file.suffix != ".safetensors":
             check_torch_file(file)
-        open_clip.load_checkpoint(model, str(file))
+        open_clip.load_checkpoint(model, str(file))  # pyright: ignore[reportArgumentType] (its annotation leaves out CoCa)
 
 
 def _pretrained_name(name: str, pretrained: str | None) -> str:
@@ -177,13 +213,13 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _as_backbone_error(message: str, mend: str | None = None) -> Iterator[None]:
+def _as_backbone_error(message: str, hint: Hint | str | None = None) -> Iterator[None]:
     try:
         yield
     except BackboneError:
         raise
     except Exception as error:  # hub clients, torch and safetensors each raise their own types
-        raise BackboneError(f"{message}: {_last_line(error)}", mend=mend) from error
+        raise BackboneError(f"{message}: {_last_line(error)}", hint=hint) from error
 
 
 def _last_line(error: BaseException) -> str:

@@ -56,13 +56,15 @@ def widen_patch_embedding(model: nn.Module) -> TemporalPatchEmbedding:
         BackboneError: the vision tower is no open_clip vision transformer.
     """
     visual = model.visual
-    if not hasattr(visual, "transformer") or not isinstance(getattr(visual, "conv1", None), nn.Conv2d):
+    plain = getattr(visual, "conv1", None)
+    if not isinstance(visual, nn.Module) or not hasattr(visual, "transformer") or not isinstance(plain, nn.Conv2d):
         raise BackboneError(
             f"A 3d patch embedding needs an open_clip vision transformer; this tower is a {type(visual).__name__}",
-            mend="Use --patch-embedding 2d, or a ViT backbone",
+            hint="Use `patch_embedding=2d`, or a ViT backbone",
         )
-    visual.conv1 = TemporalPatchEmbedding(visual.conv1)
-    return visual.conv1
+    widened = TemporalPatchEmbedding(plain)
+    visual.add_module("conv1", widened)
+    return widened
 
 
 def temporal_embedding(model: nn.Module) -> TemporalPatchEmbedding | None:

@@ -22,7 +22,7 @@ class TunedWeights(NamedTuple):
     """What the metadata says.
 
     Attributes:
-        name: of the architecture, as `--backbone` takes it.
+        name: of the architecture, as `load_backbone` takes it.
         quick_gelu: whether the model uses QuickGELU whatever its name says.
         preprocessing: open_clip's preprocessing settings.
         patch_embedding: "2d", or "3d" where frames are embedded with their neighbours.

@@ -1,7 +1,8 @@
 """The datasets that can be extracted: one annotation reader a file, each loaded when it is asked for.
 
-A reader reads text files and lists a folder of videos; it decodes nothing. Its name in `DATASETS` is the choice on the
-command line (`glscl extract --dataset NAME`). To add one: a module with `read`, and a line here.
+A reader reads text files and lists a folder of videos; it decodes nothing. To add one here: a module with `read`, and a
+line in `DATASETS`. One of your own needs no change here: `dataset_entry` also takes `package.module:reader`, and names that
+an installed package gives in the entry point group `glscl.datasets`.
 """
 
 from __future__ import annotations
@@ -12,26 +13,33 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glscl.common.errors import UsageError
+from glscl.common.outside import attribute, from_outside
+
 if TYPE_CHECKING:
     from glscl.cache.schema import Annotations, Expected
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetEntry:
-    """What the command line must know of a dataset before its reader is loaded.
+    """What must be known of a dataset before its reader is loaded.
 
     Attributes:
-        module: where the function `read` lives, imported at the first call.
+        name: of its folders below datasets/ and caches/.
+        module: where the function `reader` is, imported at the first call.
+        reader: name of the function, with dots where it is an attribute of something else.
         help: one line for docs/cli.md.
         recipe: name of the training recipe that fits.
         max_words: tokens kept of a caption, start and end included (the recipe's).
         fps: frames a second to sample (the recipe's).
-        protocols: the choices of `--protocol`, the default first; empty where there is only one way to read it.
+        protocols: names of the ways to read it, the default first; empty where there is only one.
         unpacks: the reader writes video files below the folder of videos (archives); a dry run must not.
     """
 
+    name: str = ""
     module: str
-    help: str
+    reader: str = "read"
+    help: str = ""
     recipe: str = "msrvtt"
     max_words: int = 32
     fps: float = 1.0
@@ -58,17 +66,29 @@ class DatasetEntry:
         Raises:
             InputError: a file that cannot be read as what it should be, naming file, row and what was expected.
             NotFoundError: a folder or required file that is not there.
-            UsageError: an unknown split or protocol.
+            UsageError: an unknown split or protocol, or a reader from outside that gives something else than annotations.
         """
         options = {"unpack": not dry_run} if self.unpacks else {}
-        reader: Callable[..., Annotations] = import_module(self.module).read
-        return reader(
+        reader: Callable[..., Annotations] = attribute(import_module(self.module), self.reader)
+        found = reader(
             None if annotations is None else Path(annotations),
             None if videos is None else Path(videos),
             splits=splits,
             protocol=protocol,
             **options,
         )
+        from glscl.cache.schema import Annotations
+
+        if not isinstance(found, Annotations):
+            raise UsageError(
+                f"The reader {self.module}:{self.reader} gave {type(found).__name__}, expected glscl.cache.schema.Annotations"
+            )
+        return found
+
+    @property
+    def defaults(self) -> dict[str, object]:
+        """The layer of an extraction's settings that the dataset decides."""
+        return {"fps": self.fps, "max_words": self.max_words}
 
     @property
     def expected(self) -> Mapping[str, Mapping[str, Expected]]:
@@ -76,6 +96,32 @@ class DatasetEntry:
         return getattr(import_module(self.module), "EXPECTED", {})
 
 
+def dataset_entry(name: str) -> DatasetEntry:
+    """The dataset of a name: one of `DATASETS`, `package.module:reader`, or an entry point of the group `glscl.datasets`.
+
+    An entry point gives a reader, or a `DatasetEntry` with defaults of its own.
+
+    Raises:
+        UsageError: an unknown name, or code that cannot be imported.
+    """
+    if name in DATASETS:
+        return replace(DATASETS[name], name=name)
+    found = from_outside(name, setting="dataset", group=GROUP)
+    if found is None:
+        raise UsageError(
+            f"`dataset` is {name!r}; expected one of {', '.join(DATASETS)}",
+            hint="One of your own is `package.module:reader`; see docs/datasets.md",
+        )
+    if isinstance(found.value, DatasetEntry):
+        return replace(found.value, name=found.value.name or found.name)
+    if not callable(found.value):
+        raise UsageError(
+            f"`dataset` is {name!r}, which is {type(found.value).__name__}, expected a function that reads"
+        )
+    return DatasetEntry(name=found.name, module=found.module, reader=found.attribute)
+
+
+GROUP = "glscl.datasets"  # of entry points
 _HERE = "glscl.extract.datasets"
 
 DATASETS: dict[str, DatasetEntry] = {
@@ -146,7 +192,7 @@ def first_videos(annotations: Annotations, count: int) -> Annotations:
         if taken[video.split] <= count:
             videos.append(video)
     kept = {video.id for video in videos}
-    note = f"--limit {count}: {len(videos)} of {len(annotations.videos)} videos were taken"
+    note = f"`limit={count}`: {len(videos)} of {len(annotations.videos)} videos were taken"
     return replace(
         annotations,
         videos=videos,

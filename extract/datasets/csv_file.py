@@ -11,28 +11,20 @@ under a header; without a header they are video, caption, split.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from glscl.cache.schema import Annotations
 from glscl.common.errors import InputError, NotFoundError
-from glscl.extract.datasets.base import (
-    SPLIT_NAMES,
-    SPLITS,
-    Gather,
-    carve,
-    choose_protocol,
-    choose_splits,
-    split_name,
-)
+from glscl.extract.datasets.rows import CheckedRow, RawRow, build_from_rows
+from glscl.extract.datasets.splits import SPLIT_NAMES, choose_protocol, split_name
 from glscl.extract.datasets.text_files import (
     check_id,
     check_relative_path,
     clip_id,
+    location,
     number,
     parse_json,
-    place,
     read_text,
     refuse,
     show,
@@ -50,30 +42,6 @@ COLUMNS: dict[str, tuple[str, ...]] = {  # the first name that is there is the c
     "id": ("id",),
 }
 _EXPECTED = "expected the columns video,caption[,split,start,end,id]"
-
-
-class Row(NamedTuple):
-    """One row as it stands: nothing checked but that it has these cells."""
-
-    path: Path
-    row: int | str
-    video: Any
-    caption: Any  # None where there is none
-    split: Any = None
-    start: Any = None
-    end: Any = None
-    id: Any = None
-
-
-class Entry(NamedTuple):
-    """One row, checked."""
-
-    source: Row
-    file: str
-    id: str
-    start: float | None
-    end: float | None
-    split: str | None
 
 
 def read(
@@ -96,81 +64,11 @@ def read(
     """
     choose_protocol(protocol, (), "csv")
     if annotations is None:
-        raise NotFoundError("csv: no annotation file was given", mend="Give --annotations FILE.csv (video,caption).")
+        raise NotFoundError("csv: no annotation file was given", hint="Give `annotations=FILE.csv` (video,caption).")
     entries = [_entry(row, videos) for path, split in _files(annotations) for row in _rows(path, split)]
     if not entries:
         raise InputError(f"{annotations}: no row; {_EXPECTED}")
-    return gather_rows("csv", annotations, entries, splits).annotations(videos, as_paths=True)
-
-
-def gather_rows(dataset: str, path: Path, entries: Sequence[Entry], splits: Sequence[str] | None) -> Gather:
-    """Give every row its split, and gather the chosen ones."""
-    has_caption = [entry.source.caption is not None and bool(str(entry.source.caption).strip()) for entry in entries]
-    captioned = dict.fromkeys(entry.file for entry, has in zip(entries, has_caption) if has)
-    notes = []
-    carved: Mapping[str, str] = {}
-    if any(entry.split for entry in entries):
-        for entry, has in zip(entries, has_caption):
-            if entry.split is None and has:
-                refuse(
-                    entry.source.path,
-                    entry.source.row,
-                    f"no split for {show(entry.id)}, but other rows have one; expected train, val or test in every row",
-                )
-    else:
-        carved = carve(captioned)
-        notes += carving_note(path, captioned, carved)
-    split_of = [entry.split or carved.get(entry.file, "test") for entry in entries]
-    gather = Gather(dataset, choose_present(splits, split_of, path))
-    chosen = set(gather.splits)
-    everywhere: dict[str, str] = {}
-    shared: dict[str, None] = {}
-    by_id: dict[str, str] = {}
-    for entry, split in zip(entries, split_of):
-        # checked over all splits, chosen or not: a leak does not go away by looking at one side
-        if by_id.setdefault(entry.id, split) != split:
-            refuse(
-                entry.source.path,
-                entry.source.row,
-                f"the video {show(entry.id)} is in split {split}, but also in {by_id[entry.id]}",
-                mend="A video belongs to one split: training on a test video makes every number worthless.",
-            )
-        if everywhere.setdefault(entry.file, split) != split:
-            shared[entry.file] = None
-        if split not in chosen:
-            continue
-        row = entry.source
-        gather.video(
-            entry.id, split=split, path=row.path, row=row.row, file=entry.file, start=entry.start, end=entry.end
-        )
-        if row.caption is not None:
-            gather.text(entry.id, row.caption, path=row.path, row=row.row)
-    gather.notes += notes
-    if shared:
-        gather.note(f"parts of {len(shared)} file(s) are in different splits, for example of {next(iter(shared))}")
-    return gather
-
-
-def carving_note(path: Path, captioned: Mapping[str, object], carved: Mapping[str, str]) -> list[str]:
-    """The line that says which splits were made up."""
-    counts = {split: sum(s == split for s in carved.values()) for split in SPLITS}
-    if not captioned:
-        return [f"{path}: no captions: all videos are in split test, to be searched"]
-    if counts["train"]:
-        shares = ", ".join(f"{counts[split]} {split}" for split in SPLITS)
-        return [f"{path}: no splits given: captioned videos were divided by a hash of their names: {shares}"]
-    return [f"{path}: no splits given and only {len(captioned)} captioned videos: all are in split test"]
-
-
-def choose_present(splits: Sequence[str] | None, split_of: Iterable[str], path: Path) -> list[str]:
-    """The chosen splits among those that have videos."""
-    present = set(split_of)
-    available = [split for split in SPLITS if split in present]
-    wanted = choose_splits(splits, SPLITS, str(path))
-    absent = [split for split in wanted if split not in present]
-    if splits is not None and absent:
-        raise InputError(f"{path}: no video in split {absent[0]}; it has {', '.join(available)}")
-    return [split for split in wanted if split in present]
+    return build_from_rows("csv", annotations, entries, splits).build(videos, as_paths=True)
 
 
 # ------------------------------------------------------------------------------------------------ files
@@ -194,11 +92,11 @@ def _files(annotations: Path) -> list[tuple[Path, str | None]]:
         return named
     raise InputError(
         f"{annotations} has {len(files)} annotation files: {', '.join(file.name for file in files[:4])}",
-        mend="Give --annotations the one you mean.",
+        hint="Give `annotations` the one you mean.",
     )
 
 
-def _rows(path: Path, split: str | None) -> Iterator[Row]:
+def _rows(path: Path, split: str | None) -> Iterator[RawRow]:
     text = read_text(path)
     if not text.strip():
         raise InputError(f"{path}: the file is empty; {_EXPECTED}")
@@ -216,7 +114,7 @@ def _rows(path: Path, split: str | None) -> Iterator[Row]:
 # ------------------------------------------------------------------------------------------------ tables
 
 
-def _table_rows(text: str, path: Path) -> Iterator[Row]:
+def _table_rows(text: str, path: Path) -> Iterator[RawRow]:
     first_line = text.lstrip("\r\n").splitlines()[0]
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     delimiter = next((d for d in (usual, "\t", ";", ",") if d in first_line), usual)
@@ -231,7 +129,7 @@ def _table_rows(text: str, path: Path) -> Iterator[Row]:
                 continue
             if width > 3:
                 found = f"no header and {width} cells"
-                refuse(path, row, f"{found}; {_EXPECTED}", mend="Put captions with commas in quotes.")
+                refuse(path, row, f"{found}; {_EXPECTED}", hint="Put captions with commas in quotes.")
             columns = dict(zip(("video", "caption", "split"), range(width)))
             doubtful = None if _names_a_file(cells[0]) else (row, cells)
         elif doubtful is not None:
@@ -243,9 +141,9 @@ def _table_rows(text: str, path: Path) -> Iterator[Row]:
                 path,
                 row,
                 f"{len(cells)} cells, expected {width} as in the first row",
-                mend="Put captions that hold the separator in double quotes." if len(cells) > width else None,
+                hint="Put captions that hold the separator in double quotes." if len(cells) > width else None,
             )
-        yield Row(path, row, **{"caption": None, **{name: cells[at] for name, at in columns.items()}})
+        yield RawRow(path, row, **{"caption": None, **{name: cells[at] for name, at in columns.items()}})
 
 
 def _header(cells: list[str], path: Path, row: int) -> dict[str, int] | None:
@@ -279,13 +177,13 @@ def _names(cells: Sequence[object]) -> str:
 # ------------------------------------------------------------------------------------------------ JSON
 
 
-def _json_lines(text: str, path: Path) -> Iterator[Row]:
+def _json_lines(text: str, path: Path) -> Iterator[RawRow]:
     for row, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield from _object_rows(parse_json(line, path, row), path, row)
 
 
-def _json_rows(value: object, path: Path) -> Iterator[Row]:
+def _json_rows(value: object, path: Path) -> Iterator[RawRow]:
     """A list of objects; {"video": [captions]}; or {"train": [objects], "test": …}."""
     if isinstance(value, list):
         for row, entry in enumerate(value, 1):
@@ -304,7 +202,7 @@ def _json_rows(value: object, path: Path) -> Iterator[Row]:
         refuse(path, None, 'expected a list of objects {"video": ..., "caption": ...}')
 
 
-def _object_rows(entry: object, path: Path, row: int | str) -> Iterator[Row]:
+def _object_rows(entry: object, path: Path, row: int | str) -> Iterator[RawRow]:
     if not isinstance(entry, dict):
         refuse(path, row, f'found {show(entry)}, expected an object {{"video": ..., "caption": ...}}')
     cells = {}
@@ -322,9 +220,9 @@ def _object_rows(entry: object, path: Path, row: int | str) -> Iterator[Row]:
         if not all(isinstance(caption, str) for caption in captions):
             refuse(path, row, f"captions are {show(captions)}, expected strings")
         for caption in captions or (None,):
-            yield Row(path, row, caption=caption, **cells)
+            yield RawRow(path, row, caption=caption, **cells)
     elif captions is None or isinstance(captions, str):
-        yield Row(path, row, caption=captions, **cells)
+        yield RawRow(path, row, caption=captions, **cells)
     else:
         refuse(path, row, f"the caption is {show(captions)}, expected a string or a list of strings")
 
@@ -332,7 +230,7 @@ def _object_rows(entry: object, path: Path, row: int | str) -> Iterator[Row]:
 # ------------------------------------------------------------------------------------------------ one row
 
 
-def _entry(row: Row, videos: Path | None) -> Entry:
+def _entry(row: RawRow, videos: Path | None) -> CheckedRow:
     file = _file(row, videos)
     start, end = (
         None if value is None or value == "" else number(value, name, row.path, row.row)
@@ -346,10 +244,10 @@ def _entry(row: Row, videos: Path | None) -> Entry:
     if row.id is not None and row.id != "":
         id = check_id(str(row.id) if isinstance(row.id, int) else row.id, row.path, row.row)
     split = None if row.split is None or row.split == "" else split_name(row.split, row.path, row.row)
-    return Entry(row, file, id, start, end, split)
+    return CheckedRow(row, file, id, start, end, split)
 
 
-def _file(row: Row, videos: Path | None) -> str:
+def _file(row: RawRow, videos: Path | None) -> str:
     """The video's path below the folder of videos; an absolute one stays only where no folder was given."""
     value = str(row.video) if isinstance(row.video, int) and not isinstance(row.video, bool) else row.video
     if not isinstance(value, str) or not value.strip().startswith("/"):
@@ -362,6 +260,6 @@ def _file(row: Row, videos: Path | None) -> str:
         if f"/{inside}".startswith(f"{root.rstrip('/')}/"):
             return f"/{inside}"[len(root.rstrip("/")) + 1 :]
     raise InputError(
-        f"{place(row.path, row.row)}: the video {show(value)} is not below the folder of videos {videos}",
-        mend="Give --videos the folder that holds all of them.",
+        f"{location(row.path, row.row)}: the video {show(value)} is not below the folder of videos {videos}",
+        hint="Give `videos` the folder that holds all of them.",
     )

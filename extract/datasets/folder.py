@@ -7,8 +7,8 @@ from pathlib import Path
 
 from glscl.cache.schema import Annotations
 from glscl.common.errors import InputError, UsageError
-from glscl.extract.datasets.base import SPLIT_NAMES, Gather, carve, choose_protocol
-from glscl.extract.datasets.csv_file import carving_note, choose_present
+from glscl.extract.datasets.builder import AnnotationBuilder
+from glscl.extract.datasets.splits import SPLIT_NAMES, carve, carving_note, choose_present, choose_protocol
 from glscl.extract.datasets.text_files import read_lines
 from glscl.extract.datasets.video_files import VIDEO_EXTENSIONS, VideoFiles, split_extension
 
@@ -38,7 +38,7 @@ def read(
     choose_protocol(protocol, (), "folder")
     root = videos or annotations
     if root is None:
-        raise UsageError("folder: no folder was given", mend="Give --videos DIR.")
+        raise UsageError("folder: no folder was given", hint="Give `videos=DIR`.")
     files = VideoFiles(root)
     names = files.videos()
     if not names:
@@ -49,7 +49,7 @@ def read(
         notes.append(f"no folder {annotations}: captions were looked for beside the videos")
         annotations = None
     texts = _TextFiles(files if annotations is None or annotations == root else VideoFiles(annotations))
-    text_of = {name: texts.of(name) for name in names}
+    text_of = {name: texts.for_video(name) for name in names}
     captions_of = {name: read_lines(text) if (text := text_of[name]) else [] for name in names}
 
     split_of = {name: SPLIT_NAMES.get(name.split("/")[0].lower(), "") if "/" in name else "" for name in names}
@@ -58,18 +58,18 @@ def read(
         carved = carve(captioned)
         split_of = {name: carved.get(name, "test") for name in names}
         notes += carving_note(root, captioned, carved)
-    gather = Gather("folder", choose_present(splits, split_of.values(), root))
+    builder = AnnotationBuilder("folder", choose_present(splits, split_of.values(), root))
     for name in names:
-        if split_of[name] not in gather.splits:
+        if split_of[name] not in builder.splits:
             continue
-        gather.video(name, split=split_of[name], path=root, row=None)
+        builder.video(name, split=split_of[name], path=root, row=None)
         for line, caption in captions_of[name]:
-            gather.text(name, caption, path=text_of[name] or root, row=line)
-    gather.notes += notes
+            builder.text(name, caption, path=text_of[name] or root, row=line)
+    builder.notes += notes
     empty = [name for name in names if text_of[name] and not captions_of[name]]
     if empty:
-        gather.note(f"{len(empty)} text file(s) without a line, for example of {empty[0]}")
-    return gather.annotations(root, as_paths=True)
+        builder.note(f"{len(empty)} text file(s) without a line, for example of {empty[0]}")
+    return builder.build(root, as_paths=True)
 
 
 class _TextFiles:
@@ -80,7 +80,7 @@ class _TextFiles:
         self._names = set(files.names)
         self._video_of: dict[str, str] = {}
 
-    def of(self, video: str) -> Path | None:
+    def for_video(self, video: str) -> Path | None:
         folder, slash, name = video.rpartition("/")
         if f"{video}.txt" in self._names:
             return Path(self._files.full(f"{video}.txt"))
@@ -91,6 +91,6 @@ class _TextFiles:
         if other != video:
             raise InputError(
                 f"{self._files.full(text)} belongs to two videos: {other} and {video}",
-                mend=f"Name the captions {other}.txt and {video}.txt.",
+                hint=f"Name the captions {other}.txt and {video}.txt.",
             )
         return Path(self._files.full(text))

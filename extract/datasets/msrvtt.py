@@ -7,79 +7,37 @@ Protocols: `9k` (train 9,000 clips, test the 1,000 of the 1k-A split, one captio
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
-from glscl.cache.schema import Annotations, Expected
-from glscl.extract.datasets.base import (
-    AnnotationFolder,
-    Gather,
-    choose_protocol,
-    choose_splits,
-    split_name,
-)
-from glscl.extract.datasets.text_files import (
-    check_id,
-    member,
-    read_json,
-    read_lines,
-    read_table,
-)
+from glscl.cache.schema import Expected
+from glscl.extract.datasets.benchmark import AnnotationFolder, Benchmark, FoundFiles
+from glscl.extract.datasets.builder import AnnotationBuilder
+from glscl.extract.datasets.splits import split_name
+from glscl.extract.datasets.text_files import check_id, member, read_json, read_lines, read_table
 
 TEST = "MSRVTT_JSFUSION_test.csv"
 TRAIN_LIST = "MSRVTT_train.{}.csv"
 SENTENCES = "MSRVTT_data.json"
 TRAIN_SENTENCES, TEST_SENTENCES = "train_val_videodatainfo.json", "test_videodatainfo.json"  # the official pair
-SOURCE = (
-    "MSRVTT_data.json and the lists are in the archive msrvtt_data.zip of the CLIP4Clip releases "
-    "(github.com/ArrowLuo/CLIP4Clip/releases); see docs/datasets.md."
-)
-EXPECTED = {
-    "9k": {"train": Expected(180_000, 9_000), "test": Expected(1_000, 1_000)},
-    "7k": {"train": Expected(140_200, 7_010), "test": Expected(1_000, 1_000)},
-    "full": {"train": Expected(130_260, 6_513), "val": Expected(9_940, 497), "test": Expected(59_800, 2_990)},
-}
 
 
-def read(
-    annotations: Path | None,
-    videos: Path | None,
-    *,
-    splits: Sequence[str] | None = None,
-    protocol: str | None = None,
-) -> Annotations:
-    """Read MSR-VTT; texts of train stand in the order of the JSON file, those of test in that of the CSV file.
-
-    Args:
-        annotations: folder with `MSRVTT_data.json` (or the two official JSON files), `MSRVTT_JSFUSION_test.csv` and,
-            if at hand, `MSRVTT_train.9k.csv` or `MSRVTT_train.7k.csv` (else the list follows from the other files).
-        videos: folder with `<video_id>.mp4` or any other extension.
-        splits: only these.
-        protocol: 9k (default), 7k or full.
-    Raises:
-        InputError, NotFoundError, UsageError: see `DatasetEntry.read`.
-    """
-    protocol = choose_protocol(protocol, tuple(EXPECTED), "msrvtt")
-    expected = EXPECTED[protocol]
-    wanted = choose_splits(splits, tuple(expected), f"msrvtt (protocol {protocol})")
-    folder = AnnotationFolder(annotations, dataset="msrvtt", source=SOURCE, files=(SENTENCES, TEST))
-    files, notes = folder.of_splits(wanted, _needs(protocol, folder), asked=splits is not None)
-    gather = Gather("msrvtt", wanted, expected)
-    gather.notes += notes
+def _collect(builder: AnnotationBuilder, found: FoundFiles) -> None:
+    """Texts of train stand in the order of the JSON file, those of test in that of the CSV file."""
+    folder, files, protocol = found
     if protocol == "full":
         data = _read_sentences(folder)
-        _add_official(gather, data, files)
-        _add_sentences(gather, data, gather.ids())
+        _add_official(builder, data, files)
+        _add_sentences(builder, data, builder.ids())
     else:
         if "test" in files:
-            _add_test(gather, files["test"][0])
+            _add_test(builder, files["test"][0])
         if "train" in files:
             data = _read_sentences(folder)
-            _add_training(gather, data, folder, protocol)
-            _add_sentences(gather, data, gather.ids("train"))
-    gather.drop_uncaptioned("without caption")
-    return gather.annotations(videos)
+            _add_training(builder, data, folder, protocol)
+            _add_sentences(builder, data, builder.ids("train"))
+    builder.drop_uncaptioned("without caption")
 
 
 def _needs(protocol: str, folder: AnnotationFolder) -> dict[str, list[tuple[str, ...]]]:
@@ -106,22 +64,22 @@ def _official_splits(data: list[tuple[Path, dict[str, Any]]]) -> Iterator[tuple[
             yield id, split_name(member(entry, "split", str, path, row), path, row), path, row
 
 
-def _add_official(gather: Gather, data: list[tuple[Path, dict[str, Any]]], splits: Container[str]) -> None:
+def _add_official(builder: AnnotationBuilder, data: list[tuple[Path, dict[str, Any]]], splits: Container[str]) -> None:
     for id, split, path, row in _official_splits(data):
         if split in splits:
-            gather.video(id, split=split, path=path, row=row)
+            builder.video(id, split=split, path=path, row=row)
 
 
 def _add_training(
-    gather: Gather, data: list[tuple[Path, dict[str, Any]]], folder: AnnotationFolder, protocol: str
+    builder: AnnotationBuilder, data: list[tuple[Path, dict[str, Any]]], folder: AnnotationFolder, protocol: str
 ) -> None:
     path = folder.find(TRAIN_LIST.format(protocol))
     if path is not None:
         lines = read_lines(path)
         for row, line in lines[1:] if lines and lines[0][1] == "video_id" else lines:
-            gather.video(check_id(line, path, row), split="train", path=path, row=row)
+            builder.video(check_id(line, path, row), split="train", path=path, row=row)
         return
-    gather.note(f"no {TRAIN_LIST.format(protocol)}: the training clips follow from the other files, in their order")
+    builder.note(f"no {TRAIN_LIST.format(protocol)}: the training clips follow from the other files, in their order")
     if protocol == "9k":
         test_file = folder.need(TEST)
         held_out = {id for _, (id, _) in read_table(test_file, ("video_id", "sentence"))}
@@ -129,18 +87,35 @@ def _add_training(
     else:
         chosen = (clip for clip in _official_splits(data) if clip[1] in ("train", "val"))
     for id, _, source, row in chosen:
-        gather.video(id, split="train", path=source, row=row)
+        builder.video(id, split="train", path=source, row=row)
 
 
-def _add_test(gather: Gather, path: Path) -> None:
+def _add_test(builder: AnnotationBuilder, path: Path) -> None:
     for row, (id, sentence) in read_table(path, ("video_id", "sentence")):
-        gather.video(check_id(id, path, row), split="test", path=path, row=row)
-        gather.text(id, sentence, path=path, row=row)
+        builder.video(check_id(id, path, row), split="test", path=path, row=row)
+        builder.text(id, sentence, path=path, row=row)
 
 
-def _add_sentences(gather: Gather, data: list[tuple[Path, dict[str, Any]]], ids: Container[str]) -> None:
+def _add_sentences(builder: AnnotationBuilder, data: list[tuple[Path, dict[str, Any]]], ids: Container[str]) -> None:
     for path, content in data:
         for row, entry in enumerate(member(content, "sentences", list, path, "(whole file)"), 1):
             id = member(entry, "video_id", str, path, row)
             if id in ids:
-                gather.text(id, member(entry, "caption", str, path, row), path=path, row=row)
+                builder.text(id, member(entry, "caption", str, path, row), path=path, row=row)
+
+
+DATASET = Benchmark(
+    name="msrvtt",
+    source="MSRVTT_data.json and the lists are in the archive msrvtt_data.zip of the CLIP4Clip releases "
+    "(github.com/ArrowLuo/CLIP4Clip/releases); see docs/datasets.md.",
+    expected={
+        "9k": {"train": Expected(180_000, 9_000), "test": Expected(1_000, 1_000)},
+        "7k": {"train": Expected(140_200, 7_010), "test": Expected(1_000, 1_000)},
+        "full": {"train": Expected(130_260, 6_513), "val": Expected(9_940, 497), "test": Expected(59_800, 2_990)},
+    },
+    files=(SENTENCES, TEST),
+    needs=_needs,
+    collect=_collect,
+    about_splits="protocol {protocol}",
+)
+EXPECTED, read = DATASET.expected, DATASET.read

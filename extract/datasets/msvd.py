@@ -4,71 +4,28 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from glscl.cache.schema import Annotations, Expected
+from glscl.cache.schema import Expected
 from glscl.common.errors import InputError
-from glscl.extract.datasets.base import (
-    SPLITS,
-    AnnotationFolder,
-    Gather,
-    choose_protocol,
-    choose_splits,
-)
-from glscl.extract.datasets.text_files import (
-    check_id,
-    check_memo,
-    read_bytes,
-    read_json,
-    read_lines,
-    refuse,
-    show,
-)
+from glscl.extract.datasets.benchmark import Benchmark, FoundFiles, add_listed
+from glscl.extract.datasets.builder import AnnotationBuilder
+from glscl.extract.datasets.splits import SPLITS
+from glscl.extract.datasets.text_files import check_memo, read_bytes, read_json, refuse, show
 
-CAPTIONS = ("raw-captions.pkl", "captions_msvd.json")
-SOURCE = (
-    "The lists and raw-captions.pkl are in the archive msvd_data.zip of the CLIP4Clip releases "
-    "(github.com/ArrowLuo/CLIP4Clip/releases); see docs/datasets.md."
-)
-EXPECTED = {"": {"train": Expected(48_774, 1_200), "val": Expected(4_290, 100), "test": Expected(27_763, 670)}}
+CAPTIONS = ("raw-captions.pkl", "captions_msvd.json")  # the second is X-Pool's
 
 
-def read(
-    annotations: Path | None,
-    videos: Path | None,
-    *,
-    splits: Sequence[str] | None = None,
-    protocol: str | None = None,
-) -> Annotations:
-    """Read MSVD; videos stand in the order of the lists, captions of a video in that of the caption file.
-
-    Args:
-        annotations: folder with `{train,val,test}_list.txt` and `raw-captions.pkl` (or X-Pool's `captions_msvd.json`).
-        videos: folder with `<id>.avi` or any other extension.
-        splits: only these.
-    Raises:
-        InputError, NotFoundError, UsageError: see `DatasetEntry.read`.
-    """
-    choose_protocol(protocol, (), "msvd")
-    wanted = choose_splits(splits, SPLITS, "msvd")
-    names = (CAPTIONS[0], *(f"{split}_list.txt" for split in SPLITS))
-    folder = AnnotationFolder(annotations, dataset="msvd", source=SOURCE, files=names)
-    needs = {split: [(f"{split}_list.txt",), CAPTIONS] for split in SPLITS}
-    files, notes = folder.of_splits(wanted, needs, asked=splits is not None)
-    path = folder.need(*CAPTIONS)
+def _collect(builder: AnnotationBuilder, found: FoundFiles) -> None:
+    """Videos stand in the order of the lists, captions of a video in that of the caption file."""
+    path = found.folder.need(*CAPTIONS)
     captions = read_json(path, dict) if path.suffix == ".json" else read_plain_pickle(path, dict)
-    gather = Gather("msvd", wanted, EXPECTED[""])
-    gather.notes += notes
-    for split, (ids, _) in files.items():
-        for row, line in read_lines(ids):
-            id = check_id(line, ids, row)
-            gather.video(id, split=split, path=ids, row=row)
+    for split, (listed, _) in found.files.items():
+        for id in add_listed(builder, listed, split):
             for caption in _captions(captions.get(id, []), path, id):
-                gather.text(id, caption, path=path, row=show(id))
-    gather.drop_uncaptioned(f"without caption in {path.name}")
-    return gather.annotations(videos)
+                builder.text(id, caption, path=path, row=show(id))
+    builder.drop_uncaptioned(f"without caption in {path.name}")
 
 
 def _captions(value: object, path: Path, id: str) -> list[str]:
@@ -110,8 +67,20 @@ def read_plain_pickle(path: Path, expected: type) -> Any:
         reason = str(error) or type(error).__name__
         raise InputError(
             f"{path}: not a pickle of plain containers, strings and numbers: {show(reason, limit=150)}",
-            mend="Take it from its official source, or convert it to JSON where you trust it.",
+            hint="Take it from its official source, or convert it to JSON where you trust it.",
         ) from None
     if not isinstance(value, expected):
         refuse(path, None, f"found {type(value).__name__}, expected {expected.__name__}")
     return value
+
+
+DATASET = Benchmark(
+    name="msvd",
+    source="The lists and raw-captions.pkl are in the archive msvd_data.zip of the CLIP4Clip releases "
+    "(github.com/ArrowLuo/CLIP4Clip/releases); see docs/datasets.md.",
+    expected={"": {"train": Expected(48_774, 1_200), "val": Expected(4_290, 100), "test": Expected(27_763, 670)}},
+    files=(CAPTIONS[0], *(f"{split}_list.txt" for split in SPLITS)),
+    needs={split: [(f"{split}_list.txt",), CAPTIONS] for split in SPLITS},
+    collect=_collect,
+)
+EXPECTED, read = DATASET.expected, DATASET.read

@@ -9,7 +9,7 @@ import math
 import pickletools
 import stat
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 
 from glscl.common.errors import InputError, NotFoundError
 
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
+EXAMPLES = 3  # of a longer list, in a note
 _UNITS = {".json": "entry", ".jsonl": "line", ".ndjson": "line", ".txt": "line", ".pkl": "entry"}
 
 
@@ -28,7 +30,7 @@ def fold(text: str) -> str:
     return " ".join(text.split())
 
 
-def place(path: Path | str, row: int | str | None = None) -> str:
+def location(path: Path | str, row: int | str | None = None) -> str:
     """`captions.csv, row 7`: how every message names where something stands."""
     if row is None:
         return str(path)
@@ -36,9 +38,9 @@ def place(path: Path | str, row: int | str | None = None) -> str:
     return f"{path}, {unit} {row}"
 
 
-def refuse(path: Path | str, row: int | str | None, found: str, *, mend: str | None = None) -> NoReturn:
+def refuse(path: Path | str, row: int | str | None, found: str, *, hint: str | None = None) -> NoReturn:
     """Raise the one clear line about a file: where, what was found, what was expected."""
-    raise InputError(f"{place(path, row)}: {found}", mend=mend)
+    raise InputError(f"{location(path, row)}: {found}", hint=hint)
 
 
 def show(value: object, *, limit: int = 60) -> str:
@@ -48,6 +50,18 @@ def show(value: object, *, limit: int = 60) -> str:
     except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists without end
         text = f"a value of type {type(value).__name__}"
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def examples(names: Iterable[object], count: int = EXAMPLES) -> str:
+    """The first few of a longer list, for a note."""
+    names = list(names)
+    shown = ", ".join(str(name) for name in names[:count])
+    return f"{shown}, ..." if len(names) > count else shown
+
+
+def listing(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def is_clean(text: str) -> bool:
@@ -115,7 +129,7 @@ def read_text(path: Path) -> str:
     """
     data = read_bytes(path)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        refuse(path, None, "the file is UTF-16, expected UTF-8", mend="Save it as UTF-8.")
+        refuse(path, None, "the file is UTF-16, expected UTF-8", hint="Save it as UTF-8.")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -124,7 +138,7 @@ def read_text(path: Path) -> str:
         line = data.count(b"\n", 0, start) + 1
         raise InputError(
             f"{path}, line {line}: byte 0x{data[start]:02x} is not UTF-8 (perhaps Latin-1 or Windows-1252)",
-            mend="Save it as UTF-8.",
+            hint="Save it as UTF-8.",
         ) from None
 
 
@@ -146,12 +160,12 @@ def read_bytes(path: Path) -> bytes:
 def check_memo(data: bytes) -> None:
     """Raise ValueError for a pickle that numbers an object beyond its size: unpickling would reserve memory for all."""
     stream = io.BytesIO(data)
-    while opcode := pickletools.code2op.get(stream.read(1).decode("latin-1")):  # the unpickler refuses unknown ones
+    while opcode := _OPCODES.get(stream.read(1).decode("latin-1")):  # the unpickler refuses unknown ones
         if opcode.name == "STRING":  # its bytes may be in any encoding, which `pickletools.genops` does not take
             stream.readline()
             continue
         argument = opcode.arg.reader(stream) if opcode.arg else None
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= argument <= len(data):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= (argument or 0) <= len(data):
             raise ValueError(f"it numbers an object {argument}, with {len(data)} bytes in all")
         if opcode.name == "STOP":
             return

@@ -2,73 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from glscl.cache.schema import Annotations, Expected
-from glscl.extract.datasets.base import (
-    SPLITS,
-    AnnotationFolder,
-    Gather,
-    choose_protocol,
-    choose_splits,
-)
-from glscl.extract.datasets.text_files import (
-    check_id,
-    member,
-    read_json,
-    read_lines,
-    show,
-)
+from glscl.cache.schema import Expected
+from glscl.extract.datasets.benchmark import Benchmark, FoundFiles, add_listed
+from glscl.extract.datasets.builder import AnnotationBuilder
+from glscl.extract.datasets.splits import SPLITS
+from glscl.extract.datasets.text_files import member, read_json, show
 
-WHOLE = "vatex_data.json"
+WHOLE = "vatex_data.json"  # id → {"enCap": [captions]}
 OFFICIAL = ("vatex_training_v1.0.json", "vatex_validation_v1.0.json")
-SOURCE = (
-    "The captions: eric-xw.github.io/vatex-website; the lists: github.com/jpthu17/EMCL, "
-    "video_retrieval/As_an_inference_module/data/vatex_data; "
-    "see docs/datasets.md."
-)
-EXPECTED = {"": {"train": Expected(259_910, 25_991), "val": Expected(15_000, 1_500), "test": Expected(15_000, 1_500)}}
 
 
-def read(
-    annotations: Path | None,
-    videos: Path | None,
-    *,
-    splits: Sequence[str] | None = None,
-    protocol: str | None = None,
-) -> Annotations:
-    """Read VATEX; videos stand in the order of the lists, their captions in that of the caption file.
-
-    Args:
-        annotations: folder with `{train,val,test}_list.txt` and the captions: `vatex_data.json`
-            (id → {"enCap": [captions]}) or the official `vatex_{training,validation}_v1.0.json`.
-        videos: folder with `<youtube id>_<start>_<end>` plus extension.
-        splits: only these.
-    Raises:
-        InputError, NotFoundError, UsageError: see `DatasetEntry.read`.
-    """
-    choose_protocol(protocol, (), "vatex")
-    wanted = choose_splits(splits, SPLITS, "vatex")
-    names = (*(f"{split}_list.txt" for split in SPLITS), WHOLE)
-    folder = AnnotationFolder(annotations, dataset="vatex", source=SOURCE, files=names)
-    needs = {
-        split: [(f"{split}_list.txt",), (WHOLE, OFFICIAL[0] if split == "train" else OFFICIAL[1])] for split in SPLITS
-    }
-    files, notes = folder.of_splits(wanted, needs, asked=splits is not None)
-    gather = Gather("vatex", wanted, EXPECTED[""])
-    gather.notes += notes
-    for split, (listed, _) in files.items():
-        for row, line in read_lines(listed):
-            gather.video(check_id(line, listed, row), split=split, path=listed, row=row)
-    ids = gather.ids()
-    for path in dict.fromkeys(path for _, path in files.values()):
+def _collect(builder: AnnotationBuilder, found: FoundFiles) -> None:
+    """Videos stand in the order of the lists, their captions in that of the caption file."""
+    for split, (listed, _) in found.files.items():
+        add_listed(builder, listed, split)
+    ids = builder.ids()
+    for path in dict.fromkeys(path for _, path in found.files.values()):
         for id, captions, entry in _captions(path):
             if id in ids:
                 for caption in captions:
-                    gather.text(id, caption, path=path, row=entry)
-    gather.drop_uncaptioned("without caption")
-    return gather.annotations(videos)
+                    builder.text(id, caption, path=path, row=entry)
+    builder.drop_uncaptioned("without caption")
 
 
 def _captions(path: Path) -> Iterator[tuple[str, list[object], str | int]]:
@@ -80,3 +37,18 @@ def _captions(path: Path) -> Iterator[tuple[str, list[object], str | int]]:
     else:
         for row, entry in enumerate(content, 1):
             yield member(entry, "videoID", str, path, row), member(entry, "enCap", list, path, row), row
+
+
+DATASET = Benchmark(
+    name="vatex",
+    source="The captions: eric-xw.github.io/vatex-website; the lists: github.com/jpthu17/EMCL, "
+    "video_retrieval/As_an_inference_module/data/vatex_data; "
+    "see docs/datasets.md.",
+    expected={
+        "": {"train": Expected(259_910, 25_991), "val": Expected(15_000, 1_500), "test": Expected(15_000, 1_500)}
+    },
+    files=(*(f"{split}_list.txt" for split in SPLITS), WHOLE),
+    needs={split: [(f"{split}_list.txt",), (WHOLE, OFFICIAL[split != "train"])] for split in SPLITS},
+    collect=_collect,
+)
+EXPECTED, read = DATASET.expected, DATASET.read

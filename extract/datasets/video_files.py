@@ -37,7 +37,7 @@ class VideoFiles:
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
             found = "is a file, not a folder" if root.exists() else "no such folder"
-            raise NotFoundError(f"{root}: {found}; expected the folder of videos", mend="Give --videos DIR.")
+            raise NotFoundError(f"{root}: {found}; expected the folder of videos", hint="Give `videos=DIR`.")
         self.root = root.absolute()
         self.notes: list[str] = []
         self.names = sorted(self._list())  # relative, with forward slashes
@@ -164,7 +164,7 @@ class VideoFiles:
                 if other != id:
                     raise InputError(
                         f"{self.full(found[id])} fits two videos of the annotations: {other} and {id}",
-                        mend="Name each file after its id.",
+                        hint="Name each file after its id.",
                     )
         if crowded:
             id, names = next(iter(crowded.items()))
@@ -172,7 +172,7 @@ class VideoFiles:
             raise InputError(
                 f"{id} has {len(names)} candidate files below {self.root}: {', '.join(names[:4])}"
                 f"{', ...' if len(names) > 4 else ''}{more}; expected one",
-                mend="Move the others away, or give --videos the folder that holds the ones you mean.",
+                hint="Move the others away, or give `videos` the folder that holds the ones you mean.",
             )
         return {id: self.full(found[id]) for id in ids if id in found}
 

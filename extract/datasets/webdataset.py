@@ -18,9 +18,9 @@ from glscl.cache.files import refuse_links
 from glscl.cache.schema import Annotations
 from glscl.common.archive_limits import check_unpacked
 from glscl.common.errors import GlsclError, InputError, NotFoundError, StorageError
-from glscl.extract.datasets.base import SPLIT_NAMES, choose_protocol, examples, split_name
-from glscl.extract.datasets.csv_file import Entry, Row, gather_rows
-from glscl.extract.datasets.text_files import check_relative_path, parse_json, refuse, show
+from glscl.extract.datasets.rows import CheckedRow, RawRow, build_from_rows
+from glscl.extract.datasets.splits import SPLIT_NAMES, choose_protocol, split_name
+from glscl.extract.datasets.text_files import check_relative_path, examples, parse_json, refuse, show
 from glscl.extract.datasets.video_files import VIDEO_EXTENSIONS, VideoFiles
 
 SHARDS = (".tar", ".tar.gz", ".tgz")
@@ -59,7 +59,7 @@ def read(
     """
     choose_protocol(protocol, (), "webdataset")
     if annotations is None:
-        raise NotFoundError("webdataset: no shards were given", mend="Give --annotations DIR with .tar files.")
+        raise NotFoundError("webdataset: no shards were given", hint="Give `annotations=DIR` with .tar files.")
     folder, shards = _shards(annotations)
     if videos is not None and unpack:
         refuse_links(videos)
@@ -75,16 +75,16 @@ def read(
                 alone.append(f"{sample.key} of {shard}")
                 continue
             split = split_of[shard] if from_folders else sample.split
-            rows = [Row(path, show(sample.key), sample.file, caption) for caption in sample.captions]
-            for row in rows or [Row(path, show(sample.key), sample.file, None)]:
-                entries.append(Entry(row, sample.file, sample.file, None, None, split))
+            rows = [RawRow(path, show(sample.key), sample.file, caption) for caption in sample.captions]
+            for row in rows or [RawRow(path, show(sample.key), sample.file, None)]:
+                entries.append(CheckedRow(row, sample.file, sample.file, None, None, split))
     if not entries:
         raise InputError(f"{annotations}: no video in {len(shards)} shard(s)")
-    gather = gather_rows("webdataset", annotations, entries, splits)
+    builder = build_from_rows("webdataset", annotations, entries, splits)
     if alone:
-        gather.note(f"dropped {len(alone)} sample(s) without a video: {examples(alone)}")
+        builder.note(f"dropped {len(alone)} sample(s) without a video: {examples(alone)}")
     located = {} if videos is None else {entry.file: os.path.join(videos.absolute(), entry.file) for entry in entries}
-    return gather.annotations(videos, located=located)
+    return builder.build(videos, located=located)
 
 
 def _shards(path: Path) -> tuple[Path, dict[str, str]]:
@@ -94,7 +94,7 @@ def _shards(path: Path) -> tuple[Path, dict[str, str]]:
     elif path.is_dir():
         names, folder = [name for name in VideoFiles(path).names if name.lower().endswith(SHARDS)], path
     else:
-        raise NotFoundError(f"{path}: no such file or folder", mend="Give --annotations DIR with .tar files.")
+        raise NotFoundError(f"{path}: no such file or folder", hint="Give `annotations=DIR` with .tar files.")
     if not names:
         raise NotFoundError(f"{path} has no shard; expected files ending in {', '.join(SHARDS)}")
     stems: dict[str, str] = {}
@@ -145,7 +145,7 @@ def _samples(shard: Path, stem: str, videos: Path | None) -> list[_Sample]:
         raise
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(":")
-        raise InputError(f"{shard}: a damaged or truncated shard: {reason}", mend="Fetch or write it again.") from None
+        raise InputError(f"{shard}: a damaged or truncated shard: {reason}", hint="Fetch or write it again.") from None
     return [
         _Sample(key, files.get(key), found.get("txt") or found.get("json") or [], splits.get(key))
         for key, found in captions.items()

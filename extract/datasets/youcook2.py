@@ -9,18 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from glscl.cache.schema import Annotations, Expected
+from glscl.cache.schema import Expected
 from glscl.common.errors import InputError
-from glscl.extract.datasets.base import (
-    AnnotationFolder,
-    Gather,
-    choose_protocol,
-    choose_splits,
-    examples,
-)
+from glscl.extract.datasets.benchmark import AnnotationFolder, Benchmark, FoundFiles
+from glscl.extract.datasets.builder import AnnotationBuilder
 from glscl.extract.datasets.text_files import (
     check_id,
     clip_id,
+    examples,
     member,
     number,
     read_json,
@@ -31,55 +27,29 @@ from glscl.extract.datasets.text_files import (
 
 OFFICIAL = ("youcookii_annotations_trainval.json",)
 MIL_NCE = ("validation_youcook.csv",)
-SOURCE = (
-    "youcookii_annotations_trainval.json: youcook2.eecs.umich.edu; validation_youcook.csv: "
-    "github.com/antoine77340/MIL-NCE_HowTo100M, folder csv; see docs/datasets.md."
-)
-EXPECTED = {  # one test clip has two sentences for the same seconds
-    "official": {"train": Expected(10_337, 10_337), "test": Expected(3_492, 3_491)},
-    "mil-nce": {"train": Expected(10_337, 10_337), "test": Expected(3_350, 3_349)},
-}
 _SUBSETS = {"training": "train", "validation": "test"}
 
 
-def read(
-    annotations: Path | None,
-    videos: Path | None,
-    *,
-    splits: Sequence[str] | None = None,
-    protocol: str | None = None,
-) -> Annotations:
-    """Read YouCook2; the id of a clip is `<youtube id>@<start>-<end>` in seconds.
+def _needs(protocol: str, folder: AnnotationFolder) -> dict[str, list[tuple[str, ...]]]:
+    return {"train": [OFFICIAL], "test": [OFFICIAL if protocol == "official" else MIL_NCE]}
 
-    Args:
-        annotations: folder with `youcookii_annotations_trainval.json`, and `validation_youcook.csv` for `mil-nce`.
-        videos: folder with `<youtube id>` plus extension, in any sub-folders (`<subset>/<recipe>/` as distributed).
-        splits: only these.
-        protocol: official (default) or mil-nce.
-    Raises:
-        InputError, NotFoundError, UsageError: see `DatasetEntry.read`.
-    """
-    protocol = choose_protocol(protocol, tuple(EXPECTED), "youcook2")
-    wanted = choose_splits(splits, ("train", "test"), "youcook2 (the validation part is read as split test)")
-    tested = OFFICIAL if protocol == "official" else MIL_NCE
-    names = dict.fromkeys((*OFFICIAL, *tested))
-    folder = AnnotationFolder(annotations, dataset="youcook2", source=SOURCE, files=list(names))
-    files, notes = folder.of_splits(wanted, {"train": [OFFICIAL], "test": [tested]}, asked=splits is not None)
-    clips = _Clips(Gather("youcook2", wanted, EXPECTED[protocol]))
-    clips.gather.notes += notes
-    official = {split for split, (path,) in files.items() if path.name == OFFICIAL[0]}
+
+def _collect(builder: AnnotationBuilder, found: FoundFiles) -> None:
+    """The id of a clip is `<youtube id>@<start>-<end>` in seconds."""
+    clips = _Clips(builder)
+    official = {split for split, (path,) in found.files.items() if path.name == OFFICIAL[0]}
     if official:
-        _add_official(clips, folder.need(*OFFICIAL), official)
-    if protocol == "mil-nce" and "test" in files:
-        _add_mil_nce(clips, files["test"][0])
-    return clips.finish(videos)
+        _add_official(clips, found.folder.need(*OFFICIAL), official)
+    if found.protocol == "mil-nce" and "test" in found.files:
+        _add_mil_nce(clips, found.files["test"][0])
+    clips.finish()
 
 
 class _Clips:
     """Adds clips of videos, whose videos must not be in two splits either."""
 
-    def __init__(self, gather: Gather) -> None:
-        self.gather = gather
+    def __init__(self, builder: AnnotationBuilder) -> None:
+        self.builder = builder
         self._split_of: dict[str, str] = {}
         self._backwards: list[str] = []
 
@@ -95,15 +65,14 @@ class _Clips:
         if end <= start:
             self._backwards.append(id)
             return
-        self.gather.video(id, split=split, path=path, row=row, file=video, start=start, end=end)
-        self.gather.text(id, sentence, path=path, row=row)
+        self.builder.video(id, split=split, path=path, row=row, file=video, start=start, end=end)
+        self.builder.text(id, sentence, path=path, row=row)
 
-    def finish(self, videos: Path | None) -> Annotations:
+    def finish(self) -> None:
         if self._backwards:
             count = len(self._backwards)
-            self.gather.note(f"dropped {count} clip(s) that end before they start: {examples(self._backwards)}")
-        self.gather.drop_uncaptioned("without sentence")
-        return self.gather.annotations(videos)
+            self.builder.note(f"dropped {count} clip(s) that end before they start: {examples(self._backwards)}")
+        self.builder.drop_uncaptioned("without sentence")
 
 
 def _add_official(clips: _Clips, path: Path, splits: set[str]) -> None:
@@ -124,3 +93,19 @@ def _add_official(clips: _Clips, path: Path, splits: set[str]) -> None:
 def _add_mil_nce(clips: _Clips, path: Path) -> None:
     for row, (start, end, sentence, video) in read_table(path, ("start", "end", "text", "video_id")):
         clips.add(video, (start, end), sentence, split="test", path=path, row=row)
+
+
+DATASET = Benchmark(
+    name="youcook2",
+    source="youcookii_annotations_trainval.json: youcook2.eecs.umich.edu; validation_youcook.csv: "
+    "github.com/antoine77340/MIL-NCE_HowTo100M, folder csv; see docs/datasets.md.",
+    expected={  # one test clip has two sentences for the same seconds
+        "official": {"train": Expected(10_337, 10_337), "test": Expected(3_492, 3_491)},
+        "mil-nce": {"train": Expected(10_337, 10_337), "test": Expected(3_350, 3_349)},
+    },
+    files={"official": OFFICIAL, "mil-nce": (*OFFICIAL, *MIL_NCE)},
+    needs=_needs,
+    collect=_collect,
+    about_splits="the validation part is read as split test",
+)
+EXPECTED, read = DATASET.expected, DATASET.read

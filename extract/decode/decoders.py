@@ -129,8 +129,8 @@ def _decord_complaints() -> _Complaints:
     import decord
 
     home = Path(decord.__file__).parent
-    places = (home.parent / "decord.libs", home / ".dylibs", home)
-    found = [file for place in places for file in sorted(place.glob("*avutil*"))]
+    folders = (home.parent / "decord.libs", home / ".dylibs", home)
+    found = [file for folder in folders for file in sorted(folder.glob("*avutil*"))]
     if not found:
         raise Distrust("decord's FFmpeg library is not where its wheels keep it, so damage would go unnoticed")
     complaints = _Complaints()
@@ -191,7 +191,8 @@ def stream_frames(
     with container:
         codec = stream.codec_context
         # only these containers keep presentation times of their own, so that a hole in the frames goes unnoticed
-        may_skip = needed is not None and codec.name == "h264" and container.format.name in DECORD_CONTAINERS
+        keeps_times = codec.name == "h264" and container.format.name in DECORD_CONTAINERS
+        kept = needed if keeps_times else None
         skipping = False
         seek_key = lost = False  # after an error: until the next key packet, until the first whole key frame
         for packet in _packets(container.demux(stream), damage):
@@ -199,7 +200,7 @@ def stream_frames(
             if seek_key and packet.size and not packet.is_keyframe:
                 continue
             seek_key = False
-            if may_skip and (packet.size and packet.pts not in needed) != skipping:
+            if kept is not None and (packet.size and packet.pts not in kept) != skipping:
                 skipping = not skipping
                 codec.skip_frame = "NONREF" if skipping else "DEFAULT"
             try:
@@ -299,6 +300,6 @@ def upright_rgb(frame: VideoFrame) -> NDArray[np.uint8]:
     """
     if frame.width * frame.height > MAX_PIXELS:
         raise DecodeError(f"a frame of {frame.width} x {frame.height} pixels is beyond {MAX_PIXELS:,} pixels")
-    pixels = frame.to_ndarray(format="rgb24")
+    pixels = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
     quarter_turns = round(frame.rotation / 90) % 4 if abs(frame.rotation) <= 360 else 0  # counter-clockwise
     return np.ascontiguousarray(np.rot90(pixels, quarter_turns)) if quarter_turns else pixels

@@ -125,16 +125,16 @@ def open_video(path: str) -> tuple[InputContainer, VideoStream]:
         DecodeError: no video stream. av.error.FFmpegError: not a media file.
     """
     import av
+    from av.stream import Disposition
 
     # "file:" keeps names with a colon or a leading dash from being taken for a protocol
     container = av.open(f"file:{os.fspath(path)}", metadata_errors="ignore")
     try:
-        attached = av.stream.Disposition.attached_pic
-        streams = [s for s in container.streams.video if not s.disposition & attached]
+        streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
             raise DecodeError("no video stream")
         best = container.streams.best("video")
-        stream = best if best in streams else streams[0]
+        stream = next((s for s in streams if s == best), streams[0])
         if stream.codec_context is None:
             raise DecodeError("no decoder for the video stream")
         stream.thread_count = 1
@@ -154,7 +154,7 @@ def read_index(path: str, *, beat: Callable[[], None] = lambda: None) -> VideoIn
     Raises:
         DecodeError: no video stream, or frames beyond MAX_PIXELS. av.error.FFmpegError: not a media file.
     """
-    import av
+    from av.error import FFmpegError
 
     container, stream = open_video(path)
     with container:
@@ -168,7 +168,7 @@ def read_index(path: str, *, beat: Callable[[], None] = lambda: None) -> VideoIn
                 beat()
                 if packet.size:
                     survey.add(packet)
-        except (av.error.FFmpegError, OSError, ValueError) as error:
+        except (FFmpegError, OSError, ValueError) as error:
             survey.broken = describe_error(error)
         irregular = survey.irregular()
         if container.format.name == "avi" and codec.has_b_frames:
@@ -209,12 +209,12 @@ def probe(path: str) -> VideoInfo:
     Raises:
         NotFoundError, DecodeError: as `read_index`, and for files that FFmpeg cannot open.
     """
-    import av
+    from av.error import FFmpegError
 
     file_stamp(path)
     try:
         index = read_index(path)
-    except (av.error.FFmpegError, OSError) as error:
+    except (FFmpegError, OSError) as error:
         raise DecodeError(f"{path}: {describe_error(error)}") from error
     if index.irregular is None:
         frames, (duration, fps) = len(index.pts), duration_and_rate(index.times, index.average_rate)

@@ -26,18 +26,8 @@ from pebble import ProcessExpired, ProcessPool
 
 from glscl.cache.schema import Status
 from glscl.common.errors import DecodeError, StorageError, UsageError
-from glscl.extract.decode.deferred_signals import Interrupts
-from glscl.extract.decode.sampling import Sampling
-from glscl.extract.decode.video import (
-    CHUNK_BYTES,
-    CHUNK_FRAMES,
-    Decoder,
-    FrameChunk,
-    Geometry,
-    VideoDone,
-    VideoTask,
-    decode_video,
-)
+from glscl.common.signals import Interrupts
+from glscl.extract.decode.video import Decoding, FrameChunk, VideoDone, VideoTask, decode_video
 from glscl.extract.decode.worker import SPOOL_WINDOW, DecodeFunction, Spool, WorkerSettings, decode_task, initialise
 
 POLL_SECONDS = 0.02
@@ -52,74 +42,48 @@ class DecodePool:
     """A pool of decoding processes.
 
     Args:
-        workers: processes.
-        sampling: which frames are taken.
-        geometry: picklable; PIL.Image -> (S, S, 3) uint8, the geometric part of the model's preprocessing.
-        decoder: "auto", "decord" or "pyav", see `decode_video`. With "auto" a video whose worker hung or died is
-            asked for once more through PyAV alone.
-        time_limit: seconds a video may stand still. Slow progress, however long, is no reason to give up.
-        video_limit: seconds for one video in all, against files that never end.
-        memory_limit: bytes a worker may allocate beyond what it holds at its start (Linux); None for no limit.
-        chunk_frames, chunk_bytes: size of the pieces in which the frames of long videos come.
-        picture_quality: of the JPEG that comes with every frame, 1 to 100; None makes none.
+        decoding: how; with its decoder "auto" a video whose worker hung or died is asked for once more through PyAV alone.
+        workers: processes; None is one a core.
         ahead: videos that may lie ready while the reader is busy, where the latest ones were so small that they fit
             AHEAD_BYTES.
-        decode: stand-in for `decode_video` with the same signature; picklable.
+        decode: stand-in for `decode_video`; picklable.
 
     Raises:
-        UsageError: settings that cannot work, such as a geometry that cannot be pickled.
+        UsageError: settings that cannot work, such as a `prepare` that cannot be pickled.
 
     Use it as a context manager; leaving it ends all workers and removes what they wrote.
     """
 
     def __init__(
         self,
+        decoding: Decoding,
         *,
-        workers: int,
-        sampling: Sampling,
-        geometry: Geometry | None,
-        decoder: Decoder = "auto",
-        time_limit: float = 60.0,
-        video_limit: float = 6 * 3600.0,
-        memory_limit: int | None = 4 << 30,
-        chunk_frames: int = CHUNK_FRAMES,
-        chunk_bytes: int = CHUNK_BYTES,
-        picture_quality: int | None = None,
+        workers: int | None = None,
         ahead: int = 64,
         decode: DecodeFunction = decode_video,
     ) -> None:
+        workers = len(os.sched_getaffinity(0)) if workers is None else workers
         if workers < 1:
             raise UsageError(f"decode workers: found {workers}; expected at least 1")
-        if decoder not in ("auto", "decord", "pyav"):
-            raise UsageError(f"decoder is {decoder!r}; expected 'auto', 'decord' or 'pyav'")
-        if not (time_limit > 0 and video_limit > 0):
-            raise UsageError(f"time limits are {time_limit} s and {video_limit} s; expected more than 0")
-        self.workers, self.decoder, self.video_limit, self.time_limit = workers, decoder, video_limit, time_limit
+        self.decoding, self.workers = decoding, workers
         self.in_flight = workers + max(2, workers // 2)  # at first; more where videos prove small
         self._ahead = ahead
         self._sizes: collections.deque[int] = collections.deque(maxlen=32)  # bytes of the frames of the latest videos
-        self._settings = functools.partial(
-            WorkerSettings,
-            sampling=sampling,
-            geometry=geometry,
-            decode=decode,
-            time_limit=time_limit,
-            memory_limit=memory_limit,
-            chunk_frames=chunk_frames,
-            chunk_bytes=chunk_bytes,
-            picture_quality=picture_quality,
-        )
+        self._settings = functools.partial(WorkerSettings, decoding, decode)
         try:
             self._preload = _modules_of(pickle.dumps(self._settings(spool="")))
         except Exception as error:  # anything may come out of foreign code
             raise UsageError(f"preprocessing cannot be sent to decode workers: {error}") from error
-        self._spool_bytes = self.in_flight * (SPOOL_WINDOW + 1) * chunk_bytes
+        self._spool_bytes = self.in_flight * (SPOOL_WINDOW + 1) * decoding.chunk_bytes
         self._names = (f"v{number}" for number in itertools.count())
         self._pool: ProcessPool | None = None
         self._spool: Spool | None = None
         self._lock: FileLock | None = None
         self._restarts = 0
         self._interrupts = Interrupts()
+
+    def __repr__(self) -> str:
+        return f"<DecodePool of {self.workers} workers, {self.decoding.sampling}>"
 
     def __enter__(self) -> DecodePool:
         try:
@@ -178,7 +142,7 @@ class DecodePool:
                     if task is None:
                         more = False
                     else:
-                        self._submit(_Job(VideoTask(*task), self.decoder), running)
+                        self._submit(_Job(VideoTask(*task), self.decoding.decoder), running)
                 if not running:
                     return
                 finished = self._wait(running)
@@ -214,7 +178,7 @@ class DecodePool:
                     continue
                 if job.running_since is None or job.running_since < self._interrupts.continued:
                     job.running_since = now
-                if now - job.running_since > self.video_limit:
+                if now - job.running_since > self.decoding.video_limit:
                     job.overdue = future.cancel()  # pebble ends its worker
             return finished
 
@@ -253,7 +217,7 @@ class DecodePool:
         if self._restarts > MAX_RESTARTS:
             raise DecodeError(
                 f"decode workers die before they can work: {error}",
-                mend='A script of your own that extracts must do so below `if __name__ == "__main__":`, because they import it',
+                hint='A script of your own that extracts must do so below `if __name__ == "__main__":`, because they import it',
             ) from error
         with self._interrupts.held():
             _end(self._pool)
@@ -266,7 +230,7 @@ class DecodePool:
 
     def _spooled(self, job: _Job) -> Iterator[FrameChunk]:
         assert self._spool is not None
-        while (chunk := self._spool.take(job.name, job.chunks, job.task.index)) is not None:
+        while (chunk := self._spool.take(job.name, job.chunks, job.task.item)) is not None:
             job.count(chunk)
             job.chunks += 1
             yield chunk
@@ -285,7 +249,7 @@ class DecodePool:
                 self._submit(job, running)
                 return
             if stalled:
-                status, reason = Status.TIMED_OUT, f"no progress for {self.time_limit:g} s"
+                status, reason = Status.TIMED_OUT, f"no progress for {self.decoding.time_limit:g} s"
             else:
                 status, reason = Status.DECODE_ERROR, f"decoder process died ({_cause(error.exitcode)})"
         except (BrokenProcessPool, CancelledError) as error:
@@ -294,7 +258,7 @@ class DecodePool:
                 self._restart(error, running)
                 return
             self._spool.discard(job.name)
-            status, reason = Status.TIMED_OUT, f"not finished after {self.video_limit:g} s"
+            status, reason = Status.TIMED_OUT, f"not finished after {self.decoding.video_limit:g} s"
         except OSError as error:
             raise StorageError(f"{self._spool.folder}: frames under way cannot be written: {error}") from error
         except Exception as error:
@@ -315,14 +279,10 @@ class DecodePool:
             self._submit(job, running)
             return
         yield VideoDone(
-            index=job.task.index,
+            item=job.task.item,
             status=Status.PARTIAL if job.frames else status,
             reason=reason,
             decoder=job.decoder if job.frames else "none",
-            duration=0.0,
-            fps=0.0,
-            frames_total=0,
-            codec="",
             seconds=time.monotonic() - job.started,
             frames=job.frames,
             decoder_note="; ".join(job.notes) or None,
@@ -332,7 +292,7 @@ class DecodePool:
 class _Job:
     """One video under way: what was asked, and what has come."""
 
-    def __init__(self, task: VideoTask, decoder: Decoder) -> None:
+    def __init__(self, task: VideoTask, decoder: str) -> None:
         self.task, self.decoder = task, decoder
         self.notes: list[str] = []
         self.frames = self.bytes = 0
@@ -349,7 +309,7 @@ class _Job:
 
     def count(self, chunk: FrameChunk) -> None:
         self.frames += len(chunk.frames)
-        self.bytes += chunk.frames.nbytes + sum(map(len, chunk.pictures))
+        self.bytes += chunk.frames.nbytes + sum(map(len, chunk.jpegs))
         self.last_time = float(chunk.times[-1])
 
     def stalled(self, spool: Spool) -> bool:
@@ -367,7 +327,7 @@ def _cause(exitcode: int) -> str:
 def _modules_of(packed: bytes) -> list[str]:
     """What workers import to unpack their settings and decode, for the fork server to have ready.
 
-    Without it every worker would import torch by itself, for the transforms of torchvision in the geometry.
+    Without it every worker would import torch by itself, for the transforms of torchvision in the preprocessing.
     """
     modules = ["glscl.extract.decode.worker", "av", "decord", "PIL.Image"]
 

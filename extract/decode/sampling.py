@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +33,7 @@ class Sampling:
     """
 
     fps: float | None = 1.0
-    rule: Literal["time", "public"] = "time"
+    rule: str = "time"
     max_frames: int | None = None
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from glscl.cache.schema import VideoItem
 from glscl.extract.decode.sampling import Sampling
-from glscl.extract.decode.video import FrameChunk, decode_video
+from glscl.extract.decode.video import Decoding, FrameChunk, VideoTask, decode_video
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -61,20 +61,21 @@ def frame_pictures(
     Returns:
         One picture a time; None where the file gives no frame.
     """
-    from PIL import Image
+    from PIL.Image import fromarray
 
-    def small(picture: Image.Image) -> Image.Image:
+    def small(picture: Image) -> Image:
         picture.thumbnail((size, size))
         return picture
 
     wanted = np.asarray(times, np.float64)
     distance = np.full(len(wanted), np.inf)
     nearest: list[Any] = [None] * len(wanted)
-    for part in decode_video(str(path), sampling, geometry=small, start=video.start, end=video.end):
+    task = VideoTask(0, str(path), video.start, video.end)
+    for part in decode_video(task, Decoding(sampling=sampling, prepare=small)):
         if not isinstance(part, FrameChunk):
             continue
         gap = np.abs(part.times[None, :] - wanted[:, None])  # (times, frames of the chunk)
         for i, j in enumerate(gap.argmin(1).tolist()):
             if gap[i, j] < distance[i]:
                 distance[i], nearest[i] = gap[i, j], part.frames[j].copy()
-    return [Image.fromarray(frame) for frame in nearest] if all(frame is not None for frame in nearest) else None
+    return [fromarray(frame) for frame in nearest] if all(frame is not None for frame in nearest) else None

@@ -1,23 +1,26 @@
 """Frames of one video file: sampled, upright, RGB, in chunks, with an account of how it went.
 
-A plain function without global state, for use in this process or in any pool; `decode_pool` runs it in processes that
+A plain function without global state, for use in this process or in any pool; `DecodePool` runs it in processes that
 may hang or die.
 
-n frames of a chunk, S side of the prepared square picture.
+n frames of a chunk, S side of the prepared square picture, H, W sides of a frame as it is stored.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glscl.cache.schema import Status
-from glscl.common.errors import DecodeError, NotFoundError
+from glscl.common.errors import DecodeError, NotFoundError, UsageError
 from glscl.extract.decode.decoders import (
+    Beat,
     Damage,
     Distrust,
     Picture,
@@ -26,34 +29,70 @@ from glscl.extract.decode.decoders import (
     decord_pictures,
     planned_pictures,
 )
-from glscl.extract.decode.packets import (
-    VideoIndex,
-    VideoInfo,
-    describe_error,
-    duration_and_rate,
-    file_stamp,
-    probe,
-    read_index,
-)
+from glscl.extract.decode.packets import VideoIndex, describe_error, duration_and_rate, file_stamp, read_index
 from glscl.extract.decode.sampling import TOLERANCE, Sampling, repair_times, select_frames, window
 
-__all__ = ["FrameChunk", "Sampling", "VideoDone", "VideoInfo", "VideoTask", "decode_video", "probe"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
-Decoder = Literal["auto", "decord", "pyav"]
-Geometry = Callable[[Any], Any]  # PIL.Image -> PIL.Image or (S, S, 3) uint8
-CHUNK_FRAMES = 256
-CHUNK_BYTES = 16 << 20
+DECODERS = ("auto", "decord", "pyav")
+Prepare = Callable[["Image"], "Image | NDArray[np.uint8]"]  # what a model does to a picture, until (S, S, 3) uint8
 DENSE = 8  # where more than every eighth frame is wanted PyAV takes half of decord's time and a quarter of its memory
 
 
-class VideoTask(NamedTuple):
-    """One video to decode, or its part from `start` to `end` seconds.
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How videos become chunks of frames, the same for every video of a run. Picklable where `prepare` is.
 
-    `stamp` is `container.file_stamp(path)` as it was when the file was listed, where the caller wants to hear of a
+    Attributes:
+        sampling: which frames are taken.
+        prepare: PIL picture → (S, S, 3) uint8, what the model does to a picture before it becomes a tensor; None keeps
+            native sizes (a chunk then ends where the size changes).
+        decoder: of `DECODERS`: "auto" takes decord where the packets show that its frames are right and PyAV otherwise; "decord"
+            refuses the other files; "pyav" never asks decord.
+        jpeg_quality: of the JPEG that comes with every frame, 1 to 100; None makes none.
+        chunk_frames, chunk_bytes: a chunk ends at whichever comes first.
+        time_limit: seconds that a video may stand still. Slow progress, however long, is no reason to give up.
+        video_limit: seconds for one video in all, against files that never end.
+        memory_limit: bytes that a decoding process may allocate beyond what it holds at its start (Linux); None for no limit.
+
+    The limits and JPEGs are a `DecodePool`'s: they take a process that may be ended.
+
+    Raises:
+        UsageError: an unknown decoder, or a limit that is not above 0.
+    """
+
+    sampling: Sampling = Sampling()
+    prepare: Prepare | None = None
+    decoder: str = "auto"
+    jpeg_quality: int | None = None
+    chunk_frames: int = 256
+    chunk_bytes: int = 16 << 20
+    time_limit: float = 60.0
+    video_limit: float = 6 * 3600.0
+    memory_limit: int | None = 4 << 30
+
+    def __post_init__(self) -> None:
+        if self.decoder not in DECODERS:
+            raise UsageError(f"decoder is {self.decoder!r}; expected 'auto', 'decord' or 'pyav'")
+        if not (self.time_limit > 0 and self.video_limit > 0):
+            raise UsageError(f"time limits are {self.time_limit} s and {self.video_limit} s; expected more than 0")
+
+    @classmethod
+    def of_cache(cls, sampling: Mapping[str, Any], **others: Any) -> Decoding:
+        """As the frames of a cache were decoded: `sampling` is that of its configuration, `others` the remaining fields."""
+        rule = {name: value for name, value in sampling.items() if name != "decoder"}
+        return cls(sampling=Sampling(**rule), decoder=sampling.get("decoder", "auto"), **others)
+
+
+class VideoTask(NamedTuple):
+    """One video to decode, or its part from `start` to `end` seconds; `item` is copied to what comes of it.
+
+    `stamp` is `packets.file_stamp(path)` as it was when the file was listed, where the caller wants to hear of a
     file that changed since.
     """
 
-    index: int  # type: ignore[assignment]
+    item: int
     path: str
     start: float | None = None
     end: float | None = None
@@ -61,21 +100,21 @@ class VideoTask(NamedTuple):
 
 
 class FrameChunk(NamedTuple):
-    """Some frames of video `index`, after the geometric part of the model's preprocessing.
+    """Some frames of video `item`, prepared as the model wants them.
 
     Attributes:
         frames: (n, S, S, 3) uint8 RGB. times: (n,) float32 seconds from the first frame of the whole video, ascending.
-        pictures: JPEG of each frame, where a decode pool was asked for them; else empty.
+        jpegs: JPEG of each frame, where a decode pool was asked for them; else empty.
     """
 
-    index: int  # type: ignore[assignment]
+    item: int
     frames: NDArray[np.uint8]
     times: NDArray[np.float32]
-    pictures: tuple[bytes, ...] = ()
+    jpegs: tuple[bytes, ...] = ()
 
 
 class VideoDone(NamedTuple):
-    """How video `index` went; comes after all of its chunks.
+    """How video `item` went; comes after all of its chunks.
 
     Attributes:
         reason: why the status is not OK. decoder_note: why not decord, where decord was not used.
@@ -83,65 +122,45 @@ class VideoDone(NamedTuple):
         seconds: time spent. frames: how many were given in chunks.
     """
 
-    index: int  # type: ignore[assignment]
+    item: int
     status: Status
-    reason: str | None
-    decoder: Literal["decord", "pyav", "none"]
-    duration: float
-    fps: float
-    frames_total: int
-    codec: str
-    seconds: float
-    frames: int
+    reason: str | None = None
+    decoder: str = "none"
+    duration: float = 0.0
+    fps: float = 0.0
+    frames_total: int = 0
+    codec: str = ""
+    seconds: float = 0.0
+    frames: int = 0
     decoder_note: str | None = None
 
 
 def decode_video(
-    path: str,
-    sampling: Sampling,
-    *,
-    geometry: Geometry | None = None,
-    decoder: Decoder = "auto",
-    index: int = 0,
-    start: float | None = None,
-    end: float | None = None,
-    stamp: tuple[int, int] | None = None,
-    resume_after: float | None = None,
-    beat: Callable[[], None] = lambda: None,
-    chunk_frames: int = CHUNK_FRAMES,
-    chunk_bytes: int = CHUNK_BYTES,
+    task: VideoTask, decoding: Decoding, *, resume_after: float | None = None, beat: Beat = lambda: None
 ) -> Iterator[FrameChunk | VideoDone]:
-    """Decodes the frames `sampling` takes; memory holds one chunk whatever the length of the video.
+    """Decodes the frames that `decoding` takes; memory holds one chunk whatever the length of the video.
 
     Nothing about the file raises: whatever is wrong with it stands in the VideoDone.
 
     Args:
-        geometry: what the model does to a picture before it becomes a tensor; None gives native sizes (a chunk then
-            ends where the size changes).
-        decoder: "auto" takes decord where the packets show that its frames are right and PyAV otherwise; "decord"
-            refuses the other files; "pyav" never asks decord.
-        index: copied to what is yielded.
-        start, end: seconds; only frames with start <= time < end.
-        stamp: size and modification time the file must still have (see `container.file_stamp`).
         resume_after: seconds; leaves out frames up to this time, which an earlier attempt gave.
         beat: called at every packet or short batch, to show that work goes on.
-        chunk_frames, chunk_bytes: a chunk ends at whichever comes first.
 
     Yields:
         FrameChunk in time order, then one VideoDone.
     """
     clock = time.monotonic()
-    part = _Part(path, sampling, decoder, start, end, stamp, resume_after, beat)
+    part = _Attempts(task, decoding, resume_after, beat)
     frames = 0
     status, reason = Status.OK, None
-    chunk = _Chunk(index, chunk_frames, chunk_bytes)
+    chunk = _Chunk(task.item, decoding.chunk_frames, decoding.chunk_bytes)
     try:
         for picture in part.pictures():
             beat()
             if picture is None:
                 chunk.take()
                 continue
-            ready = chunk.add(picture.time, prepare(picture.pixels, geometry))
+            ready = chunk.add(picture.time, prepared(picture.pixels, decoding.prepare))
             if ready is not None:
                 frames += len(ready.frames)
                 part.given = True
@@ -163,7 +182,7 @@ def decode_video(
     if reason is not None and status is Status.OK:
         status = Status.PARTIAL if frames or resume_after is not None else Status.DECODE_ERROR
     yield VideoDone(
-        index=index,
+        item=task.item,
         status=status,
         reason=reason,
         decoder=part.used,
@@ -177,41 +196,77 @@ def decode_video(
     )
 
 
-def prepare(pixels: NDArray[np.uint8], geometry: Geometry | None) -> NDArray[np.uint8]:
-    """Applies `geometry` to (H, W, 3) uint8 RGB and returns (S, S, 3) uint8.
+def prepared(pixels: NDArray[np.uint8], prepare: Prepare | None) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 RGB as `prepare` makes it, (S, S, 3) uint8.
 
     Raises:
-        DecodeError: geometry gave something else than such a picture.
+        DecodeError: it gave something else than such a picture.
     """
-    if geometry is None:
+    if prepare is None:
         return pixels
     from PIL import Image
 
-    result = np.asarray(geometry(Image.fromarray(pixels)))
+    result = np.asarray(prepare(Image.fromarray(pixels)))
     if result.dtype != np.uint8 or result.ndim != 3 or result.shape[2] != 3:
         raise DecodeError(f"preprocessing gave {result.dtype} {result.shape}; expected uint8 (S, S, 3)")
     return result
 
 
-class _Part:
-    """The wanted part of one file: chooses the decoder, falls back, and remembers what VideoDone tells."""
+def decode(
+    path: str | Path,
+    fps: float | None = 1.0,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    decoder: str = "auto",
+    prepare: Prepare | None = None,
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Frames of one file, in this process: (n, H, W, 3) uint8 RGB, upright, and their times, (n,) seconds.
 
-    def __init__(
-        self,
-        path: str,
-        sampling: Sampling,
-        decoder: Decoder,
-        start: float | None,
-        end: float | None,
-        stamp: tuple[int, int] | None,
-        resume_after: float | None,
-        beat: Callable[[], None],
-    ) -> None:
-        self.path, self.sampling, self.decoder = path, sampling, decoder
-        self.start, self.end, self.stamp, self.beat = start, end, stamp, beat
+        frames, times = glscl.decode("clip.mp4", fps=1.0)
+
+    Args:
+        fps: frames a second, those presented nearest to start + 0, 1/fps, 2/fps, … seconds; None takes every frame.
+        start, end: seconds; only frames with start <= time < end.
+        decoder: "auto", "decord" or "pyav", see `Decoding`.
+        prepare: PIL picture → (S, S, 3) uint8 for every frame, such as `Backbone.transform`; None keeps them as they are.
+
+    Returns:
+        Frames and times from the first frame of the file on, in time order. A damaged file gives the frames that it has.
+
+    Raises:
+        NotFoundError: there is no such file.
+        DecodeError: not one frame can be decoded, or frames of several sizes come and nothing prepares them.
+    """
+    decoding = Decoding(sampling=Sampling(fps=fps), prepare=prepare, decoder=decoder)
+    chunks, reason = [], None
+    for event in decode_video(VideoTask(0, str(path), start, end), decoding):
+        if isinstance(event, FrameChunk):
+            chunks.append(event)
+        elif event.status is Status.MISSING:
+            raise NotFoundError(f"No video file at {path}")
+        else:
+            reason = event.reason
+    if not chunks:
+        raise DecodeError(f"{path} gives no frames: {reason}")
+    sizes = sorted({chunk.frames.shape[1:3] for chunk in chunks})
+    if len(sizes) > 1:
+        found = " and ".join(f"{height} x {width}" for height, width in sizes[:2])
+        raise DecodeError(
+            f"{path} has frames of several sizes, {found} pixels", hint="Bring them to one with `prepare`"
+        )
+    return np.concatenate([chunk.frames for chunk in chunks]), np.concatenate([chunk.times for chunk in chunks])
+
+
+class _Attempts:
+    """One file: chooses the decoder, falls back to the other, and remembers what VideoDone tells."""
+
+    def __init__(self, task: VideoTask, decoding: Decoding, resume_after: float | None, beat: Beat) -> None:
+        self.path, self.start, self.end, self.stamp = task.path, task.start, task.end, task.stamp
+        self.sampling, self.decoder, self.beat = decoding.sampling, decoding.decoder, beat
         self.resume_after = self.last_time = -np.inf if resume_after is None else resume_after
         self.given = False  # whether pictures have left; until then a second attempt starts afresh
-        self.used: Literal["decord", "pyav", "none"] = "none"
+        self.used = "none"
         self.note: str | None = None
         self.duration = self.fps = 0.0
         self.frames_total = 0
@@ -280,7 +335,7 @@ class _Part:
         if not self.given:
             yield None
 
-    def _note(self, doubts: Any) -> None:
+    def _note(self, doubts: Iterable[str]) -> None:
         self.note = "; ".join(doubts) or None
 
     def _choose(self, times: NDArray[np.float64], rate: float | None) -> NDArray[np.int64]:
@@ -311,8 +366,8 @@ class _Part:
 class _Chunk:
     """Gathers prepared frames of equal shape up to the limits of a chunk."""
 
-    def __init__(self, index: int, max_frames: int, max_bytes: int) -> None:
-        self.index, self.max_frames, self.max_bytes = index, max_frames, max_bytes
+    def __init__(self, item: int, max_frames: int, max_bytes: int) -> None:
+        self.item, self.max_frames, self.max_bytes = item, max_frames, max_bytes
         self._frames: list[NDArray[np.uint8]] = []
         self._times: list[float] = []
 
@@ -332,6 +387,6 @@ class _Chunk:
         """What was gathered, or None."""
         if not self._frames:
             return None
-        chunk = FrameChunk(self.index, np.stack(self._frames), np.array(self._times, np.float32))
+        chunk = FrameChunk(self.item, np.stack(self._frames), np.array(self._times, np.float32))
         self._frames, self._times = [], []
         return chunk

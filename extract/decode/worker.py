@@ -1,4 +1,4 @@
-"""What runs inside the processes of a decode pool: one video at a time, under guards, its frames sent back in pieces.
+"""What runs inside the processes of a decode pool: one video at a time, under guards, its frames sent back in chunks.
 
 A video that fits one chunk returns with the result of its task. The chunks of a longer one are files in a spool
 folder (shared memory where there is room), written aside and renamed; the worker waits while too many lie unread, so
@@ -15,36 +15,35 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from glscl.cache.jpeg import encode_jpeg
-from glscl.extract.decode.sampling import Sampling
-from glscl.extract.decode.video import Decoder, FrameChunk, Geometry, VideoDone, VideoTask
+from glscl.extract.decode.video import Beat, Decoding, FrameChunk, VideoDone, VideoTask
 
 SPOOL_WINDOW = 4  # chunks of one video that may lie unread
 WAIT_SECONDS = 0.01
 
-DecodeFunction = Callable[..., Iterator["FrameChunk | VideoDone"]]
+
+class DecodeFunction(Protocol):
+    """`decode_video`, or a stand-in."""
+
+    def __call__(
+        self, task: VideoTask, decoding: Decoding, *, resume_after: float | None, beat: Beat
+    ) -> Iterator[FrameChunk | VideoDone]: ...
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class WorkerSettings:
     """What is the same for every video of a pool."""
 
-    sampling: Sampling
-    geometry: Geometry | None
-    decode: DecodeFunction  # decode_video, or a stand-in with its signature
+    decoding: Decoding
+    decode: DecodeFunction
     spool: str
-    time_limit: float  # seconds without progress
-    memory_limit: int | None  # bytes beyond what the process holds before its first video
-    chunk_frames: int
-    chunk_bytes: int
-    picture_quality: int | None  # of the JPEG that is made of every frame; None makes none
 
 
 class Spool:
@@ -66,21 +65,21 @@ class Spool:
         with open(aside, "wb") as file:
             np.save(file, chunk.times)
             np.save(file, chunk.frames)
-            np.save(file, np.array([len(picture) for picture in chunk.pictures], np.int64))
-            file.write(b"".join(chunk.pictures))
+            np.save(file, np.array([len(jpeg) for jpeg in chunk.jpegs], np.int64))
+            file.write(b"".join(chunk.jpegs))
         os.replace(aside, self._file(name, number))
 
-    def take(self, name: str, number: int, index: int) -> FrameChunk | None:
+    def take(self, name: str, number: int, item: int) -> FrameChunk | None:
         """Reads and removes a chunk, or None where it has not come yet."""
         path = self._file(name, number)
         try:
             with open(path, "rb") as file:
                 times, frames, lengths = np.load(file), np.load(file), np.load(file)
-                pictures = tuple(file.read(length) for length in lengths)
+                jpegs = tuple(file.read(length) for length in lengths)
         except FileNotFoundError:
             return None
         path.unlink()
-        return FrameChunk(index, frames, times, pictures)
+        return FrameChunk(item, frames, times, jpegs)
 
     def stall_report(self, name: str) -> Path:
         """Where a worker that stood still leaves the traceback of what it stood in."""
@@ -145,12 +144,13 @@ def _end_with_reader(spool: str) -> None:
 def _load_settings() -> WorkerSettings:
     global _settings
     if _settings is None:
-        assert _packed is not None
-        _settings = pickle.loads(_packed)
-        if "torch" in sys.modules:  # came with the geometry; the other cores belong to the other workers
+        assert _packed is not None, "initialise ran first"
+        unpacked: WorkerSettings = pickle.loads(_packed)
+        _settings = unpacked
+        if "torch" in sys.modules:  # came with the preprocessing; the other cores belong to the other workers
             sys.modules["torch"].set_num_threads(1)
-        if _settings.memory_limit is not None:
-            limit_memory(_settings.memory_limit)
+        if unpacked.decoding.memory_limit is not None:
+            limit_memory(unpacked.decoding.memory_limit)
     return _settings
 
 
@@ -173,7 +173,7 @@ def limit_memory(more: int) -> bool:
 
 
 def decode_task(
-    task: VideoTask, name: str, decoder: Decoder, resume_after: float | None
+    task: VideoTask, name: str, decoder: str, resume_after: float | None
 ) -> tuple[VideoDone, FrameChunk | None]:
     """Decodes one video: earlier chunks go to the spool as `name`, the last comes back with the account.
 
@@ -182,48 +182,35 @@ def decode_task(
     """
     settings = _load_settings()
     spool = Spool(settings.spool)
-    guard = StallGuard(settings.time_limit, spool.stall_report(name))
+    decoding = replace(settings.decoding, decoder=decoder)
+    guard = StallGuard(decoding.time_limit, spool.stall_report(name))
     try:
         number, held, done = 0, None, None
-        events = settings.decode(
-            task.path,
-            settings.sampling,
-            geometry=settings.geometry,
-            decoder=decoder,
-            index=task.index,
-            start=task.start,
-            end=task.end,
-            stamp=task.stamp,
-            resume_after=resume_after,
-            beat=guard.beat,
-            chunk_frames=settings.chunk_frames,
-            chunk_bytes=settings.chunk_bytes,
-        )
-        for event in events:
+        for event in settings.decode(task, decoding, resume_after=resume_after, beat=guard.beat):
             if isinstance(event, VideoDone):
                 done = event
                 continue
-            event = _with_pictures(event, settings.picture_quality, guard)
+            event = _with_jpegs(event, decoding.jpeg_quality, guard)
             if held is not None:
                 _wait_for_room(spool, name, number, guard)
                 spool.put(name, number, held)
                 number += 1
             held = event
-        assert done is not None
+        assert done is not None, "a decode function ends with its account"
         return done, held
     finally:
         guard.stop()
 
 
-def _with_pictures(chunk: FrameChunk, quality: int | None, guard: StallGuard) -> FrameChunk:
+def _with_jpegs(chunk: FrameChunk, quality: int | None, guard: StallGuard) -> FrameChunk:
     """Here, where there are many processes, and not where the features are made."""
     if quality is None:
         return chunk
-    pictures = []
+    jpegs = []
     for frame in chunk.frames:
-        pictures.append(encode_jpeg(frame, quality))
+        jpegs.append(encode_jpeg(frame, quality))
         guard.beat()
-    return chunk._replace(pictures=tuple(pictures))
+    return chunk._replace(jpegs=tuple(jpegs))
 
 
 def _wait_for_room(spool: Spool, name: str, number: int, guard: StallGuard) -> None:

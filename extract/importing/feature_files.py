@@ -57,7 +57,7 @@ class Arrays:
             found = "Python objects" if array.dtype.kind == "O" else str(array.dtype)
             raise InputError(
                 f"{where}: an array of {found}, expected numbers in float16, float32 or float64",
-                mend="Save it as one float array a video.",
+                hint="Save it as one float array a video.",
             )
         if not array.size:
             raise InputError(f"{where}: the array is empty, its shape is {array.shape}")
@@ -80,7 +80,7 @@ def open_arrays(path: Path) -> Iterator[Arrays]:
         InputError: the file cannot be read, holds nothing, or is of none of the known kinds.
     """
     if not path.exists():
-        raise NotFoundError(f"{path}: no such file or folder", mend=f"Name a file ({_KNOWN}), or a folder of them.")
+        raise NotFoundError(f"{path}: no such file or folder", hint=f"Name a file ({_KNOWN}), or a folder of them.")
     with ExitStack() as stack:
         if path.is_dir():
             files = _files(path)
@@ -194,7 +194,7 @@ def _torch(path: Path, stack: ExitStack) -> Entries:
         found = f"it asks for {asked[1]}, which could run code" if asked else _reason(error)
         raise InputError(
             f"{path}: not a file of tensors alone: {found}",
-            mend="Save tensors, or a dictionary of tensors, by torch.save",
+            hint="Save tensors, or a dictionary of tensors, by torch.save",
         ) from None
     return _flat(value, Budget(path))
 
@@ -209,7 +209,7 @@ def _pickle(path: Path, stack: ExitStack) -> Entries:
     except Exception as error:  # a damaged pickle raises nearly anything
         raise InputError(
             f"{path}: not a pickle of plain containers and numpy arrays: {_reason(error)}",
-            mend="Save it as .npz where you trust it: numpy.savez(FILE, **arrays).",
+            hint="Save it as .npz where you trust it: numpy.savez(FILE, **arrays).",
         ) from None
     return _flat(value, Budget(path))
 
@@ -279,11 +279,16 @@ def _array(value: Any, budget: Budget) -> np.ndarray:
         return np.stack(parts) if parts else np.zeros(0)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return np.asarray(float(value))
-    if hasattr(value, "is_floating_point"):  # a torch tensor; numpy knows no bfloat16
-        _check_tensor(value)
-        dense = value.detach().to_dense() if value.is_sparse else value.detach()
-        return (dense.float() if dense.is_floating_point() else dense).numpy()
+    if hasattr(value, "is_floating_point"):
+        return _of_tensor(value)
     raise ValueError(f"found {show(value)}, expected an array of numbers")
+
+
+def _of_tensor(value: Any) -> np.ndarray:
+    """A torch tensor; numpy knows no bfloat16."""
+    _check_tensor(value)
+    dense = value.detach().to_dense() if value.is_sparse else value.detach()
+    return (dense.float() if dense.is_floating_point() else dense).numpy()
 
 
 def _check_tensor(value: Any) -> None:

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from glscl.cache.creation import StoreSpec, create_store
 from glscl.cache.encoded_items import EncodedText, EncodedVideo, text_arrays
@@ -27,14 +28,16 @@ from glscl.cache.lock import hold
 from glscl.cache.schema import Annotations, Status, TextItem, VideoItem
 from glscl.cache.shard_arrays import decode_features, encode_features
 from glscl.cache.store import Store
-from glscl.common.errors import InputError, NotFoundError, UsageError
+from glscl.common.errors import Hint, InputError, NotFoundError, UsageError
 from glscl.common.progress import Progress
-from glscl.extract.backbone.encoder import Backbone
-from glscl.extract.captions import extract_texts
-from glscl.extract.datasets.base import NOT_LOOKED_FOR, examples
-from glscl.extract.datasets.text_files import show
+from glscl.common.settings import as_dict, check
+from glscl.extract.backbone.encoder import Backbone, load_backbone
+from glscl.extract.captions import extract_captions
+from glscl.extract.datasets.builder import NOT_LOOKED_FOR
+from glscl.extract.datasets.text_files import examples, show
 from glscl.extract.datasets.video_files import split_extension
 from glscl.extract.importing.feature_files import Arrays, open_arrays
+from glscl.extract.settings import ImportSettings
 from glscl.extract.videos import commit_videos
 
 Readers = dict[str, Callable[[], np.ndarray]]  # id → reads its float32 rows, (n, D)
@@ -58,22 +61,38 @@ class ImportSummary:
         return dataclasses.asdict(self)
 
 
+class FeatureFiles(NamedTuple):
+    """Where the features of an import are.
+
+    Attributes:
+        features: of frames: a folder with one file a video, or one file with one entry a video: (F, D) float16, float32 or
+            float64, further axes of length 1 allowed, (D,) being one frame. Zero rows at the end are padding.
+        text_features: the same for captions, (D,) by caption id or (n, D) by video id for its n captions; or one array
+            (T, D) in the order of `annotations.texts`. None has them encoded by a backbone.
+        token_features: (L, D) by caption id, or one array (T, L, D) in that order, zero rows at the end being padding;
+            None makes a cache without tokens. Read only together with `text_features`.
+    """
+
+    features: Path
+    text_features: Path | None = None
+    token_features: Path | None = None
+
+    def check(self, backbone: object | None) -> None:
+        """Raise UsageError where the ways that captions come by their features exclude each other."""
+        if self.text_features is not None and backbone is not None:
+            raise UsageError("`text_features` and `backbone` exclude each other: captions are read, or encoded now")
+        if self.token_features is not None and self.text_features is None:
+            raise UsageError("`token_features` needs `text_features` beside it")
+
+
 def import_features(
     annotations: Annotations,
-    features: Path,
+    files: FeatureFiles,
     out: Path,
+    settings: ImportSettings | None = None,
     *,
-    text_features: Path | None = None,
-    token_features: Path | None = None,
     backbone: Backbone | None = None,
-    name: str = "features",
-    fps: float = 1.0,
-    format: str = "zarr",
-    dtype: str = "float16",
-    tokens: bool = True,
-    shard_videos: int = 512,
-    shard_texts: int = 2048,
-    batch_texts: int = 256,
+    device: str | torch.device = "cpu",
     progress: Progress | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> ImportSummary:
@@ -81,18 +100,13 @@ def import_features(
 
     Args:
         annotations: videos and captions from a dataset reader; the videos themselves are not needed.
-        features: a folder with one file a video, or one file with one entry a video: (F, D) float16, float32 or
-            float64, further axes of length 1 allowed, (D,) being one frame. Zero rows at the end are padding.
+        files: the arrays.
         out: folder of the cache.
-        text_features: the same for captions, (D,) by caption id or (n, D) by video id for its n captions; or one array
-            (T, D) in the order of `annotations.texts`.
-        token_features: (L, D) by caption id, or one array (T, L, D) in that order, zero rows at the end being padding;
-            None makes a cache without tokens. Read only beside `text_features`.
-        backbone: encodes the captions instead.
-        name: what the features are, for the fingerprint.
-        fps: frames a second; frame i is at start + i / fps seconds.
-        tokens: whether to store the token features of `backbone`.
-        provenance: command and versions, stored beside the configuration.
+        settings: what the features are and how they are stored; the defaults where None. Frame i of a video is at
+            start + i / fps seconds.
+        backbone: encodes the captions; None loads the one that the settings name, if they name one.
+        device: where a backbone that is loaded here encodes.
+        provenance: command and versions, stored beside the configuration together with the settings.
 
     Raises:
         UsageError: none, or too many, of the sources of text features.
@@ -101,10 +115,21 @@ def import_features(
         CacheBusyError: another process writes this cache.
         FingerprintError, StorageError, …: see `create_store` and `Store.commit`.
     """
+    settings = settings or ImportSettings()
+    check(settings)
+    features, text_features, token_features = files
     progress = progress or Progress(quiet=True)
-    _check_sources(annotations, text_features, token_features, backbone)
-    if not 0 < fps < np.inf:
-        raise UsageError(f"--fps is {fps}; expected a number of frames a second above 0")
+    _check_sources(annotations, files, backbone or settings.backbone)
+    if not np.isfinite(settings.fps):
+        raise UsageError(f"`fps` is {settings.fps}; expected a number of frames a second above 0")
+    if backbone is None and settings.backbone is not None:
+        backbone = load_backbone(
+            settings.backbone,
+            settings.pretrained,
+            words=settings.max_words,
+            device=device,
+            precision=settings.precision,
+        )
     notes: list[str] = []
     with ExitStack() as stack:
         frames_of = _videos(stack.enter_context(open_arrays(features)), annotations, notes)
@@ -119,10 +144,10 @@ def import_features(
             if lacking:
                 raise InputError(
                     f"{token_features} has no token features of {len(lacking)} captions, for example {lacking[0]!r}",
-                    mend="Give them for all captions that have text features, or leave --token-features out",
+                    hint="Give them for all captions that have text features, or leave `token_features` out",
                 )
         embed_dim = _embed_dim(backbone, texts_of, frames_of)
-        checked = _Checked(embed_dim, dtype, progress)
+        checked = _Checked(embed_dim, settings.dtype, progress)
         mark = checked.everything(annotations, frames_of, texts_of, tokens_of, str(features))
         notes += checked.notes()
         annotations = dataclasses.replace(
@@ -130,35 +155,35 @@ def import_features(
             notes=[*(line for line in annotations.notes if line != NOT_LOOKED_FOR), *notes],
         )
         spec = StoreSpec(
-            configuration=_configuration(name, mark, fps, backbone),
+            configuration=_configuration(settings, mark, backbone),
             annotations=annotations,
             embed_dim=embed_dim,
-            dtype=dtype,
-            tokens=bool(tokens_of) or (backbone is not None and tokens),
-            shard_items={"video": shard_videos, "text": shard_texts},
-            provenance=dict(provenance or {}),
+            dtype=settings.dtype,
+            tokens=bool(tokens_of) or (backbone is not None and settings.tokens),
+            shard_items={"video": settings.shard_videos, "text": settings.shard_texts},
+            provenance={**(provenance or {}), "settings": as_dict(settings)},
         )
-        store = create_store(out, spec, format)
+        store = create_store(out, spec, settings.format)
         already = store.complete and (store.path / "manifest.json").exists()
         if not already:
             stack.enter_context(hold(out, what="import-features"))
             store.refresh()
             if backbone is not None:
-                store.write_backbone_tensors(backbone.pieces())
-                extract_texts(store, backbone, tokens=tokens, batch_texts=batch_texts, progress=progress)
+                store.write_backbone_tensors(backbone.tensors_for_heads())
+                extract_captions(store, backbone, settings, progress=progress)
             else:
                 _commit_texts(store, texts_of, tokens_of)
             for shard in store.pending("video"):
                 items = store.shard_range("video", shard)
-                commit_videos(store, shard, {i: _record(store.plan.videos[i], frames_of, fps) for i in items})
+                commit_videos(store, shard, {i: _record(store.plan.videos[i], frames_of, settings.fps) for i in items})
             store.finish()
     return _summary(store, already, annotations.notes)
 
 
-def _configuration(name: str, mark: str, fps: float, backbone: Backbone | None) -> dict[str, Any]:
+def _configuration(settings: ImportSettings, mark: str, backbone: Backbone | None) -> dict[str, Any]:
     """What decides the values; `mark` is the hash of the arrays that were read."""
-    about: dict[str, Any] = {"name": name, "pretrained": "imported", "weights": mark}
-    configuration: dict[str, Any] = {"backbone": about, "sampling": {"fps": fps, "source": "imported"}}
+    about: dict[str, Any] = {"name": settings.name, "pretrained": "imported", "weights": mark}
+    configuration: dict[str, Any] = {"backbone": about, "sampling": {"fps": settings.fps, "source": "imported"}}
     if backbone is not None:
         about["words"] = backbone.words
         configuration["text_backbone"] = dataclasses.asdict(backbone.description)
@@ -180,28 +205,20 @@ def _summary(store: Store, already_complete: bool, notes: list[str]) -> ImportSu
     )
 
 
-def check_sources(text_features: Path | None, token_features: Path | None, backbone: object | None) -> None:
-    """Raise UsageError where the ways that captions come by their features exclude each other."""
-    if text_features is not None and backbone is not None:
-        raise UsageError("--text-features and --backbone exclude each other: captions are read, or encoded now")
-    if token_features is not None and text_features is None:
-        raise UsageError("--token-features needs --text-features beside it")
-
-
-def _check_sources(
-    annotations: Annotations, text_features: Path | None, token_features: Path | None, backbone: Backbone | None
-) -> None:
+def _check_sources(annotations: Annotations, files: FeatureFiles, backbone: object | None) -> None:
     if not annotations.videos:
-        raise InputError(f"{annotations.dataset} lists no video", mend="Check the annotations: glscl extract --dry-run")
-    check_sources(text_features, token_features, backbone)
-    if text_features is not None and not annotations.texts:
-        raise UsageError(
-            f"--text-features is {text_features}; {annotations.dataset} lists no caption that it could belong to"
+        raise InputError(
+            f"{annotations.dataset} lists no video", hint=Hint("Check the annotations", "extract", {"dry_run": True})
         )
-    if annotations.texts and text_features is None and backbone is None:
+    files.check(backbone)
+    if files.text_features is not None and not annotations.texts:
+        raise UsageError(
+            f"`text_features` is {files.text_features}; {annotations.dataset} lists no caption that it could belong to"
+        )
+    if annotations.texts and files.text_features is None and backbone is None:
         raise UsageError(
             f"The {len(annotations.texts)} captions need features",
-            mend="Give --text-features PATH, or --backbone NAME to encode them now",
+            hint="Give `text_features=PATH`, or `backbone=NAME` to encode them now",
         )
 
 
@@ -237,14 +254,14 @@ def match(names: Iterable[str], ids: Iterable[str], where: Path) -> dict[str, st
         if len(candidates) > 1:
             raise InputError(
                 f"{where}: {len(candidates)} entries fit {show(id)}: {examples(map(show, candidates))}; expected one",
-                mend="Name one array after each id",
+                hint="Name one array after each id",
             )
         for name in candidates:
             other = owner.setdefault(name, id)
             if other != id:
                 raise InputError(
                     f"{where}: the entry {show(name)} fits both {show(other)} and {show(id)}",
-                    mend="Name one array after each id",
+                    hint="Name one array after each id",
                 )
             found[id] = name
     return found
@@ -272,14 +289,14 @@ def _videos(arrays: Arrays, annotations: Annotations, notes: list[str]) -> Reade
     if "" in arrays.entries:
         raise InputError(
             f"{arrays.path} holds one array without a name, expected one for each video",
-            mend="Give a folder with a file a video, or a file keyed by video",
+            hint="Give a folder with a file a video, or a file keyed by video",
         )
     found = match(arrays.entries, ids, arrays.path)
     if not found:
         raise NotFoundError(
             f"{arrays.path} has features of none of the {len(ids)} videos of {annotations.dataset}, for example "
             f"{ids[0]!r}; it has {examples(map(show, arrays.entries))}",
-            mend="Name each file, or each entry, after the id of its video",
+            hint="Name each file, or each entry, after the id of its video",
         )
     used = set(found.values())
     unused = [name for name in arrays.entries if name not in used]
@@ -306,7 +323,7 @@ def _texts(arrays: Arrays, texts: Sequence[TextItem], ndim: int) -> Readers:
         raise NotFoundError(
             f"{arrays.path} has features of none of the {len(texts)} captions, for example {texts[0].id!r}; it has "
             f"{examples(map(show, arrays.entries))}",
-            mend="Name each entry after its caption or video, or give one array with a row for each caption",
+            hint="Name each entry after its caption or video, or give one array with a row for each caption",
         )
     readers: Readers = {}
     for name, ids in groups.items():
@@ -410,7 +427,7 @@ class _Checked:
         if not np.isfinite(decode_features(encode_features(rows, self.dtype), self.dtype)).all():
             raise InputError(
                 f"The {kind} features of {id!r} reach {np.abs(rows).max():.3g}, more than {self.dtype} can hold",
-                mend="Import with --dtype float32",
+                hint="Import with `dtype=float32`",
             )
         self.digest.update(canonical([kind, id, list(rows.shape)]))
         self.digest.update(np.ascontiguousarray(rows, "<f4").data)

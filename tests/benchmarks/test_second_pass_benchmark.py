@@ -9,9 +9,9 @@ import torch
 
 from glscl.cache.schema import Annotations, TextItem, VideoItem
 from glscl.common.errors import UsageError
-from glscl.extract.backbone.encoder import Backbone
-from glscl.extract.decode.sampling import Sampling
+from glscl.extract.backbone.encoder import load_backbone
 from glscl.extract.pipeline import extract
+from glscl.extract.settings import ExtractSettings
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +86,11 @@ def test_each_arm_is_one_line_and_both_ways_start_from_the_same_head(tmp_path, s
     ]
     annotations = Annotations(dataset="demo", videos=videos, texts=texts)
     cache = tmp_path / "demo" / "cache"
-    extract(annotations, cache, backbone=Backbone.load("demo"), sampling=Sampling(fps=1.0), dtype="float32", workers=1)
+    extract(annotations, cache, ExtractSettings(dtype="float32", workers=1), backbone=load_backbone("demo"))
     begun = []
     taken = study.load_run
     monkeypatch.setattr(study, "load_run", lambda start: begun.append(start) or taken(start))
-    monkeypatch.setattr(
-        study, "finetune", lambda *a, start, **k: begun.append(start) or study_finetune(*a, start=start, **k)
-    )
+    monkeypatch.setattr(study, "finetune", lambda *a, **k: begun.append(a[2].start) or study_finetune(*a, **k))
     study_finetune = sys.modules["glscl.train_head.finetuning.finetune"].finetune
     results = tmp_path / "results.jsonl"
     command = ["second_pass.py", str(tmp_path / "demo"), "--seeds", "1", "--quick", "--results", str(results)]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import json
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 
-from glscl.commands import searching
+from glscl.cache.schema import TextFeatures
+from glscl.evaluate.search.model import Model
 
 QUICK = ("--epochs", 1, "--batch-size", 8, "--validation", 4)
 
@@ -19,15 +19,13 @@ def test_a_search_normalises_one_sentence_at_a_time_or_a_list_of_them(glscl, cac
     shapes = {"text_features": (1, 8), "token_features": (1, 3, 8)}
 
     class Backbone:
-        def tokenize(self, texts):
-            return texts
-
         def encode_texts(self, texts):
             g = torch.Generator().manual_seed(len(texts[0]))
-            made = {name: torch.randn(*shape, generator=g).numpy() for name, shape in shapes.items()}
-            return SimpleNamespace(**made)
+            made = {name: torch.randn(*shape, generator=g) for name, shape in shapes.items()}
+            return TextFeatures(**made, token_mask=torch.ones(1, 3, dtype=torch.bool))
 
-    monkeypatch.setattr(searching, "_backbone_of", lambda *_: Backbone())
+    monkeypatch.setattr(Model, "backbone", Backbone())
+    monkeypatch.setattr(Model, "load_backbone", lambda self, weights=None: self.backbone)
     status, out, err = glscl("search", "a dog", "--normalise", "nnn", "--top", 3)
     said = out.splitlines()
     assert status == 0 and said[1].split() == ["rank", "score", "nnn", "video", "at"], err

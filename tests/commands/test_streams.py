@@ -14,7 +14,7 @@ import pytest
 from glscl import cli
 from glscl.commands.options import main
 from glscl.commands.streams import Unbreakable
-from glscl.train_head.deferred_signals import interrupts_deferred
+from glscl.common.signals import interrupts_deferred
 
 
 def pipe_without_reader():

@@ -23,17 +23,16 @@ from glscl.cache.store import open_store
 from glscl.cache.upkeep.merge import merge
 from glscl.cache.upkeep.verification import verify
 from glscl.common.errors import FingerprintError
-from glscl.extract.backbone.encoder import Backbone
-from glscl.extract.decode.sampling import Sampling
-from glscl.extract.part import Part
+from glscl.extract.backbone.encoder import load_backbone
 from glscl.extract.pipeline import extract
+from glscl.extract.settings import ExtractSettings
 
 LENGTHS = [9, 14, 3, 8, 21, 5, 11]
 
 
 @pytest.fixture(scope="module")
 def backbone():
-    return Backbone.load("demo", words=12)
+    return load_backbone("demo", words=12)
 
 
 @pytest.fixture(autouse=True)
@@ -68,8 +67,8 @@ def corpus(tmp_path, make_video):
 
 
 def run(corpus, out, backbone, **options):
-    options = {"shard_videos": 2, "shard_texts": 5, "batch_frames": 7, "workers": 1} | options
-    return extract(corpus, out, backbone=backbone, sampling=Sampling(fps=2.0), **options)
+    options = {"fps": 2.0, "shard_videos": 2, "shard_texts": 5, "batch_frames": 7, "workers": 1} | options
+    return extract(corpus, out, ExtractSettings(**options), backbone=backbone)
 
 
 def assert_equal_caches(a, b):
@@ -79,34 +78,37 @@ def assert_equal_caches(a, b):
             np.testing.assert_array_equal(array, b.arrays(stream)[name], err_msg=f"{stream} {name}")
 
 
+@pytest.mark.usefixtures("decoded_here")
 def test_parts_on_one_folder_give_the_cache_that_one_run_gives(corpus, backbone, tmp_path):
     whole = run(corpus, tmp_path / "whole", backbone)
     assert whole.complete and whole.finished_here and whole.part is None
-    first = run(corpus, tmp_path / "parts", backbone, part=Part(1, 3))
+    first = run(corpus, tmp_path / "parts", backbone, part="1/3")
     assert not first.complete and not first.finished_here and first.texts_without_video is None
     assert first.shards == {"video": {"committed": 2, "planned": 4}, "text": {"committed": 1, "planned": 3}}
     assert (first.videos, first.texts) == (3, 5) and not (tmp_path / "parts" / "manifest.json").exists()
-    again = run(corpus, tmp_path / "parts", backbone, part=Part(1, 3))
+    again = run(corpus, tmp_path / "parts", backbone, part="1/3")
     assert again.already_complete and not again.complete
-    assert not run(corpus, tmp_path / "parts", backbone, part=Part(3, 3)).complete
-    last = run(corpus, tmp_path / "parts", backbone, part=Part(2, 3))
+    assert not run(corpus, tmp_path / "parts", backbone, part="3/3").complete
+    last = run(corpus, tmp_path / "parts", backbone, part="2/3")
     assert last.complete and last.finished_here
     assert_equal_caches(open_store(tmp_path / "whole"), open_store(tmp_path / "parts"))
     assert verify(open_store(tmp_path / "parts")) == [] and locks(tmp_path / "parts") == []
     assert run(corpus, tmp_path / "parts", backbone).already_complete
 
 
+@pytest.mark.usefixtures("decoded_here")
 def test_a_run_without_part_finishes_what_parts_left(corpus, backbone, tmp_path):
     run(corpus, tmp_path / "whole", backbone)
-    run(corpus, tmp_path / "parts", backbone, part=Part(2, 2))
+    run(corpus, tmp_path / "parts", backbone, part="2/2")
     assert run(corpus, tmp_path / "parts", backbone).finished_here
     assert_equal_caches(open_store(tmp_path / "whole"), open_store(tmp_path / "parts"))
 
 
+@pytest.mark.usefixtures("decoded_here")
 def test_parts_in_folders_of_their_own_are_merged(corpus, backbone, tmp_path):
     run(corpus, tmp_path / "whole", backbone, store_frames="jpeg", batch_frames=7)
     for i in (1, 2):  # what a machine is set to do beside does not change a value
-        run(corpus, tmp_path / f"part{i}", backbone, part=Part(i, 2), store_frames="jpeg", workers=i)
+        run(corpus, tmp_path / f"part{i}", backbone, part=f"{i}/2", store_frames="jpeg", workers=i)
     merge([tmp_path / "part1", tmp_path / "part2"], tmp_path / "merged")
     whole, merged = open_store(tmp_path / "whole"), open_store(tmp_path / "merged")
     assert_equal_caches(whole, merged)
@@ -114,18 +116,20 @@ def test_parts_in_folders_of_their_own_are_merged(corpus, backbone, tmp_path):
     np.testing.assert_equal(merged.backbone_tensors(), whole.backbone_tensors())
 
 
+@pytest.mark.usefixtures("decoded_here")
 def test_each_part_asks_again_for_its_own_failed_videos(corpus, backbone, tmp_path, make_video):
     for broken in (1, 2):  # shards 0 and 1
         (tmp_path / "videos" / f"clip{broken}.mp4").write_text("not a video")
     run(corpus, tmp_path / "cache", backbone)
     for mended in (1, 2):
         make_video(tmp_path / "videos" / f"clip{mended}.mp4", frames=LENGTHS[mended], seed=mended)
-    first = run(corpus, tmp_path / "cache", backbone, part=Part(1, 2), retry_failed=True)
+    first = run(corpus, tmp_path / "cache", backbone, part="1/2", retry_failed=True)
     assert [failure["id"] for failure in first.failed] == ["clip2"]
-    assert run(corpus, tmp_path / "cache", backbone, part=Part(2, 2), retry_failed=True).failed == []
+    assert run(corpus, tmp_path / "cache", backbone, part="2/2", retry_failed=True).failed == []
     assert open_store(tmp_path / "cache").failures() == []
 
 
+@pytest.mark.usefixtures("decoded_here")
 def test_of_two_runs_that_begin_a_cache_together_the_first_decides_the_plan(corpus, backbone, tmp_path, monkeypatch):
     """The second finds no store.json, and has lost by the time it writes one."""
     other = Annotations(dataset="csv", videos=corpus.videos[:2], texts=[])

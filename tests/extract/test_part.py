@@ -13,7 +13,7 @@ from glscl.extract.part import WHOLE, Part
 def test_every_shard_falls_to_one_process_of_one_part(count, world):
     shares = [Part(i, count).among(rank, world) for i in range(1, count + 1) for rank in range(world)]
     assert len(set(shares)) == count * world and {share.count for share in shares} == {count * world}
-    assert sorted(shard for share in shares for shard in share.of(range(20))) == list(range(20))
+    assert sorted(shard for share in shares for shard in share.share(range(20))) == list(range(20))
 
 
 def test_parts_are_written_as_they_are_read():

@@ -18,17 +18,18 @@ from glscl.cache.upkeep.convert import convert
 from glscl.cache.upkeep.summary import summarise
 from glscl.cache.upkeep.verification import verify
 from glscl.common.errors import CacheCorruptError, UsageError
-from glscl.extract.backbone.encoder import Backbone
-from glscl.extract.decode.sampling import Sampling
-from glscl.extract.decode.video import FrameChunk, decode_video
+from glscl.extract.backbone.encoder import load_backbone
+from glscl.extract.decode.video import decode
 from glscl.extract.pipeline import extract
+from glscl.extract.settings import ExtractSettings
 
+HERE = pytest.mark.usefixtures("decoded_here")
 LENGTHS = [12, 3, 41, 8, 20]
 
 
 @pytest.fixture(scope="module")
 def backbone(tiny_clip):
-    return Backbone.load(f"local-dir:{tiny_clip()}", words=12)
+    return load_backbone(f"local-dir:{tiny_clip()}", words=12)
 
 
 @pytest.fixture
@@ -44,14 +45,13 @@ def corpus(tmp_path, make_video):
 
 
 def run(corpus, out, backbone, **options):
-    options = {"shard_videos": 2, "batch_frames": 7, "workers": 1, "sampling": Sampling(fps=2)} | options
-    return extract(corpus, out, backbone=backbone, **options)
+    options = {"fps": 2.0, "shard_videos": 2, "batch_frames": 7, "workers": 1} | options
+    return extract(corpus, out, ExtractSettings(**options), backbone=backbone)
 
 
 def frames_seen(item, backbone):
     """Every sampled frame of a clip as the encoder gets it, decoded here and now."""
-    parts = decode_video(item.path, Sampling(fps=2), geometry=backbone.geometry)
-    return np.concatenate([part.frames for part in parts if isinstance(part, FrameChunk)])
+    return decode(item.path, 2.0, prepare=backbone.transform)[0]
 
 
 def jpeg_of(frame, quality):
@@ -66,6 +66,7 @@ def assert_equal_caches(a: Store, b: Store) -> None:
             np.testing.assert_array_equal(array, b.arrays(stream)[name], err_msg=f"{stream} {name}")
 
 
+@HERE
 @pytest.mark.parametrize("format", ["zarr", "hdf5"])
 def test_stored_frames_are_what_the_encoder_saw_and_features_stay_the_same(
     corpus, backbone, tmp_path, format, monkeypatch
@@ -109,6 +110,7 @@ def test_jpeg_of_high_quality_changes_features_little(corpus, backbone, tmp_path
     assert not np.array_equal(stored, cached)  # JPEG is lossy, and the page says so
 
 
+@HERE
 @pytest.mark.parametrize("encoding", ["uint8", "jpeg"])
 def test_an_interrupted_run_goes_on_and_stores_the_same_frames(corpus, backbone, tmp_path, monkeypatch, encoding):
     run(corpus, tmp_path / "whole", backbone, store_frames=encoding)
@@ -132,6 +134,7 @@ def test_an_interrupted_run_goes_on_and_stores_the_same_frames(corpus, backbone,
         np.testing.assert_array_equal(StoredFrames(whole).read(item), StoredFrames(cut).read(item))
 
 
+@HERE
 @pytest.mark.parametrize("encoding", ["uint8", "jpeg"])
 def test_a_repeated_attempt_keeps_the_frames_of_the_other_videos(corpus, backbone, tmp_path, make_video, encoding):
     run(corpus, tmp_path / "cache", backbone, store_frames=encoding)
@@ -144,6 +147,7 @@ def test_a_repeated_attempt_keeps_the_frames_of_the_other_videos(corpus, backbon
     assert frames.count(3) == len(frames_seen(corpus.videos[3], backbone)) and verify(frames.store) == []
 
 
+@HERE
 def test_another_choice_for_the_same_cache_is_one_clear_line(corpus, backbone, tmp_path):
     run(corpus, tmp_path / "none", backbone)
     with pytest.raises(
@@ -159,6 +163,7 @@ def test_another_choice_for_the_same_cache_is_one_clear_line(corpus, backbone, t
         StoredFrames(tmp_path / "none").read(0)
 
 
+@HERE
 @pytest.mark.parametrize("encoding", ["uint8", "jpeg"])
 @pytest.mark.parametrize("out", ["other", "flat.h5", "flat.zarr"])
 def test_conversion_carries_the_frames(corpus, backbone, tmp_path, encoding, out):
@@ -171,6 +176,7 @@ def test_conversion_carries_the_frames(corpus, backbone, tmp_path, encoding, out
     assert summarise(converted)["stored_frames"]["bytes"] > 0
 
 
+@HERE
 @pytest.mark.parametrize("format", ["zarr", "hdf5"])
 @pytest.mark.parametrize("encoding", ["uint8", "jpeg"])
 def test_a_flipped_bit_and_a_cut_file_are_found(corpus, backbone, tmp_path, format, encoding):
@@ -190,6 +196,7 @@ def test_a_flipped_bit_and_a_cut_file_are_found(corpus, backbone, tmp_path, form
     assert verify(open_store(store.path))
 
 
+@HERE
 def test_frames_that_are_not_what_the_head_says_are_refused(corpus, backbone, tmp_path):
     run(corpus, tmp_path / "cache", backbone, store_frames="jpeg")
     frames = StoredFrames(tmp_path / "cache")
@@ -204,6 +211,7 @@ def test_frames_that_are_not_what_the_head_says_are_refused(corpus, backbone, tm
         frames.read(0)
 
 
+@HERE
 def test_inspect_says_how_frames_are_stored_and_how_large_they_are(corpus, backbone, tmp_path):
     run(corpus, tmp_path / "cache", backbone, store_frames="uint8")
     report = summarise(open_store(tmp_path / "cache"))

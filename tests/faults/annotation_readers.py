@@ -21,7 +21,7 @@ SPLITS = ["train", "train", "train", "val", "test", "test"]
 def _dataset(name: str, file: str | None = None, protocol: str | None = None) -> Any:
     def read(folder: Path, _: Path | None) -> dict[str, Any]:
         from glscl.extract.datasets import DATASETS
-        from glscl.extract.datasets.base import summary
+        from glscl.extract.datasets.builder import summary
 
         annotations = folder / file if file else folder
         videos = folder.parent / "out" if name == "webdataset" else folder.parent / "videos"

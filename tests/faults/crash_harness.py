@@ -40,9 +40,9 @@ from glscl.cache.store import open_store
 from glscl.cache.upkeep.verification import verify
 from glscl.common.errors import StorageError
 from glscl.extract import pipeline
-from glscl.extract.backbone.encoder import Backbone
-from glscl.extract.decode.sampling import Sampling
-from glscl.extract.decode.video import FrameChunk, VideoDone, VideoTask, decode_video
+from glscl.extract.backbone.encoder import Backbone, load_backbone
+from glscl.extract.decode.video import Decoding, FrameChunk, VideoDone, VideoTask, decode_video
+from glscl.extract.settings import ExtractSettings
 
 VIDEOS = 8
 DURABLE = ("fsync", "link", "replace", "rename", "unlink", "mkdir", "open", "rmdir")
@@ -55,9 +55,8 @@ WRITES = ("fsync", "link", "replace", "rename", "mkdir", "open")
 class DecodeHere:
     """Stands for the pool: decodes in this process, one video after another."""
 
-    def __init__(self, *, sampling: Sampling, geometry: Any, decoder: str, **_: Any) -> None:
-        self.options = {"geometry": geometry, "decoder": decoder}
-        self.sampling = sampling
+    def __init__(self, decoding: Decoding, **_: Any) -> None:
+        self.decoding = decoding
 
     def __enter__(self) -> DecodeHere:
         return self
@@ -67,7 +66,7 @@ class DecodeHere:
 
     def decode(self, tasks: Iterable[VideoTask]) -> Iterator[FrameChunk | VideoDone]:
         for task in tasks:
-            yield from decode_video(task.path, self.sampling, index=task.index, **self.options)
+            yield from decode_video(task, self.decoding)
 
 
 def corpus(folder: Path) -> Annotations:
@@ -83,19 +82,10 @@ def corpus(folder: Path) -> Annotations:
 
 def extract(out: Path, clips: Path, format: str, backbone: Backbone) -> None:
     pipeline.DecodePool = DecodeHere
-    pipeline.extract(
-        corpus(clips),
-        out,
-        backbone=backbone,
-        sampling=Sampling(fps=2),
-        format=format,
-        shard_videos=2,
-        shard_texts=8,
-        batch_frames=8,
-        batch_texts=8,
-        workers=1,
-        decoder="pyav",
+    settings = ExtractSettings(
+        fps=2.0, format=format, shard_videos=2, shard_texts=8, batch_frames=8, batch_texts=8, workers=1, decoder="pyav"
     )
+    pipeline.extract(corpus(clips), out, settings, backbone=backbone)
 
 
 # --- dying at a chosen point -------------------------------------------------------------------------------------------
@@ -368,7 +358,7 @@ def main(work: str, format: str, seed: str, *kinds: str) -> None:
         "reference": folder / "reference",
         "clips": folder / "clips",
         "format": format,
-        "backbone": Backbone.load("demo", None, words=12, device="cpu", precision="fp32"),
+        "backbone": load_backbone("demo", None, words=12, device="cpu", precision="fp32"),
     }
     asked = {kind: int(rounds) for kind, _, rounds in (word.partition("=") for word in kinds)}
     sizes, points = measure(setting, asked)

@@ -87,16 +87,15 @@ def _read_arrays(folder: Path, _: Path | None) -> dict[str, Any]:
 
 def _import(folder: Path, _: Path | None) -> dict[str, Any]:
     from glscl.extract.datasets import DATASETS
-    from glscl.extract.importing.import_features import import_features
+    from glscl.extract.importing.import_features import FeatureFiles, import_features
+    from glscl.extract.settings import ImportSettings
 
     found = DATASETS["csv"].read(folder / "captions.csv", None)
     done = import_features(
         found,
-        folder / "frames",
+        FeatureFiles(folder / "frames", folder / "texts.npz"),
         folder.parent / "out",
-        text_features=folder / "texts.npz",
-        shard_videos=3,
-        format="hdf5",
+        ImportSettings(shard_videos=3, format="hdf5"),
     )
     return done.as_dict()
 

@@ -27,7 +27,7 @@ import training_harness as training
 
 from glscl.cache.upkeep.summary import bytes_on_disk
 from glscl.common.errors import StorageError
-from glscl.extract.backbone.encoder import Backbone
+from glscl.extract.backbone.encoder import Backbone, load_backbone
 
 SIZE = 64 << 20  # of the disk, bytes; a training at its largest takes half of that
 
@@ -171,8 +171,8 @@ def main(work: str, disk: str, rounds: str, seed: str) -> None:
 
 
 def all_commands(found: Rounds) -> dict[str, Any]:
-    backbone = Backbone.load("demo", None, words=12, device="cpu", precision="fp32")
-    backbone.pieces = dict  # they are the largest file and would always be the one that fails
+    backbone = load_backbone("demo", None, words=12, device="cpu", precision="fp32")
+    backbone.tensors_for_heads = dict  # they are the largest file and would always be the one that fails
     for format in ("zarr", "hdf5"):
         found.extraction(format, backbone)
     cache = found.work / "whole zarr"

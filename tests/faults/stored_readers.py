@@ -44,7 +44,8 @@ def _cache(out: Path, format: str, *, videos: int) -> Any:
     """A cache of six videos and twelve captions, in shards of so many videos, and of two captions each."""
     from glscl.cache.schema import Annotations, TextItem, VideoItem
     from glscl.cache.store import open_store
-    from glscl.extract.importing.import_features import import_features
+    from glscl.extract.importing.import_features import FeatureFiles, import_features
+    from glscl.extract.settings import ImportSettings
 
     rng = np.random.default_rng(0)
     ids = [f"video{i}" for i in range(VIDEOS)]
@@ -61,13 +62,9 @@ def _cache(out: Path, format: str, *, videos: int) -> Any:
         np.savez(files["tokens"], **{t.id: rng.standard_normal((3, DIM)) for t in annotations.texts})
         import_features(
             annotations,
-            files["frames"],
+            FeatureFiles(files["frames"], files["texts"], files["tokens"]),
             out,
-            text_features=files["texts"],
-            token_features=files["tokens"],
-            format=format,
-            shard_videos=videos,
-            shard_texts=2 * videos,
+            ImportSettings(format=format, shard_videos=videos, shard_texts=2 * videos),
         )
     return open_store(out)
 

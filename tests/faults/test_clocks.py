@@ -25,7 +25,7 @@ from glscl.cache.upkeep.verification import verify
 from glscl.commands.default_paths import newest_run
 from glscl.common.errors import CacheBusyError
 from glscl.extract import pipeline
-from glscl.extract.backbone.encoder import Backbone
+from glscl.extract.backbone.encoder import load_backbone
 from glscl.train_head.checkpoint import write_run
 from glscl.train_head.heads import build_head
 from glscl.train_head.loop import fit
@@ -66,7 +66,7 @@ def test_an_extraction_gives_the_same_cache_whatever_the_clock_does(clock, tmp_p
     for i in range(crash.VIDEOS):
         make_video_file(tmp_path / "clips" / f"clip{i}.mp4", frames=4, seed=i)
     monkeypatch.setattr(pipeline, "DecodePool", crash.DecodeHere)
-    backbone = Backbone.load("demo", None, words=12, device="cpu", precision="fp32")
+    backbone = load_backbone("demo", None, words=12, device="cpu", precision="fp32")
     crash.extract(tmp_path / "whole", tmp_path / "clips", "zarr", backbone)
     committing, committed = Store.commit, []
 

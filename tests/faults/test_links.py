@@ -39,8 +39,8 @@ from glscl.evaluate.exporting.vectors import export_vectors
 from glscl.evaluate.report.plots import Plot
 from glscl.extract.datasets import DATASETS
 from glscl.extract.decode.pool import _sweep
-from glscl.extract.frame_spool import FrameSpool
 from glscl.extract.importing.import_features import import_features
+from glscl.extract.shard_frames import ShardFrames
 from glscl.train_head.finetuning.finetune import finetune
 from glscl.train_head.heads import build_head
 from glscl.train_head.importing.import_checkpoint import import_checkpoint
@@ -82,7 +82,7 @@ def resume(box):
 
 def write_frames(box):
     with hold(box.made.path):
-        spool = FrameSpool(box.made.path, SimpleNamespace(encoding="jpeg"))
+        spool = ShardFrames(box.made.path, SimpleNamespace(encoding="jpeg"))
         spool.add_stored(0, b"picture", [7])
         spool.close()
 

@@ -12,8 +12,7 @@ import pytest
 
 from glscl.cache.schema import Status
 from glscl.extract.decode.pool import DecodePool
-from glscl.extract.decode.sampling import Sampling
-from glscl.extract.decode.video import VideoDone, VideoTask
+from glscl.extract.decode.video import Decoding, VideoDone, VideoTask
 
 MEMORY = 400 << 20  # bytes a worker may allocate beyond what it holds
 
@@ -68,12 +67,9 @@ def test_files_that_claim_too_much_cost_only_themselves(tmp_path, make_video):
     paths["huge"] = tmp_path / "huge.avi"
     picture_of(paths["huge"], 30_000)
     os.mkfifo(paths["pipe"])  # a stream without end, or beginning
-    pool = DecodePool(
-        workers=2, sampling=Sampling(fps=1), geometry=None, time_limit=20, video_limit=60, memory_limit=MEMORY
-    )
-    with pool:
+    with DecodePool(Decoding(time_limit=20, video_limit=60, memory_limit=MEMORY), workers=2) as pool:
         tasks = [VideoTask(index, str(paths[name])) for index, name in enumerate(names)]
-        done = {names[e.index]: e for e in pool.decode(tasks) if isinstance(e, VideoDone)}
+        done = {names[e.item]: e for e in pool.decode(tasks) if isinstance(e, VideoDone)}
     assert set(done) == set(names)
     assert (done["good"].status, done["good again"].status) == (Status.OK, Status.OK)
     assert done["gone"].status == Status.MISSING

@@ -36,8 +36,8 @@ from glscl import cli
 from glscl.cache import files
 from glscl.commands.options import main as run_command
 from glscl.extract import pipeline
-from glscl.extract.backbone.encoder import Backbone
-from glscl.extract.decode.sampling import Sampling
+from glscl.extract.backbone.encoder import load_backbone
+from glscl.extract.settings import ExtractSettings
 from glscl.train_head import checkpoint, loop, resume_state
 
 MEASURED = ("seconds", "captions_per_second")
@@ -55,10 +55,9 @@ def command(name: str, cache: Path, out: Path, *, resume: bool) -> list[str]:
 
 def make_cache(work: Path) -> None:
     pipeline.DecodePool = crash.DecodeHere
-    backbone = Backbone.load("demo", None, words=12, device="cpu", precision="fp32")
-    pipeline.extract(
-        crash.corpus(work / "clips"), work / "cache", backbone=backbone, sampling=Sampling(fps=2), store_frames="uint8"
-    )
+    backbone = load_backbone("demo", None, words=12, device="cpu", precision="fp32")
+    settings = ExtractSettings(fps=2.0, store_frames="uint8")
+    pipeline.extract(crash.corpus(work / "clips"), work / "cache", settings, backbone=backbone)
 
 
 def run(arguments: list[str]) -> None:

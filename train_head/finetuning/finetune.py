@@ -22,7 +22,7 @@ from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable
 from glscl.common.errors import Hint, UsageError
 from glscl.common.launch import launch
-from glscl.extract.backbone.encoder import Backbone, backbone_of_cache
+from glscl.extract.backbone.encoder import backbone_of_cache, load_backbone
 from glscl.train_head.checkpoint import check_cache, load_run
 from glscl.train_head.finetuning.model import EndToEnd
 from glscl.train_head.finetuning.pixel_learner import PixelLearner, encode_table
@@ -145,7 +145,7 @@ def _frames(
     return Frames(
         store,
         items_of(store, *(table for table in (data.train, data.validation) if table is not None)),
-        model.backbone.geometry,
+        model.backbone.transform,
         settings,
     )
 
@@ -185,7 +185,7 @@ def tuned_table(
             f"{run} trained no backbone, so pixels say no more than the cache", hint=Hint("Do", "eval", {"run": run})
         )
     made = record["cache_configuration"]["backbone"]
-    backbone = Backbone.load(
+    backbone = load_backbone(
         made["name"],
         str(run / FILES[which]),
         words=made["words"],
@@ -203,5 +203,5 @@ def tuned_table(
         frame_position=settings.frame_position,
         tokens=head.needs_tokens,
     )
-    with Frames(store, items_of(store, table), backbone.geometry, settings) as frames:
+    with Frames(store, items_of(store, table), backbone.transform, settings) as frames:
         return head, encode_table(EndToEnd(backbone, head), table, store, frames, device=device)

@@ -20,11 +20,10 @@ from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable, frame_positions
 from glscl.common.errors import DecodeError, NotFoundError, UsageError
 from glscl.common.launch import launch
-from glscl.extract.backbone.fast_transform import FastGeometry
-from glscl.extract.backbone.picture_transform import Geometry
+from glscl.extract.backbone.picture_transform import PictureTransform
 from glscl.extract.datasets.video_files import VideoFiles
-from glscl.extract.decode.pool import DecodePool, FrameChunk, VideoTask
-from glscl.extract.decode.sampling import Sampling
+from glscl.extract.decode.pool import DecodePool
+from glscl.extract.decode.video import Decoding, FrameChunk, VideoTask
 from glscl.train_head.finetuning.settings import FinetuneSettings
 
 _AHEAD = 2  # batches that wait ready
@@ -41,7 +40,7 @@ class Frames:
     Args:
         store: an open cache that was extracted from videos.
         items: the videos that will be asked for; all of them must be found.
-        geometry: picture part of the backbone's preprocessing.
+        transform: picture part of the backbone's preprocessing.
         settings: where the videos lie, which frames of them are wanted, how many processes of each training process
             decode (None shares the cores), and how many GB (1e9 bytes) of frames are kept.
 
@@ -51,7 +50,7 @@ class Frames:
     """
 
     def __init__(
-        self, store: Store, items: Sequence[int], geometry: Geometry | FastGeometry, settings: FinetuneSettings
+        self, store: Store, items: Sequence[int], transform: PictureTransform, settings: FinetuneSettings
     ) -> None:
         sampling = store.configuration.get("sampling")
         if not isinstance(sampling, Mapping) or "decoder" not in sampling:
@@ -67,13 +66,9 @@ class Frames:
         self._threads: list[tuple[threading.Event, threading.Thread]] = []
         if self._stored is None:
             self._paths = find_videos(store, items, settings.videos)
-            self._pool = DecodePool(
-                workers=settings.workers or max(1, len(os.sched_getaffinity(0)) // launch().world),
-                sampling=Sampling(**{key: value for key, value in sampling.items() if key != "decoder"}),
-                geometry=geometry,
-                decoder=sampling["decoder"],
-                time_limit=_TIME_LIMIT,
-            )
+            decoding = Decoding.of_cache(sampling, prepare=transform, time_limit=_TIME_LIMIT)
+            workers = settings.workers or max(1, len(os.sched_getaffinity(0)) // launch().world)
+            self._pool = DecodePool(decoding, workers=workers)
 
     def __enter__(self) -> Frames:
         if self._pool is not None:
@@ -159,7 +154,7 @@ class Frames:
         seen = dict.fromkeys(items, 0)
         parts: dict[int, list[np.ndarray]] = {item: [] for item in items}
         for event in self._pool.decode(tasks):
-            item = event.index
+            item = event.item
             if isinstance(event, FrameChunk):
                 here = wanted[item] - seen[item]
                 parts[item].append(event.frames[here[(here >= 0) & (here < len(event.frames))]])

@@ -13,14 +13,9 @@ from hypothesis import strategies as st
 from glscl.cache.schema import Annotations, Expected, TextItem, VideoItem
 from glscl.common.errors import InputError, NotFoundError, UsageError
 from glscl.extract.datasets import DATASETS
-from glscl.extract.datasets.base import (
-    AnnotationFolder,
-    Gather,
-    carve,
-    choose_protocol,
-    choose_splits,
-    summary,
-)
+from glscl.extract.datasets.benchmark import AnnotationFolder
+from glscl.extract.datasets.builder import AnnotationBuilder, summary
+from glscl.extract.datasets.splits import carve, choose_protocol, choose_splits
 from glscl.extract.datasets.text_files import check_id, check_relative_path, clip_id, fold
 
 BENCHMARKS = ["msrvtt", "msvd", "didemo", "lsmdc", "activitynet", "vatex", "youcook2"]
@@ -95,11 +90,11 @@ def test_protocols_default_to_the_first_and_unknown_ones_are_refused():
 
 
 def test_a_video_in_two_splits_is_refused(tmp_path):
-    gather = Gather("x", ["train", "test"])
-    gather.video("a", split="train", path="l.txt", row=1)
-    gather.video("a", split="train", path="l.txt", row=2)
+    builder = AnnotationBuilder("x", ["train", "test"])
+    builder.video("a", split="train", path="l.txt", row=1)
+    builder.video("a", split="train", path="l.txt", row=2)
     with pytest.raises(InputError, match=r"l.txt, line 3: the video 'a' is in split test, but also in train"):
-        gather.video("a", split="test", path="l.txt", row=3)
+        builder.video("a", split="test", path="l.txt", row=3)
 
 
 def test_annotation_files_are_found_one_folder_below_but_not_guessed(files):

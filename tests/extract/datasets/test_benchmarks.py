@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from glscl.cache.schema import Annotations
 from glscl.common.errors import GlsclError, InputError, NotFoundError, UsageError
 from glscl.extract.datasets import DATASETS
-from glscl.extract.datasets.base import summary
+from glscl.extract.datasets.builder import summary
 
 
 def ids(annotations: Annotations, split: str | None = None) -> list[str]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from glscl.cache.schema import Annotations
 from glscl.common.errors import GlsclError, InputError, NotFoundError, UsageError
-from glscl.extract.datasets.base import summary
+from glscl.extract.datasets.builder import summary
 from glscl.extract.datasets.csv_file import read
 
 PLAIN = "video,caption,split\na.mp4,a cat,train\nb.mp4,a dog,test\na.mp4,a small cat,train\n"
@@ -298,7 +298,7 @@ def test_a_folder_with_one_table_or_one_a_split_is_read(files):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(NotFoundError, match=r"gone.csv: no such file"):
         read(tmp_path / "gone.csv", None)
-    with pytest.raises(NotFoundError, match="Give --annotations FILE"):
+    with pytest.raises(NotFoundError, match="Give `annotations=FILE"):
         read(None, None)
 
 

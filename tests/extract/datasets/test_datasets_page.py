@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from glscl.cache.schema import Expected
-from glscl.extract.datasets import DATASETS
+from glscl.extract.datasets import DATASETS, dataset_entry
 from glscl.extract.datasets.csv_file import COLUMNS
 from glscl.extract.datasets.csv_file import read as read_table
 
@@ -38,7 +38,7 @@ def test_the_table_lists_the_published_sizes_of_the_code():
 
 
 def test_every_command_names_a_dataset_and_its_protocols():
-    commands = re.findall(r"^glscl extract .*$", PAGE, re.M)
+    commands = [c for c in re.findall(r"^glscl extract .*$", PAGE, re.M) if ":" not in c]
     assert {re.search(r"--dataset (\w+)", command)[1] for command in commands} | {"demo"} == set(DATASETS)
     for command in commands:
         entry = DATASETS[re.search(r"--dataset (\w+)", command)[1]]
@@ -65,3 +65,14 @@ def test_the_table_on_the_page_is_read(tmp_path):
     ]
     assert found.texts[-1].text == "she laughs, and sits down"
     assert all(f"`{column}`" in section for column in COLUMNS)
+
+
+def test_the_reader_of_ones_own_on_the_page_reads(tmp_path, files, monkeypatch):
+    code = re.search(r"```python\n(.*?)```", SECTIONS["A dataset of your own format"], re.S)[1]
+    (tmp_path / "my_clips.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    lists = files("lists", {"clips.txt": "train\ta\ta cat\ntest\tb\ta dog\n"})
+    entry = dataset_entry("my_clips:read")
+    found = entry.read(lists, files("clips", ["b.mp4"]), splits=["test"])
+    assert [(v.id, v.split, v.path) for v in found.videos] == [("b", "test", str(tmp_path / "clips/b.mp4"))]
+    assert entry.name == "read" and [t.text for t in found.texts] == ["a dog"]

@@ -93,7 +93,7 @@ def test_a_folder_without_videos_says_what_it_looked_for(files, tmp_path):
         read(None, files("videos", ["a.txt"]))
     with pytest.raises(NotFoundError, match="no such folder"):
         read(None, tmp_path / "gone")
-    with pytest.raises(UsageError, match="Give --videos DIR"):
+    with pytest.raises(UsageError, match="Give `videos=DIR`"):
         read(None, None)
 
 

@@ -21,7 +21,7 @@ from glscl.common.settings import as_dict
 from glscl.evaluate.evaluation import evaluate_run, validation_metrics
 from glscl.evaluate.from_pixels import evaluate_from_pixels
 from glscl.evaluate.settings import EvaluateSettings
-from glscl.extract.backbone.encoder import Backbone, backbone_of_cache
+from glscl.extract.backbone.encoder import backbone_of_cache, load_backbone
 from glscl.train_head.distributed import make_accelerator
 from glscl.train_head.finetuning.finetune import finetune
 from glscl.train_head.finetuning.gradients import backward_in_chunks
@@ -65,7 +65,7 @@ def trained_head(store, tmp_path_factory) -> Path:
 @pytest.fixture
 def model() -> EndToEnd:
     torch.manual_seed(0)
-    backbone = Backbone.load("demo", precision="fp32")
+    backbone = load_backbone("demo", precision="fp32")
     unfreeze(backbone, FinetuneSettings())
     return EndToEnd(backbone, build_head("glscl", embed_dim=128, **SMALL_HEAD))
 
@@ -161,7 +161,7 @@ def test_gradients_reach_backbone_and_head_and_statistics_stay(store, model):
     ],
 )
 def test_frozen_parts_are_named_by_the_options(options, frozen, trained):
-    backbone = Backbone.load("demo", precision="fp32")
+    backbone = load_backbone("demo", precision="fp32")
     unfreeze(backbone, FinetuneSettings(**options))
     parameters = dict(backbone.model.named_parameters())
     assert not parameters[frozen].requires_grad and parameters[trained].requires_grad
@@ -169,7 +169,7 @@ def test_frozen_parts_are_named_by_the_options(options, frozen, trained):
 
 def test_more_layers_than_there_are_cannot_be_frozen():
     with pytest.raises(UsageError, match="`freeze_layers` is 5; the vision tower of demo has 4 blocks"):
-        unfreeze(Backbone.load("demo"), FinetuneSettings(freeze_layers=5))
+        unfreeze(load_backbone("demo"), FinetuneSettings(freeze_layers=5))
 
 
 def test_the_backbone_has_its_own_rate_and_the_head_the_recipes(store, model):
@@ -248,7 +248,7 @@ def test_a_frozen_vision_tower_is_read_from_the_cache(corpus, store, trained_hea
     monkeypatch.setattr("glscl.train_head.finetuning.finetune.Frames", None)  # no pixels
     out = tmp_path / "run"
     tune(store, out, trained_head, asked)
-    before, after = Backbone.load("demo").model.state_dict(), weights_in(out)
+    before, after = load_backbone("demo").model.state_dict(), weights_in(out)
     for name, value in before.items():
         same = torch.equal(value, after[f"backbone-last/{name}"])
         assert same == (name.startswith("visual.") or name == "logit_scale"), name
@@ -269,7 +269,7 @@ def tuned(store, trained_head, tmp_path_factory) -> Path:
 
 
 def test_frozen_weights_stay_bit_equal_and_the_others_move(tuned):
-    before = Backbone.load("demo").model.state_dict()
+    before = load_backbone("demo").model.state_dict()
     after = weights_in(tuned)
     for name, value in before.items():
         same = torch.equal(value, after[f"backbone-last/{name}"])
@@ -287,7 +287,7 @@ def test_a_run_says_what_it_is(tuned, trained_head):
 
 def test_old_features_are_refused_and_new_ones_judged_as_pixels_are(corpus, store, tuned, tmp_path):
     with pytest.raises(
-        FingerprintError, match=r"Extract again with `pretrained=.*backbone.safetensors`, or judge it from pixels: eval"
+        FingerprintError, match=r"Extract again: .*pretrained=.*backbone.safetensors.*, or from pixels: eval"
     ):
         evaluate_run(store, run=tuned)
     again = extracted(corpus, tmp_path / "again", "demo", str(tuned / "backbone.safetensors"))

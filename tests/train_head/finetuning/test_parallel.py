@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from glscl.extract.backbone.encoder import Backbone
-from glscl.extract.decode.sampling import Sampling
+from glscl.extract.backbone.encoder import load_backbone
 from glscl.extract.pipeline import extract
+from glscl.extract.settings import ExtractSettings
 
 # A large eps keeps AdamW from making whole steps of gradients that are nothing but rounding.
 SCRIPT = """
@@ -15,7 +15,7 @@ import os, sys
 import torch
 from glscl.cache.table import FeatureTable
 from glscl.cache.store import open_store
-from glscl.extract.backbone.encoder import Backbone
+from glscl.extract.backbone.encoder import Backbone, load_backbone
 from glscl.train_head.finetuning.pixels import Frames, items_of
 from glscl.train_head.finetuning.pixel_learner import PixelLearner
 from glscl.train_head.finetuning.model import EndToEnd
@@ -30,13 +30,13 @@ def main():
     weights = {}
     for case, micro_batch in (("plain", None), ("chunks", 1)):
         torch.manual_seed(0)
-        backbone = Backbone.load("demo", precision="fp32")
+        backbone = load_backbone("demo", precision="fp32")
         training = dict(epochs=1, batch_size=4, lr=1e-3, eps=1e-3, max_frames=3)
         settings = FinetuneSettings(**training, backbone_lr_scale=0.5, micro_batch=micro_batch)
         unfreeze(backbone, settings)
         options = dict(queries=2, decoder_layers=1, aggregator_layers=1, dropout=0.0, frame_positions=3)
         model = EndToEnd(backbone, build_head("glscl", embed_dim=128, **options))
-        with Frames(store, items_of(store, table), backbone.geometry, settings) as frames:
+        with Frames(store, items_of(store, table), backbone.transform, settings) as frames:
             losses = fit_learner(PixelLearner(model, table, store, frames, settings), settings).losses
         weights[case] = {**{k: v.contiguous() for k, v in model.state_dict().items()}, "losses": torch.tensor(losses)}
     if int(os.environ.get("RANK", 0)) == 0:
@@ -52,17 +52,9 @@ if __name__ == "__main__":
 @pytest.mark.slow
 def test_two_processes_make_the_same_steps_as_one(tmp_path, painted_corpus, launched, same_weights):
     cache = tmp_path / "cache"
-    backbone = Backbone.load("demo")
-    sampling = Sampling(fps=1.0)
-    extract(
-        painted_corpus(tmp_path),
-        cache,
-        backbone=backbone,
-        sampling=sampling,
-        dtype="float32",
-        store_frames="uint8",
-        workers=1,
-    )
+    backbone = load_backbone("demo")
+    settings = ExtractSettings(dtype="float32", store_frames="uint8", workers=1)
+    extract(painted_corpus(tmp_path), cache, settings, backbone=backbone)
     one, two = launched(SCRIPT, tmp_path, 1, cache), launched(SCRIPT, tmp_path, 2, cache)
     assert one.keys() == two.keys() == {"plain", "chunks"}
     before = backbone.model.state_dict()

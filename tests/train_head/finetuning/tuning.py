@@ -12,9 +12,9 @@ from glscl.cache.schema import Annotations
 from glscl.cache.store import Store, open_store
 from glscl.cache.table import FeatureTable
 from glscl.evaluate.evaluation import validation_metrics
-from glscl.extract.backbone.encoder import Backbone
-from glscl.extract.decode.sampling import Sampling
+from glscl.extract.backbone.encoder import load_backbone
 from glscl.extract.pipeline import extract
+from glscl.extract.settings import ExtractSettings
 from glscl.train_head.finetuning.finetune import finetune
 from glscl.train_head.finetuning.model import EndToEnd
 from glscl.train_head.finetuning.pixels import Frames, items_of
@@ -27,8 +27,8 @@ SMALL_HEAD = dict(queries=2, decoder_layers=1, aggregator_layers=1, dropout=0.0,
 
 def extracted(corpus: Annotations, out: Path, name: str = "demo", pretrained: str | None = None, **options) -> Store:
     """A float32 cache of the corpus, a frame a second."""
-    backbone = Backbone.load(name, pretrained)
-    extract(corpus, out, backbone=backbone, sampling=Sampling(fps=1.0), dtype="float32", workers=1, **options)
+    backbone = load_backbone(name, pretrained)
+    extract(corpus, out, ExtractSettings(dtype="float32", workers=1, **options), backbone=backbone)
     return open_store(out)
 
 
@@ -38,7 +38,7 @@ def load(store: Store, split: str = "train") -> FeatureTable:
 
 def frames_of(store: Store, table: FeatureTable, model: EndToEnd, **options) -> Frames:
     settings = FinetuneSettings(max_frames=3, workers=1, **options)
-    return Frames(store, items_of(store, table), model.backbone.geometry, settings)
+    return Frames(store, items_of(store, table), model.backbone.transform, settings)
 
 
 def tune(store: Store, out: Path, start: Path | None, asked: dict | None = None, **options) -> TrainResult:

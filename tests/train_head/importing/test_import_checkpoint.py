@@ -25,7 +25,7 @@ _spec = importlib.util.spec_from_file_location("golden_files", Path(__file__).wi
 golden = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(golden)
 
-PARITY = ["mask_padding=false", "consistency_scale=queries"]
+PARITY = {"mask_padding": "false", "consistency_scale": "queries"}
 
 
 def weights_of(name="glscl_ragged"):
@@ -93,7 +93,7 @@ def test_the_frames_that_are_looked_at_are_kept(tmp_path, store, file):
     done = import_checkpoint(file, store, tmp_path / "run", source="glscl", max_frames=2, frame_position="last")
     settings = read_run(done.run)["settings"]
     assert (settings["max_frames"], settings["frame_position"]) == (2, "last")
-    with pytest.raises(UsageError, match="--frame-position is 'middle'"):
+    with pytest.raises(UsageError, match="`frame_position` is 'middle'"):
         import_checkpoint(file, store, tmp_path / "other", source="glscl", frame_position="middle")
 
 
@@ -196,10 +196,10 @@ def test_a_checkpoint_that_does_not_fit_leaves_no_run(tmp_path, store, small_cac
         import_checkpoint(file, narrow, tmp_path / "run", source="glscl")
     with pytest.raises(CheckpointError, match="unknown keys"):
         import_checkpoint(file, store, tmp_path / "run", source="clip4clip")
-    with pytest.raises(UsageError, match="--source is 'xclip'"):
+    with pytest.raises(UsageError, match="`source` is 'xclip'"):
         import_checkpoint(file, store, tmp_path / "run", source="xclip")
     with pytest.raises(UsageError, match="no option 'tau'"):
-        import_checkpoint(file, store, tmp_path / "run", source="glscl", options=["tau=3"])
+        import_checkpoint(file, store, tmp_path / "run", source="glscl", options={"tau": "3"})
     broken = weights_of()
     broken["spatial_queries"][0, 0] = torch.nan
     torch.save(broken, tmp_path / "nan")

@@ -27,15 +27,15 @@ from glscl.cache.schema import Status
 from glscl.common.errors import DecodeError, UsageError
 from glscl.extract.decode import pool as decode_pool
 from glscl.extract.decode.pool import DecodePool, make_spool_folder
-from glscl.extract.decode.video import FrameChunk, Sampling, VideoDone, VideoTask
+from glscl.extract.decode.sampling import Sampling
+from glscl.extract.decode.video import Decoding, FrameChunk, VideoDone, VideoTask
 from glscl.extract.decode.worker import SPOOL_WINDOW, Spool
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits of POSIX systems")
 
 
-def pool(**options) -> DecodePool:
-    defaults = dict(workers=2, sampling=Sampling(), geometry=None, decode=decode_faults.act, time_limit=1.0)
-    return DecodePool(**{**defaults, **options})
+def pool(*, workers=2, ahead=64, decode=decode_faults.act, **options) -> DecodePool:
+    return DecodePool(Decoding(**{"time_limit": 1.0, **options}), workers=workers, ahead=ahead, decode=decode)
 
 
 def collect(events):
@@ -43,12 +43,12 @@ def collect(events):
     times, done = defaultdict(list), {}
     for event in events:
         if isinstance(event, VideoDone):
-            assert event.index not in done
-            done[event.index] = event
+            assert event.item not in done
+            done[event.item] = event
         else:
-            assert isinstance(event, FrameChunk) and event.index not in done
-            times[event.index] += event.times.tolist()
-            assert times[event.index] == sorted(set(times[event.index]))
+            assert isinstance(event, FrameChunk) and event.item not in done
+            times[event.item] += event.times.tolist()
+            assert times[event.item] == sorted(set(times[event.item]))
     assert set(times) <= set(done)
     assert all(done[i].frames == len(times[i]) for i in done)
     return {i: (times[i], done[i]) for i in done}
@@ -84,14 +84,12 @@ def test_a_fault_costs_one_video(fault, reason, status):
 
 def test_to_be_stopped_and_continued_is_no_fault_of_a_video():
     found = {}
-    with DecodePool(
-        workers=1, sampling=Sampling(), geometry=None, decode=decode_faults.act, decoder="pyav", time_limit=1
-    ) as pool:
-        events = pool.decode([VideoTask(0, "good 1"), VideoTask(1, "slow 10")])
+    with pool(workers=1, decoder="pyav") as running:
+        events = running.decode([VideoTask(0, "good 1"), VideoTask(1, "slow 10")])
         for event in events:
-            found[event.index] = event
-            if isinstance(event, VideoDone) and event.index == 0:
-                (worker,) = pool._pool._pool_manager.worker_manager.workers
+            found[event.item] = event
+            if isinstance(event, VideoDone) and event.item == 0:
+                (worker,) = running._pool._pool_manager.worker_manager.workers
                 time.sleep(0.5)
                 os.kill(worker, signal.SIGSTOP)  # as Ctrl-Z stops all of a group
                 time.sleep(1.5)
@@ -139,7 +137,7 @@ def test_a_mistake_of_the_program_is_no_fault_of_the_video():
 
 
 def test_settings_that_cannot_work_are_refused():
-    unsendable = ({"geometry": lambda image: image}, {"geometry": decode_faults.Unloadable()})
+    unsendable = ({"prepare": lambda image: image}, {"prepare": decode_faults.Unloadable()})
     for wrong in ({"workers": 0}, {"decoder": "cv2"}, {"time_limit": 0}, *unsendable):
         with pytest.raises(UsageError):
             pool(**wrong)
@@ -240,11 +238,11 @@ def test_an_interrupt_ends_everything_quietly_and_even_a_killed_reader_leaves_no
         sys.path.insert(0, {HERE!r})
         import decode_faults
         from glscl.extract.decode.pool import DecodePool
-        from glscl.extract.decode.video import Sampling, VideoTask
+        from glscl.extract.decode.video import Decoding, VideoTask
 
         if __name__ == "__main__":
             try:
-                with DecodePool(workers=2, sampling=Sampling(), geometry=None, decode=decode_faults.act) as pool:
+                with DecodePool(Decoding(), workers=2, decode=decode_faults.act) as pool:
                     tasks = [VideoTask(i, "slow 600") for i in range(4)]
                     print(pool._spool.folder, flush=True)
                     events = pool.decode([VideoTask(9, "good 1"), *tasks])
@@ -331,7 +329,7 @@ def test_a_chunk_survives_the_spool_unchanged(tmp_path):
     sent = decode_faults.chunk(3, 5)
     spool.put("v", 0, sent)
     received = spool.take("v", 0, 3)
-    assert received.index == 3
+    assert received.item == 3
     assert (received.frames == sent.frames).all() and received.frames.dtype == np.uint8
     assert (received.times == sent.times).all() and received.times.dtype == np.float32
     assert spool.take("v", 0, 3) is None
@@ -345,34 +343,34 @@ def test_real_videos_go_through_with_their_frames(tmp_path):
     tasks += [VideoTask(4, str(tmp_path / "text.mp4")), VideoTask(5, str(tmp_path / "missing.mp4"))]
     tasks += [VideoTask(6, str(clips[0]), start=1.0, end=3.0)]
     numbers, done = defaultdict(list), {}
-    with DecodePool(workers=2, sampling=Sampling(fps=None), geometry=None, chunk_frames=16) as running:
+    with DecodePool(Decoding(sampling=Sampling(fps=None), chunk_frames=16), workers=2) as running:
         for event in running.decode(tasks):
             if isinstance(event, VideoDone):
-                done[event.index] = event
+                done[event.item] = event
             else:
                 assert len(event.frames) <= 16
-                numbers[event.index] += [read_number(frame) for frame in event.frames]
+                numbers[event.item] += [read_number(frame) for frame in event.frames]
     for i in range(4):
         assert numbers[i] == list(range(i, i + 100))
     assert numbers[6] == list(range(25, 75))
     assert [done[i].status for i in (3, 4, 5, 6)] == [Status.OK, Status.DECODE_ERROR, Status.MISSING, Status.OK]
 
 
-def test_geometry_runs_in_the_workers(tmp_path):
+def test_pictures_are_prepared_in_the_workers(tmp_path):
     clip = make_clip(tmp_path / "a.mp4", frames=range(50))
-    with DecodePool(workers=1, sampling=Sampling(fps=1.0), geometry=decode_faults.Shrink()) as running:
+    with DecodePool(Decoding(prepare=decode_faults.Shrink()), workers=1) as running:
         chunk, done = running.decode([VideoTask(0, str(clip))])
     assert chunk.frames.shape == (2, 16, 16, 3)
     assert done.decoder == "decord"
 
 
 @pytest.mark.parametrize("quality", [None, 60])
-def test_pictures_come_with_every_frame_of_every_chunk_where_they_are_asked_for(tmp_path, quality):
+def test_jpegs_come_with_every_frame_of_every_chunk_where_they_are_asked_for(tmp_path, quality):
     clip = make_clip(tmp_path / "clip.mp4", frames=range(70))
-    options = dict(workers=1, sampling=Sampling(fps=None), geometry=None, chunk_frames=16, picture_quality=quality)
-    with DecodePool(**options) as running:
+    decoding = Decoding(sampling=Sampling(fps=None), chunk_frames=16, jpeg_quality=quality)
+    with DecodePool(decoding, workers=1) as running:
         chunks = [e for e in running.decode([VideoTask(0, str(clip))]) if isinstance(e, FrameChunk)]
     assert len(chunks) == 5
     for chunk in chunks:
         expected = [encode_jpeg(frame, quality) for frame in chunk.frames] if quality else []
-        assert list(chunk.pictures) == expected
+        assert list(chunk.jpegs) == expected

@@ -1,4 +1,4 @@
-"""`--preprocess fast` against open_clip's own preprocessing: the same pictures to within a grey level, the same features."""
+"""`preprocess=fast` against open_clip's own preprocessing: the same pictures to within a grey level, the same features."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from PIL import Image
 from glscl.cache.fingerprint import fingerprint
 from glscl.cache.store import open_store
 from glscl.common.errors import BackboneError, FingerprintError, UsageError
-from glscl.extract.backbone.encoder import Backbone
-from glscl.extract.backbone.fast_transform import FastGeometry
+from glscl.extract.backbone.encoder import Backbone, load_backbone
+from glscl.extract.backbone.fast_transform import FastTransform
 from glscl.extract.backbone.loading import DEMO_BACKBONE
 from glscl.extract.decode.sampling import Sampling
-from glscl.extract.decode.video import FrameChunk, decode_video
+from glscl.extract.decode.video import Decoding, FrameChunk, VideoTask, decode_video
 from glscl.extract.pipeline import extract
+from glscl.extract.settings import ExtractSettings
 
 SIZES = [(320, 240), (240, 320), (1280, 720), (64, 48), (31, 500), (33, 32), (224, 224), (5, 5)]
 RESIZING = [
@@ -41,7 +42,7 @@ def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
 
 
 def both_ways(folder) -> tuple[Backbone, Backbone]:
-    return Backbone.load(f"local-dir:{folder}"), Backbone.load(f"local-dir:{folder}", preprocess="fast")
+    return load_backbone(f"local-dir:{folder}"), load_backbone(f"local-dir:{folder}", preprocess="fast")
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -66,7 +67,7 @@ def test_pictures_of_any_shape_are_those_of_open_clip_within_a_grey_level(tiny_c
     slow, fast = both_ways(tiny_clip_resized(settings))
     for size in SIZES:
         given = picture(size)
-        a, b = slow.geometry(given), fast.geometry(given)
+        a, b = slow.transform(given), fast.transform(given)
         assert b.shape == a.shape and b.dtype == np.uint8 and b.flags.c_contiguous
         assert np.abs(a.astype(int) - b).mean() < 1, size
 
@@ -74,7 +75,7 @@ def test_pictures_of_any_shape_are_those_of_open_clip_within_a_grey_level(tiny_c
 def test_features_have_a_cosine_above_0_999_with_those_of_open_clips_preprocessing():
     slow, fast = both_ways(DEMO_BACKBONE)
     pictures = [picture(size, seed) for seed, size in enumerate(SIZES)]
-    a, b = (each.encode_frames(np.stack([each.geometry(p) for p in pictures])) for each in (slow, fast))
+    a, b = (each.encode_frames(np.stack([each.transform(p) for p in pictures])) for each in (slow, fast))
     assert cosines(a, b).min() > 0.999
 
 
@@ -82,12 +83,14 @@ def test_other_kinds_of_pictures_become_rgb_first(tiny_clip):
     slow, fast = both_ways(tiny_clip())
     for mode in ("L", "RGBA"):
         given = picture((60, 40)).convert(mode)
-        assert np.abs(slow.geometry(given).astype(int) - fast.geometry(given)).mean() < 1, mode
+        assert np.abs(slow.transform(given).astype(int) - fast.transform(given)).mean() < 1, mode
 
 
 def test_it_travels_to_workers(tiny_clip):
-    geometry = both_ways(tiny_clip())[1].geometry
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(geometry))(picture((90, 70))), geometry(picture((90, 70))))
+    transform = both_ways(tiny_clip())[1].transform
+    np.testing.assert_array_equal(
+        pickle.loads(pickle.dumps(transform))(picture((90, 70))), transform(picture((90, 70)))
+    )
 
 
 def test_it_is_part_of_the_fingerprint_and_the_default_is_as_it_was(tiny_clip):
@@ -98,10 +101,10 @@ def test_it_is_part_of_the_fingerprint_and_the_default_is_as_it_was(tiny_clip):
 
 
 def test_unknown_ways_and_unknown_steps_are_refused(tiny_clip):
-    with pytest.raises(UsageError, match="--preprocess is 'faster'; expected one of open_clip, fast"):
-        Backbone.load(f"local-dir:{tiny_clip()}", preprocess="faster")
+    with pytest.raises(UsageError, match="`preprocess` is 'faster'; expected one of open_clip, fast"):
+        load_backbone(f"local-dir:{tiny_clip()}", preprocess="faster")
     with pytest.raises(BackboneError, match="does not know the step function"):
-        FastGeometry([lambda given: given], (32, 32))
+        FastTransform([lambda given: given], (32, 32))
 
 
 def test_a_cache_made_fast_holds_the_same_features_and_refuses_to_be_mixed(tiny_clip, tmp_path, make_video):
@@ -114,13 +117,13 @@ def test_a_cache_made_fast_holds_the_same_features_and_refuses_to_be_mixed(tiny_
         texts=[TextItem(f"{p.stem}#0", p.stem, "test", "a clip") for p in paths],
     )
     slow, fast = both_ways(tiny_clip())
-    options = {"sampling": Sampling(fps=2), "dtype": "float32", "workers": 1}
-    extract(corpus, tmp_path / "slow", backbone=slow, **options)
-    extract(corpus, tmp_path / "fast", backbone=fast, **options)
+    settings = ExtractSettings(fps=2.0, dtype="float32", workers=1)
+    extract(corpus, tmp_path / "slow", settings, backbone=slow)
+    extract(corpus, tmp_path / "fast", settings, backbone=fast)
     a, b = (open_store(tmp_path / name).arrays("video")["values"] for name in ("slow", "fast"))
     assert len(a) == len(b) == 18 and cosines(a, b).min() > 0.999
     with pytest.raises(FingerprintError, match="preprocessing"):
-        extract(corpus, tmp_path / "slow", backbone=fast, **options)
+        extract(corpus, tmp_path / "slow", settings, backbone=fast)
 
 
 @pytest.mark.real_data
@@ -129,10 +132,10 @@ def test_real_clips_look_the_same(real_data):
     slow, fast = both_ways(DEMO_BACKBONE)
     apart, near = [], []
     for path in files:
-        for chunk in decode_video(str(path), Sampling(fps=1, max_frames=4)):
+        for chunk in decode_video(VideoTask(0, str(path)), Decoding(sampling=Sampling(fps=1, max_frames=4))):
             if isinstance(chunk, FrameChunk):
                 pictures = [Image.fromarray(frame) for frame in chunk.frames]
-                a, b = (np.stack([each.geometry(p) for p in pictures]) for each in (slow, fast))
+                a, b = (np.stack([each.transform(p) for p in pictures]) for each in (slow, fast))
                 apart.append(np.abs(a.astype(int) - b).mean())
                 near.append(cosines(slow.encode_frames(a), fast.encode_frames(b)).min())
     assert len(apart) > 10

@@ -14,9 +14,10 @@ from glscl.cache.schema import Status
 from glscl.extract.decode.video import FrameChunk, VideoDone
 
 
-def act(path, sampling, *, decoder, index, resume_after, beat, chunk_frames, **_options) -> Iterator:
+def act(task, decoding, *, resume_after, beat) -> Iterator:
     """Does what the name of the "file" says; words of a name are parted by spaces."""
-    word, *numbers = path.split()
+    item, decoder = task.item, decoding.decoder
+    word, *numbers = task.path.split()
     after = -1.0 if resume_after is None else resume_after
     count = int(numbers[0]) if numbers else 1
     if word.endswith("-if-decord") and decoder != "pyav":
@@ -25,14 +26,14 @@ def act(path, sampling, *, decoder, index, resume_after, beat, chunk_frames, **_
         # some chunks first, then the end; a second attempt goes on after the last one that arrived
         for i in range(1, count):
             if i > after:
-                yield chunk(index, i)
+                yield chunk(item, i)
         fail(word)
     if word == "slow":
         for _ in range(count):
             time.sleep(0.1)
             beat()
     if word == "greedy":
-        yield from take_memory(index, count)
+        yield from take_memory(item, count)
         return
     if word == "breaks":
         raise RuntimeError("a mistake in the program")
@@ -41,8 +42,8 @@ def act(path, sampling, *, decoder, index, resume_after, beat, chunk_frames, **_
         beat()
         if i > after:
             total += 1
-            yield chunk(index, i)
-    yield account(index, Status.OK, None, total, decoder)
+            yield chunk(item, i)
+    yield account(item, Status.OK, None, total, decoder)
 
 
 def fail(word: str) -> None:
@@ -56,27 +57,27 @@ def fail(word: str) -> None:
         ctypes.PyDLL(None).sleep(1000)  # PyDLL keeps the interpreter's lock, as the worst native code does
 
 
-def take_memory(index: int, megabytes: int) -> Iterator:
+def take_memory(item: int, megabytes: int) -> Iterator:
     try:
         held = [np.ones(1 << 20, np.uint8) for _ in range(megabytes)]
         reason = f"took {len(held)} MB"
     except MemoryError:
         reason = "out of memory"
-    yield account(index, Status.DECODE_ERROR, reason, 0, "pyav")
+    yield account(item, Status.DECODE_ERROR, reason, 0, "pyav")
 
 
-def chunk(index: int, second: int) -> FrameChunk:
+def chunk(item: int, second: int) -> FrameChunk:
     frame = np.full((1, 8, 8, 3), second % 256, np.uint8)
-    return FrameChunk(index, frame, np.array([second], np.float32))
+    return FrameChunk(item, frame, np.array([second], np.float32))
 
 
-def account(index, status, reason, frames, decoder) -> VideoDone:
+def account(item, status, reason, frames, decoder) -> VideoDone:
     used = "pyav" if decoder == "pyav" else "decord"
-    return VideoDone(index, status, reason, used, 1.0, 1.0, frames, "made", 0.0, frames)
+    return VideoDone(item, status, reason, used, 1.0, 1.0, frames, "made", 0.0, frames)
 
 
 class Shrink:
-    """A geometry that can be pickled."""
+    """A preparation of pictures that can be pickled."""
 
     def __call__(self, image):
         return image.resize((16, 16))

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from glscl.extract.decode.deferred_signals import Interrupts
+from glscl.common.signals import Interrupts
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX systems")
 

@@ -12,12 +12,12 @@ import pytest
 HERE = str(Path(__file__).parent)
 sys.path.insert(0, HERE)
 from decode_faults import Shrink
-from painted_clips import read_number, sequential
+from painted_clips import decoded, read_number, sequential
 
 from glscl.cache.schema import Status
 from glscl.extract.decode.pool import DecodePool
 from glscl.extract.decode.sampling import Sampling, repair_times, select_frames
-from glscl.extract.decode.video import VideoDone, VideoTask, decode_video
+from glscl.extract.decode.video import Decoding, VideoDone, VideoTask
 
 pytestmark = [pytest.mark.real_data, pytest.mark.slow]
 
@@ -26,7 +26,7 @@ PIXELS_TO_COMPARE = 4e7  # of a whole video; longer ones are only decoded, not c
 
 
 def decode(path, sampling, **options):
-    *chunks, done = decode_video(str(path), sampling, **options)
+    *chunks, done = decoded(path, sampling, **options)
     frames = [frame for chunk in chunks for frame in chunk.frames]
     return frames, np.array([t for chunk in chunks for t in chunk.times], np.float64), done
 
@@ -42,10 +42,10 @@ def test_every_file_that_can_be_decoded_gives_frames_and_every_other_its_reason(
     assert len(files) == 158
     names = [str(path.relative_to(real_data / "videos")) for path in files]
     done: dict[int, VideoDone] = {}
-    with DecodePool(workers=2, sampling=EACH_SECOND, geometry=Shrink(), time_limit=60) as pool:
+    with DecodePool(Decoding(sampling=EACH_SECOND, prepare=Shrink()), workers=2) as pool:
         for event in pool.decode(VideoTask(i, str(path)) for i, path in enumerate(files)):
             if isinstance(event, VideoDone):
-                done[event.index] = event
+                done[event.item] = event
     assert len(done) == 158
     for i, name in enumerate(names):
         decodable = int(rows[name]["decoded_frames"] or 0) if name in rows else None

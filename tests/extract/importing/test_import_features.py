@@ -23,13 +23,20 @@ from glscl.cache.store import Store, open_store
 from glscl.cache.upkeep.verification import verify
 from glscl.commands.options import main
 from glscl.common.errors import FingerprintError, GlsclError, InputError, NotFoundError, UsageError
-from glscl.extract.backbone.encoder import Backbone
+from glscl.extract.backbone.encoder import load_backbone
+from glscl.extract.importing import import_features as importing
 from glscl.extract.importing.feature_files import open_arrays
-from glscl.extract.importing.import_features import import_features, match, without_padding
+from glscl.extract.importing.import_features import FeatureFiles, match, without_padding
+from glscl.extract.settings import ImportSettings
 
 DIM = 16
 VIDEOS = ["-abc_1_5", "clip.one.mov", "vidéo3", "v_xyz", "last"]
 LENGTHS = [3, 1, 7, 2, 4]
+
+
+def import_features(annotations, features, out, *, text_features=None, token_features=None, backbone=None, **settings):
+    files = FeatureFiles(features, text_features, token_features)
+    return importing.import_features(annotations, files, out, ImportSettings(**settings), backbone=backbone)
 
 
 @pytest.fixture
@@ -328,14 +335,14 @@ def test_features_of_no_listed_video_are_an_error(annotations, texts, tmp_path):
 
 def test_the_sources_of_caption_features_must_be_one(annotations, frames, tmp_path):
     given = folder(tmp_path / "f", frames)
-    with pytest.raises(UsageError, match=r"The 10 captions need features\. Give --text-features PATH, or --backbone"):
+    with pytest.raises(UsageError, match=r"The 10 captions need features\. Give `text_features=PATH`, or `backbone"):
         import_features(annotations, given, tmp_path / "cache")
-    with pytest.raises(UsageError, match="--token-features needs --text-features"):
+    with pytest.raises(UsageError, match="`token_features` needs `text_features`"):
         import_features(annotations, given, tmp_path / "cache", token_features=given)
     alone = dataclasses.replace(annotations, texts=[])
     with pytest.raises(UsageError, match="csv lists no caption that it could belong to"):
         import_features(alone, given, tmp_path / "cache", text_features=given)
-    with pytest.raises(UsageError, match="--fps is 0"):
+    with pytest.raises(UsageError, match="`fps` is 0"):
         import_features(alone, given, tmp_path / "cache", fps=0)
 
 
@@ -398,7 +405,7 @@ REFUSED = {
     "NaN": (spoiled(with_nan), "last.npy: 1 of 64 values are NaN or infinite"),
     "infinite": (spoiled(lambda x: x / 0), "last.npy: 64 of 64 values are NaN or infinite"),
     "too large for float32": (spoiled(lambda x: x.astype(np.float64) * 1e60), "last.npy: 64 of 64 values are NaN"),
-    "too large for float16": (spoiled(lambda x: x * 1e6), "'last' reach .* more than float16 can .*--dtype float32"),
+    "too large for float16": (spoiled(lambda x: x * 1e6), "'last' reach .* more than float16 can .*`dtype=float32`"),
     "integers": (spoiled(lambda x: x.astype(np.int64)), "last.npy: an array of int64, expected numbers in float16"),
     "strings": (spoiled(lambda x: np.array(["a", "b"])), "last.npy: an array of <U1, expected numbers"),
     "objects": (spoiled(lambda x: np.array([x, None], object)), "last.npy: .*Python objects, expected an array"),
@@ -632,6 +639,6 @@ def test_with_captions_from_arrays_no_backbone_is_needed(glscl, extracted):
 
 
 def test_a_backbone_of_another_size_is_refused(annotations, frames, tmp_path, tiny_clip):
-    backbone = Backbone.load(f"local-dir:{tiny_clip()}", words=12)
+    backbone = load_backbone(f"local-dir:{tiny_clip()}", words=12)
     with pytest.raises(InputError, match="video features of '-abc_1_5' are 16-d, expected 64-d"):
         import_features(annotations, folder(tmp_path / "f", frames), tmp_path / "cache", backbone=backbone)

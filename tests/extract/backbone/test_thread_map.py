@@ -1,4 +1,4 @@
-"""Pieces of a batch are encoded on threads of their own: in order, in the same bits, with torch's settings left as they were."""
+"""Parts of a batch are encoded on threads of their own: in order, in the same bits, with torch's settings left as they were."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from glscl.extract.backbone import encoder
-from glscl.extract.backbone.encoder import Backbone
-from glscl.extract.backbone.threads import map_pieces
+from glscl.extract.backbone.encoder import load_backbone
+from glscl.extract.backbone.thread_map import thread_map
 
 
 @pytest.fixture
@@ -22,26 +22,26 @@ def threads():
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
-def test_every_piece_is_done_in_order_and_the_threads_share_what_torch_has(threads, count):
+def test_every_batch_is_done_in_order_and_the_threads_share_what_torch_has(threads, count):
     threads(count)
     seen = {}
 
-    def work(piece: int) -> int:
+    def work(batch: int) -> int:
         seen.setdefault(threading.get_ident(), set()).add(torch.get_num_threads())
-        return piece * piece
+        return batch * batch
 
-    assert map_pieces(work, range(4)) == [0, 1, 4, 9] and map_pieces(work, []) == []
+    assert thread_map(work, range(4)) == [0, 1, 4, 9] and thread_map(work, []) == []
     assert len(seen) <= min(count, 4) and set().union(*seen.values()) == {max(1, count // 4)}
 
 
 def test_what_torch_uses_elsewhere_stays(threads):
     threads(3)
 
-    def fail(piece: int) -> None:
+    def fail(batch: int) -> None:
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        map_pieces(fail, range(3))
+        thread_map(fail, range(3))
     elsewhere = []
     other = threading.Thread(target=lambda: elsewhere.append(torch.get_num_threads()))
     other.start()
@@ -50,9 +50,9 @@ def test_what_torch_uses_elsewhere_stays(threads):
 
 
 def test_frames_have_the_same_features_for_any_number_of_threads(threads, monkeypatch):
-    monkeypatch.setattr(encoder, "PIECE_FRAMES", 4)
-    backbone = Backbone.load("demo")
-    frames = np.random.default_rng(0).integers(0, 256, (10, *backbone.geometry.size, 3), dtype=np.uint8)
+    monkeypatch.setattr(encoder, "THREAD_FRAMES", 4)
+    backbone = load_backbone("demo")
+    frames = np.random.default_rng(0).integers(0, 256, (10, *backbone.transform.size, 3), dtype=np.uint8)
     found = []
     for count in (1, 2, 3):
         threads(count)

@@ -119,13 +119,13 @@ def test_captions_cut_to_their_batch_have_the_same_features(loaded, frames_and_c
 
 
 def test_the_backbone_of_the_pipeline_is_this_folder(frames_and_captions):
-    from glscl.extract.backbone.encoder import Backbone
+    from glscl.extract.backbone.encoder import load_backbone
 
-    backbone = Backbone.load("demo")
+    backbone = load_backbone("demo")
     assert backbone.embed_dim == 128
-    frame = np.asarray(backbone.geometry(frames_and_captions[0][0]))
+    frame = np.asarray(backbone.transform(frames_and_captions[0][0]))
     assert backbone.encode_frames(frame[None]).shape == (1, 128)
-    batch = backbone.encode_texts(backbone.tokenize(["a red star on the beach"]))
+    batch = backbone.encode_texts(["a red star on the beach"])
     assert batch.text_features.shape == (1, 128)
     assert np.allclose(batch.token_features[0, 7], batch.text_features[0], atol=1e-5)  # start, six words, end
 

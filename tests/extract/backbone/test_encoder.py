@@ -13,9 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from glscl.common.errors import BackboneError, UsageError
+from glscl.common.errors import BackboneError, DecodeError, NotFoundError, UsageError
 from glscl.extract.backbone import loading
-from glscl.extract.backbone.encoder import Backbone, TokenizedTexts
+from glscl.extract.backbone.encoder import Backbone, TokenizedTexts, load_backbone
+from glscl.extract.decode.sampling import Sampling
+from glscl.extract.decode.video import Decoding, decode
 
 KINDS = ("clip_vit", "clip_resnet", "custom_text", "coca")
 TEXTS = ["a man is cooking", "two dogs run over the green grass " * 20, "", "Ein Hund läuft, 犬が走る"]
@@ -23,7 +25,7 @@ TEXTS = ["a man is cooking", "two dogs run over the green grass " * 20, "", "Ein
 
 @pytest.fixture(params=KINDS)
 def loaded(request, tiny_clip):
-    return Backbone.load(f"local-dir:{tiny_clip(request.param)}")
+    return load_backbone(f"local-dir:{tiny_clip(request.param)}")
 
 
 def padded(backbone: Backbone, tokens: TokenizedTexts) -> torch.Tensor:
@@ -35,30 +37,30 @@ def test_pooled_text_features_are_open_clips(loaded):
     tokens = loaded.tokenize(TEXTS)
     with torch.no_grad():
         expected = loaded.model.encode_text(padded(loaded, tokens), normalize=False)
-    np.testing.assert_allclose(loaded.encode_texts(tokens).text_features, expected, atol=1e-5)
+    np.testing.assert_allclose(loaded.encode_tokens(tokens).text_features, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["clip_vit", "custom_text"])
 def test_the_end_of_text_row_of_the_tokens_is_the_pooled_feature(tiny_clip, kind):
-    backbone = Backbone.load(f"local-dir:{tiny_clip(kind)}")
+    backbone = load_backbone(f"local-dir:{tiny_clip(kind)}")
     tokens = backbone.tokenize(TEXTS)
-    encoded = backbone.encode_texts(tokens)
+    encoded = backbone.encode_tokens(tokens)
     ends = encoded.token_features[np.arange(len(TEXTS)), tokens.lengths - 1]
     np.testing.assert_allclose(ends, encoded.text_features, atol=1e-5)
 
 
 def test_captions_do_not_see_what_they_are_batched_with(loaded):
     tokens = loaded.tokenize(TEXTS)
-    together = loaded.encode_texts(tokens)
+    together = loaded.encode_tokens(tokens)
     for row in range(len(TEXTS)):
-        alone = loaded.encode_texts(TokenizedTexts(tokens.ids[row : row + 1], tokens.lengths[row : row + 1]))
+        alone = loaded.encode_tokens(TokenizedTexts(tokens.ids[row : row + 1], tokens.lengths[row : row + 1]))
         length = int(tokens.lengths[row])
         np.testing.assert_allclose(alone.text_features[0], together.text_features[row], atol=1e-5)
         np.testing.assert_allclose(alone.token_features[0, :length], together.token_features[row, :length], atol=1e-5)
 
 
 def test_captions_are_cut_to_the_words_with_the_end_token_last(tiny_clip):
-    backbone = Backbone.load(f"local-dir:{tiny_clip()}", words=9)
+    backbone = load_backbone(f"local-dir:{tiny_clip()}", words=9)
     tokens = backbone.tokenize(TEXTS)
     assert tokens.lengths.tolist()[:3] == [6, 9, 2]
     start, end = backbone.tokenizer.sot_token_id, backbone.tokenizer.eot_token_id
@@ -77,24 +79,24 @@ def test_frames_are_encoded_exactly_as_open_clip_preprocesses_them(loaded, size)
     transform = image_transform_v2(PreprocessCfg(**loaded.model.visual.preprocess_cfg), is_train=False)
     with torch.no_grad():
         expected = loaded.model.encode_image(transform(picture)[None], normalize=False)
-    np.testing.assert_allclose(loaded.encode_frames(loaded.geometry(picture)[None]), expected, atol=1e-6)
+    np.testing.assert_allclose(loaded.encode_frames(loaded.transform(picture)[None]), expected, atol=1e-6)
 
 
-def test_the_geometry_travels_to_workers(loaded):
+def test_the_transform_travels_to_workers(loaded):
     picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (50, 70, 3), dtype=np.uint8))
-    again = pickle.loads(pickle.dumps(loaded.geometry))
-    np.testing.assert_array_equal(again(picture), loaded.geometry(picture))
-    assert again(picture).shape == (*loaded.geometry.size, 3) and again(picture).dtype == np.uint8
+    again = pickle.loads(pickle.dumps(loaded.transform))
+    np.testing.assert_array_equal(again(picture), loaded.transform(picture))
+    assert again(picture).shape == (*loaded.transform.size, 3) and again(picture).dtype == np.uint8
 
 
 def test_pieces_are_what_heads_start_from(loaded):
-    pieces = loaded.pieces()
+    pieces = loaded.tensors_for_heads()
     blocks = {name.split(".")[2] for name in pieces if name.startswith("transformer.resblocks.")}
     assert blocks == {"0", "1", "2", "3"}
     assert pieces["transformer.resblocks.0.attn.in_proj_weight"].shape == (192, 64)
     assert pieces["positional_embedding"].shape[1] == 64
     assert np.exp(pieces["logit_scale"][0]) == pytest.approx(1 / 0.07, rel=1e-4)
-    black = loaded.geometry(Image.new("RGB", (60, 40)))
+    black = loaded.transform(Image.new("RGB", (60, 40)))
     np.testing.assert_allclose(pieces["black_frame"], loaded.encode_frames(black[None])[0], atol=1e-6)
 
 
@@ -102,18 +104,18 @@ def test_the_description_depends_on_the_weights_and_not_on_their_file(tiny_clip,
     import open_clip
 
     folder = tiny_clip()
-    one = Backbone.load(f"local-dir:{folder}").description
+    one = load_backbone(f"local-dir:{folder}").description
     copy = tmp_path / "copy"
     copy.mkdir()
     (copy / "open_clip_config.json").write_bytes((folder / "open_clip_config.json").read_bytes())
     model = open_clip.create_model(f"local-dir:{folder}")
     torch.save(model.state_dict(), copy / "open_clip_pytorch_model.bin")
-    two = Backbone.load(f"local-dir:{copy}").description
+    two = load_backbone(f"local-dir:{copy}").description
     assert dataclasses.replace(two, name=one.name) == one
     with torch.no_grad():
         model.visual.conv1.weight[0, 0, 0, 0] += 1
     torch.save(model.state_dict(), copy / "open_clip_pytorch_model.bin")
-    assert Backbone.load(f"local-dir:{copy}").description.weights != one.weights
+    assert load_backbone(f"local-dir:{copy}").description.weights != one.weights
 
 
 def test_a_file_of_weights_loads_by_architecture(tiny_clip, tmp_path):
@@ -125,16 +127,16 @@ def test_a_file_of_weights_loads_by_architecture(tiny_clip, tmp_path):
     open_clip.add_model_config(tmp_path / "tiny-test.json")
     weights = tmp_path / "weights.pt"
     torch.save(open_clip.create_model(f"local-dir:{tiny_clip()}").state_dict(), weights)
-    by_file = Backbone.load("tiny-test", str(weights))
-    by_folder = Backbone.load(f"local-dir:{tiny_clip()}")
+    by_file = load_backbone("tiny-test", str(weights))
+    by_folder = load_backbone(f"local-dir:{tiny_clip()}")
     tokens = by_file.tokenize(TEXTS)
     np.testing.assert_array_equal(
-        by_file.encode_texts(tokens).text_features, by_folder.encode_texts(tokens).text_features
+        by_file.encode_tokens(tokens).text_features, by_folder.encode_tokens(tokens).text_features
     )
     assert (by_file.description.name, by_file.description.pretrained) == ("tiny-test", "weights.pt")
     weights.write_bytes(b"not weights")
     with pytest.raises(BackboneError, match="Cannot load the weights of tiny-test"):
-        Backbone.load("tiny-test", str(weights))
+        load_backbone("tiny-test", str(weights))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ def test_a_file_of_weights_loads_by_architecture(tiny_clip, tmp_path):
 )
 def test_unknown_backbones_are_named_with_the_choices(name, pretrained, message):
     with pytest.raises(BackboneError, match=message):
-        Backbone.load(name, pretrained)
+        load_backbone(name, pretrained)
 
 
 def test_weights_that_cannot_be_downloaded_end_soon_in_a_line_that_says_what_to_do(monkeypatch):
@@ -158,22 +160,22 @@ def test_weights_that_cannot_be_downloaded_end_soon_in_a_line_that_says_what_to_
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr(loading.socket, "getaddrinfo", no_network)
     monkeypatch.setenv("HF_HOME", "/nonexistent")
-    with pytest.raises(BackboneError, match=r"Cannot load the weights of ViT-B-32/openai.*--pretrained FILE"):
-        Backbone.load("ViT-B-32", "openai")
+    with pytest.raises(BackboneError, match=r"Cannot load the weights of ViT-B-32/openai.*`pretrained=FILE`"):
+        load_backbone("ViT-B-32", "openai")
     assert os.environ.pop("HF_HUB_OFFLINE") == "1"  # without it the hub's client retries for a minute
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def test_words_and_precision_are_checked(tiny_clip):
     with pytest.raises(UsageError, match="reads at most 77 tokens"):
-        Backbone.load(f"local-dir:{tiny_clip()}", words=78)
+        load_backbone(f"local-dir:{tiny_clip()}", words=78)
     with pytest.raises(UsageError, match="expected one of auto, fp32, fp16, bf16"):
-        Backbone.load(f"local-dir:{tiny_clip()}", precision="fp8")
+        load_backbone(f"local-dir:{tiny_clip()}", precision="fp8")
 
 
 def test_bf16_stays_near_float32(tiny_clip):
-    exact = Backbone.load(f"local-dir:{tiny_clip()}")
-    rough = Backbone.load(f"local-dir:{tiny_clip()}", precision="bf16")
+    exact = load_backbone(f"local-dir:{tiny_clip()}")
+    rough = load_backbone(f"local-dir:{tiny_clip()}", precision="bf16")
     frames = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     a, b = exact.encode_frames(frames), rough.encode_frames(frames)
     cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
@@ -187,3 +189,32 @@ def test_openais_own_archives_are_recognised(tmp_path):
         archive.writestr("model/code/__torch__.py", "")
     torch.save({"a": torch.zeros(1)}, plain)
     assert loading._is_openai_archive(jit) and not loading._is_openai_archive(plain)
+
+
+def test_sentences_are_encoded_in_one_call_with_the_mask_of_their_tokens(loaded):
+    encoded = loaded.encode_texts(TEXTS)
+    tokens = loaded.tokenize(TEXTS)
+    assert (
+        encoded.text_features.shape == (len(TEXTS), loaded.embed_dim) and encoded.text_features.dtype == torch.float32
+    )
+    assert encoded.token_mask.sum(1).tolist() == tokens.lengths.tolist()
+    assert encoded.token_features.shape == (*encoded.token_mask.shape, loaded.embed_dim)
+    torch.testing.assert_close(encoded.text_features, loaded.encode_tokens(tokens).text_features)
+
+
+def test_a_video_file_is_encoded_in_one_call(loaded, make_video, tmp_path):
+    clip = make_video(tmp_path / "clip.mp4", frames=30)
+    features, times = loaded.encode_video(clip, Decoding(sampling=Sampling(fps=2.0)), start=0.5)
+    frames, expected = decode(clip, 2.0, start=0.5, prepare=loaded.transform)
+    np.testing.assert_array_equal(times, expected)
+    np.testing.assert_allclose(features, loaded.encode_frames(frames), atol=1e-5)
+    with pytest.raises(NotFoundError, match=r"No video file at .*gone.mp4"):
+        loaded.encode_video(tmp_path / "gone.mp4")
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(DecodeError, match=r"text.mp4 gives no frames: "):
+        loaded.encode_video(tmp_path / "text.mp4")
+
+
+def test_a_backbone_shows_itself_in_one_line(loaded):
+    assert repr(loaded) == f"<Backbone {loaded.name} (local-dir), {loaded.embed_dim}-d, fp32 on cpu>"
+    assert repr(loaded.transform) == "<PictureTransform to 32 x 32 pixels>"

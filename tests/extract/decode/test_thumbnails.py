@@ -6,7 +6,7 @@ import pytest
 from glscl.cache.schema import VideoItem
 from glscl.extract.decode.sampling import Sampling
 from glscl.extract.decode.thumbnails import SIZE, frame_pictures, thumbnails_of
-from glscl.extract.decode.video import FrameChunk, decode_video
+from glscl.extract.decode.video import Decoding, FrameChunk, VideoTask, decode_video
 
 RULE = {"sampling": {"fps": 2.0, "rule": "time", "max_frames": None, "decoder": "auto"}}
 
@@ -19,7 +19,11 @@ def clip(tmp_path, make_video):
 
 
 def decoded(path):
-    chunks = [part for part in decode_video(str(path), Sampling(fps=2.0)) if isinstance(part, FrameChunk)]
+    chunks = [
+        part
+        for part in decode_video(VideoTask(0, str(path)), Decoding(sampling=Sampling(fps=2.0)))
+        if isinstance(part, FrameChunk)
+    ]
     return np.concatenate([c.times for c in chunks]).tolist(), np.concatenate([c.frames for c in chunks])
 
 

@@ -19,14 +19,14 @@ from glscl.cache.frame_format import FrameSpec
 from glscl.extract.decode.video import FrameChunk
 
 
-class _Run(NamedTuple):
+class _Stretch(NamedTuple):
     """Frames that lie one after another in the spool."""
 
     start: int  # byte
     lengths: list[int]  # bytes of each frame
 
 
-class FrameSpool:
+class ShardFrames:
     """The frames of one shard, in a nameless file below the cache's folder `partial`, which vanishes with its writer.
 
     Args:
@@ -36,33 +36,32 @@ class FrameSpool:
 
     def __init__(self, cache: Path, spec: FrameSpec) -> None:
         self.cache, self.spec = cache, spec
-        self._runs: dict[int, list[_Run]] = defaultdict(list)
+        self._stretches: dict[int, list[_Stretch]] = defaultdict(list)
         self._file: IO[bytes] | None = None
         self._end = 0
 
     def add(self, chunk: FrameChunk) -> None:
         """The next frames of a video. Raises StorageError where they cannot be written."""
         if self.spec.encoding == "uint8":
-            data = memoryview(np.ascontiguousarray(chunk.frames)).cast("B")
-            self.add_stored(chunk.index, data, [chunk.frames[0].nbytes] * len(chunk.frames))
+            data = np.ascontiguousarray(chunk.frames).data.cast("B")
+            self.add_stored(chunk.item, data, [chunk.frames[0].nbytes] * len(chunk.frames))
         else:
-            self.add_stored(chunk.index, b"".join(chunk.pictures), [len(picture) for picture in chunk.pictures])
+            self.add_stored(chunk.item, b"".join(chunk.jpegs), [len(jpeg) for jpeg in chunk.jpegs])
 
     def add_stored(self, item: int, data: bytes | memoryview, lengths: Sequence[int]) -> None:
         """The next frames of a video as bytes of the cache's encoding; `lengths` bytes each."""
         with storage_errors(self.cache):
-            if self._file is None:
-                folder = self.cache / "partial"
-                folder.mkdir(exist_ok=True)
-                self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by close)
-            self._file.seek(self._end)
-            self._file.write(data)
-        self._runs[item].append(_Run(self._end, list(lengths)))
+            file = self._opened()
+            file.seek(self._end)
+            file.write(data)
+        self._stretches[item].append(_Stretch(self._end, list(lengths)))
         self._end += sum(lengths)
 
     def arrays(self, items: range) -> dict[str, np.ndarray | Blocks]:
         """The arrays that a shard of these items holds, read from the spool when they are written."""
-        lengths = np.array([n for item in items for run in self._runs[item] for n in run.lengths], np.int64)
+        lengths = np.array(
+            [n for item in items for stretch in self._stretches[item] for n in stretch.lengths], np.int64
+        )
         if self.spec.encoding == "uint8":
             shape = (len(lengths), *self.spec.size, 3)
             return {"frames": Blocks(shape, np.uint8, lambda: (b.reshape(-1, *shape[1:]) for b in self._bytes(items)))}
@@ -74,9 +73,17 @@ class FrameSpool:
 
     def _bytes(self, items: range) -> Iterator[np.ndarray]:
         for item in items:
-            for run in self._runs[item]:
-                self._file.seek(run.start)
-                yield np.frombuffer(self._file.read(sum(run.lengths)), np.uint8)
+            for stretch in self._stretches[item]:
+                file = self._opened()
+                file.seek(stretch.start)
+                yield np.frombuffer(file.read(sum(stretch.lengths)), np.uint8)
+
+    def _opened(self) -> IO[bytes]:
+        if self._file is None:
+            folder = self.cache / "partial"
+            folder.mkdir(exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by close)
+        return self._file
 
     def close(self) -> None:
         if self._file is not None:

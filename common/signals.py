@@ -1,8 +1,8 @@
-"""Ctrl-C, SIGTERM and SIGHUP wait while locks are held that other threads need.
+"""Ctrl-C, SIGTERM and SIGHUP wait until a step is done, or until locks are given back that other threads need.
 
 Python may raise KeyboardInterrupt between any two steps of the main thread, also between the one that takes a lock and the
 one that sees to it being given back. A lock of a queue or a future that is lost so stops the threads of a process pool for
-good. Within `held` the signal is only noted, and acts when the block is left.
+good. Within `Interrupts.held` the signal is only noted, and acts when the block is left.
 """
 
 from __future__ import annotations
@@ -16,7 +16,34 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from glscl.common.launch import SIGNALS
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)  # that ask a process to stop
+
+
+@contextlib.contextmanager
+def interrupts_deferred() -> Iterator[threading.Event]:
+    """The first SIGINT, SIGTERM or SIGHUP only sets the event, so that a step ends before the run stops; a second one acts."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    # None: installed outside Python, and not ours to touch; ignored ones stay so, as `nohup` and a shell's `&` want it
+    before = {number: handler for number, handler in before.items() if handler not in (None, signal.SIG_IGN)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        event.set()
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Interrupts:

@@ -12,14 +12,26 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from painted_clips import cut_without_encoding, make_clip, make_sound, mux_silence, paint, read_number, sequential, turn
+from painted_clips import (
+    cut_without_encoding,
+    decoded,
+    make_clip,
+    make_sound,
+    mux_silence,
+    paint,
+    read_number,
+    sequential,
+    turn,
+)
 
 from glscl.cache.schema import Status
 from glscl.common.errors import DecodeError, NotFoundError
 from glscl.extract.decode import decoders, video
 from glscl.extract.decode import packets as container
 from glscl.extract.decode.packets import file_stamp, probe, read_index
-from glscl.extract.decode.video import FrameChunk, Sampling, VideoDone, decode_video
+from glscl.extract.decode.sampling import Sampling
+from glscl.extract.decode.video import FrameChunk, VideoDone
+from glscl.extract.decode.video import decode as decode_file
 
 NATIVE = Sampling(fps=None)
 EACH_SECOND = Sampling(fps=1.0)
@@ -29,7 +41,7 @@ SHORT_GROUPS = {X264: "keyint=12:min-keyint=12:bframes=3:scenecut=0"}
 
 def decode(path, sampling=NATIVE, **options):
     """(frames, times, done) of one video."""
-    *chunks, done = decode_video(str(path), sampling, **options)
+    *chunks, done = decoded(path, sampling, **options)
     assert isinstance(done, VideoDone)
     assert all(isinstance(chunk, FrameChunk) for chunk in chunks)
     frames = [frame for chunk in chunks for frame in chunk.frames]
@@ -114,22 +126,22 @@ def test_going_on_after_a_time_leaves_out_what_came_before(plain):
 
 
 def test_chunks_end_at_their_limits(plain):
-    by_count = [len(c.frames) for c in decode_video(str(plain), NATIVE, chunk_frames=100) if isinstance(c, FrameChunk)]
+    by_count = [len(c.frames) for c in decoded(plain, NATIVE, chunk_frames=100) if isinstance(c, FrameChunk)]
     assert by_count == [100, 100, 50]
     a_frame = 160 * 96 * 3
-    *chunks, _ = decode_video(str(plain), NATIVE, chunk_bytes=30 * a_frame + 1, index=7)
+    *chunks, _ = decoded(plain, NATIVE, chunk_bytes=30 * a_frame + 1, item=7)
     assert {len(c.frames) for c in chunks} == {30, 10}
-    assert {c.index for c in chunks} == {7}
+    assert {c.item for c in chunks} == {7}
     assert all(c.frames.dtype == np.uint8 and c.times.dtype == np.float32 for c in chunks)
 
 
-def test_geometry_gets_upright_pictures_and_makes_the_frames(plain):
-    frames, _, _ = decode(plain, EACH_SECOND, geometry=lambda image: image.resize((32, 32)))
+def test_upright_pictures_are_prepared_and_become_the_frames(plain):
+    frames, _, _ = decode(plain, EACH_SECOND, prepare=lambda image: image.resize((32, 32)))
     assert {frame.shape for frame in frames} == {(32, 32, 3)}
 
 
-def test_geometry_that_gives_something_else_is_named(plain):
-    _, _, done = decode(plain, EACH_SECOND, geometry=lambda image: image.convert("L"))
+def test_a_preparation_that_gives_something_else_is_named(plain):
+    _, _, done = decode(plain, EACH_SECOND, prepare=lambda image: image.convert("L"))
     assert done.status is Status.DECODE_ERROR
     assert "preprocessing gave uint8" in done.reason
 
@@ -227,11 +239,11 @@ def test_a_stream_that_changes_size_keeps_going(tmp_path):
     large = make_clip(tmp_path / "b.h264", frames=range(30, 60), size=(320, 192))
     both = tmp_path / "both.h264"
     both.write_bytes(small.read_bytes() + large.read_bytes())
-    *chunks, done = decode_video(str(both), NATIVE)
+    *chunks, done = decoded(both, NATIVE)
     assert [chunk.frames.shape for chunk in chunks] == [(30, 96, 160, 3), (30, 192, 320, 3)]
     assert [n for chunk in chunks for n in numbers(chunk.frames)] == list(range(60))
     assert done.status is Status.OK
-    frames, _, _ = decode(both, geometry=lambda image: image.resize((24, 24)))
+    frames, _, _ = decode(both, prepare=lambda image: image.resize((24, 24)))
     assert np.stack(frames).shape == (60, 24, 24, 3)
 
 
@@ -434,7 +446,7 @@ def test_a_file_that_changes_or_vanishes_while_it_is_read_is_reported(tmp_path, 
     for act, word in ((lambda p: os.truncate(p, 100), "changed"), (os.unlink, "vanished")):
         path = tmp_path / "x.mp4"
         path.write_bytes(plain.read_bytes())
-        events = decode_video(str(path), NATIVE, chunk_frames=10)
+        events = decoded(path, NATIVE, chunk_frames=10)
         next(events)
         act(path)
         *_, done = events
@@ -476,3 +488,18 @@ def test_reading_the_index_decodes_nothing(plain, monkeypatch):
     monkeypatch.setattr(container, "MAX_PIXELS", 1)
     with pytest.raises(DecodeError, match="beyond"):
         read_index(str(plain))
+
+
+def test_one_call_gives_the_frames_of_a_file_and_their_times(plain, tmp_path):
+    frames, times = decode_file(plain, start=2.5, end=6.0)
+    assert frames.shape == (4, 96, 160, 3) and frames.dtype == np.uint8
+    assert times.tolist() == pytest.approx([2.52, 3.52, 4.52, 5.52])
+    expected, _, _ = decode(plain, EACH_SECOND, start=2.5, end=6.0)
+    np.testing.assert_array_equal(frames, expected)
+    assert len(decode_file(plain, fps=None)[0]) == 250
+    assert decode_file(plain, fps=0.2, prepare=lambda image: image.resize((8, 8)))[0].shape == (2, 8, 8, 3)
+    with pytest.raises(NotFoundError, match=r"No video file at .*gone.mp4"):
+        decode_file(tmp_path / "gone.mp4")
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(DecodeError, match=r"text.mp4 gives no frames: "):
+        decode_file(tmp_path / "text.mp4")

@@ -9,6 +9,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from glscl.extract.decode.video import Decoding, VideoTask, decode_video
+
 WIDTH, HEIGHT = 160, 96
 CELLS = 12  # first white, last black, between them 10 bits of the number, least significant first
 
@@ -132,3 +134,9 @@ def sequential(path: Path) -> tuple[list[np.ndarray], list[float]]:
         except (OSError, ValueError):
             pass
     return frames, times
+
+
+def decoded(path, sampling, *, item=0, start=None, end=None, stamp=None, resume_after=None, beat=lambda: None, **how):
+    """The events of `decode_video`; `how` are further fields of `Decoding`."""
+    task = VideoTask(item, str(path), start, end, stamp)
+    return decode_video(task, Decoding(sampling=sampling, **how), resume_after=resume_after, beat=beat)

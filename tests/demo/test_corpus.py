@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import av
 import numpy as np
 import pytest
 
-from glscl.common.errors import InputError, NotFoundError, StorageError, UsageError
+from glscl.common.errors import Hint, InputError, NotFoundError, StorageError, UsageError
+from glscl.common.progress import Progress
 from glscl.demo import corpus
 from glscl.demo.render import SIDE, draw_card, draw_frames, frames_of_scene, frames_of_story
 from glscl.demo.world import draw_stories
@@ -25,11 +27,11 @@ def decode(path):
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory):
-    return corpus.render_corpus(tmp_path_factory.mktemp("demo"), seed=3, workers=1, **SIZES)
+    return corpus.render_corpus(tmp_path_factory.mktemp("demo"), seed=3, workers=1, sizes=SIZES)[0].parent
 
 
 def test_the_same_seed_gives_the_same_annotations_and_the_same_pictures(rendered, tmp_path):
-    again = corpus.render_corpus(tmp_path, seed=3, workers=2, **SIZES)
+    again = corpus.render_corpus(tmp_path, seed=3, workers=2, sizes=SIZES)[0].parent
     for split in SIZES:
         name = f"annotations/{split}.json"
         assert (again / name).read_bytes() == (rendered / name).read_bytes()
@@ -76,23 +78,24 @@ def test_cards_stand_before_and_after_the_scenes():
 
 
 def test_rendering_again_touches_only_what_is_missing(rendered, tmp_path):
-    root = corpus.render_corpus(tmp_path, seed=3, workers=1, train=2, val=0, test=1)
+    root, few = tmp_path, {"train": 2, "val": 0, "test": 1}
+    corpus.render_corpus(root, seed=3, workers=1, sizes=few)
     kept, lost = root / "videos" / "train0000.mp4", root / "videos" / "train0001.mp4"
     before = kept.stat().st_mtime_ns
     content = lost.read_bytes()
     lost.unlink()
-    seen = []
-    corpus.render_corpus(root, seed=3, workers=1, train=2, val=0, test=1, progress=lambda *now: seen.append(now))
-    assert seen == [(2, 3), (3, 3)]
+    said = io.StringIO()
+    corpus.render_corpus(root, seed=3, workers=1, sizes=few, progress=Progress(stream=said, interval=0))
+    assert [line.split()[1] for line in said.getvalue().splitlines()] == ["2/3", "3/3"]
     assert kept.stat().st_mtime_ns == before
     assert lost.read_bytes() == content
 
 
 def test_another_seed_replaces_the_videos(tmp_path):
-    root = corpus.render_corpus(tmp_path, seed=1, workers=1, train=1, val=0, test=0)
-    before = (root / "videos" / "train0000.mp4").read_bytes()
-    corpus.render_corpus(root, seed=2, workers=1, train=1, val=0, test=0)
-    assert (root / "videos" / "train0000.mp4").read_bytes() != before
+    _, videos = corpus.render_corpus(tmp_path, seed=1, workers=1, sizes={"train": 1, "val": 0, "test": 0})
+    before = (videos / "train0000.mp4").read_bytes()
+    corpus.render_corpus(tmp_path, seed=2, workers=1, sizes={"train": 1, "val": 0, "test": 0})
+    assert (videos / "train0000.mp4").read_bytes() != before
 
 
 def test_a_rendering_that_fails_leaves_no_half_file(tmp_path, monkeypatch):
@@ -104,17 +107,17 @@ def test_a_rendering_that_fails_leaves_no_half_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(corpus, "draw_frames", stops)
     with pytest.raises(StorageError, match="No space left"):
-        corpus.render_corpus(tmp_path, workers=1, train=0, val=0, test=1)
+        corpus.render_corpus(tmp_path, workers=1, sizes={"train": 0, "val": 0, "test": 1})
     assert list((tmp_path / "videos").iterdir()) == []
     monkeypatch.undo()
     corpus.write_video(story, tmp_path / "videos" / "test0000.mp4")
     assert [path.name for path in (tmp_path / "videos").iterdir()] == ["test0000.mp4"]
 
 
-def test_ensure_corpus_renders_once_and_gives_both_folders(tmp_path):
-    annotations, videos = corpus.ensure_corpus(tmp_path / "demo", sizes={"train": 1, "val": 0, "test": 0}, workers=1)
+def test_the_corpus_is_rendered_once_and_both_folders_are_given(tmp_path):
+    annotations, videos = corpus.render_corpus(tmp_path / "demo", sizes={"train": 1, "val": 0, "test": 0}, workers=1)
     before = (videos / "train0000.mp4").stat().st_mtime_ns
-    corpus.ensure_corpus(tmp_path / "demo", sizes={"train": 1, "val": 0, "test": 0}, workers=1)
+    corpus.render_corpus(tmp_path / "demo", sizes={"train": 1, "val": 0, "test": 0}, workers=1)
     assert (videos / "train0000.mp4").stat().st_mtime_ns == before
     assert len(corpus.read(annotations, videos).texts) == 20
 
@@ -148,8 +151,9 @@ def test_a_missing_file_is_a_video_without_path(rendered, tmp_path):
 
 
 def test_the_reader_says_what_is_wrong(rendered, tmp_path):
-    with pytest.raises(NotFoundError, match=r"train\.json.*glscl demo"):
+    with pytest.raises(NotFoundError, match=r"train\.json.*Render it") as error:
         corpus.read(tmp_path, None)
+    assert error.value.hint == Hint("Render it", "extract", {"dataset": "demo"})
     with pytest.raises(NotFoundError):
         corpus.read(None, None)
     with pytest.raises(UsageError, match="no split 'dev'"):
@@ -169,4 +173,4 @@ def test_the_reader_says_what_is_wrong(rendered, tmp_path):
 
 def test_sizes_that_cannot_be_are_refused(tmp_path):
     with pytest.raises(UsageError, match="at least 0"):
-        corpus.render_corpus(tmp_path, train=-1)
+        corpus.render_corpus(tmp_path, sizes={"train": -1})

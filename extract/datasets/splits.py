@@ -1,0 +1,99 @@
+"""Splits: their names, which of them are wanted, and how they are made where nobody gives them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from glscl.common.errors import InputError, UsageError
+from glscl.extract.datasets.text_files import refuse, show
+from glscl.extract.settings import SPLITS
+
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validate": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+CARVE_AT_LEAST = 20  # captioned videos; fewer are all test
+
+
+def choose_protocol(protocol: str | None, protocols: Sequence[str], dataset: str) -> str:
+    """`protocol`, or the first of `protocols` for None; UsageError for any other."""
+    if protocol is None:
+        return protocols[0] if protocols else ""
+    if protocol not in protocols:
+        known = f"expected one of {', '.join(protocols)}" if protocols else "it has only one"
+        raise UsageError(f"{dataset} has no protocol {show(protocol)}; {known}")
+    return protocol
+
+
+def choose_splits(splits: Sequence[str] | None, available: Sequence[str], dataset: str) -> list[str]:
+    """The chosen splits in the order train, val, test; all that are available for None.
+
+    Raises:
+        UsageError: an unknown split, or none at all.
+    """
+    if splits is None:
+        return [split for split in SPLITS if split in available]
+    if isinstance(splits, str):
+        splits = [splits]
+    for split in splits:
+        if split not in available:
+            raise UsageError(f"{dataset} has no split {show(split)}; it has {', '.join(available)}")
+    if not splits:
+        raise UsageError(f"{dataset}: no split was chosen; it has {', '.join(available)}")
+    return [split for split in SPLITS if split in splits]
+
+
+def split_name(value: object, path: Path | str, row: int | str) -> str:
+    """train, val or test for any usual spelling of them."""
+    name = SPLIT_NAMES.get(value.strip().lower()) if isinstance(value, str) else None
+    if name is None:
+        refuse(path, row, f"the split is {show(value)}, expected train, val or test")
+    return name
+
+
+def carve(files: Iterable[str]) -> dict[str, str]:
+    """Split for each video file, by a hash of its name: about 80/10/10 of train, val, test; all test where few.
+
+    A file keeps its split when others are added (but for sets so small that val or test would be empty: these take
+    the training files whose hashes are nearest).
+    """
+    place_of = {file: int.from_bytes(hashlib.sha256(file.encode()).digest()[:8], "big") / 2**64 for file in files}
+    if len(place_of) < CARVE_AT_LEAST:
+        return dict.fromkeys(place_of, "test")
+    split_of = {file: "train" if at < 0.8 else "val" if at < 0.9 else "test" for file, at in place_of.items()}
+    for split in ("test", "val"):
+        if split not in split_of.values():
+            training = [file for file in split_of if split_of[file] == "train"]
+            split_of[max(training, key=lambda file: (place_of[file], file))] = split
+    return split_of
+
+
+def carving_note(path: Path, captioned: Mapping[str, object], carved: Mapping[str, str]) -> list[str]:
+    """The line that says which splits were made up."""
+    counts = {split: sum(s == split for s in carved.values()) for split in SPLITS}
+    if not captioned:
+        return [f"{path}: no captions: all videos are in split test, to be searched"]
+    if counts["train"]:
+        shares = ", ".join(f"{counts[split]} {split}" for split in SPLITS)
+        return [f"{path}: no splits given: captioned videos were divided by a hash of their names: {shares}"]
+    return [f"{path}: no splits given and only {len(captioned)} captioned videos: all are in split test"]
+
+
+def choose_present(splits: Sequence[str] | None, split_of: Iterable[str], path: Path) -> list[str]:
+    """The chosen splits among those that have videos."""
+    present = set(split_of)
+    available = [split for split in SPLITS if split in present]
+    wanted = choose_splits(splits, SPLITS, str(path))
+    absent = [split for split in wanted if split not in present]
+    if splits is not None and absent:
+        raise InputError(f"{path}: no video in split {absent[0]}; it has {', '.join(available)}")
+    return [split for split in wanted if split in present]

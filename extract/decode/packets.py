@@ -206,7 +206,7 @@ def read_index(path: str, *, beat: Callable[[], None] = lambda: None) -> VideoIn
 
 def _interlaced(path: str, codec: VideoCodecContext) -> bool:
     """As the container says; PyAV before 18.1 does not pass that on, so there the first frame is asked."""
-    import av
+    from av.error import FFmpegError
 
     if hasattr(codec, "field_order"):
         return str(codec.field_order) not in ("", "0", "1", "UNKNOWN", "PROGRESSIVE")
@@ -214,7 +214,7 @@ def _interlaced(path: str, codec: VideoCodecContext) -> bool:
     try:
         with container:
             return any(frame.interlaced_frame for frame in itertools.islice(container.decode(stream), 1))
-    except (av.error.FFmpegError, OSError, ValueError):
+    except (FFmpegError, OSError, ValueError):
         return False  # decoding meets that error as well, and says what it is
 
 

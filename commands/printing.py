@@ -91,7 +91,7 @@ def print_cache(run: Run, report: dict[str, Any]) -> None:
     rows = [[name, *map(_count, (split[key] for key in shown))] for name, split in report["splits"].items()]
     print_table(run, plain_table(["split", *shown.values()], rows))
     for line in report["notes"]:
-        run.say(f"note: {line}")
+        run.note(line)
     shown = report["failed"] if run.common.verbose else report["failed"][:20]
     for failure in shown:
         run.say(f"{failure['status']}: {failure['id']}: {failure['reason']}")

@@ -151,7 +151,9 @@ class _Demo:
     def extract(
         self, annotations: Annotations, *, stage: str = "extract", cache: str = "cache", weights: Path | None = None
     ) -> Store:
-        asked = {"backbone": "demo", "pretrained": weights, "workers": self.settings.workers}
+        asked: dict[str, Any] = {"backbone": "demo", "workers": self.settings.workers}
+        if weights is not None:
+            asked["pretrained"] = weights
         with self.stage(stage):
             extract(
                 annotations,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from glscl.common.errors import UsageError
@@ -34,6 +36,12 @@ def test_settings_come_from_a_file_and_options_override_it(eval_json, tmp_path):
     assert status == 0 and result["split"] == "test" and result["selection"] == "last"
 
 
+def test_the_matrix_is_written_where_it_is_asked_for(eval_json, tmp_path):
+    status, result, said = eval_json("--save-similarity", tmp_path / "s.npy")
+    assert status == 0 and f"the matrix to {tmp_path / 's.npy'}" in said
+    assert np.load(tmp_path / "s.npy").shape == (result["counts"]["texts"], result["counts"]["videos"])
+
+
 def test_the_record_of_a_run_is_a_file_of_settings(eval_json, judged):
     status, result, _ = eval_json("--config", judged.run / "run.json")
     assert status == 0 and result["text_to_video"] == judged.evaluations["run"].result["text_to_video"]
@@ -47,7 +55,7 @@ def test_what_is_no_setting_is_refused(eval_json, tmp_path):
 
 
 def test_settings_survive_json():
-    settings = EvaluateSettings(split="val", normalise=("nnn", "dsl"), seed=3)
+    settings = EvaluateSettings(split="val", normalise=("nnn", "dsl"), seed=3, save_similarity=Path("a.npy"))
     assert build(EvaluateSettings, json.loads(json.dumps(as_dict(settings)))) == settings
 
 

@@ -216,7 +216,7 @@ def settings_from(stored: Mapping[str, Any], kind: type[Kind] = TrainSettings) -
         UsageError: some are missing, unknown, of another type or not finite.
     """
     fields = dataclasses.fields(kind)
-    needed = {field.name for field in fields if field.metadata["affects_result"]}
+    needed = {field.name for field in fields if field.metadata.get("affects_result", True)}
     odd = sorted((needed - stored.keys() - {*_LATER}) | (stored.keys() - {field.name for field in fields}))
     if odd:
         raise UsageError(f"The stored settings lack or have beside what is known: {', '.join(odd)[:200]}")

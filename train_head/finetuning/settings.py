@@ -140,7 +140,7 @@ def resolve_finetune(
         Others: see `read_run`, of `start`.
     """
     if stored is not None:
-        mine = {f.name for f in dataclasses.fields(FinetuneSettings) if f.metadata["affects_result"]}
+        mine = {f.name for f in dataclasses.fields(FinetuneSettings) if f.metadata.get("affects_result", True)}
         missing = sorted(mine - {f.name for f in dataclasses.fields(TrainSettings)} - stored.keys())
         if missing:
             raise UsageError(f"the run to resume is no second pass: its settings lack {', '.join(missing)}")

@@ -260,7 +260,7 @@ def _setting(key: str, text: str) -> Any:
             raise UsageError(f"`sweep=seed` is {seed}; expected at least 0")
         return seed
     field = TrainSettings.__dataclass_fields__[key]
-    if field.metadata["choices"]:
+    if field.metadata.get("choices"):
         return text  # `resolve` compares it with the choices
     return parse_value(f"`sweep={key}`", text, typing.get_type_hints(TrainSettings)[key])
 

@@ -7,13 +7,16 @@ PYTEST_OPTIONS ?=
 JOBS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo demo-finetune lint test docs clean
+.PHONY: help demo demo-finetune lint test test-all test-lowest test-latest dist docs clean
 
 help:
 	@echo "make demo    the whole pipeline on the built-in corpus, results in $(OUT)/"
 	@echo "make demo-finetune   the same, then the second pass: text tower and head together"
-	@echo "make test    all tests in JOBS=$(JOBS) processes (GLSCL_REAL_DATA=DIR adds those on real files)"
+	@echo "make test    every promise once, in JOBS=$(JOBS) processes (GLSCL_REAL_DATA=DIR adds tests on real files)"
+	@echo "make test-all   the same and the exhaustive tests: many crashes, many hostile files, real waiting for the disk"
 	@echo "make lint    ruff, its formatting, and a type checker: no error in the product"
+	@echo "make test-lowest   the same with the lowest versions that pyproject.toml admits, in $(VENV)-lowest; test-latest: the newest"
+	@echo "make dist    wheel and source distribution in dist/, checked"
 	@echo "make docs    write docs/cli.md from the commands"
 	@echo "make clean   remove the virtual environment and build left-overs"
 
@@ -32,8 +35,13 @@ demo: $(VENV)/.ready
 demo-finetune: $(VENV)/.ready
 	$(VENV)/bin/glscl demo --finetune --out $(OUT)
 
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal
+
 test: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_OPTIONS)
+	$(PYTEST) -m "not exhaustive" $(PYTEST_OPTIONS)
+
+test-all: $(VENV)/.ready
+	$(PYTEST) $(PYTEST_OPTIONS)
 
 $(VENV)/.lint: pyproject.toml $(VENV)/.ready
 	$(VENV)/bin/python -m pip install --quiet --editable '.[lint]'
@@ -45,8 +53,25 @@ lint: $(VENV)/.lint
 	@mkdir -p build/types && ln -sfn ../.. build/types/glscl  # the rooms stand at the top level; their import name is `glscl`
 	$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python
 
+# uv resolves what pip cannot: the lowest version of everything that pyproject.toml names
+build/uv/bin/uv:
+	"$(PYTHON)" -m pip install --quiet --upgrade --target build/uv uv
+
+test-lowest test-latest: test-%: build/uv/bin/uv
+	PYTHONPATH=build/uv build/uv/bin/uv venv --quiet --clear --seed --python "$(PYTHON)" $(VENV)-$*
+	build/uv/bin/uv pip install --quiet --python $(VENV)-$*/bin/python --upgrade \
+		--resolution $(if $(filter lowest,$*),lowest-direct,highest) --editable '.[test]'
+	build/uv/bin/uv pip freeze --python $(VENV)-$*/bin/python > build/versions-$*.txt
+	OMP_NUM_THREADS=1 $(VENV)-$*/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not exhaustive" $(PYTEST_OPTIONS)
+
+dist: $(VENV)/.ready
+	rm -rf dist
+	$(VENV)/bin/python -m pip install --quiet build twine
+	$(VENV)/bin/python -m build --outdir dist
+	$(VENV)/bin/python -m twine check --strict dist/*
+
 docs: $(VENV)/.ready
 	$(VENV)/bin/python docs/make_cli_page.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-latest build dist *.egg-info

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from glscl.cache.table import FeatureTable
     from glscl.common.errors import GlsclError
     from glscl.evaluate.evaluation import Evaluation
+    from glscl.evaluate.evaluation import evaluate_run as evaluate
     from glscl.evaluate.metrics import retrieval_metrics
     from glscl.evaluate.search.model import Model, load_run
     from glscl.evaluate.settings import EvaluateSettings
@@ -90,7 +91,6 @@ _PLACES = {  # name → module:name in it
     "VideoFeatures": "cache.schema:VideoFeatures",
     "build_head": "train_head.heads:build_head",
     "decode": "extract.decode.video:decode",
-    "extract": "extract.pipeline:extract",
     "head_from_state_dict": "train_head.importing.foreign_weights:head_from_state_dict",
     "load_backbone": "extract.backbone.encoder:load_backbone",
     "load_run": "evaluate.search.model:load_run",
@@ -120,9 +120,12 @@ def read_dataset(
         UsageError: unknown data set, protocol or split.
         NotFoundError, InputError: files that are not there, or are not what they should be.
     """
+    from pathlib import Path
+
     from glscl.extract.datasets import dataset_entry
 
-    return dataset_entry(name).read(annotations, videos, splits=splits, protocol=protocol)
+    places = [None if place is None else Path(place) for place in (annotations, videos)]
+    return dataset_entry(name).read(places[0], places[1], splits=splits, protocol=protocol)
 
 
 def train(
@@ -150,36 +153,9 @@ def train(
     return training.train(cache, Path(out), settings, device=device, validate=validation_metrics)
 
 
-def evaluate(
-    cache: Store,
-    run: PathLike[str] | str | None = None,
-    settings: EvaluateSettings | None = None,
-    *,
-    device: str | torch.device = "cpu",
-) -> Evaluation:
-    """Judge a run, or without one the zero-shot head that the settings name, from stored features alone.
-
-    Args:
-        cache: from `open_cache`.
-        run: folder of a run.
-        settings: split, weights, normalisations, seed; None is the defaults.
-        device: where to compute.
-
-    Returns:
-        `.result` is the content of a result file, `.ranks` the ranks behind it.
-
-    Raises:
-        FingerprintError: the run's head cannot understand this cache.
-        NotFoundError, CheckpointError: there is no such run, or it cannot be read.
-    """
-    from pathlib import Path
-
-    from glscl.evaluate.evaluation import evaluate_run
-
-    return evaluate_run(cache, None if run is None else Path(run), settings, device=device)
-
-
 def __getattr__(name: str) -> Any:
+    if name in ("extract", "evaluate"):  # the rooms themselves, which can be called
+        return import_module(f"{__name__}.{name}")
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = _PLACES[name].partition(":")

@@ -48,7 +48,7 @@ class FrameSpec(msgspec.Struct, frozen=True):
 
     def as_header(self) -> dict[str, Any]:
         """As JSON."""
-        return msgspec.to_builtins(self)
+        return {"encoding": self.encoding, "size": list(self.size), "quality": self.quality}
 
     @classmethod
     def make(cls, encoding: str, size: tuple[int, int], quality: int) -> FrameSpec | None:

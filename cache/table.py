@@ -206,22 +206,25 @@ class FeatureTable:
             text_ids, video_ids: by default the row numbers.
             captions: by default empty.
         """
+        device = text.text_features.device
         T, V, F = len(text.text_features), *video.frame_features.shape[:2]
         if video_of_text is None:
             if T != V:
                 raise ValueError(f"{T} texts and {V} videos need video_of_text")
-            video_of_text = torch.arange(T)
+            video_of_text = torch.arange(T, device=device)
         token_values = token_offsets = None
         if text.token_features is not None and text.token_mask is not None:
             token_values = text.token_features[text.token_mask]  # (R, D)
-            token_offsets = torch.cat([torch.zeros(1, dtype=torch.int64), text.token_mask.sum(1).cumsum(0)])
+            token_offsets = torch.cat(
+                [torch.zeros(1, dtype=torch.int64, device=device), text.token_mask.sum(1).cumsum(0)]
+            )
         return cls(
             text_features=text.text_features,
             token_values=token_values,
             token_offsets=token_offsets,
             frame_features=video.frame_features * video.frame_mask[..., None],
             frame_mask=video.frame_mask,
-            frame_times=torch.arange(F, dtype=torch.float32).expand(V, F) * video.frame_mask,
+            frame_times=torch.arange(F, dtype=torch.float32, device=device).expand(V, F) * video.frame_mask,
             video_of_text=video_of_text,
             text_ids=text_ids or [str(i) for i in range(T)],
             video_ids=video_ids or [str(i) for i in range(V)],

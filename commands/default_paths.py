@@ -6,7 +6,7 @@ import re
 import time
 from pathlib import Path
 
-from glscl.common.errors import NotFoundError, UsageError
+from glscl.common.errors import Hint, NotFoundError, UsageError
 from glscl.common.settings import home
 
 _CACHE_MARKS = ("store.json", "head/zarr.json")
@@ -25,10 +25,11 @@ def the_cache() -> Path:
     )
     if not found:
         raise NotFoundError(
-            f"There is no cache in {folder}", mend="Name one with --cache, or make one: glscl extract --dataset NAME"
+            f"There is no cache in {folder}",
+            hint=Hint("Name one with `cache`, or make one", "extract", {"dataset": "NAME"}),
         )
     if len(found) > 1:
-        raise UsageError(f"There are several caches: {', '.join(map(str, found))}", mend="Choose one with --cache")
+        raise UsageError(f"There are several caches: {', '.join(map(str, found))}", hint="Choose one with `cache`")
     return found[0]
 
 
@@ -50,7 +51,7 @@ def newest_run() -> Path:
     if not found:
         raise NotFoundError(
             f"There is no run in {folder}",
-            mend="Train one: glscl train-head (or judge without: glscl eval --zero-shot)",
+            hint=Hint("Judge without with `zero_shot`, or train one", "train-head"),
         )
     return found[-1].parent
 

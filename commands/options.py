@@ -49,9 +49,9 @@ class CommonConfig:
 
     seed: int = setting(0, "Seed of everything random.", group="Common", min=0)
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps.", group="Common", parse=parse_device)
-    json: bool = setting(False, "Print one JSON object on standard output.", group="Common", flag="--json")
-    verbose: bool = setting(False, "Say more about what happens.", group="Common", flag="--verbose,-v")
-    debug: bool = setting(False, "Show the traceback of an error.", group="Common", flag="--debug")
+    json: bool = setting(False, "Print one JSON object on standard output.", group="Common")
+    verbose: bool = setting(False, "Say more about what happens.", group="Common")
+    debug: bool = setting(False, "Show the traceback of an error.", group="Common")
 
 
 LONGEST = 2000  # characters of an error; foreign files can put anything into one
@@ -144,6 +144,17 @@ class Stopped(KeyboardInterrupt):
 
 
 class _Interrupted(Exception): ...
+
+
+@typing.runtime_checkable
+class _TyperError(typing.Protocol):
+    """What typer raises for wrong usage, whichever click it is made of."""
+
+    exit_code: int
+
+    def show(self) -> None: ...
+
+    def format_message(self) -> str: ...
 
 
 class OneOf(tuple[str, ...]):
@@ -272,7 +283,9 @@ def _parameter(field: dataclasses.Field[Any], config: type) -> inspect.Parameter
         help = f"{help} Default: {meta['default_from']}."
     if meta.get("choices"):
         kind, default = _choice(field.name, kind, meta["choices"], default)
-    flags = meta["flag"].split(",") if meta.get("flag") else ["--" + field.name.replace("_", "-")]
+    flag = "--" + (meta.get("name") or field.name).replace("_", "-")
+    switch = f"{flag}/{flag.replace('--', '--no-', 1)}" if default is True else flag
+    flags = [switch, *(["-v"] if field.name == "verbose" else [])]
     limits = {}
     if _required_type(kind) in (int, float):
         limits = {k: meta[k] for k in ("min", "max") if meta.get(k) is not None}
@@ -295,7 +308,7 @@ def _with_choices(parameter: inspect.Parameter) -> inspect.Parameter:
 
 def _choice(name: str, kind: Any, choices: typing.Iterable[str], default: Any) -> tuple[Any, Any]:
     """The type that admits `choices` alone (or None, where `kind` does), and the default as a value of it."""
-    values = enum.Enum(name, {c: c for c in choices}, type=str)
+    values: Any = enum.Enum(name, {c: c for c in choices}, type=str)
     admitted = values if _required_type(kind) is kind else typing.Optional[values]  # noqa: UP045 (made at run time)
     return admitted, values(default) if isinstance(default, str) else default
 
@@ -336,7 +349,7 @@ def _run(app: typer.Typer, arguments: list[str]) -> int:
             raise
         return _fail(_told_by_the_system(error), 1, as_json)
     except Exception as error:
-        if hasattr(error, "exit_code") and hasattr(error, "show"):  # typer's own usage errors
+        if isinstance(error, _TyperError):  # its own usage errors
             error.show()
             if as_json and not _rank():
                 _print_json({"error": _visible(error.format_message()), "exit_status": error.exit_code})

@@ -8,6 +8,7 @@ number of a standard stream, where native libraries print.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -62,10 +63,9 @@ def standard_streams() -> Iterator[Unbreakable]:
     before = sys.stdin, sys.stdout, sys.stderr
     if sys.stdin is None:
         sys.stdin = open(os.devnull)  # noqa: SIM115 (as long as the process)
-    for (
-        stream
-    ) in before:  # a name that the terminal's encoding lacks is no reason to fail, nor are bytes that are no text
-        if hasattr(stream, "reconfigure"):
+    for stream in before:
+        if isinstance(stream, io.TextIOWrapper):
+            # a name that the terminal's encoding lacks is no reason to fail, nor are bytes that are no text
             stream.reconfigure(errors="backslashreplace")
     sys.stdout, sys.stderr = (Unbreakable(each or open(os.devnull, "w")) for each in before[1:])  # noqa: SIM115
     out = sys.stdout

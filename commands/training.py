@@ -41,7 +41,7 @@ class TypedOptions:
         choices=("none", "linear", "mlp"),
         default_from="none",
     )
-    resume: bool = setting(False, "Go on where the run in --out stopped.", group="Training", flag="--resume")
+    resume: bool = setting(False, "Go on where the run in --out stopped.", group="Training")
 
 
 def _settings_asked(asked: dict[str, Any]) -> dict[str, Any]:

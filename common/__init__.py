@@ -9,5 +9,6 @@ In reading order:
     progress        tasks with rate and remaining time
     archive_limits  compressed files that claim to unpack to far more than they store
     tables          a table, and how it is written for a terminal, Markdown, CSV and LaTeX
+    callable_room   a room that is a function of the front door too
     versions        versions of everything that can change a number
 """

@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 RATIO, FLOOR = 100, 16 << 20
 LONGEST = 10_000
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 PICKLES = 5  # at the head of a file of torch before 1.6: a mark, its version, the machine, the object, its keys
 
 
@@ -72,7 +73,7 @@ def check_torch_file(path: Path) -> None:
 
 def _check_texts(stream: BinaryIO) -> None:
     for _ in range(PICKLES):
-        while opcode := pickletools.code2op.get(stream.read(1).decode("latin-1")):
+        while opcode := _OPCODES.get(stream.read(1).decode("latin-1")):
             try:
                 if opcode.name in ("GLOBAL", "INST"):  # torch takes names that are not ASCII; pickletools does not
                     argument = stream.readline() + b" " + stream.readline()

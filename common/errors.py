@@ -69,8 +69,7 @@ class GlsclError(Exception):
         message, hint: the two apart; the text of the error is both.
     """
 
-    def __init__(self, message: str, *, hint: Hint | str | None = None, mend: str | None = None) -> None:
-        hint = mend if hint is None else hint
+    def __init__(self, message: str, *, hint: Hint | str | None = None) -> None:
         self.hint = Hint(hint) if isinstance(hint, str) else hint
         if len(message) > LONGEST:
             message = f"{message[: LONGEST - 400]} [...] {message[-400:]}"
@@ -101,12 +100,10 @@ class StorageError(GlsclError, OSError):
     A command that is continued in another way says so in its place; see `StorageError.continued`.
     """
 
-    def __init__(
-        self, message: str, *, hint: Hint | str | None = None, first: str | None = None, mend: str | None = None
-    ) -> None:
+    def __init__(self, message: str, *, hint: Hint | str | None = None, first: str | None = None) -> None:
         self.first = first
         again = f"{first}, then run the same command again" if first else None
-        super().__init__(message, hint=again or hint, mend=mend)
+        super().__init__(message, hint=again or hint)
 
     def continued(self, command: str) -> StorageError:
         """The same error where `command` goes on; of what another folder would help, that stays the advice."""

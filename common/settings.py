@@ -4,7 +4,7 @@
     class TrainSettings:
         epochs: int = setting(5, "Passes over all captions.", group="Training", min=1, default_from="the recipe's")
 
-Declared once, such a class is the options of a command, the keys of a `--config` file, and what travels whole to the
+Declared once, such a class is the options of a command, the keys of a settings file, and what travels whole to the
 function that does the work. `build` makes one from layers: what a recipe says, below what a user asked for.
 """
 
@@ -17,45 +17,48 @@ import shlex
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack
 
 from glscl.common.errors import InputError, NotFoundError, UsageError
 
 Kind = TypeVar("Kind")
 
 
-def setting(
-    default: Any,
-    help: str,
-    *,
-    group: str | None = None,
-    choices: Sequence[str] | None = None,
-    min: float | None = None,
-    max: float | None = None,
-    flag: str | None = None,
-    metavar: str | None = None,
-    parse: Callable[[str], Any] | None = None,
-    default_from: str | None = None,
-    affects_result: bool = True,
-    option: bool = True,
-) -> Any:
+class About(TypedDict, total=False):
+    """What a field of settings says of itself, beside its default and its help.
+
+    group: heading in the help of the command.
+    choices: the admitted strings.
+    min, max: inclusive bounds of a number.
+    name: what a user calls it, where that is not the field's name.
+    metavar: name of the value in the help.
+    parse: reads a text that has a form of its own; raises UsageError where the text has not, before anything begins.
+    default_from: who decides the value where a user does not, such as "the recipe's"; without it `default` itself.
+    affects_result: False where another value gives the same result, so that a run may be resumed with it.
+    option: False where the field is no option of a command: the command makes its value from others.
+    """
+
+    group: str
+    choices: Sequence[str]
+    min: float
+    max: float
+    name: str
+    metavar: str
+    parse: Callable[[str], Any]
+    default_from: str
+    affects_result: bool
+    option: bool
+
+
+def setting(default: Any, help: str, **about: Unpack[About]) -> Any:
     """A field of settings.
 
     Args:
         default: value where nobody says another; of a mutable type, a function without arguments that makes it.
-        help: one sentence for `--help`.
-        group: heading in `--help`.
-        choices: the admitted strings.
-        min, max: inclusive bounds of a number.
-        flag: option name where it is not the field's, such as "--tokens/--no-tokens".
-        metavar: name of the value in `--help`.
-        parse: reads a text that has a form of its own; raises UsageError where the text has not, before anything begins.
-        default_from: who decides the value where a user does not, such as "the recipe's"; None is `default` itself.
-        affects_result: False where another value gives the same result, so that a run may be resumed with it.
-        option: False where the field is no option of a command: the command makes its value from others.
+        help: one sentence.
+        **about: see `About`.
     """
-    metadata = dict(help=help, group=group, choices=choices, min=min, max=max, flag=flag, metavar=metavar, parse=parse)
-    metadata |= dict(default_from=default_from, affects_result=affects_result, option=option)
+    metadata = {"help": help, **about}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

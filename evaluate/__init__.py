@@ -26,3 +26,7 @@ Wings, which an evaluation never loads:
     search/         from a sentence to videos
     exporting/      vectors for an index
 """
+
+from glscl.common.callable_room import let_call
+
+let_call(__name__, "glscl.evaluate.evaluation:evaluate_run")

@@ -14,11 +14,10 @@ WEIGHTS = ("best", "last")
 COMBINATIONS = ("mean", "scaled")
 
 
-def matrix_file(path: Path | str) -> Path:
-    """A file for a matrix. Raises UsageError for one that numpy would give another name."""
+def check_matrix_file(path: Path | str) -> None:
+    """Raise UsageError for a file that numpy would give another name."""
     if Path(path).suffix != ".npy":
         raise UsageError(f"`save_similarity` is {str(path)!r}; expected the name of an .npy file")
-    return Path(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,5 +55,5 @@ class EvaluateSettings:
         "Write the matrix, texts on rows, to this .npy file, and its ids to a .json file beside it.",
         group="Output",
         metavar="PATH",
-        parse=matrix_file,
+        parse=check_matrix_file,
     )

@@ -15,3 +15,7 @@ In reading order:
 Wings, which an extraction never loads:
     importing/      features that other programs extracted
 """
+
+from glscl.common.callable_room import let_call
+
+let_call(__name__, "glscl.extract.pipeline:extract")

@@ -15,6 +15,7 @@ import torch
 from glscl.cache.creation import StoreSpec, create_store
 from glscl.cache.frame_format import FrameSpec
 from glscl.cache.lock import hold, locks
+from glscl.cache.records import Failure
 from glscl.cache.schema import STREAMS, Annotations, Status
 from glscl.cache.store import Store
 from glscl.common.errors import DecodeError, Hint, InputError, NotFoundError
@@ -50,7 +51,7 @@ class ExtractionSummary:
     videos: int
     texts: int
     frames: int
-    failed: list[dict[str, Any]]
+    failed: list[Failure]
     texts_without_video: int | None
     notes: list[str]
     seconds: dict[str, float]

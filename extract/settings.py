@@ -101,7 +101,7 @@ class ExtractSettings:
     dtype: str = setting(
         "float16", "Type of the stored features.", group="Cache", choices=("float16", "float32", "bfloat16")
     )
-    tokens: bool = setting(True, "Store token features, which GLSCL needs.", group="Cache", flag="--tokens/--no-tokens")
+    tokens: bool = setting(True, "Store token features, which GLSCL needs.", group="Cache")
     store_frames: str = setting(
         "none",
         "Keep the frames too, as the encoder sees them: `jpeg` (lossy, small) or `uint8` (exact). For fine-tuning.",
@@ -131,10 +131,8 @@ class ExtractSettings:
         60.0, "Seconds without progress after which a video is given up.", group="Decoding", min=0.1
     )
     memory_limit: float = setting(4.0, "GB of memory that decoding one video may take.", group="Decoding", min=0.25)
-    strict: bool = setting(False, "Stop at the first missing or undecodable video.", group="Decoding", flag="--strict")
-    retry_failed: bool = setting(
-        False, "Ask again for the videos that failed before.", group="Decoding", flag="--retry-failed"
-    )
+    strict: bool = setting(False, "Stop at the first missing or undecodable video.", group="Decoding")
+    retry_failed: bool = setting(False, "Ask again for the videos that failed before.", group="Decoding")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +169,6 @@ class ImportSettings:
     )
     tokens: bool = setting(
         True, "Store token features, which GLSCL needs, of captions encoded now.", group="Captions",
-        flag="--tokens/--no-tokens",
     )  # fmt: skip
     batch_texts: int = setting(256, "Captions encoded at once.", group="Captions", min=1)
     format: str = setting("zarr", "Format of the cache.", group="Cache", choices=("zarr", "hdf5"))

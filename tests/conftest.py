@@ -43,6 +43,28 @@ def real_data() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="session")
+def exhaustive(request) -> bool:
+    """Whether the exhaustive tests run too, as in `make test-all`; where not, others may spare what they only repeat."""
+    return "not exhaustive" not in request.config.option.markexpr
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk(exhaustive):
+    """`fsync` keeps files when the machine loses its power, which no test does: only `make test-all` waits for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not exhaustive:
+            patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture
+def undrawn(exhaustive, monkeypatch) -> None:
+    """Reports with figures that are made and not drawn, which takes most of the time; `make test-all` draws them."""
+    if not exhaustive:
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, target, **__: target.write("<svg></svg>"))
+
+
 class SmallCache:
     """A cache of made-up features with one failed and one partial video, and what went into it."""
 

@@ -155,3 +155,36 @@ def test_every_data_file_is_listed():
 
 def test_no_module_is_named_like_a_library_it_uses():
     assert not {path.stem for path in modules().values()} & LIBRARIES
+
+
+@pytest.mark.parametrize("room", ROOMS[:-1])
+def test_nothing_below_the_commands_knows_an_option_or_a_command(room):
+    """Options and commands are words of `commands/`: the library names settings in backticks and gives hints as data."""
+    option = re.compile(
+        r"(?<![\w(-])--[a-z][a-z-]+|\bglscl (extract|inspect|repair|merge|convert|import-|train-head|finetune|eval)"
+    )
+    found = [
+        f"{name}, line {node.lineno}: {node.value[:80]!r}"
+        for name, path in modules().items()
+        if name.startswith(f"glscl.{room}") and path.stem != "train_backbone"  # a script with options of its own
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and option.search(node.value)
+    ]
+    assert found == []
+
+
+def test_no_public_function_takes_more_than_eight_parameters():
+    def parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+        given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        return len([each for each in given if each.arg not in ("self", "cls")])
+
+    found = [
+        f"{name}.{node.name}: {parameters(node)}"
+        for name, path in modules().items()
+        # in commands/ a parameter is an option of a command, and of a head's constructor an option of the head
+        if not name.startswith(("glscl.commands", "glscl.cli", "glscl.train_head.heads"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and parameters(node) > 8
+        if node.name == "__init__" or not node.name.startswith("_")
+    ]
+    assert found == []

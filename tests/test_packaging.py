@@ -1,30 +1,54 @@
-"""A wheel holds every module and data file, and works away from the checkout."""
+"""The source distribution makes the wheel, the wheel holds every module and data file, and it works away from the checkout."""
 
 from __future__ import annotations
 
+import email
+import json
+import os
 import shutil
 import subprocess
 import sys
+import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from glscl import __version__
+
 ROOT = Path(__file__).parents[1]
 ROOMS = ("common", "cache", "extract", "train_head", "evaluate", "demo", "commands")
+EXTRAS = ("docs", "tests", "benchmarks", "examples")  # of the source distribution alone
+NOISE = shutil.ignore_patterns("__pycache__", "*.py[co]", ".*")
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def sdist(tmp_path_factory):
     source = tmp_path_factory.mktemp("source")
-    for room in ROOMS:
-        shutil.copytree(ROOT / room, source / room, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in [*ROOT.glob("*.py"), ROOT / "pyproject.toml", ROOT / "README.md", ROOT / "py.typed"]:
-        shutil.copy(file, source)
+    for folder in (*ROOMS, *EXTRAS):
+        if (ROOT / folder).is_dir():
+            shutil.copytree(ROOT / folder, source / folder, ignore=NOISE)
+    for file in ROOT.iterdir():
+        if file.is_file() and not file.name.startswith("."):
+            shutil.copy(file, source)
+    out = tmp_path_factory.mktemp("sdist")
+    run([sys.executable, "-c", f"from setuptools import build_meta; build_meta.build_sdist({str(out)!r})"], cwd=source)
+    return next(out.glob("*.tar.gz"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist, tmp_path_factory):
+    pytest.importorskip("pip", reason="pip builds the wheel")
     out = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", out, source]
-    subprocess.run(command, check=True)
+    run([sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", out, sdist])
     return next(out.glob("*.whl"))
+
+
+def run(command, **options):
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
 
 
 def test_the_wheel_holds_every_file_of_the_rooms(wheel):
@@ -36,16 +60,93 @@ def test_the_wheel_holds_every_file_of_the_rooms(wheel):
     assert not [n for n in names if not n.startswith(("glscl/", "glscl-"))]
 
 
-def test_the_wheel_works_away_from_the_checkout(wheel, tmp_path):
-    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+def test_the_wheel_says_whose_it_is_and_under_which_licence(wheel):
+    archive = zipfile.ZipFile(wheel)
+    folder = f"glscl-{__version__}.dist-info"
+    metadata = email.message_from_bytes(archive.read(f"{folder}/METADATA"))
+    assert metadata["Version"] == __version__
+    assert metadata["License-Expression"] == "MIT" and metadata.get_all("License-File") == ["LICENSE"]
+    assert archive.read(f"{folder}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
+    assert metadata["Author"] == "the glscl authors" and metadata["Keywords"]
+    labels = {line.split(", ")[0] for line in metadata.get_all("Project-URL")}
+    assert labels >= {"Homepage", "Documentation", "Source", "Issues", "Changelog"}
+    assert "Typing :: Typed" in metadata.get_all("Classifier")
+    assert metadata["Description-Content-Type"] == "text/markdown" and "# glscl" in metadata.get_payload()
+
+
+def test_the_source_distribution_holds_what_a_distributor_tests(sdist):
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    listed = ["LICENSE", "CHANGELOG.md", "CITATION.cff", "Makefile", "tests/conftest.py", "docs/cache-format.md"]
+    golden = [
+        p.relative_to(ROOT).as_posix() for p in (ROOT / "tests").rglob("*") if p.suffix in (".json", ".npz", ".py")
+    ]
+    assert {*listed, *golden} <= names
+    assert not [name for name in names if "__pycache__" in name]
+
+
+def test_citation_and_package_agree():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "CITATION.cff").read_text().splitlines()
+    assert f"version: {project['version']}" in lines and project["version"] == __version__
+    assert f"license: {project['license']}" in lines
+    assert f"repository-code: {project['urls']['Source']}" in lines
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """An environment of its own with the wheel in it; the packages it needs are borrowed from this one by their path."""
+    home = tmp_path_factory.mktemp("environment")
+    run([sys.executable, "-m", "venv", "--without-pip", home])
+    python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    run([sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "-q", wheel])
+    site = Path(run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).strip())
+    borrowed = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (site / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
+    return python
+
+
+def test_an_installed_wheel_finds_its_heads_readers_and_backbone(installed, tmp_path):
     code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
         "import glscl, glscl.cli, glscl.cache, glscl.train_head.heads as heads, glscl.extract.datasets as datasets\n"
-        "from glscl.extract.backbone.encoder import Backbone, load_backbone\n"
-        "assert glscl.__file__.startswith(sys.path[0]), glscl.__file__\n"
+        "from importlib import import_module\n"
+        "from glscl.extract.backbone.encoder import load_backbone\n"
         "[heads.head_class(name) for name in heads.HEAD_NAMES]\n"
-        "print(load_backbone('demo').embed_dim, len(datasets.DATASETS))\n"
+        "[import_module(entry.module) for entry in datasets.DATASETS.values()]\n"
+        "print(load_backbone('demo').embed_dim, glscl.__file__)\n"
     )
-    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[0] == "128"
+    dim, where = run([installed, "-I", "-c", code], cwd=tmp_path).split(maxsplit=1)
+    assert dim == "128" and Path(where.strip()).is_relative_to(installed.parents[1])
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_an_installed_wheel_goes_from_videos_to_a_report(installed, make_video, tmp_path):
+    lines = ["video,caption,split"]
+    for i in range(6):
+        make_video(tmp_path / "videos" / f"clip{i}.mp4", frames=8, seed=i)
+        lines.append(f"clip{i}.mp4,a picture of thing {i},{'train' if i < 4 else 'test'}")
+    (tmp_path / "captions.csv").write_text("\n".join(lines) + "\n")
+    quiet = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "GLSCL_HOME")}
+
+    def glscl(*words):
+        return run([installed.with_name("glscl"), *words], cwd=tmp_path, env=quiet)
+
+    assert glscl("--version").split() == ["glscl", __version__]
+    assert "train-head" in glscl("--help")
+    extract = (
+        "extract",
+        "--dataset",
+        "csv",
+        "--annotations",
+        "captions.csv",
+        "--videos",
+        "videos",
+        "--backbone",
+        "demo",
+    )
+    assert json.loads(glscl(*extract, "--json"))["videos"] == 6
+    glscl("train-head", "--head", "projection", "--epochs", "1", "--out", "run")
+    assert "text → video" in glscl("eval", "--run", "run")
+    glscl("report", "run", "--out", "report.html")
+    assert "<html" in (tmp_path / "report.html").read_text()

@@ -109,7 +109,6 @@ class TrainSettings:
         False,
         "Compile the step (on a GPU into CUDA graphs): a slower start, faster steps. Needs a compiler.",
         group="Training",
-        flag="--compile",
         affects_result=False,
     )
     log_every: int = setting(50, "Steps between reports.", min=1, option=False, affects_result=False)

@@ -117,9 +117,9 @@ class Model:
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Sentences → (T, D) and (T, L, D) features as the cache holds them, white space folded."""
-        found = self.backbone.encode_texts([" ".join(text.split()) for text in texts])
-        tokens, mask = (None if each is None else each.to(self.device) for each in found[1:])
-        return TextFeatures(found.text_features.to(self.device), tokens, mask)
+        encoded = self.backbone.encode_texts([" ".join(text.split()) for text in texts])
+        tokens, mask = (None if each is None else each.to(self.device) for each in encoded[1:])
+        return TextFeatures(encoded.text_features.to(self.device), tokens, mask)
 
     @torch.inference_mode()
     def similarity(self, texts: Sequence[str] | TextFeatures, table: FeatureTable | None = None) -> Tensor:
@@ -149,7 +149,9 @@ class Model:
         from glscl.extract.decode.video import Decoding
 
         search = self.searching(split, normalise)
-        frames, _ = self.backbone.encode_video(Path(video), Decoding.of_cache(self.cache.configuration["sampling"]))
+        frames, _ = self.backbone.encode_video(
+            os.fspath(video), Decoding.of_cache(self.cache.configuration["sampling"])
+        )
         chosen = frame_positions(len(frames), search.table.frame_features.shape[1], "uniform")
         features = torch.from_numpy(frames[chosen]).to(self.device)[None]  # (1, F, D)
         mask = torch.ones(features.shape[:2], dtype=torch.bool, device=self.device)

@@ -367,8 +367,10 @@ def _split_preprocessing(model: ClipModel) -> tuple[PictureTransform, torch.Tens
     settings = model.visual.preprocess_cfg
     transform = image_transform_v2(PreprocessCfg(**settings), is_train=False)
     assert isinstance(transform, Compose), "of one that does not train"
-    normalise, names = transform.transforms[-1], [type(step).__name__ for step in transform.transforms]
-    if names[-3:-1] != ["MaybeConvertMode", "MaybeToTensor"] or not isinstance(normalise, Normalize):
+    normalise = transform.transforms[-1]
+    names = [getattr(step, "__name__", type(step).__name__) for step in transform.transforms]
+    known = [["MaybeConvertMode", "MaybeToTensor"], ["_convert_to_rgb", "ToTensor"]]  # from open_clip 3.3, and before
+    if names[-3:-1] not in known or not isinstance(normalise, Normalize):
         raise BackboneError(f"This open_clip preprocesses in an unknown way: {names}")
     size = settings["size"]
     size = (size, size) if isinstance(size, int) else (size[-2], size[-1])

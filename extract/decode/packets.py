@@ -5,6 +5,7 @@ Reading all packets of a ten-second clip costs 2 to 5 ms beyond opening it; deco
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from glscl.common.errors import DecodeError, NotFoundError
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
+    from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
 
 MAX_PIXELS = 150_000_000  # of one frame (16k x 8k fits): 450 MB in RGB
@@ -174,7 +176,6 @@ def read_index(path: str, *, beat: Callable[[], None] = lambda: None) -> VideoIn
         if container.format.name == "avi" and codec.has_b_frames:
             irregular = irregular or "AVI keeps the order of decoding, not of showing"
         doubt = irregular or survey.decord_doubt()
-        field_order = str(getattr(codec, "field_order", ""))
         if container.format.name not in DECORD_CONTAINERS:
             doubt = f"container {container.format.name}"
         elif name not in DECORD_CODECS:
@@ -183,7 +184,7 @@ def read_index(path: str, *, beat: Callable[[], None] = lambda: None) -> VideoIn
             doubt = f"pixel format {codec.pix_fmt}"
         elif len(container.streams.video) > 1:
             doubt = "several video streams"
-        elif field_order not in ("", "0", "1", "UNKNOWN", "PROGRESSIVE"):
+        elif _interlaced(path, codec):
             doubt = "interlaced"
         rate = stream.average_rate
         return VideoIndex(
@@ -201,6 +202,20 @@ def read_index(path: str, *, beat: Callable[[], None] = lambda: None) -> VideoIn
             irregular=irregular,
             decord_doubt=doubt,
         )
+
+
+def _interlaced(path: str, codec: VideoCodecContext) -> bool:
+    """As the container says; PyAV before 18.1 does not pass that on, so there the first frame is asked."""
+    import av
+
+    if hasattr(codec, "field_order"):
+        return str(codec.field_order) not in ("", "0", "1", "UNKNOWN", "PROGRESSIVE")
+    container, stream = open_video(path)
+    try:
+        with container:
+            return any(frame.interlaced_frame for frame in itertools.islice(container.decode(stream), 1))
+    except (av.error.FFmpegError, OSError, ValueError):
+        return False  # decoding meets that error as well, and says what it is
 
 
 def probe(path: str) -> VideoInfo:

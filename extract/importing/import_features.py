@@ -25,6 +25,7 @@ from glscl.cache.creation import StoreSpec, create_store
 from glscl.cache.encoded_items import EncodedText, EncodedVideo, text_arrays
 from glscl.cache.fingerprint import canonical
 from glscl.cache.lock import hold
+from glscl.cache.records import Failure
 from glscl.cache.schema import Annotations, Status, TextItem, VideoItem
 from glscl.cache.shard_arrays import decode_features, encode_features
 from glscl.cache.store import Store
@@ -53,7 +54,7 @@ class ImportSummary:
     videos: int
     texts: int
     frames: int
-    failed: list[dict[str, Any]]
+    failed: list[Failure]
     texts_without_video: int
     notes: list[str]
 

@@ -18,7 +18,7 @@ from glscl.common.settings import build, setting
 class Brewing:
     minutes: int = setting(4, "How long.", group="Tea", min=1)
     leaf: str = setting("green", "Which.", group="Tea", choices=("green", "black"), default_from="the pot's")
-    strain: bool = setting(True, "Strain it.", group="Tea", flag="--strain/--no-strain")
+    strain: bool = setting(True, "Strain it.", group="Tea")
     seed: int = setting(0, "Seed.", option=False)
 
 

@@ -156,10 +156,10 @@ def test_another_choice_for_the_same_cache_is_one_clear_line(corpus, backbone, t
         run(corpus, tmp_path / "none", backbone, store_frames="jpeg")
     run(corpus, tmp_path / "jpeg", backbone, store_frames="jpeg", frame_quality=80)
     with pytest.raises(
-        UsageError, match=r"Go on with --store-frames jpeg --frame-quality 80, or choose another folder"
+        UsageError, match=r"Go on with `store_frames=jpeg` `frame_quality=80`, or choose another folder"
     ):
         run(corpus, tmp_path / "jpeg", backbone, store_frames="jpeg")
-    with pytest.raises(UsageError, match="holds no frames.*--store-frames"):
+    with pytest.raises(UsageError, match="holds no frames.*`store_frames=jpeg`"):
         StoredFrames(tmp_path / "none").read(0)
 
 
@@ -191,7 +191,7 @@ def test_a_flipped_bit_and_a_cut_file_are_found(corpus, backbone, tmp_path, form
     file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     assert [line for line in verify(open_store(store.path)) if first in line]
     file.write_bytes(whole[: at + 20])
-    with pytest.raises(CacheCorruptError, match="glscl inspect .* --verify"):
+    with pytest.raises(CacheCorruptError, match=r"inspect \(.*verify=True"):
         StoredFrames(store.path).read(0)
     assert verify(open_store(store.path))
 
@@ -207,7 +207,7 @@ def test_frames_that_are_not_what_the_head_says_are_refused(corpus, backbone, tm
     commit = frames.store.commits("video")[0]
     longer = {**commit.arrays["frame_bytes"], "shape": [commit.arrays["frame_bytes"]["shape"][0] + 1]}
     commit.arrays["frame_bytes"] = longer
-    with pytest.raises(CacheCorruptError, match=r"frame_bytes is uint8\[\d+\], expected uint8\[\d+\].*--verify"):
+    with pytest.raises(CacheCorruptError, match=r"frame_bytes is uint8\[\d+\], expected uint8\[\d+\].*verify=True"):
         frames.read(0)
 
 

@@ -1,12 +1,16 @@
 """Extractions that are killed or whose disk fails, many of them: all is imported once, each one is a forked process.
 
-    python crash_harness.py WORK FORMAT ROUNDS [SEED] [KIND,KIND…]
+    python crash_harness.py WORK FORMAT SEED KIND=ROUNDS…
 
 A round begins a cache, dies at one point, is looked at, and is finished by another process. Points are the calls that
 make data durable or visible (`call`, before the n-th), lines of the code that writes (`line`, before the n-th), and
-moments (`time`). With the kind `disk` it lives on, and that call fails once or from then on, as on a full, failing or
-read-only disk; with `size` no file may grow beyond some bytes. Prints one JSON object: {"stopped": {kind: rounds that
-ended before the work was done}, "rounds", "messages": [...], "problems": [...]}.
+moments (`time`). `commit` finds its calls by itself: every place in the code where something becomes visible or vanishes;
+to die before each is to die in every state that others can see. With the kind `disk` it lives on, and that call fails
+once or from then on, as on a full, failing or read-only disk; with `size` no file may grow beyond some bytes. Prints one
+JSON object: {"rounds": {kind: how many}, "stopped": {kind: rounds that ended before the work was done},
+"commit_points": [...], "messages": [...], "problems": [...]}.
+
+What dies is a process, never the machine: nothing here waits for the disk.
 
 Only the pool of decoding processes is replaced: the same decoders run in the extraction's own process.
 """
@@ -25,7 +29,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +46,7 @@ from glscl.extract.settings import ExtractSettings
 
 VIDEOS = 8
 DURABLE = ("fsync", "link", "replace", "rename", "unlink", "mkdir", "open", "rmdir")
+VISIBLE = ("link", "replace", "rename", "unlink")  # those after which others see something else
 KILLS = ("call", "line", "time")
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT, errno.EACCES)
 WRITES = ("fsync", "link", "replace", "rename", "mkdir", "open")
@@ -91,25 +97,50 @@ class Countdown:
     def __init__(self, at: int | None) -> None:
         self.at, self.count = at, 0
 
-    def __call__(self) -> None:
+    def __call__(self, call: str = "") -> None:
         self.count += 1
         if self.count == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(60)
 
 
-def count_calls(tick: Callable[[], None]) -> None:
-    """Calls `tick` before each call of the operating system that makes data durable or visible."""
+class CommitPoints:
+    """Counts calls, and remembers by the place in the code those that change what others see.
 
-    def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
+    Attributes:
+        calls: of each place, the call's name and the functions of the room that lead to it, the numbers of its calls.
+    """
+
+    def __init__(self, room: Path) -> None:
+        self.room, self.count, self.calls = room, 0, {}
+
+    def __call__(self, call: str) -> None:
+        if call in VISIBLE:
+            self.calls.setdefault(self._place(call), []).append(self.count)
+        self.count += 1
+
+    def _place(self, call: str) -> str:
+        frame, place = sys._getframe(3), [call]
+        while frame:
+            code = frame.f_code
+            if Path(code.co_filename).is_relative_to(self.room):
+                place.append(f"{code.co_qualname}:{frame.f_lineno}")
+            frame = frame.f_back
+        return " < ".join(place)
+
+
+def count_calls(tick: Callable[[str], None]) -> None:
+    """Calls `tick` with its name before each call of the operating system that makes data durable or visible."""
+
+    def wrapped(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
-            tick()
+            tick(name)
             return original(*args, **options)
 
         return call
 
     for name in DURABLE:
-        setattr(os, name, wrapped(getattr(os, name)))
+        setattr(os, name, wrapped(name, getattr(os, name)))
 
 
 def count_lines(tick: Callable[[], None], watched: frozenset[str] | None = None) -> None:
@@ -170,7 +201,7 @@ class FailingDisk:
         builtins.open = io.open = wrapped(io.open, by_mode)  # type: ignore[assignment]
 
 
-HOOKS = {"call": count_calls, "line": count_lines}
+HOOKS = {"call": count_calls, "commit": count_calls, "line": count_lines}
 
 
 def in_child(work: Callable[[], Any], *, kill_after: float | None = None) -> tuple[int, Any]:
@@ -223,7 +254,7 @@ def finish(path: Path, clips: Path, format: str, backbone: Backbone, reference: 
     """Problems of going on to the end: an error, another result, or something left behind."""
     committed = {p: p.stat().st_mtime_ns for p in path.glob("commits/*/*.json")}
     extract(path, clips, format, backbone)
-    problems = look(path, reference)
+    problems = verify(open_store(path))
     if records(path) != records(reference) or not open_store(path).complete:
         problems.append("it is not the cache of an uninterrupted run")
     problems += [f"{p} was written again" for p, when in committed.items() if p.stat().st_mtime_ns != when]
@@ -261,51 +292,66 @@ def one_round(kind: str, place: float, sizes: dict[str, float], setting: dict[st
     problems = []
     if answer is not None and ("\n" in answer or str(out) not in answer):
         problems.append(f"{where}: not one line that names the place: {answer}")
-    for step in (lambda: look(out, setting["reference"]), lambda: finish(out, reference=setting["reference"], **run)):
-        code, found = in_child(step)
-        if code != 0 or isinstance(found, dict):
-            problems.append(f"{where}: the next process ended with {code}: {found and found['raised']}")
-        else:
-            problems += [f"{where}: {line}" for line in found]
+    reference = setting["reference"]
+    code, found = in_child(lambda: look(out, reference) + finish(out, reference=reference, **run))
+    if code != 0 or isinstance(found, dict):
+        problems.append(f"{where}: the next process ended with {code}: {found and found['raised']}")
+    else:
+        problems += [f"{where}: {line}" for line in found]
     return {"stopped": status == -signal.SIGKILL or answer is not None, "said": answer, "problems": problems}
 
 
-def places(rounds: int, seed: int, kinds: Sequence[str]) -> list[tuple[str, float]]:
+def places(rounds: dict[str, int], seed: int) -> list[tuple[str, float]]:
     """A kind and a place for each round: every kind spread over the whole run, at random within its slice."""
     rng = random.Random(seed)
-    chosen = []
-    for number, kind in enumerate(kinds):
-        count = len(range(number, rounds, len(kinds)))
-        chosen += [(kind, (i + rng.random()) / count) for i in range(count)]
-    return chosen
+    return [(kind, (i + rng.random()) / count) for kind, count in rounds.items() for i in range(count)]
 
 
-def measure(setting: dict[str, Any], kinds: Sequence[str]) -> dict[str, float]:
-    """How many calls, lines, seconds and bytes (of its largest file) a whole run takes; its cache is the reference."""
+def at_commit_points(calls: dict[str, list[int]], total: int, each: int, seed: int) -> list[float]:
+    """Places before `each` of the calls of every commit point, of all the `total` calls of a run."""
+    rng = random.Random(seed)
+    chosen = {n for numbers in calls.values() for n in rng.sample(numbers, min(each, len(numbers)))}
+    return [(n + 0.5) / total for n in sorted(chosen)]
+
+
+def measure(setting: dict[str, Any], kinds: Iterable[str]) -> tuple[dict[str, float], dict[str, list[int]]]:
+    """How many calls, lines, seconds and bytes (of its largest file) a whole run takes, and the calls of its commit points.
+
+    The cache of the first run is the reference.
+    """
     run = {name: setting[name] for name in ("clips", "format", "backbone")}
 
-    def whole(kind: str, out: Path) -> float:
-        tick, disk = Countdown(None), FailingDisk(None, 0, lasting=False)
-        if kind in HOOKS:
-            HOOKS[kind](tick)
-        elif kind == "disk":
-            disk.install()
-        began = time.perf_counter()
+    def plain() -> dict[str, float]:
+        began, out = time.perf_counter(), setting["reference"]
         extract(out, **run)
         seconds = time.perf_counter() - began
         sizes = [p.stat().st_size for p in out.rglob("*") if p.is_file() and p.parent.name != "backbone"]
-        return {"time": seconds, "disk": disk.count, "size": max(sizes)}.get(kind, tick.count)
+        return {"time": seconds, "size": max(sizes)}
 
-    found = {}
-    for kind in dict.fromkeys(["time", *kinds]):
-        out = setting["reference"] if kind == "time" else setting["work"] / kind
-        status, found[kind] = in_child(lambda kind=kind, out=out: whole(kind, out))
-        if status != 0 or isinstance(found[kind], dict):
-            raise SystemExit(f"an uninterrupted run ends with {status}: {found[kind]}")
-    return found
+    def counted() -> dict[str, Any]:
+        calls, disk = CommitPoints(Path(files.__file__).parent), FailingDisk(None, 0, lasting=False)
+        count_calls(calls)
+        disk.install()
+        extract(setting["work"] / "counted", **run)
+        return {"call": calls.count, "commit": calls.count, "disk": disk.count, "points": calls.calls}
+
+    def traced() -> dict[str, float]:
+        lines = Countdown(None)
+        count_lines(lines)
+        extract(setting["work"] / "traced", **run)
+        return {"line": lines.count}
+
+    found: dict[str, Any] = {}
+    for whole in (plain, counted, *([traced] if "line" in kinds else [])):
+        status, answer = in_child(whole)
+        if status != 0 or "raised" in answer:
+            raise SystemExit(f"an uninterrupted run ends with {status}: {answer}")
+        found |= answer
+    return found, found.pop("points")
 
 
-def main(work: str, format: str, rounds: str, seed: str = "0", kinds: str = ",".join(KILLS)) -> None:
+def main(work: str, format: str, seed: str, *kinds: str) -> None:
+    os.fsync = lambda _: None
     folder = Path(work)
     setting = {
         "work": folder,
@@ -314,16 +360,20 @@ def main(work: str, format: str, rounds: str, seed: str = "0", kinds: str = ",".
         "format": format,
         "backbone": load_backbone("demo", None, words=12, device="cpu", precision="fp32"),
     }
-    chosen = kinds.split(",")
-    sizes = measure(setting, chosen)
+    asked = {kind: int(rounds) for kind, _, rounds in (word.partition("=") for word in kinds)}
+    sizes, points = measure(setting, asked)
+    chosen = [("commit", at) for at in at_commit_points(points, sizes["call"], asked.pop("commit", 0), int(seed))]
+    chosen += places(asked, int(seed))
+    rounds = Counter(kind for kind, _ in chosen)
     report = {
-        "rounds": int(rounds),
-        "stopped": dict.fromkeys(chosen, 0),
+        "rounds": rounds,
+        "stopped": dict.fromkeys(rounds, 0),
         "sizes": sizes,
+        "commit_points": sorted(points),
         "messages": [],
         "problems": [],
     }
-    for kind, place in places(int(rounds), int(seed), chosen):
+    for kind, place in chosen:
         found = one_round(kind, place, sizes, setting)
         report["stopped"][kind] += found["stopped"]
         report["messages"] += [found["said"].replace(str(folder), "")] if found["said"] else []

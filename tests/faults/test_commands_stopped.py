@@ -89,19 +89,23 @@ def committed(cache: Path) -> dict[str, bytes]:
     return {p.relative_to(cache).as_posix(): p.read_bytes() for p in sorted(cache.glob("commits/*/*.json"))}
 
 
-def test_whatever_ends_an_extraction_the_same_command_finishes_it(videos, tmp_path, capsys):
-    whole = Extraction(tmp_path, arguments(videos, tmp_path / "whole", "hdf5"), None)
-    out, err = whole.process.communicate(timeout=300)
-    assert (whole.process.returncode, whole.left()) == (0, []), err
+KILLED, TERMINATED = (2, signal.SIGKILL, False), (1, signal.SIGTERM, True)  # after so many commits; the whole group?
+ALONE, INTERRUPTED = (1, signal.SIGTERM, False), (1, signal.SIGINT, True)
 
+
+@pytest.mark.parametrize(
+    "endings",
+    [
+        pytest.param((KILLED, TERMINATED, INTERRUPTED), id="the group"),
+        pytest.param(
+            (KILLED, ALONE, TERMINATED, INTERRUPTED), id="also the process alone", marks=pytest.mark.exhaustive
+        ),
+    ],
+)
+def test_whatever_ends_an_extraction_the_same_command_finishes_it(endings, videos, tmp_path, capsys):
+    assert main(cli.app, arguments(videos, tmp_path / "whole", "hdf5")) == 0
     cache, before = tmp_path / "cache", {}
     command = arguments(videos, cache, "zarr")
-    endings = (
-        (2, signal.SIGKILL, False),
-        (1, signal.SIGTERM, False),
-        (1, signal.SIGTERM, True),
-        (1, signal.SIGINT, True),
-    )
     for commits, kind, group in endings:
         run = Extraction(tmp_path, command, commits)
         assert run.process.poll() is None, run.process.communicate()

@@ -16,7 +16,7 @@ from glscl.cache.upkeep.verification import verify
 from glscl.common.errors import GlsclError
 
 FORMATS = pytest.mark.parametrize("format", ["zarr", "hdf5"])
-ROUNDS = int(os.environ.get("GLSCL_FAULT_ROUNDS", "24"))
+ROUNDS = int(os.environ.get("GLSCL_FAULT_ROUNDS", "24"))  # of the exhaustive sweep
 
 
 def content(path):
@@ -43,15 +43,16 @@ def cut(path, rng):
     path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)])
 
 
+@pytest.mark.parametrize("rounds", [6, pytest.param(ROUNDS, marks=pytest.mark.exhaustive)])
 @FORMATS
 @pytest.mark.parametrize("damage", [flip, cut])
 def test_damage_anywhere_is_found_or_has_no_effect_and_repair_leaves_only_what_is_right(
-    small_cache, format, damage, tmp_path
+    small_cache, format, damage, rounds, tmp_path
 ):
     original = small_cache(format, videos=6, captions=1, name="whole")
     original.fill().write_backbone_tensors({"logit_scale": np.array([2.5], np.float32), "weight": np.ones((8, 8))})
     whole, rng, found = content(original.path), random.Random(f"{format} {damage.__name__}"), 0
-    for number in range(ROUNDS):
+    for number in range(rounds):
         path = tmp_path / "cache"
         shutil.rmtree(path, ignore_errors=True)
         shutil.copytree(original.path, path)
@@ -81,4 +82,4 @@ def test_damage_anywhere_is_found_or_has_no_effect_and_repair_leaves_only_what_i
                 ours = store.arrays(stream, items=range(*commit.items), raw=True)
                 theirs = open_store(original.path).arrays(stream, items=range(*commit.items), raw=True)
                 assert all(np.array_equal(ours[name], array) for name, array in theirs.items()), f"{victim} {shard}"
-    assert found > ROUNDS // 3
+    assert found > rounds // 3

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from glscl import cli
 from glscl.commands.options import COMMANDS, main
 
-FEW = 12
+FEW, MANY = 2, 12  # command lines of each command, in `make test` and in `make test-all`
 LEFT_OUT = {"demo"}  # takes minutes whenever its options are good
 NUMBERS = [
     "-1",
@@ -223,9 +223,10 @@ BETTER = {
 }
 
 
+@pytest.mark.parametrize("cases", [FEW, pytest.param(MANY, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("title", sorted(set(COMMANDS) - LEFT_OUT))
-def test_any_options_end_well_or_in_one_line(title, place, request):
-    cases = request.config.getoption("--fuzz-cases") or FEW
+def test_any_options_end_well_or_in_one_line(title, cases, place, request):
+    cases = request.config.getoption("--fuzz-cases") or cases
 
     @settings(
         max_examples=cases,

@@ -138,7 +138,7 @@ def test_a_result_always_prints_as_json(value, encoding):
 def test_an_error_is_one_line_and_its_json_parses(text):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        assert _fail(str(GlsclError(f"{text} was found", mend="Do this")), 1, as_json=True) == 1
+        assert _fail(str(GlsclError(f"{text} was found", hint="Do this")), 1, as_json=True) == 1
     line = err.getvalue()
     assert line.startswith("glscl: ") and line.count("\n") == 1 and line.endswith("\n")
     told = json.loads(out.getvalue())

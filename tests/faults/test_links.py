@@ -33,13 +33,14 @@ from glscl.cache.upkeep.summary import summarise
 from glscl.cache.upkeep.verification import verify
 from glscl.common.errors import CacheCorruptError, GlsclError, StorageError
 from glscl.demo.corpus import render_corpus
-from glscl.demo.pipeline import run_demo
+from glscl.demo.pipeline import DemoSettings, run_demo
 from glscl.evaluate.evaluation import save_similarity_matrix, write_result
 from glscl.evaluate.exporting.vectors import export_vectors
 from glscl.evaluate.report.plots import Plot
 from glscl.extract.datasets import DATASETS
 from glscl.extract.decode.pool import _sweep
-from glscl.extract.importing.import_features import import_features
+from glscl.extract.importing.import_features import FeatureFiles, import_features
+from glscl.extract.settings import ImportSettings
 from glscl.extract.shard_frames import ShardFrames
 from glscl.train_head.finetuning.finetune import finetune
 from glscl.train_head.heads import build_head
@@ -434,9 +435,9 @@ def test_the_demo_refuses_links_in_its_folders(tmp_path, thesis):
     out, few = tmp_path / "demo", {"train": 1, "val": 0, "test": 0}
     for target in (thesis, thesis / "nothing"):
         for name in ("dataset", "cache", "cache-finetuned", "runs", "results.json", "runs/glscl", "runs/zero_shot"):
-            refuses(out, name, target, lambda: run_demo(out, sizes=few, epochs=1, workers=1))
+            refuses(out, name, target, lambda: run_demo(out, DemoSettings(sizes=few, epochs=1, workers=1)))
         for name in ("annotations", "videos", "annotations/train.json", "videos/.train0000.1.part"):
-            refuses(out, name, target, lambda: render_corpus(out, workers=1, **few))
+            refuses(out, name, target, lambda: render_corpus(out, workers=1, sizes=few))
 
 
 def test_imported_features_go_into_no_cache_with_links(small_cache, tmp_path, thesis):
@@ -445,9 +446,8 @@ def test_imported_features_go_into_no_cache_with_links(small_cache, tmp_path, th
     np.save(tmp_path / "texts.npy", np.ones((len(made.annotations.texts), 8), np.float32))
 
     def write() -> None:
-        import_features(
-            made.annotations, tmp_path / "features.npz", made.path, text_features=tmp_path / "texts.npy", format="hdf5"
-        )
+        files = FeatureFiles(tmp_path / "features.npz", tmp_path / "texts.npy")
+        import_features(made.annotations, files, made.path, ImportSettings(format="hdf5"))
 
     for name in ("partial", "shards", "commits/video", "plan", "locks", "store.json"):
         refuses(made.path, name, thesis, write)

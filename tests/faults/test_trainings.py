@@ -1,6 +1,7 @@
 """Trainings that are killed or stopped: resumed, they end in the same bits as one that never was.
 
-`GLSCL_FAULT_ROUNDS=200` makes the run longer, `GLSCL_FAULT_SEED` chooses other points.
+`make test` kills at every commit point of train-head, `make test-all` at those of finetune and at many points more;
+`GLSCL_FAULT_ROUNDS=200` makes it longer, `GLSCL_FAULT_SEED` chooses others.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 HARNESS = Path(__file__).with_name("training_harness.py")
 PAUSING = Path(__file__).with_name("pausing_cli.py")
 ROUNDS = int(os.environ.get("GLSCL_FAULT_ROUNDS", "6"))
+FEW = ("train-head:commit=1", "finetune:call=2")
+MANY = (*(f"train-head:{kind}={max(2, ROUNDS // 3)}" for kind in ("call", "line", "time")), "finetune:commit=1")
 SEED = os.environ.get("GLSCL_FAULT_SEED", "0")
 ALONE = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -33,20 +37,33 @@ def work(tmp_path_factory, make_video_file):
     return folder
 
 
-@pytest.fixture(scope="module")
-def report(work):
-    """What `training_harness.py` says; it leaves the cache and the reference."""
-    command = [sys.executable, str(HARNESS), str(work), f"train-head={ROUNDS}", f"finetune={max(2, ROUNDS // 8)}", SEED]
+def harness(work: Path, rounds: tuple[str, ...]) -> dict:
+    """What `training_harness.py` says; it leaves the cache and the references."""
+    command = [sys.executable, str(HARNESS), str(work), SEED, *rounds]
     done = subprocess.run(command, capture_output=True, text=True, env=ALONE)
     assert done.returncode == 0, done.stderr
     print(done.stdout)
     return json.loads(done.stdout)
 
 
+@pytest.fixture(scope="module")
+def report(work):
+    return harness(work, FEW)
+
+
 @pytest.mark.parametrize("name", ["train-head", "finetune"])
 def test_a_killed_training_resumes_to_the_bits_of_an_uninterrupted_one(report, name):
     assert report[name]["problems"] == []
     assert report[name]["stopped"] > report[name]["rounds"], "most rounds die twice before the training is done"
+    assert len(report[name]["commit_points"]) > 4, "the commit points were not found"
+
+
+@pytest.mark.exhaustive
+def test_a_training_killed_at_many_points_resumes_to_the_bits_of_an_uninterrupted_one(work, tmp_path):
+    (tmp_path / "clips").symlink_to(work / "clips")
+    for found in harness(tmp_path, MANY).values():
+        assert found["problems"] == []
+        assert found["stopped"] > found["rounds"]
 
 
 def stopped(work: Path, arguments: list[str], steps: int, kind: signal.Signals) -> tuple[int, str]:
@@ -69,8 +86,17 @@ def stopped(work: Path, arguments: list[str], steps: int, kind: signal.Signals) 
     return process.returncode, err.strip().splitlines()[-1]
 
 
+@pytest.fixture
+def one_thread():
+    """As many as the trainings of the harness have: sums come out the same to the last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("name", ["train-head", "finetune"])
-def test_a_stopped_training_says_how_to_go_on_and_does(report, work, name):
+def test_a_stopped_training_says_how_to_go_on_and_does(report, work, name, glscl, one_thread):
     sys.path.insert(0, str(HARNESS.parent))
     import training_harness as harness
 
@@ -84,6 +110,6 @@ def test_a_stopped_training_says_how_to_go_on_and_does(report, work, name):
         status, line = stopped(work, again, 1, signal.SIGINT)
         assert status == 130 and line.endswith(" --resume") and line.count("--resume") == 1
         assert harness.look(out) == []
-    done = subprocess.run([sys.executable, "-m", "glscl", *again], capture_output=True, text=True, env=ALONE)
-    assert done.returncode == 0, done.stderr
+    status, _, err = glscl(*again)
+    assert status == 0, err
     assert json.loads(json.dumps(harness.content(out))) == json.loads((work / f"{name}.json").read_text())

@@ -1,11 +1,12 @@
 """Trainings that are killed, many of them: all is imported once, each one is a forked process. See crash_harness.py.
 
-    python training_harness.py WORK COMMAND=ROUNDS… SEED          COMMAND is train-head or finetune
+    python training_harness.py WORK SEED COMMAND:KIND=ROUNDS…          COMMAND is train-head or finetune
 
-A round runs a command until it dies at one point: before a call that makes data durable, before a line of the code that
-trains and saves, or at a moment. The same command with --resume dies once more at another point, and is then left to end.
-What must be true: after each death the run can be read or is not there yet, and at the end every file holds the bytes of
-a run that was never stopped. Prints one JSON object: {COMMAND: {"stopped", "rounds", "sizes", "problems": [...]}}.
+A round runs a command until it dies at one point: before a call that makes data durable (`call`; `commit`: at the commit
+points, so often at each), before a line of the code that trains and saves (`line`), or at a moment (`time`). The same
+command with --resume dies once more at another point, and is then left to end. What must be true: after each death the
+run can be read or is not there yet, and at the end every file holds the bytes of a run that was never stopped. Prints one
+JSON object: {COMMAND: {"stopped", "rounds", "sizes", "commit_points": [...], "problems": [...]}}.
 
 This process computes nothing itself: threads of libraries would be missing in the forked ones.
 """
@@ -20,6 +21,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -40,7 +42,7 @@ from glscl.train_head import checkpoint, loop, resume_state
 
 MEASURED = ("seconds", "captions_per_second")
 WATCHED = frozenset([files.__file__, checkpoint.__file__, resume_state.__file__, loop.__file__])
-HOOKS = {"call": crash.count_calls, "line": functools.partial(crash.count_lines, watched=WATCHED)}
+HOOKS = crash.HOOKS | {"line": functools.partial(crash.count_lines, watched=WATCHED)}
 HEAD = [f"--option={name}" for name in ("queries=2", "decoder_layers=1", "aggregator_layers=1", "frame_positions=12")]
 
 
@@ -134,58 +136,79 @@ def expect(work: Callable[[], list[str]]) -> list[str]:
     return [f"ended with {status}: {found and found['raised']}"] if status or isinstance(found, dict) else found
 
 
-def measure(name: str, work: Path, reference: Path) -> dict[str, float]:
-    """How many calls, lines and seconds a whole training takes; the first one is the reference.
+def measure(name: str, work: Path, reference: Path, kinds: set[str]) -> tuple[dict[str, float], dict[str, list[int]]]:
+    """How many calls, lines and seconds a whole training takes, and the calls of its commit points.
 
-    What that one imports is then imported here, so that all others have it.
+    The first training is the reference. What it imports is then imported here, so that all others have it.
     """
+    out = work / "run"
 
-    def whole(kind: str) -> float:
-        tick = crash.Countdown(None)
-        if kind in HOOKS:
-            HOOKS[kind](tick)
+    def whole() -> float:
         began = time.perf_counter()
-        out = work / "run"
         shutil.rmtree(out, ignore_errors=True)
         run(command(name, work / "cache", out, resume=False))
-        if kind == "first":
-            reference.write_text(json.dumps(content(out)))
-            (work / "modules.json").write_text(json.dumps(list(sys.modules)))
-        return tick.count or time.perf_counter() - began
+        return time.perf_counter() - began
 
-    found = {}
-    for kind in ("first", "time", *HOOKS):
-        status, found[kind] = crash.in_child(lambda kind=kind: whole(kind))
-        if status != 0 or isinstance(found[kind], dict):
-            raise SystemExit(f"an uninterrupted run ends with {status}: {found[kind]}")
+    def first() -> dict[str, float]:
+        whole()
+        reference.write_text(json.dumps(content(out)))
+        (work / "modules.json").write_text(json.dumps(list(sys.modules)))
+        return {}
+
+    def counted() -> dict[str, Any]:
+        calls = crash.CommitPoints(Path(checkpoint.__file__).parent)
+        HOOKS["call"](calls)
+        whole()
+        return {"call": calls.count, "commit": calls.count, "points": calls.calls}
+
+    def traced() -> dict[str, float]:
+        lines = crash.Countdown(None)
+        HOOKS["line"](lines)
+        whole()
+        return {"line": lines.count}
+
+    steps = {"line": traced, "time": lambda: {"time": whole()}}
+    found: dict[str, Any] = {}
+    for step in (first, counted, *(steps[kind] for kind in steps if kind in kinds)):
+        status, answer = crash.in_child(step)
+        if status != 0 or "raised" in answer:
+            raise SystemExit(f"an uninterrupted run ends with {status}: {answer}")
+        found |= answer
         for module in json.loads((work / "modules.json").read_text()):
             with contextlib.suppress(Exception):  # some are made up while others run
                 importlib.import_module(module)
-    return found
+    return found, found.pop("points")
 
 
-def rounds_of(name: str, rounds: int, seed: int, work: Path) -> dict[str, Any]:
+def rounds_of(name: str, asked: dict[str, int], seed: int, work: Path) -> dict[str, Any]:
     reference = work / f"{name}.json"
-    sizes = measure(name, work, reference)
-    report: dict[str, Any] = {"rounds": rounds, "stopped": 0, "sizes": sizes, "problems": []}
+    sizes, points = measure(name, work, reference, set(asked))
+    chosen = [("commit", at) for at in crash.at_commit_points(points, sizes["call"], asked.get("commit", 0), seed)]
+    chosen += crash.places({kind: rounds for kind, rounds in asked.items() if kind != "commit"}, seed)
+    report: dict[str, Any] = {"rounds": len(chosen), "stopped": 0, "sizes": sizes, "commit_points": sorted(points)}
+    report["problems"] = []
     rng = random.Random(seed)
-    for point in crash.places(rounds, seed, crash.KILLS):
-        again = (rng.choice(crash.KILLS), rng.random())
+    for point in chosen:
+        again = (rng.choice(sorted(asked)), rng.random())
         found = one_round(name, [point, again], sizes, work, reference)
         report["stopped"] += found["stopped"]
         report["problems"] += found["problems"]
     return report
 
 
-def main(work: str, *commands: str, seed: str = "0") -> None:
+def main(work: str, seed: str, *words: str) -> None:
+    os.fsync = lambda _: None  # processes die here, never the machine
     folder = Path(work)
     problems = expect(lambda: make_cache(folder) or [])
     if problems:
         raise SystemExit(f"no cache: {problems}")
-    chosen = [command.partition("=") for command in commands]
-    print(json.dumps({name: rounds_of(name, int(rounds), int(seed), folder) for name, _, rounds in chosen}))
+    asked: dict[str, dict[str, int]] = {}
+    for word in words:
+        name, kind, rounds = re.fullmatch(r"(.+):(.+)=(\d+)", word).groups()
+        asked.setdefault(name, {})[kind] = int(rounds)
+    print(json.dumps({name: rounds_of(name, kinds, int(seed), folder) for name, kinds in asked.items()}))
 
 
 if __name__ == "__main__":
     os.environ["GLSCL_HOME"] = sys.argv[1]
-    main(*sys.argv[1:-1], seed=sys.argv[-1])
+    main(*sys.argv[1:])

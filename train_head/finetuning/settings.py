@@ -26,7 +26,7 @@ class FinetuneSettings(TrainSettings):
         None,
         "Trained head to start from.",
         group="Data",
-        flag="--run",
+        name="run",
         default_from="a fresh head",
         affects_result=False,  # of a run that goes on, which has its own weights
     )
@@ -77,7 +77,6 @@ class FinetuneSettings(TrainSettings):
         False,
         "Keep less for the backward pass and compute it again.",
         group="Memory",
-        flag="--gradient-checkpointing",
     )
     micro_batch: int | None = setting(
         None,

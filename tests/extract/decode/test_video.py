@@ -277,7 +277,7 @@ def test_a_cover_picture_is_no_video(tmp_path):
         sound = new.add_stream("aac", rate=16000, layout="mono")
         cover = new.add_stream("mjpeg")
         cover.width, cover.height, cover.pix_fmt = 160, 96, "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic
+        cover.disposition = av.stream.Disposition.attached_pic.value
         new.mux(cover.encode(av.VideoFrame.from_ndarray(paint(1), format="rgb24").reformat(format="yuvj420p")))
         mux_silence(new, sound, seconds=1)
     _, _, done = decode(song)

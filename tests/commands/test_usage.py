@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from glscl import cli
-from glscl.commands import training
 from glscl.commands.options import main
-from glscl.common.progress import Progress, counted
 
 CASES = [  # the command line, and what its message names
     ("extract --dataset msrvtt --device abacus", "abacus"),
@@ -66,44 +61,22 @@ def test_wrong_usage_is_said_before_any_file_is_looked_for(line, word, capsys, m
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("more", [[], ["--sweep", "queries=4,8"]], ids=["one", "sweep"])
-def test_training_says_nothing_of_a_cache_with_nothing_to_learn_from_but_the_error(more, capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    store = SimpleNamespace(splits={"test": None}, path=Path("searched"), recipe="default", embed_dim=64)
-    monkeypatch.setattr(training, "open_cache", lambda *_: store)
-    assert main(cli.app, ["train-head", *more]) == 1
-    said = capsys.readouterr()
-    assert said.out == "" and "searched has no split train" in said.err and "glscl search" in said.err
-
-
-def test_training_without_the_tokens_a_head_needs_says_so_alone(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    store = SimpleNamespace(
-        splits={"train": None}, path=Path("c"), recipe="default", has_tokens=False, configuration={}
-    )
-    monkeypatch.setattr(training, "open_cache", lambda *_: store)
-    assert main(cli.app, ["train-head", "--head", "glscl"]) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and "c is without token features. Extract with --tokens" in said.err
-
-
-def test_training_over_a_run_says_so_before_it_says_that_it_trains(small_cache, capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    cache = small_cache(videos=24).fill().path
-    arguments = ["train-head", "--head", "mean_pool", "--epochs", "1", "--cache", str(cache), "--out", "run"]
-    monkeypatch.setattr(sys, "argv", ["glscl", *arguments])
-    assert main(cli.app, arguments) == 0
-    capsys.readouterr()
-    assert main(cli.app, arguments) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and "run holds a run already" in said.err and "--resume" in said.err
-
-
-def test_progress_of_what_is_counted_later_begins_again_with_another_total():
-    stream = io.StringIO()
-    with counted(Progress(stream=stream, interval=1e9), "score", "pairs") as tell:
-        tell(3, 10)
-        tell(10, 10)
-        tell(4, 4)
-    first, second = stream.getvalue().splitlines()
-    assert first.startswith("score: 10/10 pairs") and second.startswith("score: 4/4 pairs")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("extract",),
+        ("extract", "--dataset", "csv", "--format", "parquet"),
+        ("extract", "--dataset", "nonsense"),
+        ("extract", "--dataset", "csv", "--fps", "fast"),
+        ("extract", "--dataset", "csv", "--part", "3/2"),
+        ("inspect", "--no-such-option"),
+        ("no-such-command",),
+        ("extract", "--dataset", "csv", "--max-frames", "0"),
+        ("eval", "--run", "x", "--zero-shot"),
+        ("search",),
+        ("inspect", "x", "--device", "abacus"),
+    ],
+)
+def test_wrong_usage_exits_with_2(glscl, arguments, monkeypatch, tmp_path):
+    monkeypatch.setenv("GLSCL_HOME", str(tmp_path))
+    assert glscl(*arguments)[0] == 2

@@ -1,0 +1,123 @@
+"""Extract on the command line: what is wrong with the input is one clear line, and nothing is left half made."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+
+def test_a_dry_run_counts_and_decodes_nothing(glscl, clips, monkeypatch):
+    (clips / "videos" / "clip11.mp4").unlink()
+    (clips / "videos" / "clip0.mp4").write_text("not a video")
+    status, out, _ = glscl(
+        *("extract", "--dataset", "csv", "--annotations", clips / "captions.csv", "--videos", clips / "videos"),
+        *("--dry-run", "--json"),
+    )
+    splits = json.loads(out)["splits"]
+    assert status == 0
+    assert splits["test"] == {
+        "captions": 4, "videos": 2, "found": 1, "missing": 1, "expected_captions": None, "expected_videos": None
+    }  # fmt: skip
+    assert splits["train"]["found"] == 8
+    assert not (clips / "home").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, ["captions.csv"]),
+        ("", ["captions.csv"]),
+        ("video,caption\n", ["captions.csv"]),
+        ("film,words\nclip0.mp4,a dog\n", ["captions.csv"]),
+        ("video,caption\nclip0.mp4,a dog,too,many\n", ["captions.csv", "2"]),
+        ("video,caption\n../clip0.mp4,a dog\n", ["captions.csv", ".."]),
+        ("video,caption\n/etc/passwd,a dog\n", ["/etc/passwd"]),
+        ("video,caption,split\nclip0.mp4,a dog,train\nclip0.mp4,a dog,test\n", ["clip0.mp4", "train", "test"]),
+        ("video,caption,split\nclip0.mp4,a dog,holiday\n", ["captions.csv", "holiday"]),
+        ("video,caption\nnowhere.mp4,a dog\n", ["nowhere.mp4", "--videos"]),
+        (b"video,caption\nclip0.mp4,\xff\xfe\x00 dog\n", ["captions.csv"]),
+    ],
+)
+def test_bad_annotations_end_in_one_clear_line(glscl, clips, extract_arguments, text, words, one_line):
+    path = clips / "captions.csv"
+    path.unlink()
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    one_line(glscl(*extract_arguments("--out", clips / "cache")), *words)
+    assert not (clips / "cache").exists()
+
+
+def test_an_empty_caption_is_dropped_and_said(glscl, clips, monkeypatch):
+    (clips / "captions.csv").write_text("video,caption\nclip0.mp4,a dog\nclip1.mp4,  \n")
+    arguments = ("--annotations", clips / "captions.csv", "--videos", clips / "videos", "--dry-run")
+    status, out, _ = glscl("extract", "--dataset", "csv", *arguments)
+    assert status == 0 and "dropped 1 empty caption" in out and "row 3" in out
+
+
+def test_an_empty_videos_folder_is_named(glscl, clips, extract_arguments, one_line):
+    shutil.rmtree(clips / "videos")
+    one_line(glscl(*extract_arguments("--out", clips / "cache")), clips / "videos")
+    (clips / "videos").mkdir()
+    one_line(glscl(*extract_arguments("--out", clips / "cache")), "12 videos", "--videos")
+
+
+def test_videos_that_cannot_be_decoded_are_an_error_only_together(glscl, clips, extract_arguments, one_line):
+    for i in range(12):
+        (clips / "videos" / f"clip{i}.mp4").write_bytes(b"\x00" * i)
+    one_line(glscl(*extract_arguments("--out", clips / "cache")), "None of the 12 videos gave frames")
+    status, out, _ = glscl("inspect", clips / "cache")
+    assert status == 0 and "decode_error: clip3.mp4" in out
+
+
+def test_an_output_that_cannot_be_written_is_named(glscl, clips, extract_arguments, one_line):
+    (clips / "file").write_text("")
+    one_line(glscl(*extract_arguments("--out", clips / "file" / "cache")), "file/cache")
+    (clips / "mine").mkdir()
+    (clips / "mine" / "thesis.tex").write_text("")
+    one_line(glscl(*extract_arguments("--out", clips / "mine")), "thesis.tex")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_clear_line_and_the_same_command_goes_on(
+    glscl, clips, extract_arguments, monkeypatch, one_line
+):
+    from glscl.cache.formats.zarr_store import ZarrShards
+
+    original = ZarrShards.write
+    calls = []
+
+    def write(path, arrays, attributes):
+        calls.append(path)
+        if len(calls) == 2:
+            with open("/dev/full", "wb", buffering=0) as full:
+                full.write(b"x")
+        original(path, arrays, attributes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ZarrShards, "write", staticmethod(write))
+        one_line(glscl(*extract_arguments("--out", clips / "cache")), "the disk is full")
+    status, out, _ = glscl(*extract_arguments("--out", clips / "cache", "--json"))
+    assert status == 0 and json.loads(out)["videos"] == 12
+    assert glscl("inspect", clips / "cache", "--verify")[0] == 0
+
+
+def test_a_cache_of_another_backbone_is_refused_with_the_command_that_mends_it(
+    glscl, trained, extract_arguments, one_line
+):
+    other = extract_arguments(kind="clip_resnet")
+    one_line(glscl(*other, "--out", trained / "cache"), "backbone", "--out")
+    assert glscl(*other, "--out", trained / "other")[0] == 0
+    status, out, err = glscl("eval", "--run", trained / "run", "--cache", trained / "other")
+    one_line((status, out, err), "expects", "glscl extract")
+
+
+def test_an_interrupt_stops_with_a_line_and_status_130(glscl, clips, extract_arguments, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("glscl.extract.pipeline.extract", interrupted)
+    status, _, err = glscl(*extract_arguments("--out", clips / "cache"))
+    assert status == 130 and "the same command again" in err

@@ -1,0 +1,69 @@
+"""Search and export, as a user meets them: a sentence, a list of them, the vectors of a run."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import numpy as np
+import torch
+
+from glscl.cache.schema import TextFeatures
+from glscl.evaluate.search.model import Model
+
+QUICK = ("--epochs", 1, "--batch-size", 8, "--validation", 4)
+
+
+def test_a_search_normalises_one_sentence_at_a_time_or_a_list_of_them(glscl, cache, monkeypatch, one_line):
+    shapes = {"text_features": (1, 8), "token_features": (1, 3, 8)}
+
+    class Backbone:
+        def encode_texts(self, texts):
+            g = torch.Generator().manual_seed(len(texts[0]))
+            made = {name: torch.randn(*shape, generator=g) for name, shape in shapes.items()}
+            return TextFeatures(**made, token_mask=torch.ones(1, 3, dtype=torch.bool))
+
+    monkeypatch.setattr(Model, "backbone", Backbone())
+    monkeypatch.setattr(Model, "load_backbone", lambda self, weights=None: self.backbone)
+    status, out, err = glscl("search", "a dog", "--normalise", "nnn", "--top", 3)
+    said = out.splitlines()
+    assert status == 0 and said[1].split() == ["rank", "score", "nnn", "video", "at"], err
+    assert said[0] == f"23 videos of {cache.path}, by zero-shot mean_pool"  # one of 24 gave no frames
+    alone = json.loads(glscl("search", "a dog", "--normalise", "nnn", "--top", 3, "--json")[1])
+    about = {"head": "mean_pool", "run": None, "cache": str(cache.path), "split": None}
+    assert {key: alone[key] for key in about} == about
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a cat runs\n\na dog\n"))
+    status, out, _ = glscl("search", "-", "--normalise", "nnn", "--top", 3, "--json")
+    found = json.loads(out)
+    assert status == 0 and [of["query"] for of in found["searches"]] == ["a cat runs", "a dog"]
+    assert found["searches"][1]["hits"] == alone["hits"] and "first caption of" in found["bank"] == alone["bank"]
+    one_line(glscl("search", "  "), "empty", status=2)
+    one_line(glscl("search", "--video", "nowhere.mp4"), "nowhere.mp4", status=1)
+
+
+def test_vectors_of_a_run_reproduce_its_similarities(glscl, two_runs, tmp_path):
+    out, similarity = tmp_path / "vectors", tmp_path / "s.npy"
+    status, said, err = glscl("export", "--run", two_runs[1], "--to", "npy", "--out", out)
+    assert status == 0 and "videos" in said, err
+    assert glscl("eval", "--run", two_runs[1], "--save-similarity", similarity)[0] == 0
+    found = np.load(out / "text_vectors.npy") @ np.load(out / "video_vectors.npy").T
+    np.testing.assert_allclose(found, np.load(similarity), atol=1e-5)
+    ids = json.loads((out / "ids.json").read_text())
+    assert ids["video_ids"] == json.loads(similarity.with_suffix(".json").read_text())["video_ids"]
+    assert ids["run"] == str(two_runs[1]) and ids["head"] == "attention_pool"
+
+
+def test_the_whole_cache_is_exported_without_a_run_too(glscl, cache, tmp_path):
+    status, out, _ = glscl(
+        "export", "--zero-shot", "--split", "all", "--to", "safetensors", "--out", tmp_path / "v", "--json"
+    )
+    assert status == 0
+    assert json.loads(out)["videos"] == 23  # one of 24 gave no frames
+
+
+def test_an_export_of_a_head_without_vectors_names_those_that_have_some(glscl, cache, tmp_path, one_line):
+    run = tmp_path / "run"
+    assert glscl("train-head", "--head", "xpool", *QUICK, "--out", run)[0] == 0
+    one_line(glscl("export", "--run", run, "--out", tmp_path / "v"), "xpool", "attention_pool", "seq_transf", status=2)
+    assert not (tmp_path / "v").exists()

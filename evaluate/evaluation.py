@@ -23,7 +23,7 @@ from glscl.cache.files import dump_json, write_atomically
 from glscl.cache.store import Store
 from glscl.cache.table import Counts, FeatureTable, FramePosition
 from glscl.common.errors import Hint, InputError, UsageError
-from glscl.common.settings import check
+from glscl.common.settings import as_dict, check
 from glscl.common.versions import versions
 from glscl.evaluate.confidence import confidence_of_directions
 from glscl.evaluate.hubness import NORMALISATIONS, known_normalisations, normalised_ranks
@@ -187,7 +187,7 @@ def judge(
         "cache": str(store.path),
         "cache_fingerprint": store.fingerprint,
     }
-    tail = {"versions": versions(), "command": command}
+    tail = {"settings": as_dict(settings), "versions": versions(), "command": command}
     return replace(evaluation, result={**about, **evaluation.result, **tail})
 
 

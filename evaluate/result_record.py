@@ -59,7 +59,7 @@ def _metrics(metrics: Any, where: str) -> str | None:
 
 
 def _optional(result: Mapping[str, Any]) -> str | None:
-    for key in ("confidence_95", "tags", "normalised", "seconds", "versions"):
+    for key in ("confidence_95", "tags", "normalised", "seconds", "settings", "versions"):
         if not isinstance(result.get(key), dict | None):
             return f"{key} is not an object"
     for direction, spreads in (result.get("confidence_95") or {}).items():

@@ -31,7 +31,7 @@ from glscl.train_head.train import train
 CONTRACT = {
     "dataset", "split", "head", "run", "backbone", "pretrained", "cache", "cache_fingerprint", "selection",
     "frozen_backbone", "counts", "text_to_video", "video_to_text", "video_to_text_caption", "confidence_95", "seconds",
-    "versions", "command",
+    "settings", "versions", "command",
 }  # fmt: skip
 METRICS = {"R@1", "R@5", "R@10", "R@50", "MdR", "MnR", "queries"}
 

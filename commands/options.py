@@ -187,6 +187,7 @@ def command(*kinds: type) -> Callable[[Callable[..., None]], Callable[..., None]
             values = {k: v.value if isinstance(v, enum.Enum) else v for k, v in values.items()}
             given = {name for name in values if ctx.get_parameter_source(name).name == "COMMANDLINE"}
             file = {} if config is None else read_settings_file(config)
+            _refuse_code(file, given)
             common = {f.name: values[f.name] for f in dataclasses.fields(CommonConfig)}
             common |= {name: file[name] for name in common.keys() & file.keys() - given}
             mine = {p.name: values[p.name] for p in own}
@@ -238,6 +239,16 @@ def _as_command(
     call.__annotations__ = {p.name: p.annotation for p in parameters}
     _CALLS[function] = call
     return function
+
+
+def _refuse_code(file: dict[str, Any], given: set[str]) -> None:
+    """Raise UsageError where a settings file, which may be a stranger's, names code outside this package to be run."""
+    for name in ("head", "dataset"):
+        if name not in given and ":" in str(file.get(name, "")):
+            raise UsageError(
+                f"The file of `config` names {file[name]!r} as `{name}`: code outside this package, which would be run",
+                hint=f"If you trust it, give it yourself: `{name}={file[name]}`",
+            )
 
 
 def _converted(name: str, value: Any, kind: Any) -> Any:

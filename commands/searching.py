@@ -10,7 +10,7 @@ import typer
 
 from glscl.commands.options import OneOf, Run, command, command_line
 from glscl.commands.printing import lines_of, print_hits
-from glscl.commands.shared import CacheOption, open_cache
+from glscl.commands.shared import CacheOption, HeadOfRunOption, let_import, open_cache
 from glscl.common.errors import Hint, NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def search(
     run_folder: Annotated[
         Path | None, typer.Option("--run", help="Trained head. Default: zero-shot mean_pool.", rich_help_panel="How")
     ] = None,
+    head: HeadOfRunOption = None,
     cache: Annotated[
         Path | None,
         typer.Option(help="Cache to search. Default: the run's own, or the only one.", rich_help_panel="Data"),
@@ -60,6 +61,7 @@ def search(
     if video is not None and not video.is_file():
         raise NotFoundError(f"There is no video file {video}")
     run.device()  # one that is not there is said first
+    let_import(head)
     store = open_cache(cache, run_folder)
     if video is not None and "text_backbone" in store.configuration:
         raise UsageError(f"{store.path} holds imported frame features: how they were made from pixels is not known")
@@ -71,11 +73,11 @@ def search(
     model = _model(run, store, run_folder)
     model.load_backbone(pretrained)
     search = model.searching(split, normalise)
-    head = model.record.get("head", "mean_pool")
-    about = {"head": head, "run": run_folder, "cache": store.path, "split": split}
+    name = model.record.get("head", "mean_pool")
+    about = {"head": name, "run": run_folder, "cache": store.path, "split": split}
     table = search.table
     count = f"{table.num_videos:,} videos" if video is None else f"{table.num_texts:,} captions"
-    by = f"zero-shot {head}" if run_folder is None else f"{head} ({run_folder})"
+    by = f"zero-shot {name}" if run_folder is None else f"{name} ({run_folder})"
     run.say(f"{count} of {store.path}{f', split {split}' if split else ''}, by {by}")
 
     def answered(query: str) -> list[dict[str, Any]]:
@@ -118,6 +120,7 @@ def export(
         bool,
         typer.Option("--zero-shot", help="Vectors of zero-shot mean_pool instead of a run.", rich_help_panel="What"),
     ] = False,
+    head: HeadOfRunOption = None,
     cache: CacheOption = None,
     split: Annotated[
         str, typer.Option(help="Split to make vectors of; all takes the whole cache.", rich_help_panel="Data")
@@ -134,6 +137,7 @@ def export(
     if zero_shot and run_folder is not None:
         raise UsageError("--run and --zero-shot exclude each other")
     run.device()  # one that is not there is said first
+    let_import(head)
     folder = None if zero_shot else run_folder or newest_run()
     store = open_cache(cache, folder)
     model = _model(run, store, folder)

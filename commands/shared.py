@@ -31,6 +31,15 @@ CacheArgument = Annotated[Path, typer.Argument(help="Folder of the cache.")]
 RunFolderOption = Annotated[
     Path | None, typer.Option(help="Folder of the run. Default: runs/<head>-<time>.", rich_help_panel="Data")
 ]
+HeadOfRunOption = Annotated[
+    str | None,
+    typer.Option(
+        "--head",
+        help="Head of the run where it is from outside this package, to let it be imported: package.module:Class.",
+        metavar="NAME",
+        rich_help_panel="What",
+    ),
+]
 VideosOption = Annotated[
     Path | None,
     typer.Option(help="Folder with the videos. Default: where extraction found them.", rich_help_panel="Data"),

@@ -95,6 +95,14 @@ def test_a_settings_file_is_checked_as_options_are(brew, tmp_path, content, mess
     assert status == 2 and message in error
 
 
+@pytest.mark.parametrize("name", ["head", "dataset"])
+def test_a_settings_file_runs_no_code(brew, tmp_path, name):
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"settings": {name: "os.path:join", "pot": "a"}}))
+    _, status, error = brew("--config", str(file))
+    assert status == 2 and "names 'os.path:join' as" in error and "code outside this package" in error
+
+
 def test_help_says_who_decides(brew):
     leaf = options.COMMANDS["brew"].parameters["leaf"]
     assert leaf.default is None and "Which. Default: the pot's." in str(leaf.annotation.__metadata__[0].help)

@@ -45,7 +45,7 @@ from glscl.extract.shard_frames import ShardFrames
 from glscl.train_head.finetuning.finetune import finetune
 from glscl.train_head.heads import build_head
 from glscl.train_head.importing.import_checkpoint import import_checkpoint
-from glscl.train_head.settings import TrainConfig, resolve
+from glscl.train_head.settings import resolve
 from glscl.train_head.sweeping.sweep import parse_sweep, sweep_points, train_sweep
 from glscl.train_head.train import train
 
@@ -362,7 +362,7 @@ def test_removing_follows_no_link_on_the_way_and_none_within(tree, way):
 
 # --- folders of runs, results, the demo and unpacked videos ----------------------------------------------------------
 
-SETTINGS = resolve(TrainConfig(head="projection", epochs=1), dataset="default", device_type="cpu", seed=0)
+SETTINGS = resolve({"head": "projection", "epochs": 1, "seed": 0}, dataset="default", device_type="cpu")
 
 
 def refuses(box: Path, link: str, target: Path, write) -> None:
@@ -387,7 +387,7 @@ def thesis(tmp_path):
 
 def test_trainings_refuse_links_in_their_folders(small_cache, tmp_path, thesis):
     store = small_cache("hdf5", videos=8).fill()
-    points = sweep_points(TrainConfig(head="projection"), parse_sweep(["lr=1e-2,1e-3"]), dataset="default", embed_dim=8)
+    points = sweep_points({"head": "projection"}, parse_sweep(["lr=1e-2,1e-3"]), dataset="default", embed_dim=8)
     weights = tmp_path / "weights.pt"
     torch.save({"clip.logit_scale": torch.tensor(4.6)}, weights)
     run = tmp_path / "run"

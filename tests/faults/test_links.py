@@ -43,9 +43,10 @@ from glscl.extract.importing.import_features import FeatureFiles, import_feature
 from glscl.extract.settings import ImportSettings
 from glscl.extract.shard_frames import ShardFrames
 from glscl.train_head.finetuning.finetune import finetune
+from glscl.train_head.finetuning.settings import resolve_finetune
 from glscl.train_head.heads import build_head
 from glscl.train_head.importing.import_checkpoint import import_checkpoint
-from glscl.train_head.settings import TrainConfig, resolve
+from glscl.train_head.settings import resolve
 from glscl.train_head.sweeping.sweep import parse_sweep, sweep_points, train_sweep
 from glscl.train_head.train import train
 
@@ -362,7 +363,8 @@ def test_removing_follows_no_link_on_the_way_and_none_within(tree, way):
 
 # --- folders of runs, results, the demo and unpacked videos ----------------------------------------------------------
 
-SETTINGS = resolve(TrainConfig(head="projection", epochs=1), dataset="default", device_type="cpu", seed=0)
+ASKED = {"head": "projection", "epochs": 1}
+SETTINGS, TUNED = resolve(ASKED, dataset="default"), resolve_finetune(ASKED, dataset="default")
 
 
 def refuses(box: Path, link: str, target: Path, write) -> None:
@@ -387,7 +389,7 @@ def thesis(tmp_path):
 
 def test_trainings_refuse_links_in_their_folders(small_cache, tmp_path, thesis):
     store = small_cache("hdf5", videos=8).fill()
-    points = sweep_points(TrainConfig(head="projection"), parse_sweep(["lr=1e-2,1e-3"]), dataset="default", embed_dim=8)
+    points = sweep_points({"head": "projection"}, parse_sweep(["lr=1e-2,1e-3"]), dataset="default", embed_dim=8)
     weights = tmp_path / "weights.pt"
     torch.save({"clip.logit_scale": torch.tensor(4.6)}, weights)
     run = tmp_path / "run"
@@ -401,7 +403,7 @@ def test_trainings_refuse_links_in_their_folders(small_cache, tmp_path, thesis):
             ".run.json.0badcafe.tmp",
         ):
             refuses(run, name, target, lambda: train(store, run, SETTINGS, resume=True))
-            refuses(run, name, target, lambda: finetune(store, run, SETTINGS, resume=True))
+            refuses(run, name, target, lambda: finetune(store, run, TUNED, resume=True))
             refuses(
                 run, name, target, lambda: train_sweep(store, tmp_path, [dataclasses.replace(points[0], name="run")])
             )

@@ -35,7 +35,7 @@ from common import digits, machine, markdown
 from glscl.cache.store import Store, open_store
 from glscl.cache.table import FeatureTable
 from glscl.common.versions import versions
-from glscl.demo.pipeline import SECOND_PASS, TUNED
+from glscl.demo.pipeline import SECOND_PASS
 from glscl.evaluate.evaluation import evaluate_run, validation_metrics
 from glscl.evaluate.from_pixels import evaluate_from_pixels
 from glscl.evaluate.settings import EvaluateSettings
@@ -62,7 +62,6 @@ def asked_settings(pairs: Sequence[str]) -> dict[str, Any]:
         UsageError: a value of another type.
         SystemExit: no such setting.
     """
-    usual = {**SECOND_PASS, **TUNED}
     kinds = {"epochs": int, "batch_size": int, "captions_per_video": int, "freeze_layers": int, "lora_rank": int}
     kinds |= {"lr": float, "backbone_lr_scale": float, "freeze": str, "augment": str, "precision": str}
     asked = {}
@@ -71,12 +70,12 @@ def asked_settings(pairs: Sequence[str]) -> dict[str, Any]:
         if name not in kinds:
             raise SystemExit(f"--settings {name}: choose from {', '.join(kinds)}")
         asked[name] = parse_value(f"--settings {name}", text, kinds[name])
-    return {name: value for name, value in asked.items() if value != usual.get(name)}
+    return {name: value for name, value in asked.items() if value != SECOND_PASS.get(name)}
 
 
 def second_pass_settings(start: Path, asked: Asked, *, seed: int, device: torch.device) -> FinetuneSettings:
     """Those of `glscl demo --finetune` from the run `start`, with what was asked for."""
-    told = {**SECOND_PASS, **TUNED, **asked, "start": start, "seed": seed}
+    told = {**SECOND_PASS, **asked, "start": start, "seed": seed}
     return resolve_finetune(told, dataset=RECIPE, device_type=device.type)
 
 
@@ -226,7 +225,7 @@ def print_note(lines: Sequence[Mapping[str, Any]], device: torch.device) -> None
     used = {key: sorted({str(line[key]) for line in lines}) for key in ("date", "device", "threads", "torch")}
     told = "; ".join(f"{key} {', '.join(values)}" for key, values in used.items())
     caches = sorted({line["cache_fingerprint"] for line in lines})
-    usual = ", ".join(f"{key} {value}" for key, value in {**SECOND_PASS, **TUNED}.items())
+    usual = ", ".join(f"{key} {value}" for key, value in SECOND_PASS.items())
     print(
         f"{len(lines)} trainings ({told}) on the cache {', '.join(caches)}. `frozen` is the {HEAD} head by the recipe"
     )

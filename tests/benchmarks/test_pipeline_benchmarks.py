@@ -56,7 +56,7 @@ def test_the_plain_loop_and_the_stages_see_the_same_frames(script, tmp_path, mak
     clips = [make_video(tmp_path / f"{i}.mp4", frames=12 + 8 * i, seed=i) for i in range(2)]
     corpus = extract.listed(clips, 3)
     assert len(corpus.videos) == len({v.id for v in corpus.videos}) == len(corpus.texts) == 6
-    backbone = extract.load_backbone("demo", "cpu", "fast")
+    backbone = extract.backbone_for("demo", "cpu", "fast")
     frames, seconds = extract.plain_loop(corpus.videos, backbone, rate=1.0)
     assert frames == 3 * (3 + 5) and seconds > 0
     seen = []

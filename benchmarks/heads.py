@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import digits, machine, markdown, peak_memory, synchronise, timed
@@ -126,10 +127,11 @@ def count_flops(head: Head, *, dim: int) -> tuple[int, int]:
             head.score(slice_items(encoded_text, 0, texts), slice_items(encoded_video, 0, videos))
         return counter.get_total_flops()
 
-    # oneDNN's recurrent kernel is one opaque call; without it an LSTM is the matrix products that are counted.
+    # oneDNN's recurrent kernel and the fused kernel of attention are opaque calls; without them an LSTM and a layer of
+    # attention are the matrix products that are counted.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="TF32 acceleration")
-        with torch.backends.mkldnn.flags(enabled=False):
+        with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
             with FlopCounterMode(display=False) as counter:
                 encoded_text = head.encode_text(slice_items(text, 0, 1))
                 encoded_video = head.encode_video(slice_items(video, 0, 1))

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -288,7 +289,8 @@ def test_an_interrupt_while_locks_are_taken_leaves_the_pool_able_to_end(monkeypa
     with pytest.raises(KeyboardInterrupt), pool() as running:
         inner = running._pool
         list(running.decode(VideoTask(i, "good 1") for i in range(1000)))
-    assert inner._loops and not any(loop.is_alive() for loop in inner._loops)
+    loops = [value for value in vars(inner).values() if isinstance(value, threading.Thread)]
+    assert len(loops) == 3 and not any(loop.is_alive() for loop in loops)
 
 
 @pytest.mark.parametrize("years", [-1, 10])

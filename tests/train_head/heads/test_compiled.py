@@ -18,6 +18,7 @@ from glscl.train_head.losses import contrastive_loss
 
 D = 32
 NAMES = list(HEADS)
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 SMALL = {"aggregator_layers": 1, "aggregator_heads": 2, "decoder_layers": 1, "layers": 1, "heads": 2, "dropout": 0.0}
 
 
@@ -165,6 +166,7 @@ def test_memory_of_the_backward_pass_is_bounded_by_the_tile(name):
     assert live.peak <= 1.5 * head.tile_bytes + 3 * one_sided + 2 * learned + 20 * pairs**2
 
 
+@pytest.mark.skipif(TORCH < (2, 10), reason="torch before 2.10 adds out of place")
 @pytest.mark.parametrize("name", ["glscl", "wti", "mean_pool"])
 def test_gradients_of_a_tile_are_of_its_own_size(name):
     """They are put together once, however many tiles there are."""

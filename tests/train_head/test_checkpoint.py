@@ -88,7 +88,7 @@ def test_a_missing_run_says_how_to_make_one(tmp_path, folder):
         (b"[" * 100_000, "is not JSON"),
         (b"[1]", "schema 'list'"),
         (b'{"schema": "glscl.run/9"}', "glscl.run/9"),
-        (b'{"schema": "glscl.run/1"}', "head is None, expected a str"),
+        (b'{"schema": "glscl.run/1"}', "missing required field head"),
     ],
 )
 def test_a_run_json_that_is_none_is_refused(folder, content, message):

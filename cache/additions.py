@@ -138,6 +138,12 @@ class KeyIndex:
     def find(self, keys: np.ndarray) -> np.ndarray:
         """(m, 16) uint8 → (m,) int64 item numbers, −1 where a key is not there."""
         wanted = _words(keys)
+        order = np.argsort(wanted[:, 0])  # neighbours in the index are then looked for one after another
+        found = np.empty(len(wanted), np.int64)
+        found[order] = self._find_sorted(wanted[order])
+        return found
+
+    def _find_sorted(self, wanted: np.ndarray) -> np.ndarray:
         found = np.full(len(wanted), -1, np.int64)
         at = np.searchsorted(self._words[:, 0], wanted[:, 0])
         left = np.flatnonzero(at < len(self._words))

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from common import digits, machine, markdown, peak_memory, synchronise
+from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
 from glscl.evaluate.metrics import retrieval_ranks
 from glscl.evaluate.similarity import ranks, similarity_matrix
@@ -54,7 +55,8 @@ def made_up(texts: int, videos: int, *, dim: int, device: torch.device | str = "
     text = video[owner] + 2 * torch.randn(texts, dim, generator=generator)
     twins = torch.arange(0, texts, 10)
     text[twins] = text[torch.randint(0, texts, (len(twins),), generator=generator)]
-    return FeatureTable.from_arrays(text, video[:, None], owner).to(device)
+    frames = VideoFeatures(video[:, None], torch.ones(videos, 1, dtype=torch.bool))
+    return FeatureTable.from_features(TextFeatures(text), frames, owner).to(device)
 
 
 def measure(texts: int, videos: int, *, dim: int, device: torch.device, full_bytes: int) -> Measured:

@@ -43,8 +43,10 @@ def measure(videos: int, folder: Path, device: str, repeats: int) -> dict[str, f
     found = {"write and commit the cache": write_cache(root, Size(videos, videos, DIM), "zarr")}
     found["open it"] = timed(lambda: open_store(root).complete, repeats=repeats)
     found["describe it (inspect)"] = timed(lambda: summarise(open_store(root)), repeats=repeats)
-    found["load it"] = timed(lambda: FeatureTable.load(root, None, device=device), repeats=repeats, device=device)
-    table = FeatureTable.load(root, None, device=device)
+    found["load it"] = timed(
+        lambda: FeatureTable.load(open_store(root), None, device=device), repeats=repeats, device=device
+    )
+    table = FeatureTable.load(open_store(root), None, device=device)
     for name in HEADS:
         torch.manual_seed(0)
         head = build_head(name, embed_dim=DIM).eval().to(device)

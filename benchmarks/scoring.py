@@ -86,12 +86,11 @@ def made_up_table(size: int, *, dim: int, device: torch.device) -> FeatureTable:
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randn(size, generator=generator).mul(4).add(13).round().clamp(4, WORDS)
     counts = torch.randint(10, FRAMES + 1, (size,), generator=generator)
-    return FeatureTable.from_arrays(
-        torch.randn(size, dim, generator=generator),
-        torch.randn(size, FRAMES, dim, generator=generator),
-        frame_mask=torch.arange(FRAMES) < counts[:, None],
-        token_features=torch.randn(size, WORDS, dim, generator=generator),
-        token_mask=torch.arange(WORDS) < lengths[:, None],
+    texts, frames = torch.randn(size, dim, generator=generator), torch.randn(size, FRAMES, dim, generator=generator)
+    tokens = torch.randn(size, WORDS, dim, generator=generator)
+    return FeatureTable.from_features(
+        TextFeatures(texts, tokens, torch.arange(WORDS) < lengths[:, None]),
+        VideoFeatures(frames, torch.arange(FRAMES) < counts[:, None]),
     ).to(device)
 
 

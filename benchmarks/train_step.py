@@ -30,6 +30,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from common import Peak, digits, machine, markdown, peak_memory, synchronise
+from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
 from glscl.train_head.heads import HEAD_NAMES, build_head
 from glscl.train_head.train import Reporter, StepReport, fit
@@ -84,11 +85,10 @@ def made_up_table(captions: int, videos: int, *, dim: int, device: torch.device)
 
     lengths = torch.randn(captions, generator=random, device=device).mul(4).add(13).round().clamp(4, WORDS).long()
     counts = torch.randint(10, FRAMES + 1, (videos, 1), generator=random, device=device)
-    table = FeatureTable.from_arrays(
-        normal(captions, dim),
-        normal(videos, FRAMES, dim),
+    table = FeatureTable.from_features(
+        TextFeatures(normal(captions, dim)),
+        VideoFeatures(normal(videos, FRAMES, dim), torch.arange(FRAMES, device=device) < counts),
         torch.arange(captions, device=device) % videos,
-        frame_mask=torch.arange(FRAMES, device=device) < counts,
     )
     offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     return FeatureTable(**{**vars(table), "token_values": normal(int(offsets[-1]), dim), "token_offsets": offsets})

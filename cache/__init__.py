@@ -6,21 +6,22 @@ In reading order:
     files             files that are whole or not there
     fingerprint       a hash of everything that decides the values
     lock              one writer at a time
-    frame_format      how frames are stored beside the features
+    frame_format      how frames are stored with the features
     jpeg              frames as JPEG
-    records           what stands in a cache's JSON files, checked field by field
-    commits           the records that make shards part of a cache
+    records           what stands in a cache's JSON files, as types
     plan              what is to be encoded: items, splits
+    commits           the records that make shards part of a cache
     formats/          a shard as HDF5 or Zarr
-    encode_shard      from encoded items to the arrays of a shard
+    encoded_items     encoded videos and captions, and the arrays of a shard made of them
     backbone_tensors  tensors of the backbone that heads start from
-    resuming          the command that goes on with a cache
+    shards            one committed shard, read array by array
+    library           the files of a cache: head, commits, and how a shard is committed
     reading           a run of items over many shards as one array
+    sampler           which captions make a batch
+    table             one split as tensors
     store             a cache, opened
     creation          a cache, begun
     frames            frames that a cache holds, read a video at a time
-    table             one split as tensors
-    sampler           which captions make a batch
 
 Wings, which neither extraction nor training loads:
     upkeep/           inspect, verify, repair, merge, convert
@@ -59,7 +60,7 @@ __all__ = [
 
 
 _MODULES = {
-    "FeatureTable": "feature_table",
+    "FeatureTable": "table",
     "STORES": "formats",
     "Split": "plan",
     "Store": "store",

@@ -1,75 +1,60 @@
-"""What stands beside the shards of a cache, the plan and the pieces of the backbone: read back to find damage."""
+"""Tensors of the backbone that heads start from, as one safetensors file with a checksum of each."""
 
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from glscl.cache.files import utf8_name, written
-from glscl.cache.fingerprint import annotation_hash
-from glscl.cache.schema import STREAMS
-from glscl.common.errors import CacheCorruptError
-
-if TYPE_CHECKING:
-    from glscl.cache.store import Store
+from glscl.cache.files import put_if_absent, utf8_name, written
+from glscl.cache.shard_arrays import checksum
+from glscl.common.errors import CacheCorruptError, first_line
 
 _CHECKSUMS = "crc32"  # key of the file's metadata: JSON, name of each tensor → CRC-32 of its bytes
 
 
-def pack_pieces(pieces: Mapping[str, np.ndarray]) -> bytes:
-    """Pieces of a backbone as a safetensors file that holds the checksum of each."""
+def tensors_file(cache: Path) -> Path:
+    """Where they lie in a cache folder."""
+    return cache / "backbone" / "pieces.safetensors"
+
+
+def write_tensors(cache: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write them down; once, the first writer's stay."""
     from safetensors.numpy import save
 
-    return save(dict(pieces), {_CHECKSUMS: json.dumps({name: _checksum(piece) for name, piece in pieces.items()})})
+    path = tensors_file(cache)
+    if tensors and not written(path):
+        checksums = {name: checksum(tensor) for name, tensor in tensors.items()}
+        put_if_absent(path, save(dict(tensors), {_CHECKSUMS: json.dumps(checksums)}))
 
 
-def damage_beside(store: Store) -> dict[Path, str]:
-    """File → what is wrong with it, for the plan and the backbone's pieces of a cache folder.
+def read_tensors(cache: Path) -> dict[str, np.ndarray]:
+    """The tensors by name; none where none were written. Raises CacheCorruptError where they cannot be read."""
+    from safetensors.numpy import load_file
 
-    Of the plan all but the paths of the videos is compared with the hash in the configuration. Pieces are compared with
-    the checksums in their file, which those of earlier versions lack.
-    """
-    if "commits" in store.header:  # a flat file has no plan, and the format's own checksums of the pieces
-        return {}
-    return _plan(store) | _pieces(store)
-
-
-def _plan(store: Store) -> dict[Path, str]:
-    files = {stream: store.path / "plan" / f"{stream}.jsonl" for stream in STREAMS}
-    there = all(written(path) if store.num_items[stream] else path.exists() for stream, path in files.items())
-    if not there and not (store.path / "manifest.json").exists():
-        return {}  # not written yet: the next extraction does
-    items, found = {}, {}
-    for stream, path in files.items():
-        try:
-            items[stream] = store.plan_items(stream)
-        except CacheCorruptError as error:
-            found[path] = str(error).removeprefix(f"{path} ").removeprefix(f"{path}, ")
-    if not found and annotation_hash(items["video"], items["text"]) != store.configuration.get("annotations"):
-        wrong = "ids, splits, clips or captions in plan/ are not those that the cache was begun with"
-        found = dict.fromkeys(files.values(), wrong)
-    return found
-
-
-def _pieces(store: Store) -> dict[Path, str]:
-    from safetensors import safe_open
-
-    path = store.path / "backbone" / "pieces.safetensors"
+    path = tensors_file(cache)
     if not written(path):
         return {}
     try:
+        with utf8_name(path) as name:
+            return load_file(name)
+    except Exception as error:  # safetensors raises its own, undocumented type
+        raise CacheCorruptError(f"{path} cannot be read: {first_line(error)}") from error
+
+
+def damage(cache: Path) -> str | None:
+    """What is wrong with the file; None where nothing is. Files of earlier versions lack the checksums."""
+    from safetensors import safe_open
+
+    path = tensors_file(cache)
+    if not written(path):
+        return None
+    try:
         with utf8_name(path) as name, safe_open(name, framework="np") as file:
             expected = json.loads((file.metadata() or {}).get(_CHECKSUMS, "null"))
-            given = {key: _checksum(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
+            given = {key: checksum(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
     except Exception as error:  # safetensors raises its own, undocumented type
-        return {path: f"it cannot be read: {str(error)[:200]}"}
-    return {} if expected is None or expected == given else {path: "it does not have the checksums it was written with"}
-
-
-def _checksum(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array))
+        return f"it cannot be read: {str(error)[:200]}"
+    return None if expected is None or expected == given else "it does not have the checksums it was written with"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from glscl.cache.files import load_json, written
-from glscl.cache.records import Commit, parse_commit
+from glscl.cache.records import Commit, Header, parse_commit
 from glscl.cache.schema import STREAMS
 from glscl.common.errors import CacheCorruptError, first_line
 
@@ -20,19 +19,17 @@ def commit_file(root: Path, stream: str, shard: int, revision: int) -> Path:
     return root / "commits" / stream / name
 
 
-def read_commits(root: Path, header: Mapping[str, Any]) -> Commits:
-    """All commits of a cache, in one file where there is one.
+def read_commits(root: Path, header: Header) -> Commits:
+    """All commits of a cache folder, in one file where there is one.
 
     Raises:
         CacheCorruptError: they cannot be read, or are of another cache.
     """
-    if "commits" in header:
-        return _of_flat_file(root, header)
     found = _of_manifest(root, header)
     return read_commit_files(root, header) if found is None else found
 
 
-def read_commit_files(root: Path, header: Mapping[str, Any]) -> Commits:
+def read_commit_files(root: Path, header: Header) -> Commits:
     """As `read_commits`, from commits/ alone: also what was committed after the manifest was written."""
     found: Commits = {stream: {} for stream in STREAMS}
     for stream in STREAMS:
@@ -50,27 +47,28 @@ def read_commit_files(root: Path, header: Mapping[str, Any]) -> Commits:
     return found
 
 
-def _of_flat_file(root: Path, header: Mapping[str, Any]) -> Commits:
-    rows = header["commits"]
+def flat_commits(root: Path, rows: dict[str, Any], header: Header) -> Commits:
+    """The commits that the head of a flat file lists, one a stream. Raises CacheCorruptError."""
     try:
         return {
-            stream: {0: parse_commit(rows[stream], header, stream=stream)} if header["streams"][stream]["items"] else {}
+            stream: {0: parse_commit(rows[stream], header, stream=stream)} if header.streams[stream].items else {}
             for stream in STREAMS
         }
     except (KeyError, ValueError) as error:
         raise CacheCorruptError(f"The head of {root} cannot be read: {first_line(error)}") from error
 
 
-def _of_manifest(root: Path, header: Mapping[str, Any]) -> Commits | None:
+def _of_manifest(root: Path, header: Header) -> Commits | None:
     path = root / "manifest.json"
     if not written(path):
         return None
     manifest = load_json(path, "the manifest of a glscl cache")
-    if manifest.get("fingerprint") != header["fingerprint"]:
+    if manifest.get("fingerprint") != header.fingerprint:
         raise CacheCorruptError(f"{path} belongs to another cache (fingerprint {manifest.get('fingerprint')})")
     try:
         found = {s: [parse_commit(row, header, stream=s) for row in manifest["streams"][s]] for s in STREAMS}
     except (KeyError, TypeError, ValueError) as error:
-        mend = "Delete it and extract again"
-        raise CacheCorruptError(f"{path} cannot be read: {first_line(error)}", mend=mend) from error
+        raise CacheCorruptError(
+            f"{path} cannot be read: {first_line(error)}", hint="Delete it and extract again"
+        ) from error
     return {stream: {commit.shard: commit for commit in commits} for stream, commits in found.items()}

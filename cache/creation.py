@@ -9,21 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glscl.cache.files import dump_json, put_if_absent, storage_errors, written
+from glscl.cache.files import dump_json, put_if_absent, refuse_links, storage_errors, written
 from glscl.cache.fingerprint import annotation_hash, differences, fingerprint
 from glscl.cache.formats import STORES
 from glscl.cache.frame_format import FrameSpec, require_same
 from glscl.cache.plan import arrange, write_plan
-from glscl.cache.schema import SCHEMA, STREAMS, Annotations
+from glscl.cache.schema import DEPTH, SCHEMA, STREAMS, Annotations
 from glscl.cache.shard_arrays import FEATURE_DTYPES
 from glscl.cache.store import Store, open_store
-from glscl.common.errors import CacheFormatError, FingerprintError, UsageError
+from glscl.common.errors import CacheFormatError, FingerprintError, Hint, UsageError
 
 _OWN_FOLDERS = {"plan", "shards", "commits", "backbone", "partial", "locks", "damaged"}
 _OWN_NAMES = _OWN_FOLDERS | {"store.json", "manifest.json", "zarr.json"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class StoreSpec:
     """Everything that is decided before the first shard is written.
 
@@ -35,7 +35,7 @@ class StoreSpec:
         tokens: whether token features are stored.
         shard_items: items a shard, by stream.
         provenance: command, versions, paths; stored, not hashed.
-        frames: how frames are stored beside the features, if at all; stored, not hashed, for the features are the same.
+        frames: how frames are stored with the features, if at all; stored, not hashed, for the features are the same.
     """
 
     configuration: Mapping[str, Any]
@@ -47,9 +47,12 @@ class StoreSpec:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     frames: FrameSpec | None = None
 
+    def __repr__(self) -> str:
+        return f"StoreSpec({self.annotations!r}, {self.embed_dim}-d {self.dtype})"
+
 
 def create_store(path: os.PathLike[str] | str, spec: StoreSpec, format: str = "zarr") -> Store:
-    """Create a cache, or open the one that stands there if it was made from the same specification.
+    """Create a cache, or open the one that is there if it was made from the same specification.
 
     Args:
         path: folder of the cache; created with its parents.
@@ -59,15 +62,16 @@ def create_store(path: os.PathLike[str] | str, spec: StoreSpec, format: str = "z
     Raises:
         UsageError: unknown format or dtype, or the cache there has another format or stores frames in another way.
         InputError: duplicate ids, or a caption whose split is not its video's.
-        FingerprintError: another configuration or other annotations stand there.
+        FingerprintError: a cache of another configuration or other annotations is there.
         CacheFormatError: the folder holds something else.
-        StorageError: it cannot be written.
+        StorageError: it cannot be written, or a link stands in it.
     """
     root = Path(path)
     if format not in STORES:
         raise UsageError(f"Unknown cache format {format!r}; there are {', '.join(STORES)}")
     if spec.dtype not in FEATURE_DTYPES:
         raise UsageError(f"Unknown feature dtype {spec.dtype!r}; there are {', '.join(FEATURE_DTYPES)}")
+    refuse_links(root, depth=DEPTH)
     annotations, splits = arrange(spec.annotations)
     configuration = {
         **spec.configuration,
@@ -83,12 +87,12 @@ def create_store(path: os.PathLike[str] | str, spec: StoreSpec, format: str = "z
         if store.fingerprint != mark:
             raise FingerprintError(
                 f"{root} holds another cache ({'; '.join(differences(store.configuration, configuration)[:3])})",
-                mend="Choose another folder with --out, or delete that one first",
+                hint=Hint("Choose another folder with `out`, or delete that one first"),
             )
         if store.header["format"] != format:
             raise UsageError(
                 f"{root} is a {store.header['format']} cache; asked for {format}",
-                mend=f"Use --format {store.header['format']}, or another folder with --out",
+                hint=Hint(f"Use `format={store.header['format']}`, or another folder with `out`"),
             )
         require_same(store.frames, spec.frames, root)
         return _with_plan(store, annotations)
@@ -98,7 +102,7 @@ def create_store(path: os.PathLike[str] | str, spec: StoreSpec, format: str = "z
         if foreign:
             raise CacheFormatError(
                 f"{root} is not a glscl cache and not empty: found {', '.join(foreign[:3])}, expected store.json",
-                mend="Choose another folder with --out",
+                hint=Hint("Choose another folder with `out`"),
             )
         for stream in STREAMS:
             for part in ("shards", "commits"):

@@ -8,6 +8,8 @@ import json
 import os
 import re
 import shutil
+import stat
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -38,22 +40,80 @@ def _explain(error: OSError, path: os.PathLike[str] | str, doing: str) -> Storag
     told = _ERRNO.search(text)  # HDF5 tells the number within several lines of its own
     code = int(told[1]) if told else error.errno
     reason = os.strerror(int(told[1])) if told else (error.strerror or text or type(error).__name__).splitlines()[0]
-    place, elsewhere = f"Cannot {doing} {os.fspath(path)}", "Choose another folder with --out"
+    place, elsewhere = f"Cannot {doing} {os.fspath(path)}", "Choose another folder with `out`"
     if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
         return StorageError(f"{place}: the disk is full", first="Free some space")
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return StorageError(f"{place}: no permission to write there", mend=elsewhere)
+        return StorageError(f"{place}: no permission to write there", hint=elsewhere)
     if code in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-        return StorageError(f"{place}: a file stands where a folder is expected, or the reverse", mend=elsewhere)
+        return StorageError(f"{place}: a file stands where a folder is expected, or the reverse", hint=elsewhere)
     return StorageError(f"{place}: {reason}", first="See that the disk is well")
 
 
-def remove(path: Path) -> None:
-    """Delete a file, or a folder with all that can be deleted of it; nothing where there is neither."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def links_below(root: Path, *, depth: int = sys.maxsize) -> Iterator[Path]:
+    """Symbolic links below a folder, none of them followed; `root` itself may be one.
+
+    Args:
+        depth: names from `root` to the deepest that are looked at.
+
+    Raises:
+        StorageError: a folder cannot be listed.
+    """
+    folders = [os.fspath(root)]
+    while folders and depth > 0:
+        level, folders, depth = folders, [], depth - 1
+        for folder in level:
+            try:
+                with os.scandir(folder) as entries:
+                    found = list(entries)
+            except (FileNotFoundError, NotADirectoryError):  # gone meanwhile, or a flat file
+                continue
+            except OSError as error:
+                raise StorageError(f"Cannot look for links in {folder}: {error.strerror or error}") from error
+            yield from (Path(entry.path) for entry in found if entry.is_symlink())
+            folders += [entry.path for entry in found if entry.is_dir(follow_symlinks=False)]
+
+
+def refuse_links(root: Path, *, depth: int = sys.maxsize) -> None:
+    """Raise StorageError, before anything is written or deleted below `root`, where a link there could lead elsewhere."""
+    for link in links_below(root, depth=depth):
+        raise _link_refused(link)
+
+
+def _link_refused(link: Path) -> StorageError:
+    return StorageError(
+        f"{link} is a link to {os.readlink(link)}, and nothing is written or deleted where a link leads elsewhere",
+        hint="Delete the link, or put in its place what it leads to",
+    )
+
+
+def remove(path: Path, root: Path, *, strict: bool = False) -> None:
+    """Delete a file or a link, or a folder with all that can be deleted of it; nothing where there is nothing.
+
+    No link is followed below `root`, not even one that appears meanwhile.
+
+    Args:
+        path: below `root`.
+        strict: raise OSError where something cannot be deleted, or a link stands on the way to it.
+    """
+    with contextlib.suppress(FileNotFoundError if strict else OSError), _parent(path, root) as folder:
+        if stat.S_ISDIR(os.lstat(path.name, dir_fd=folder).st_mode):
+            shutil.rmtree(path.name, ignore_errors=not strict, dir_fd=folder)
+        else:
+            os.unlink(path.name, dir_fd=folder)
+
+
+@contextlib.contextmanager
+def _parent(path: Path, root: Path) -> Iterator[int]:
+    """A descriptor of the folder that holds `path`, reached from `root` without following a link."""
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for name in path.relative_to(root).parts[:-1]:
+            outer, folder = folder, os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+            os.close(outer)
+        yield folder
+    finally:
+        os.close(folder)
 
 
 def sync_directory(path: Path) -> None:
@@ -85,16 +145,18 @@ def _sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def half_written(folder: Path, *, of: str | None = None) -> list[Path]:
-    """Files in `folder` that somebody was still writing when they were killed, or are writing now; all, or those `of` a name."""
+def half_written(folder: Path, *, name: str | None = None) -> list[Path]:
+    """Files in `folder` that somebody was still writing when they were killed, or are writing now; all, or those of a name."""
     found = (path for path in folder.glob(".*.tmp") if _ASIDE.fullmatch(path.name))
-    return sorted(path for path in found if of is None or path.name[1:-13] == of)
+    return sorted(path for path in found if name is None or path.name[1:-13] == name)
 
 
 def _write_aside(path: Path, data: bytes) -> Path:
+    if path.is_symlink():
+        raise _link_refused(path)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with open(aside, "wb") as file:
+        with open(aside, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -105,7 +167,11 @@ def _write_aside(path: Path, data: bytes) -> Path:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`: a reader sees the old content or the new, never half of it."""
+    """Replace `path` by `data`: a reader sees the old content or the new, never half of it.
+
+    Raises:
+        StorageError: it cannot be written, or a link stands there.
+    """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = _write_aside(path, data)

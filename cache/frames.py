@@ -1,4 +1,4 @@
-"""Frames that a cache holds beside its features (`glscl extract --store-frames`), read a video at a time.
+"""Frames that a cache holds with its features, read a video at a time.
 
 n frames asked for, H and W the sides of the model's input in pixels.
 """
@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from glscl.cache.formats.rows import RowReader
+from glscl.cache.frame_format import FrameSpec
 from glscl.cache.jpeg import decode_jpeg
+from glscl.cache.shards import see_damage
 from glscl.cache.store import Store, open_store
-from glscl.common.errors import CacheCorruptError, UsageError
+from glscl.common.errors import CacheCorruptError, Hint, UsageError
 
 
 class StoredFrames:
@@ -28,6 +30,9 @@ class StoredFrames:
         self.store = store if isinstance(store, Store) else open_store(store)
         self.spec = self.store.frames
         self._shards: dict[int, tuple[np.ndarray, dict[str, RowReader]]] = {}  # offsets and readers of those used
+
+    def __repr__(self) -> str:
+        return f"StoredFrames({self.spec or 'none'}, {str(self.store.path)!r})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": {}}
@@ -62,29 +67,29 @@ class StoredFrames:
             CacheIncompleteError: the shard of the video is not committed yet.
             CacheCorruptError: the frames cannot be read.
         """
-        rows, readers = self._find(item)
+        rows, readers, spec = self._find(item)
         wanted = range(len(rows)) if positions is None else [int(position) for position in positions]
         if any(not 0 <= position < len(rows) for position in wanted):
             raise IndexError(f"video {item} has {len(rows)} frames, asked for {list(wanted)}")
-        out = np.empty((len(wanted), *self.spec.size, 3), np.uint8)
+        out = np.empty((len(wanted), *spec.size, 3), np.uint8)
         try:
-            if self.spec.encoding == "uint8":
+            if spec.encoding == "uint8":
                 for i, first, last in _runs(wanted):
                     out[i : i + last - first] = readers["frames"].read(rows.start + first, rows.start + last)
             elif len(wanted):
                 offsets = readers["frame_offsets"].read(rows.start, rows.stop + 1)
                 for i, position in enumerate(wanted):
                     data = readers["frame_bytes"].read(*offsets[position : position + 2].tolist())
-                    out[i] = decode_jpeg(data, self.spec.size)
+                    out[i] = decode_jpeg(data, spec.size)
         except (OSError, ValueError, IndexError) as error:
             raise self._corrupt(item, error) from error
         return out
 
     def stored(self, item: int) -> tuple[bytes, list[int]]:
         """All frames of a video in the encoding of the cache: their bytes one after another, and how many each has."""
-        rows, readers = self._find(item)
+        rows, readers, spec = self._find(item)
         try:
-            if self.spec.encoding == "uint8":
+            if spec.encoding == "uint8":
                 frames = readers["frames"].read(rows.start, rows.stop)
                 return frames.tobytes(), [frames[0].nbytes] * len(frames) if len(frames) else []
             offsets = readers["frame_offsets"].read(rows.start, rows.stop + 1)
@@ -93,31 +98,31 @@ class StoredFrames:
         except (OSError, ValueError, IndexError) as error:
             raise self._corrupt(item, error) from error
 
-    def _find(self, item: int) -> tuple[range, dict[str, RowReader]]:
-        """Rows of a video within its shard, and readers of the shard's frames."""
+    def _find(self, item: int) -> tuple[range, dict[str, RowReader], FrameSpec]:
+        """Rows of a video within its shard, readers of the shard's frames, and how these are stored."""
         if self.spec is None:
             raise UsageError(
                 f"{self.store.path} holds no frames",
-                mend="Extract with --store-frames jpeg (or uint8) into another folder, or give the videos",
+                hint=Hint("Extract with `store_frames=jpeg` (or uint8) into another folder, or give the videos"),
             )
         if not 0 <= item < self.store.num_items["video"]:
             raise IndexError(f"video {item} of {self.store.num_items['video']}")
         shard, row = divmod(item, self.store.shard_items["video"])
         if shard not in self._shards:
             offsets = self.store.arrays("video", ["offsets"], items=self.store.shard_range("video", shard))["offsets"]
-            self._shards[shard] = offsets, self.store.frame_rows(shard)
+            self._shards[shard] = offsets, self.store.shard("video", shard).readers(self.spec.arrays)
         offsets, readers = self._shards[shard]
-        return range(int(offsets[row]), int(offsets[row + 1])), readers
+        return range(int(offsets[row]), int(offsets[row + 1])), readers, self.spec
 
     def _corrupt(self, item: int, error: Exception) -> CacheCorruptError:
         return CacheCorruptError(
             f"The stored frames of video {item} in {self.store.path} cannot be read: {error}",
-            mend=f"See what is damaged: glscl inspect {self.store.path} --verify",
+            hint=see_damage(self.store.path),
         )
 
 
 def _runs(positions: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Consecutive positions as (place in the list, first, last + 1), so that each run is one read."""
+    """Consecutive positions as (index in the list, first, last + 1), so that each run is one read."""
     runs: list[tuple[int, int, int]] = []
     for i, position in enumerate(positions):
         if runs and runs[-1][2] == position:

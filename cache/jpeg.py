@@ -18,7 +18,7 @@ def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
 def decode_jpeg(data: bytes | np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """JPEG → (H, W, 3) uint8 RGB. Raises ValueError where it is no JPEG of this size (H, W)."""
     try:
-        picture = Image.open(io.BytesIO(data), formats=["JPEG"])
+        picture = Image.open(io.BytesIO(data if isinstance(data, bytes) else data.tobytes()), formats=["JPEG"])
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"no JPEG: {error}") from error
     with picture:

@@ -17,10 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glscl.cache.files import dump_json, load_json, write_atomically
+from glscl.cache.files import dump_json, load_json, refuse_links, remove, write_atomically
+from glscl.cache.schema import DEPTH
 from glscl.common.errors import CacheBusyError, CacheFormatError, StorageError
 
 FOLDER = "locks"
+PROGRAM = "glscl"  # what a lock names its writer by, with the name of the command
 ATTEMPTS = 4  # of writers that begin at the same moment and stand back for each other
 _NAME = re.compile(r"(\d+)-of-(\d+)-[0-9a-f]{8}\.json")
 
@@ -52,14 +54,16 @@ class Lock(NamedTuple):
         return self.part[1] != part[1] or self.part[0] == part[0]
 
     def describe(self) -> str:
+        """Who writes, in a few words."""
         if self.holder is None:
             return f"a writer that left {self.file} unreadable"
         part = f", part {self.part[0]}/{self.part[1]}" if self.part[1] > 1 else ""
         what, since = self.holder.get("what"), self.holder.get("since")
         return f"{what}{part} (process {self.holder['pid']} on {self.holder['host']}, since {since})"
 
-    def mend(self) -> str:
-        if self._within_sight and self.holder.get("started") is not None:
+    def hint(self) -> str:
+        """What somebody can do who wants to write."""
+        if self._within_sight and (self.holder or {}).get("started") is not None:
             return "Wait until it has finished, or stop it"
         return f"Wait until it has finished; if it no longer runs, delete {self.file}"
 
@@ -71,43 +75,51 @@ def hold(root: os.PathLike[str] | str, *, part: tuple[int, int] = (1, 1), what: 
     Args:
         root: folder of the cache; made where it is not there.
         part: (i, n), 1 <= i <= n. (1, 1) stands for all of the cache.
-        what: the command, for the line that others are refused with.
+        what: name of the command, for the line that others are refused with.
 
     Yields:
         The lock file. Locks of processes of this machine that are gone are removed on the way.
 
     Raises:
         CacheBusyError: somebody else writes this part, or the cache is being written in another division.
-        StorageError: the lock cannot be written.
+        StorageError: the lock cannot be written, or a link stands in the cache.
         ValueError: not a part.
     """
     root = Path(root)
     if not 1 <= part[0] <= part[1]:
         raise ValueError(f"part {part[0]} of {part[1]}")
-    for attempt in range(ATTEMPTS):
-        own = root / FOLDER / f"{part[0]}-of-{part[1]}-{uuid.uuid4().hex[:8]}.json"
-        try:
-            write_atomically(own, dump_json(_holder(what)))  # no other ever has this name
-            others = [lock for lock in locks(root) if lock.file != own]
-            for lock in others:
-                if lock.stale:
-                    lock.file.unlink(missing_ok=True)
-            inway = [lock for lock in others if lock.conflicts(part) and not lock.stale]
-        except BaseException:
-            _give_back(own)
-            raise
-        if not inway:
-            break
-        _give_back(own)
-        if attempt == ATTEMPTS - 1:
-            raise CacheBusyError(f"{root} is being written by {inway[0].describe()}", mend=inway[0].mend())
-        time.sleep(random.Random().uniform(0.02, 0.1))  # leaves the seeded generator alone
+    refuse_links(root, depth=DEPTH)
+    own = _take(root, part, what)
     owner = os.getpid()
     try:
         yield own
     finally:
         if os.getpid() == owner:  # a forked child that leaves the block gives nothing back
             _give_back(own)
+
+
+def _take(root: Path, part: tuple[int, int], what: str) -> Path:
+    """Put a lock file and stay if nobody is in the way, else take it back and try again a few times."""
+    attempts = ATTEMPTS
+    while True:
+        own = root / FOLDER / f"{part[0]}-of-{part[1]}-{uuid.uuid4().hex[:8]}.json"
+        try:
+            write_atomically(own, dump_json(_holder(what)))  # no other ever has this name
+            others = [lock for lock in locks(root) if lock.file != own]
+            for lock in others:
+                if lock.stale:
+                    remove(lock.file, root, strict=True)
+            blocking = [lock for lock in others if lock.conflicts(part) and not lock.stale]
+        except BaseException:
+            _give_back(own)
+            raise
+        if not blocking:
+            return own
+        _give_back(own)
+        attempts -= 1
+        if not attempts:
+            raise CacheBusyError(f"{root} is being written by {blocking[0].describe()}", hint=blocking[0].hint())
+        time.sleep(random.Random().uniform(0.02, 0.1))  # leaves the seeded generator alone
 
 
 def _give_back(own: Path) -> None:
@@ -142,7 +154,7 @@ def locks(root: os.PathLike[str] | str) -> list[Lock]:
 
 def _holder(what: str) -> dict[str, Any]:
     return {
-        "what": what,
+        "what": f"{PROGRAM} {what}",
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "started": (_state(os.getpid()) or (None, None))[1],

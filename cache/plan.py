@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 from glscl.cache.files import put_if_absent, written
-from glscl.cache.records import parse_item, parse_lines
+from glscl.cache.records import checked
 from glscl.cache.schema import Annotations, Expected, TextItem, VideoItem
 from glscl.common.errors import CacheCorruptError, InputError, first_line
 
-_KINDS = {"video": VideoItem, "text": TextItem}
-_LINES = 1024  # parsed at once: what they become on the way then stays in the processor's cache
+_KINDS: dict[str, type[VideoItem] | type[TextItem]] = {"video": VideoItem, "text": TextItem}
 
 
 class Split(NamedTuple):
@@ -30,7 +28,7 @@ class Split(NamedTuple):
 def write_plan(root: Path, annotations: Annotations) -> None:
     """Write plan/{video,text}.jsonl of a cache, where they are not there yet."""
     for stream, items in (("video", annotations.videos), ("text", annotations.texts)):
-        path = _path(root, stream)
+        path = plan_file(root, stream)
         if not (written(path) if items else path.exists()):
             put_if_absent(path, _jsonl(items))
 
@@ -45,45 +43,41 @@ def read_plan(root: Path, stream: str, count: int) -> list[Any]:
     Raises:
         CacheCorruptError: the file is not there, a line of it cannot be read, or it has another number of lines.
     """
-    path, kind = _path(root, stream), _KINDS[stream]
-    items: list[Any] = []
+    path, kind = plan_file(root, stream), _KINDS[stream]
     try:
-        with open(path, encoding="utf-8", errors="surrogatepass") as file, _no_collections():
-            while lines := list(itertools.islice(file, _LINES)):
-                quick = parse_lines(lines, kind)
-                if quick is not None:
-                    items += quick
-                    continue
-                for line in lines:  # one by one, so that an error names its line
-                    items.append(parse_item(json.loads(line), kind))
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise CacheCorruptError(f"{path} is missing") from error
-    except (ValueError, RecursionError, OSError) as error:
-        raise CacheCorruptError(f"{path}, line {len(items) + 1} cannot be read: {first_line(error)}") from error
+    except OSError as error:
+        raise CacheCorruptError(f"{path} cannot be read: {first_line(error)}") from error
+    try:
+        items: list[Any] = msgspec.json.Decoder(kind).decode_lines(data)
+    except (ValueError, RecursionError):
+        items = _line_by_line(path, data, kind)
     if len(items) != count:
         raise CacheCorruptError(f"{path} has {len(items)} lines, expected {count}")
     return items
 
 
-def _path(root: Path, stream: str) -> Path:
+def _line_by_line(path: Path, data: bytes, kind: type[VideoItem] | type[TextItem]) -> list[Any]:
+    """As msgspec decodes all lines at once; but an error names its line, and file names need not be UTF-8."""
+    items = []
+    for number, line in enumerate(data.splitlines(), start=1):
+        try:
+            items.append(checked(kind, json.loads(line.decode("utf-8", "surrogatepass"))))
+        except (ValueError, RecursionError) as error:
+            raise CacheCorruptError(f"{path}, line {number} cannot be read: {first_line(error)}") from error
+    return items
+
+
+def plan_file(root: Path, stream: str) -> Path:
+    """Where the items of one stream are written."""
     return root / "plan" / f"{stream}.jsonl"
-
-
-@contextlib.contextmanager
-def _no_collections() -> Iterator[None]:
-    """Python does not look for cycles, of which items have none, again and again while a great many are made."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _jsonl(rows: Sequence[VideoItem] | Sequence[TextItem]) -> bytes:
     def compact(row: VideoItem | TextItem) -> dict[str, Any]:
-        return {k: v for k, v in row._asdict().items() if v is not None or k == "path"}
+        return {k: v for k, v in msgspec.structs.asdict(row).items() if v is not None or k == "path"}
 
     return "".join(json.dumps(compact(row), ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "surrogatepass")
 

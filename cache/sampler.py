@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from glscl.cache.schema import SAME_VIDEO
-from glscl.common.errors import InputError, UsageError
+from glscl.common.errors import Hint, InputError, UsageError
 
 _SEATED = 0.9  # a batch size that leaves more than a tenth of the captions out of an epoch is too large
 
@@ -63,7 +63,7 @@ class CaptionSampler:
         if not len(video):
             raise InputError(
                 "There are no captions to train on: the split train has none whose video gave frames",
-                mend="See why: glscl inspect CACHE",
+                hint=Hint("See why", "inspect", {"": "CACHE"}),
             )
         _, self._video, counts = np.unique(video, return_inverse=True, return_counts=True)
         self._counts = counts if captions_per_video is None else np.minimum(counts, captions_per_video)  # (V,)

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import msgspec
+from msgspec import Meta
 
 if TYPE_CHECKING:
     import torch
 
 SCHEMA = "glscl.cache/1"
 STREAMS = ("video", "text")
+DEPTH = 3  # names from the root of a cache to a shard or a commit: nothing deeper is ever written
 SAME_VIDEO = ("separate", "mask", "negative")  # what a training batch does with captions of one video
 
 
@@ -28,20 +32,25 @@ class Status(IntEnum):
 
     @property
     def usable(self) -> bool:
+        """Whether the item has features."""
         return self in (Status.OK, Status.PARTIAL)
 
 
-class VideoItem(NamedTuple):
+# Of both kinds, for a number is written down as it was given: 12 and 12.0 are not the same bytes in a hash.
+Seconds = Annotated[int, Meta(ge=0, lt=10**12)] | Annotated[float, Meta(ge=0, lt=1e12)]
+
+
+class VideoItem(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """One gallery entry: a video file, or the part [start, end) seconds of one. `path` is None where no file was found."""
 
     id: str
     split: str
     path: str | None
-    start: float | None = None
-    end: float | None = None
+    start: Seconds | None = None
+    end: Seconds | None = None
 
 
-class TextItem(NamedTuple):
+class TextItem(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """One caption. `text` is what is encoded (white space folded); `original` only where it differs from `text`."""
 
     id: str
@@ -68,6 +77,9 @@ class Annotations:
     expected: dict[str, Expected] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # one line each: what was dropped, counted, and the reason
 
+    def __repr__(self) -> str:
+        return f"Annotations({self.dataset!r}, {len(self.videos)} videos, {len(self.texts)} texts)"
+
 
 class TextFeatures(NamedTuple):
     """A batch of encoded captions: raw projected features, not L2-normalised.
@@ -82,6 +94,9 @@ class TextFeatures(NamedTuple):
     token_features: torch.Tensor | None = None
     token_mask: torch.Tensor | None = None
 
+    def __repr__(self) -> str:
+        return f"TextFeatures({_shapes(self._asdict())})"
+
 
 class VideoFeatures(NamedTuple):
     """A batch of encoded videos: raw projected features, not L2-normalised.
@@ -93,3 +108,10 @@ class VideoFeatures(NamedTuple):
 
     frame_features: torch.Tensor
     frame_mask: torch.Tensor
+
+    def __repr__(self) -> str:
+        return f"VideoFeatures({_shapes(self._asdict())})"
+
+
+def _shapes(tensors: dict[str, torch.Tensor | None]) -> str:
+    return ", ".join(f"{name}={None if t is None else (*t.shape,)}" for name, t in tensors.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -47,6 +48,11 @@ LAYOUT: dict[str, dict[str, ArraySpec]] = {
         "video_index": ArraySpec("int64", "items"),
     },
 }
+
+
+def checksum(array: np.ndarray, before: int = 0) -> int:
+    """CRC-32 of the raw bytes of an array, or of one that comes in pieces: of this one after those `before`."""
+    return zlib.crc32(np.ascontiguousarray(array).data, before)
 
 
 def numpy_dtype(spec: ArraySpec, feature_dtype: str) -> np.dtype:

@@ -5,35 +5,60 @@ T texts, V videos, L tokens, F frames, D embed_dim, R token rows of all texts to
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
 
+from glscl.cache.plan import Split
+from glscl.cache.sampler import CaptionSampler
 from glscl.cache.schema import Status, TextFeatures, VideoFeatures
 from glscl.cache.shard_arrays import unpack_strings
-from glscl.cache.store import Store, open_store
-from glscl.common.errors import CacheCorruptError, InputError, UsageError
+from glscl.common.errors import CacheCorruptError, Hint, InputError, UsageError
 
 FramePosition = Literal["uniform", "first", "last"]
 
 
-def require_tokens(store: Store) -> None:
+class FeatureSource(Protocol):
+    """What a table is read from; `glscl.cache.store.Store` is one."""
+
+    path: Path
+    splits: dict[str, Split]
+    configuration: dict[str, Any]
+    embed_dim: int
+    dtype: str
+    has_tokens: bool
+    fingerprint: str
+
+    @property
+    def everything(self) -> Split: ...
+
+    def arrays(
+        self, stream: str, names: Sequence[str] | None = None, *, items: range | None = None, raw: bool = False
+    ) -> Mapping[str, np.ndarray]: ...
+
+    def take_rows(self, stream: str, name: str, rows: np.ndarray, *, items: range | None = None) -> np.ndarray: ...
+
+
+def require_tokens(store: FeatureSource) -> None:
     """Raise UsageError where a cache holds no token features."""
     if not store.has_tokens:
         imported = store.configuration.get("sampling", {}).get("source") == "imported"
-        again = "Import with --token-features" if imported else "Extract with --tokens"
+        again = "Import with `token_features`" if imported else "Extract with `tokens`"
         raise UsageError(
             f"{store.path} is without token features",
-            mend=f"{again} into another folder, or use a head that needs none",
+            hint=Hint(f"{again} into another folder, or use a head that needs none"),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What a table holds beside what the split should hold. The keys of `counts` in a result file."""
+    """What a table holds, and what its split should hold. The keys of `counts` in a result file."""
 
     texts: int
     videos: int
@@ -43,7 +68,7 @@ class Counts:
     expected_videos: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class FeatureTable:
     """Features of one split. A video without frames is not a row, nor is a caption whose video is not.
 
@@ -76,7 +101,7 @@ class FeatureTable:
     @classmethod
     def load(
         cls,
-        store: Store | os.PathLike[str] | str,
+        store: FeatureSource,
         split: str | None,
         *,
         max_frames: int | None = 12,
@@ -87,7 +112,7 @@ class FeatureTable:
         """Read one split.
 
         Args:
-            store: an open cache or its path.
+            store: an open cache.
             split: a name in `store.splits`; None takes the whole cache.
             max_frames: frames kept a video; None keeps all of the longest video.
             frame_position: which frames where there are more: `uniform` is
@@ -100,7 +125,6 @@ class FeatureTable:
             UsageError: tokens are asked for and the cache holds none.
             CacheIncompleteError, CacheCorruptError: see `Store.arrays`.
         """
-        store = store if isinstance(store, Store) else open_store(store)
         if split is not None and split not in store.splits:
             raise InputError(f"{store.path} has no split {split!r}; it has {', '.join(store.splits) or 'none'}")
         if tokens:
@@ -135,10 +159,10 @@ class FeatureTable:
         token_values = token_offsets = None
         if tokens:
             lengths = np.diff(text["offsets"])
-            token_offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[kept_texts])])
-            rows = _ragged_rows(text["offsets"][kept_texts], token_offsets)
+            bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[kept_texts])])
+            rows = _ragged_rows(text["offsets"][kept_texts], bounds)
             token_values = _tensor(store.take_rows("text", "values", rows, items=run.texts), store.dtype)
-            token_offsets = torch.from_numpy(token_offsets)
+            token_offsets = torch.from_numpy(bounds)
         captions = unpack_strings(text["text_bytes"], text["text_offsets"])
         text_ids = unpack_strings(text["id_bytes"], text["id_offsets"])
         video_ids = unpack_strings(video["id_bytes"], video["id_offsets"])
@@ -150,9 +174,9 @@ class FeatureTable:
             frame_mask=torch.from_numpy(mask),
             frame_times=torch.from_numpy(frame_times),
             video_of_text=torch.from_numpy(video_of_text[kept_texts]),
-            text_ids=_some(text_ids, kept_texts),
-            video_ids=_some(video_ids, kept_videos),
-            captions=_some(captions, kept_texts),
+            text_ids=_named(text_ids, kept_texts),
+            video_ids=_named(video_ids, kept_videos),
+            captions=_named(captions, kept_texts),
             counts=Counts(
                 texts=len(kept_texts),
                 videos=len(kept_videos),
@@ -165,48 +189,54 @@ class FeatureTable:
         ).to(device)
 
     @classmethod
-    def from_arrays(
+    def from_features(
         cls,
-        text_features: torch.Tensor,
-        frame_features: torch.Tensor,
+        text: TextFeatures,
+        video: VideoFeatures,
         video_of_text: torch.Tensor | None = None,
         *,
-        frame_mask: torch.Tensor | None = None,
-        token_features: torch.Tensor | None = None,
-        token_mask: torch.Tensor | None = None,
         text_ids: list[str] | None = None,
         video_ids: list[str] | None = None,
         captions: list[str] | None = None,
     ) -> FeatureTable:
-        """A table without a cache: (T, D) texts, (V, F, D) frames, optionally (T, L, D) tokens and the masks.
+        """A table without a cache.
 
-        `video_of_text` defaults to the identity, masks to all real, ids to the row numbers.
+        Args:
+            text: T captions.
+            video: V videos.
+            video_of_text: (T,) int64, row of the text's video; by default text i belongs to video i.
+            text_ids, video_ids: by default the row numbers.
+            captions: by default empty.
         """
-        T, V, F = len(text_features), *frame_features.shape[:2]
+        T, V, F = len(text.text_features), *video.frame_features.shape[:2]
         if video_of_text is None:
             if T != V:
                 raise ValueError(f"{T} texts and {V} videos need video_of_text")
             video_of_text = torch.arange(T)
         token_values = token_offsets = None
-        if token_features is not None:
-            if token_mask is None:
-                token_mask = torch.ones(token_features.shape[:2], dtype=torch.bool)
-            token_values = token_features[token_mask]  # (R, D)
-            token_offsets = torch.cat([torch.zeros(1, dtype=torch.int64), token_mask.sum(1).cumsum(0)])
-        if frame_mask is None:
-            frame_mask = torch.ones((V, F), dtype=torch.bool)
+        if text.token_features is not None and text.token_mask is not None:
+            token_values = text.token_features[text.token_mask]  # (R, D)
+            token_offsets = torch.cat([torch.zeros(1, dtype=torch.int64), text.token_mask.sum(1).cumsum(0)])
         return cls(
-            text_features=text_features,
+            text_features=text.text_features,
             token_values=token_values,
             token_offsets=token_offsets,
-            frame_features=frame_features * frame_mask[..., None],
-            frame_mask=frame_mask,
-            frame_times=torch.arange(F, dtype=torch.float32).expand(V, F) * frame_mask,
+            frame_features=video.frame_features * video.frame_mask[..., None],
+            frame_mask=video.frame_mask,
+            frame_times=torch.arange(F, dtype=torch.float32).expand(V, F) * video.frame_mask,
             video_of_text=video_of_text,
             text_ids=text_ids or [str(i) for i in range(T)],
             video_ids=video_ids or [str(i) for i in range(V)],
             captions=captions or [""] * T,
             counts=Counts(texts=T, videos=V),
+        )
+
+    def __repr__(self) -> str:
+        tokens = "no tokens" if self.token_values is None else f"{len(self.token_values)} tokens"
+        dtype = str(self.text_features.dtype).removeprefix("torch.")
+        return (
+            f"FeatureTable({self.num_texts} texts, {self.num_videos} videos, {self.frame_features.shape[1]} frames, "
+            f"{tokens}, {self.embed_dim}-d {dtype} on {self.device})"
         )
 
     @property
@@ -235,7 +265,7 @@ class FeatureTable:
         """
         index = self._index(index, self.num_texts)
         pooled = self.text_features.index_select(0, index).float()
-        if self.token_values is None:
+        if self.token_values is None or self.token_offsets is None:
             return TextFeatures(pooled)
         first = self.token_offsets.index_select(0, index)  # (B,)
         lengths = self.token_offsets.index_select(0, index + 1) - first
@@ -252,6 +282,33 @@ class FeatureTable:
         index = self._index(index, self.num_videos)
         return VideoFeatures(self.frame_features.index_select(0, index).float(), self.frame_mask.index_select(0, index))
 
+    def batches(
+        self, batch_size: int, *, seed: int = 0, epoch: int = 0, same_video: str = "separate"
+    ) -> Iterator[tuple[TextFeatures, VideoFeatures]]:
+        """One epoch of training batches, shuffled: caption i of a batch belongs to video i of it.
+
+        Args:
+            batch_size: captions a batch, at most; see `glscl.cache.sampler.CaptionSampler`.
+            seed: with `epoch` it decides the batches.
+            epoch: number of the epoch.
+            same_video: whether captions of one video may share a batch: "separate", "mask" or "negative"; the last two
+                differ in what a loss makes of them, not here.
+
+        Yields:
+            Texts (B, …) and videos (B, …) as float32.
+
+        Raises:
+            InputError: the table holds no captions.
+            UsageError: `batch_size` is below 1, or `same_video` unknown.
+        """
+        sampler = CaptionSampler(self.video_of_text.cpu().numpy(), batch_size, seed=seed, same_video=same_video)
+        for rows in torch.from_numpy(sampler.epoch(epoch)).to(self.device):  # (B,)
+            yield self.texts(rows), self.videos(self.video_of_text[rows])
+
+    def dataset(self) -> CaptionDataset:
+        """The table as a map-style dataset, an item a caption, for a `torch.utils.data.DataLoader`."""
+        return CaptionDataset(self)
+
     def subset(self, video_rows: torch.Tensor) -> FeatureTable:
         """The table of some videos (rows, in the order given) and of their captions (in their own order)."""
         video_rows = video_rows.to(self.device)
@@ -259,7 +316,7 @@ class FeatureTable:
         new_row[video_rows] = torch.arange(len(video_rows), device=self.device)
         kept = torch.nonzero(new_row[self.video_of_text] >= 0)[:, 0]
         token_values = token_offsets = None
-        if self.token_values is not None:
+        if self.token_values is not None and self.token_offsets is not None:
             lengths = self.token_offsets.diff()
             chosen = torch.zeros_like(lengths, dtype=torch.bool).index_fill_(0, kept, True)
             token_values = self.token_values[torch.repeat_interleave(chosen, lengths)]
@@ -280,6 +337,7 @@ class FeatureTable:
         )
 
     def to(self, device: torch.device | str) -> FeatureTable:
+        """The table on another device."""
         moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
         return replace(self, **moved)
 
@@ -287,6 +345,46 @@ class FeatureTable:
         if isinstance(index, slice):
             return torch.arange(*index.indices(length), device=self.device)
         return index.to(self.device)
+
+
+class CaptionDataset(Dataset[tuple[TextFeatures, VideoFeatures]]):
+    """Captions of a table, each with its video, as a map-style dataset.
+
+        loader = DataLoader(dataset, batch_size=128, shuffle=True, collate_fn=dataset.collate)
+
+    Item i is caption i without an axis for the batch: text_features (D,), token_features (L, D), token_mask (L,); and its
+    video: frame_features (F, D), frame_mask (F,); as float32.
+    """
+
+    def __init__(self, table: FeatureTable) -> None:
+        self.table = table
+
+    def __len__(self) -> int:
+        return self.table.num_texts
+
+    def __repr__(self) -> str:
+        return f"CaptionDataset({self.table!r})"
+
+    def __getitem__(self, index: int) -> tuple[TextFeatures, VideoFeatures]:
+        row = range(len(self))[index]
+        text = self.table.texts(slice(row, row + 1))
+        video = self.table.videos(self.table.video_of_text[row : row + 1])
+        tokens, mask = text.token_features, text.token_mask
+        return TextFeatures(
+            text.text_features[0], None if tokens is None else tokens[0], None if mask is None else mask[0]
+        ), VideoFeatures(video.frame_features[0], video.frame_mask[0])
+
+    @staticmethod
+    def collate(items: Sequence[tuple[TextFeatures, VideoFeatures]]) -> tuple[TextFeatures, VideoFeatures]:
+        """Items as a batch, tokens padded to the longest caption: texts (B, …) and videos (B, …)."""
+        texts, videos = zip(*items)
+        video = VideoFeatures(*(torch.stack(tensors) for tensors in zip(*videos)))
+        pooled = torch.stack([text.text_features for text in texts])
+        tokens = [text.token_features for text in texts if text.token_features is not None]
+        masks = [text.token_mask for text in texts if text.token_mask is not None]
+        if not tokens:
+            return TextFeatures(pooled), video
+        return TextFeatures(pooled, pad_sequence(tokens, True), pad_sequence(masks, True)), video
 
 
 def frame_positions(count: int, width: int, position: FramePosition) -> np.ndarray:
@@ -320,11 +418,13 @@ def _ragged_rows(first: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     return np.repeat(first - bounds[:-1], np.diff(bounds)) + np.arange(bounds[-1])
 
 
-def _some(values: np.ndarray | list[str], rows: np.ndarray) -> np.ndarray | list[str]:
-    """The entries at some rows; `values` itself where those, in order, are all."""
-    if len(rows) == len(values):
-        return values
-    return values[rows] if isinstance(values, np.ndarray) else [values[i] for i in rows.tolist()]
+def _some(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The entries at some rows, which rise; `values` itself, uncopied, where those are all."""
+    return values if len(rows) == len(values) else values[rows]
+
+
+def _named(names: list[str], rows: np.ndarray) -> list[str]:
+    return names if len(rows) == len(names) else [names[i] for i in rows.tolist()]
 
 
 def _tensor(values: np.ndarray, dtype: str) -> torch.Tensor:

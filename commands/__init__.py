@@ -2,6 +2,7 @@
 
 In reading order:
     streams         standard streams that nobody may be behind any more
+    typed_commands  command lines that were typed once, as they are true now
     wording         what the library says, in the words of the command line
     options         dataclass fields become options, errors one line, results one object
     default_paths   where caches, runs and results are looked for

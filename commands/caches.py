@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from glscl.commands.options import OneOf, Run, command
+from glscl.commands.options import COMMANDS, OneOf, Run, command
 from glscl.commands.printing import print_cache, print_repair
 from glscl.commands.shared import CacheArgument
+from glscl.commands.wording import hint_text
 from glscl.common.errors import CacheCorruptError
 
 
@@ -39,7 +40,7 @@ def inspect(
     if report.get("problems"):
         raise CacheCorruptError(
             f"{cache} has {len(report['problems'])} problems; the first: {report['problems'][0]}",
-            mend=f"Make the damaged shards again: glscl repair {cache}, then {store.resume_command}",
+            hint=f"Make the damaged shards again: glscl repair {cache}, then {hint_text(store.resume_hint(''), COMMANDS)}",
         )
     run.result(report)
 
@@ -51,15 +52,16 @@ def repair(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
 ) -> None:
     """Drop what killed runs left in a cache and set damaged shards aside, so that the next extract makes them again."""
-    from glscl.cache.store import open_store
+    from glscl.cache.library import open_library
     from glscl.cache.upkeep.repair import repair as repair_cache
 
-    store = open_store(cache)
-    shards = sum(store.num_shards(stream) for stream in ("video", "text"))
+    library = open_library(cache)
+    shards = sum(library.num_shards(stream) for stream in ("video", "text"))
     with run.progress.task("read back", shards, "shards") as task:
         report = repair_cache(cache, dry_run=dry_run, progress=task.advance)
-    print_repair(run, report)
-    run.result(report.as_dict())
+    again = hint_text(report.resume, COMMANDS)
+    print_repair(run, report, again)
+    run.result(report.as_dict() | {"command": again})
 
 
 @command()

@@ -10,6 +10,7 @@ import typer
 from glscl.commands.options import Run, command, command_line
 from glscl.commands.printing import print_extraction, print_failures, print_splits
 from glscl.commands.shared import AnnotationsOption, CacheFolderOption, DatasetOption, ProtocolOption, SplitsOption
+from glscl.commands.typed_commands import moved_to
 from glscl.common.errors import UsageError
 from glscl.common.settings import home, with_option
 from glscl.extract.settings import ExtractConfig, ImportConfig, parse_rate
@@ -250,9 +251,11 @@ def merge(
     copy: Annotated[bool, typer.Option("--copy", help="Copy the files even where they could be linked.")] = False,
 ) -> None:
     """Make one cache of the parts of an extraction that ran apart, without copying where the file system has links."""
+    from glscl.cache.library import open_library
     from glscl.cache.upkeep.merge import merge as merge_parts
 
-    done = merge_parts(parts, out, copy=copy)
+    typed = open_library(parts[0]).header.get("provenance", {}).get("command")
+    done = merge_parts(parts, out, copy=copy, command=typed and moved_to(typed, out))
     files = f"{done.linked} files linked, {done.copied} copied"
     run.say(f"{out}: {done.shards} new shards ({files}); complete with {done.videos} videos and {done.texts} captions")
     run.result(vars(done))

@@ -96,8 +96,8 @@ def print_cache(run: Run, report: dict[str, Any]) -> None:
         run.say(f"… and {len(report['failed']) - len(shown)} more (all with -v)")
 
 
-def print_repair(run: Run, report: Any) -> None:
-    """What `glscl repair` did, or with --dry-run would do; a line for each kind of thing, and what to do next."""
+def print_repair(run: Run, report: Any, again: str) -> None:
+    """What `glscl repair` did, or with --dry-run would do; a line for each kind of thing, and the command that goes on."""
     if report.clean:
         run.say(f"{report.cache}: every committed shard is whole and nothing is left behind")
         return
@@ -125,9 +125,9 @@ def print_repair(run: Run, report: Any) -> None:
         run.say(f"{would}write {name} again, as the manifest knows it")
     requeued = sum(map(len, report.requeued.values()))
     if requeued:
-        run.say(f"{requeued} shard(s) {would}wait to be made again: {report.command}")
+        run.say(f"{requeued} shard(s) {would}wait to be made again: {again}")
     if report.aside:
-        run.say(f"{', '.join(report.aside)} {would}wait to be written again, which needs no shard: {report.command}")
+        run.say(f"{', '.join(report.aside)} {would}wait to be written again, which needs no shard: {again}")
     elif report.manifest == "written":
         run.say(f"{would}write the manifest again: all shards are there")
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from typer.models import ArgumentInfo
 
+from glscl.commands.typed_commands import going_on
 from glscl.common.errors import GlsclError, Hint
 
 _NAMED = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
@@ -59,7 +60,9 @@ def hint_text(hint: Hint, commands: Mapping[str, inspect.Signature]) -> str:
 
 
 def command_text(command: str, settings: Mapping[str, Any], commands: Mapping[str, inspect.Signature]) -> str:
-    """The command line that runs a command with some settings."""
+    """The command line that runs a command with some settings; of one that was typed, the one that is true now."""
+    if " " in command:
+        return going_on(command, settings)
     known = flags(commands[command]) if command in commands else {}
     words = ["glscl", command]
     for name, value in settings.items():

@@ -18,6 +18,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from glscl.cache.files import refuse_links
 from glscl.cache.schema import Annotations, Expected, TextItem, VideoItem
 from glscl.common.errors import GlsclError, InputError, NotFoundError, StorageError, UsageError
 from glscl.demo.grammar import CAPTIONS, KINDS, caption_story
@@ -143,13 +144,15 @@ def render_corpus(
         `out`.
     Raises:
         UsageError: a negative size, or fewer than one worker.
-        StorageError: the disk is full or read-only.
+        StorageError: the disk is full or read-only, or a link stands in `out`.
     """
     sizes = {"train": train, "val": val, "test": test}
     if min(sizes.values()) < 0 or (workers is not None and workers < 1):
         raise UsageError(f"the demo corpus needs sizes of at least 0 and a worker, found {sizes} and workers={workers}")
     out = Path(out)
     annotations, videos = out / "annotations", out / "videos"
+    for folder in (out, annotations, videos):
+        refuse_links(folder, depth=1)
     stories = list(draw_stories(seed, sizes))
     entries = {story.id: _entry(story, seed) for story in stories}
     try:

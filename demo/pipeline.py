@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from glscl.cache.files import dump_json, write_atomically
+from glscl.cache.files import dump_json, refuse_links, write_atomically
 from glscl.cache.schema import Annotations
 from glscl.cache.store import Store, open_store
 from glscl.common.progress import Progress
@@ -81,7 +81,12 @@ def run_demo(
         workers: rendering and decoding processes; one a core by default.
         progress, reporter, say: what people see meanwhile.
         command: for provenance.
+
+    Raises:
+        StorageError: `out` cannot be written, or a link stands in it.
     """
+    for folder in (out, out / "runs"):
+        refuse_links(folder, depth=1)
     progress = progress or Progress(quiet=True)
     workers = workers or len(os.sched_getaffinity(0))
     sizes = {**SIZES, **(sizes or {})}

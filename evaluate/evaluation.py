@@ -312,7 +312,7 @@ def zero_shot_head(name: str, store: Store) -> Head:
     """
     check_zero_shot(name)
     head = build_head(name, embed_dim=store.embed_dim)
-    head.initialise_from_backbone({k: torch.from_numpy(np.array(v)) for k, v in store.backbone_pieces().items()})
+    head.initialise_from_backbone({k: torch.from_numpy(np.array(v)) for k, v in store.backbone_tensors().items()})
     return head.eval()
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from glscl.cache.encode_shard import VideoRecord
+from glscl.cache.encoded_items import EncodedVideo
 from glscl.extract.backbone.encoder import Backbone
 from glscl.extract.decode.pool import FrameChunk, VideoDone
 from glscl.extract.frame_spool import FrameSpool
@@ -72,7 +72,7 @@ class ShardInProgress:
         """Every video has been closed."""
         return self.next not in self.videos
 
-    def records(self) -> dict[int, VideoRecord]:
+    def records(self) -> dict[int, EncodedVideo]:
         """What became of each video, by number, once the shard is complete."""
         dim = self.backbone.embed_dim
         return {index: _record(video, dim) for index, video in self.videos.items()}
@@ -122,9 +122,9 @@ class _Video:
         return frames[:count]
 
 
-def _record(video: _Video, embed_dim: int) -> VideoRecord:
+def _record(video: _Video, embed_dim: int) -> EncodedVideo:
     done = video.done
-    return VideoRecord(
+    return EncodedVideo(
         frame_features=np.concatenate(video.features) if video.features else np.zeros((0, embed_dim), np.float32),
         times=np.concatenate(video.times) if video.times else np.zeros(0, np.float32),
         status=done.status,

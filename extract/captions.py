@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from glscl.cache.encode_shard import TextRecord, text_arrays
+from glscl.cache.encoded_items import EncodedText, text_arrays
 from glscl.cache.schema import TextItem
 from glscl.cache.store import Store
 from glscl.common.progress import Progress, Task
@@ -35,17 +35,17 @@ def extract_texts(
 
 def _encode_captions(
     items: Sequence[TextItem], backbone: Backbone, tokens: bool, batch: int, task: Task
-) -> list[TextRecord]:
+) -> list[EncodedText]:
     """Captions in batches of similar length, returned in their own order."""
     tokenized = backbone.tokenize([item.text for item in items])
     order = np.argsort(tokenized.lengths, kind="stable")
-    records: list[TextRecord | None] = [None] * len(items)
+    records: list[EncodedText | None] = [None] * len(items)
     for start in range(0, len(items), batch):
         rows = order[start : start + batch]
         encoded = backbone.encode_texts(TokenizedTexts(tokenized.ids[rows], tokenized.lengths[rows]))
         for i, row in enumerate(rows):
             length = int(tokenized.lengths[row]) if tokens else 0
-            records[row] = TextRecord(
+            records[row] = EncodedText(
                 encoded.text_features[i],
                 encoded.token_features[i, :length],
                 tokenized.ids[row, :length].astype(np.int32),

@@ -129,9 +129,9 @@ def extract(
     already = nothing_left and (had_manifest or not store.complete)
     finished_here, seconds_texts = False, 0.0
     if not already:
-        with hold(out, part=part, what="glscl extract") as own_lock:
+        with hold(out, part=part, what="extract") as own_lock:
             store.refresh()
-            store.write_backbone_pieces(backbone.pieces())
+            store.write_backbone_tensors(backbone.pieces())
             clock = time.perf_counter()
             extract_texts(store, backbone, tokens=tokens, batch_texts=batch_texts, part=part, progress=progress)
             seconds_texts = time.perf_counter() - clock

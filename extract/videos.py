@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-from glscl.cache.encode_shard import VideoRecord, video_arrays
+from glscl.cache.encoded_items import EncodedVideo, video_arrays
 from glscl.cache.frames import StoredFrames
 from glscl.cache.schema import Status, VideoItem
 from glscl.cache.store import Store
@@ -133,7 +133,7 @@ class VideoExtraction:
 def commit_videos(
     store: Store,
     shard: int,
-    records: Mapping[int, VideoRecord],
+    records: Mapping[int, EncodedVideo],
     *,
     retry: bool = False,
     frames: FrameSpool | None = None,
@@ -174,7 +174,7 @@ def shards_with_failures(store: Store) -> list[int]:
     ]
 
 
-def _usable_records(store: Store, shard: int) -> dict[int, VideoRecord]:
+def _usable_records(store: Store, shard: int) -> dict[int, EncodedVideo]:
     """The videos of a committed shard that need not be decoded again."""
     items = store.shard_range("video", shard)
     found = store.arrays("video", items=items)
@@ -185,7 +185,7 @@ def _usable_records(store: Store, shard: int) -> dict[int, VideoRecord]:
         status = Status(int(found["status"][row]))
         rows = slice(int(found["offsets"][row]), int(found["offsets"][row + 1]))
         if status.usable:
-            records[i] = VideoRecord(
+            records[i] = EncodedVideo(
                 frame_features=np.asarray(found["values"][rows], np.float32),
                 times=found["times"][rows],
                 status=status,

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 
+from glscl.cache.files import refuse_links
 from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable, require_tokens
 from glscl.common.errors import FingerprintError, InputError, UsageError
@@ -257,7 +258,7 @@ def start_head(settings: TrainSettings, store: Store, tables: list[FeatureTable]
         if option in longest and option not in options:
             options[option] = max(default, longest[option])
     head = build_head(settings.head, embed_dim=store.embed_dim, **options)
-    pieces = {key: torch.from_numpy(np.array(value)) for key, value in store.backbone_pieces().items()}
+    pieces = {key: torch.from_numpy(np.array(value)) for key, value in store.backbone_tensors().items()}
     if options.get("logit_scale") is not None:
         pieces.pop("logit_scale", None)
     begun = head.initialise_from_backbone(pieces)
@@ -330,13 +331,15 @@ def _longest(store: Store, tables: list[FeatureTable]) -> dict[str, int]:
 
 
 def earlier_run(out: Path, store: Store, settings: TrainSettings, resume: bool) -> dict[str, Any] | None:
-    """run.json of the run in `out`, None where there is none.
+    """run.json of the run in `out`, None where there is none. Whoever trains into `out` asks this first.
 
     Raises:
+        StorageError: a link stands in `out`.
         UsageError: there is one and `resume` is not set, or it was begun with other settings.
         FingerprintError: it was begun on another cache.
         CheckpointError: its run.json cannot be read.
     """
+    refuse_links(out, depth=1)
     if not (out / "run.json").exists():
         return None
     if not resume:

@@ -20,9 +20,11 @@ class OpenShard(Protocol):
 
     def read(self, name: str) -> np.ndarray:
         """One array, whole."""
+        ...
 
     def blocks(self, name: str) -> Iterator[np.ndarray]:
         """One array, chunk by chunk along its first axis."""
+        ...
 
 
 class ShardFormat(Protocol):
@@ -43,9 +45,11 @@ class ShardFormat(Protocol):
 
     def opened(self, path: Path) -> AbstractContextManager[OpenShard]:
         """A file, a folder, or a group inside one, opened once for all of its arrays that are read."""
+        ...
 
     def rows(self, path: Path, names: list[str]) -> dict[str, RowReader]:
         """Readers of the rows of arrays, from the raw bytes where they lie plainly in the file."""
+        ...
 
 
 STORES: dict[str, ShardFormat] = {"zarr": ZarrShards(), "hdf5": Hdf5Shards()}

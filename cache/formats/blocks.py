@@ -54,7 +54,7 @@ class Blocks:
             raise ValueError(f"an array of {self.shape[0]} rows was given {start + filled}")
 
     def _counted(self, piece: np.ndarray) -> np.ndarray:
-        self.crc32 = zlib.crc32(piece, self.crc32)
+        self.crc32 = zlib.crc32(piece.data, self.crc32)
         return piece
 
 

@@ -7,7 +7,7 @@ import errno
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import h5py
@@ -17,8 +17,6 @@ from glscl.cache.formats.blocks import Blocks, Groups, chunk_shape
 from glscl.cache.formats.hdf5_checks import check_dataset, chunks
 from glscl.cache.formats.rows import Chunk, LibraryRows, RawRows, RowReader
 
-_ALIGNED = {"alignment_threshold": 4096, "alignment_interval": 4096}
-
 
 class _OpenGroup:
     """See `glscl.cache.formats.OpenShard`."""
@@ -27,7 +25,7 @@ class _OpenGroup:
         self._group = group
 
     def _dataset(self, name: str) -> h5py.Dataset:
-        dataset = self._group[name]
+        dataset = _dataset(self._group, name)
         check_dataset(dataset)
         return dataset
 
@@ -69,27 +67,39 @@ class Hdf5Shards:
     def opened(path: Path) -> Iterator[_OpenGroup]:
         file, group = _inside(path)
         with h5py.File(file, "r") as opened:
-            yield _OpenGroup(opened[group])
+            yield _OpenGroup(_group(opened, group))
 
     @staticmethod
     def rows(path: Path, names: list[str]) -> dict[str, RowReader]:
         file, group = _inside(path)
         with h5py.File(file, "r") as opened:
-            inside = opened[group]
-            return {name: _raw_rows(file, inside, name) or _library_rows(file, inside[name]) for name in names}
+            inside = _group(opened, group)
+            return {name: _raw_rows(file, inside, name) or _library_rows(file, inside, name) for name in names}
 
 
-def _library_rows(file: Path, dataset: h5py.Dataset) -> LibraryRows:
+def _library_rows(file: Path, group: h5py.Group, name: str) -> LibraryRows:
+    dataset, inside = _dataset(group, name), group.name or "/"
     check_dataset(dataset)
-    return LibraryRows(_slices(file, dataset.name), dataset.shape, dataset.dtype)
 
-
-def _slices(file: Path, name: str) -> Callable[[slice], np.ndarray]:
     def read(rows: slice) -> np.ndarray:
         with h5py.File(file, "r") as opened:
-            return opened[name][rows]
+            return _dataset(_group(opened, inside), name)[rows]
 
-    return read
+    return LibraryRows(read, dataset.shape, dataset.dtype)
+
+
+def _group(file: h5py.File, name: str) -> h5py.Group:
+    found = file[name]
+    if not isinstance(found, h5py.Group):
+        raise TypeError(f"{name} is not a group")
+    return found
+
+
+def _dataset(group: h5py.Group, name: str) -> h5py.Dataset:
+    found = group[name]
+    if not isinstance(found, h5py.Dataset):
+        raise TypeError(f"{name} is not an array")
+    return found
 
 
 def _require_space(folder: Path, arrays: Mapping[str, np.ndarray | Blocks]) -> None:
@@ -109,7 +119,7 @@ def _created(path: Path) -> Iterator[h5py.File]:
     Raises:
         OSError: it cannot be written.
     """
-    file = h5py.File(path, "w", **_ALIGNED)
+    file = h5py.File(path, "w", alignment_threshold=4096, alignment_interval=4096)
     try:
         yield file
         file.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -22,12 +23,14 @@ class RowReader(Protocol):
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop), a new array."""
+        ...
 
     def read_into(self, start: int, out: np.ndarray) -> None:
         """Rows [start, start + len(out)) into `out`, which is C-contiguous and of this dtype."""
 
     def map(self) -> np.ndarray:
         """The whole array: a read-only map where its bytes lie in one piece, else in memory."""
+        ...
 
 
 class Chunk(NamedTuple):
@@ -53,7 +56,7 @@ class RawRows:
     def read_into(self, start: int, out: np.ndarray) -> None:
         stop = start + len(out)
         _require_within(start, stop, self.shape[0])
-        view = memoryview(out.reshape(-1).view(np.uint8))
+        view = out.reshape(-1).view(np.uint8).data
         row = start
         while row < stop:
             chunk = self.chunks[row // self.rows]
@@ -101,7 +104,7 @@ def _require_within(start: int, stop: int, length: int) -> None:
         raise IndexError(f"rows {start}:{stop} of {length}")
 
 
-def _fill(file: object, part: memoryview) -> int:
+def _fill(file: io.FileIO, part: memoryview) -> int:
     """Read until `part` is full or the file ends; the number of bytes read."""
     done = 0
     while done < len(part):

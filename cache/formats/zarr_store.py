@@ -32,7 +32,11 @@ class _OpenGroup:
 
     def array(self, name: str) -> zarr.Array:
         """An array of which every chunk is there."""
+        import zarr
+
         array = self._group[name]
+        if not isinstance(array, zarr.Array):
+            raise TypeError(f"{name} of {self._path} is a group, expected an array")
         _require_chunks(self._path, array)
         return array
 
@@ -114,7 +118,7 @@ def _write_arrays(group: zarr.Group, arrays: Mapping[str, np.ndarray | Blocks]) 
         if full and isinstance(array, Blocks):
             for start, piece in array.chunks(chunks[0]):
                 target[start : start + len(piece)] = piece
-        elif array.size:
+        elif array.size and not isinstance(array, Blocks):
             target[...] = array
 
 

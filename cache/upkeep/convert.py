@@ -1,4 +1,4 @@
-"""Zarr ↔ HDF5, and caches as one ordinary file: `glscl convert`.
+"""Zarr ↔ HDF5, and caches as one ordinary file.
 
 A flat file holds the groups `video` and `text` with every array over all shards, `backbone`, `head`, the JSON that tells
 the rest (bytes of UTF-8), and likewise `ledger`, how each video was decoded. It is opened by `open_store` like a cache of one shard a stream, and never written to again.
@@ -21,7 +21,8 @@ from glscl.cache.formats import STORES
 from glscl.cache.formats.blocks import Blocks
 from glscl.cache.lock import hold
 from glscl.cache.schema import STREAMS
-from glscl.cache.store import Store, describe_array, open_store
+from glscl.cache.shards import describe_array, shard_path
+from glscl.cache.store import Store, open_store
 from glscl.common.errors import UsageError
 
 FLAT_SUFFIXES = {".h5": "hdf5", ".hdf5": "hdf5", ".zarr": "zarr"}
@@ -31,7 +32,7 @@ def check_name(out: Path, format: str | None) -> str | None:
     """The format of a flat file by its name, None for a cache folder. Raises UsageError where `format` contradicts it."""
     flat = FLAT_SUFFIXES.get(out.suffix.lower())
     if flat and format not in (None, flat):
-        raise UsageError(f"{out.name} will be {flat} by its name; --format says {format}")
+        raise UsageError(f"{out.name} will be {flat} by its name; `format` says {format}")
     return flat
 
 
@@ -57,8 +58,8 @@ def convert(store: Store, out: Path, *, format: str | None = None) -> Path:
     flat = check_name(out, format)
     store.require_complete()
     format = format or next(name for name in STORES if name != store.header["format"])
-    if out.exists() and (flat or not _was_begun(store, out, format)):
-        raise UsageError(f"{out} exists already", mend="Choose another name, or delete it first")
+    if os.path.lexists(out) and (flat or not _was_begun(store, out, format)):
+        raise UsageError(f"{out} exists already", hint="Choose another name, or delete it first")
     return _write_flat(store, out, flat) if flat else _write_cache(store, out, format)
 
 
@@ -91,8 +92,8 @@ def spec_of(store: Store) -> StoreSpec:
 
 def _write_cache(store: Store, out: Path, format: str) -> Path:
     target = create_store(out, spec_of(store), format)
-    with hold(out, what="glscl convert"):
-        target.write_backbone_pieces(store.backbone_pieces())
+    with hold(out, what="convert"):
+        target.write_backbone_tensors(store.backbone_tensors())
         target.refresh()
         for stream in STREAMS:
             for shard in target.pending(stream):
@@ -110,14 +111,14 @@ def _write_flat(store: Store, out: Path, format: str) -> Path:
     try:
         with storage_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            for path in half_written(out.parent, of=out.name):
-                remove(path)
+            for path in half_written(out.parent, name=out.name):
+                remove(path, out.parent)
             STORES[format].write_groups(aside, _groups(store, format))
             sync_tree(aside)
             os.rename(aside, out)
             sync_directory(out.parent)
     except BaseException:
-        remove(aside)
+        remove(aside, out.parent)
         raise
     return out
 
@@ -139,8 +140,8 @@ def _groups(store: Store, format: str) -> Iterator[tuple[str, Mapping[str, np.nd
             "arrays": {name: describe_array(array) for name, array in arrays.items()},
             "failures": [f for _, c in sorted(store.commits(stream).items()) for f in c.failures],
         }
-    pieces = store.backbone_pieces()
-    yield "backbone", pieces
+    tensors = store.backbone_tensors()
+    yield "backbone", tensors
     ledger = [row for shard in range(store.num_shards("video")) for row in store.ledger(shard)]
     head: dict[str, Any] = {
         **store.header,
@@ -148,17 +149,17 @@ def _groups(store: Store, format: str) -> Iterator[tuple[str, Mapping[str, np.nd
         "ledger": bool(ledger),
         "streams": {s: {"items": store.num_items[s], "shard_items": max(1, store.num_items[s])} for s in STREAMS},
         "commits": commits,
-        "backbone": sorted(pieces),
+        "backbone": sorted(tensors),
     }
     told = {"head": head, "ledger": ledger} if ledger else {"head": head}
-    yield "/", {name: np.frombuffer(dump_json(of, indent=None), np.uint8) for name, of in told.items()}
+    yield "/", {name: np.frombuffer(dump_json(value, indent=None), np.uint8) for name, value in told.items()}
 
 
 def _stored_frames(store: Store, shards: range) -> dict[str, np.ndarray | Blocks]:
     """The stored frames of some shards as one run, read again through the library; nothing where there are none."""
     if store.frames is None:
         return {}
-    paths = [store.path / store.commits("video")[shard].path for shard in shards]
+    paths = [shard_path(store.path, store.commits("video")[shard]) for shard in shards]
     lengths = [store.commits("video")[shard].arrays[store.frames.arrays[0]]["shape"][0] for shard in shards]
 
     def blocks(name: str, paths: Sequence[Path] = paths) -> Iterator[np.ndarray]:

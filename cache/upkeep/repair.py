@@ -1,4 +1,4 @@
-"""Puts a cache in order again: drops what killed writers left, and makes damaged shards pending. `glscl repair`.
+"""Puts a cache in order again: drops what killed writers left, and makes damaged shards pending.
 
 Nothing that was ever committed is deleted: a damaged shard and its commit move to <cache>/damaged/, and so do damaged files
 of plan/ and backbone/.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,16 +16,28 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glscl.cache.backbone_tensors import damage_beside
-from glscl.cache.files import dump_json, half_written, load_json, put_if_absent, storage_errors, sync_directory
+import msgspec
+
+from glscl.cache.backbone_tensors import tensors_file
+from glscl.cache.commits import commit_file
+from glscl.cache.files import (
+    dump_json,
+    half_written,
+    load_json,
+    put_if_absent,
+    refuse_links,
+    remove,
+    storage_errors,
+    sync_directory,
+)
+from glscl.cache.library import Library, open_library
 from glscl.cache.lock import FOLDER as LOCKS
 from glscl.cache.lock import hold, locks
 from glscl.cache.records import Commit
 from glscl.cache.schema import STREAMS
-from glscl.cache.store import Store, open_store
 from glscl.cache.upkeep.summary import bytes_on_disk
-from glscl.cache.upkeep.verification import verify_commit
-from glscl.common.errors import CacheBusyError, CacheFormatError, UsageError
+from glscl.cache.upkeep.verification import damaged_files, verify_commit
+from glscl.common.errors import CacheBusyError, CacheFormatError, Hint, UsageError
 
 _COMMIT_NAME = re.compile(r"(\d+)(?:\.r(\d+))?\.json")
 
@@ -46,7 +57,7 @@ class RepairReport:
         aside: `{file: problem}` of plan and backbone, set aside; the next extraction writes them again.
         restored: commits that were missing or unreadable and are known from the manifest.
         manifest: "kept", "withdrawn" (something is pending again), "written" or "none" (the cache is not complete).
-        command: what makes the re-queued shards, as recorded when the cache was begun.
+        resume: what makes the re-queued shards.
     """
 
     cache: str
@@ -61,7 +72,7 @@ class RepairReport:
     aside: dict[str, str] = field(default_factory=dict)
     restored: list[str] = field(default_factory=list)
     manifest: str = "kept"
-    command: str = ""
+    resume: Hint = Hint("")
 
     @property
     def clean(self) -> bool:
@@ -70,7 +81,8 @@ class RepairReport:
         return not any(remains) and self.manifest in ("kept", "none")
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"clean": self.clean}
+        """As JSON, but for `resume`."""
+        return {**{key: value for key, value in asdict(self).items() if key != "resume"}, "clean": self.clean}
 
 
 def repair(
@@ -89,28 +101,30 @@ def repair(
         CacheBusyError: a process writes the cache.
         CacheFormatError, NotFoundError: not a cache, or its head (store.json) is damaged.
         UsageError: a flat file, which has no shards to make again.
-        StorageError: it cannot be written.
+        StorageError: it cannot be written, or a link stands in it.
     """
     root = Path(root)
-    store = open_store(root)
-    if "commits" in store.header:
-        raise UsageError(f"{root} is one flat file, not a cache folder", mend="Make it again: glscl convert CACHE OUT")
-    report = RepairReport(cache=str(root), dry_run=dry_run, command=store.resume_command)
+    refuse_links(root)
+    library = open_library(root)
+    if library.is_flat:
+        again = Hint("Make it again", "convert", {"": ["CACHE", "OUT"]})
+        raise UsageError(f"{root} is one flat file, not a cache folder", hint=again)
+    report = RepairReport(cache=str(root), dry_run=dry_run, resume=library.resume_hint(""))
     for lock in locks(root):  # before our own is there; taking it removes the stale ones
         if lock.stale:
             report.locks.append(lock.file.relative_to(root).as_posix())
         elif dry_run:
-            raise CacheBusyError(f"{root} is being written by {lock.describe()}", mend=lock.mend())
-    with nullcontext() if dry_run else hold(root, what="glscl repair"), storage_errors(root, "repair"):
-        _Repair(store, report, progress).run()
+            raise CacheBusyError(f"{root} is being written by {lock.describe()}", hint=lock.hint())
+    with nullcontext() if dry_run else hold(root, what="repair"), storage_errors(root, "repair"):
+        _Repair(library, report, progress).run()
     return report
 
 
 class _Repair:
     """One repair: first all is read, then acted in an order that leaves a readable cache whenever it is cut short."""
 
-    def __init__(self, store: Store, report: RepairReport, progress: Callable[[], None]) -> None:
-        self.store, self.root, self.report, self.progress = store, store.path, report, progress
+    def __init__(self, library: Library, report: RepairReport, progress: Callable[[], None]) -> None:
+        self.library, self.root, self.report, self.progress = library, library.path, report, progress
         self.acting = not report.dry_run
         self.aside = _unused(self.root / "damaged" / time.strftime("%Y%m%dT%H%M%S"))
         self.commits: dict[tuple[str, int], dict[int, Commit]] = {}  # (stream, shard) → revision → commit
@@ -125,21 +139,21 @@ class _Repair:
         for stream in STREAMS:
             lost = {entry["shard"] for entry in self.report.damaged if entry["stream"] == stream}
             self.report.requeued[stream] = sorted(shard for shard in lost if not self.commits.get((stream, shard)))
-        beside = damage_beside(self.store)
-        self.report.aside = {self._name(path): problem for path, problem in beside.items()}
-        self.moved += [path for path in beside if path.exists()]
+        damaged = damaged_files(self.library)
+        self.report.aside = {self._name(path): problem for path, problem in damaged.items()}
+        self.moved += [path for path in damaged if path.exists()]
         remains = self._remains()
-        whole = all(self.commits.get((s, n)) for s in STREAMS for n in range(self.store.num_shards(s)))
-        complete = whole and not beside and not self._awaited()
+        whole = all(self.commits.get((s, n)) for s in STREAMS for n in range(self.library.num_shards(s)))
+        complete = whole and not damaged and not self._awaited()
         self._settle_manifest(listed, readable, complete)
         if self.acting:
             self._move_aside()
             for path in remains:
-                _remove(path)
+                remove(path, self.root, strict=True)
             self._write_restored()
-            self.store.refresh()
+            self.library.refresh()
             if self.report.manifest == "written":
-                self.store.finish()
+                self.library.finish()
 
     # --- what is there -------------------------------------------------------------------------------------------
 
@@ -148,7 +162,7 @@ class _Repair:
         path = self.root / "manifest.json"
         try:
             manifest = load_json(path, "the manifest of a glscl cache")
-            if manifest["fingerprint"] != self.store.fingerprint:
+            if manifest["fingerprint"] != self.library.fingerprint:
                 return [], False
             return [self._commit(row, s) for s in STREAMS for row in manifest["streams"][s]], True
         except (FileNotFoundError, CacheFormatError, KeyError, TypeError, ValueError, AttributeError, IndexError):
@@ -182,7 +196,7 @@ class _Repair:
 
     def _commit(self, row: dict[str, Any], stream: str) -> Commit:
         """A commit that speaks of this cache and of a shard inside it; raises what broken ones provoke."""
-        commit = self.store.commit_from_json(stream, row)
+        commit = self.library.commit_from_json(stream, row)
         if not re.fullmatch(rf"shards/{stream}/{commit.shard:05d}-[^/]+", commit.path):
             raise ValueError("it names no shard of this cache")
         return commit
@@ -191,7 +205,7 @@ class _Repair:
         """Take the damaged revisions of a shard out of `commits`."""
         revisions = self.commits[stream, shard]
         for revision in sorted(revisions, reverse=True):
-            problems = verify_commit(self.store, revisions[revision])
+            problems = verify_commit(self.library, revisions[revision])
             if not problems:
                 continue
             commit = revisions.pop(revision)
@@ -201,7 +215,7 @@ class _Repair:
             self.moved += [path for path in (file, self.root / commit.path) if path not in self.moved]
 
     def _damaged(self, stream: str, shard: int, revision: int, problems: list[str]) -> None:
-        items = self.store.shard_range(stream, shard)
+        items = self.library.shard_range(stream, shard)
         entry = {"stream": stream, "shard": shard, "revision": revision, "items": [items.start, items.stop]}
         self.report.damaged.append(entry | {"problems": problems})
 
@@ -221,10 +235,10 @@ class _Repair:
         return found
 
     def _awaited(self) -> bool:
-        """Whether the next extraction has to write a file beside the shards, as after an earlier repair."""
-        pieces = Path("backbone", "pieces.safetensors")
+        """Whether the next extraction has to write another file than shards, as after an earlier repair."""
+        tensors = tensors_file(self.root)
         return not all((self.root / "plan" / f"{stream}.jsonl").exists() for stream in STREAMS) or (
-            not (self.root / pieces).exists() and any(self.root.glob(f"damaged/*/{pieces.as_posix()}"))
+            not tensors.exists() and any(self.root.glob(f"damaged/*/{self._name(tensors)}"))
         )
 
     # --- what is done --------------------------------------------------------------------------------------------
@@ -260,11 +274,10 @@ class _Repair:
             for commit in revisions.values():
                 file = self._commit_file(commit)
                 if self._name(file) in names and not (only_missing and file.exists()):
-                    put_if_absent(file, dump_json(commit._asdict()))
+                    put_if_absent(file, dump_json(msgspec.structs.asdict(commit)))
 
     def _commit_file(self, commit: Commit) -> Path:
-        suffix = f".r{commit.revision}" if commit.revision else ""
-        return self.root / "commits" / commit.stream / f"{commit.shard:05d}{suffix}.json"
+        return commit_file(self.root, commit.stream, commit.shard, commit.revision)
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
@@ -274,10 +287,3 @@ def _unused(path: Path) -> Path:
     """The path, or with a number behind it where something stands there: two repairs in a second, or a clock set back."""
     numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
     return next(each for each in itertools.chain([path], numbered) if not each.exists())
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

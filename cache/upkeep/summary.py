@@ -1,4 +1,4 @@
-"""What is in a cache: the substance of `glscl inspect`."""
+"""What is in a cache: counts, losses, sizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from glscl.cache.store import Store
 
 
 def summarise(store: Store) -> dict[str, Any]:
-    """Counts, losses, sizes and provenance of a cache, complete or not; JSON-able, keys as in `glscl inspect --json`."""
+    """Counts, losses, sizes and provenance of a cache, complete or not; JSON-able."""
     committed = {stream: _committed_items(store, stream) for stream in STREAMS}
     status, frames = _status_and_frames(store)
     usable = np.isin(status, [s for s in Status if s.usable])
@@ -63,10 +63,10 @@ def summarise(store: Store) -> dict[str, Any]:
 
 
 def bytes_on_disk(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder; 0 where there is nothing."""
+    """Bytes of a file, or of all files below a folder, none behind a link; 0 where there is nothing."""
     if path.is_file():
         return path.stat().st_size
-    return sum(os.path.getsize(Path(d, name)) for d, _, names in os.walk(path) for name in names)
+    return sum(os.lstat(Path(d, name)).st_size for d, _, names in os.walk(path) for name in names)
 
 
 def _committed_items(store: Store, stream: str) -> set[int]:

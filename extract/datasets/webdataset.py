@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from glscl.cache.files import refuse_links
 from glscl.cache.schema import Annotations
 from glscl.common.archive_limits import check_unpacked
 from glscl.common.errors import GlsclError, InputError, NotFoundError, StorageError
@@ -54,13 +55,14 @@ def read(
     Raises:
         InputError: a damaged shard or sample, naming both.
         NotFoundError: no shard.
-        StorageError: the disk is full or read-only.
+        StorageError: the disk is full or read-only, or a link stands in the folder to unpack into.
     """
     choose_protocol(protocol, (), "webdataset")
     if annotations is None:
         raise NotFoundError("webdataset: no shards were given", mend="Give --annotations DIR with .tar files.")
     folder, shards = _shards(annotations)
     if videos is not None and unpack:
+        refuse_links(videos)
         _make(videos)
     split_of = {shard: SPLIT_NAMES.get(shard.split("/")[0].lower()) if "/" in shard else None for shard in shards}
     from_folders = all(split_of.values())
@@ -202,8 +204,6 @@ def _unpack(archive: tarfile.TarFile, member: tarfile.TarInfo, videos: Path, nam
     with suppress(OSError):
         if target.stat().st_size == member.size:
             return
-    if not target.parent.resolve().is_relative_to(videos.resolve()):
-        raise StorageError(f"{target}: a link leads outside the folder of videos {videos}", mend="Take the link away")
     _make(target.parent)
     aside = target.with_name(f".{os.getpid()}.part")
     content = _content(archive, member)

@@ -400,6 +400,8 @@ def make_spool_folder(space: int) -> tuple[Path, FileLock]:
 def _sweep(folder: Path) -> None:
     """Removes a spool folder that nobody owns; a fresh one without a lock file may be about to be locked."""
     try:
+        if folder.is_symlink():  # anybody may put one there; it leads to what is not ours
+            return
         if not (folder / "owner.lock").exists() and time.time() - folder.stat().st_mtime < 60:
             return
         with FileLock(folder / "owner.lock", timeout=0):

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from glscl.cache.creation import StoreSpec, create_store
-from glscl.cache.encode_shard import TextRecord, VideoRecord, text_arrays
+from glscl.cache.encoded_items import EncodedText, EncodedVideo, text_arrays
 from glscl.cache.fingerprint import canonical
 from glscl.cache.lock import hold
 from glscl.cache.schema import Annotations, Status, TextItem, VideoItem
@@ -141,10 +141,10 @@ def import_features(
         store = create_store(out, spec, format)
         already = store.complete and (store.path / "manifest.json").exists()
         if not already:
-            stack.enter_context(hold(out, what="glscl import-features"))
+            stack.enter_context(hold(out, what="import-features"))
             store.refresh()
             if backbone is not None:
-                store.write_backbone_pieces(backbone.pieces())
+                store.write_backbone_tensors(backbone.pieces())
                 extract_texts(store, backbone, tokens=tokens, batch_texts=batch_texts, progress=progress)
             else:
                 _commit_texts(store, texts_of, tokens_of)
@@ -425,17 +425,17 @@ def without_padding(rows: np.ndarray) -> np.ndarray:
 # --- written ----------------------------------------------------------------------------------------------------------
 
 
-def _record(video: VideoItem, frames_of: Readers, fps: float) -> VideoRecord:
+def _record(video: VideoItem, frames_of: Readers, fps: float) -> EncodedVideo:
     nothing = np.zeros(0, np.float32)
     if video.id not in frames_of:
-        return VideoRecord(nothing.reshape(0, 0), nothing, Status.MISSING, "no features for this id")
+        return EncodedVideo(nothing.reshape(0, 0), nothing, Status.MISSING, "no features for this id")
     rows = frames_of[video.id]()
     frames = without_padding(rows)
     if not len(frames):
         reason = f"its {len(rows)} frame features are zero everywhere, as for a video that could not be read"
-        return VideoRecord(frames, nothing, Status.DECODE_ERROR, reason)
+        return EncodedVideo(frames, nothing, Status.DECODE_ERROR, reason)
     times = (video.start or 0.0) + np.arange(len(frames)) / fps
-    return VideoRecord(
+    return EncodedVideo(
         frames,
         times.astype(np.float32),
         duration=len(frames) / fps,
@@ -459,9 +459,9 @@ def _commit_texts(store: Store, texts_of: Readers, tokens_of: Readers) -> None:
         store.commit("text", shard, arrays)
 
 
-def _text_records(items: Sequence[TextItem], texts_of: Readers, tokens_of: Readers) -> Iterator[TextRecord]:
+def _text_records(items: Sequence[TextItem], texts_of: Readers, tokens_of: Readers) -> Iterator[EncodedText]:
     """Token ids are not known: they are stored as 0."""
     for item in items:
         pooled = texts_of[item.id]()[0]
         tokens = without_padding(tokens_of[item.id]()) if tokens_of else np.zeros((0, len(pooled)), np.float32)
-        yield TextRecord(pooled, tokens, np.zeros(len(tokens), np.int32))
+        yield EncodedText(pooled, tokens, np.zeros(len(tokens), np.int32))

@@ -20,7 +20,7 @@ from glscl.common.errors import CacheBusyError, StorageError
 HOLDER = """
 import sys, time
 from glscl.cache.lock import hold
-with hold(sys.argv[1], what="glscl extract"):
+with hold(sys.argv[1], what="extract"):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -49,7 +49,7 @@ def rewrite(path, **changes):
 
 
 def test_the_lock_is_there_while_it_is_held_and_gone_afterwards(tmp_path):
-    with hold(tmp_path, what="glscl extract") as file:
+    with hold(tmp_path, what="extract") as file:
         told = json.loads(file.read_text())
         assert (told["pid"], told["host"], told["what"]) == (os.getpid(), socket.gethostname(), "glscl extract")
         assert [lock.file for lock in locks(tmp_path)] == [file]

@@ -17,8 +17,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 
-from glscl.cache import store as store_module
+from glscl.cache import library as library_module
 from glscl.cache.creation import create_store
 from glscl.cache.formats import STORES, hdf5_store
 from glscl.cache.formats.blocks import chunk_shape
@@ -175,7 +176,7 @@ def test_another_configuration_is_refused_and_named(small_cache, format):
     made = small_cache(format)
     made.fill()
     other = dataclasses.replace(made.spec, configuration={"backbone": {"name": "ViT-B-16", "pretrained": "seed"}})
-    with pytest.raises(FingerprintError, match=r"backbone\.name: found 'made', expected 'ViT-B-16'.*--out"):
+    with pytest.raises(FingerprintError, match=r"backbone\.name: found 'made', expected 'ViT-B-16'.*`out`"):
         create_store(made.path, other, format)
 
 
@@ -189,7 +190,7 @@ def test_other_annotations_are_refused(small_cache, format):
 
 def test_where_the_videos_lie_and_how_shards_are_cut_does_not_change_the_fingerprint(small_cache):
     made = small_cache()
-    moved = [v._replace(path="/elsewhere/" + v.id) for v in made.annotations.videos]
+    moved = [structs.replace(v, path="/elsewhere/" + v.id) for v in made.annotations.videos]
     annotations = dataclasses.replace(made.annotations, videos=moved)
     other = dataclasses.replace(made.spec, annotations=annotations, shard_items={"video": 2, "text": 3})
     assert create_store(made.path.with_name("b"), other, "hdf5").fingerprint == made.create().fingerprint
@@ -216,7 +217,7 @@ def test_items_of_a_split_are_brought_together(tmp_path, small_cache):
     [
         (lambda a: {"videos": [*a.videos, a.videos[0]]}, "stands twice"),
         (lambda a: {"texts": [*a.texts, a.texts[0]]}, "stands twice"),
-        (lambda a: {"texts": [a.texts[0]._replace(split="test"), *a.texts[1:]]}, "belongs to one split"),
+        (lambda a: {"texts": [structs.replace(a.texts[0], split="test"), *a.texts[1:]]}, "belongs to one split"),
     ],
 )
 def test_annotations_that_contradict_themselves_are_refused(small_cache, change, message):
@@ -269,7 +270,7 @@ def test_a_writer_that_dies_before_its_commit_loses_only_that_shard(small_cache,
 
     for name in ("put_if_absent", "sync_tree"):
         with monkeypatch.context() as patch:
-            patch.setattr(store_module, name, die)
+            patch.setattr(library_module, name, die)
             with pytest.raises(KeyboardInterrupt):
                 made.commit(store, "video", 1)
         assert open_store(made.path).pending("video") == [1, 2]
@@ -357,20 +358,21 @@ def test_every_flipped_bit_of_the_data_is_found(small_cache, format, stream):
 
 def test_a_truncated_or_vanished_shard_is_an_error_not_zeros(small_cache, format):
     made = small_cache(format)
-    made.fill()
-    shard = made.path / open_store(made.path).commits("video")[1].path
+    commit = made.fill().commits("video")[1]
+    shard = made.path / commit.path
     victims = [shard] if shard.is_file() else [p for p in shard.rglob("*") if p.is_file()]
     for file in victims:
         data = file.read_bytes()
         for damage in (b"", data[: len(data) // 2]):
             file.write_bytes(damage)
-            with pytest.raises(CacheCorruptError, match="--verify"):
+            with pytest.raises(CacheCorruptError, match=r"inspect \(.*verify=True"):
                 open_store(made.path).arrays("video")
-            assert verify(open_store(made.path))
+            assert verify_commit(open_store(made.path), commit)
         file.unlink()
-        with pytest.raises(CacheCorruptError, match="--verify"):
+        with pytest.raises(CacheCorruptError, match=r"inspect \(.*verify=True"):
             open_store(made.path).arrays("video")
         file.write_bytes(data)
+    assert verify(open_store(made.path)) == []
     shutil.rmtree(shard) if shard.is_dir() else shard.unlink()
     with pytest.raises(CacheCorruptError, match="committed but not there"):
         open_store(made.path).arrays("video")
@@ -395,7 +397,7 @@ def test_features_that_are_not_finite_are_refused_by_name(small_cache):
     made = small_cache()
     made.videos[6].frame_features[0, 3] = np.nan
     store = made.create()
-    with pytest.raises(NonFiniteError, match=r"'vidéo6'.*--precision fp32"):
+    with pytest.raises(NonFiniteError, match=r"'vidéo6'.*`precision=fp32`"):
         made.commit(store, "video", 1)
     made.texts[0].text_features[0] = 1e6  # finite, but not in float16
     with pytest.raises(NonFiniteError, match="as float16"):
@@ -416,14 +418,14 @@ def test_bfloat16_rounds_as_torch_does():
 
 
 def test_a_killed_writer_leaves_a_cache_that_the_next_one_completes(small_cache, format, tmp_path):
-    """SIGKILL at four moments of a real process that commits as fast as it can."""
+    """SIGKILL at three moments of a real process that commits as fast as it can."""
     script = textwrap.dedent(
         """
         import sys
         sys.path.insert(0, sys.argv[1])
         from pathlib import Path
         from conftest import SmallCache
-        made = SmallCache(Path(sys.argv[2]), sys.argv[3], "float16", videos=60, captions=3, dim=8, seed=0)
+        made = SmallCache(Path(sys.argv[2]), sys.argv[3], "float16", videos=24, captions=3, dim=8, seed=0)
         store = made.create()
         print("ready", flush=True)
         for stream in ("text", "video"):
@@ -432,9 +434,9 @@ def test_a_killed_writer_leaves_a_cache_that_the_next_one_completes(small_cache,
                 print(stream, shard, flush=True)
         """
     )
-    made = small_cache(format, videos=60)
-    whole = small_cache(format, videos=60, name="whole").fill()
-    for lines in (1, 5, 6, 9):
+    made = small_cache(format, videos=24)
+    whole = small_cache(format, videos=24, name="whole").fill()
+    for lines in (1, 5, 9):
         process = subprocess.Popen(
             [sys.executable, "-c", script, str(Path(__file__).parents[1]), str(made.path), format],
             stdout=subprocess.PIPE,

@@ -37,7 +37,11 @@ def head_of(name):
 
 def table_of(seed=0, T=37, V=23):
     torch.manual_seed(seed)
-    return FeatureTable.from_arrays(torch.randn(T, D), torch.randn(V, 3, D), torch.randint(0, V, (T,)))
+    texts, videos = (
+        TextFeatures(torch.randn(T, D)),
+        VideoFeatures(torch.randn(V, 3, D), torch.ones(V, 3, dtype=torch.bool)),
+    )
+    return FeatureTable.from_features(texts, videos, torch.randint(0, V, (T,)))
 
 
 @pytest.mark.parametrize("max_bytes", [None, 2000])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
 from glscl.common.errors import FingerprintError, UsageError
 from glscl.evaluate.ensemble import Ensemble, evaluate_ensemble
@@ -123,12 +124,11 @@ def test_every_head_joins_an_ensemble(planted_table, name):
 def planted_table():
     random = torch.Generator().manual_seed(0)
     mask = torch.arange(5) < torch.randint(2, 6, (20, 1), generator=random)
-    return FeatureTable.from_arrays(
-        torch.randn(20, 16, generator=random),
-        torch.randn(10, 4, 16, generator=random),
+    pooled, frames = torch.randn(20, 16, generator=random), torch.randn(10, 4, 16, generator=random)
+    return FeatureTable.from_features(
+        TextFeatures(pooled, torch.randn(20, 5, 16, generator=random), mask),
+        VideoFeatures(frames, torch.ones(10, 4, dtype=torch.bool)),
         torch.arange(20) % 10,
-        token_features=torch.randn(20, 5, 16, generator=random),
-        token_mask=mask,
     )
 
 

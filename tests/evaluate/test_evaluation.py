@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
 from glscl.common.errors import FingerprintError, InputError, NonFiniteError, UsageError
 from glscl.evaluate import evaluation
@@ -47,9 +48,9 @@ def run(store, tmp_path):
 
 def table(texts=30, videos=10, dim=8, seed=0, **ids):
     random = torch.Generator().manual_seed(seed)
-    return FeatureTable.from_arrays(
-        torch.randn(texts, dim, generator=random),
-        torch.randn(videos, 4, dim, generator=random),
+    return FeatureTable.from_features(
+        TextFeatures(torch.randn(texts, dim, generator=random)),
+        VideoFeatures(torch.randn(videos, 4, dim, generator=random), torch.ones(videos, 4, dtype=torch.bool)),
         torch.arange(texts) % videos,
         **ids,
     )

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
 from glscl.common.errors import NonFiniteError, UsageError
 from glscl.evaluate.exporting.vectors import export_vectors, vectors_of
@@ -21,11 +22,11 @@ ABLE = sorted(name for name, of in HEADS.items() if of.query_independent)
 @pytest.fixture
 def table():
     random = torch.Generator().manual_seed(0)
-    return FeatureTable.from_arrays(
-        3 * torch.randn(12, 16, generator=random),
-        torch.randn(7, 4, 16, generator=random),
+    texts, frames = 3 * torch.randn(12, 16, generator=random), torch.randn(7, 4, 16, generator=random)
+    return FeatureTable.from_features(
+        TextFeatures(texts),
+        VideoFeatures(frames, torch.arange(4) < torch.randint(1, 5, (7, 1), generator=random)),
         torch.arange(12) % 7,
-        frame_mask=torch.arange(4) < torch.randint(1, 5, (7, 1), generator=random),
         video_ids=[f"vidéo {i}" for i in range(7)],
         captions=[f"caption {i}" for i in range(12)],
     )

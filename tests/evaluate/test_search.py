@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glscl.cache.schema import TextFeatures
+from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
 from glscl.common.errors import InputError, NonFiniteError, UsageError
 from glscl.evaluate.hubness import NORMALISATIONS, ONLINE
@@ -21,8 +21,8 @@ def table():
     generator = torch.Generator().manual_seed(0)
     frames = torch.randn(30, 5, 16, generator=generator)
     mask = torch.arange(5) < torch.randint(1, 6, (30, 1), generator=generator)
-    return FeatureTable.from_arrays(
-        frames[:, 0].clone(), frames, frame_mask=mask, captions=[f"caption {i}" for i in range(30)]
+    return FeatureTable.from_features(
+        TextFeatures(frames[:, 0].clone()), VideoFeatures(frames, mask), captions=[f"caption {i}" for i in range(30)]
     )
 
 
@@ -74,7 +74,8 @@ def train():
     generator = torch.Generator().manual_seed(1)
     frames = torch.randn(40, 5, 16, generator=generator)
     texts = frames[:, :2].flatten(0, 1)
-    return FeatureTable.from_arrays(texts, frames, torch.arange(40).repeat_interleave(2))
+    videos = VideoFeatures(frames, torch.ones(40, 5, dtype=torch.bool))
+    return FeatureTable.from_features(TextFeatures(texts), videos, torch.arange(40).repeat_interleave(2))
 
 
 @pytest.mark.parametrize("name", ONLINE)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
 from glscl.common.errors import InputError, NonFiniteError, UsageError
 from glscl.evaluate.metrics import retrieval_ranks
@@ -28,13 +29,10 @@ def make_table(T=23, V=9, *, F=4, L=6, seed=0, video_of_text=None, shared_text=N
     frame_mask = torch.arange(F) < torch.randint(1, F + 1, (V, 1), generator=g)
     for one, other in shared_text or []:
         tokens[other], text[other], token_mask[other] = tokens[one], text[one], token_mask[one]
-    return FeatureTable.from_arrays(
-        text,
-        frames,
+    return FeatureTable.from_features(
+        TextFeatures(text, tokens, token_mask),
+        VideoFeatures(frames, frame_mask),
         video_of_text,
-        frame_mask=frame_mask,
-        token_features=tokens,
-        token_mask=token_mask,
         text_ids=[f"t{i}" for i in range(T)],
         video_ids=[f"v{i}" for i in range(V)],
     )

@@ -111,7 +111,7 @@ def test_parts_in_folders_of_their_own_are_merged(corpus, backbone, tmp_path):
     whole, merged = open_store(tmp_path / "whole"), open_store(tmp_path / "merged")
     assert_equal_caches(whole, merged)
     assert all(StoredFrames(whole).stored(i) == StoredFrames(merged).stored(i) for i in range(len(LENGTHS)))
-    np.testing.assert_equal(merged.backbone_pieces(), whole.backbone_pieces())
+    np.testing.assert_equal(merged.backbone_tensors(), whole.backbone_tensors())
 
 
 def test_each_part_asks_again_for_its_own_failed_videos(corpus, backbone, tmp_path, make_video):

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from glscl.cache.schema import Annotations, Status, TextItem, VideoItem
 from glscl.cache.store import Store, open_store
@@ -72,7 +73,7 @@ def test_features_are_those_of_the_frames_and_captions_one_by_one(corpus, backbo
         np.testing.assert_allclose(text["pooled"][i], encoded.text_features[0], atol=1e-5)
         np.testing.assert_array_equal(text["token_ids"][rows], tokens.ids[0, : tokens.lengths[0]])
         assert text["video_index"][i] == i // 2
-    assert {"logit_scale", "positional_embedding", "black_frame"} < set(store.backbone_pieces())
+    assert {"logit_scale", "positional_embedding", "black_frame"} < set(store.backbone_tensors())
 
 
 def test_format_and_number_of_workers_do_not_change_a_bit(corpus, backbone, tmp_path):
@@ -119,7 +120,7 @@ def spoil(corpus, tmp_path, make_video):
     """One file of text, one missing file; the rest stays."""
     (tmp_path / "videos" / "clip1.mp4").write_text("not a video")
     videos = list(corpus.videos)
-    videos[6] = videos[6]._replace(path=None)
+    videos[6] = structs.replace(videos[6], path=None)
     return dataclasses.replace(corpus, videos=videos)
 
 
@@ -159,13 +160,13 @@ def test_strict_stops_at_the_first_failure(corpus, backbone, tmp_path, make_vide
     (tmp_path / "videos" / "clip1.mp4").write_text("not a video")
     with pytest.raises(DecodeError, match=r"'clip1' gives no frames: .*--strict"):
         run(corpus, tmp_path / "cache", backbone, strict=True)
-    missing = [corpus.videos[0]._replace(path=None), *corpus.videos[1:]]
+    missing = [structs.replace(corpus.videos[0], path=None), *corpus.videos[1:]]
     with pytest.raises(NotFoundError, match="1 videos are missing, the first is 'clip0'"):
         run(dataclasses.replace(corpus, videos=missing), tmp_path / "other", backbone, strict=True)
 
 
 def test_a_corpus_without_any_usable_video_is_an_error(corpus, backbone, tmp_path):
-    nowhere = dataclasses.replace(corpus, videos=[v._replace(path=None) for v in corpus.videos])
+    nowhere = dataclasses.replace(corpus, videos=[structs.replace(v, path=None) for v in corpus.videos])
     with pytest.raises(NotFoundError, match="None of the 8 videos of csv was found, for example 'clip0'.*--videos"):
         run(nowhere, tmp_path / "a", backbone)
     with pytest.raises(InputError, match="lists no video"):

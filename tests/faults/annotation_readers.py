@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hostile_reader import Reader
+from msgspec import structs
 
 CLIPS = [f"video{i}" for i in range(6)]
 CAPTIONS = [f"a made-up thing {i}, “moving” déjà vu" for i in range(6)]
@@ -27,7 +28,10 @@ def _dataset(name: str, file: str | None = None, protocol: str | None = None) ->
         read = DATASETS[name].read(annotations, videos, protocol=protocol)
         assert not any(video.path and "outside" in video.path for video in read.videos)
         assert len({text.id for text in read.texts}) == len(read.texts)
-        return summary(read) | {"texts": [text._asdict() for text in read.texts], "videos": read.videos}
+        return summary(read) | {
+            "texts": [structs.asdict(text) for text in read.texts],
+            "videos": [structs.asdict(video) for video in read.videos],
+        }
 
     return read
 

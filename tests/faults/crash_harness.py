@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from glscl.cache import files, lock, store
+from glscl.cache import files, library, lock
 from glscl.cache.schema import STREAMS, Annotations, TextItem, VideoItem
 from glscl.cache.store import open_store
 from glscl.cache.upkeep.verification import verify
@@ -127,9 +127,9 @@ def count_lines(tick: Callable[[], None], watched: frozenset[str] | None = None)
     if watched is None:
         import zarr.storage._local
 
-        stores = (Path(store.__file__).parent / "formats" / name for name in ("hdf5_store.py", "zarr_store.py"))
+        stores = (Path(library.__file__).parent / "formats" / name for name in ("hdf5_store.py", "zarr_store.py"))
         watched = frozenset(
-            [store.__file__, files.__file__, lock.__file__, zarr.storage._local.__file__, *map(str, stores)]
+            [library.__file__, files.__file__, lock.__file__, zarr.storage._local.__file__, *map(str, stores)]
         )
 
     def lines(frame: Any, event: str, _: Any) -> Any:

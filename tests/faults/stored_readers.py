@@ -14,6 +14,7 @@ from unittest import mock
 
 import numpy as np
 from hostile_reader import Reader
+from msgspec import structs
 
 DIM, VIDEOS = 16, 6
 
@@ -142,10 +143,10 @@ def _read_cache(kind: str) -> Any:
         told = summarise(store)
         told["problems"] = verify(store) if changed is None else _problems(store, changed)
         if not kind.startswith("flat"):
-            told["plan"] = [*store.plan.videos, *store.plan.texts]
+            told["plan"] = [structs.asdict(item) for item in (*store.plan.videos, *store.plan.texts)]
         table = FeatureTable.load(store, "test")
         table.texts(slice(None)), table.videos(slice(None))
-        told["pieces"] = sorted(store.backbone_pieces())
+        told["pieces"] = sorted(store.backbone_tensors())
         return told
 
     return read
@@ -178,7 +179,7 @@ def _read_signed(folder: Path, changed: Path | None) -> dict[str, Any]:
 def _read_locks(folder: Path, _: Path | None) -> dict[str, Any]:
     from glscl.cache.lock import locks
 
-    return {"locks": [(lock.describe(), lock.stale, lock.mend()) for lock in locks(folder)]}
+    return {"locks": [(lock.describe(), lock.stale, lock.hint()) for lock in locks(folder)]}
 
 
 def _lock_files(folder: Path) -> None:

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import crash_harness as crash
 
 from glscl.cache.lock import hold, locks
+from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable
 from glscl.cache.upkeep.repair import repair
@@ -127,9 +128,11 @@ class Jumping(Reporter):
 
 def test_a_training_ends_in_the_same_bits_whatever_the_clock_does(clock, tmp_path):
     rng = np.random.default_rng(0)
-    table = FeatureTable.from_arrays(
-        torch.from_numpy(rng.standard_normal((16, 8)).astype(np.float32)),
-        torch.from_numpy(rng.standard_normal((8, 3, 8)).astype(np.float32)),
+    table = FeatureTable.from_features(
+        TextFeatures(torch.from_numpy(rng.standard_normal((16, 8)).astype(np.float32))),
+        VideoFeatures(
+            torch.from_numpy(rng.standard_normal((8, 3, 8)).astype(np.float32)), torch.ones(8, 3, dtype=torch.bool)
+        ),
         torch.arange(16) // 2,
     )
 

@@ -21,7 +21,7 @@ ROUNDS = int(os.environ.get("GLSCL_FAULT_ROUNDS", "24"))
 
 def content(path):
     store = open_store(path)
-    return store.backbone_pieces() | {
+    return store.backbone_tensors() | {
         f"{s} {n}": array for s in STREAMS for n, array in store.arrays(s, raw=True).items()
     }
 
@@ -49,7 +49,7 @@ def test_damage_anywhere_is_found_or_has_no_effect_and_repair_leaves_only_what_i
     small_cache, format, damage, tmp_path
 ):
     original = small_cache(format, videos=6, captions=1, name="whole")
-    original.fill().write_backbone_pieces({"logit_scale": np.array([2.5], np.float32), "weight": np.ones((8, 8))})
+    original.fill().write_backbone_tensors({"logit_scale": np.array([2.5], np.float32), "weight": np.ones((8, 8))})
     whole, rng, found = content(original.path), random.Random(f"{format} {damage.__name__}"), 0
     for number in range(ROUNDS):
         path = tmp_path / "cache"

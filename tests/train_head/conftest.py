@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from glscl.cache.schema import Annotations, TextItem, VideoItem
+from glscl.cache.schema import Annotations, TextFeatures, TextItem, VideoFeatures, VideoItem
 from glscl.cache.table import FeatureTable
 
 
@@ -34,13 +34,10 @@ def planted_table(
     tokens = text[:, None] + 0.3 * normal(videos * captions, 5, dim)
     lengths = torch.from_numpy(rng.integers(2, 6, videos * captions))
     real = torch.from_numpy(rng.integers(1, frames + 1, videos))
-    return FeatureTable.from_arrays(
-        text,
-        meaning[:, None] + 0.5 * normal(videos, frames, dim),
+    return FeatureTable.from_features(
+        TextFeatures(text, tokens, torch.arange(5) < lengths[:, None]),
+        VideoFeatures(meaning[:, None] + 0.5 * normal(videos, frames, dim), torch.arange(frames) < real[:, None]),
         video_of_text,
-        frame_mask=torch.arange(frames) < real[:, None],
-        token_features=tokens,
-        token_mask=torch.arange(5) < lengths[:, None],
         text_ids=[f"video{v}#{i}" for i, v in enumerate(video_of_text.tolist())],
         video_ids=[f"video{v}" for v in range(videos)],
     )

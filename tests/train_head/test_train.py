@@ -396,7 +396,7 @@ def test_a_run_says_what_it_is_and_loads_again(small_cache, tmp_path):
 
 def test_parts_of_the_backbone_start_the_head(small_cache, tmp_path):
     store = small_cache().create()
-    store.write_backbone_pieces({"logit_scale": np.array([2.5], np.float32)})
+    store.write_backbone_tensors({"logit_scale": np.array([2.5], np.float32)})
     store = small_cache().fill()
     heard = Listen()
     settings = settings_for(store, head="mean_pool", lr=1e-9, epochs=1)

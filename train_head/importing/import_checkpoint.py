@@ -18,6 +18,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from glscl.cache.files import refuse_links
 from glscl.cache.store import Store
 from glscl.cache.table import FramePosition
 from glscl.common.archive_limits import check_torch_file
@@ -103,6 +104,7 @@ def import_checkpoint(
         CheckpointError: names or shapes that do not fit a head of that program on features of this size.
         UsageError: an unknown source or option, or `out` holds a run.
         NonFiniteError: NaN or infinity among the weights.
+        StorageError: `out` cannot be written, or a link stands in it.
     """
     if source not in SOURCES:
         raise UsageError(f"--source is {source!r}; expected one of {', '.join(SOURCES)}")
@@ -116,6 +118,7 @@ def import_checkpoint(
         if not value.isfinite().all():
             raise NonFiniteError(f"{file} has NaN or infinity in what becomes {key} of head {name}")
     folder = Path(out(name) if callable(out) else out)
+    refuse_links(folder, depth=1)
     if (folder / "run.json").exists():
         raise UsageError(f"{folder} holds a run already", mend="Choose another folder with --out")
 
@@ -213,7 +216,7 @@ def compare_backbone(weights: Mapping[str, Tensor], store: Store) -> str:
     """
     if not any(key.startswith("clip.") and key != "clip.logit_scale" for key in weights):
         return ABSENT
-    pieces = store.backbone_pieces()
+    pieces = store.backbone_tensors()
     names = [name for name in pieces if name != "logit_scale" and f"clip.{name}" in weights]
     if not names:
         return UNKNOWN

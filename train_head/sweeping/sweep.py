@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from glscl.cache.files import dump_json, write_atomically
+from glscl.cache.files import dump_json, refuse_links, write_atomically
 from glscl.cache.store import Store
 from glscl.common.errors import GlsclError, NonFiniteError, UsageError
 from glscl.common.versions import versions
@@ -184,9 +184,11 @@ def train_sweep(
 
     Raises:
         UsageError: `out` is a run itself, or a folder in it was begun with other settings. Before anything is trained.
+        StorageError: a link stands in `out`.
         As `glscl.train_head.train.train`.
     """
     out = Path(out)
+    refuse_links(out, depth=1)
     if (out / "run.json").exists():
         raise UsageError(f"{out} is a run, so no sweep can be put there", mend="Choose another folder with --out")
     for point in points:

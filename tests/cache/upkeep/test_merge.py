@@ -145,8 +145,14 @@ def test_the_merged_cache_says_how_it_is_finished(small_cache, format, tmp_path)
     made = small_cache(format, name="a")
     command = "glscl extract --dataset made --out a --fps 2"
     create_store(made.path, dataclasses.replace(made.spec, provenance={"command": command}), format)
-    with pytest.raises(CacheIncompleteError, match=f"glscl extract --dataset made --out {tmp_path}/merged --fps 2"):
-        merge([made.path], tmp_path / "merged")
+    merged = tmp_path / "merged"
+    with pytest.raises(CacheIncompleteError, match="2 of 3 video shards|3 of 3 video shards") as refused:
+        merge([made.path], merged)
+    assert refused.value.hint.command == command and refused.value.hint.settings == {"out": merged, "format": format}
+    told = "glscl extract --dataset made --out elsewhere"
+    with pytest.raises(CacheIncompleteError):
+        merge([made.path], tmp_path / "told", command=told)
+    assert open_store(tmp_path / "told").header["provenance"]["command"] == told
     assert (
         json.loads((tmp_path / "merged" / "store.json").read_text())["fingerprint"] == open_store(made.path).fingerprint
     )

@@ -260,7 +260,7 @@ def test_a_damaged_plan_or_backbone_is_found_and_the_next_extraction_writes_it_a
     small_cache, file, find, put, capsys
 ):
     cache = small_cache("zarr")
-    cache.fill().write_backbone_pieces(PIECES)
+    cache.fill().write_backbone_tensors(PIECES)
     before, path = files(cache.path), cache.path / file
     assert verify(open_store(cache.path)) == []
     path.write_bytes(path.read_bytes().replace(find, put, 1))
@@ -275,7 +275,7 @@ def test_a_damaged_plan_or_backbone_is_found_and_the_next_extraction_writes_it_a
     assert repair(cache.path).clean and verify(open_store(cache.path)) == []
     store = cache.create()
     assert store.complete and not (cache.path / "manifest.json").exists(), "the extraction has something to do"
-    store.write_backbone_pieces(PIECES)
+    store.write_backbone_tensors(PIECES)
     store.finish()
     assert {name: data for name, data in files(cache.path).items() if not name.startswith("damaged/")} == before
 

@@ -1,4 +1,4 @@
-"""From encoded items to the arrays of one shard, with the checks that keep nonsense out of a cache.
+"""Encoded videos and captions, and the arrays of a shard made of them, with the checks that keep nonsense out of a cache.
 
 L tokens, F frames, D embed_dim, n items of the shard, R rows of all items together.
 """
@@ -12,10 +12,10 @@ import numpy as np
 
 from glscl.cache.schema import Status, TextItem, VideoItem
 from glscl.cache.shard_arrays import decode_features, encode_features, pack_strings
-from glscl.common.errors import NonFiniteError
+from glscl.common.errors import Hint, NonFiniteError
 
 
-class VideoRecord(NamedTuple):
+class EncodedVideo(NamedTuple):
     """One encoded video. Without frames: `frame_features` (0, D), `times` (0,), and `reason` says why."""
 
     frame_features: np.ndarray  # (F, D) float32, raw
@@ -28,7 +28,7 @@ class VideoRecord(NamedTuple):
     ledger: dict[str, Any] | None = None  # decoder, codec, seconds, …
 
 
-class TextRecord(NamedTuple):
+class EncodedText(NamedTuple):
     """One encoded caption; `token_features` (0, D) and `token_ids` (0,) in a cache without tokens."""
 
     text_features: np.ndarray  # (D,) float32, raw
@@ -39,7 +39,7 @@ class TextRecord(NamedTuple):
 
 
 def video_arrays(
-    items: Sequence[VideoItem], records: Sequence[VideoRecord], *, embed_dim: int, dtype: str
+    items: Sequence[VideoItem], records: Sequence[EncodedVideo], *, embed_dim: int, dtype: str
 ) -> dict[str, np.ndarray]:
     """The arrays of a video shard, as `glscl.cache.shard_arrays.LAYOUT["video"]` lists them."""
     pooled = np.zeros((len(items), embed_dim), np.float32)
@@ -57,7 +57,7 @@ def video_arrays(
 
 def text_arrays(
     items: Sequence[TextItem],
-    records: Sequence[TextRecord],
+    records: Sequence[EncodedText],
     *,
     video_index: Sequence[int],
     embed_dim: int,
@@ -76,7 +76,7 @@ def text_arrays(
 
 def _common_arrays(
     items: Sequence[VideoItem] | Sequence[TextItem],
-    records: Sequence[VideoRecord] | Sequence[TextRecord],
+    records: Sequence[EncodedVideo] | Sequence[EncodedText],
     features: list[np.ndarray],
     pooled: np.ndarray,
     embed_dim: int,
@@ -112,5 +112,5 @@ def _require_finite(items: Sequence[Any], values: np.ndarray, offsets: np.ndarra
         item = items[int(np.searchsorted(offsets, bad[0], side="right")) - 1]
         raise NonFiniteError(
             f"The backbone gave NaN or infinite features for {item.id!r} (as {dtype}; {len(bad)} rows of this shard)",
-            mend="Extract with --precision fp32 --dtype float32",
+            hint=Hint("Extract with `precision=fp32` `dtype=float32`"),
         )

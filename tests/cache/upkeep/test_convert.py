@@ -25,7 +25,7 @@ def test_a_converted_cache_holds_the_same(small_cache, tmp_path, format, name, d
     made = small_cache(format, dtype)
     store = made.create()
     pieces = {"logit_scale": np.ones(1, np.float32), "positional_embedding": np.eye(3, dtype=np.float32)}
-    store.write_backbone_pieces(pieces)
+    store.write_backbone_tensors(pieces)
     store = made.fill()
     again = open_store(convert(store, tmp_path / name))
     assert again.fingerprint == store.fingerprint and again.complete
@@ -40,7 +40,7 @@ def test_a_converted_cache_holds_the_same(small_cache, tmp_path, format, name, d
     assert again.splits == store.splits
     assert verify(again) == []
     for key, piece in pieces.items():
-        np.testing.assert_array_equal(again.backbone_pieces()[key], piece)
+        np.testing.assert_array_equal(again.backbone_tensors()[key], piece)
     assert FeatureTable.load(again, "test").captions == FeatureTable.load(store, "test").captions
     a, b = summarise(store), summarise(again)
     assert {k: a[k] for k in ("videos", "texts", "frames", "splits", "failed")} == {
@@ -97,7 +97,7 @@ def test_a_stopped_conversion_is_finished_by_the_same_call(small_cache, tmp_path
         until.setattr(Store, "finish", finish)
         convert(store, out)
     done = -1
-    assert open_store(out).resume_command == f"glscl extract --dataset made --out {out} --format hdf5"
+    assert open_store(out).resume_hint().settings == {"out": out, "format": "hdf5"}
     convert(store, out)
     assert len(committed) == len(set(committed)), "no shard was written twice"
     assert open_store(out).complete and verify(open_store(out)) == []

@@ -1,9 +1,14 @@
-"""The command that goes on with a cache: as it was typed at first, with the folder where the cache stands now."""
+"""Command lines that were typed once and are told again: a cache records how it was made.
+
+A cache may have been moved, copied or converted since, and the same command would then begin another one.
+"""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from glscl.common.settings import home, with_option
 
@@ -11,14 +16,9 @@ _MAKERS = ("extract", "import-features")  # commands that take --out and --forma
 _FORMAT = "zarr"  # where --format is not given
 
 
-def going_on(command: str | None, path: Path, format: str) -> str:
-    """A recorded command with `--out` and `--format` as they are true of the cache at `path`.
-
-    A cache may have been moved, copied or converted since the command was typed, and the same command would then begin
-    another one. What is true already stays as it was typed.
-    """
-    if not command:
-        return shlex.join(["glscl", "extract", "--out", str(path)])
+def going_on(command: str, settings: Mapping[str, Any]) -> str:
+    """A recorded command with `out` and `format` as they are true now. What is true already stays as it was typed."""
+    path, format = Path(settings["out"]), settings.get("format")
     try:
         words = shlex.split(command)
     except ValueError:  # no command line; whatever it is, it says more than nothing
@@ -26,13 +26,23 @@ def going_on(command: str | None, path: Path, format: str) -> str:
     if len(words) < 2 or words[1] not in _MAKERS:
         return command
     typed = _value(words, "--out")
-    if (home() / "caches" if typed is None else Path(typed)).resolve() != (
-        path.parent if typed is None else path
-    ).resolve():
+    if typed is None:
+        same = (home() / "caches").resolve() == path.parent.resolve()
+    else:
+        same = Path(typed).resolve() == path.resolve()
+    if not same:
         command = _with(command, "--out", str(path))
     if (_value(words, "--format") or _FORMAT) != format:
-        command = _with(command, "--format", format)
+        command = _with(command, "--format", str(format))
     return command
+
+
+def moved_to(command: str, out: Path) -> str:
+    """A recorded command with another `--out`, where it has one."""
+    try:
+        return with_option(command, "--out", str(out))
+    except ValueError:  # no command line
+        return command
 
 
 def _value(words: list[str], option: str) -> str | None:

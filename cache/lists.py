@@ -32,8 +32,10 @@ from glscl.cache.files import (
 )
 from glscl.cache.formats import STORES
 from glscl.cache.keys import KEY_BYTES, clip, has_key
+from glscl.cache.records import StoredArray
 from glscl.cache.schema import Annotations, Expected, Split
-from glscl.cache.shard_arrays import describe_array, pack_strings, unpack_strings
+from glscl.cache.shard_arrays import pack_strings, unpack_strings
+from glscl.cache.shards import describe_array
 from glscl.common.errors import CacheCorruptError, InputError, NotFoundError, first_line
 
 SCHEMA = "glscl.list/1"
@@ -64,12 +66,6 @@ class SplitRecord(msgspec.Struct, forbid_unknown_fields=True):
     expected_captions: int | None = None
 
 
-class ArrayRecord(msgspec.Struct, forbid_unknown_fields=True):
-    shape: list[int]
-    dtype: str
-    crc32: int
-
-
 class Unreadable(msgspec.Struct, forbid_unknown_fields=True):
     id: str
     reason: str
@@ -90,7 +86,7 @@ class ListRecord(msgspec.Struct, kw_only=True):
     unreadable: list[Unreadable] = []
     known_by_id: int = 0
     path: str
-    arrays: dict[str, ArrayRecord]
+    arrays: dict[str, StoredArray]
     command: str = ""
     created: str = ""
     versions: dict[str, str] = {}
@@ -237,7 +233,7 @@ def write_list(root: Path, made: CacheList, format: str) -> None:
     record, store = folder / f"{made.hash}.json", STORES[format]
     if written(record):
         return
-    arrays = _arrays(made)
+    arrays = list_arrays(made)
     place = folder / f"{made.hash}{store.suffix}"
     with storage_errors(root):
         aside = root / "partial" / f"list-{made.hash}-{uuid.uuid4().hex[:8]}{store.suffix}"
@@ -247,13 +243,13 @@ def write_list(root: Path, made: CacheList, format: str) -> None:
             store.write(aside, arrays, {"schema": SCHEMA, "hash": made.hash})
             sync_tree(aside)
             if not written(record):  # arrays without a record are what a killed writer left
-                remove(place)
+                remove(place, root)
                 os.rename(aside, place)
                 sync_directory(folder)
         except BaseException:
-            remove(aside)
+            remove(aside, root)
             raise
-    put_if_absent(record, dump_json(msgspec.to_builtins(_record(made, arrays, place.relative_to(root).as_posix()))))
+    put_if_absent(record, dump_json(msgspec.to_builtins(list_record(made, arrays, place.relative_to(root).as_posix()))))
 
 
 def read_list(root: Path, name: str, hash: str, format: str) -> CacheList:
@@ -286,13 +282,8 @@ def from_arrays(record: ListRecord, arrays: Mapping[str, np.ndarray]) -> CacheLi
     V, T = (len(arrays[name]) for name in ("video_key", "text_key"))
     lengths = {"V": V, "T": T, "V+1": V + 1, "T+1": T + 1}
     for name, (dtype, length, keys) in _ARRAYS.items():
-        array, told = arrays[name], record.arrays.get(name)
-        described = describe_array(array)
-        if told is None or (told.shape, told.dtype, told.crc32) != (
-            described["shape"],
-            described["dtype"],
-            described["crc32"],
-        ):
+        array = arrays[name]
+        if record.arrays.get(name) != describe_array(array):
             raise ValueError(f"{name} is not what was written")
         if array.dtype != dtype or array.ndim != 1 + keys or (keys and array.shape[1] != KEY_BYTES):
             raise ValueError(f"{name} is {array.dtype}{list(array.shape)}")
@@ -335,6 +326,18 @@ def from_arrays(record: ListRecord, arrays: Mapping[str, np.ndarray]) -> CacheLi
     return hashed
 
 
+def read_flat_list(root: Path, head: Any, format: str) -> CacheList:
+    """The list of a flat file. Raises CacheCorruptError."""
+    try:
+        record = msgspec.convert(head.get("list"), ListRecord)
+        with STORES[format].opened(root / "list") as opened:
+            return from_arrays(record, {key: opened.read(key) for key in _ARRAYS})
+    except CacheCorruptError:
+        raise
+    except Exception as error:  # libraries raise whatever they like on damaged files
+        raise CacheCorruptError(f"The list in {root} cannot be read: {first_line(error)}") from error
+
+
 def list_names(root: Path) -> list[str]:
     """Names of the lists of a cache, in order."""
     folder = root / "lists"
@@ -375,7 +378,7 @@ def keys_by_id(lists: Sequence[CacheList]) -> Iterator[tuple[tuple[str, int, int
             yield entry, each.video_key[row].tobytes(), each.video_content[row].tobytes()
 
 
-def _arrays(made: CacheList) -> dict[str, np.ndarray]:
+def list_arrays(made: CacheList) -> dict[str, np.ndarray]:
     video_id_bytes, video_id_offsets = pack_strings(made.video_ids)
     text_id_bytes, text_id_offsets = pack_strings(made.text_ids)
     text_bytes, text_offsets = pack_strings(made.captions)
@@ -397,7 +400,7 @@ def _arrays(made: CacheList) -> dict[str, np.ndarray]:
 
 def _hashed(made: CacheList, arrays: Mapping[str, np.ndarray] | None = None) -> CacheList:
     """The list with its two hashes; what is not hashed: name, command, time, versions, notes, and where files lie."""
-    arrays = _arrays(made) if arrays is None else arrays
+    arrays = list_arrays(made) if arrays is None else arrays
     digest = hashlib.sha256()
     for name, split in made.splits.items():
         runs = f"{split.videos.start}:{split.videos.stop}:{split.texts.start}:{split.texts.stop}"
@@ -413,7 +416,7 @@ def _hashed(made: CacheList, arrays: Mapping[str, np.ndarray] | None = None) -> 
     return CacheList(**fields, annotations=annotations, hash=digest.hexdigest()[:16])
 
 
-def _record(made: CacheList, arrays: Mapping[str, np.ndarray], path: str) -> ListRecord:
+def list_record(made: CacheList, arrays: Mapping[str, np.ndarray], path: str) -> ListRecord:
     return ListRecord(
         name=made.name,
         dataset=made.dataset,
@@ -434,7 +437,7 @@ def _record(made: CacheList, arrays: Mapping[str, np.ndarray], path: str) -> Lis
         unreadable=[Unreadable(id, reason) for id, reason in made.unreadable.items()],
         known_by_id=made.known_by_id,
         path=path,
-        arrays={name: ArrayRecord(**describe_array(array)) for name, array in arrays.items()},
+        arrays={name: describe_array(array) for name, array in arrays.items()},
         command=made.command,
         created=made.created,
         versions=dict(made.versions),

@@ -38,7 +38,7 @@ from glscl.common.versions import versions
 from glscl.demo.pipeline import HEADS
 from glscl.evaluate.evaluation import evaluate_run, validation_metrics
 from glscl.train_head.heads import HEAD_NAMES, head_options
-from glscl.train_head.settings import TrainConfig, parse_options, parse_value, resolve
+from glscl.train_head.settings import TrainSettings, parse_value, resolve, typed_options
 from glscl.train_head.train import train
 
 METRICS = ("R@1", "R@5", "R@10", "MnR")
@@ -51,15 +51,15 @@ TRAINING = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "captions_pe
 
 def asked_options(head: str, variant: str) -> dict[str, Any]:
     """`"adapter=mlp,batch_size=32"` → options and settings of training other than what the recipe gives the head."""
-    recipe = resolve(TrainConfig(head=head), dataset=RECIPE)
+    recipe = resolve({"head": head}, dataset=RECIPE)
     usual = {**head_options(head), **recipe.options, **{name: getattr(recipe, name) for name in TRAINING}}
-    kinds, asked = get_type_hints(TrainConfig), {}
+    kinds, asked = get_type_hints(TrainSettings), {}
     for part in filter(None, variant.split(",")):
         name, _, text = part.partition("=")
         if name in TRAINING:
             asked[name] = parse_value(name, text, kinds[name])
         else:
-            asked.update(parse_options(head, [part]))
+            asked.update(typed_options(head, {name: text}))
     return {key: value for key, value in asked.items() if usual[key] != value}
 
 
@@ -67,10 +67,10 @@ def measure(
     store: Store, head: str, options: dict[str, Any], seed: int, *, epochs: int | None, device: torch.device
 ) -> dict[str, Any]:
     """One training and its result on the test split: a line of the results file."""
-    pairs = [f"{key}={value}" for key, value in options.items() if key not in TRAINING]
-    training = {"epochs": epochs, **{key: value for key, value in options.items() if key in TRAINING}}
-    config = TrainConfig(head=head, option=pairs, **training)
-    settings = resolve(config, dataset=RECIPE, device_type=device.type, seed=seed)
+    training = {key: value for key, value in options.items() if key in TRAINING}
+    training = {"head": head, "epochs": epochs, "seed": seed, **training}
+    training["options"] = {key: value for key, value in options.items() if key not in TRAINING}
+    settings = resolve(training, dataset=RECIPE, device_type=device.type)
     with tempfile.TemporaryDirectory() as folder:
         begun = time.process_time()
         trained = train(store, folder, settings, device=device, validate=validation_metrics)

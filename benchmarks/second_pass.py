@@ -16,7 +16,6 @@ are those of the processor, so that they mean the same on a busy machine.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import shlex
 import statistics
@@ -24,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,15 @@ from glscl.common.versions import versions
 from glscl.demo.pipeline import SECOND_PASS, TUNED
 from glscl.evaluate.evaluation import evaluate_run, validation_metrics
 from glscl.evaluate.from_pixels import evaluate_from_pixels
-from glscl.train_head.checkpoint import load_run, read_run
+from glscl.train_head.checkpoint import load_run
 from glscl.train_head.finetuning.finetune import finetune
-from glscl.train_head.finetuning.settings import FinetuneSettings, TuneConfig, resolve_finetune
-from glscl.train_head.heads import head_class
+from glscl.train_head.finetuning.settings import FinetuneSettings, resolve_finetune
+from glscl.train_head.heads.base import Head
+from glscl.train_head.learner import Learner
+from glscl.train_head.loop import fit_learner
 from glscl.train_head.reports import Reporter
-from glscl.train_head.settings import TrainConfig, parse_value, resolve
-from glscl.train_head.train import TrainResult, choose_parts, fit_run, run_record, train
+from glscl.train_head.settings import parse_value, resolve
+from glscl.train_head.train import LoadedSplits, TrainResult, choose_data, run_record, train, trained
 
 FROZEN, CONTROL, TUNING = ARMS = ("frozen", "trained on", "second pass")
 HEAD = "glscl"
@@ -73,45 +75,32 @@ def asked_settings(pairs: Sequence[str]) -> dict[str, Any]:
 
 def second_pass_settings(start: Path, asked: Asked, *, seed: int, device: torch.device) -> FinetuneSettings:
     """Those of `glscl demo --finetune` from the run `start`, with what was asked for."""
-    of_training = {field.name for field in dataclasses.fields(TrainConfig)}
-    told = {**SECOND_PASS, **TUNED, **asked}
-    return resolve_finetune(
-        TrainConfig(**{name: value for name, value in told.items() if name in of_training}),
-        TuneConfig(**{name: value for name, value in told.items() if name not in of_training}),
-        start=read_run(start),
-        dataset=RECIPE,
-        device_type=device.type,
-        seed=seed,
-    )
+    told = {**SECOND_PASS, **TUNED, **asked, "start": start, "seed": seed}
+    return resolve_finetune(told, dataset=RECIPE, device_type=device.type)
 
 
 def frozen_head(store: Store, folder: Path, *, seed: int, epochs: int | None, device: torch.device) -> TrainResult:
     """The head that both ways start from, as `glscl demo` trains it; one that is in `folder` already is taken."""
-    settings = resolve(TrainConfig(head=HEAD, epochs=epochs), dataset=RECIPE, device_type=device.type, seed=seed)
+    settings = resolve({"head": HEAD, "epochs": epochs, "seed": seed}, dataset=RECIPE, device_type=device.type)
     return train(store, folder, settings, device=device, validate=validation_metrics, resume=True)
 
 
 def train_on(store: Store, out: Path, start: Path, settings: FinetuneSettings, device: torch.device) -> TrainResult:
     """The head of `start` trained on with the backbone frozen, everything else as `settings` say for the second pass."""
     started = time.perf_counter()
-
-    def load(split: str) -> FeatureTable:
-        tokens = head_class(settings.head).needs_tokens
-        return FeatureTable.load(store, split, max_frames=settings.max_frames, tokens=tokens)
-
-    table, validation, selection = choose_parts(store, settings, load, True, Reporter())
+    data = choose_data(LoadedSplits(store), settings, True, Reporter())
     head = load_run(start)[0]
-    run = run_record(settings, head, store, table, validation, selection, device, "")
-    return fit_run(
-        head,
-        table,
-        settings,
-        out=out,
-        run=run,
-        started=started,
-        device=device,
-        validate=None if validation is None else lambda head: validation_metrics(head, validation),
-    )
+    record = run_record(settings, head, store, data, device, "")
+    validate = None
+    if data.validation is not None:
+        validate = partial(_judge, data.validation)
+    learner = Learner(head, data.train)
+    fitted = fit_learner(learner, settings, device=device, validate=validate, out=out, record=record)
+    return trained(out, record, fitted, started)
+
+
+def _judge(table: FeatureTable, head: Head) -> Mapping[str, Mapping[str, float]]:
+    return validation_metrics(head, table)
 
 
 def measure(
@@ -141,7 +130,7 @@ def measure(
             if arm == CONTROL:
                 done = train_on(store, out, start, settings, device)
             else:
-                done = finetune(store, out, settings, start=start, device=device, validate=validation_metrics)
+                done = finetune(store, out, settings, device=device, validate=validation_metrics)
             seconds = time.process_time() - begun
             if arm == CONTROL:
                 result = evaluate_run(store, run=out, confidence=False, device=device).result

@@ -33,6 +33,7 @@ from common import Peak, digits, machine, markdown, peak_memory, synchronise
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
 from glscl.train_head.heads import HEAD_NAMES, build_head
+from glscl.train_head.settings import TrainSettings
 from glscl.train_head.train import Reporter, StepReport, fit
 
 HEADS = "glscl,seq_transf,xpool,wti"
@@ -149,12 +150,8 @@ def measure(
         fit(
             head,
             table,
-            epochs=1,
-            batch_size=batch,
-            precision=precision,
+            TrainSettings(epochs=1, batch_size=batch, precision=precision, compile=compile, log_every=steps),
             device=device,
-            compile=compile,
-            log_every=steps,
             reporter=watch,
         )
     in_operators, in_wall = (None, None) if watch.profiler is None else shares(watch.profiler, watch.wall, device)
@@ -201,11 +198,8 @@ def recipe_seconds(
     fit(
         head,
         table,
-        epochs=RECIPE_EPOCHS,
-        batch_size=RECIPE_BATCH,
-        precision=precision,
+        TrainSettings(epochs=RECIPE_EPOCHS, batch_size=RECIPE_BATCH, precision=precision, compile=compile),
         device=device,
-        compile=compile,
         reporter=Epochs(),
     )
     synchronise(device)

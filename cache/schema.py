@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "glscl.cache/2"
 STREAMS = ("video", "text")
+FramePosition = Literal["uniform", "first", "last"]  # which frames of a video where there are more than are wanted
 DEPTH = 3  # names from the root of a cache to a shard or a commit: nothing deeper is ever written
 SAME_VIDEO = ("separate", "mask", "negative")  # what a training batch does with captions of one video
 

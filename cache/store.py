@@ -25,7 +25,8 @@ from glscl.common.errors import CacheIncompleteError, Hint, NotFoundError, Usage
 if TYPE_CHECKING:
     import torch
 
-    from glscl.cache.table import FeatureTable, FramePosition
+    from glscl.cache.schema import FramePosition
+    from glscl.cache.table import FeatureTable
 
 PENDING = -1  # number of an entry whose key no committed item has
 NO_KEY = -2  # number of an entry that has no key: no file is known, or it was not to be encoded

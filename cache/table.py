@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,10 +18,8 @@ from glscl.cache.library import Library
 from glscl.cache.lists import CacheList
 from glscl.cache.reading import read_arrays, read_rows, unique_numbers
 from glscl.cache.sampler import CaptionSampler
-from glscl.cache.schema import Split, Status, TextFeatures, VideoFeatures
+from glscl.cache.schema import FramePosition, Split, Status, TextFeatures, VideoFeatures
 from glscl.common.errors import CacheCorruptError, Hint, InputError, UsageError
-
-FramePosition = Literal["uniform", "first", "last"]
 
 
 class FeatureSource(Protocol):

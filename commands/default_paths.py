@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -32,8 +33,9 @@ def the_cache() -> Path:
 
 
 def new_run(head: str) -> Path:
-    """`runs/<head>-<time>`, not there yet."""
-    base = home() / "runs" / f"{head}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """`runs/<head>-<time>`, not there yet; of package.module:Class the class."""
+    name = re.sub(r"[\w.]+:", "", head)
+    base = home() / "runs" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, count = base, 1
     while path.exists():
         count += 1

@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from glscl.commands.options import Run
 from glscl.common.progress import duration
+from glscl.train_head.reports import Reporter
 
 
 def print_extraction(run: Run, out: Path, done: Any) -> None:
@@ -148,7 +149,7 @@ def backbone_line(settings: Any) -> str:
     return "  " + ", ".join([f"backbone: lr {rate:g}", *unusual])
 
 
-class TrainingLines:
+class TrainingLines(Reporter):
     """Prints how training goes: a line with the remaining time every ten seconds (all with -v), one an epoch."""
 
     def __init__(self, run: Run) -> None:

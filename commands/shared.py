@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,6 +60,19 @@ ResultsOption = Annotated[str, typer.Option(help="Which results of the folders."
 MovedCacheOption = Annotated[
     Path | None, typer.Option(help="Where the cache is now. Default: where it was.", rich_help_panel="Data")
 ]
+
+
+def let_import(head: str | None) -> None:
+    """Import the head that a user names as package.module:Class: naming it is the word to run it, for runs that have it too.
+
+    Its module is looked for below the current folder as well, as `python -m` does.
+    """
+    if head is not None and ":" in head:
+        from glscl.train_head.heads import head_class
+
+        if "" not in sys.path and os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+        head_class(head)
 
 
 def open_cache(given: Path | None, run_folder: Path | None = None) -> Store:

@@ -4,20 +4,64 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from glscl.commands.options import OneOf, Run, Stopped, command, command_line
 from glscl.commands.printing import TrainingLines, aligned, backbone_line, settings_line
-from glscl.commands.shared import RunFolderOption, VideosOption, open_cache
+from glscl.commands.shared import RunFolderOption, let_import, open_cache
 from glscl.common.errors import StorageError, UsageError
 from glscl.common.progress import duration
-from glscl.train_head.finetuning.settings import TuneConfig
-from glscl.train_head.settings import TrainConfig
+from glscl.common.settings import setting, with_option
+from glscl.train_head.finetuning.settings import FinetuneSettings
+from glscl.train_head.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from glscl.cache.store import Store
+    from glscl.train_head.train import TrainResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class TypedOptions:
+    """Options of a training that the settings hold in another form, or not at all."""
+
+    option: list[str] | None = setting(
+        None, "Option of the head, such as queries=12; repeat for more.", group="Head", metavar="KEY=VALUE"
+    )
+    adapter: str | None = setting(
+        None,
+        "Residual feature adapters under the head.",
+        group="Head",
+        choices=("none", "linear", "mlp"),
+        default_from="none",
+    )
+    resume: bool = setting(False, "Go on where the run in --out stopped.", group="Training", flag="--resume")
+
+
+def _settings_asked(asked: dict[str, Any]) -> dict[str, Any]:
+    """What is asked for as the settings hold it: without the `TypedOptions`, whose head options are joined."""
+    options = {**(asked.get("options") or {}), **option_values(asked.get("option") or ())}
+    if asked.get("adapter") is not None:
+        options["adapter"] = asked["adapter"]
+    let_import(asked.get("head"))
+    kept = {name: value for name, value in asked.items() if name not in TypedOptions.__dataclass_fields__}
+    return {**kept, "options": options} if options else kept
+
+
+def option_values(pairs: Sequence[str]) -> dict[str, str]:
+    """`["queries=12"]` → `{"queries": "12"}`. Raises UsageError for what is not KEY=VALUE."""
+    values = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--option is {pair!r}; expected KEY=VALUE")
+        values[key.strip()] = text.strip()
+    return values
 
 
 @contextlib.contextmanager
@@ -41,10 +85,10 @@ def _going_on(out: Path, sweep: bool) -> str:
     return " ".join([typed, shlex.join(more)]).strip()
 
 
-@command(TrainConfig)
+@command(TrainSettings, TypedOptions)
 def train_head(
     run: Run,
-    config: TrainConfig,
+    asked: dict[str, Any],
     cache: Annotated[
         Path | None, typer.Option(help="Cache to train on. Default: the only one there is.", rich_help_panel="Data")
     ] = None,
@@ -57,14 +101,6 @@ def train_head(
             rich_help_panel="Sweep",
         ),
     ] = None,
-    compile: Annotated[
-        bool,
-        typer.Option(
-            "--compile",
-            help="Compile the step (on a GPU into CUDA graphs): a slower start, faster steps. Needs a compiler.",
-            rich_help_panel="Training",
-        ),
-    ] = False,
 ) -> None:
     """Train a head on cached features. Keeps the best and the last epoch, and how it went, in a run folder."""
     from glscl.commands.default_paths import new_run
@@ -72,21 +108,21 @@ def train_head(
     from glscl.train_head.settings import resolve
     from glscl.train_head.train import check_trainable, earlier_run, train
 
-    device = run.device()
+    resume = bool(asked.get("resume"))
     if sweep:
-        _sweep(run, config, sweep, cache, out, device, compile)
+        _sweep(run, asked, sweep, cache, out)
         return
-    stored = _settings_to_resume(config, out)
-    seed = None if stored is not None and run.seed == 0 else run.seed
-    settings_by = partial(resolve, config, device_type=device.type, seed=seed, stored=stored)
+    stored, device = _settings_to_resume(resume, out), run.device()
+    settings_by = partial(resolve, _settings_asked(asked), device_type=device.type, stored=stored)
     settings_by(dataset="default")  # wrong usage is said before any cache is looked for
     store = open_cache(cache)
     settings = settings_by(dataset=store.recipe)
     check_trainable(store, settings.head)
     out = out or new_run(settings.head)
-    earlier_run(out, store, settings, config.resume)
+    earlier_run(out, store, settings, resume)
     run.say(f"training {settings.head} on {store.path} by the recipe {settings.recipe} → {out}")
     run.say(settings_line(settings))
+    run.in_force(settings)
     with _resumable(out):
         done = train(
             store,
@@ -95,42 +131,39 @@ def train_head(
             device=device,
             validate=validation_metrics,
             reporter=TrainingLines(run),
-            resume=config.resume,
-            tracker=config.tracker,
-            compile=compile,
+            resume=resume,
             command=command_line(),
         )
     _say_trained(run, done)
     run.result(vars(done))
 
 
-def _say_trained(run: Run, done: Any) -> None:
+def _say_trained(run: Run, done: TrainResult) -> None:
     best = f"; best epoch {done.best['epoch']} by {done.selection}" if done.best else ""
     run.say(f"{done.run}: {len(done.history)} epochs in {duration(done.seconds)}{best}")
 
 
-def _settings_to_resume(config: TrainConfig, out: Path | None) -> dict[str, Any] | None:
+def _settings_to_resume(resume: bool, out: Path | None) -> dict[str, Any] | None:
     """Settings of the run that --resume goes on with; None where there is none yet."""
     from glscl.train_head.checkpoint import read_run
 
-    if config.resume and out is None:
-        raise UsageError("--resume goes on with the run in --out", mend="Name it: --out RUN")
-    return read_run(out)["settings"] if config.resume and out is not None and (out / "run.json").exists() else None
+    if resume and out is None:
+        raise UsageError("--resume goes on with the run in --out", hint="Name it: --out RUN")
+    return read_run(out)["settings"] if resume and out is not None and (out / "run.json").exists() else None
 
 
-def _sweep(
-    run: Run, config: TrainConfig, sweep: list[str], cache: Path | None, out: Path | None, device: Any, compile: bool
-) -> None:
+def _sweep(run: Run, asked: dict[str, Any], sweep: list[str], cache: Path | None, out: Path | None) -> None:
     from glscl.commands.default_paths import new_run
     from glscl.evaluate.evaluation import validation_metrics
     from glscl.train_head.sweeping.sweep import parse_sweep, sweep_points, sweep_table, train_sweep
     from glscl.train_head.train import check_trainable
 
-    if config.tracker != "none":
+    if asked.get("tracker", "none") != "none":
         raise UsageError("--tracker follows one run, not a sweep")
-    if config.resume and out is None:
-        raise UsageError("--resume goes on with the sweep in --out", mend="Name it: --out FOLDER")
-    points_by = partial(sweep_points, config, parse_sweep(sweep), device_type=device.type, seed=run.seed)
+    if asked.get("resume") and out is None:
+        raise UsageError("--resume goes on with the sweep in --out", hint="Name it: --out FOLDER")
+    device = run.device()
+    points_by = partial(sweep_points, _settings_asked(asked), parse_sweep(sweep), device_type=device.type)
     points_by(dataset="default", embed_dim=None)  # wrong usage is said before any cache is looked for
     store = open_cache(cache)
     points = points_by(dataset=store.recipe, embed_dim=store.embed_dim)
@@ -144,7 +177,6 @@ def _sweep(
             out,
             points,
             device=device,
-            compile=compile,
             validate=validation_metrics,
             reporter=TrainingLines(run),
             announce=run.say,
@@ -163,28 +195,14 @@ def _sweep(
     run.result({"out": out, "rows": [row.as_dict() for row in rows]})
 
 
-@command(TrainConfig, TuneConfig)
+@command(FinetuneSettings, TypedOptions)
 def finetune(
     run: Run,
-    config: TrainConfig,
-    tuning: TuneConfig,
-    run_folder: Annotated[
-        Path | None,
-        typer.Option("--run", help="Trained head to start from. Default: a fresh --head.", rich_help_panel="Data"),
-    ] = None,
+    asked: dict[str, Any],
     cache: Annotated[
         Path | None,
         typer.Option(
             help="Cache of captions, splits and ids. Default: that of --run, or the only one.", rich_help_panel="Data"
-        ),
-    ] = None,
-    videos: VideosOption = None,
-    pretrained: Annotated[
-        str | None,
-        typer.Option(
-            help="Weights of the backbone, where the cache was made from a file.",
-            metavar="FILE",
-            rich_help_panel="Data",
         ),
     ] = None,
     out: Annotated[
@@ -195,58 +213,48 @@ def finetune(
     """Train backbone and head together from pixels: the second pass. Leaves a run with a backbone to extract with."""
     from glscl.commands.default_paths import new_run
     from glscl.evaluate.evaluation import validation_metrics
-    from glscl.train_head.checkpoint import read_run
     from glscl.train_head.finetuning.finetune import finetune as train_both
     from glscl.train_head.finetuning.settings import resolve_finetune
     from glscl.train_head.train import check_trainable, earlier_run
 
-    device = run.device()
-    start = None if run_folder is None else read_run(run_folder)
-    stored = _settings_to_resume(config, out)
-    seed = None if stored is not None and run.seed == 0 else run.seed
-    settings_by = partial(
-        resolve_finetune, config, tuning, start=start, device_type=device.type, seed=seed, stored=stored
-    )
-    settings_by(dataset="default")  # wrong usage is said before any cache is looked for
-    store = open_cache(cache, run_folder)
+    resume = bool(asked.get("resume"))
+    stored, device = _settings_to_resume(resume, out), run.device()
+    settings_by = partial(resolve_finetune, _settings_asked(asked), device_type=device.type, stored=stored)
+    start = settings_by(dataset="default").start  # wrong usage is said before any cache is looked for
+    store = open_cache(cache, start)
     settings = settings_by(dataset=store.recipe)
     check_trainable(store)
     out = out or new_run(f"finetune-{settings.head}")
-    earlier_run(out, store, settings, config.resume)
+    earlier_run(out, store, settings, resume)
     run.say(
         f"training backbone and {settings.head} on the videos of {store.path} by the recipe {settings.recipe} → {out}"
     )
     run.say(settings_line(settings))
     run.say(backbone_line(settings))
+    run.in_force(settings)
     with _resumable(out):
         done = train_both(
             store,
             out,
             settings,
-            start=run_folder,
-            pretrained=pretrained,
-            videos=videos,
-            workers=tuning.workers,
-            frame_memory=tuning.frame_memory,
-            checkpoint_every=tuning.checkpoint_every or 500,
             device=device,
             validate=validation_metrics,
             reporter=TrainingLines(run),
-            resume=config.resume,
-            tracker=config.tracker,
+            resume=resume,
             command=command_line(),
         )
     _say_trained(run, done)
-    _say_what_next(run, store, out, settings.patch_embedding, videos)
+    _say_what_next(run, store, out, settings)
     run.result(vars(done))
 
 
-def _say_what_next(run: Run, store: Any, out: Path, patch_embedding: str, videos: Path | None) -> None:
+def _say_what_next(run: Run, store: Store, out: Path, settings: FinetuneSettings) -> None:
     """The commands that judge a second pass: from pixels, and where one frame is encoded by itself from new features."""
-    from glscl.train_head.checkpoint import extraction_with, videos_folder
+    from glscl.train_head.checkpoint import videos_folder
 
-    from_pixels = f"  glscl eval --run {out} --videos {videos or videos_folder(store)}"
-    if patch_embedding == "3d":
+    videos = settings.videos or shlex.quote(videos_folder(store) or "DIR")
+    from_pixels = f"  glscl eval --run {out} --videos {videos}"
+    if settings.patch_embedding == "3d":
         run.say(
             "its backbone sees a frame with its neighbours, so nothing can be extracted with it; judge it from pixels:"
         )
@@ -254,8 +262,27 @@ def _say_what_next(run: Run, store: Any, out: Path, patch_embedding: str, videos
         return
     run.say(f"its backbone gives other features than {store.path} holds; judge it from pixels, or extract again:")
     run.say(from_pixels)
-    run.say(f"  {extraction_with(store, out / 'backbone.safetensors')}")
+    run.say(f"  {_extraction_with(store, out / 'backbone.safetensors')}")
     run.say(f"  glscl eval --run {out} --cache CACHE")
+
+
+def _extraction_with(store: Store, weights: Path) -> str:
+    """The command that extracts what a cache holds again with other weights, into a folder CACHE that is to be named.
+
+    It is the one that made the cache, where `glscl extract` did.
+    """
+    from glscl.train_head.checkpoint import backbone_of, videos_folder
+
+    typed = store.header.get("provenance", {}).get("command", "")
+    if not typed.startswith("glscl extract "):
+        about, videos = store.configuration, shlex.quote(videos_folder(store) or "DIR")
+        typed = f"glscl extract --dataset {about.get('dataset', 'NAME')} --annotations FILE --videos {videos}"
+        typed += f" --backbone {shlex.quote(backbone_of(about)[0])}"
+        if about.get("backbone", {}).get("preprocessing", {}).get("method") == "fast":
+            typed += " --preprocess fast"
+    for option in ("--pretrained", "--out"):
+        typed = with_option(typed, option, None)
+    return f"{typed} --pretrained {shlex.quote(str(weights))} --out CACHE"
 
 
 @command()
@@ -293,13 +320,14 @@ def import_checkpoint(
     from glscl.train_head.importing.import_checkpoint import check_options
     from glscl.train_head.importing.import_checkpoint import import_checkpoint as import_weights
 
-    check_options(source, option or ())
+    options = option_values(option or ())
+    check_options(source, options)
     done = import_weights(
         file,
         open_cache(cache),
         out or new_run,
         source=source,
-        options=option or (),
+        options=options,
         max_frames=max_frames,
         frame_position=frame_position,
         command=command_line(),

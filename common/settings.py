@@ -111,8 +111,13 @@ def check(settings: Any) -> None:
 
 def as_dict(settings: Any) -> dict[str, Any]:
     """Name → value of all settings, for a JSON file."""
-    plain = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+    return {field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def differences(found: Any, asked: Any) -> list[tuple[str, Any, Any]]:

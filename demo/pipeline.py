@@ -29,9 +29,8 @@ from glscl.extract.datasets import DATASETS
 from glscl.extract.decode.sampling import Sampling
 from glscl.extract.decode.thumbnails import thumbnails_of
 from glscl.extract.pipeline import extract
-from glscl.train_head.checkpoint import read_run
-from glscl.train_head.finetuning.settings import TuneConfig, resolve_finetune
-from glscl.train_head.settings import TrainConfig, resolve
+from glscl.train_head.finetuning.settings import resolve_finetune
+from glscl.train_head.settings import resolve
 from glscl.train_head.train import Reporter, train
 
 HEADS = ("projection", "seq_transf", "glscl")
@@ -128,7 +127,7 @@ def run_demo(
     for name in HEADS:
         folder = out / "runs" / name
         settings = resolve(
-            TrainConfig(head=name, epochs=epochs), dataset="demo", device_type=torch.device(device).type, seed=seed
+            {"head": name, "epochs": epochs, "seed": seed}, dataset="demo", device_type=torch.device(device).type
         )
         say(f"training {name} ({settings.epochs} epochs)")
         train(
@@ -197,22 +196,14 @@ def _second_pass(
 
     head, folder = out / "runs" / "glscl", out / "runs" / "finetuned"
     asked = SECOND_PASS if epochs is None else {**SECOND_PASS, "epochs": epochs}
-    settings = resolve_finetune(
-        TrainConfig(**asked),
-        TuneConfig(**TUNED),
-        start=read_run(head),
-        dataset="demo",
-        device_type=torch.device(device).type,
-        seed=seed,
-    )
+    asked = {**asked, **TUNED, "start": head, "workers": workers, "seed": seed}
+    settings = resolve_finetune(asked, dataset="demo", device_type=torch.device(device).type)
     say(f"fine-tuning the text tower with glscl ({settings.epochs} epochs)")
     clock = time.perf_counter()
     finetune(
         store,
         folder,
         settings,
-        start=head,
-        workers=workers,
         device=device,
         validate=validation_metrics,
         reporter=reporter,

@@ -17,7 +17,7 @@ In reading order:
     determinism       seeds and kernels that repeat
     deferred_signals  Ctrl-C between two steps
     resume_state      taken up where it was stopped
-    finite_checks     a loss that is no number ends the training
+    divergence     a loss that is no number ends the training
     loop              the training loop
     train             a head on a cache, from the tables to the run folder
 

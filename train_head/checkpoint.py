@@ -5,7 +5,7 @@
     best.safetensors     weights of the head, of the selected epoch
     last.safetensors     weights of the head, of the last epoch
     backbone.safetensors, backbone-last.safetensors    the same of the backbone, where `finetune` trained it
-    resume.safetensors   while training: weights, optimizer moments, and (as its metadata) where the run stands
+    resume.safetensors   while training: weights, optimizer moments, and (as its metadata) how far the run is
 
 Every file is replaced in one step, so a killed run leaves the files of its last finished epoch.
 """
@@ -15,10 +15,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,14 +25,11 @@ from torch.overrides import TorchFunctionMode
 
 from glscl.cache.files import dump_json, utf8_name, write_atomically
 from glscl.cache.fingerprint import differences
-from glscl.common.errors import CheckpointError, FingerprintError, NotFoundError
-from glscl.common.settings import with_option
-from glscl.train_head.heads import build_head
+from glscl.cache.store import Store
+from glscl.common.errors import CheckpointError, FingerprintError, Hint, NotFoundError
+from glscl.train_head.heads import build_head, recorded_head_class
+from glscl.train_head.heads.base import Head
 from glscl.train_head.run_record import run_problem, short
-
-if TYPE_CHECKING:
-    from glscl.cache.store import Store
-    from glscl.train_head.heads.base import Head
 
 RUN_SCHEMA = "glscl.run/1"
 WHICH = ("best", "last")
@@ -44,7 +40,7 @@ _BINDING = ("library", "name", "pretrained", "weights", "quick_gelu", "preproces
 
 
 class Resume(NamedTuple):
-    """Where a run stands: tensors by name and the rest as JSON."""
+    """What resume.safetensors holds: tensors by name and the rest as JSON."""
 
     tensors: dict[str, Tensor]
     state: dict[str, Any]
@@ -65,7 +61,8 @@ def _date_last(path: Path) -> None:
     with contextlib.suppress(OSError):
         others = [other.stat().st_mtime_ns for other in path.parent.parent.glob(f"*/{path.name}") if other != path]
         if others and max(others) >= path.stat().st_mtime_ns:
-            os.utime(path, ns=(max(others) + 10**6,) * 2)
+            youngest = max(others) + 10**6
+            os.utime(path, ns=(youngest, youngest))
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -78,7 +75,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     if not path.is_file():
         raise NotFoundError(
-            f"No run at {folder}: it has no run.json", mend=f"Train one: glscl train-head --out {folder}"
+            f"No run at {folder}: it has no run.json", hint=Hint("Train one", "train-head", {"out": folder})
         )
     try:
         run = json.loads(path.read_bytes())
@@ -124,11 +121,14 @@ def load_run(
     Raises:
         NotFoundError: no run, or none with such weights yet.
         CheckpointError: files that cannot be read or do not belong together.
+        UsageError: a head from outside this package that nobody asked for; see `recorded_head_class`.
     """
     if which not in WHICH:
         raise ValueError(f"which is {which!r}, expected one of {', '.join(WHICH)}")
     folder = Path(folder)
     run = read_run(folder)
+    if ":" in run["head"]:
+        recorded_head_class(run["head"], folder)
     path = folder / f"{which}.safetensors"
     tensors, _ = _load(path)
     for name, value in run["options"].items():
@@ -165,7 +165,7 @@ def check_tensors(path: Path, found: Mapping[str, Tensor], expected: Mapping[str
             raise CheckpointError(f"{path}: {name} has shape {tuple(found[name].shape)}, expected {tuple(shape)}")
 
 
-# --- where a run stands ------------------------------------------------------------------------------------------------
+# --- how far a run is --------------------------------------------------------------------------------------------------
 
 
 def save_resume(folder: Path, resume: Resume) -> None:
@@ -236,60 +236,42 @@ def check_cache(folder: Path | str, run: Mapping[str, Any], store: Store, *, whi
     if here != there:
         ours, theirs = _describe(store.configuration), _describe(trained)
         detail = "" if ours != theirs else f" ({'; '.join(differences(here, there)[:2])})"
-        name, pretrained = backbone_of(trained)
-        command = f"glscl extract --dataset {store.configuration.get('dataset', 'NAME')} --backbone {name}"
-        if trained.get("backbone", {}).get("preprocessing", {}).get("method") == "fast":
-            command += " --preprocess fast"
         if tuned is not None:
-            weights = Path(folder) / tuned["backbone"]
-            same = run["cache_fingerprint"] == store.fingerprint
-            command = extraction_with(store, weights) if same else f"{command} --pretrained {weights} --out CACHE"
-            raise _other_than_tuned(folder, tuned, store, ours, command)
-        command += f" --pretrained {pretrained}" if pretrained not in (None, "openai", "demo") else ""
+            raise _other_than_tuned(folder, tuned, store, ours)
+        name, pretrained = backbone_of(trained)
+        again: dict[str, Any] = {"dataset": store.configuration.get("dataset", "NAME"), "backbone": name}
+        if trained.get("backbone", {}).get("preprocessing", {}).get("method") == "fast":
+            again["preprocess"] = "fast"
+        if pretrained not in (None, "openai", "demo"):
+            again["pretrained"] = pretrained
         raise FingerprintError(
             f"{store.path} was extracted with {ours}; {folder} expects {theirs}{detail}",
-            mend=f"Extract again: {command}",
+            hint=Hint("Extract again", "extract", again),
         )
     return [line for line in differences(store.configuration, trained) if not line.startswith("backbone.pretrained:")]
 
 
-def _other_than_tuned(
-    folder: Path | str, tuned: Mapping[str, Any], store: Store, ours: str, command: str
-) -> FingerprintError:
+def _other_than_tuned(folder: Path | str, tuned: Mapping[str, Any], store: Store, ours: str) -> FingerprintError:
     """What to say of features that another backbone gave than the one a second pass left."""
-    from_pixels = f"glscl eval --run {folder} --videos {videos_folder(store)}"
-    again = f"Extract again: {command}, or from pixels: {from_pixels}"
+    again = (
+        ""
+        if tuned.get("patch_embedding") == "3d"
+        else f"Extract again with `pretrained={Path(folder) / tuned['backbone']}`, or j"
+    )
     return FingerprintError(
         f"{store.path} was extracted with {ours}; {folder} trained the backbone itself, so its head reads other features",
-        mend=f"Judge it from pixels: {from_pixels}" if tuned.get("patch_embedding") == "3d" else again,
+        hint=Hint(
+            f"{again or 'J'}udge it from pixels", "eval", {"run": folder, "videos": videos_folder(store) or "DIR"}
+        ),
     )
 
 
-def extraction_with(store: Store, weights: Path | str) -> str:
-    """The command that extracts what a cache holds again with other weights, into a folder CACHE that is to be named.
-
-    It is the one that made the cache, where `glscl extract` did.
-    """
-    typed = store.header.get("provenance", {}).get("command", "")
-    if not typed.startswith("glscl extract "):
-        about = store.configuration
-        typed = (
-            f"glscl extract --dataset {about.get('dataset', 'NAME')} --annotations FILE --videos {videos_folder(store)}"
-        )
-        typed += f" --backbone {shlex.quote(backbone_of(about)[0])}"
-        if about.get("backbone", {}).get("preprocessing", {}).get("method") == "fast":
-            typed += " --preprocess fast"
-    for option in ("--pretrained", "--out"):
-        typed = with_option(typed, option, None)
-    return f"{typed} --pretrained {shlex.quote(str(weights))} --out CACHE"
-
-
-def videos_folder(store: Store) -> str:
-    """The folder that all videos of a cache lay in when it was made, quoted for a command; DIR where nothing says so."""
+def videos_folder(store: Store) -> str | None:
+    """The folder that all videos of a cache lay in when it was made; None where nothing says so."""
     folders = {os.path.dirname(video.path) for video in store.plan.videos if video.path}
     if not folders or len({os.path.isabs(folder) for folder in folders}) > 1:
-        return "DIR"
-    return shlex.quote(os.path.commonpath(folders) or ".")
+        return None
+    return os.path.commonpath(folders) or "."
 
 
 def backbone_of(configuration: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -325,7 +307,7 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import safe_open
 
     if not path.is_file():
-        raise NotFoundError(f"There is no {path}", mend="Train until the first epoch is done, or name another run")
+        raise NotFoundError(f"There is no {path}", hint="Train until the first epoch is done, or name another run")
     try:
         with utf8_name(path) as name, safe_open(name, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118

@@ -1,4 +1,4 @@
-"""`--compile`: the loss of a batch as compiled code, and whether this machine can make it."""
+"""The setting `compile`: the loss of a batch as compiled code, and whether this machine can make it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def compiled(function: Callable[..., Any], device: torch.device, *, processes: i
         UsageError: there is no compiler for this device, or several processes.
     """
     if processes > 1:
-        raise UsageError(f"--compile is for one process, found {processes}", mend="Leave it out")
+        raise UsageError(f"`compile` is for one process, found {processes}", hint="Leave it out")
     problem = missing_compiler(device)
     if problem is not None:
-        raise UsageError(f"--compile: {problem}", mend="Install it, or leave --compile out")
+        raise UsageError(f"`compile`: {problem}", hint="Install it, or leave `compile` out")
     on_gpu = device.type == "cuda"
     step = torch.compile(function, dynamic=False, mode="reduce-overhead" if on_gpu else None)
     if not on_gpu:

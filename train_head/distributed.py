@@ -9,19 +9,21 @@ what a step does to the weights does not depend on how many processes share it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor
+from torch.distributed.nn.functional import all_gather
 
 from glscl.common.errors import UsageError
+from glscl.common.launch import launch
+from glscl.train_head.settings import precision_on
 
 Encoded = TypeVar("Encoded", bound=tuple)
 
@@ -35,21 +37,22 @@ def make_accelerator(
 
     Args:
         device: where to run; under `accelerate launch` only its kind counts, each process has its own.
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32", "bf16", "fp16" or "auto".
         tracker: "none" or "tensorboard", which logs below `folder`.
 
     Raises:
         UsageError: the tracker is not installed, or has no folder.
     """
     device = torch.device(device)
+    precision = precision_on(device.type, precision)
     if tracker != "none" and folder is None:
         raise UsageError(f"the tracker {tracker} needs a run folder to log to")
     if tracker == "tensorboard":
         from accelerate.utils import is_tensorboard_available
 
         if not is_tensorboard_available():
-            raise UsageError("--tracker tensorboard needs the tensorboard package", mend="pip install 'glscl[tracker]'")
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            raise UsageError("`tracker=tensorboard` needs the tensorboard package", hint="pip install 'glscl[tracker]'")
+    if launch().world == 1:
         # Accelerate keeps device and precision for the life of the process; a second run may want others.
         if PartialState._shared_state:
             AcceleratorState._reset_state(reset_partial_state=True)
@@ -88,20 +91,5 @@ def gather_items(encoded: Encoded) -> Encoded:
 
 def _gather(field: Tensor) -> Tensor:
     if field.dtype is torch.bool:
-        return _AllGather.apply(field.to(torch.uint8)).bool()
-    return _AllGather.apply(field)
-
-
-class _AllGather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, local: Tensor) -> Tensor:
-        local = local.contiguous()
-        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, local)
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total.chunk(dist.get_world_size())[dist.get_rank()]
+        return torch.cat(all_gather(field.to(torch.uint8))).bool()
+    return torch.cat(all_gather(field.contiguous()))

@@ -1,9 +1,9 @@
-"""Large batches in bounded memory: sides are encoded in pieces whose intermediates are made again in the backward pass.
+"""Large batches in bounded memory: sides are encoded in chunks whose intermediates are made again in the backward pass.
 
 N items, B captions and as many videos a batch, F frames, L tokens, D embed_dim.
 
 The score of a batch is tiled by `Head.score`; what else grows with the batch is what autograd keeps of the encoders, some
-megabytes a pair. A piece costs one forward pass more, so a batch that fits is never cut.
+megabytes a pair. A chunk costs one forward pass more, so a batch that fits is never cut.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.train_head.heads.base import Head
 
 
-def encode_in_pieces(encode: Callable[[Any], Any], features: Any, piece: int | None) -> Any:
-    """`encode(features)`; with gradients and more than `piece` items, piece by piece, each recomputed in the backward pass.
+def encode_in_chunks(encode: Callable[[Any], Any], features: Any, chunk: int | None) -> Any:
+    """`encode(features)`; with gradients and more than `chunk` items, chunk by chunk, each recomputed in the backward pass.
 
     Args:
         encode: `encode_text` or `encode_video` of a head.
         features: `TextFeatures` or `VideoFeatures` of N items.
-        piece: most items at once, about; None encodes all at once.
+        chunk: most items at once, about; None encodes all at once.
     """
     count = len(features[0])
-    if piece is None or count <= piece or not torch.is_grad_enabled():
+    if chunk is None or count <= chunk or not torch.is_grad_enabled():
         return encode(features)
     parts = [
         checkpoint(encode, type(features)(*part), use_reentrant=False)
-        for part in zip(*(_split(field, -(-count // piece)) for field in features))
+        for part in zip(*(_split(field, -(-count // chunk)) for field in features))
     ]
     return type(parts[0])(*(torch.cat(fields) for fields in zip(*parts)))
 
 
-def piece_that_fits(head: Head, *, words: int, frames: int) -> int:
+def chunk_that_fits(head: Head, *, words: int, frames: int) -> int:
     """Pairs whose encoders may be kept whole for the backward pass, from what autograd keeps of a few made-up ones.
 
     It follows from the head, the sizes and the kind of device alone, not from free memory: the same training takes the
-    same pieces, and with them the same random numbers, on every run.
+    same chunks, and with them the same random numbers, on every run.
 
     Args:
         head: where it will train, in training mode.

@@ -51,7 +51,7 @@ def hold_out(table: FeatureTable, *, size: float | None, seed: int) -> Holdout:
     else:
         held = max(1, round(count * size)) if size < 1 else round(size)
     if held >= count:
-        raise UsageError(f"--validation {size:g} would hold out {held} of {count} training videos: none would be left")
+        raise UsageError(f"`validation={size:g}` would hold out {held} of {count} training videos: none would be left")
     ranked = sorted(captioned, key=lambda row: _hash(seed, table.video_ids[row]))
     chosen = sorted(ranked[:held])
     keep = torch.ones(table.num_videos, dtype=torch.bool)

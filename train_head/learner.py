@@ -5,7 +5,6 @@ B captions and as many videos a batch, L tokens, F frames, S steps an epoch.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ from torch import Tensor, nn
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
+from glscl.common.launch import launch
 from glscl.train_head.checkpoint import save_weights
 from glscl.train_head.compiling import compiled
 from glscl.train_head.distributed import gather_items
-from glscl.train_head.encode_chunks import encode_in_pieces, piece_that_fits
+from glscl.train_head.encode_chunks import chunk_that_fits, encode_in_chunks
 from glscl.train_head.heads.base import Head
 from glscl.train_head.losses import contrastive_loss
 from glscl.train_head.optim import parameter_groups
@@ -32,16 +32,16 @@ class ContrastiveStep(nn.Module):
 
     Args:
         head: what is trained.
-        piece: texts and videos encoded at once, see `glscl.train_head.encode_chunks`; None is the whole batch.
+        chunk: texts and videos encoded at once, see `glscl.train_head.encode_chunks`; None is the whole batch.
 
     Attributes:
         compute: what `forward` calls, `loss` or a compiled version of it.
     """
 
-    def __init__(self, head: Head, *, piece: int | None = None) -> None:
+    def __init__(self, head: Head, *, chunk: int | None = None) -> None:
         super().__init__()
         self.head = head
-        self.piece = piece
+        self.chunk = chunk
         self.compute: Callable[..., Tensor] = self.loss
 
     def forward(self, text: TextFeatures, video: VideoFeatures, exclude: Tensor | None = None) -> Tensor:
@@ -50,8 +50,8 @@ class ContrastiveStep(nn.Module):
 
     def loss(self, text: TextFeatures, video: VideoFeatures, exclude: Tensor | None = None) -> Tensor:
         """As `forward`, never compiled."""
-        encoded_text = gather_items(encode_in_pieces(self.head.encode_text, text, self.piece))
-        encoded_video = gather_items(encode_in_pieces(self.head.encode_video, video, self.piece))
+        encoded_text = gather_items(encode_in_chunks(self.head.encode_text, text, self.chunk))
+        encoded_video = gather_items(encode_in_chunks(self.head.encode_video, video, self.chunk))
         similarity = self.head.score(encoded_text, encoded_video)  # (B, B)
         loss = contrastive_loss(similarity * self.head.logit_scale.exp(), exclude=exclude)
         for auxiliary in self.head.auxiliary_losses(encoded_text, encoded_video).values():
@@ -84,10 +84,10 @@ class Learner:
         self._lengths = None if lengths is None else lengths.diff().cpu().numpy()
         longest = 1 if self._lengths is None else max(1, int(self._lengths.max(initial=1)))
         self.table = resident(self.table, device)
-        piece = piece_that_fits(self.head, words=longest, frames=self.table.frame_features.shape[1])
-        step = ContrastiveStep(self.head, piece=piece)
+        chunk = chunk_that_fits(self.head, words=longest, frames=self.table.frame_features.shape[1])
+        step = ContrastiveStep(self.head, chunk=chunk)
         if self._compile:
-            step.compute = compiled(step.loss, device, processes=int(os.environ.get("WORLD_SIZE", "1")))
+            step.compute = compiled(step.loss, device, processes=launch().world)
             if self._lengths is not None:
                 self._lengths = np.full_like(self._lengths, longest)
         return step

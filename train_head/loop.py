@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast
 
 from glscl.cache.sampler import CaptionSampler
@@ -25,101 +26,100 @@ from glscl.cache.table import FeatureTable
 from glscl.train_head.deferred_signals import interrupts_deferred
 from glscl.train_head.determinism import deterministic, step_seed
 from glscl.train_head.distributed import make_accelerator
-from glscl.train_head.finite_checks import require_finite, require_finite_weights
+from glscl.train_head.divergence import check_losses, check_weights
 from glscl.train_head.heads.base import Head
 from glscl.train_head.learner import Learner
 from glscl.train_head.optim import build_optimizer, clamp_logit_scale, warmup_cosine
 from glscl.train_head.reports import FitResult, Reporter, StepReport
-from glscl.train_head.resume_state import Standing, clear, save_epoch, save_standing, take_up
+from glscl.train_head.resume_state import TrainingState, clear, restore, save_between_steps, save_epoch
+from glscl.train_head.settings import TrainSettings
+
+# metrics of a head on what validates: {"text_to_video": {"R@1", …, "MnR"}, "video_to_text": {…}}
+Judge = Callable[[Head], Mapping[str, Mapping[str, float]]]
 
 
 def fit(
     head: Head,
     table: FeatureTable,
+    settings: TrainSettings,
     *,
-    epochs: int,
-    batch_size: int = 128,
-    lr: float = 1e-4,
-    weight_decay: float = 0.2,
-    betas: tuple[float, float] = (0.9, 0.98),
-    eps: float = 1e-6,
-    warmup: float = 0.1,
-    clip: float = 1.0,
-    seed: int = 0,
-    same_video: str = "separate",
-    captions_per_video: int | None = None,
-    precision: str = "fp32",
     device: torch.device | str = "cpu",
-    validate: Callable[[Head], Mapping[str, Mapping[str, float]]] | None = None,
-    eval_every: int = 1,
-    log_every: int = 50,
-    out: Path | None = None,
-    run: Mapping[str, Any] | None = None,
-    resume: bool = False,
-    tracker: str = "none",
+    validate: Judge | None = None,
     reporter: Reporter | None = None,
-    learner: Learner | None = None,
-    compile: bool = False,
-    checkpoint_every: int | None = None,
-    patience: int | None = None,
+    out: Path | None = None,
+    resume: bool = False,
 ) -> FitResult:
-    """Train a head in place; it ends with the weights of the last epoch.
+    """Train a head in place on the features of a table; it ends with the weights of the last epoch. See `fit_learner`.
+
+    Args:
+        head: where to start; `settings.head` and its options are not looked at.
+        table: what to train on.
+    """
+    learner = Learner(head, table, compile=settings.compile)
+    return fit_learner(learner, settings, device=device, validate=validate, reporter=reporter, out=out, resume=resume)
+
+
+def fit_learner(
+    learner: Learner,
+    settings: TrainSettings,
+    *,
+    device: torch.device | str = "cpu",
+    validate: Judge | None = None,
+    reporter: Reporter | None = None,
+    out: Path | None = None,
+    record: Mapping[str, Any] | None = None,
+    resume: bool = False,
+) -> FitResult:
+    """Train a learner in place.
 
     Best is the epoch with the highest mean R@1 of both directions, on ties the lower mean rank, on ties the earlier;
     without `validate` it is the last.
 
     Args:
-        head: where to start.
-        table: what to train on.
-        epochs, …, captions_per_video: see `glscl.train_head.settings.TrainConfig`.
-        precision: "fp32", "bf16" or "fp16".
+        learner: what is trained, and where its batches come from.
+        settings: how. Its recipe, head, options, frames and choice of a validation part are done with before.
         device: where to train.
         validate: metrics of the head; called every `eval_every` epochs and after the last.
-        log_every: steps between reports.
-        out: run folder for checkpoints; None keeps none.
-        run: what run.json says beside history, best and complete.
-        resume: go on from `out/resume.safetensors` if it is there.
-        tracker: "none" or "tensorboard".
         reporter: hears how it goes.
-        learner: what else is trained, and where its batches come from; None trains `head` on the features of `table`.
-        compile: see `Learner`; a learner that is given knows by itself.
-        checkpoint_every: also save where the run stands after so many steps; None only after an epoch.
-        patience: stop after so many validations in a row without a better one; None never does.
+        out: run folder for checkpoints; None keeps none.
+        record: what run.json says but for history, best and complete.
+        resume: go on from `out/resume.safetensors` if it is there.
 
     Raises:
         NonFiniteError: the loss became NaN or infinite; names epoch, step and captions. Checkpoints stay as they were.
         CheckpointError: what is to be resumed is unreadable or of another training.
-        KeyboardInterrupt: on SIGINT, SIGTERM and SIGHUP, after the step under way and after saving where the run stands.
+        KeyboardInterrupt: on SIGINT, SIGTERM and SIGHUP, after the step under way and after saving how far the run is.
     """
-    accelerator = make_accelerator(device, precision, tracker=tracker, folder=out)
-    device = accelerator.device
-    main = accelerator.is_main_process
-    reporter = Reporter() if reporter is None or not main else reporter
-    learner = learner or Learner(head, table, compile=compile)
-    learner.module.to(device).train()
+    accelerator = make_accelerator(device, settings.precision, tracker=settings.tracker, folder=out)
+    main, table = accelerator.is_main_process, learner.table
+    reporter = reporter if reporter is not None and main else Reporter()
+    learner.module.to(accelerator.device).train()
     video_of_text = table.video_of_text.cpu().numpy()
     sampler = CaptionSampler(
         video_of_text,
-        batch_size,
-        seed=seed,
-        same_video=same_video,
-        captions_per_video=captions_per_video,
+        settings.batch_size,
+        seed=settings.seed,
+        same_video=settings.same_video,
+        captions_per_video=settings.captions_per_video,
         multiple_of=accelerator.num_processes,
     )
-    if sampler.batch_size < batch_size:
+    if sampler.batch_size < settings.batch_size:
         reporter.note(
-            f"batches have {sampler.batch_size} captions, not {batch_size}: there are {table.num_texts} captions "
+            f"batches have {sampler.batch_size} captions, not {settings.batch_size}: there are {table.num_texts} captions "
             f"of {len(np.unique(video_of_text))} videos"
         )
     optimizer = build_optimizer(
-        learner.module, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps, groups=learner.groups(weight_decay)
+        learner.groups(settings.weight_decay), lr=settings.lr, betas=settings.betas, eps=settings.eps
     )
-    state = Standing(epochs=epochs, steps=sampler.steps, batch_size=sampler.batch_size, seed=seed)
+    state = TrainingState(
+        epochs=settings.epochs, steps=sampler.steps, batch_size=sampler.batch_size, seed=settings.seed
+    )
     if resume:
         if main and out is not None:
             clear(out, finished=False)
-        take_up(accelerator, state, learner.module, optimizer, out)
+        restore(accelerator, state, learner.module, optimizer, out)
     training = _Training(
+        settings=settings,
         accelerator=accelerator,
         learner=learner,
         sampler=sampler,
@@ -127,17 +127,8 @@ def fit(
         state=state,
         reporter=reporter,
         folder=out if main else None,
-        record=run or {},
-        lr=lr,
-        warmup=warmup,
-        clip=clip,
-        mask=same_video == "mask",
+        record=record or {},
         validate=validate,
-        eval_every=eval_every,
-        log_every=log_every,
-        checkpoint_every=checkpoint_every,
-        patience=patience,
-        tracked=tracker != "none",
     )
     return training.run()
 
@@ -148,36 +139,26 @@ class _Training:
 
     Attributes:
         folder: of the run; None in all processes but the first, and where nothing is kept.
-        record: what run.json says beside how it goes.
-        mask: leave other captions of a caption's video out of its negatives.
-        tracked: Accelerate's trackers hear of it.
-        Others: see `fit`.
+        Others: see `fit_learner`.
     """
 
-    accelerator: Any
+    settings: TrainSettings
+    accelerator: Accelerator
     learner: Learner
     sampler: CaptionSampler
     optimizer: torch.optim.Optimizer
-    state: Standing
+    state: TrainingState
     reporter: Reporter
     folder: Path | None
     record: Mapping[str, Any]
-    lr: float
-    warmup: float
-    clip: float
-    mask: bool
-    validate: Callable[[Head], Mapping[str, Mapping[str, float]]] | None
-    eval_every: int
-    log_every: int
-    checkpoint_every: int | None
-    patience: int | None
-    tracked: bool
+    validate: Judge | None
 
     def __post_init__(self) -> None:
         accelerator, size = self.accelerator, self.sampler.batch_size // self.accelerator.num_processes
         self.device = accelerator.device
         self.share = slice(size * accelerator.process_index, size * (accelerator.process_index + 1))
         self.result = FitResult(history=self.state.history, best=self.state.best)
+        self.tracked = self.settings.tracker != "none"
         self._losses = torch.empty(0)  # of the epoch under way
         self._interrupted = threading.Event()
         self._step_module, self._updates = accelerator.prepare(self.learner.begin(self.device), self.optimizer)
@@ -195,7 +176,7 @@ class _Training:
                     if not ended:
                         self._heed_interrupts()
             except KeyboardInterrupt:
-                self._keep_standing()
+                self._save_interrupted()
                 raise
         if self.tracked:
             self.accelerator.end_training()
@@ -205,22 +186,25 @@ class _Training:
         """The steps of an epoch that are left."""
         state, steps = self.state, self.state.steps
         rows = self.sampler.epoch(state.epoch)
-        batches = self.learner.batches(rows, start=state.step, share=self.share, mask=self.mask)
+        batches = self.learner.batches(
+            rows, start=state.step, share=self.share, mask=self.settings.same_video == "mask"
+        )
         self._losses = torch.full((steps,), torch.nan, device=self.device)
         self._losses[: state.step] = torch.tensor(state.losses, device=self.device)
         reported, clock = state.step, time.perf_counter()
         while state.step < steps:
             self._step(batches)
             last = state.step == steps
-            keep = self.checkpoint_every is not None and state.step % self.checkpoint_every == 0
-            if (state.step - reported) % self.log_every == 0 or last or keep:
+            every = self.settings.checkpoint_every
+            keep = every is not None and state.step % every == 0
+            if (state.step - reported) % self.settings.log_every == 0 or last or keep:
                 self._report(rows, since=reported, clock=clock)
                 if keep and not last:
-                    require_finite_weights(self.learner.module, self.learner.table, rows, state, out=self.folder)
-                    self._save_standing()
+                    check_weights(self.learner.module, self.learner.table, rows, state, out=self.folder)
+                    self._save_between_steps()
                 reported, clock = state.step, time.perf_counter()
             self._heed_interrupts()
-        require_finite_weights(self.learner.module, self.learner.table, rows, state, out=self.folder)
+        check_weights(self.learner.module, self.learner.table, rows, state, out=self.folder)
 
     def _step(self, batches: Any) -> None:
         """One batch: loss, gradients, update. The loss stays on the device."""
@@ -231,7 +215,7 @@ class _Training:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         torch.manual_seed(step_seed(state.seed, state.epoch, step, self.accelerator.process_index))
         loss = self.learner.backward(self.accelerator, self._step_module, batches.on(self.device, step))
-        self.accelerator.clip_grad_norm_(self.learner.module.parameters(), self.clip)
+        self.accelerator.clip_grad_norm_(self.learner.module.parameters(), self.settings.clip)
         self._updates.step()
         self._updates.zero_grad(set_to_none=True)
         clamp_logit_scale(self.learner.head.logit_scale)
@@ -241,13 +225,14 @@ class _Training:
     def _learning_rate(self, step: int) -> float:
         """Of a step of the epoch under way, counted from 0."""
         total = self.state.epochs * self.state.steps
-        return self.lr * warmup_cosine(self.state.epoch * self.state.steps + step, total=total, warmup=self.warmup)
+        done = self.state.epoch * self.state.steps + step
+        return self.settings.lr * warmup_cosine(done, total=total, warmup=self.settings.warmup)
 
     def _report(self, rows: np.ndarray, *, since: int, clock: float) -> None:
         """Wait for the device, look at the losses from step `since` on, which began at `clock`, and tell of them."""
         state = self.state
         fresh = self._losses[since : state.step].tolist()
-        require_finite(fresh, self.learner.table, rows, state, first=since, out=self.folder)
+        check_losses(fresh, self.learner.table, rows, state, first=since, out=self.folder)
         state.losses += fresh
         self.result.losses += fresh
         seconds = time.perf_counter() - clock
@@ -270,9 +255,9 @@ class _Training:
         """Validate, keep what is to be kept; whether the training ends for want of anything better."""
         state = self.state
         row = self._row()
-        last = state.epoch + 1 == state.epochs
-        if self.validate and self.accelerator.is_main_process and ((state.epoch + 1) % self.eval_every == 0 or last):
-            row["validation"] = self._validated(row["step"])
+        due = (state.epoch + 1) % self.settings.eval_every == 0 or state.epoch + 1 == state.epochs
+        if self.validate and due and self.accelerator.is_main_process:
+            row["validation"] = self._validated(self.validate, row["step"])
         self.accelerator.wait_for_everyone()
         better = self.validate is None or ("validation" in row and _is_better(row, state.best))
         state.consistent = False
@@ -281,7 +266,8 @@ class _Training:
         state.history.append(row)
         state.begin(state.epoch + 1)
         self.result.best = state.best
-        ended = self.patience is not None and self.validate is not None and self._out_of_patience(self.patience)
+        patience = self.settings.patience
+        ended = patience is not None and self.validate is not None and self._out_of_patience(patience)
         if self.folder is not None:
             save_epoch(
                 self.folder,
@@ -296,7 +282,7 @@ class _Training:
         state.consistent = True
         self.reporter.epoch(row, best=better)
         if ended and state.epoch < state.epochs:
-            note = f"stopped after epoch {state.epoch}: {self.patience} validations without a better one"
+            note = f"stopped after epoch {state.epoch}: {patience} validations without a better one"
             self.reporter.note(note)
         return ended
 
@@ -313,12 +299,13 @@ class _Training:
             "captions_per_second": state.steps * state.batch_size / max(state.seconds, 1e-9),
         }
 
-    def _validated(self, step: int) -> dict[str, dict[str, float]]:
-        metrics = self.validate(self.learner.head)
-        found = {name: dict(of) for name, of in metrics.items() if name in ("text_to_video", "video_to_text")}
+    def _validated(self, validate: Judge, step: int) -> dict[str, dict[str, float]]:
+        metrics = validate(self.learner.head)
+        found = {direction: dict(metrics[direction]) for direction in ("text_to_video", "video_to_text")}
         self.learner.module.train()
         if self.tracked:
-            self.accelerator.log({f"validation/{name} R@1": of["R@1"] for name, of in found.items()}, step=step)
+            recalls = {f"validation/{direction} R@1": each["R@1"] for direction, each in found.items()}
+            self.accelerator.log(recalls, step=step)
         return found
 
     def _out_of_patience(self, patience: int) -> bool:
@@ -331,8 +318,8 @@ class _Training:
         if self._interrupted.is_set():
             raise KeyboardInterrupt
 
-    def _keep_standing(self) -> None:
-        """Save where an interrupted training stands, if it stands between two steps."""
+    def _save_interrupted(self) -> None:
+        """Save how far an interrupted training is, if it is between two steps."""
         state = self.state
         if not state.consistent or self.accelerator.num_processes > 1 or state.epoch == state.epochs:
             return
@@ -340,19 +327,21 @@ class _Training:
             return
         rows, first = self.sampler.epoch(state.epoch), len(state.losses)
         fresh = self._losses[first : state.step].tolist()
-        require_finite(fresh, self.learner.table, rows, state, first=first, out=self.folder)
-        require_finite_weights(self.learner.module, self.learner.table, rows, state, out=self.folder)
+        check_losses(fresh, self.learner.table, rows, state, first=first, out=self.folder)
+        check_weights(self.learner.module, self.learner.table, rows, state, out=self.folder)
         state.losses += fresh
-        self._save_standing()
+        self._save_between_steps()
 
-    def _save_standing(self) -> None:
+    def _save_between_steps(self) -> None:
         if self.folder is not None:
-            save_standing(self.folder, self.learner.module, self.optimizer, self.accelerator, self.state, self.record)
+            save_between_steps(
+                self.folder, self.learner.module, self.optimizer, self.accelerator, self.state, self.record
+            )
 
 
 def _is_better(row: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:
-    def merit(of: Mapping[str, Any]) -> tuple[float, float]:
-        directions = of["validation"].values()
+    def merit(epoch: Mapping[str, Any]) -> tuple[float, float]:
+        directions = epoch["validation"].values()
         return sum(d["R@1"] for d in directions), -sum(d["MnR"] for d in directions)
 
     return best is None or merit(row) > merit(best)

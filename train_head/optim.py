@@ -25,20 +25,9 @@ def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str
 
 
 def build_optimizer(
-    module: nn.Module,
-    *,
-    lr: float,
-    weight_decay: float,
-    betas: tuple[float, float],
-    eps: float,
-    groups: list[dict[str, Any]] | None = None,
+    groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float
 ) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, as one fused kernel where the device has it.
-
-    Args:
-        groups: how they are grouped; None is as `parameter_groups` does.
-    """
-    groups = groups or parameter_groups(module, weight_decay=weight_decay)
+    """AdamW over groups of parameters, such as `parameter_groups` makes; one fused kernel where the device has it."""
     device = groups[0]["params"][0].device.type
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=device in ("cuda", "cpu"))
 

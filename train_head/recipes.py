@@ -1,14 +1,14 @@
-"""Settings by dataset, as published (docs/recipes.md has commands, times and results).
+"""What is trained with by dataset, as published (docs/recipes.md has commands, times and results).
 
-All: learning rate 1e-4 for the head, AdamW with weight decay 0.2, betas 0.9 and 0.98, eps 1e-6, warm-up over a tenth of
-the steps, cosine to zero, gradients clipped to norm 1.
+A recipe holds what differs from the defaults of `glscl.train_head.settings.TrainSettings`: learning rate 1e-4 for the
+head, AdamW with weight decay 0.2, betas 0.9 and 0.98, eps 1e-6, warm-up over a tenth of the steps, cosine to zero,
+gradients clipped to norm 1, batches of 128, five epochs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from glscl.common.errors import UsageError
@@ -16,34 +16,25 @@ from glscl.common.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How one dataset is trained on.
+    """How one dataset is extracted and trained on.
 
     Attributes:
         words: tokens kept a caption when extracting, start and end included.
-        frames: frames a video that training and evaluation look at.
         fps: frames a second when extracting.
-        batch: captions a batch.
-        epochs: passes over all captions.
-        lr: peak learning rate.
-        weight_decay: of matrices.
-        betas, eps: of AdamW.
-        warmup: share of the steps in which the learning rate rises.
-        clip: largest norm of the gradient.
+        frames: frames a video that training and evaluation look at.
+        training: settings of the training that are not as usual, by name.
         head_options: options of single heads, by head.
     """
 
     words: int = 32
-    frames: int = 12
     fps: float = 1.0
-    batch: int = 128
-    epochs: int = 5
-    lr: float = 1e-4
-    weight_decay: float = 0.2
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1e-6
-    warmup: float = 0.1
-    clip: float = 1.0
-    head_options: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MappingProxyType({}))
+    frames: int = 12
+    training: Mapping[str, Any] = field(default_factory=dict)
+    head_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def settings(self, head: str) -> dict[str, Any]:
+        """What it says of the settings of a training of `head`, by name; a layer for `glscl.common.settings.build`."""
+        return {"max_frames": self.frames, **self.training, "options": dict(self.head_options.get(head, {}))}
 
 
 def _glscl(**changes: Any) -> dict[str, Any]:
@@ -63,14 +54,14 @@ RECIPES: dict[str, Recipe] = {
     "msrvtt": Recipe(head_options={"glscl": _glscl()}),
     "msvd": Recipe(head_options={"glscl": _glscl()}),
     "lsmdc": Recipe(head_options={"glscl": _glscl()}),
-    "didemo": Recipe(words=64, frames=64, batch=32, head_options={"glscl": _glscl()}),
-    "activitynet": Recipe(words=64, frames=64, batch=64, epochs=10, head_options={"glscl": _glscl(queries=12)}),
+    "didemo": Recipe(words=64, frames=64, training={"batch_size": 32}, head_options={"glscl": _glscl()}),
+    "activitynet": Recipe(
+        words=64, frames=64, training={"batch_size": 64, "epochs": 10}, head_options={"glscl": _glscl(queries=12)}
+    ),
     # The built-in corpus is small and its features have 128 dimensions: larger steps, fewer of them, shallower heads.
     "demo": Recipe(
         fps=2.0,
-        batch=128,
-        epochs=3,
-        lr=2e-3,
+        training={"epochs": 3, "lr": 2e-3},
         head_options={
             "seq_transf": {"aggregator_layers": 2},
             "glscl": _glscl(aggregator_layers=1, decoder_layers=1),

@@ -44,6 +44,6 @@ class FitResult:
         best: the row whose weights are the best; None where nothing was validated.
     """
 
-    losses: list[float] = field(default_factory=list)
-    history: list[dict[str, Any]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list, repr=False)
+    history: list[dict[str, Any]] = field(default_factory=list, repr=False)
     best: dict[str, Any] | None = None

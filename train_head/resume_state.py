@@ -1,11 +1,11 @@
-"""Where a training stands: taken up where it was stopped, and saved after every epoch."""
+"""How far a training is: saved after every epoch and where it is stopped, and restored when it goes on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -20,14 +20,12 @@ from glscl.train_head.checkpoint import (
     save_resume,
     write_run,
 )
-from glscl.train_head.run_record import short, standing_problem
-
-if TYPE_CHECKING:
-    from glscl.train_head.learner import Learner
+from glscl.train_head.learner import Learner
+from glscl.train_head.run_record import short, state_problem
 
 
 @dataclass(kw_only=True)
-class Standing:
+class TrainingState:
     """How far a loop is. `epoch` and `step` are the next ones to do, from 0; losses and seconds are of this epoch."""
 
     epochs: int
@@ -52,8 +50,8 @@ _SAME = ("epochs", "steps", "batch_size", "seed")
 _MOVING = ("epoch", "step", "losses", "seconds", "history", "best", "saved")
 
 
-def standing_of(
-    state: Standing, module: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+def snapshot(
+    state: TrainingState, module: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
 ) -> Resume:
     """Everything a run needs to go on: weights, moments by the parameter's name, and how far it is."""
     tensors = {f"head.{name}": value for name, value in module.state_dict().items()}
@@ -64,25 +62,33 @@ def standing_of(
     return Resume(tensors, {**{key: getattr(state, key) for key in (*_SAME, *_MOVING)}, "scaler": scaler})
 
 
-def take_up(
-    accelerator: Accelerator, state: Standing, module: nn.Module, optimizer: torch.optim.Optimizer, out: Path | None
+def restore(
+    accelerator: Accelerator,
+    state: TrainingState,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    out: Path | None,
 ) -> None:
-    """Set weights, moments and standing from what `_standing` saved; nothing where there is none."""
-    resume = load_resume(out) if out is not None else None
+    """Set weights, moments and state from what `save_resume` wrote; nothing where there is nothing.
+
+    Raises:
+        CheckpointError: it is unreadable, or of another training.
+    """
+    path = None if out is None else out / "resume.safetensors"
+    resume = None if out is None else load_resume(out)
     found = -1
     if resume is not None:
-        path = out / "resume.safetensors"
-        problem = standing_problem(resume.state, epochs=state.epochs, steps=state.steps)
+        problem = state_problem(resume.state, epochs=state.epochs, steps=state.steps)
         if problem:
             raise CheckpointError(f"{path} does not say where the run stands: {problem}")
         found = resume.state["epoch"] * state.steps + resume.state["step"]
-    everywhere = accelerator.gather(torch.tensor([found], device=accelerator.device)).tolist()
-    if len(set(everywhere)) > 1:
+    everywhere = accelerator.gather(torch.tensor([found], device=accelerator.device))
+    assert isinstance(everywhere, torch.Tensor)  # as what was gathered
+    if len(everywhere.unique()) > 1:
         raise CheckpointError(
-            f"The processes do not see the same {out}/resume.safetensors",
-            mend="Put --out on a disk that all of them share",
+            f"The processes do not see the same {path}", hint="Put `out` on a disk that all of them share"
         )
-    if resume is None:
+    if resume is None or path is None:
         return
     for key in _SAME:
         if resume.state.get(key) != getattr(state, key):
@@ -106,8 +112,8 @@ def take_up(
             lacking = ", ".join(kind for kind in _MOMENTS if kind not in found_moments)
             raise CheckpointError(f"{path} lacks {lacking} of {parameter}")
     module.load_state_dict({name.removeprefix("head."): value for name, value in weights.items()})
-    for parameter, of in moments.items():
-        for kind, value in of.items():
+    for parameter, kinds in moments.items():
+        for kind, value in kinds.items():
             optimizer.state[parameters[parameter]][kind] = _laid_out_like(parameters[parameter], value)
     for key in _MOVING:
         setattr(state, key, resume.state.get(key, getattr(state, key)))
@@ -127,13 +133,13 @@ def save_epoch(
     learner: Learner,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
-    state: Standing,
+    state: TrainingState,
     run: Mapping[str, Any],
     *,
     better: bool,
     ended: bool = False,
 ) -> None:
-    """Best and last first, then where the run stands; a finished run needs no standing any more.
+    """Best and last first, then how far the run is; a finished run needs no resume.safetensors any more.
 
     Args:
         better: the weights are the best so far.
@@ -144,34 +150,34 @@ def save_epoch(
         state.saved["best"] = learner.save(out, "best")
     state.saved["last"] = learner.save(out, "last")
     if not complete:
-        save_resume(out, standing_of(state, learner.module, optimizer, accelerator))
+        save_resume(out, snapshot(state, learner.module, optimizer, accelerator))
     write_run(out, _record(run, state, complete))
     if complete:
         (out / "resume.safetensors").unlink(missing_ok=True)
 
 
-def save_standing(
+def save_between_steps(
     out: Path,
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
-    state: Standing,
+    state: TrainingState,
     run: Mapping[str, Any],
 ) -> None:
     """What a stopped run leaves in the middle of an epoch."""
-    save_resume(out, standing_of(state, module, optimizer, accelerator))
+    save_resume(out, snapshot(state, module, optimizer, accelerator))
     write_run(out, _record(run, state, complete=False))
 
 
 def clear(out: Path, *, finished: bool) -> None:
-    """Remove what a killed training was writing, and where it stood if it has `finished` all the same."""
+    """Remove what a killed training was writing, and how far it was if it has `finished` all the same."""
     for path in half_written(out):
         path.unlink(missing_ok=True)
     if finished:
         (out / "resume.safetensors").unlink(missing_ok=True)
 
 
-def _record(run: Mapping[str, Any], state: Standing, complete: bool) -> dict[str, Any]:
+def _record(run: Mapping[str, Any], state: TrainingState, complete: bool) -> dict[str, Any]:
     """run.json; what `Learner.save` tells of the weights stands under `weights`, where it tells something."""
     weights = {"weights": state.saved} if any(state.saved.values()) else {}
     return {**run, **weights, "history": state.history, "best": state.best, "complete": complete}

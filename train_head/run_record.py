@@ -1,16 +1,14 @@
-"""What stands in run.json and in a standing, checked field by field: these files may be damaged, or anybody's."""
+"""What run.json and resume.safetensors must hold, checked field by field: these files may be damaged, or anybody's."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import types
-import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 from glscl.cache.records import check_backbones
-from glscl.cache.table import FramePosition
+from glscl.cache.schema import FramePosition
 
 MAX_DIM = 10**6  # of features; more is no model
 _RUN = {
@@ -79,10 +77,10 @@ def _weights_problem(weights: Any) -> str | None:
     """What is wrong with what a second pass says of its backbones, by "best" and "last"."""
     if not fits(weights, dict):
         return f"weights are {short(weights)}, expected an object"
-    for which, of in weights.items():
-        named = isinstance(of, dict) and all(isinstance(of.get(key), str) for key in ("backbone", "weights"))
-        if not named or "/" in of["backbone"]:
-            return f"weights of {short(which)} are {short(of)}, expected the name of a file and a hash"
+    for which, file in weights.items():
+        named = isinstance(file, dict) and all(isinstance(file.get(key), str) for key in ("backbone", "weights"))
+        if not named or "/" in file["backbone"]:
+            return f"weights of {short(which)} are {short(file)}, expected the name of a file and a hash"
     return None
 
 
@@ -94,15 +92,15 @@ def history_problem(rows: Iterable[Any]) -> str | None:
         if not fits(row.get("loss"), float | None) or not fits(row.get("epoch"), int | None):
             return f"a row of the history has loss {short(row.get('loss'))} and epoch {short(row.get('epoch'))}"
         validation = row.get("validation") or {}
-        if not isinstance(validation, dict) or not all(isinstance(of, dict) for of in validation.values()):
+        if not isinstance(validation, dict) or not all(isinstance(metrics, dict) for metrics in validation.values()):
             return f"a row of the history has validation {short(validation)}"
-        for of in validation.values():
-            if not all(fits(value, float) for value in of.values()):
-                return f"a row of the history has validation {short(of)}, expected numbers"
+        for metrics in validation.values():
+            if not all(fits(value, float) for value in metrics.values()):
+                return f"a row of the history has validation {short(metrics)}, expected numbers"
     return None
 
 
-def standing_problem(state: Any, *, epochs: int, steps: int) -> str | None:
+def state_problem(state: Any, *, epochs: int, steps: int) -> str | None:
     """What in the state of a resume file is not as it should be; None where nothing is."""
     if not isinstance(state, dict):
         return f"found {short(state)}, expected an object"
@@ -110,7 +108,7 @@ def standing_problem(state: Any, *, epochs: int, steps: int) -> str | None:
         if not fits(state.get(key), int) or not 0 <= state[key] <= last:
             return f"{key} is {short(state.get(key))}, expected 0 to {last}"
     losses = state.get("losses")
-    if not fits(losses, list) or not all(fits(loss, float) for loss in losses):
+    if not isinstance(losses, list) or not all(fits(loss, float) for loss in losses):
         return f"losses are {short(losses)}"
     kinds = {"seconds": float, "history": list, "best": dict | None}
     for key, kind in kinds.items():
@@ -119,21 +117,6 @@ def standing_problem(state: Any, *, epochs: int, steps: int) -> str | None:
     if not fits(state.get("saved", {}), dict) or not fits(state.get("scaler"), dict | None):
         return "saved or scaler is not an object"
     return history_problem(state["history"]) or (history_problem([state["best"]]) if state["best"] else None)
-
-
-def settings_problem(stored: Mapping[str, Any], of: type) -> str | None:
-    """What in stored settings does not have the type that the dataclass `of` declares; None where all has."""
-    kinds = typing.get_type_hints(of)
-    for field in dataclasses.fields(of):
-        value, kind = stored[field.name], kinds[field.name]
-        if field.name == "betas":
-            good = fits(value, list) and len(value) == 2 and all(fits(beta, float) for beta in value)
-        else:
-            of_objects = typing.get_origin(kind) not in (None, types.UnionType)  # dict[str, …], but not int | None
-            good = fits(value, dict if of_objects else kind)
-        if not good:
-            return f"{field.name} is {short(value)}"
-    return None
 
 
 def fits(value: Any, kind: Any) -> bool:

@@ -1,235 +1,264 @@
-"""Settings of `glscl train-head`, and how they meet a recipe and what an earlier run was told: one explicit result."""
+"""Settings of a training: one object with a value for everything, made of defaults, a recipe and what was asked for."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from glscl.cache.schema import SAME_VIDEO
-from glscl.common.errors import UsageError
-from glscl.common.settings import check, setting
-from glscl.train_head.heads import HEAD_NAMES, head_class
+from glscl.cache.schema import SAME_VIDEO, FramePosition
+from glscl.common.errors import UsageError, first_line
+from glscl.common.settings import build, differences, setting
+from glscl.train_head.heads import HEAD_NAMES, full_name, head_class, recorded_head_class
 from glscl.train_head.recipes import RECIPES, recipe
 
 SELECTIONS = ("validation", "last", "test")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """What to train and how. None everywhere means "as the recipe says"; the recipe is the dataset's."""
-
-    head: str | None = setting(None, "Head to train. Default: glscl.", group="Head", choices=HEAD_NAMES)
-    option: list[str] | None = setting(
-        None, "Option of the head, such as queries=12; repeat for more.", group="Head", metavar="KEY=VALUE"
-    )
-    adapter: str | None = setting(
-        None,
-        "Residual feature adapters under the head. Default: none.",
-        group="Head",
-        choices=("none", "linear", "mlp"),
-    )
-    recipe: str | None = setting(
-        None, "Recipe. Default: that of the cache's dataset.", group="Training", choices=tuple(RECIPES)
-    )
-    epochs: int | None = setting(None, "Passes over all captions. Default: the recipe's.", group="Training", min=1)
-    batch_size: int | None = setting(
-        None, "Captions a batch, over all processes. Default: the recipe's.", group="Training", min=1
-    )
-    lr: float | None = setting(None, "Peak learning rate. Default: the recipe's.", group="Training", min=0)
-    weight_decay: float | None = setting(
-        None, "Weight decay of matrices. Default: the recipe's.", group="Training", min=0
-    )
-    warmup: float | None = setting(
-        None, "Share of the steps that warm up. Default: the recipe's.", group="Training", min=0, max=1
-    )
-    clip: float | None = setting(None, "Largest norm of the gradient. Default: the recipe's.", group="Training", min=0)
-    precision: str | None = setting(
-        None,
-        "Arithmetic of the head; auto is bf16 on a GPU, fp32 elsewhere. Default: auto.",
-        group="Training",
-        choices=("auto", *PRECISIONS),
-    )
-    max_frames: int | None = setting(
-        None, "Frames a video; 0 takes all that are stored. Default: the recipe's.", group="Data", min=0
-    )
-    frame_position: str | None = setting(
-        None,
-        "Which frames where there are more. Default: uniform.",
-        group="Data",
-        choices=("uniform", "first", "last"),
-    )
-    same_video: str | None = setting(
-        None,
-        "Captions of one video in a batch: kept separate, masked from the loss, or negatives. Default: separate.",
-        group="Data",
-        choices=SAME_VIDEO,
-    )
-    captions_per_video: int | None = setting(
-        None, "Draw this many captions of each video an epoch. Default: all.", group="Data", min=1
-    )
-    validation: float | None = setting(
-        None,
-        "Videos held out of training: a share below 1, or a number. Default: the split val, else a tenth, 1,000 at most.",
-        group="Selection",
-        min=0,
-    )
-    select: str | None = setting(
-        None,
-        "What `best` means: best on validation, the last epoch, or best on test (which makes its numbers optimistic). "
-        "Default: validation where there is one.",
-        group="Selection",
-        choices=SELECTIONS,
-    )
-    eval_every: int | None = setting(None, "Epochs between validations. Default: 1.", group="Selection", min=1)
-    tracker: str = setting("none", "Also log to.", group="Logging", choices=("none", "tensorboard"))
-    resume: bool = setting(False, "Go on where the run in --out stopped.", group="Training", flag="--resume")
+Kind = TypeVar("Kind", bound="TrainSettings")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """A training run without anything left open; stored in run.json.
+    """What to train and how; stored in run.json. `resolve` makes one by a recipe, the class alone one by the defaults."""
 
-    Attributes:
-        head, options: what `build_head` takes; an option not named here has its default.
-        recipe: where values came from that nobody gave.
-        max_frames: None = all.
-        validation: videos to hold out: a share below 1, a number from 1, 0 none; None = see `TrainConfig`.
-        select: None = validation where there is a validation part, else last.
-        The others: see `TrainConfig` and `Recipe`.
-    """
-
-    head: str
-    options: Mapping[str, Any]
-    recipe: str
-    epochs: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    betas: tuple[float, float]
-    eps: float
-    warmup: float
-    clip: float
-    precision: str
-    max_frames: int | None
-    frame_position: str
-    same_video: str
-    captions_per_video: int | None
-    validation: float | None
-    select: str | None
-    eval_every: int
-    seed: int
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "betas": list(self.betas), "options": dict(self.options)}
-
-
-def resolve(
-    config: TrainConfig,
-    *,
-    dataset: str,
-    device_type: str = "cpu",
-    seed: int | None = None,
-    stored: Mapping[str, Any] | None = None,
-) -> TrainSettings:
-    """Make every setting explicit.
-
-    Args:
-        config: what was asked for.
-        dataset: recipe to fall back on where it has one, else "default".
-        device_type: "cuda", "cpu" or "mps"; decides what the precision "auto" is.
-        seed: None = 0.
-        stored: the settings of the run that is resumed; nothing that was asked for may differ from them.
-
-    Raises:
-        UsageError: a value outside its bounds, an unknown recipe, head or option, or a contradiction with `stored`.
-    """
-    check(config)
-    if stored is not None:
-        return _as_stored(config, stored, seed)
-    name = config.recipe or (dataset if dataset in RECIPES else "default")
-    source = recipe(name)
-    head = config.head or "glscl"
-    options = {**source.head_options.get(head, {}), **parse_options(head, config.option or ())}
-    if config.adapter is not None:
-        options["adapter"] = config.adapter
-
-    def pick(given: Any, otherwise: Any) -> Any:
-        return otherwise if given is None else given
-
-    frames = pick(config.max_frames, source.frames)
-    if config.clip == 0 or config.lr == 0:
-        raise UsageError("--lr and --clip must be above 0")
-    if config.select == "validation" and config.validation == 0:
-        raise UsageError("--select validation needs videos to validate on; --validation is 0")
-    return TrainSettings(
-        head=head,
-        options=options,
-        recipe=name,
-        epochs=pick(config.epochs, source.epochs),
-        batch_size=pick(config.batch_size, source.batch),
-        lr=pick(config.lr, source.lr),
-        weight_decay=pick(config.weight_decay, source.weight_decay),
-        betas=source.betas,
-        eps=source.eps,
-        warmup=pick(config.warmup, source.warmup),
-        clip=pick(config.clip, source.clip),
-        precision=_precision(config.precision, device_type),
-        max_frames=frames or None,
-        frame_position=pick(config.frame_position, "uniform"),
-        same_video=pick(config.same_video, "separate"),
-        captions_per_video=config.captions_per_video,
-        validation=config.validation,
-        select=config.select,
-        eval_every=pick(config.eval_every, 1),
-        seed=pick(seed, 0),
+    head: str = setting(
+        "glscl",
+        f"Head to train: {', '.join(HEAD_NAMES)}, or package.module:Class for one of your own.",
+        group="Head",
+        metavar="NAME",
+        parse=full_name,
+        default_from="glscl",
+    )
+    options: Mapping[str, Any] = setting(dict, "Options of the head by name; others have its defaults.", option=False)
+    recipe: str = setting(
+        "default",
+        "Recipe.",
+        group="Training",
+        choices=tuple(RECIPES),
+        default_from="that of the cache's dataset",
+    )
+    epochs: int = setting(5, "Passes over all captions.", group="Training", min=1, default_from="the recipe's")
+    batch_size: int = setting(
+        128, "Captions a batch, over all processes.", group="Training", min=1, default_from="the recipe's"
+    )
+    lr: float = setting(1e-4, "Peak learning rate.", group="Training", min=0, default_from="the recipe's")
+    weight_decay: float = setting(
+        0.2, "Weight decay of matrices.", group="Training", min=0, default_from="the recipe's"
+    )
+    betas: tuple[float, float] = setting((0.9, 0.98), "Betas of AdamW.", option=False)
+    eps: float = setting(1e-6, "Eps of AdamW.", min=0, option=False)
+    warmup: float = setting(
+        0.1, "Share of the steps that warm up.", group="Training", min=0, max=1, default_from="the recipe's"
+    )
+    clip: float = setting(1.0, "Largest norm of the gradient.", group="Training", min=0, default_from="the recipe's")
+    precision: str = setting(
+        "auto",
+        "Arithmetic of the head; auto is bf16 on a GPU, fp32 elsewhere.",
+        group="Training",
+        choices=("auto", *PRECISIONS),
+        default_from="auto",
+    )
+    max_frames: int | None = setting(
+        12, "Frames a video; 0 takes all that are stored.", group="Data", min=0, default_from="the recipe's"
+    )
+    frame_position: FramePosition = setting(
+        "uniform",
+        "Which frames where there are more.",
+        group="Data",
+        choices=typing.get_args(FramePosition),
+        default_from="uniform",
+    )
+    same_video: str = setting(
+        "separate",
+        "Captions of one video in a batch: kept separate, masked from the loss, or negatives.",
+        group="Data",
+        choices=SAME_VIDEO,
+        default_from="separate",
+    )
+    captions_per_video: int | None = setting(
+        None, "Draw this many captions of each video an epoch.", group="Data", min=1, default_from="all"
+    )
+    validation: float | None = setting(
+        None,
+        "Videos held out of training: a share below 1, or a number.",
+        group="Selection",
+        min=0,
+        default_from="the split val, else a tenth, 1,000 at most",
+    )
+    select: str | None = setting(
+        None,
+        "What `best` means: best on validation, the last epoch, or best on test (which makes its numbers optimistic).",
+        group="Selection",
+        choices=SELECTIONS,
+        default_from="validation where there is one",
+    )
+    eval_every: int = setting(1, "Epochs between validations.", group="Selection", min=1, default_from="1")
+    seed: int = setting(0, "Seed of everything random.", min=0, option=False)
+    patience: int | None = setting(
+        None, "Stop after N validations in a row without a better one.", min=1, option=False, default_from="never"
+    )
+    tracker: str = setting(
+        "none", "Also log to.", group="Logging", choices=("none", "tensorboard"), affects_result=False
+    )
+    compile: bool = setting(
+        False,
+        "Compile the step (on a GPU into CUDA graphs): a slower start, faster steps. Needs a compiler.",
+        group="Training",
+        flag="--compile",
+        affects_result=False,
+    )
+    log_every: int = setting(50, "Steps between reports.", min=1, option=False, affects_result=False)
+    checkpoint_every: int | None = setting(
+        None,
+        "Steps after which the run can be resumed; None after epochs alone.",
+        min=1,
+        option=False,
+        affects_result=False,
     )
 
 
-def settings_from(stored: Mapping[str, Any], kind: type[TrainSettings] = TrainSettings) -> TrainSettings:
-    """Settings as run.json holds them, of `train-head` or a `kind` that has more. Raises UsageError where they are not complete."""
-    from glscl.train_head.run_record import settings_problem
-
-    names = {field.name for field in dataclasses.fields(kind)}
-    if set(stored) != names:
-        odd = sorted(set(stored) ^ names)
-        raise UsageError(f"The stored settings lack or have beside what is known: {', '.join(odd)[:200]}")
-    problem = settings_problem(stored, kind)
-    if problem:
-        raise UsageError(f"The stored settings cannot be: {problem}")
-    return kind(**{**stored, "betas": tuple(stored["betas"])})
+# Not in the settings of runs of before; their default is what those did.
+_LATER = ("patience",)
 
 
-def parse_options(head: str, pairs: Sequence[str]) -> dict[str, Any]:
-    """`["queries=12", "share_queries=false"]` → values of the types the head declares.
+def resolve(
+    asked: Mapping[str, Any],
+    *,
+    dataset: str,
+    device_type: str = "cpu",
+    stored: Mapping[str, Any] | None = None,
+) -> TrainSettings:
+    """The settings of a training: what was asked for, over a recipe, over the defaults.
+
+    Args:
+        asked: settings by name. Options of the head may be texts. `max_frames` 0 or None takes all frames.
+        dataset: recipe to fall back on where it has one, else "default".
+        device_type: "cuda", "cpu" or "mps"; decides what the precision "auto" is.
+        stored: the settings of the run that is resumed; nothing that was asked for may contradict them.
 
     Raises:
-        UsageError: not KEY=VALUE, no such option, or a value of another type.
+        UsageError: a value outside its bounds, an unknown setting, recipe, head or option, or a contradiction with `stored`.
     """
-    kinds = option_types(head)
-    options = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        key = key.strip().replace("-", "_")
-        if not equals:
-            raise UsageError(f"--option is {pair!r}; expected KEY=VALUE")
-        if key not in kinds:
-            raise UsageError(f"head {head} has no option {key!r}; its options are {', '.join(kinds)}")
-        options[key] = parse_value(f"--option {key}", text.strip(), kinds[key])
-    return options
+    if stored is not None:
+        return resolve_stored(TrainSettings, asked, stored)
+    return resolve_fresh(TrainSettings, asked, dataset=dataset, device_type=device_type)
 
 
-def option_types(head: str) -> dict[str, Any]:
-    """Name → declared type of every option of a head."""
-    from glscl.train_head.heads import head_options
-    from glscl.train_head.heads.base import Head
+def resolve_fresh(
+    kind: type[Kind],
+    asked: Mapping[str, Any],
+    *,
+    dataset: str,
+    device_type: str,
+    options: Mapping[str, Any] | None = None,
+) -> Kind:
+    """`resolve` of a run that begins, for a `kind` of settings that may have more.
 
-    declared = {**typing.get_type_hints(Head.__init__), **typing.get_type_hints(head_class(head).__init__)}
-    return {name: declared[name] for name in head_options(head)}
+    Args:
+        options: of a head that is trained already, instead of the recipe's and those that are asked for.
+    """
+    name = asked.get("recipe") or (dataset if dataset in RECIPES else "default")
+    head = full_name(asked.get("head") or "glscl")
+    usual = recipe(name).settings(head)
+    if options is None:
+        options = {**usual["options"], **typed_options(head, asked.get("options") or {})}
+    frames = asked.get("max_frames") or 0 if "max_frames" in asked else None
+    settings = build(kind, usual, asked, {"recipe": name, "head": head, "options": dict(options), "max_frames": frames})
+    if settings.clip == 0 or settings.lr == 0:
+        raise UsageError("`lr` and `clip` must be above 0")
+    if settings.select == "validation" and settings.validation == 0:
+        raise UsageError("`select=validation` needs videos to validate on; `validation` is 0")
+    return dataclasses.replace(
+        settings,
+        max_frames=settings.max_frames or None,
+        precision=precision_on(device_type, settings.precision),
+    )
+
+
+def resolve_stored(kind: type[Kind], asked: Mapping[str, Any], stored: Mapping[str, Any]) -> Kind:
+    """`resolve` of a run that goes on, for a `kind` of settings that may have more."""
+    settings = settings_from(stored, kind)
+    told = {name: value for name, value in asked.items() if value is not None}
+    head = full_name(told.pop("head", settings.head))
+    _require_same("`head`", head, settings.head)
+    if asked.get("head") is None:
+        recorded_head_class(head, "the run to resume")
+    for name, value in typed_options(head, told.pop("options", {})).items():
+        _require_same(f"`option={name}`", value, settings.options.get(name))
+    if told.get("precision") == "auto":
+        del told["precision"]
+    found = build(kind, dataclasses.asdict(settings), told)
+    if "max_frames" in asked:
+        found = dataclasses.replace(found, max_frames=asked["max_frames"] or None)
+    for name, begun, value in differences(settings, found):
+        _require_same(f"`{name}`", value, begun)
+    return found
+
+
+def _require_same(name: str, asked: Any, begun: Any) -> None:
+    if asked != begun:
+        raise UsageError(
+            f"{name} is {asked!r}; the run to resume was begun with {begun!r}",
+            hint="Leave the option out, or train into another folder with `out`",
+        )
+
+
+def settings_from(stored: Mapping[str, Any], kind: type[Kind] = TrainSettings) -> Kind:
+    """Settings as run.json holds them, of `train-head` or of a `kind` that has more.
+
+    What gives the same result whatever its value is has its default: a run that goes on is told it again.
+
+    Raises:
+        UsageError: some are missing, unknown, of another type or not finite.
+    """
+    fields = dataclasses.fields(kind)
+    needed = {field.name for field in fields if field.metadata["affects_result"]}
+    odd = sorted((needed - stored.keys() - {*_LATER}) | (stored.keys() - {field.name for field in fields}))
+    if odd:
+        raise UsageError(f"The stored settings lack or have beside what is known: {', '.join(odd)[:200]}")
+    try:
+        settings = build(kind, {name: stored[name] for name in needed & stored.keys()})
+    except (ValueError, OverflowError) as error:  # UsageErrors, and what half surrogates and huge numbers are
+        raise UsageError(f"The stored settings cannot be: {first_line(error)}") from error
+    for name in sorted(needed):
+        value = getattr(settings, name)
+        if any(isinstance(each, float) and not math.isfinite(each) for each in (value if name == "betas" else [value])):
+            raise UsageError(f"The stored settings cannot be: `{name}` is {value}")
+    return settings
+
+
+def precision_on(device_type: str, asked: str = "auto") -> str:
+    """ "fp32", "bf16" or "fp16" for a precision that may be "auto". Raises UsageError for fp16 without a GPU."""
+    if asked != "auto":
+        if asked == "fp16" and device_type != "cuda":
+            raise UsageError("`precision=fp16` needs a CUDA device", hint="Use `precision=fp32` or bf16")
+        return asked
+    if device_type != "cuda":
+        return "fp32"
+    import torch
+
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def typed_options(head: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a head as the types it declares; `{"queries": "12", "share_queries": "false"}` → 12, False.
+
+    Raises:
+        UsageError: no such option, or a value of another type.
+    """
+    declared = head_class(head).declared_options() if options else {}
+    found = {}
+    for given, value in options.items():
+        name = given.replace("-", "_")
+        if name not in declared:
+            raise UsageError(f"head {head} has no option {name!r}; its options are {', '.join(declared)}")
+        found[name] = parse_value(f"`option={name}`", value, declared[name].kind) if isinstance(value, str) else value
+    return found
 
 
 def parse_value(name: str, text: str, kind: Any) -> Any:
@@ -242,45 +271,11 @@ def parse_value(name: str, text: str, kind: Any) -> Any:
         known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
         if text.lower() in known:
             return known[text.lower()]
+    elif kind in (Any, str):
+        return text
     else:
         try:
             return kind(text)
         except ValueError:
             pass
     raise UsageError(f"{name} is {text!r}; expected {kind.__name__}")
-
-
-def _precision(asked: str | None, device_type: str) -> str:
-    if asked not in (None, "auto"):
-        if asked == "fp16" and device_type != "cuda":
-            raise UsageError("--precision fp16 needs a CUDA device", mend="Use --precision fp32 or bf16")
-        return asked
-    if device_type != "cuda":
-        return "fp32"
-    import torch
-
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-
-
-def _as_stored(config: TrainConfig, stored: Mapping[str, Any], seed: int | None) -> TrainSettings:
-    settings = settings_from(stored)
-    asked: dict[str, Any] = {"seed": seed}
-    for field in dataclasses.fields(TrainConfig):
-        if hasattr(settings, field.name):
-            asked[field.name] = getattr(config, field.name)
-    if asked["precision"] == "auto":
-        asked["precision"] = None
-    if asked["max_frames"] == 0:
-        asked["max_frames"] = None
-    options = parse_options(settings.head, config.option or ())
-    if config.adapter is not None:
-        options["adapter"] = config.adapter
-    wrong = [(k, v, getattr(settings, k)) for k, v in asked.items() if v is not None and v != getattr(settings, k)]
-    wrong += [(f"option {k}", v, settings.options.get(k)) for k, v in options.items() if v != settings.options.get(k)]
-    if wrong:
-        name, found, begun = wrong[0]
-        raise UsageError(
-            f"--{name.replace('_', '-')} is {found!r}; the run to resume was begun with {begun!r}",
-            mend="Leave the option out, or train into another folder with --out",
-        )
-    return settings

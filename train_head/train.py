@@ -1,13 +1,13 @@
-"""Training a head on a cache: which parts of it, where the head starts, and the run folder that remembers it all."""
+"""Training a head on a cache: which part of it, where the head starts, and the run folder that remembers it all."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,19 +16,32 @@ from accelerate.utils import set_seed
 from glscl.cache.files import refuse_links
 from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable, require_tokens
-from glscl.common.errors import FingerprintError, InputError, UsageError
+from glscl.common.errors import FingerprintError, Hint, InputError, UsageError
+from glscl.common.launch import launch
+from glscl.common.settings import as_dict, differences
 from glscl.common.versions import versions
 from glscl.train_head.checkpoint import backbone_of, check_cache, read_run
 from glscl.train_head.heads import build_head, head_class, head_options
 from glscl.train_head.heads.base import Head
 from glscl.train_head.holdout import hold_out
-from glscl.train_head.learner import resident
-from glscl.train_head.loop import fit
-from glscl.train_head.reports import Reporter, StepReport
+from glscl.train_head.learner import Learner, resident
+from glscl.train_head.loop import fit, fit_learner
+from glscl.train_head.reports import FitResult, Reporter, StepReport
 from glscl.train_head.resume_state import clear
 from glscl.train_head.settings import TrainSettings, settings_from
 
-__all__ = ["Reporter", "StepReport", "Tables", "TrainResult", "Validate", "earlier_run", "fit", "start_head", "train"]
+__all__ = [
+    "LoadedSplits",
+    "Reporter",
+    "StepReport",
+    "TrainResult",
+    "TrainingData",
+    "Validate",
+    "earlier_run",
+    "fit",
+    "start_head",
+    "train",
+]
 
 # (head, table) -> {"text_to_video": {"R@1", ..., "MnR"}, "video_to_text": {...}}; the evaluation room provides it
 Validate = Callable[[Head, FeatureTable], Mapping[str, Mapping[str, float]]]
@@ -41,13 +54,21 @@ class TrainResult:
     run: Path
     head: str
     selection: str
-    best: dict[str, Any] | None
-    history: list[dict[str, Any]]
+    best: dict[str, Any] | None = field(repr=False)
+    history: list[dict[str, Any]] = field(repr=False)
     seconds: float
     already_complete: bool = False
 
 
-class Tables:
+class TrainingData(NamedTuple):
+    """What a training learns from, what chooses its epoch (None: nothing), and what `best` means: `SELECTIONS`."""
+
+    train: FeatureTable
+    validation: FeatureTable | None
+    selection: str
+
+
+class LoadedSplits:
     """Splits of a cache as tensors, each read once however many heads are trained on it.
 
     Args:
@@ -59,31 +80,35 @@ class Tables:
         self.store, self.tokens = store, tokens
         self._read: dict[tuple[Any, ...], FeatureTable] = {}
 
-    def load(self, split: str, *, max_frames: int | None, frame_position: str, tokens: bool) -> FeatureTable:
-        """As `FeatureTable.load`."""
-        key = (split, max_frames, frame_position, tokens or self.tokens)
+    def __repr__(self) -> str:
+        return f"LoadedSplits({str(self.store.path)!r}, tokens={self.tokens})"
+
+    def load(self, split: str, settings: TrainSettings) -> FeatureTable:
+        """A split with the frames and tokens that a training by these settings looks at; see `FeatureTable.load`."""
+        needs_tokens = head_class(settings.head).needs_tokens
+        key = (split, settings.max_frames, settings.frame_position, needs_tokens or self.tokens)
         if key not in self._read:
             self._read[key] = FeatureTable.load(
-                self.store, split, max_frames=max_frames, frame_position=frame_position, tokens=key[-1]
+                self.store,
+                split,
+                max_frames=settings.max_frames,
+                frame_position=settings.frame_position,
+                tokens=needs_tokens or self.tokens,
             )
         table = self._read[key]
-        return table if tokens else replace(table, token_values=None, token_offsets=None)
+        return table if needs_tokens else replace(table, token_values=None, token_offsets=None)
 
 
 def train(
-    store: Store,
-    out: Path,
+    store: Store | LoadedSplits,
+    out: Path | str,
     settings: TrainSettings,
     *,
     device: torch.device | str = "cpu",
     validate: Validate | None = None,
     reporter: Reporter | None = None,
     resume: bool = False,
-    tracker: str = "none",
-    compile: bool = False,
     command: str = "",
-    log_every: int = 50,
-    tables: Tables | None = None,
 ) -> TrainResult:
     """Train a head on the split `train` of a cache and keep best, last and how it went in a run folder.
 
@@ -91,109 +116,62 @@ def train(
     (`glscl.train_head.holdout`); never on `test`, unless `settings.select` says so.
 
     Args:
-        store: an open cache.
+        store: an open cache, or its splits as several trainings share them.
         out: the run folder; it must hold no run, unless `resume`.
-        settings: from `glscl.train_head.settings.resolve`.
+        settings: from `glscl.train_head.settings.resolve`, or made by hand.
         device: where to train.
         validate: metrics of a head on a table; None keeps the last epoch as best.
         reporter: hears how it goes.
         resume: go on where the run in `out` stopped; begins it where there is none, and leaves a finished one alone.
-        tracker: "none" or "tensorboard".
-        compile: train compiled code; see `glscl.train_head.learner.Learner`.
-        command: for run.json.
-        log_every: steps between reports.
-        tables: where features are read from, for several trainings that share them; None reads them for this one.
+        command: the command line, for run.json.
 
     Raises:
         UsageError: `out` holds a run and `resume` is not set, or settings that do not fit the cache.
         FingerprintError: the run to resume was trained on another cache.
-        Others: see `FeatureTable.load`, `build_head`, `fit`.
+        Others: see `FeatureTable.load`, `build_head`, `fit_learner`.
     """
     started = time.perf_counter()
-    if reporter is None or int(os.environ.get("RANK", "0")) > 0:
-        reporter = Reporter()  # of several processes the first one speaks
-    out = Path(out)
+    reporter = reporter if reporter is not None and launch().speaks else Reporter()
+    out, splits = Path(out), store if isinstance(store, LoadedSplits) else LoadedSplits(store)
+    store = splits.store
     earlier = earlier_run(out, store, settings, resume)
     if earlier and earlier.get("complete"):
         return finished(out, earlier, reporter)
-
-    def load(split: str) -> FeatureTable:
-        return (tables or Tables(store)).load(
-            split,
-            max_frames=settings.max_frames,
-            frame_position=settings.frame_position,
-            tokens=head_class(settings.head).needs_tokens,
-        )
-
-    table, validation, selection = choose_parts(store, settings, load, validate is not None, reporter)
-    head = start_head(settings, store, [table] if validation is None else [table, validation], reporter)
-    run = run_record(settings, head, store, table, validation, selection, device, command)
-    judged = None
-    if validation is not None:
-        held = resident(validation, torch.device(device))
-
-        def judged(head: Head) -> Mapping[str, Mapping[str, float]]:
-            return validate(head, held)
-
-    return fit_run(
-        head,
-        table,
+    data = choose_data(splits, settings, validate is not None, reporter)
+    head = start_head(settings, store, data, reporter)
+    record = run_record(settings, head, store, data, device, command)
+    judge = None
+    if validate is not None and data.validation is not None:
+        judge = partial(_judge, validate, resident(data.validation, torch.device(device)))
+    learner = Learner(head, data.train, compile=settings.compile)
+    fitted = fit_learner(
+        learner,
         settings,
-        out=out,
-        run=run,
-        started=started,
         device=device,
-        validate=judged,
-        log_every=log_every,
-        resume=resume,
-        tracker=tracker,
+        validate=judge,
         reporter=reporter,
-        compile=compile,
+        out=out,
+        record=record,
+        resume=resume,
     )
+    return trained(out, record, fitted, started)
 
 
-def fit_run(
-    head: Head,
-    table: FeatureTable,
-    settings: TrainSettings,
-    *,
-    out: Path,
-    run: Mapping[str, Any],
-    started: float,
-    **how: Any,
-) -> TrainResult:
-    """`fit` as the settings of a run say, and what came of it.
+def _judge(validate: Validate, table: FeatureTable, head: Head) -> Mapping[str, Mapping[str, float]]:
+    return validate(head, table)
+
+
+def trained(out: Path, record: Mapping[str, Any], fitted: FitResult, started: float) -> TrainResult:
+    """What came of a run that has just been trained.
 
     Args:
-        head, table, out, run: see `fit`; `run` from `run_record`.
-        settings: decide everything of `fit` that they have a name for.
+        record: from `run_record`.
         started: `time.perf_counter()` when the run began.
-        **how: whatever else `fit` takes.
     """
-    fitted = fit(
-        head,
-        table,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-        betas=settings.betas,
-        eps=settings.eps,
-        warmup=settings.warmup,
-        clip=settings.clip,
-        seed=settings.seed,
-        same_video=settings.same_video,
-        captions_per_video=settings.captions_per_video,
-        precision=settings.precision,
-        eval_every=settings.eval_every,
-        out=out,
-        run=run,
-        **how,
-    )
     return TrainResult(
         run=out,
-        head=settings.head,
-        selection=run["selection"],
+        head=record["head"],
+        selection=record["selection"],
         best=fitted.best,
         history=fitted.history,
         seconds=time.perf_counter() - started,
@@ -216,30 +194,24 @@ def finished(out: Path, run: Mapping[str, Any], reporter: Reporter) -> TrainResu
 
 
 def run_record(
-    settings: TrainSettings,
-    head: Head,
-    store: Store,
-    table: FeatureTable,
-    validation: FeatureTable | None,
-    selection: str,
-    device: torch.device | str,
-    command: str,
+    settings: TrainSettings, head: Head, store: Store, data: TrainingData, device: torch.device | str, command: str
 ) -> dict[str, Any]:
     """run.json but for how it went: what is trained, on what, selected how, with which versions."""
+    table, validation = data.train, data.validation
     name, pretrained = backbone_of(store.configuration)
     return {
         "head": settings.head,
         "options": head.options,
         "embed_dim": head.embed_dim,
         "parameters": sum(p.numel() for p in head.parameters()),
-        "settings": settings.as_dict(),
+        "settings": as_dict(settings),
         "dataset": store.configuration.get("dataset", ""),
         "backbone": name,
         "pretrained": pretrained,
         "cache": str(store.path),
         "cache_fingerprint": store.fingerprint,
         "cache_configuration": store.configuration,
-        "selection": selection,
+        "selection": data.selection,
         "frozen_backbone": True,
         "training": {"texts": table.num_texts, "videos": table.num_videos},
         "validation": None if validation is None else {"texts": validation.num_texts, "videos": validation.num_videos},
@@ -249,19 +221,19 @@ def run_record(
     }
 
 
-def start_head(settings: TrainSettings, store: Store, tables: list[FeatureTable], reporter: Reporter) -> Head:
+def start_head(settings: TrainSettings, store: Store, data: TrainingData, reporter: Reporter) -> Head:
     """The head before its first step: seeded, as large as the features need, parts of the backbone copied in."""
     set_seed(settings.seed)
     options = dict(settings.options)
-    longest = _longest(store, tables)
+    longest = _longest(store, [table for table in (data.train, data.validation) if table is not None])
     for option, default in head_options(settings.head).items():
         if option in longest and option not in options:
             options[option] = max(default, longest[option])
     head = build_head(settings.head, embed_dim=store.embed_dim, **options)
-    pieces = {key: torch.from_numpy(np.array(value)) for key, value in store.backbone_tensors().items()}
+    tensors = {key: torch.from_numpy(np.array(value)) for key, value in store.backbone_tensors().items()}
     if options.get("logit_scale") is not None:
-        pieces.pop("logit_scale", None)
-    begun = head.initialise_from_backbone(pieces)
+        tensors.pop("logit_scale", None)
+    begun = head.initialise_from_backbone(tensors)
     total = sum(1 for _ in head.parameters())
     reporter.note(
         f"{settings.head}: {sum(p.numel() for p in head.parameters()):,} parameters in {total} tensors; from the "
@@ -285,34 +257,34 @@ def check_trainable(store: Store, head: str | None = None) -> None:
     if "train" not in store.splits:
         raise InputError(
             f"{store.path} has no split train to learn from; it has {', '.join(store.splits) or 'none'}",
-            mend="Search it untrained: glscl search; or extract captioned videos with a split train (docs/datasets.md)",
+            hint=Hint(
+                "Extract captioned videos with a split train (docs/datasets.md), or search it untrained", "search"
+            ),
         )
     if head is not None and head_class(head).needs_tokens:
         require_tokens(store)
 
 
-def choose_parts(
-    store: Store, settings: TrainSettings, load: Callable[[str], FeatureTable], can_validate: bool, reporter: Reporter
-) -> tuple[FeatureTable, FeatureTable | None, str]:
+def choose_data(splits: LoadedSplits, settings: TrainSettings, can_validate: bool, reporter: Reporter) -> TrainingData:
     """What to train on, what to validate on, and what `best` will mean."""
-    table = load("train")
+    table = splits.load("train", settings)
     if not can_validate or settings.select == "last":
-        return table, None, "last"
+        return TrainingData(table, None, "last")
     if settings.select == "test":
         reporter.note(
             "warning: the epoch is selected on the test split, so its test numbers are optimistic; result files say so"
         )
-        return table, load("test"), "test"
-    if settings.validation is None and "val" in store.splits:
-        validation = load("val")
+        return TrainingData(table, splits.load("test", settings), "test")
+    if settings.validation is None and "val" in splits.store.splits:
+        validation = splits.load("val", settings)
         if validation.num_texts:
             reporter.note(f"validation: split val, {validation.num_videos} videos with {validation.num_texts} captions")
-            return table, validation, "validation"
+            return TrainingData(table, validation, "validation")
     held = hold_out(table, size=settings.validation, seed=settings.seed)
     if held.validation is None and settings.select == "validation":
-        raise UsageError(f"--select validation: {held.note}", mend="Use --select last, or --validation N")
+        raise UsageError(f"`select=validation`: {held.note}", hint="Use `select=last`, or `validation=N`")
     reporter.note(held.note)
-    return held.train, held.validation, "last" if held.validation is None else "validation"
+    return TrainingData(held.train, held.validation, "last" if held.validation is None else "validation")
 
 
 def _longest(store: Store, tables: list[FeatureTable]) -> dict[str, int]:
@@ -344,7 +316,7 @@ def earlier_run(out: Path, store: Store, settings: TrainSettings, resume: bool) 
         return None
     if not resume:
         raise UsageError(
-            f"{out} holds a run already", mend="Go on with it: --resume; or choose another folder with --out"
+            f"{out} holds a run already", hint="Go on with it: `resume`; or choose another folder with `out`"
         )
     run = read_run(out)
     if run["cache_fingerprint"] != store.fingerprint:
@@ -353,8 +325,8 @@ def earlier_run(out: Path, store: Store, settings: TrainSettings, resume: bool) 
         raise FingerprintError(
             f"{out} was begun on another cache ({run['cache']}, fingerprint {run['cache_fingerprint']}) than {store.path} "
             f"({store.fingerprint})",
-            mend="Resume it on that one with --cache, or train into another folder with --out",
+            hint="Resume it on that one with `cache`, or train into another folder with `out`",
         )
-    if settings_from(run["settings"], type(settings)) != settings:
-        raise UsageError(f"{out} was begun with other settings", mend="Train into another folder with --out")
+    if differences(settings_from(run["settings"], type(settings)), settings):
+        raise UsageError(f"{out} was begun with other settings", hint="Train into another folder with `out`")
     return run

@@ -18,7 +18,7 @@ from glscl.evaluate.metrics import retrieval_metrics, summarise
 from glscl.evaluate.similarity import ranks, similarity_matrix
 from glscl.train_head.checkpoint import load_run, read_run, write_run
 from glscl.train_head.heads import HEADS, build_head
-from glscl.train_head.settings import TrainConfig, resolve
+from glscl.train_head.settings import resolve
 from glscl.train_head.train import train
 
 SMALL = {"queries": 2, "decoder_layers": 1, "aggregator_layers": 1, "layers": 1}
@@ -34,7 +34,9 @@ def runs(store, tmp_path):
     """A glscl run that looks at every frame, and a projection run that looks at the last two."""
 
     def make(name, **config):
-        settings = resolve(TrainConfig(epochs=1, batch_size=4, select="last", **config), dataset="made", seed=len(name))
+        settings = resolve(
+            {"epochs": 1, "batch_size": 4, "select": "last", **config, "seed": len(name)}, dataset="made"
+        )
         return train(store, tmp_path / name, settings).run
 
     option = [f"{key}={SMALL[key]}" for key in ("queries", "decoder_layers", "aggregator_layers")]
@@ -134,7 +136,7 @@ def planted_table():
 
 def test_runs_of_different_caches_are_refused(store, runs, small_cache, tmp_path):
     elsewhere = small_cache(name="elsewhere", videos=15).fill()
-    settings = resolve(TrainConfig(head="projection", epochs=1, batch_size=4, select="last"), dataset="made")
+    settings = resolve({"head": "projection", "epochs": 1, "batch_size": 4, "select": "last"}, dataset="made")
     stranger = train(elsewhere, tmp_path / "stranger", settings).run
     with pytest.raises(FingerprintError, match="stranger.*cannot be averaged"):
         evaluate_ensemble(store, [*runs, stranger])

@@ -24,7 +24,7 @@ from glscl.evaluate.hubness import NORMALISATIONS, normalised_ranks
 from glscl.evaluate.metrics import retrieval_metrics, summarise
 from glscl.evaluate.similarity import similarity_matrix
 from glscl.train_head.heads import build_head
-from glscl.train_head.settings import TrainConfig, resolve
+from glscl.train_head.settings import resolve
 from glscl.train_head.train import train
 
 CONTRACT = {
@@ -42,7 +42,7 @@ def store(small_cache):
 
 @pytest.fixture
 def run(store, tmp_path):
-    settings = resolve(TrainConfig(head="projection", epochs=1, batch_size=4, max_frames=3), dataset="made")
+    settings = resolve({"head": "projection", "epochs": 1, "batch_size": 4, "max_frames": 3}, dataset="made")
     return train(store, tmp_path / "run", settings, command="glscl train-head").run
 
 

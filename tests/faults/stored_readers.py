@@ -206,11 +206,11 @@ def _take_up(folder: Path, _: Path | None) -> dict[str, Any]:
     from accelerate import Accelerator
 
     from glscl.train_head.heads import build_head
-    from glscl.train_head.resume_state import Standing, take_up
+    from glscl.train_head.resume_state import TrainingState, restore
 
     head = build_head("seq_transf", embed_dim=DIM, aggregator_layers=1, frame_positions=4)
-    state = Standing(epochs=2, steps=2, batch_size=2, seed=0)
-    take_up(Accelerator(cpu=True), state, head, torch.optim.AdamW(head.parameters()), folder / "a")
+    state = TrainingState(epochs=2, steps=2, batch_size=2, seed=0)
+    restore(Accelerator(cpu=True), state, head, torch.optim.AdamW(head.parameters()), folder / "a")
     assert 0 <= state.epoch <= 2 and 0 <= state.step <= 2
     return vars(state)
 

@@ -30,6 +30,7 @@ from glscl.train_head.checkpoint import write_run
 from glscl.train_head.heads import build_head
 from glscl.train_head.loop import fit
 from glscl.train_head.reports import Reporter
+from glscl.train_head.settings import TrainSettings
 
 YEAR = 365 * 86400
 JUMPS = (-1, 10, 0, -1, 10)  # years from the right time
@@ -140,12 +141,12 @@ def test_a_training_ends_in_the_same_bits_whatever_the_clock_does(clock, tmp_pat
         torch.manual_seed(0)
         return build_head("projection", embed_dim=8)
 
-    common = {"epochs": 3, "batch_size": 4, "log_every": 1}
-    fit(straight := head(), table, **common)
+    settings = TrainSettings(epochs=3, batch_size=4, log_every=1)
+    fit(straight := head(), table, settings)
     with pytest.raises(KeyboardInterrupt):
-        fit(head(), table, **common, out=tmp_path, reporter=Jumping(clock, (2, 3)))
+        fit(head(), table, settings, out=tmp_path, reporter=Jumping(clock, (2, 3)))
     resumed = head()
-    done = fit(resumed, table, **common, out=tmp_path, reporter=Jumping(clock), resume=True)
+    done = fit(resumed, table, settings, out=tmp_path, reporter=Jumping(clock), resume=True)
     for name, value in straight.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
     assert all(row["seconds"] >= 0 and row["captions_per_second"] > 0 for row in done.history)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import zipfile
+from dataclasses import fields
 from pathlib import Path
 
 import h5py
@@ -20,14 +23,15 @@ from glscl.cache.table import FeatureTable
 from glscl.cache.upkeep.summary import summarise
 from glscl.commands.options import main
 from glscl.common.errors import CacheCorruptError, CacheFormatError, CheckpointError, InputError, UsageError
+from glscl.common.settings import as_dict
 from glscl.evaluate.evaluated_run import read_evaluated
 from glscl.extract.importing.feature_files import open_arrays
 from glscl.train_head.checkpoint import Resume, load_run, save_resume, save_weights, write_run
 from glscl.train_head.heads import build_head
 from glscl.train_head.importing.foreign_weights import head_from_state_dict
 from glscl.train_head.importing.import_checkpoint import read_state_dict
-from glscl.train_head.run_record import standing_problem
-from glscl.train_head.settings import settings_from
+from glscl.train_head.run_record import state_problem
+from glscl.train_head.settings import TrainSettings, resolve, settings_from
 
 
 @pytest.fixture
@@ -258,18 +262,18 @@ def test_a_run_is_checked_field_by_field_before_its_head_takes_memory(run, chang
 )
 def test_a_standing_is_checked_field_by_field(changes, words):
     good = {"epoch": 1, "step": 0, "losses": [1.0], "seconds": 1.0, "history": [], "best": None, "scaler": None}
-    assert standing_problem(good, epochs=2, steps=4) is None
-    assert words in standing_problem(good | changes, epochs=2, steps=4)
-    assert standing_problem([], epochs=2, steps=4) == "found a list of 0, expected an object"
+    assert state_problem(good, epochs=2, steps=4) is None
+    assert words in state_problem(good | changes, epochs=2, steps=4)
+    assert state_problem([], epochs=2, steps=4) == "found a list of 0, expected an object"
 
 
 def test_a_standing_without_a_moment_is_refused(tmp_path):
     from accelerate import Accelerator
 
-    from glscl.train_head.resume_state import Standing, take_up
+    from glscl.train_head.resume_state import TrainingState, restore
 
     head = build_head("projection", embed_dim=8)
-    state = Standing(epochs=2, steps=2, batch_size=2, seed=0)
+    state = TrainingState(epochs=2, steps=2, batch_size=2, seed=0)
     moving = {"epoch": 1, "step": 0, "losses": [], "seconds": 0.0, "history": [], "best": None, "scaler": None}
     tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
     name, parameter = next((n, p) for n, p in head.named_parameters() if p.ndim)
@@ -282,19 +286,19 @@ def test_a_standing_without_a_moment_is_refused(tmp_path):
         same = {"epochs": 2, "steps": 2, "batch_size": 2, "seed": 0}
         save_resume(tmp_path, Resume({**tensors, **extra}, {**same, **moving}))
         with pytest.raises(CheckpointError, match=words):
-            take_up(Accelerator(cpu=True), state, head, torch.optim.AdamW(head.parameters()), tmp_path)
+            restore(Accelerator(cpu=True), state, head, torch.optim.AdamW(head.parameters()), tmp_path)
 
 
 def test_stored_settings_of_other_types_are_refused():
-    from dataclasses import fields
-
-    from glscl.train_head.settings import TrainConfig, TrainSettings, resolve
-
-    good = resolve(TrainConfig(), dataset="msrvtt", device_type="cpu", seed=0).as_dict()
-    assert settings_from(good).as_dict() == good
+    good = as_dict(resolve({"seed": 0}, dataset="msrvtt", device_type="cpu"))
+    assert as_dict(settings_from(good)) == good
     for field in fields(TrainSettings):
-        with pytest.raises(UsageError, match=f"cannot be: {field.name}"):
-            settings_from({**good, field.name: [[]]})
+        if field.metadata["affects_result"]:
+            for value in ([[]], 10**400, -(10**30), "\ud800", math.nan, {"": {}}):
+                with contextlib.suppress(UsageError):
+                    json.dumps(as_dict(settings_from({**good, field.name: value})), allow_nan=False)
+            with pytest.raises(UsageError, match=f"cannot be: `{field.name}`"):
+                settings_from({**good, field.name: [[]]})
 
 
 def test_layers_of_foreign_weights_are_counted_not_believed():

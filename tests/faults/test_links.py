@@ -73,7 +73,7 @@ def resume(box):
     store = create_store(made.path, made.spec, made.format)
     with hold(made.path):
         store.refresh()
-        store.write_backbone_pieces({"piece": np.ones(3, np.float32)})
+        store.write_backbone_tensors({"piece": np.ones(3, np.float32)})
         for stream in ("text", "video"):
             for shard in store.pending(stream):
                 made.commit(store, stream, shard)
@@ -109,7 +109,7 @@ def boxes(small_cache_class, tmp_path_factory):
     def make(format: str) -> SimpleNamespace:
         root = tmp_path_factory.mktemp(format)
         made = small_cache_class(root / "caches" / "cache", format, "float16", videos=6, captions=1, dim=8, seed=0)
-        made.fill().write_backbone_pieces({"piece": np.ones(3, np.float32)})
+        made.fill().write_backbone_tensors({"piece": np.ones(3, np.float32)})
         whole = root / "caches" / "whole"
         shutil.copytree(made.path, whole)
         (made.path / "manifest.json").unlink()

@@ -36,11 +36,10 @@ from glscl.commands.options import main as run_command
 from glscl.extract import pipeline
 from glscl.extract.backbone.encoder import Backbone
 from glscl.extract.decode.sampling import Sampling
-from glscl.train_head import checkpoint, loop
-from glscl.train_head import resume_state as standing
+from glscl.train_head import checkpoint, loop, resume_state
 
 MEASURED = ("seconds", "captions_per_second")
-WATCHED = frozenset([files.__file__, checkpoint.__file__, standing.__file__, loop.__file__])
+WATCHED = frozenset([files.__file__, checkpoint.__file__, resume_state.__file__, loop.__file__])
 HOOKS = {"call": crash.count_calls, "line": functools.partial(crash.count_lines, watched=WATCHED)}
 HEAD = [f"--option={name}" for name in ("queries=2", "decoder_layers=1", "aggregator_layers=1", "frame_positions=12")]
 

@@ -71,7 +71,7 @@ def test_nothing_but_safetensors_and_json_is_written(folder):
 
 
 def test_a_missing_run_says_how_to_make_one(tmp_path, folder):
-    with pytest.raises(NotFoundError, match="glscl train-head --out"):
+    with pytest.raises(NotFoundError, match=r"Train one: train-head \(out=.*nothing"):
         load_run(tmp_path / "nothing")
     with pytest.raises(NotFoundError, match=r"last\.safetensors"):
         load_run(folder.path, "last")
@@ -142,19 +142,19 @@ def test_where_a_run_stands_comes_back_exactly(tmp_path):
         load_resume(tmp_path)
 
 
-def test_weights_without_a_standing_cannot_be_resumed(folder):
+def test_weights_that_do_not_say_how_far_a_run_was_cannot_be_resumed(folder):
     (folder.path / "best.safetensors").rename(folder.path / "resume.safetensors")
     with pytest.raises(CheckpointError, match="does not say where the run stands"):
         load_resume(folder.path)
 
 
-def test_a_cache_of_another_backbone_is_refused_with_the_command_that_mends_it(small_cache, folder):
+def test_a_cache_of_another_backbone_is_refused_with_a_hint_how_to_extract_again(small_cache, folder):
     store = small_cache().create()
     with pytest.raises(FingerprintError) as error:
         check_cache(folder.path, folder.run, store)
     assert one_line(error) == (
         f"{store.path} was extracted with made/seed (8-d); {folder.path} expects ViT-B-16/openai (8-d). "
-        "Extract again: glscl extract --dataset made --backbone ViT-B-16"
+        "Extract again: extract (dataset=made, backbone=ViT-B-16)"
     )
 
 

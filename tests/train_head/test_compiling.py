@@ -7,6 +7,7 @@ from glscl.common.errors import UsageError
 from glscl.train_head import compiling
 from glscl.train_head.heads import build_head
 from glscl.train_head.loop import fit
+from glscl.train_head.settings import TrainSettings
 
 
 def new_head():
@@ -40,8 +41,8 @@ def test_captions_of_any_length_run_through_one_graph_with_the_losses_of_the_unc
         head.eval()(table.texts(slice(0, 7)), table.videos(slice(0, 5)))
         return {direction: {"R@1": 1.0, "MnR": 1.0} for direction in ("text_to_video", "video_to_text")}
 
-    plain = fit(new_head(), table, epochs=3, batch_size=12)
-    compiled = fit(new_head(), table, epochs=3, batch_size=12, compile=True, validate=validate)
+    plain = fit(new_head(), table, TrainSettings(epochs=3, batch_size=12))
+    compiled = fit(new_head(), table, TrainSettings(epochs=3, batch_size=12, compile=True), validate=validate)
     assert compiled.losses == pytest.approx(plain.losses, rel=1e-5)
     assert traced == [{"dynamic": False, "mode": None}]
     assert len(graphs) == 2, "forward and backward, once for all steps, whatever is scored between epochs"
@@ -56,10 +57,10 @@ def test_without_a_compiler_one_line_says_so(planted, monkeypatch):
         raise InvalidCxxCompiler
 
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
-    with pytest.raises(UsageError, match=r"^--compile: there is no C\+\+ compiler here.*\n?.*leave --compile out"):
-        fit(new_head(), planted(videos=4, captions=1), epochs=1, compile=True)
+    with pytest.raises(UsageError, match=r"^`compile`: there is no C\+\+ compiler here.*\n?.*leave `compile` out"):
+        fit(new_head(), planted(videos=4, captions=1), TrainSettings(epochs=1, compile=True))
     assert "mps" in compiling.missing_compiler(torch.device("mps"))
-    with pytest.raises(UsageError, match="--compile is for one process, found 2"):
+    with pytest.raises(UsageError, match="`compile` is for one process, found 2"):
         compiling.compiled(len, torch.device("cpu"), processes=2)
 
 

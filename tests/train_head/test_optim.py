@@ -27,7 +27,7 @@ def test_matrices_decay_and_biases_norms_and_the_logit_scale_do_not():
 def test_what_is_not_trained_is_not_stepped():
     head = build_head("tight_transf", embed_dim=16, layers=1)
     assert not head.logit_scale.requires_grad
-    optimizer = build_optimizer(head, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98), eps=1e-6)
+    optimizer = build_optimizer(parameter_groups(head, weight_decay=0.1), lr=1e-3, betas=(0.9, 0.98), eps=1e-6)
     assert not any(head.logit_scale is p for group in optimizer.param_groups for p in group["params"])
 
 

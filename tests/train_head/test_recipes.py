@@ -7,9 +7,10 @@ import json
 import pytest
 
 from glscl.common.errors import UsageError
+from glscl.common.settings import as_dict
 from glscl.train_head.heads import HEAD_NAMES, build_head
 from glscl.train_head.recipes import RECIPES, recipe
-from glscl.train_head.settings import TrainConfig, parse_options, resolve, settings_from
+from glscl.train_head.settings import resolve, settings_from, typed_options
 
 PUBLISHED = {  # words, frames, batch, epochs, queries
     "msrvtt": (32, 12, 128, 5, 8),
@@ -24,9 +25,11 @@ PUBLISHED = {  # words, frames, batch, epochs, queries
 def test_recipes_are_the_published_ones(name):
     found = recipe(name)
     glscl = found.head_options["glscl"]
-    assert (found.words, found.frames, found.batch, found.epochs, glscl["queries"]) == PUBLISHED[name]
-    assert (found.fps, found.lr, found.weight_decay, found.betas, found.eps) == (1.0, 1e-4, 0.2, (0.9, 0.98), 1e-6)
-    assert (found.warmup, found.clip) == (0.1, 1.0)
+    settings = resolve({}, dataset=name)
+    assert (found.words, found.frames, settings.batch_size, settings.epochs, glscl["queries"]) == PUBLISHED[name]
+    assert (found.fps, settings.max_frames) == (1.0, found.frames)
+    assert (settings.lr, settings.weight_decay, settings.betas, settings.eps) == (1e-4, 0.2, (0.9, 0.98), 1e-6)
+    assert (settings.warmup, settings.clip) == (0.1, 1.0)
     assert {k: glscl[k] for k in glscl if k != "queries"} == {
         "temperature": 3.0,
         "alpha": 1e-4,
@@ -45,19 +48,25 @@ def test_the_options_of_every_recipe_build_their_head(name):
 
 
 def test_the_dataset_chooses_the_recipe_and_options_override_it():
-    settings = resolve(TrainConfig(lr=3e-4, option=["queries=5"]), dataset="activitynet")
+    settings = resolve({"lr": 3e-4, "options": {"queries": "5"}}, dataset="activitynet")
     assert (settings.recipe, settings.head, settings.epochs, settings.max_frames) == ("activitynet", "glscl", 10, 64)
     assert settings.lr == 3e-4 and settings.options["queries"] == 5 and settings.options["temperature"] == 3.0
     assert (settings.precision, settings.same_video, settings.seed) == ("fp32", "separate", 0)
-    assert resolve(TrainConfig(), dataset="mine").recipe == "default"
-    assert resolve(TrainConfig(recipe="didemo"), dataset="msrvtt").batch_size == 32
-    assert resolve(TrainConfig(max_frames=0), dataset="msrvtt").max_frames is None
-    assert resolve(TrainConfig(head="wti", adapter="mlp"), dataset="msrvtt").options == {"adapter": "mlp"}
+    assert resolve({}, dataset="mine").recipe == "default"
+    assert resolve({"recipe": "didemo"}, dataset="msrvtt").batch_size == 32
+    assert resolve({"max_frames": 0}, dataset="msrvtt").max_frames is None
+    assert resolve({"head": "wti", "options": {"adapter": "mlp"}}, dataset="msrvtt").options == {"adapter": "mlp"}
 
 
 def test_options_are_read_with_the_types_the_head_declares():
-    pairs = ["queries=4", "temperature=2", "share-queries=no", "aggregator=none", "aggregator_heads=none", "alpha=1e-3"]
-    assert parse_options("glscl", pairs) == {
+    texts = {
+        "queries": "4",
+        "temperature": "2",
+        "share-queries": "no",
+        "aggregator": "none",
+        "aggregator_heads": "none",
+    }
+    assert typed_options("glscl", texts | {"alpha": "1e-3"}) == {
         "queries": 4,
         "temperature": 2.0,
         "share_queries": False,
@@ -65,25 +74,25 @@ def test_options_are_read_with_the_types_the_head_declares():
         "aggregator_heads": None,
         "alpha": 1e-3,
     }
-    assert parse_options("glscl", ["aggregator_heads=2", "logit_scale=3.5"]) == {
+    assert typed_options("glscl", {"aggregator_heads": "2", "logit_scale": "3.5", "beta": 1}) == {
         "aggregator_heads": 2,
         "logit_scale": 3.5,
+        "beta": 1,
     }
 
 
 @pytest.mark.parametrize(
-    ("pair", "message"),
+    ("option", "text", "message"),
     [
-        ("queries", "expected KEY=VALUE"),
-        ("querys=4", "no option 'querys'; its options are queries, "),
-        ("queries=four", "queries is 'four'; expected int"),
-        ("share_queries=perhaps", "expected bool"),
-        ("temperature=", "expected float"),
+        ("querys", "4", "no option 'querys'; its options are queries, "),
+        ("queries", "four", "queries` is 'four'; expected int"),
+        ("share_queries", "perhaps", "expected bool"),
+        ("temperature", "", "expected float"),
     ],
 )
-def test_options_that_cannot_be_read_say_what_was_expected(pair, message):
+def test_options_that_cannot_be_read_say_what_was_expected(option, text, message):
     with pytest.raises(UsageError, match=message):
-        parse_options("glscl", [pair])
+        typed_options("glscl", {option: text})
 
 
 @pytest.mark.parametrize(
@@ -102,23 +111,23 @@ def test_options_that_cannot_be_read_say_what_was_expected(pair, message):
 )
 def test_settings_that_do_not_fit_are_refused(wrong):
     with pytest.raises(UsageError):
-        resolve(TrainConfig(**wrong), dataset="msrvtt")
+        resolve({**wrong}, dataset="msrvtt")
 
 
 def test_stored_settings_come_back_and_contradictions_are_named():
-    settings = resolve(TrainConfig(epochs=2, option=["queries=5"]), dataset="msvd", seed=4)
-    stored = json.loads(json.dumps(settings.as_dict()))
+    settings = resolve({"epochs": 2, "options": {"queries": "5"}, "seed": 4}, dataset="msvd")
+    stored = json.loads(json.dumps(as_dict(settings)))
     assert settings_from(stored) == settings
-    assert resolve(TrainConfig(resume=True), dataset="other", stored=stored) == settings
-    assert resolve(TrainConfig(epochs=2, precision="auto"), dataset="msvd", seed=4, stored=stored) == settings
+    assert resolve({}, dataset="other", stored=stored) == settings
+    assert resolve({"epochs": 2, "precision": "auto", "seed": 4}, dataset="msvd", stored=stored) == settings
     for asked, message in (
-        ({"epochs": 3}, "--epochs is 3; the run to resume was begun with 2"),
-        ({"option": ["queries=6"]}, "--option queries is 6; .* begun with 5"),
-        ({"head": "wti"}, "--head is 'wti'"),
+        ({"epochs": 3}, "`epochs` is 3; the run to resume was begun with 2"),
+        ({"options": {"queries": "6"}}, "`option=queries` is 6; .* begun with 5"),
+        ({"head": "wti"}, "`head` is 'wti'"),
     ):
         with pytest.raises(UsageError, match=message):
-            resolve(TrainConfig(**asked), dataset="msvd", stored=stored)
-    with pytest.raises(UsageError, match="--seed is 5"):
-        resolve(TrainConfig(), dataset="msvd", seed=5, stored=stored)
+            resolve(asked, dataset="msvd", stored=stored)
+    with pytest.raises(UsageError, match="`seed` is 5"):
+        resolve({"seed": 5}, dataset="msvd", stored=stored)
     with pytest.raises(UsageError, match="lack or have beside"):
         settings_from({**stored, "momentum": 0.9})

@@ -18,7 +18,7 @@ from glscl.evaluate.evaluation import validation_metrics
 from glscl.train_head.checkpoint import load_resume, load_run, read_run
 from glscl.train_head.heads import HEADS, build_head
 from glscl.train_head.holdout import hold_out
-from glscl.train_head.settings import TrainConfig, resolve
+from glscl.train_head.settings import TrainSettings, resolve
 from glscl.train_head.train import Reporter, fit, train
 
 SMALL = {
@@ -84,7 +84,7 @@ def test_a_planted_signal_is_learned(planted, name):
     table = planted()
     head = new_head(name, table)
     before = validation_metrics(head, table)["text_to_video"]["R@1"]
-    fitted = fit(head, table, epochs=12, batch_size=24, lr=5e-3)
+    fitted = fit(head, table, TrainSettings(epochs=12, batch_size=24, lr=5e-3))
     after = validation_metrics(head, table)
     assert np.mean(fitted.losses[-6:]) < 0.3 * np.mean(fitted.losses[:6])
     assert before < 10 and after["text_to_video"]["R@1"] > 60 and after["video_to_text"]["R@1"] > 60
@@ -95,7 +95,7 @@ def test_every_head_trains_two_steps_and_changes(planted, name):
     table = planted(videos=8, captions=2)
     head = new_head(name, table)
     before = tensors_of(head)
-    fitted = fit(head, table, epochs=1, batch_size=8, lr=1e-3, warmup=0)
+    fitted = fit(head, table, TrainSettings(epochs=1, batch_size=8, lr=1e-3, warmup=0))
     assert all(math.isfinite(loss) for loss in fitted.losses) and len(fitted.losses) == 2
     changed = [key for key, value in head.state_dict().items() if not torch.equal(value, before[key])]
     assert changed and head.logit_scale <= math.log(100) + 1e-6
@@ -106,7 +106,7 @@ def test_the_held_out_videos_improve_too(planted):
     parts = hold_out(table, size=0.2, seed=0)
     head = new_head("projection", table)
     before = validation_metrics(head, parts.validation)["text_to_video"]["MnR"]
-    fit(head, parts.train, epochs=8, batch_size=60, lr=1e-2)
+    fit(head, parts.train, TrainSettings(epochs=8, batch_size=60, lr=1e-2))
     assert validation_metrics(head, parts.validation)["text_to_video"]["MnR"] < 0.5 * before
 
 
@@ -116,7 +116,7 @@ def test_auxiliary_losses_are_part_of_what_is_minimised(planted):
     for beta in (0.0, 1000.0):
         torch.manual_seed(0)
         head = build_head("glscl", embed_dim=16, beta=beta, dropout=0.0, **SMALL["glscl"])
-        losses.append(fit(head, table, epochs=1, batch_size=8).losses[0])
+        losses.append(fit(head, table, TrainSettings(epochs=1, batch_size=8)).losses[0])
     assert losses[1] > losses[0] + 0.1
 
 
@@ -125,7 +125,7 @@ def test_masked_captions_of_one_video_do_not_count_as_negatives(planted):
     losses = {}
     for same_video in ("mask", "negative"):
         head = new_head("projection", table)
-        losses[same_video] = fit(head, table, epochs=1, batch_size=24, same_video=same_video).losses[0]
+        losses[same_video] = fit(head, table, TrainSettings(epochs=1, batch_size=24, same_video=same_video)).losses[0]
     assert losses["mask"] < losses["negative"]
 
 
@@ -134,7 +134,7 @@ def test_tiny_corpora_train(planted, videos, captions):
     table = planted(videos=videos, captions=captions)
     head = new_head("glscl", table)
     heard = Listen()
-    fitted = fit(head, table, epochs=2, validate=lambda h: validation_metrics(h, table), reporter=heard)
+    fitted = fit(head, table, TrainSettings(epochs=2), validate=lambda h: validation_metrics(h, table), reporter=heard)
     assert all(math.isfinite(loss) for loss in fitted.losses)
     assert len(fitted.history) == 2 and any(f"{min(videos, 2)} captions, not 128" in note for note in heard.notes)
 
@@ -147,7 +147,7 @@ def test_one_seed_gives_the_same_weights_to_the_last_bit_and_another_seed_others
     ended = []
     for seed in (3, 3, 4):
         head = new_head("glscl", table)
-        fit(head, table, epochs=2, batch_size=16, seed=seed)
+        fit(head, table, TrainSettings(epochs=2, batch_size=16, seed=seed))
         torch.rand(7)  # what else draws random numbers in between does not matter
         ended.append(tensors_of(head))
     assert_equal(ended[0], ended[1])
@@ -159,7 +159,7 @@ def test_reports_and_validation_change_nothing(planted):
     ended = []
     for log_every, validate in ((1, lambda h: validation_metrics(h, table)), (1000, None)):
         head = new_head("glscl", table)
-        fit(head, table, epochs=2, batch_size=16, log_every=log_every, validate=validate)
+        fit(head, table, TrainSettings(epochs=2, batch_size=16, log_every=log_every), validate=validate)
         ended.append(tensors_of(head))
     assert_equal(*ended)
 
@@ -168,22 +168,20 @@ def test_reports_and_validation_change_nothing(planted):
 @pytest.mark.parametrize("stop", [(1, 2), (2, 5), (3, 9), (4, 1)])
 def test_a_stopped_training_goes_on_as_if_it_had_not_been(planted, tmp_path, name, stop):
     table = planted()
-    common = {
-        "epochs": 4,
-        "batch_size": 16,
-        "lr": 1e-3,
-        "log_every": 1,
-        "validate": lambda h: validation_metrics(h, table),
-    }
+    settings = TrainSettings(epochs=4, batch_size=16, lr=1e-3, log_every=1)
+
+    def validate(head):
+        return validation_metrics(head, table)
+
     straight = new_head(name, table)
-    whole = fit(straight, table, **common, out=tmp_path / "straight")
+    whole = fit(straight, table, settings, validate=validate, out=tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):
-        fit(new_head(name, table), table, **common, out=tmp_path / "stopped", reporter=Stop(*stop))
-    standing = load_resume(tmp_path / "stopped").state
-    assert (standing["epoch"] + 1, standing["step"]) == stop
-    assert read_run_history(tmp_path / "stopped") == standing["history"]
+        fit(new_head(name, table), table, settings, validate=validate, out=tmp_path / "stopped", reporter=Stop(*stop))
+    stopped_at = load_resume(tmp_path / "stopped").state
+    assert (stopped_at["epoch"] + 1, stopped_at["step"]) == stop
+    assert read_run_history(tmp_path / "stopped") == stopped_at["history"]
     resumed = new_head(name, table, seed=99)  # its own start is overwritten
-    rest = fit(resumed, table, **common, out=tmp_path / "stopped", resume=True)
+    rest = fit(resumed, table, settings, validate=validate, out=tmp_path / "stopped", resume=True)
     assert_equal(tensors_of(straight), tensors_of(resumed))
     assert whole.losses[-len(rest.losses) :] == rest.losses
     measured = ("seconds", "captions_per_second")
@@ -197,9 +195,9 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(planted, tmp_path, nam
 
 def test_a_training_killed_between_epochs_resumes_from_its_last_epoch(planted, tmp_path):
     table = planted()
-    common = {"epochs": 3, "batch_size": 16, "lr": 1e-3}
+    settings = TrainSettings(epochs=3, batch_size=16, lr=1e-3)
     straight = new_head("glscl", table)
-    fit(straight, table, **common)
+    fit(straight, table, settings)
 
     class Dies(Reporter):
         def step(self, report):
@@ -207,10 +205,10 @@ def test_a_training_killed_between_epochs_resumes_from_its_last_epoch(planted, t
                 raise RuntimeError("the power went")
 
     with pytest.raises(RuntimeError):
-        fit(new_head("glscl", table), table, **common, out=tmp_path, reporter=Dies())
+        fit(new_head("glscl", table), table, settings, out=tmp_path, reporter=Dies())
     assert load_resume(tmp_path).state["epoch"] == 2
     resumed = new_head("glscl", table)
-    fit(resumed, table, **common, out=tmp_path, resume=True)
+    fit(resumed, table, settings, out=tmp_path, resume=True)
     assert_equal(tensors_of(straight), tensors_of(resumed))
 
 
@@ -224,7 +222,13 @@ def test_ctrl_c_ends_the_step_saves_and_stops(planted, tmp_path):
 
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        fit(new_head("glscl", table), table, epochs=2, batch_size=16, log_every=1, out=tmp_path, reporter=Presses())
+        fit(
+            new_head("glscl", table),
+            table,
+            TrainSettings(epochs=2, batch_size=16, log_every=1),
+            out=tmp_path,
+            reporter=Presses(),
+        )
     assert load_resume(tmp_path).state["step"] == 2
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -232,7 +236,9 @@ def test_ctrl_c_ends_the_step_saves_and_stops(planted, tmp_path):
 def test_training_runs_in_another_thread(planted):
     table, losses = planted(videos=4), []
     worker = threading.Thread(
-        target=lambda: losses.extend(fit(new_head("projection", table), table, epochs=1, batch_size=4).losses)
+        target=lambda: losses.extend(
+            fit(new_head("projection", table), table, TrainSettings(epochs=1, batch_size=4)).losses
+        )
     )
     worker.start()
     worker.join()
@@ -242,11 +248,17 @@ def test_training_runs_in_another_thread(planted):
 def test_another_training_cannot_be_taken_up(planted, tmp_path):
     table = planted()
     with pytest.raises(KeyboardInterrupt):
-        fit(new_head("glscl", table), table, epochs=2, batch_size=16, log_every=1, out=tmp_path, reporter=Stop(1, 2))
+        fit(
+            new_head("glscl", table),
+            table,
+            TrainSettings(epochs=2, batch_size=16, log_every=1),
+            out=tmp_path,
+            reporter=Stop(1, 2),
+        )
     with pytest.raises(CheckpointError, match="another training: epochs is 2, expected 3"):
-        fit(new_head("glscl", table), table, epochs=3, batch_size=16, out=tmp_path, resume=True)
+        fit(new_head("glscl", table), table, TrainSettings(epochs=3, batch_size=16), out=tmp_path, resume=True)
     with pytest.raises(CheckpointError, match="does not fit the head"):
-        fit(new_head("projection", table), table, epochs=2, batch_size=16, out=tmp_path, resume=True)
+        fit(new_head("projection", table), table, TrainSettings(epochs=2, batch_size=16), out=tmp_path, resume=True)
 
 
 # --- stopping when it must ---------------------------------------------------------------------------------------------
@@ -267,7 +279,7 @@ def test_a_loss_that_is_not_finite_names_epoch_step_and_captions_and_keeps_the_l
             good.update(tensors_of(head))
 
     with pytest.raises(NonFiniteError) as error:
-        fit(head, table, epochs=3, batch_size=8, log_every=1, out=tmp_path, reporter=Breaks())
+        fit(head, table, TrainSettings(epochs=3, batch_size=8, log_every=1), out=tmp_path, reporter=Breaks())
     text = str(error.value)
     assert "The loss is nan in epoch 2, step 2 of 2, on the captions video" in text
     assert f"{tmp_path} keeps the weights of epoch 1" in text and "\n" not in text
@@ -296,20 +308,26 @@ def test_weights_that_break_after_a_finite_loss_are_never_saved(planted, tmp_pat
         with pytest.raises(
             NonFiniteError, match=f"The weights became .* in epoch 1, step {at} of 2, on the captions video"
         ):
-            fit(head, table, epochs=2, batch_size=8, log_every=1, checkpoint_every=1, out=tmp_path, reporter=Breaks(at))
+            fit(
+                head,
+                table,
+                TrainSettings(epochs=2, batch_size=8, log_every=1, checkpoint_every=1),
+                out=tmp_path,
+                reporter=Breaks(at),
+            )
         assert not list(tmp_path.glob("*.safetensors")) if at == 1 else (tmp_path / "resume.safetensors").is_file()
-    fit(new_head("projection", table), table, epochs=2, batch_size=8, out=tmp_path, resume=True)
+    fit(new_head("projection", table), table, TrainSettings(epochs=2, batch_size=8), out=tmp_path, resume=True)
 
 
 def test_features_that_are_not_finite_are_named(planted):
     table = planted(videos=8, captions=1)
     table.frame_features[5, 0, 0] = torch.inf
     with pytest.raises(NonFiniteError, match="epoch 1, step 1 of 1: video 'video5' has features"):
-        fit(new_head("projection", table), table, epochs=1, batch_size=8)
+        fit(new_head("projection", table), table, TrainSettings(epochs=1, batch_size=8))
     table = planted(videos=8, captions=1)
     table.text_features[3, 2] = torch.nan
     with pytest.raises(NonFiniteError, match="caption 'video3#3' has features"):
-        fit(new_head("projection", table), table, epochs=1, batch_size=8)
+        fit(new_head("projection", table), table, TrainSettings(epochs=1, batch_size=8))
 
 
 # --- validation and selection ------------------------------------------------------------------------------------------
@@ -328,14 +346,19 @@ def test_best_is_the_epoch_with_the_highest_recall_then_the_lower_rank_then_the_
         def epoch(self, row, *, best):
             kept.append(best)
 
-    fitted = fit(new_head("projection", table), table, epochs=5, validate=validate, out=tmp_path, reporter=Keeps())
+    fitted = fit(
+        new_head("projection", table), table, TrainSettings(epochs=5), validate=validate, out=tmp_path, reporter=Keeps()
+    )
     assert kept == [True, True, False, True, False] and fitted.best["epoch"] == 4
 
 
 def test_validation_happens_every_n_epochs_and_at_the_end(planted):
     table = planted(videos=4, captions=1)
     fitted = fit(
-        new_head("projection", table), table, epochs=5, eval_every=2, validate=lambda h: validation_metrics(h, table)
+        new_head("projection", table),
+        table,
+        TrainSettings(epochs=5, eval_every=2),
+        validate=lambda h: validation_metrics(h, table),
     )
     assert [row["epoch"] for row in fitted.history if "validation" in row] == [2, 4, 5]
 
@@ -361,12 +384,11 @@ def test_held_out_videos_follow_from_ids_and_seed_alone(planted):
 # --- whole runs on a cache ---------------------------------------------------------------------------------------------
 
 
-GLSCL = {"head": "glscl", "option": ["queries=2", "decoder_layers=1", "aggregator_layers=1"]}
+GLSCL = {"head": "glscl", "options": {"queries": "2", "decoder_layers": "1", "aggregator_layers": "1"}}
 
 
 def settings_for(store, **asked):
-    asked = {"head": "projection", "epochs": 2, **asked}
-    return resolve(TrainConfig(**asked), dataset=store.configuration["dataset"])
+    return resolve({"head": "projection", "epochs": 2, **asked}, dataset=store.configuration["dataset"])
 
 
 def test_a_run_says_what_it_is_and_loads_again(small_cache, tmp_path):
@@ -402,14 +424,14 @@ def test_parts_of_the_backbone_start_the_head(small_cache, tmp_path):
     settings = settings_for(store, head="mean_pool", lr=1e-9, epochs=1)
     head, _ = load_run(train(store, tmp_path / "run", settings, reporter=heard).run)
     assert head.logit_scale.item() == pytest.approx(2.5, abs=1e-6)
-    given = settings_for(store, head="mean_pool", option=["logit_scale=1.5"], lr=1e-9, epochs=1)
+    given = settings_for(store, head="mean_pool", options={"logit_scale": "1.5"}, lr=1e-9, epochs=1)
     head, _ = load_run(train(store, tmp_path / "given", given).run)
     assert head.logit_scale.item() == pytest.approx(1.5, abs=1e-6)
 
 
 def test_learned_positions_are_as_many_as_the_features_need(small_cache, tmp_path):
     store = small_cache().fill()
-    settings = settings_for(store, head="xclip", option=["aggregator_layers=1"], max_frames=3, epochs=1)
+    settings = settings_for(store, head="xclip", options={"aggregator_layers": "1"}, max_frames=3, epochs=1)
     _, run = load_run(train(store, tmp_path / "run", settings).run)
     assert run["options"]["frame_positions"] == 77 and run["options"]["max_frames"] == 12
 
@@ -421,7 +443,7 @@ def test_few_videos_are_all_trained_on_and_the_last_epoch_is_kept(small_cache, t
     assert result.selection == "last" and any("too few to hold some out" in note for note in heard.notes)
     best, last = (tmp_path / "run" / f"{name}.safetensors" for name in ("best", "last"))
     assert best.read_bytes() == last.read_bytes()
-    with pytest.raises(UsageError, match="--select validation: 6 training videos"):
+    with pytest.raises(UsageError, match="`select=validation`: 6 training videos"):
         train(store, tmp_path / "other", settings_for(store, select="validation"), validate=validation_metrics)
 
 
@@ -440,7 +462,7 @@ def test_a_run_folder_is_not_overwritten_and_a_finished_run_is_left_alone(small_
     settings = settings_for(store)
     train(store, tmp_path / "run", settings)
     before = (tmp_path / "run" / "run.json").read_bytes()
-    with pytest.raises(UsageError, match=r"holds a run already.*--resume"):
+    with pytest.raises(UsageError, match=r"holds a run already.*`resume`"):
         train(store, tmp_path / "run", settings)
     assert train(store, tmp_path / "run", settings, resume=True).already_complete
     assert (tmp_path / "run" / "run.json").read_bytes() == before
@@ -448,10 +470,10 @@ def test_a_run_folder_is_not_overwritten_and_a_finished_run_is_left_alone(small_
 
 def test_a_run_stopped_before_its_first_epoch_resumes_too(small_cache, tmp_path):
     store = small_cache().fill()
-    settings = settings_for(store, batch_size=2, validation=2)
-    train(store, tmp_path / "straight", settings, validate=validation_metrics, log_every=1)
+    settings = settings_for(store, batch_size=2, validation=2, log_every=1)
+    train(store, tmp_path / "straight", settings, validate=validation_metrics)
     with pytest.raises(KeyboardInterrupt):
-        train(store, tmp_path / "run", settings, validate=validation_metrics, reporter=Stop(1, 3), log_every=1)
+        train(store, tmp_path / "run", settings, validate=validation_metrics, reporter=Stop(1, 3))
     train(store, tmp_path / "run", settings, validate=validation_metrics, resume=True)
     for name in ("best", "last"):
         file = f"{name}.safetensors"
@@ -461,7 +483,7 @@ def test_a_run_stopped_before_its_first_epoch_resumes_too(small_cache, tmp_path)
 def test_resuming_on_another_cache_or_with_other_settings_is_refused(small_cache, tmp_path):
     store = small_cache().fill()
     with pytest.raises(KeyboardInterrupt):
-        train(store, tmp_path / "run", settings_for(store, batch_size=2), reporter=Stop(2, 1), log_every=1)
+        train(store, tmp_path / "run", settings_for(store, batch_size=2, log_every=1), reporter=Stop(2, 1))
     with pytest.raises(UsageError, match="begun with other settings"):
         train(store, tmp_path / "run", settings_for(store, batch_size=2, lr=0.5), resume=True)
     other = small_cache(videos=10, name="other").fill()
@@ -497,15 +519,22 @@ def test_a_tracker_that_is_not_installed_is_named(planted, monkeypatch, tmp_path
 
     monkeypatch.setattr(accelerate.utils, "is_tensorboard_available", lambda: False)
     with pytest.raises(UsageError, match=r"glscl\[tracker\]"):
-        fit(new_head("projection", planted(videos=4)), planted(videos=4), epochs=1, tracker="tensorboard", out=tmp_path)
+        fit(
+            new_head("projection", planted(videos=4)),
+            planted(videos=4),
+            TrainSettings(epochs=1, tracker="tensorboard"),
+            out=tmp_path,
+        )
     with pytest.raises(UsageError, match="needs a run folder"):
-        fit(new_head("projection", planted(videos=4)), planted(videos=4), epochs=1, tracker="tensorboard")
+        fit(
+            new_head("projection", planted(videos=4)), planted(videos=4), TrainSettings(epochs=1, tracker="tensorboard")
+        )
 
 
 def test_one_process_trains_in_different_arithmetic_one_after_another(planted):
     table = planted(videos=8)
     for precision in ("fp32", "bf16", "fp32"):
-        fitted = fit(new_head("glscl", table), table, epochs=1, batch_size=2, precision=precision)
+        fitted = fit(new_head("glscl", table), table, TrainSettings(epochs=1, batch_size=2, precision=precision))
         assert all(math.isfinite(loss) for loss in fitted.losses)
 
 
@@ -515,5 +544,5 @@ def test_one_process_trains_in_different_arithmetic_one_after_another(planted):
 def test_a_gpu_learns_the_same_signal(planted, precision):
     table = planted()
     head = new_head("glscl", table)
-    fit(head, table, epochs=12, batch_size=24, lr=5e-3, device="cuda", precision=precision)
+    fit(head, table, TrainSettings(epochs=12, batch_size=24, lr=5e-3, precision=precision), device="cuda")
     assert validation_metrics(head, table.to("cuda"))["text_to_video"]["R@1"] > 60

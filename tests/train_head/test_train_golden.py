@@ -16,6 +16,7 @@ import torch
 
 from glscl.cache.table import FeatureTable
 from glscl.train_head.heads import build_head
+from glscl.train_head.settings import TrainSettings
 from glscl.train_head.train import fit
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
@@ -37,7 +38,7 @@ def losses_of(name: str, table: FeatureTable) -> list[float]:
             if value.ndim < 2 or "map" in key:
                 continue  # norms, biases and the maps that start as identity stay as they start
             value.copy_(torch.from_numpy(random.standard_normal(value.shape) * 0.05))
-    return fit(head, table, epochs=2, batch_size=16, lr=1e-3, clip=1.0, seed=2).losses
+    return fit(head, table, TrainSettings(epochs=2, batch_size=16, lr=1e-3, clip=1.0, seed=2)).losses
 
 
 @pytest.mark.parametrize("name", HEADS)

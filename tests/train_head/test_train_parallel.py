@@ -14,6 +14,7 @@ import torch
 sys.path.insert(0, sys.argv[2])
 from conftest import planted_table
 from glscl.train_head.heads import build_head
+from glscl.train_head.settings import TrainSettings
 from glscl.train_head.train import fit
 
 CASES = {
@@ -27,7 +28,7 @@ weights = {}
 for name, (options, same_video) in CASES.items():
     torch.manual_seed(0)
     head = build_head(name, embed_dim=16, **options)
-    losses = fit(head, table, epochs=2, batch_size=8, lr=1e-3, same_video=same_video).losses
+    losses = fit(head, table, TrainSettings(epochs=2, batch_size=8, lr=1e-3, same_video=same_video)).losses
     weights[name] = {**head.state_dict(), "losses": torch.tensor(losses)}
 if int(__import__("os").environ.get("RANK", 0)) == 0:
     torch.save(weights, sys.argv[1])

@@ -1,66 +1,61 @@
 """The second pass: backbone and head trained together, from the pixels of the videos a cache was made of.
 
 The cache gives captions, splits, ids and where the videos lie; its features only say what was encoded. What comes out is a
-run as `train-head` leaves it, with the backbone beside the head:
+run as `train-head` leaves it, and the backbone:
 
-    backbone.safetensors        of the selected epoch; `glscl extract --pretrained` takes it
+    backbone.safetensors        of the selected epoch; an extraction takes it as `pretrained`
     backbone-last.safetensors   of the last epoch
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.utils import set_seed
 
 from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable
-from glscl.common.errors import UsageError
+from glscl.common.errors import Hint, UsageError
+from glscl.common.launch import launch
 from glscl.extract.backbone.encoder import Backbone, backbone_of_cache
-from glscl.train_head.checkpoint import check_cache, load_run, read_run
+from glscl.train_head.checkpoint import check_cache, load_run
 from glscl.train_head.finetuning.model import EndToEnd
 from glscl.train_head.finetuning.pixel_learner import PixelLearner, encode_table
 from glscl.train_head.finetuning.pixels import Frames, items_of
 from glscl.train_head.finetuning.settings import FinetuneSettings
-from glscl.train_head.finetuning.towers import FILES, unfreeze
-from glscl.train_head.heads import head_class
+from glscl.train_head.finetuning.towers import FILES, unfreeze, vision_tower
 from glscl.train_head.heads.base import Head
+from glscl.train_head.loop import fit_learner
 from glscl.train_head.reports import Reporter
 from glscl.train_head.train import (
+    LoadedSplits,
+    TrainingData,
     TrainResult,
     Validate,
-    choose_parts,
+    choose_data,
     earlier_run,
     finished,
-    fit_run,
     run_record,
     start_head,
+    trained,
 )
 
 
 def finetune(
     store: Store,
-    out: Path,
+    out: Path | str,
     settings: FinetuneSettings,
     *,
-    start: Path | None = None,
-    pretrained: str | None = None,
-    videos: Path | None = None,
-    workers: int | None = None,
-    frame_memory: float = 4.0,
-    checkpoint_every: int = 500,
     device: torch.device | str = "cpu",
     validate: Validate | None = None,
     reporter: Reporter | None = None,
     resume: bool = False,
-    tracker: str = "none",
     command: str = "",
-    log_every: int = 10,
 ) -> TrainResult:
     """Train backbone and head on the split `train` of a cache, from pixels.
 
@@ -69,118 +64,97 @@ def finetune(
 
     Args:
         store: an open cache that was extracted from videos.
-        out: the run folder; it must hold no run, unless `resume`.
         settings: from `resolve_finetune`.
-        start: run of the head to start from, trained on this cache; None starts with a fresh one.
-        pretrained: weights of the cache's backbone, where it was extracted with weights from a file.
-        videos: folder with the videos; None is where extraction found them. Not read where the cache stores frames.
-        workers: decoding processes of each training process; None shares the cores among them.
-        frame_memory: GB (1e9 bytes) of decoded frames that each process keeps.
-        checkpoint_every: steps after which the run can be resumed.
         The others: see `glscl.train_head.train.train`.
 
     Raises:
-        FingerprintError: `start` belongs to another cache, or the backbone's weights are not those of the cache.
+        FingerprintError: the run to start from belongs to another cache, or the backbone's weights are not those of the cache.
         NotFoundError: videos are missing.
         DecodeError: a video gives other frames than at extraction.
-        Others: see `train`, `unfreeze`, `fit`.
+        Others: see `train`, `unfreeze`, `fit_learner`.
     """
     started = time.perf_counter()
-    processes, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
-    if reporter is None or rank > 0:
-        reporter = Reporter()  # of several processes the first one speaks
+    reporter = reporter if reporter is not None and launch().speaks else Reporter()
     out = Path(out)
     earlier = earlier_run(out, store, settings, resume)
     if earlier and earlier.get("complete"):
         return finished(out, earlier, reporter)
-
-    def load(split: str) -> FeatureTable:
-        return FeatureTable.load(
-            store,
-            split,
-            max_frames=settings.max_frames,
-            frame_position=settings.frame_position,
-            tokens=head_class(settings.head).needs_tokens,
+    data = choose_data(LoadedSplits(store), settings, validate is not None, reporter)
+    head = _started_head(store, settings, data, reporter)
+    model, parameters = _trainable(store, settings, head, reporter)
+    record = {
+        **run_record(settings, head, store, data, device, command),
+        "frozen_backbone": False,
+        "start": None if settings.start is None else str(settings.start),
+        "backbone_parameters_trained": parameters,
+    }
+    frames = _frames(store, settings, model, data, reporter)
+    with frames or contextlib.nullcontext():
+        judge = None
+        if validate is not None and data.validation is not None:
+            judge = partial(_judge_from_pixels, validate, model, data.validation, store, frames)
+        fitted = fit_learner(
+            PixelLearner(model, data.train, store, frames, settings),
+            settings,
+            device=device,
+            validate=judge,
+            reporter=reporter,
+            out=out,
+            record=record,
+            resume=resume,
         )
+    return trained(out, record, fitted, started)
 
-    table, validation, selection = choose_parts(store, settings, load, validate is not None, reporter)
-    if start is None:
-        head = start_head(settings, store, [table] if validation is None else [table, validation], reporter)
-    else:
-        head = load_run(start)[0]
-        for line in check_cache(start, read_run(start), store):
-            reporter.note(f"{store.path} is not the cache {start} was trained on: {line}")
-    # On the host: of several processes each has its own GPU, which `fit` knows.
-    backbone = backbone_of_cache(store.configuration, store.path, pretrained, precision="fp32", across_frames=True)
-    set_seed(settings.seed)  # low-rank additions begin at random
-    unfreeze(
-        backbone,
-        freeze=settings.freeze,
-        freeze_layers=settings.freeze_layers,
-        patch_embedding=settings.patch_embedding,
-        lora_rank=settings.lora_rank,
-        gradient_checkpointing=settings.gradient_checkpointing,
+
+def _started_head(store: Store, settings: FinetuneSettings, data: TrainingData, reporter: Reporter) -> Head:
+    """The head of the run to start from, or a fresh one."""
+    if settings.start is None:
+        return start_head(settings, store, data, reporter)
+    head, run = load_run(settings.start)
+    for line in check_cache(settings.start, run, store):
+        reporter.note(f"{store.path} is not the cache {settings.start} was trained on: {line}")
+    return head
+
+
+def _trainable(store: Store, settings: FinetuneSettings, head: Head, reporter: Reporter) -> tuple[EndToEnd, int]:
+    """The head on the backbone of the cache, unfrozen as the settings say, and how many of its parameters are trained.
+
+    On the host: of several processes each has its own GPU, which `fit_learner` knows.
+    """
+    backbone = backbone_of_cache(
+        store.configuration, store.path, settings.pretrained, precision="fp32", across_frames=True
     )
+    set_seed(settings.seed)  # low-rank additions begin at random
+    unfreeze(backbone, settings)
     for parameter in backbone.model.parameters():
         if parameter.ndim == 4:  # convolutions over pictures, which are up to twice as fast so
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    model = EndToEnd(backbone, head)
-    trained = sum(p.numel() for p in backbone.model.parameters() if p.requires_grad)
-    reporter.note(
-        f"{backbone.name}: {trained:,} of {sum(p.numel() for p in backbone.model.parameters()):,} parameters are trained"
-    )
-    run = {
-        **run_record(settings, head, store, table, validation, selection, device, command),
-        "frozen_backbone": False,
-        "start": None if start is None else str(start),
-        "backbone_parameters_trained": trained,
-    }
-    frames = None
-    if settings.augment != "none" or any(p.requires_grad for p in backbone.model.visual.parameters()):
-        frames = Frames(
-            store,
-            geometry=backbone.geometry,
-            items=items_of(store, table, *([] if validation is None else [validation])),
-            videos=videos,
-            width=settings.max_frames,
-            position=settings.frame_position,
-            workers=workers or max(1, len(os.sched_getaffinity(0)) // processes),
-            memory=frame_memory * 1e9,
-        )
-    else:
+    total = sum(p.numel() for p in backbone.model.parameters())
+    unfrozen = sum(p.numel() for p in backbone.model.parameters() if p.requires_grad)
+    reporter.note(f"{backbone.name}: {unfrozen:,} of {total:,} parameters are trained")
+    return EndToEnd(backbone, head), unfrozen
+
+
+def _frames(
+    store: Store, settings: FinetuneSettings, model: EndToEnd, data: TrainingData, reporter: Reporter
+) -> Frames | None:
+    """Where pixels come from; None where the features of the cache do."""
+    if settings.augment == "none" and not any(p.requires_grad for p in vision_tower(model.towers).parameters()):
         reporter.note("the vision tower is frozen: its features are taken from the cache, and no video is read")
-    with frames or contextlib.nullcontext():
-        learner = PixelLearner(
-            model,
-            table,
-            store,
-            frames,
-            backbone_lr_scale=settings.backbone_lr_scale,
-            micro_batch=settings.micro_batch,
-            augment=settings.augment,
-        )
+        return None
+    return Frames(
+        store,
+        items_of(store, *(table for table in (data.train, data.validation) if table is not None)),
+        model.backbone.geometry,
+        settings,
+    )
 
-        def judged(head: Head) -> Any:
-            now = encode_table(model, validation, store, frames, device=next(head.parameters()).device)
-            return validate(head, now)
 
-        return fit_run(
-            head,
-            table,
-            settings,
-            out=out,
-            run=run,
-            started=started,
-            learner=learner,
-            device=device,
-            validate=None if validation is None else judged,
-            log_every=log_every,
-            resume=resume,
-            tracker=tracker,
-            reporter=reporter,
-            checkpoint_every=checkpoint_every,
-            patience=settings.patience,
-        )
+def _judge_from_pixels(
+    validate: Validate, model: EndToEnd, table: FeatureTable, store: Store, frames: Frames | None, head: Head
+) -> Mapping[str, Mapping[str, float]]:
+    """What `validate` says of a table whose features are made anew by the backbone as it is now."""
+    return validate(head, encode_table(model, table, store, frames, device=head.logit_scale.device))
 
 
 def tuned_table(
@@ -208,7 +182,7 @@ def tuned_table(
     head, record = load_run(run, which, device=device)
     if which not in record.get("weights", {}):
         raise UsageError(
-            f"{run} trained no backbone, so pixels say no more than the cache", mend=f"Do: glscl eval --run {run}"
+            f"{run} trained no backbone, so pixels say no more than the cache", hint=Hint("Do", "eval", {"run": run})
         )
     made = record["cache_configuration"]["backbone"]
     backbone = Backbone.load(
@@ -220,23 +194,14 @@ def tuned_table(
         preprocess=made["preprocessing"].get("method", "open_clip"),
         across_frames=True,
     )
-    settings = record["settings"]
+    seen = {name: value for name, value in record["settings"].items() if name in ("max_frames", "frame_position")}
+    settings = FinetuneSettings(**{"max_frames": None, **seen}, videos=videos, workers=workers, frame_memory=0)
     table = FeatureTable.load(
         store,
         split,
-        max_frames=settings.get("max_frames"),
-        frame_position=settings.get("frame_position", "uniform"),
+        max_frames=settings.max_frames,
+        frame_position=settings.frame_position,
         tokens=head.needs_tokens,
     )
-    frames = Frames(
-        store,
-        geometry=backbone.geometry,
-        items=items_of(store, table),
-        videos=videos,
-        width=settings.get("max_frames"),
-        position=settings.get("frame_position", "uniform"),
-        workers=workers,
-        memory=0,
-    )
-    with frames:
+    with Frames(store, items_of(store, table), backbone.geometry, settings) as frames:
         return head, encode_table(EndToEnd(backbone, head), table, store, frames, device=device)

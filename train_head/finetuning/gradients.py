@@ -1,8 +1,8 @@
 """The gradient of a large batch in the memory of a small one, exactly.
 
-B captions and as many videos a batch, cut in pieces of at most N.
+B captions and as many videos a batch, cut in chunks of at most N.
 
-All pieces are encoded without a graph; the loss of the whole batch gives the gradient of every feature; then each piece is
+All chunks are encoded without a graph; the loss of the whole batch gives the gradient of every feature; then each chunk is
 encoded again, with a graph and the same random numbers, and its features' gradients go back through it. That is the chain
 rule cut at the features, so nothing is approximated; it costs one more forward pass of the backbone.
 
@@ -11,7 +11,7 @@ Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Mem
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,8 +20,10 @@ from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.train_head.distributed import average_gradients
 from glscl.train_head.finetuning.model import Captions, Clips, EndToEnd
 
+Side = TypeVar("Side", TextFeatures, VideoFeatures)
 
-def backward_in_pieces(
+
+def backward_in_chunks(
     model: EndToEnd,
     captions: Captions,
     clips: Clips | VideoFeatures,
@@ -41,31 +43,30 @@ def backward_in_pieces(
     bounds = [
         (start, min(start + micro_batch, len(captions.ids))) for start in range(0, len(captions.ids), micro_batch)
     ]
-    pieces = [(captions.part(*bound), _part(clips, *bound)) for bound in bounds]
+    chunks = [(captions.part(*bound), _part(clips, *bound)) for bound in bounds]
 
-    def encode(piece: tuple[Captions, Clips | VideoFeatures]) -> tuple[TextFeatures, VideoFeatures]:
+    def encode(chunk: tuple[Captions, Clips | VideoFeatures]) -> tuple[TextFeatures, VideoFeatures]:
         with accelerator.autocast():
-            return model.text_features(piece[0]), model.video_features(piece[1])
+            return model.text_features(chunk[0]), model.video_features(chunk[1])
 
     states, encoded = [], []
     with torch.no_grad():
-        for piece in pieces:
+        for chunk in chunks:
             states.append(_random_state(device))
-            encoded.append(encode(piece))
-    text = TextFeatures(*(_joined(fields) for fields in zip(*(text for text, _ in encoded))))
-    video = VideoFeatures(*(_joined(fields) for fields in zip(*(video for _, video in encoded))))
+            encoded.append(encode(chunk))
+    text, video = _joined([text for text, _ in encoded]), _joined([video for _, video in encoded])
     with accelerator.autocast():
         loss = model.loss(text, video, exclude)
     accelerator.backward(loss)
     after = _random_state(device)
-    for bound, piece, state in zip(bounds, pieces, states):
+    for bound, chunk, state in zip(bounds, chunks, states):
         _set_random_state(state, device)
-        again = encode(piece)
+        again = encode(chunk)
         pairs = [
             (features, whole.grad[slice(*bound)])
             for side, joined in zip(again, (text, video))
             for features, whole in zip(side, joined)
-            if features is not None and features.requires_grad and whole.grad is not None
+            if features is not None and features.requires_grad and whole is not None and whole.grad is not None
         ]
         if pairs:
             torch.autograd.backward([features for features, _ in pairs], [gradient for _, gradient in pairs])
@@ -80,9 +81,13 @@ def _part(clips: Clips | VideoFeatures, start: int, stop: int) -> Clips | VideoF
     return VideoFeatures(*(field[start:stop] for field in clips))
 
 
-def _joined(fields: tuple[Tensor | None, ...]) -> Tensor | None:
-    """The features of all pieces as one tensor that gathers gradients; masks as they are."""
-    if fields[0] is None:
+def _joined(sides: list[Side]) -> Side:
+    """The features of all chunks as tensors that gather gradients; masks as they are."""
+    return type(sides[0])._make(_leaf([field for field in fields if field is not None]) for fields in zip(*sides))
+
+
+def _leaf(fields: list[Tensor]) -> Tensor | None:
+    if not fields:
         return None
     joined = torch.cat(fields)
     return joined.requires_grad_() if joined.is_floating_point() else joined

@@ -38,7 +38,7 @@ class Clips(NamedTuple):
     mask: Tensor
 
     @classmethod
-    def of(cls, videos: list[np.ndarray], width: int, device: torch.device) -> Clips:
+    def from_frames(cls, videos: list[np.ndarray], width: int, device: torch.device) -> Clips:
         """From the frames of each video, (F, S, S, 3) uint8; features are padded to `width`."""
         counts = tuple(len(frames) for frames in videos)
         frames = torch.from_numpy(np.concatenate(videos))

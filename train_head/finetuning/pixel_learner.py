@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from glscl.cache.schema import VideoFeatures
 from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable
-from glscl.train_head.finetuning.gradients import backward_in_pieces
+from glscl.train_head.finetuning.gradients import backward_in_chunks
 from glscl.train_head.finetuning.model import Captions, Clips, EndToEnd
 from glscl.train_head.finetuning.pixels import Frames, items_of
+from glscl.train_head.finetuning.settings import FinetuneSettings
 from glscl.train_head.finetuning.towers import export_backbone
 from glscl.train_head.learner import Learner
 from glscl.train_head.optim import parameter_groups
 
-_RANDAUGMENT = {"num_ops": 4, "magnitude": 21}  # timm's rand-m7-n4 of ten levels, on torchvision's 31
+_CHANGES, _MAGNITUDE = 4, 21  # of RandAugment: timm's rand-m7-n4 of ten levels, on torchvision's 31
 
 
 class PixelTable:
@@ -62,9 +63,7 @@ class PixelLearner(Learner):
         table: what to train on.
         store: the cache it is from.
         frames: where pixels come from; None takes the features of the table, for a vision tower that is frozen.
-        backbone_lr_scale: learning rate of the backbone, in times the head's; low-rank additions have the head's.
-        micro_batch: see `backward_in_pieces`; None encodes a batch at once.
-        augment: "none" or "randaugment".
+        settings: `backbone_lr_scale` (low-rank additions have the head's rate), `micro_batch` and `augment`.
     """
 
     def __init__(
@@ -73,48 +72,49 @@ class PixelLearner(Learner):
         table: FeatureTable,
         store: Store,
         frames: Frames | None,
-        *,
-        backbone_lr_scale: float = 1e-3,
-        micro_batch: int | None = None,
-        augment: str = "none",
+        settings: FinetuneSettings,
     ) -> None:
         super().__init__(model.head, table)
-        self.module: EndToEnd = model
+        self.module = self.model = model
         self.pixels = PixelTable(model, table, store)
-        self._frames, self._scale, self._micro, self._augment = frames, backbone_lr_scale, micro_batch, augment
+        self._frames, self._settings = frames, settings
 
     def begin(self, device: torch.device) -> nn.Module:
-        self.module.backbone.device = device
-        return self.module
+        self.model.backbone.device = device
+        return self.model
 
     def groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        low_rank = nn.ParameterList(p for name, p in self.module.towers.named_parameters() if "lora_" in name)
-        own = nn.ParameterList(p for name, p in self.module.towers.named_parameters() if "lora_" not in name)
+        low_rank = nn.ParameterList(p for name, p in self.model.towers.named_parameters() if "lora_" in name)
+        own = nn.ParameterList(p for name, p in self.model.towers.named_parameters() if "lora_" not in name)
         return [
             *parameter_groups(self.head, weight_decay=weight_decay),
             *parameter_groups(low_rank, weight_decay=weight_decay),
-            *({**group, "lr_scale": self._scale} for group in parameter_groups(own, weight_decay=weight_decay)),
+            *(
+                {**group, "lr_scale": self._settings.backbone_lr_scale}
+                for group in parameter_groups(own, weight_decay=weight_decay)
+            ),
         ]
 
     def batches(self, rows: np.ndarray, *, start: int, share: slice, mask: bool) -> _PixelBatches:
         return _PixelBatches(self, rows, start=start, share=share, mask=mask)
 
     def backward(self, accelerator: Any, step_module: nn.Module, batch: tuple[Any, ...]) -> Tensor:
-        if self._micro is None or self._micro >= len(batch[0].ids):
+        micro_batch = self._settings.micro_batch
+        if micro_batch is None or micro_batch >= len(batch[0].ids):
             return super().backward(accelerator, step_module, batch)
-        return backward_in_pieces(self.module, *batch, micro_batch=self._micro, accelerator=accelerator)
+        return backward_in_chunks(self.model, *batch, micro_batch=micro_batch, accelerator=accelerator)
 
     def save(self, folder: Path, which: str) -> dict[str, Any]:
         super().save(folder, which)
-        return export_backbone(folder, which, self.module.backbone)
+        return export_backbone(folder, which, self.model.backbone)
 
     def augmented(self, clips: Clips) -> Clips:
         """The clips as `augment` says, every frame of a video changed alike, by torch's own random numbers."""
-        if self._augment == "none":
+        if self._settings.augment == "none":
             return clips
         from torchvision.transforms import InterpolationMode, RandAugment
 
-        change = RandAugment(**_RANDAUGMENT, interpolation=InterpolationMode.BILINEAR)
+        change = RandAugment(_CHANGES, _MAGNITUDE, interpolation=InterpolationMode.BILINEAR)
         videos = clips.frames.permute(0, 3, 1, 2).split(clips.counts)  # (F, 3, S, S) each
         changed = torch.cat([change(video) for video in videos])
         return clips._replace(frames=changed.permute(0, 2, 3, 1))
@@ -139,7 +139,7 @@ class _PixelBatches:
         if self._ahead is None:
             clips = VideoFeatures(*(field.to(device) for field in self._learner.table.videos(videos[self._share])))
         else:
-            clips = self._learner.augmented(Clips.of(next(self._ahead), pixels.width, device))
+            clips = self._learner.augmented(Clips.from_frames(next(self._ahead), pixels.width, device))
         exclude = (videos[:, None] == videos).to(device) if self._mask else None  # (B, B)
         return captions, clips, exclude
 
@@ -168,8 +168,8 @@ def encode_table(
     frame_features = table.frame_features.float().cpu()
     if frames is not None:
         videos = [pixels.items[start : start + batch].tolist() for start in range(0, table.num_videos, batch)]
-        clips = (Clips.of(of, pixels.width, device) for of in frames.ahead(videos))
-        frame_features = torch.cat([model.video_features(of).frame_features.cpu() for of in clips])
+        clips = (Clips.from_frames(decoded, pixels.width, device) for decoded in frames.ahead(videos))
+        frame_features = torch.cat([model.video_features(some).frame_features.cpu() for some in clips])
     pooled = torch.empty((table.num_texts, table.embed_dim))
     tokens: list[Tensor | None] = [None] * table.num_texts
     order = torch.argsort(pixels.lengths, stable=True)
@@ -177,13 +177,14 @@ def encode_table(
         text = model.text_features(pixels.captions(rows, device))
         pooled[rows] = text.text_features.cpu()
         if text.token_features is not None:
-            for row, of, length in zip(rows.tolist(), text.token_features.cpu(), pixels.lengths[rows].tolist()):
-                tokens[row] = of[:length]
+            lengths = pixels.lengths[rows].tolist()
+            for row, features, length in zip(rows.tolist(), text.token_features.cpu(), lengths):
+                tokens[row] = features[:length]
     with_tokens = model.head.needs_tokens and table.num_texts > 0
     return replace(
         table,
         text_features=pooled,
-        token_values=torch.cat(tokens) if with_tokens else None,  # (R, D)
+        token_values=torch.cat([rows for rows in tokens if rows is not None]) if with_tokens else None,  # (R, D)
         token_offsets=torch.cat([torch.zeros(1, dtype=torch.int64), pixels.lengths.cumsum(0)]) if with_tokens else None,
         frame_features=frame_features,
         frame_mask=table.frame_mask.cpu(),

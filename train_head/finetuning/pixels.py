@@ -15,15 +15,20 @@ from types import TracebackType
 import numpy as np
 
 from glscl.cache.frames import StoredFrames
+from glscl.cache.schema import FramePosition
 from glscl.cache.store import Store
-from glscl.cache.table import FeatureTable, FramePosition, frame_positions
+from glscl.cache.table import FeatureTable, frame_positions
 from glscl.common.errors import DecodeError, NotFoundError, UsageError
+from glscl.common.launch import launch
+from glscl.extract.backbone.fast_transform import FastGeometry
 from glscl.extract.backbone.picture_transform import Geometry
 from glscl.extract.datasets.video_files import VideoFiles
 from glscl.extract.decode.pool import DecodePool, FrameChunk, VideoTask
 from glscl.extract.decode.sampling import Sampling
+from glscl.train_head.finetuning.settings import FinetuneSettings
 
 _AHEAD = 2  # batches that wait ready
+_TIME_LIMIT = 60.0  # seconds without progress after which a video is given up
 _VIDEOS_A_WORKER = 4  # decoded at a time, so that workers seldom wait for the last of them
 
 
@@ -35,14 +40,10 @@ class Frames:
 
     Args:
         store: an open cache that was extracted from videos.
-        geometry: picture part of the backbone's preprocessing.
         items: the videos that will be asked for; all of them must be found.
-        videos: folder that holds the videos now; None is where extraction found them.
-        width: most frames a video.
-        position: which frames where there are more.
-        workers: decoding processes.
-        memory: bytes of decoded frames to keep.
-        time_limit: seconds without progress after which a video is given up.
+        geometry: picture part of the backbone's preprocessing.
+        settings: where the videos lie, which frames of them are wanted, how many processes of each training process
+            decode (None shares the cores), and how many GB (1e9 bytes) of frames are kept.
 
     Raises:
         UsageError: the features of the cache were imported.
@@ -50,37 +51,28 @@ class Frames:
     """
 
     def __init__(
-        self,
-        store: Store,
-        *,
-        geometry: Geometry,
-        items: Sequence[int],
-        videos: Path | None = None,
-        width: int | None = 12,
-        position: FramePosition = "uniform",
-        workers: int | None = None,
-        memory: float = 4e9,
-        time_limit: float = 60.0,
+        self, store: Store, items: Sequence[int], geometry: Geometry | FastGeometry, settings: FinetuneSettings
     ) -> None:
         sampling = store.configuration.get("sampling")
         if not isinstance(sampling, Mapping) or "decoder" not in sampling:
             raise UsageError(f"{store.path} holds imported features: how they were made from pixels is not known")
-        self.store, self.width, self.position = store, width, position
+        self.store, self.width = store, settings.max_frames
+        self.position: FramePosition = settings.frame_position
         self.counts = np.diff(store.arrays("video", ["offsets"])["offsets"])
         stored = StoredFrames(store)
         self._stored = stored if stored.available else None
         self._kept: dict[int, np.ndarray] = {}
-        self._room = memory
+        self._room = settings.frame_memory * 1e9
         self._pool: DecodePool | None = None
         self._threads: list[tuple[threading.Event, threading.Thread]] = []
         if self._stored is None:
-            self._paths = find_videos(store, items, videos)
+            self._paths = find_videos(store, items, settings.videos)
             self._pool = DecodePool(
-                workers=workers or len(os.sched_getaffinity(0)),
+                workers=settings.workers or max(1, len(os.sched_getaffinity(0)) // launch().world),
                 sampling=Sampling(**{key: value for key, value in sampling.items() if key != "decoder"}),
                 geometry=geometry,
                 decoder=sampling["decoder"],
-                time_limit=time_limit,
+                time_limit=_TIME_LIMIT,
             )
 
     def __enter__(self) -> Frames:
@@ -176,13 +168,13 @@ class Frames:
                 raise DecodeError(
                     f"{self._paths[item]} gives {event.frames} frames now and gave {self.counts[item]} when "
                     f"{self.store.path} was extracted" + (f" ({event.reason})" if event.reason else ""),
-                    mend="Put the same file there, or extract again",
+                    hint="Put the same file there, or extract again",
                 )
-        frames = {item: np.concatenate(of) for item, of in parts.items()}
-        for item, of in frames.items():
-            if of.nbytes <= self._room:
-                self._kept[item] = of
-                self._room -= of.nbytes
+        frames = {item: np.concatenate(chunks) for item, chunks in parts.items()}
+        for item, decoded in frames.items():
+            if decoded.nbytes <= self._room:
+                self._kept[item] = decoded
+                self._room -= decoded.nbytes
         return frames
 
 
@@ -210,7 +202,7 @@ def find_videos(store: Store, items: Sequence[int], folder: Path | None) -> dict
             f"{len(missing)} of {len(found)} videos of {store.path} are not "
             + (f"below {folder}" if folder else "where extraction found them")
             + f", the first is {plan[missing[0]].path}",
-            mend="Name the folder that holds them with --videos",
+            hint="Name the folder that holds them with `videos`",
         )
     return {item: path for item, path in found.items() if path is not None}
 

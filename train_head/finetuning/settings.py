@@ -1,15 +1,17 @@
-"""Settings that `glscl finetune` has beside those of `glscl train-head`."""
+"""Settings of the second pass: those of a training, and what is done to the backbone and how pixels are read."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from glscl.common.errors import UsageError
-from glscl.common.settings import check, setting
-from glscl.train_head.settings import TrainConfig, TrainSettings, resolve
+from glscl.common.settings import setting
+from glscl.train_head.heads import full_name, recorded_head_class
+from glscl.train_head.settings import TrainSettings, resolve_fresh, resolve_stored
 
 FREEZE = ("none", "text", "vision")
 PATCH_EMBEDDINGS = ("2d", "3d")
@@ -17,31 +19,59 @@ AUGMENTATIONS = ("none", "randaugment")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneConfig:
-    """What of the backbone is trained, and how pixels are read. None means the default that the help names."""
+class FinetuneSettings(TrainSettings):
+    """What to train of backbone and head, and how; stored in run.json. See `resolve_finetune`."""
 
-    backbone_lr_scale: float | None = setting(
-        None, "Learning rate of the backbone, in times that of the head. Default: 0.001.", group="Backbone", min=0
-    )
-    freeze: str | None = setting(None, "Tower that stays as it is. Default: none.", group="Backbone", choices=FREEZE)
-    freeze_layers: int | None = setting(
+    start: Path | None = setting(
         None,
-        "Freeze the embeddings and the first N blocks of each tower. Default: 0, nothing.",
+        "Trained head to start from.",
+        group="Data",
+        flag="--run",
+        default_from="a fresh head",
+        affects_result=False,  # of a run that goes on, which has its own weights
+    )
+    videos: Path | None = setting(
+        None,
+        "Folder with the videos.",
+        group="Data",
+        default_from="where extraction found them",
+        affects_result=False,
+    )
+    pretrained: str | None = setting(
+        None,
+        "Weights of the backbone, where the cache was made from a file.",
+        group="Data",
+        metavar="FILE",
+        affects_result=False,  # they must be those of the cache
+    )
+    backbone_lr_scale: float = setting(
+        1e-3,
+        "Learning rate of the backbone, in times that of the head.",
         group="Backbone",
         min=0,
+        default_from="0.001",
     )
-    patch_embedding: str | None = setting(
-        None,
-        "3d: patches are embedded with those of the two neighbouring frames; such a backbone cannot be extracted with. "
-        "Default: 2d.",
+    freeze: str = setting("none", "Tower that stays as it is.", group="Backbone", choices=FREEZE, default_from="none")
+    freeze_layers: int = setting(
+        0,
+        "Freeze the embeddings and the first N blocks of each tower.",
+        group="Backbone",
+        min=0,
+        default_from="0, nothing",
+    )
+    patch_embedding: str = setting(
+        "2d",
+        "3d: patches are embedded with those of the two neighbouring frames; such a backbone cannot be extracted with.",
         group="Backbone",
         choices=PATCH_EMBEDDINGS,
+        default_from="2d",
     )
-    lora_rank: int | None = setting(
-        None,
-        "Train low-rank additions to the blocks (peft) at the head's rate, and nothing else of the backbone. Default: 0, off.",
+    lora_rank: int = setting(
+        0,
+        "Train low-rank additions to the blocks (peft) at the head's rate, and nothing else of the backbone.",
         group="Backbone",
         min=0,
+        default_from="0, off",
     )
     gradient_checkpointing: bool = setting(
         False,
@@ -51,127 +81,99 @@ class TuneConfig:
     )
     micro_batch: int | None = setting(
         None,
-        "Encode this many captions and videos at once; the loss still compares the whole batch. Default: all at once.",
+        "Encode this many captions and videos at once; the loss still compares the whole batch.",
         group="Memory",
         min=1,
+        default_from="all at once",
     )
     frame_memory: float = setting(
-        4.0, "GB of decoded frames kept in memory, so that later epochs need not decode them.", group="Pixels", min=0
+        4.0,
+        "GB of decoded frames kept in memory, so that later epochs need not decode them.",
+        group="Pixels",
+        min=0,
+        affects_result=False,
     )
-    workers: int | None = setting(None, "Decoding processes. Default: one a core.", group="Pixels", min=1)
-    augment: str | None = setting(
-        None,
-        "Change training frames at random, all of a video alike. Default: none.",
+    workers: int | None = setting(
+        None, "Decoding processes.", group="Pixels", min=1, default_from="one a core", affects_result=False
+    )
+    augment: str = setting(
+        "none",
+        "Change training frames at random, all of a video alike.",
         group="Pixels",
         choices=AUGMENTATIONS,
+        default_from="none",
     )
     patience: int | None = setting(
-        None, "Stop after N validations in a row without a better one. Default: never.", group="Selection", min=1
+        None,
+        "Stop after N validations in a row without a better one.",
+        group="Selection",
+        min=1,
+        default_from="never",
     )
     checkpoint_every: int | None = setting(
-        None, "Steps after which the run can be resumed. Default: 500.", group="Training", min=1
+        500,
+        "Steps after which the run can be resumed.",
+        group="Training",
+        min=1,
+        default_from="500",
+        affects_result=False,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneSettings(TrainSettings):
-    """A second pass without anything left open; stored in run.json. See `TuneConfig`."""
-
-    backbone_lr_scale: float
-    freeze: str
-    freeze_layers: int
-    patch_embedding: str
-    lora_rank: int
-    gradient_checkpointing: bool
-    micro_batch: int | None
-    augment: str
-    patience: int | None
-
-
-_DEFAULTS: dict[str, Any] = {
-    "backbone_lr_scale": 1e-3,
-    "freeze": "none",
-    "freeze_layers": 0,
-    "patch_embedding": "2d",
-    "lora_rank": 0,
-    "augment": "none",
-}
+    compile: bool = setting(False, "See `TrainSettings`; not for pixels.", option=False, affects_result=False)
+    log_every: int = setting(10, "Steps between reports.", min=1, option=False, affects_result=False)
 
 
 def resolve_finetune(
-    config: TrainConfig,
-    tuning: TuneConfig,
+    asked: Mapping[str, Any],
     *,
-    start: Mapping[str, Any] | None,
     dataset: str,
     device_type: str = "cpu",
-    seed: int | None = None,
     stored: Mapping[str, Any] | None = None,
 ) -> FinetuneSettings:
-    """Make every setting explicit.
+    """The settings of a second pass: what was asked for, over what its start decides, over a recipe, over the defaults.
+
+    A trained head to `start` from decides head and options, and which frames are looked at where nobody says otherwise.
 
     Args:
-        config, tuning: what was asked for.
-        start: run.json of the trained head to start from; its head, options and frames are taken over. None starts
-            with a fresh head.
-        dataset, device_type, seed, stored: as in `glscl.train_head.settings.resolve`.
+        asked, dataset, device_type, stored: as in `glscl.train_head.settings.resolve`.
 
     Raises:
         UsageError: values out of bounds or that contradict each other, `start` or `stored`.
+        Others: see `read_run`, of `start`.
     """
-    check(tuning)
-    mine = {field.name for field in dataclasses.fields(FinetuneSettings)} - {
-        field.name for field in dataclasses.fields(TrainSettings)
-    }
     if stored is not None:
-        base = resolve(config, dataset=dataset, stored={k: v for k, v in stored.items() if k not in mine}, seed=seed)
-        return _as_stored(tuning, base, stored, mine)
-    if start is not None:
-        config = _taken_over(config, start)
-    base = resolve(config, dataset=dataset, device_type=device_type, seed=seed)
-    values = vars(base) | ({"options": dict(start["options"])} if start is not None else {})
-    asked = {name: getattr(tuning, name) for name in mine}
-    settings = FinetuneSettings(
-        **values, **{name: _DEFAULTS.get(name) if value is None else value for name, value in asked.items()}
-    )
+        mine = {f.name for f in dataclasses.fields(FinetuneSettings) if f.metadata["affects_result"]}
+        missing = sorted(mine - {f.name for f in dataclasses.fields(TrainSettings)} - stored.keys())
+        if missing:
+            raise UsageError(f"the run to resume is no second pass: its settings lack {', '.join(missing)}")
+        return resolve_stored(FinetuneSettings, asked, stored)
+    options = None
+    if asked.get("start") is not None:
+        from glscl.train_head.checkpoint import read_run  # here: settings are read to list options, without torch
+
+        start = read_run(Path(asked["start"]))
+        if asked.get("options"):
+            raise UsageError("`option` and `adapter` are of a fresh head; the one of `run` keeps its own")
+        head = asked.get("head")
+        if head is None:
+            recorded_head_class(start["head"], asked["start"])
+        elif full_name(head) != start["head"]:
+            raise UsageError(f"`head` is {head}; the run to start from has {start['head']}", hint="Leave `head` out")
+        seen = {name: start["settings"].get(name) for name in ("max_frames", "frame_position")}
+        options = start["options"]
+        asked = {
+            **seen,
+            **{k: v for k, v in asked.items() if v is not None or k == "max_frames"},
+            "head": start["head"],
+        }
+    settings = resolve_fresh(FinetuneSettings, asked, dataset=dataset, device_type=device_type, options=options)
     _check_together(settings)
     return settings
-
-
-def _taken_over(config: TrainConfig, start: Mapping[str, Any]) -> TrainConfig:
-    """The configuration with what the trained head decides: its name and the frames it looks at."""
-    if config.option or config.adapter:
-        raise UsageError("--option and --adapter are of a fresh head; the one of --run keeps its own")
-    if config.head not in (None, start["head"]):
-        raise UsageError(f"--head is {config.head}; the run to start from has {start['head']}", mend="Leave --head out")
-    settings = start["settings"]
-    frames = settings.get("max_frames") or 0
-    return dataclasses.replace(
-        config,
-        head=start["head"],
-        max_frames=frames if config.max_frames is None else config.max_frames,
-        frame_position=config.frame_position or settings.get("frame_position"),
-    )
 
 
 def _check_together(settings: FinetuneSettings) -> None:
     if settings.lora_rank and (settings.freeze_layers or settings.patch_embedding == "3d"):
         raise UsageError(
-            "--lora-rank leaves the backbone as it is; --freeze-layers and --patch-embedding 3d mean its own weights"
+            "`lora_rank` leaves the backbone as it is; `freeze_layers` and `patch_embedding=3d` mean its own weights"
         )
     if settings.patch_embedding == "3d" and settings.freeze == "vision":
-        raise UsageError("--patch-embedding 3d starts as the plain one, and --freeze vision would leave it so")
-
-
-def _as_stored(tuning: TuneConfig, base: TrainSettings, stored: Mapping[str, Any], mine: set[str]) -> FinetuneSettings:
-    missing = sorted(mine - stored.keys())
-    if missing:
-        raise UsageError(f"the run to resume is no second pass: its settings lack {', '.join(missing)}")
-    for name in sorted(mine):
-        asked = getattr(tuning, name)
-        if asked not in (None, False) and asked != stored[name]:
-            raise UsageError(
-                f"--{name.replace('_', '-')} is {asked!r}; the run to resume was begun with {stored[name]!r}",
-                mend="Leave the option out, or train into another folder with --out",
-            )
-    return FinetuneSettings(**vars(base), **{name: stored[name] for name in mine})
+        raise UsageError("`patch_embedding=3d` starts as the plain one, and `freeze=vision` would leave it so")

@@ -17,45 +17,38 @@ from glscl.common.errors import UsageError
 from glscl.extract.backbone.encoder import Backbone, weights_hash
 from glscl.extract.backbone.patch_embedding import temporal_embedding, widen_patch_embedding
 from glscl.extract.backbone.tuned_weights import TunedWeights, write_tuned
+from glscl.train_head.finetuning.settings import FinetuneSettings
 
 FILES = {"best": "backbone.safetensors", "last": "backbone-last.safetensors"}
 _TEXT_OF_PLAIN = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection")
 _OF_LORA = ("attn", "out_proj", "c_fc", "c_proj", "q_proj", "k_proj", "v_proj")  # modules inside the blocks
 
 
-def unfreeze(
-    backbone: Backbone,
-    *,
-    freeze: str = "none",
-    freeze_layers: int = 0,
-    patch_embedding: str = "2d",
-    lora_rank: int = 0,
-    gradient_checkpointing: bool = False,
-) -> None:
+def unfreeze(backbone: Backbone, settings: FinetuneSettings) -> None:
     """Choose what of a backbone is trained, in place. The logit scale is the head's; the backbone's stays as it is.
-
-    Args:
-        freeze: "none", "text" or "vision".
-        freeze_layers: freeze the embeddings and the first so many blocks of each tower.
-        patch_embedding: "3d" embeds patches with their neighbours in time.
-        lora_rank: train only low-rank additions of this rank; 0 trains the weights themselves.
-        gradient_checkpointing: compute blocks again in the backward pass.
 
     Raises:
         UsageError: more layers to freeze than there are, or no peft package.
         BackboneError: a tower without what is asked for.
     """
     model = backbone.model
-    if patch_embedding == "3d" and temporal_embedding(model) is None:
+    if settings.patch_embedding == "3d" and temporal_embedding(model) is None:
         widen_patch_embedding(model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(tower_of(name) != freeze and tower_of(name) != "neither")
-    if freeze_layers:
-        _freeze_layers(model, freeze_layers, backbone.name)
-    if lora_rank:
-        add_lora(backbone, lora_rank, freeze)
-    if gradient_checkpointing:
-        model.set_grad_checkpointing(True)
+        parameter.requires_grad_(tower_of(name) != settings.freeze and tower_of(name) != "neither")
+    if settings.freeze_layers:
+        _freeze_layers(model, settings.freeze_layers, backbone.name)
+    if settings.lora_rank:
+        add_lora(backbone, settings.lora_rank, settings.freeze)
+    if settings.gradient_checkpointing:
+        switch = model.set_grad_checkpointing
+        assert callable(switch)  # every open_clip model has it
+        switch(True)
+
+
+def vision_tower(model: nn.Module) -> nn.Module:
+    """The tower for pictures of an open_clip model."""
+    return model.get_submodule("visual")
 
 
 def tower_of(parameter: str) -> str:
@@ -76,7 +69,7 @@ def freeze_statistics(model: nn.Module) -> None:
 def _freeze_layers(model: nn.Module, count: int, name: str) -> None:
     for tower, blocks, behind in _towers(model, name):
         if count > len(blocks):
-            raise UsageError(f"--freeze-layers is {count}; the {tower} tower of {name} has {len(blocks)} blocks")
+            raise UsageError(f"`freeze_layers` is {count}; the {tower} tower of {name} has {len(blocks)} blocks")
         open_ = {id(p) for block in blocks[count:] for p in block.parameters()} | {id(p) for p in behind}
         for key, parameter in model.named_parameters():
             if tower_of(key) == tower and id(parameter) not in open_:
@@ -85,19 +78,24 @@ def _freeze_layers(model: nn.Module, count: int, name: str) -> None:
 
 def _towers(model: nn.Module, name: str) -> list[tuple[str, list[nn.Module], list[nn.Parameter]]]:
     """Name, blocks in order, and the parameters behind the last block, of each tower."""
-    visual, text = model.visual, getattr(model, "text", model)
+    visual, text = vision_tower(model), model.get_submodule("text") if hasattr(model, "text") else model
+    blocks, behind = _blocks(visual), _parameters(visual, ("ln_post", "proj", "attn_pool"))
     if hasattr(visual, "layer4"):
-        blocks = [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
-        behind = list(visual.attnpool.parameters())
-    elif hasattr(visual, "transformer") and hasattr(visual.transformer, "resblocks"):
-        blocks = list(visual.transformer.resblocks)
-        behind = _parameters(visual, ("ln_post", "proj", "attn_pool"))
-    else:
-        raise UsageError(f"--freeze-layers knows no blocks in the vision tower of {name}", mend="Use --freeze vision")
-    if not hasattr(getattr(text, "transformer", None), "resblocks"):
-        raise UsageError(f"--freeze-layers knows no blocks in the text tower of {name}", mend="Use --freeze text")
+        blocks = [visual.get_submodule(f"layer{number}") for number in (1, 2, 3, 4)]
+        behind = _parameters(visual, ("attnpool",))
+    if not blocks:
+        raise UsageError(f"`freeze_layers` knows no blocks in the vision tower of {name}", hint="Use `freeze=vision`")
+    text_blocks = _blocks(text)
+    if not text_blocks:
+        raise UsageError(f"`freeze_layers` knows no blocks in the text tower of {name}", hint="Use `freeze=text`")
     last = _parameters(text, ("ln_final", "text_projection"))
-    return [("vision", blocks, behind), ("text", list(text.transformer.resblocks), last)]
+    return [("vision", blocks, behind), ("text", text_blocks, last)]
+
+
+def _blocks(tower: nn.Module) -> list[nn.Module]:
+    """The blocks of a transformer, in order; none where there is none."""
+    found = [module for name, module in tower.named_modules() if name == "transformer.resblocks"]
+    return list(found[0].children()) if found else []
 
 
 def _parameters(module: nn.Module, names: tuple[str, ...]) -> list[nn.Parameter]:
@@ -119,7 +117,7 @@ def add_lora(backbone: Backbone, rank: int, freeze: str) -> None:
         from peft import LoraConfig
         from peft.tuners.lora import LoraModel
     except ImportError as error:
-        raise UsageError("--lora-rank needs the peft package", mend="pip install 'glscl[lora]'") from error
+        raise UsageError("`lora_rank` needs the peft package", hint="pip install 'glscl[lora]'") from error
     model = backbone.model
     targets = [
         name
@@ -131,7 +129,7 @@ def add_lora(backbone: Backbone, rank: int, freeze: str) -> None:
         and tower_of(name) not in (freeze, "neither")
     ]
     if not targets:
-        raise UsageError(f"--lora-rank finds no transformer blocks to train in {backbone.name}")
+        raise UsageError(f"`lora_rank` finds no transformer blocks to train in {backbone.name}")
     exactly = "|".join(map(re.escape, targets))  # a list would also take modules whose names end like these
     LoraModel(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=exactly), "default")
     for name, parameter in model.named_parameters():
@@ -171,7 +169,7 @@ def _merged_layer(layer: Any) -> nn.Module:
 
 @torch.no_grad()
 def export_backbone(folder: Path, which: str, backbone: Backbone) -> dict[str, Any]:
-    """Write the trained backbone as `glscl extract --pretrained` takes it; file and weights' hash for run.json.
+    """Write the trained backbone as an extraction takes it for `pretrained`; file and weights' hash for run.json.
 
     Raises:
         StorageError: the disk is full or failing.

@@ -1,12 +1,18 @@
-"""The heads, by name. Adding one is a file in this folder, a line in `_CLASSES` and a row in docs/heads.md."""
+"""The heads, by name. Adding one is a file in this folder, a line in `_CLASSES` and a row in docs/heads.md.
+
+A head from outside this package is named `package.module:Class`, or by the name of an entry point in the group
+`glscl.heads`; see docs/new-head.md.
+"""
 
 from __future__ import annotations
 
 import importlib
-import inspect
+import importlib.metadata
+import re
+import sys
 from typing import TYPE_CHECKING, Any
 
-from glscl.common.errors import UsageError
+from glscl.common.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     from glscl.train_head.heads.base import Head, HeadOutput
@@ -30,52 +36,112 @@ _CLASSES = {
     "query_scoring": "query_scoring:QueryScoring",
 }
 HEAD_NAMES = tuple(_CLASSES)
+GROUP = "glscl.heads"  # of entry points
 
-__all__ = ["HEADS", "HEAD_NAMES", "HeadOutput", "build_head", "head_class", "head_options"]
+__all__ = [
+    "GROUP",
+    "HEADS",
+    "HEAD_NAMES",
+    "HeadOutput",
+    "build_head",
+    "full_name",
+    "head_class",
+    "head_options",
+    "installed_heads",
+    "recorded_head_class",
+]
+
+
+def installed_heads() -> dict[str, str]:
+    """Name → `package.module:Class` of the heads that other installed packages offer."""
+    return {entry.name: f"{entry.module}:{entry.attr}" for entry in importlib.metadata.entry_points(group=GROUP)}
+
+
+def full_name(name: str) -> str:
+    """What run.json calls a head: a key of `HEADS` or `package.module:Class`. Imports nothing.
+
+    Raises:
+        UsageError: it is neither of these nor an entry point.
+    """
+    if name in _CLASSES or re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", name):
+        return name
+    installed = installed_heads()
+    if name not in installed:
+        raise UsageError(
+            f"there is no head {name!r}; choose from {', '.join([*HEAD_NAMES, *installed])}, or name one of your own as "
+            "package.module:Class"
+        )
+    return installed[name]
 
 
 def head_class(name: str) -> type[Head]:
-    """The class of the head `name`.
+    """The class of the head `name`, a key of `HEADS`, an entry point or `package.module:Class`, which is imported.
 
     Raises:
-        UsageError: there is no such head.
+        UsageError: there is no such head, or it cannot be imported.
     """
-    if name not in _CLASSES:
-        raise UsageError(f"there is no head {name!r}; choose from {', '.join(HEAD_NAMES)}")
-    module, _, attribute = _CLASSES[name].partition(":")
-    return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+    name = full_name(name)
+    if name in _CLASSES:
+        module, _, attribute = _CLASSES[name].partition(":")
+        return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+    from glscl.train_head.heads.base import Head
+
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # a module of somebody else raises what it likes
+        raise UsageError(f"the head {name} cannot be imported: {first_line(error)}") from error
+    if not (isinstance(found, type) and issubclass(found, Head)):
+        raise UsageError(f"{name} is no head: expected a subclass of glscl.train_head.heads.base.Head")
+    return found
+
+
+def recorded_head_class(name: str, source: object) -> type[Head]:
+    """The class of a head that a file names. Importing a module runs it, and anybody can write a run.json.
+
+    So a head from outside this package is taken only where it is installed as an entry point, or where the program has
+    imported its module already, as `head_class` does for a name that a user gives.
+
+    Args:
+        source: the run, for the message.
+
+    Raises:
+        UsageError: there is no such head, it cannot be imported, or nobody asked for it.
+    """
+    name = full_name(name)
+    module = name.partition(":")[0]
+    if name not in _CLASSES and module not in sys.modules and name not in installed_heads().values():
+        raise UsageError(
+            f"{source} has the head {name}, which is not part of glscl, and loading it would run its code",
+            hint=f"If you trust it, name it: `head={name}`",
+        )
+    return head_class(name)
 
 
 def head_options(name: str) -> dict[str, Any]:
     """The options of the head `name` with their defaults."""
-    from glscl.train_head.heads.base import Head
-
-    options: dict[str, Any] = {}
-    for init in (head_class(name).__init__, Head.__init__):
-        for key, parameter in inspect.signature(init).parameters.items():
-            if parameter.kind is parameter.KEYWORD_ONLY and key not in ("embed_dim", "options"):
-                options.setdefault(key, parameter.default)
-    return options
+    return {option: declared.default for option, declared in head_class(name).declared_options().items()}
 
 
 def build_head(name: str, *, embed_dim: int, **options: Any) -> Head:
     """Build the head `name`.
 
     Args:
-        name: a key of `HEADS`.
+        name: see `head_class`.
         embed_dim: D of the features.
         **options: see `head_options`; left out ones take their defaults.
 
     Raises:
         UsageError: an unknown head or option (the message names the choices), or values that do not fit together.
     """
-    known = head_options(name)
+    kind = head_class(name)
+    known = kind.declared_options()
     unknown = [key for key in options if key not in known]
     if unknown:
         raise UsageError(
             f"head {name} has no option {', '.join(map(repr, unknown))}; its options are {', '.join(known)}"
         )
-    return head_class(name)(embed_dim=embed_dim, **options)
+    return kind(embed_dim=embed_dim, **options)
 
 
 def __getattr__(attribute: str) -> Any:

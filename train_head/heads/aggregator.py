@@ -66,14 +66,14 @@ class TransformerAggregator(nn.Module):
 
         What comes back for a padded frame is settled only with `padding_is_read`: the transformer's output there, too.
         """
-        packing = Packing.of(None if padding_is_read else mask)
+        packing = Packing.from_mask(None if padding_is_read else mask)
         state = packing.pack(frames + position_rows(self.positions, frames.shape[1]))
         for block in self.blocks:
             state = block(state, mask, packing=packing)
         return frames + packing.unpack(state)
 
-    def initialise_from_backbone(self, pieces: Mapping[str, Tensor]) -> Initialisation:
-        return copy_text_transformer(pieces, self.positions, self.blocks)
+    def initialise_from_backbone(self, tensors: Mapping[str, Tensor]) -> Initialisation:
+        return copy_text_transformer(tensors, self.positions, self.blocks)
 
 
 def build_aggregator(
@@ -102,7 +102,7 @@ def position_rows(positions: nn.Embedding, length: int) -> Tensor:
     if length > positions.num_embeddings:
         raise UsageError(
             f"a sequence of {length} entries does not fit {positions.num_embeddings} learned positions",
-            mend="Use fewer frames, or build the head with more frame_positions",
+            hint="Use fewer frames, or build the head with more frame_positions",
         )
     return positions.weight[:length]
 
@@ -124,19 +124,19 @@ def initialise_like_clip(positions: nn.Embedding, blocks: nn.ModuleList) -> None
 
 @torch.no_grad()
 def copy_text_transformer(
-    pieces: Mapping[str, Tensor], positions: nn.Embedding, blocks: nn.ModuleList
+    tensors: Mapping[str, Tensor], positions: nn.Embedding, blocks: nn.ModuleList
 ) -> Initialisation:
     """Copy the first blocks and the positions of a backbone's text transformer, as far as they fit.
 
     A block is copied whole or not at all. Positions are copied up to the shorter of the two lengths.
 
     Args:
-        pieces: tensors under open_clip's names (`positional_embedding`, `transformer.resblocks.{i}.…`).
+        tensors: tensors under open_clip's names (`positional_embedding`, `transformer.resblocks.{i}.…`).
         positions: the head's learned positions.
         blocks: the head's `ResidualBlock`s.
     """
     result = Initialisation([], [])
-    source = pieces.get("positional_embedding")
+    source = tensors.get("positional_embedding")
     if source is None:
         result.skipped.append("positions: the backbone has no positional_embedding")
     elif source.ndim != 2 or source.shape[1] != positions.embedding_dim:
@@ -153,10 +153,10 @@ def copy_text_transformer(
         problem = None
         for name, parameter in block.named_parameters():
             key = f"transformer.resblocks.{index}.{name}"
-            if key not in pieces:
+            if key not in tensors:
                 problem = f"the backbone has no {key}"
-            elif pieces[key].shape != parameter.shape:
-                found, expected = tuple(pieces[key].shape), tuple(parameter.shape)
+            elif tensors[key].shape != parameter.shape:
+                found, expected = tuple(tensors[key].shape), tuple(parameter.shape)
                 problem = f"{key} has shape {found}, expected {expected}"
             if problem:
                 break
@@ -164,6 +164,6 @@ def copy_text_transformer(
             result.skipped.append(f"blocks.{index}: {problem}")
             continue
         for name, parameter in block.named_parameters():
-            parameter.copy_(pieces[f"transformer.resblocks.{index}.{name}"])
+            parameter.copy_(tensors[f"transformer.resblocks.{index}.{name}"])
         result.initialised.append(f"blocks.{index}")
     return result

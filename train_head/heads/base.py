@@ -14,10 +14,12 @@ with zeros, a mask with False; `pair_scores` gives the same for it.
 
 from __future__ import annotations
 
+import inspect
 import math
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +54,13 @@ class Initialisation(NamedTuple):
     skipped: list[str]
 
 
+class DeclaredOption(NamedTuple):
+    """An option as the constructor of a head declares it: its default, and its type."""
+
+    default: Any
+    kind: Any
+
+
 class VectorSide(NamedTuple):
     """One side of a head whose score is a dot product of vectors: (N, D), L2-normalised."""
 
@@ -61,9 +70,11 @@ class VectorSide(NamedTuple):
 class Head(nn.Module, ABC):
     """A text-video similarity that is learned on cached features.
 
+    What the constructor of a subclass takes beside `embed_dim` are its options; nothing else declares them. It hands on
+    what it does not know, `**common`, to the class above.
+
     Args:
         embed_dim: D of the features.
-        options: the subclass's own options, stored so that the head can be rebuilt.
         logit_scale: initial log τ; a head without temperature keeps 0.
         adapter: "none", "linear" or "mlp", the residual feature adapters under the head; they change nothing at start.
 
@@ -87,12 +98,40 @@ class Head(nn.Module, ABC):
     autocast_pairs: bool = False
     tall_tiles: bool = False
     dropped_keys: tuple[str, ...] = ()
+    options: dict[str, Any]
+
+    def __new__(cls, *arguments: Any, **named: Any) -> Self:
+        head = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind_partial(head, *arguments, **named)
+        given = {**bound.arguments, **bound.kwargs}
+        head.options = {name: given.get(name, option.default) for name, option in cls.declared_options().items()}
+        return head
+
+    @classmethod
+    def declared_options(cls) -> dict[str, DeclaredOption]:
+        """The options by name: those of the constructor, then those of the classes that it hands `**common` on to."""
+        declared: dict[str, DeclaredOption] = {}
+        for each in cls.__mro__:
+            constructor = vars(each).get("__init__")
+            if constructor is None:
+                continue
+            kinds, parameters = typing.get_type_hints(constructor), inspect.signature(constructor).parameters.values()
+            for parameter in list(parameters)[1:]:
+                if parameter.kind is not parameter.VAR_KEYWORD and parameter.name != "embed_dim":
+                    option = DeclaredOption(parameter.default, kinds.get(parameter.name, Any))
+                    declared.setdefault(parameter.name, option)
+            if each is Head or not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+                break
+        return declared
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return f"{type(self).__name__}(embed_dim={self.embed_dim}, {options})"
 
     def __init__(
         self,
         *,
         embed_dim: int,
-        options: Mapping[str, Any] | None = None,
         logit_scale: float | None = None,
         adapter: str = "none",
     ) -> None:
@@ -102,7 +141,7 @@ class Head(nn.Module, ABC):
         if logit_scale is None:
             logit_scale = MAX_LOGIT_SCALE if self.has_logit_scale else 0.0
         self.embed_dim = embed_dim
-        self.options: dict[str, Any] = {**(options or {}), "logit_scale": float(logit_scale), "adapter": adapter}
+        self.options["logit_scale"] = float(logit_scale)
         self.logit_scale = nn.Parameter(torch.tensor(float(logit_scale)), requires_grad=self.has_logit_scale)
         self.text_adapter = build_adapter(adapter, embed_dim)
         self.video_adapter = build_adapter(adapter, embed_dim)
@@ -157,7 +196,7 @@ class Head(nn.Module, ABC):
             if text.token_features is None or text.token_mask is None:
                 raise UsageError(
                     f"{type(self).__name__} reads token features and these captions have none",
-                    mend="Extract again with --tokens, or choose a head that needs pooled text only",
+                    hint="Extract again with `tokens`, or choose a head that needs pooled text only",
                 )
             self._check_dim("token", text.token_features)
             mask = attendable(text.token_mask)
@@ -191,11 +230,11 @@ class Head(nn.Module, ABC):
             rows.append(row[0] if len(row) == 1 else torch.cat(row, dim=1))
         return rows[0] if len(rows) == 1 else torch.cat(rows)  # (T, V)
 
-    def initialise_from_backbone(self, pieces: Mapping[str, Tensor]) -> Initialisation:
+    def initialise_from_backbone(self, tensors: Mapping[str, Tensor]) -> Initialisation:
         """Start from parts of the backbone where the head has matching ones.
 
         Args:
-            pieces: tensors under open_clip's names: `logit_scale`, `positional_embedding`, and the first blocks of the
+            tensors: tensors under open_clip's names: `logit_scale`, `positional_embedding`, and the first blocks of the
                 text transformer as `transformer.resblocks.{i}.…`.
 
         Returns:
@@ -203,15 +242,15 @@ class Head(nn.Module, ABC):
         """
         result = Initialisation([], [])
         if self.has_logit_scale:
-            if "logit_scale" in pieces:
+            if "logit_scale" in tensors:
                 with torch.no_grad():
-                    self.logit_scale.copy_(pieces["logit_scale"].reshape(()).clamp(max=MAX_LOGIT_SCALE))
+                    self.logit_scale.copy_(tensors["logit_scale"].reshape(()).clamp(max=MAX_LOGIT_SCALE))
                 result.initialised.append("logit_scale")
             else:
                 result.skipped.append("logit_scale: the backbone has none")
         for name, module in self.named_modules():
             if module is not self and hasattr(module, "initialise_from_backbone"):
-                part = module.initialise_from_backbone(pieces)
+                part = module.initialise_from_backbone(tensors)
                 result.initialised.extend(f"{name}.{key}" for key in part.initialised)
                 result.skipped.extend(f"{name}.{key}" for key in part.skipped)
         return result

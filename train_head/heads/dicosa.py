@@ -63,15 +63,7 @@ class Dicosa(Head):
         frame_positions: int = 77,
         **common: Any,
     ) -> None:
-        options = {
-            "chunks": chunks,
-            "temperature": temperature,
-            "aggregator": aggregator,
-            "aggregator_layers": aggregator_layers,
-            "aggregator_heads": aggregator_heads,
-            "frame_positions": frame_positions,
-        }
-        super().__init__(embed_dim=embed_dim, options=options, **common)
+        super().__init__(embed_dim=embed_dim, **common)
         require_at_least("chunks", chunks, 1)
         require_positive("temperature", temperature)
         if embed_dim % chunks:

@@ -72,7 +72,8 @@ class _Dropped(torch.autograd.Function):
         return mask.to(x.dtype).mul_(ctx.scale).mul_(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
         (mask,) = ctx.saved_tensors
         return mask.to(gradient.dtype).mul_(ctx.scale).mul_(gradient), None
 
@@ -88,6 +89,7 @@ class _DroppedRelu(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
         (result,) = ctx.saved_tensors
         return torch.ops.aten.threshold_backward(gradient, result, 0).mul_(ctx.scale), None

@@ -96,24 +96,7 @@ class Glscl(Head):
         frame_positions: int = 77,
         **common: Any,
     ) -> None:
-        options = {
-            "queries": queries,
-            "decoder_layers": decoder_layers,
-            "aggregator": aggregator,
-            "aggregator_layers": aggregator_layers,
-            "aggregator_heads": aggregator_heads,
-            "temperature": temperature,
-            "local_weight": local_weight,
-            "alpha": alpha,
-            "beta": beta,
-            "share_queries": share_queries,
-            "share_decoder": share_decoder,
-            "dropout": dropout,
-            "mask_padding": mask_padding,
-            "consistency_scale": consistency_scale,
-            "frame_positions": frame_positions,
-        }
-        super().__init__(embed_dim=embed_dim, options=options, **common)
+        super().__init__(embed_dim=embed_dim, **common)
         require_dropout(dropout)
         require_at_least("queries", queries, 1)
         require_at_least("decoder_layers", decoder_layers, 1)

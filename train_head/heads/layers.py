@@ -59,7 +59,8 @@ class Attention(nn.Module):
         """
         if memory is None:
             projected = packing.unpack(F.linear(queries, self.in_proj_weight, self.in_proj_bias))
-            return self.out_proj(packing.pack(self._attend(*projected.chunk(3, dim=-1), mask)))
+            query, key, value = projected.chunk(3, dim=-1)
+            return self.out_proj(packing.pack(self._attend(query, key, value, mask)))
         weight, bias = self.memory_projection()
         return self.read(queries, F.linear(memory, weight, bias), mask)
 
@@ -72,7 +73,8 @@ class Attention(nn.Module):
         """Attend to a memory whose keys and values are made: `projected` (N, M, 2D); the others as in `forward`."""
         width = self.out_proj.in_features
         query = F.linear(queries, self.in_proj_weight[:width], self.in_proj_bias[:width])
-        return self.out_proj(self._attend(query, *projected.chunk(2, dim=-1), mask))
+        key, value = projected.chunk(2, dim=-1)
+        return self.out_proj(self._attend(query, key, value, mask))
 
     def repeated(self, queries: Tensor, items: int) -> Tensor:
         """Self-attention of entries that all items share, where every item draws its own dropout.
@@ -217,9 +219,10 @@ class Decoder(nn.Module):
         and values are made of the real entries alone.
         """
         state = queries.unsqueeze(0)  # (1, S, D)
-        packing = Packing.of(mask)
+        packing = Packing.from_mask(mask)
         packed = packing.pack(memory)
         for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)  # `__init__` puts nothing else there
             projected = packing.unpack(F.linear(packed, *layer.multihead_attn.memory_projection()))  # (N, M, 2D)
             state = layer(state, projected, mask)
         return state  # (N, S, D)

@@ -34,7 +34,7 @@ class Packing:
         self.index, self.shape = index, shape
 
     @classmethod
-    def of(cls, mask: Tensor | None) -> Packing:
+    def from_mask(cls, mask: Tensor | None) -> Packing:
         """The packing of a mask (N, S) bool, True = real; None = all are."""
         if mask is None or mask.device.type != "cpu" or torch.compiler.is_compiling():
             return cls.NONE
@@ -65,7 +65,8 @@ class _Take(torch.autograd.Function):
         return matrix.index_select(0, index)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
         (index,) = ctx.saved_tensors
         return gradient.new_zeros(ctx.rows, gradient.shape[1]).index_copy_(0, index, gradient), None
 
@@ -79,6 +80,7 @@ class _Put(torch.autograd.Function):
         return rows.new_zeros(count, rows.shape[1]).index_copy_(0, index, rows)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = gradients
         (index,) = ctx.saved_tensors
         return gradient.index_select(0, index), None, None

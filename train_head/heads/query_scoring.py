@@ -32,7 +32,7 @@ class QueryScoring(Head):
     """
 
     def __init__(self, *, embed_dim: int, temperature: float = 0.1, **common: Any) -> None:
-        super().__init__(embed_dim=embed_dim, options={"temperature": temperature}, **common)
+        super().__init__(embed_dim=embed_dim, **common)
         require_positive("temperature", temperature)
         self.temperature = temperature
 

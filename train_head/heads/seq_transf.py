@@ -32,12 +32,7 @@ class SeqTransf(VectorHead):
         frame_positions: int = 77,
         **common: Any,
     ) -> None:
-        options = {
-            "aggregator_layers": aggregator_layers,
-            "aggregator_heads": aggregator_heads,
-            "frame_positions": frame_positions,
-        }
-        super().__init__(embed_dim=embed_dim, options=options, **common)
+        super().__init__(embed_dim=embed_dim, **common)
         self.aggregator = TransformerAggregator(
             embed_dim, layers=aggregator_layers, heads=aggregator_heads, positions=frame_positions
         )

@@ -60,8 +60,7 @@ class TightTransf(Head):
         dropout: float = 0.1,
         **common: Any,
     ) -> None:
-        options = {"layers": layers, "heads": heads, "positions": positions, "dropout": dropout}
-        super().__init__(embed_dim=embed_dim, options=options, **common)
+        super().__init__(embed_dim=embed_dim, **common)
         require_dropout(dropout)
         require_at_least("layers", layers, 1)
         require_at_least("positions", positions, 2)
@@ -88,7 +87,7 @@ class TightTransf(Head):
         first, rest = text.text_features + positions[0], video.frame_features + positions[1:]  # (T, D), (V, F, D)
         mask = torch.cat((video.frame_mask.new_ones(videos, 1), video.frame_mask), dim=1)  # (V, S)
         mask = mask.expand(texts, -1, -1).flatten(0, 1)  # (N, S)
-        blocks = list(self.blocks)
+        blocks = [block for block in self.blocks if isinstance(block, ResidualBlock)]  # all of them are
         if len(blocks) > 1 and not (self.training and self.dropout.p > 0):
             state = attend_jointly(blocks[0], first, rest, video.frame_mask)  # (T, V, S, D)
             state = blocks.pop(0).feed_forward(state.flatten(0, 1))  # (N, S, D)
@@ -109,5 +108,5 @@ class TightTransf(Head):
         floats = (1 + video.frame_features.shape[1]) * self.embed_dim * (3 + 18 * layers)
         return floats * video.frame_features.element_size()
 
-    def initialise_from_backbone(self, pieces: Mapping[str, Tensor]) -> Initialisation:
-        return copy_text_transformer(pieces, self.positions, self.blocks)
+    def initialise_from_backbone(self, tensors: Mapping[str, Tensor]) -> Initialisation:
+        return copy_text_transformer(tensors, self.positions, self.blocks)

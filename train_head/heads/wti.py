@@ -55,16 +55,7 @@ class Ti(Head):
         alpha2: float = 0.0,
         **common: Any,
     ) -> None:
-        options = {
-            "aggregator": aggregator,
-            "aggregator_layers": aggregator_layers,
-            "aggregator_heads": aggregator_heads,
-            "frame_positions": frame_positions,
-            "decorrelation": decorrelation,
-            "alpha1": alpha1,
-            "alpha2": alpha2,
-        }
-        super().__init__(embed_dim=embed_dim, options=options, **common)
+        super().__init__(embed_dim=embed_dim, **common)
         self.decorrelation = decorrelation
         self.alpha1 = alpha1
         self.alpha2 = alpha2
@@ -136,30 +127,8 @@ class Wti(Ti):
     those of `Ti`.
     """
 
-    def __init__(
-        self,
-        *,
-        embed_dim: int,
-        aggregator: str = "seq_transf",
-        aggregator_layers: int = 4,
-        aggregator_heads: int | None = None,
-        frame_positions: int = 77,
-        decorrelation: float = 1e-3,
-        alpha1: float = 0.11,
-        alpha2: float = 0.0,
-        **common: Any,
-    ) -> None:
-        super().__init__(
-            embed_dim=embed_dim,
-            aggregator=aggregator,
-            aggregator_layers=aggregator_layers,
-            aggregator_heads=aggregator_heads,
-            frame_positions=frame_positions,
-            decorrelation=decorrelation,
-            alpha1=alpha1,
-            alpha2=alpha2,
-            **common,
-        )
+    def __init__(self, *, embed_dim: int, decorrelation: float = 1e-3, **common: Any) -> None:
+        super().__init__(embed_dim=embed_dim, decorrelation=decorrelation, **common)
         self.token_scorer = entry_scorer(embed_dim)
         self.frame_scorer = entry_scorer(embed_dim)
 

@@ -70,16 +70,7 @@ class Xclip(Head):
         frame_positions: int = 77,
         **common: Any,
     ) -> None:
-        options = {
-            "max_words": max_words,
-            "max_frames": max_frames,
-            "temperature": temperature,
-            "aggregator": aggregator,
-            "aggregator_layers": aggregator_layers,
-            "aggregator_heads": aggregator_heads,
-            "frame_positions": frame_positions,
-        }
-        super().__init__(embed_dim=embed_dim, options=options, **common)
+        super().__init__(embed_dim=embed_dim, **common)
         require_at_least("max_words", max_words, 1)
         require_at_least("max_frames", max_frames, 1)
         require_positive("temperature", temperature)
@@ -146,4 +137,4 @@ class Xclip(Head):
 
     def _check_length(self, option: str, what: str, found: int, limit: int) -> None:
         if found > limit:
-            raise UsageError(f"{found} {what} do not fit a head built with {option}={limit}", mend=f"Raise {option}")
+            raise UsageError(f"{found} {what} do not fit a head built with {option}={limit}", hint=f"Raise {option}")

@@ -46,7 +46,7 @@ class Xpool(Head):
     tall_tiles = True
 
     def __init__(self, *, embed_dim: int, dropout: float = 0.3, **common: Any) -> None:
-        super().__init__(embed_dim=embed_dim, options={"dropout": dropout}, **common)
+        super().__init__(embed_dim=embed_dim, **common)
         require_dropout(dropout)
         self.norm1 = nn.LayerNorm(embed_dim)
         self.norm2 = nn.LayerNorm(embed_dim)

@@ -13,14 +13,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from glscl.cache.files import refuse_links
+from glscl.cache.schema import FramePosition
 from glscl.cache.store import Store
-from glscl.cache.table import FramePosition
 from glscl.common.archive_limits import check_torch_file
 from glscl.common.errors import InputError, NonFiniteError, NotFoundError, UsageError
 from glscl.common.versions import versions
@@ -30,7 +31,7 @@ from glscl.train_head.heads.base import Head
 from glscl.train_head.importing.foreign_weights import SOURCES, head_from_state_dict
 from glscl.train_head.recipes import RECIPES
 from glscl.train_head.run_record import short
-from glscl.train_head.settings import parse_options
+from glscl.train_head.settings import typed_options
 
 # Where programs put the state dict when they save more than it.
 _NESTED = ("state_dict", "model_state_dict", "model")
@@ -67,13 +68,10 @@ class Imported:
         return {**vars(self), "run": str(self.run)}
 
 
-def check_options(source: str, options: Sequence[str]) -> None:
+def check_options(source: str, options: Mapping[str, Any]) -> None:
     """Raise UsageError for options that no checkpoint of `source` could take, before any file is read."""
-    if source == "glscl":
-        parse_options("glscl", options)
-    for pair in options:  # which head of CLIP4Clip it is, and so what its options are, the weights tell
-        if "=" not in pair:
-            raise UsageError(f"--option is {pair!r}; expected KEY=VALUE")
+    if source == "glscl":  # which head of CLIP4Clip it is, and so what its options are, the weights tell
+        typed_options("glscl", options)
 
 
 def import_checkpoint(
@@ -82,7 +80,7 @@ def import_checkpoint(
     out: Path | Callable[[str], Path],
     *,
     source: str,
-    options: Sequence[str] = (),
+    options: Mapping[str, Any] = MappingProxyType({}),
     max_frames: int | None = None,
     frame_position: str = "uniform",
     command: str = "",
@@ -94,7 +92,7 @@ def import_checkpoint(
         store: the cache the run will be judged on; gives D, and says whose features they are.
         out: the run folder, or what chooses it by the head's name. It must hold no run.
         source: "glscl" or "clip4clip"; see `glscl.train_head.importing.foreign_weights`.
-        options: `KEY=VALUE` pairs for what the keys cannot tell, such as `temperature=5`, `mask_padding=false`.
+        options: for what the keys cannot tell, such as `{"temperature": 5.0, "mask_padding": False}`; texts are read too.
         max_frames, frame_position: frames a video to look at; None is as the recipe of the cache's dataset says.
         command: for run.json.
 
@@ -107,10 +105,10 @@ def import_checkpoint(
         StorageError: `out` cannot be written, or a link stands in it.
     """
     if source not in SOURCES:
-        raise UsageError(f"--source is {source!r}; expected one of {', '.join(SOURCES)}")
+        raise UsageError(f"`source` is {source!r}; expected one of {', '.join(SOURCES)}")
     if frame_position not in get_args(FramePosition):
         expected = ", ".join(get_args(FramePosition))
-        raise UsageError(f"--frame-position is {frame_position!r}; expected one of {expected}")
+        raise UsageError(f"`frame_position` is {frame_position!r}; expected one of {expected}")
     weights = {key.removeprefix("module."): value for key, value in read_state_dict(file).items()}
     head = _build(weights, source, store.embed_dim, options)
     name = _name(head)
@@ -120,7 +118,7 @@ def import_checkpoint(
     folder = Path(out(name) if callable(out) else out)
     refuse_links(folder, depth=1)
     if (folder / "run.json").exists():
-        raise UsageError(f"{folder} holds a run already", mend="Choose another folder with --out")
+        raise UsageError(f"{folder} holds a run already", hint="Choose another folder with `out`")
 
     backbone = compare_backbone(weights, store)
     cautions = _backbone_notes(backbone, store)
@@ -216,14 +214,14 @@ def compare_backbone(weights: Mapping[str, Tensor], store: Store) -> str:
     """
     if not any(key.startswith("clip.") and key != "clip.logit_scale" for key in weights):
         return ABSENT
-    pieces = store.backbone_tensors()
-    names = [name for name in pieces if name != "logit_scale" and f"clip.{name}" in weights]
+    tensors = store.backbone_tensors()
+    names = [name for name in tensors if name != "logit_scale" and f"clip.{name}" in weights]
     if not names:
         return UNKNOWN
     off = size = 0.0
     for name in names:
         theirs = weights[f"clip.{name}"].double()
-        ours = torch.from_numpy(pieces[name].astype("float64"))
+        ours = torch.from_numpy(tensors[name].astype("float64"))
         if theirs.shape != ours.shape:
             return DIFFERENT
         off += (theirs - ours).square().sum().item()
@@ -231,7 +229,7 @@ def compare_backbone(weights: Mapping[str, Tensor], store: Store) -> str:
     return SAME if off <= _SAME_BACKBONE**2 * size else DIFFERENT
 
 
-def _build(weights: Mapping[str, Tensor], source: str, embed_dim: int, options: Sequence[str]) -> Head:
+def _build(weights: Mapping[str, Tensor], source: str, embed_dim: int, options: Mapping[str, Any]) -> Head:
     """The head; of CLIP4Clip's only the keys tell which it is, and so what its options are."""
     if source == "glscl":
         name = "glscl"
@@ -240,11 +238,11 @@ def _build(weights: Mapping[str, Tensor], source: str, embed_dim: int, options: 
         if not options:
             return head
         name = _name(head)
-    return head_from_state_dict(weights, source, embed_dim=embed_dim, **parse_options(name, options))
+    return head_from_state_dict(weights, source, embed_dim=embed_dim, **typed_options(name, options))
 
 
 def _name(head: Head) -> str:
-    return next(name for name, of in HEADS.items() if of is type(head))
+    return next(name for name, kind in HEADS.items() if kind is type(head))
 
 
 def _backbone_notes(backbone: str, store: Store) -> list[str]:
@@ -293,7 +291,7 @@ def _read_pickle(file: Path) -> Any:
         raise InputError(
             f"{file} cannot be read as tensors alone: it is damaged or holds other Python objects{what}, and "
             "unpickling those can run any code",
-            mend="Save its weights alone, where it was made: torch.save(model.state_dict(), FILE)",
+            hint="Save its weights alone, where it was made: torch.save(model.state_dict(), FILE)",
         ) from error
     except Exception as error:  # torch raises whatever it likes on damaged archives
         raise InputError(f"{file} cannot be read as a checkpoint: {' '.join(str(error).split())[:200]}") from error

@@ -6,9 +6,7 @@ sweep.json              the grid and one row a point
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import os
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,16 +18,17 @@ import torch
 from glscl.cache.files import dump_json, refuse_links, write_atomically
 from glscl.cache.store import Store
 from glscl.common.errors import GlsclError, NonFiniteError, UsageError
+from glscl.common.launch import launch
 from glscl.common.versions import versions
 from glscl.train_head.heads import build_head, head_class
 from glscl.train_head.reports import Reporter
-from glscl.train_head.settings import TrainConfig, TrainSettings, option_types, parse_value, resolve
-from glscl.train_head.train import Tables, TrainResult, Validate, earlier_run, train
+from glscl.train_head.settings import TrainSettings, parse_value, resolve
+from glscl.train_head.train import LoadedSplits, TrainResult, Validate, earlier_run, train
 
-# Settings that may be varied beside the options of the head. What decides who is validated on what is not among them,
+# Settings that may be varied, as options of the head may. What decides who is validated on what is not among them,
 # but for the seed: rows of several seeds have several validation parts where these are held out of the training split.
 SETTINGS = (
-    "head", "adapter", "epochs", "batch_size", "lr", "weight_decay", "warmup", "clip", "precision", "max_frames",
+    "head", "epochs", "batch_size", "lr", "weight_decay", "warmup", "clip", "precision", "max_frames",
     "frame_position", "same_video", "captions_per_video", "seed",
 )  # fmt: skip
 
@@ -50,7 +49,7 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Outcome:
     """What came of a point.
 
     Attributes:
@@ -90,65 +89,61 @@ def parse_sweep(pairs: Sequence[str]) -> dict[str, list[str]]:
         key = key.strip().replace("-", "_")
         values = [value.strip() for value in text.split(",")]
         if not (key and equals and all(values)):
-            raise UsageError(f"--sweep is {pair!r}; expected KEY=VALUE,VALUE,…")
+            raise UsageError(f"`sweep` is {pair!r}; expected KEY=VALUE,VALUE,…")
         if key in grid:
-            raise UsageError(f"--sweep {key} is given twice; list all its values once")
+            raise UsageError(f"`sweep={key}` is given twice; list all its values once")
         grid[key] = values
     return grid
 
 
 def sweep_points(
-    config: TrainConfig,
+    asked: Mapping[str, Any],
     grid: Mapping[str, Sequence[str]],
     *,
     dataset: str,
     embed_dim: int | None,
     device_type: str = "cpu",
-    seed: int | None = None,
 ) -> list[Point]:
     """Every combination of a grid with all its settings, checked; nothing is trained yet.
 
     Args:
-        config: what all points share; none of it may be in the grid.
+        asked: settings that all points share; none of them but the seed may be in the grid.
         grid: key → values as text; a key is one of `SETTINGS` or an option of the head.
         embed_dim: D of the features the heads will read; None, not known yet, leaves the heads themselves unchecked.
-        dataset, device_type, seed: as in `resolve`.
+        dataset, device_type: as in `resolve`.
 
     Raises:
         UsageError: an unknown key, a value of the wrong type or out of bounds, the same point twice, a key that is
             given outside the grid too, or a choice of epochs on the test split.
     """
-    if config.select == "test":
-        raise UsageError("a sweep chooses among its points, which --select test would do by the test split")
+    if asked.get("select") == "test":
+        raise UsageError("a sweep chooses among its points, which `select=test` would do by the test split")
     if not grid:
-        raise UsageError("the sweep is empty; give --sweep KEY=VALUE,VALUE,…")
-    heads = grid.get("head", [config.head or "glscl"])
+        raise UsageError("the sweep is empty; give `sweep=KEY=VALUE,VALUE,…`")
+    heads = grid.get("head", [asked.get("head") or "glscl"])
     for key in grid:
-        _check_key(key, heads, config)
+        _check_key(key, heads, asked)
     points: dict[str, Point] = {}
     for texts in itertools.product(*grid.values()):
         typed = dict(zip(grid, texts))
         head = typed.get("head", heads[0])
         options = {key: text for key, text in typed.items() if key not in SETTINGS}
-        types = option_types(head)
-        unknown = next((key for key in options if key not in types), None)
+        declared = head_class(head).declared_options()
+        unknown = next((key for key in options if key not in declared), None)
         if unknown is not None:
-            raise UsageError(f"--sweep {unknown}: head {head} has no such option; its options are {', '.join(types)}")
+            raise UsageError(
+                f"`sweep={unknown}`: head {head} has no such option; its options are {', '.join(declared)}"
+            )
         chosen = {key: _setting(key, text) for key, text in typed.items() if key in SETTINGS}
-        parsed = {key: parse_value(f"--sweep {key}", text, types[key]) for key, text in options.items()}
+        parsed = {key: parse_value(f"`sweep={key}`", text, declared[key].kind) for key, text in options.items()}
         changes = {key: (chosen | parsed)[key] for key in grid}
         name = ",".join(f"{key}={value}" for key, value in changes.items())
         if name in points:
-            raise UsageError(f"--sweep has the point {name} twice")
+            raise UsageError(f"`sweep` has the point {name} twice")
         settings = resolve(
-            dataclasses.replace(
-                config,
-                option=[*(config.option or ()), *(f"{key}={text}" for key, text in options.items())],
-                **{key: value for key, value in chosen.items() if key != "seed"},
-            ),
+            {**asked, **chosen, "options": {**asked.get("options", {}), **parsed}},
             dataset=dataset,
             device_type=device_type,
-            seed=chosen.get("seed", seed),
         )
         if embed_dim is not None:
             _check_head(name, settings, embed_dim)
@@ -165,9 +160,8 @@ def train_sweep(
     validate: Validate | None = None,
     reporter: Reporter | None = None,
     announce: Callable[[str], None] = lambda text: None,
-    compile: bool = False,
     command: str = "",
-) -> list[Row]:
+) -> list[Outcome]:
     """Train every point into its own folder below `out`; finished ones are left alone, begun ones go on.
 
     The cache is read once. A training whose loss becomes NaN loses its own point only.
@@ -176,7 +170,7 @@ def train_sweep(
         store: an open cache.
         out: folder of the sweep.
         points: from `sweep_points`.
-        device, validate, reporter, compile, command: as in `glscl.train_head.train.train`.
+        device, validate, reporter, command: as in `glscl.train_head.train.train`.
         announce: hears which point begins.
 
     Returns:
@@ -190,40 +184,37 @@ def train_sweep(
     out = Path(out)
     refuse_links(out, depth=1)
     if (out / "run.json").exists():
-        raise UsageError(f"{out} is a run, so no sweep can be put there", mend="Choose another folder with --out")
+        raise UsageError(f"{out} is a run, so no sweep can be put there", hint="Choose another folder with `out`")
     for point in points:
         earlier_run(out / point.name, store, point.settings, True)
-    tables = Tables(store, tokens=any(head_class(point.settings.head).needs_tokens for point in points))
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    splits = LoadedSplits(store, tokens=any(head_class(point.settings.head).needs_tokens for point in points))
     rows = []
     for number, point in enumerate(points, 1):
         announce(f"point {number} of {len(points)}: {point.name}")
         try:
             done = train(
-                store,
+                splits,
                 out / point.name,
                 point.settings,
                 device=device,
                 validate=validate,
                 reporter=reporter,
                 resume=True,
-                compile=compile,
                 command=command,
-                tables=tables,
             )
         except NonFiniteError as error:
-            if not alone:  # the other processes may not have met it
+            if launch().world > 1:  # the other processes may not have met it
                 raise
-            rows.append(Row(point=point.name, changes=point.changes, run=out / point.name, error=str(error)))
+            rows.append(Outcome(point=point.name, changes=point.changes, run=out / point.name, error=str(error)))
         else:
-            rows.append(_row(point, done))
+            rows.append(_outcome(point, done))
         rows.sort(key=sort_key)
-        if int(os.environ.get("RANK", "0")) == 0:
+        if launch().speaks:
             write_atomically(out / "sweep.json", dump_json(_record(store, points, rows, command)))
     return rows
 
 
-def sort_key(row: Row) -> tuple[float, ...]:
+def sort_key(row: Outcome) -> tuple[float, ...]:
     """Best first by validation R@1 text to video, then video to text, then the lower mean rank; never by test."""
     if row.validation is None:
         return (1.0 if row.error is None else 2.0,)
@@ -231,7 +222,7 @@ def sort_key(row: Row) -> tuple[float, ...]:
     return 0.0, -t2v["R@1"], -v2t["R@1"], t2v["MnR"] + v2t["MnR"]
 
 
-def sweep_table(rows: Sequence[Row]) -> list[list[str]]:
+def sweep_table(rows: Sequence[Outcome]) -> list[list[str]]:
     """Rows of text, a header first: what was varied, then the validation metrics of the best epoch."""
     keys = list(rows[0].changes) if rows else []
     metrics = [("text_to_video", "R@1"), ("text_to_video", "MnR"), ("video_to_text", "R@1"), ("video_to_text", "MnR")]
@@ -247,30 +238,31 @@ def sweep_table(rows: Sequence[Row]) -> list[list[str]]:
     return table
 
 
-def _check_key(key: str, heads: Sequence[str], config: TrainConfig) -> None:
-    """Refuse what is neither a setting nor an option of a head in the grid, and what is given beside the grid."""
-    options = {name: None for head in heads for name in option_types(head)}
+def _check_key(key: str, heads: Sequence[str], asked: Mapping[str, Any]) -> None:
+    """Refuse what is neither a setting nor an option of a head in the grid, and what is asked for outside the grid too."""
+    options = {name: None for head in heads for name in head_class(head).declared_options()}
     if key not in SETTINGS and key not in options:
         raise UsageError(
-            f"--sweep {key}: neither a setting ({', '.join(SETTINGS)}) nor an option of {', '.join(heads)} "
+            f"`sweep={key}`: neither a setting ({', '.join(SETTINGS)}) nor an option of {', '.join(heads)} "
             f"({', '.join(options)})"
         )
-    given = [pair.partition("=")[0].strip().replace("-", "_") for pair in config.option or ()]
-    if key in given or (key != "seed" and key in SETTINGS and getattr(config, key) is not None):
-        raise UsageError(f"{key} is given both by itself and in --sweep", mend="Leave one of them out")
+    given = {name.replace("-", "_") for name in asked.get("options", {})}
+    given |= {name for name, value in asked.items() if value is not None and name != "seed"}
+    if key in given:
+        raise UsageError(f"{key} is given both by itself and in `sweep`", hint="Leave one of them out")
 
 
 def _setting(key: str, text: str) -> Any:
     """The value of a setting; names such as "none" stay names where the setting has named choices."""
     if key == "seed":
-        seed = parse_value("--sweep seed", text, int)
+        seed = parse_value("`sweep=seed`", text, int)
         if seed < 0:
-            raise UsageError(f"--sweep seed is {seed}; expected at least 0")
+            raise UsageError(f"`sweep=seed` is {seed}; expected at least 0")
         return seed
-    field = TrainConfig.__dataclass_fields__[key]
-    if field.metadata.get("choices"):
+    field = TrainSettings.__dataclass_fields__[key]
+    if field.metadata["choices"]:
         return text  # `resolve` compares it with the choices
-    return parse_value(f"--sweep {key}", text, typing.get_type_hints(TrainConfig)[key])
+    return parse_value(f"`sweep={key}`", text, typing.get_type_hints(TrainSettings)[key])
 
 
 def _check_head(name: str, settings: TrainSettings, embed_dim: int) -> None:
@@ -279,12 +271,12 @@ def _check_head(name: str, settings: TrainSettings, embed_dim: int) -> None:
         with torch.device("meta"):
             build_head(settings.head, embed_dim=embed_dim, **settings.options)
     except (GlsclError, ValueError, TypeError, RuntimeError, AssertionError) as error:
-        raise UsageError(f"--sweep: the point {name} is no head: {error}") from error
+        raise UsageError(f"`sweep`: the point {name} is no head: {error}") from error
 
 
-def _row(point: Point, done: TrainResult) -> Row:
+def _outcome(point: Point, done: TrainResult) -> Outcome:
     best = done.best or {}
-    return Row(
+    return Outcome(
         point=point.name,
         changes=point.changes,
         run=done.run,
@@ -296,7 +288,7 @@ def _row(point: Point, done: TrainResult) -> Row:
     )
 
 
-def _record(store: Store, points: Sequence[Point], rows: Sequence[Row], command: str) -> dict[str, Any]:
+def _record(store: Store, points: Sequence[Point], rows: Sequence[Outcome], command: str) -> dict[str, Any]:
     return {
         "cache": str(store.path),
         "cache_fingerprint": store.fingerprint,

@@ -17,20 +17,21 @@ from tuning import SMALL_HEAD, Stop, extracted, frames_of, load, tune, weights_i
 from glscl.cache.schema import Annotations
 from glscl.cache.store import Store
 from glscl.common.errors import DecodeError, FingerprintError, NotFoundError, UsageError
+from glscl.common.settings import as_dict
 from glscl.evaluate.evaluation import evaluate_run, validation_metrics
 from glscl.evaluate.from_pixels import evaluate_from_pixels
 from glscl.extract.backbone.encoder import Backbone, backbone_of_cache
 from glscl.train_head.distributed import make_accelerator
 from glscl.train_head.finetuning.finetune import finetune
-from glscl.train_head.finetuning.gradients import backward_in_pieces
+from glscl.train_head.finetuning.gradients import backward_in_chunks
 from glscl.train_head.finetuning.model import EndToEnd
 from glscl.train_head.finetuning.pixel_learner import PixelLearner, encode_table
-from glscl.train_head.finetuning.settings import TuneConfig, resolve_finetune
+from glscl.train_head.finetuning.settings import FinetuneSettings, resolve_finetune
 from glscl.train_head.finetuning.towers import unfreeze
 from glscl.train_head.heads import build_head
 from glscl.train_head.learner import ContrastiveStep
 from glscl.train_head.reports import Reporter
-from glscl.train_head.settings import TrainConfig, resolve
+from glscl.train_head.settings import resolve
 from glscl.train_head.train import train
 
 
@@ -55,9 +56,8 @@ def plain_store(corpus, tmp_path_factory) -> Store:
 def trained_head(store, tmp_path_factory) -> Path:
     """A run of train-head on that cache."""
     out = tmp_path_factory.mktemp("runs") / "head"
-    options = [f"{key}={value}" for key, value in SMALL_HEAD.items()]
-    config = TrainConfig(head="glscl", option=options, epochs=1, batch_size=8, max_frames=3)
-    train(store, out, resolve(config, dataset="made"), validate=validation_metrics)
+    asked = dict(head="glscl", options=SMALL_HEAD, epochs=1, batch_size=8, max_frames=3)
+    train(store, out, resolve(asked, dataset="made"), validate=validation_metrics)
     return out
 
 
@@ -65,7 +65,7 @@ def trained_head(store, tmp_path_factory) -> Path:
 def model() -> EndToEnd:
     torch.manual_seed(0)
     backbone = Backbone.load("demo", precision="fp32")
-    unfreeze(backbone)
+    unfreeze(backbone, FinetuneSettings())
     return EndToEnd(backbone, build_head("glscl", embed_dim=128, **SMALL_HEAD))
 
 
@@ -74,7 +74,7 @@ def batch_of(store: Store, model: EndToEnd, **options):
     table = load(store)
     rows = np.arange(16).reshape(8, 2).T.copy()  # (S, B), one caption of each video a step
     with frames_of(store, table, model) as frames:
-        learner = PixelLearner(model, table, store, frames, **options)
+        learner = PixelLearner(model, table, store, frames, FinetuneSettings(**options))
         batch = learner.batches(rows, start=0, share=slice(0, 8), mask=False).on(torch.device("cpu"), 0)
     chosen = torch.from_numpy(rows[0])
     return (table.texts(chosen), table.videos(table.video_of_text[chosen])), batch, learner
@@ -108,7 +108,7 @@ def test_stored_and_decoded_frames_are_the_same_pixels_and_are_kept(store, plain
 
 
 def test_frames_beyond_the_budget_are_decoded_again(plain_store, model):
-    with frames_of(plain_store, load(plain_store), model, memory=2 * 3 * 96 * 96 * 3) as frames:
+    with frames_of(plain_store, load(plain_store), model, frame_memory=2 * 3 * 96 * 96 * 3 / 1e9) as frames:
         first = frames.read([0, 1, 2])
         assert 0 < sum(f.nbytes for f in frames._kept.values()) <= 2 * 3 * 96 * 96 * 3
         assert all(np.array_equal(a, b) for a, b in zip(frames.read([0, 1, 2]), first))
@@ -161,14 +161,14 @@ def test_gradients_reach_backbone_and_head_and_statistics_stay(store, model):
 )
 def test_frozen_parts_are_named_by_the_options(options, frozen, trained):
     backbone = Backbone.load("demo", precision="fp32")
-    unfreeze(backbone, **options)
+    unfreeze(backbone, FinetuneSettings(**options))
     parameters = dict(backbone.model.named_parameters())
     assert not parameters[frozen].requires_grad and parameters[trained].requires_grad
 
 
 def test_more_layers_than_there_are_cannot_be_frozen():
-    with pytest.raises(UsageError, match="--freeze-layers is 5; the vision tower of demo has 4 blocks"):
-        unfreeze(Backbone.load("demo"), freeze_layers=5)
+    with pytest.raises(UsageError, match="`freeze_layers` is 5; the vision tower of demo has 4 blocks"):
+        unfreeze(Backbone.load("demo"), FinetuneSettings(freeze_layers=5))
 
 
 def test_the_backbone_has_its_own_rate_and_the_head_the_recipes(store, model):
@@ -191,7 +191,7 @@ def test_the_gradient_in_pieces_is_the_plain_one(store, model, micro_batch):
     plain.backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
-    loss = backward_in_pieces(model, *batch, micro_batch=micro_batch, accelerator=make_accelerator("cpu", "fp32"))
+    loss = backward_in_chunks(model, *batch, micro_batch=micro_batch, accelerator=make_accelerator("cpu", "fp32"))
     torch.testing.assert_close(loss, plain.detach(), rtol=1e-5, atol=1e-5)
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert found.keys() == expected.keys()
@@ -200,12 +200,12 @@ def test_the_gradient_in_pieces_is_the_plain_one(store, model, micro_batch):
         torch.testing.assert_close(found[name] / largest, gradient / largest, rtol=0, atol=1e-5, msg=name)
 
 
-def test_pieces_are_encoded_twice_with_the_same_random_numbers(store, model):
+def test_micro_batches_are_encoded_twice_with_the_same_random_numbers(store, model):
     _, batch, _ = batch_of(store, model)
     seen: list[torch.Tensor] = []
     model.towers.transformer.register_forward_hook(lambda *_: seen.append(torch.rand(2)))
     model.train()
-    backward_in_pieces(model, *batch, micro_batch=3, accelerator=make_accelerator("cpu", "fp32"))
+    backward_in_chunks(model, *batch, micro_batch=3, accelerator=make_accelerator("cpu", "fp32"))
     assert len(seen) == 6 and len({tuple(x.tolist()) for x in seen}) == 3
     assert all(torch.equal(a, b) for a, b in zip(seen[:3], seen[3:]))
 
@@ -228,26 +228,25 @@ def test_augmentation_changes_all_frames_of_a_video_alike_and_follows_the_seed(s
 
 def test_the_second_pass_takes_head_options_and_frames_from_the_run(trained_head):
     start = json.loads((trained_head / "run.json").read_text())
-    settings = resolve_finetune(TrainConfig(lr=1e-3), TuneConfig(freeze="text"), start=start, dataset="made")
+    given = {"start": trained_head}
+    settings = resolve_finetune({"lr": 1e-3, "freeze": "text", **given}, dataset="made")
     assert (settings.head, settings.max_frames, settings.lr, settings.freeze) == ("glscl", 3, 1e-3, "text")
     assert settings.options == start["options"] and settings.backbone_lr_scale == 1e-3
     with pytest.raises(UsageError, match="the run to start from has glscl"):
-        resolve_finetune(TrainConfig(head="xpool"), TuneConfig(), start=start, dataset="made")
-    with pytest.raises(UsageError, match="--option and --adapter are of a fresh head"):
-        resolve_finetune(TrainConfig(adapter="mlp"), TuneConfig(), start=start, dataset="made")
-    with pytest.raises(UsageError, match="--lora-rank leaves the backbone as it is"):
-        resolve_finetune(TrainConfig(), TuneConfig(lora_rank=4, freeze_layers=1), start=start, dataset="made")
+        resolve_finetune({"head": "xpool", **given}, dataset="made")
+    with pytest.raises(UsageError, match="`option` and `adapter` are of a fresh head"):
+        resolve_finetune({"options": {"adapter": "mlp"}, **given}, dataset="made")
+    with pytest.raises(UsageError, match="`lora_rank` leaves the backbone as it is"):
+        resolve_finetune({"lora_rank": 4, "freeze_layers": 1, **given}, dataset="made")
     with pytest.raises(UsageError, match="begun with 'text'"):
-        resolve_finetune(
-            TrainConfig(), TuneConfig(freeze="vision"), start=start, dataset="made", stored=settings.as_dict()
-        )
+        resolve_finetune({"freeze": "vision", **given}, dataset="made", stored=as_dict(settings))
 
 
 def test_a_frozen_vision_tower_is_read_from_the_cache(corpus, store, trained_head, tmp_path, monkeypatch):
-    settings = {"config": {"epochs": 1}, "tuning": {"freeze": "vision", "micro_batch": 2}}
+    asked = {"epochs": 1, "freeze": "vision", "micro_batch": 2}
     monkeypatch.setattr("glscl.train_head.finetuning.finetune.Frames", None)  # no pixels
     out = tmp_path / "run"
-    tune(store, out, trained_head, **settings)
+    tune(store, out, trained_head, asked)
     before, after = Backbone.load("demo").model.state_dict(), weights_in(out)
     for name, value in before.items():
         same = torch.equal(value, after[f"backbone-last/{name}"])
@@ -264,7 +263,7 @@ def test_a_frozen_vision_tower_is_read_from_the_cache(corpus, store, trained_hea
 @pytest.fixture(scope="module")
 def tuned(store, trained_head, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "tuned"
-    tune(store, out, trained_head, tuning={"freeze": "text"})
+    tune(store, out, trained_head, asked={"freeze": "text"})
     return out
 
 
@@ -286,7 +285,9 @@ def test_a_run_says_what_it_is(tuned, trained_head):
 
 
 def test_old_features_are_refused_and_new_ones_judged_as_pixels_are(corpus, store, tuned, tmp_path):
-    with pytest.raises(FingerprintError, match=r"Extract again: .*--pretrained .*backbone.safetensors"):
+    with pytest.raises(
+        FingerprintError, match=r"Extract again with `pretrained=.*backbone.safetensors`, or judge it from pixels: eval"
+    ):
         evaluate_run(store, run=tuned)
     again = extracted(corpus, tmp_path / "again", "demo", str(tuned / "backbone.safetensors"))
     by_cache = evaluate_run(again, run=tuned, confidence=False).result
@@ -295,7 +296,7 @@ def test_old_features_are_refused_and_new_ones_judged_as_pixels_are(corpus, stor
         assert by_cache[direction] == by_pixels[direction]
     assert by_cache["frozen_backbone"] is False and by_cache["pretrained"] == "backbone.safetensors"
     assert by_pixels["pretrained"] == "backbone.safetensors" and by_pixels["frozen_backbone"] is False
-    schema = json.loads((Path(__file__).parents[2] / "docs" / "result.schema.json").read_text())
+    schema = json.loads((Path(__file__).parents[3] / "docs" / "result.schema.json").read_text())
     for result in (by_cache, by_pixels):
         jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(result)))
 
@@ -308,8 +309,8 @@ def test_from_pixels_only_a_second_pass_is_judged(store, trained_head):
 def test_a_stopped_run_goes_on_in_the_same_bits(store, trained_head, tuned, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        tune(store, out, trained_head, tuning={"freeze": "text"}, reporter=Stop(3))
-    tune(store, out, trained_head, tuning={"freeze": "text"}, resume=True)
+        tune(store, out, trained_head, asked={"freeze": "text"}, reporter=Stop(3))
+    tune(store, out, trained_head, asked={"freeze": "text"}, resume=True)
     expected = weights_in(tuned)
     assert all(torch.equal(value, expected[name]) for name, value in weights_in(out).items())
 
@@ -325,21 +326,21 @@ def test_step_checkpoints_stand_before_the_epoch_ends(store, trained_head, tmp_p
                 self.found = (out / "resume.safetensors").exists()
 
     look = Look()
-    tune(store, out, trained_head, config={"epochs": 1}, checkpoint_every=2, reporter=look)
+    tune(store, out, trained_head, asked={"epochs": 1, "checkpoint_every": 2}, reporter=look)
     assert look.found
 
 
 def test_a_run_without_progress_stops_early(store, trained_head, tmp_path):
     config = {"epochs": 6, "lr": 1e-12}
-    done = tune(store, tmp_path / "run", trained_head, config=config, tuning={"patience": 2, "micro_batch": 2})
+    done = tune(store, tmp_path / "run", trained_head, asked={**config, "patience": 2, "micro_batch": 2})
     assert [row["epoch"] for row in done.history] == [1, 2, 3] and done.best["epoch"] == 1
     assert json.loads((tmp_path / "run" / "run.json").read_text())["complete"]
 
 
 def test_a_fresh_head_and_bfloat16_work_too(store, tmp_path):
-    config = TrainConfig(head="projection", epochs=1, batch_size=8, max_frames=3, precision="bf16", select="last")
-    settings = resolve_finetune(config, TuneConfig(gradient_checkpointing=True), start=None, dataset="made")
-    done = finetune(store, tmp_path / "run", settings, workers=1, validate=validation_metrics)
+    asked = dict(head="projection", epochs=1, batch_size=8, max_frames=3, precision="bf16", select="last")
+    settings = resolve_finetune({**asked, "gradient_checkpointing": True, "workers": 1}, dataset="made")
+    done = finetune(store, tmp_path / "run", settings, validate=validation_metrics)
     assert done.selection == "last" and np.isfinite(done.history[0]["loss"])
 
 
@@ -362,5 +363,5 @@ def test_features_made_anew_are_those_of_the_cache(store, model):
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_gpu_tunes_in_every_precision(store, trained_head, tmp_path, precision):
     config = {"epochs": 1, "precision": precision}
-    done = tune(store, tmp_path / "run", trained_head, config=config, tuning={"micro_batch": 2}, device="cuda")
+    done = tune(store, tmp_path / "run", trained_head, asked={**config, "micro_batch": 2}, device="cuda")
     assert np.isfinite(done.history[0]["loss"]) and (tmp_path / "run" / "backbone.safetensors").exists()

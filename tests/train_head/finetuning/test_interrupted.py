@@ -20,7 +20,7 @@ from glscl.train_head.checkpoint import load_run
 from glscl.train_head.finetuning.model import EndToEnd
 from glscl.train_head.finetuning.pixel_learner import PixelLearner
 from glscl.train_head.finetuning.pixels import Frames
-from glscl.train_head.settings import TrainConfig, resolve
+from glscl.train_head.settings import resolve
 from glscl.train_head.train import train
 
 
@@ -36,7 +36,7 @@ def store(tmp_path_factory, painted_corpus, tiny_clip) -> Store:
 def trained_head(store, tmp_path_factory) -> Path:
     """A run of train-head on that cache."""
     out = tmp_path_factory.mktemp("runs") / "head"
-    config = TrainConfig(head="projection", epochs=1, batch_size=8, max_frames=3)
+    config = dict(head="projection", epochs=1, batch_size=8, max_frames=3)
     train(store, out, resolve(config, dataset="made"))
     return out
 
@@ -55,7 +55,7 @@ def test_augmentation_is_four_changes_of_magnitude_seven_of_ten(store, monkeypat
             made.append(self)
 
     monkeypatch.setattr(torchvision.transforms, "RandAugment", Recorded)
-    tune(store, tmp_path / "run", None, config={"epochs": 1}, tuning={"augment": "randaugment"})
+    tune(store, tmp_path / "run", None, asked={"epochs": 1, "augment": "randaugment"})
     assert made and {(a.num_ops, a.magnitude, a.num_magnitude_bins) for a in made} == {(4, 21, 31)}  # 21 of 0 … 30
 
 
@@ -67,7 +67,7 @@ def test_augmented_training_follows_the_seed(store, tmp_path):
         steps, config = Steps(), {"epochs": 1, "same_video": "negative"}
         with pytest.MonkeyPatch.context() as patched:  # the batches are the same for both seeds, the changes are not
             patched.setattr("glscl.train_head.loop.step_seed", lambda *at, seed=seed: hash((seed, *at[1:])) % 2**63)
-            tune(store, tmp_path / name, None, config=config, tuning=tuning, reporter=steps)
+            tune(store, tmp_path / name, None, asked={**config, **tuning}, reporter=steps)
         losses[name] = steps.losses
     assert losses["one"] == losses["two"]
     assert losses["plain"] != losses["one"] != losses["other"]
@@ -82,7 +82,7 @@ def test_validation_sees_pictures_as_they_are(store, trained_head, tmp_path, mon
         PixelLearner, "augmented", lambda self, clips: changed.append(len(clips.counts)) or augmented(self, clips)
     )
     config, tuning = {"epochs": 1, "lr": 1e-12}, {"augment": "randaugment"}
-    done = tune(store, tmp_path / "run", trained_head, config=config, tuning=tuning)
+    done = tune(store, tmp_path / "run", trained_head, asked={**config, **tuning})
     expected = validation_metrics(load_run(trained_head)[0], load(store, "val"))
     for direction, numbers in done.history[0]["validation"].items():
         assert numbers == pytest.approx(expected[direction])
@@ -97,8 +97,7 @@ def test_a_frozen_vision_tower_still_sees_augmented_pictures(store, tmp_path):
             store,
             tmp_path / name,
             None,
-            config={"epochs": 1},
-            tuning={"freeze": "vision", "augment": augment},
+            asked={"epochs": 1, "freeze": "vision", "augment": augment},
             reporter=steps,
         )
         losses.append(steps.losses[0])
@@ -111,7 +110,7 @@ def test_a_frozen_vision_tower_still_sees_augmented_pictures(store, tmp_path):
 def test_tensorboard_gets_loss_rate_and_validation(store, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    done = tune(store, tmp_path / "run", None, tracker="tensorboard")
+    done = tune(store, tmp_path / "run", None, asked={"tracker": "tensorboard"})
     files = sorted((tmp_path / "run").rglob("events.out.tfevents.*"))
     assert len(files) == 1
     found = EventAccumulator(str(files[0])).Reload()
@@ -123,8 +122,8 @@ def test_tensorboard_gets_loss_rate_and_validation(store, tmp_path):
 
 
 def test_the_temperature_is_clamped_after_the_first_step(store, tmp_path):
-    hot = {"option": ["logit_scale=6"], "epochs": 1, "lr": 1e-9}
-    done = tune(store, tmp_path / "run", None, config=hot)
+    hot = {"options": {"logit_scale": "6"}, "epochs": 1, "lr": 1e-9}
+    done = tune(store, tmp_path / "run", None, asked=hot)
     assert done.history[0]["logit_scale"] == pytest.approx(math.log(100))
 
 
@@ -132,7 +131,7 @@ def test_bfloat16_computes_coarser_and_keeps_weights_in_float32(store, tmp_path)
     losses = {}
     for precision in ("fp32", "bf16"):
         steps = Steps()
-        tune(store, tmp_path / precision, None, config={"epochs": 1, "precision": precision}, reporter=steps)
+        tune(store, tmp_path / precision, None, asked={"epochs": 1, "precision": precision}, reporter=steps)
         losses[precision] = steps.losses[0]
     assert losses["bf16"] != losses["fp32"] and losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
     assert {value.dtype for value in weights_in(tmp_path / "bf16").values()} == {torch.float32}
@@ -152,8 +151,8 @@ def test_a_loss_that_breaks_names_its_captions_and_keeps_the_last_good_epoch(sto
     monkeypatch.setattr(EndToEnd, "forward", breaks)
     config = {"epochs": 3, "captions_per_video": 1}
     with pytest.raises(NonFiniteError, match=r"The loss is nan in epoch 2, step 2 of 2, on the captions ") as broken:
-        tune(store, tmp_path / "run", None, config=config)
-    assert f"{tmp_path / 'run'} keeps the weights of epoch 1" in str(broken.value) and "--lr" in broken.value.mend
+        tune(store, tmp_path / "run", None, asked=config)
+    assert f"{tmp_path / 'run'} keeps the weights of epoch 1" in str(broken.value) and "`lr`" in str(broken.value.hint)
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert len(run["history"]) == 1 and not run["complete"]
     weights = weights_in(tmp_path / "run")
@@ -166,8 +165,8 @@ def test_a_loss_that_breaks_names_its_captions_and_keeps_the_last_good_epoch(sto
     assert len(named) == 4 and {tuple(row.tolist()) for row in ids} == {tuple(row.tolist()) for row in seen[-1]}
 
     monkeypatch.undo()
-    tune(store, tmp_path / "run", None, config=config, resume=True)
-    tune(store, tmp_path / "straight", None, config=config)
+    tune(store, tmp_path / "run", None, asked=config, resume=True)
+    tune(store, tmp_path / "straight", None, asked=config)
     straight = weights_in(tmp_path / "straight")
     assert all(torch.equal(value, straight[key]) for key, value in weights_in(tmp_path / "run").items())
 

@@ -163,7 +163,7 @@ def test_gradients_reach_every_parameter(name, adapter):
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16_autocast_stays_within_the_stated_bound(name):
     """The bound is the last cell of the head's row in docs/heads.md, for cosines that spread by 0.1 to 0.2."""
-    page = (Path(__file__).parents[2] / "docs" / "heads.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "heads.md").read_text(encoding="utf-8")
     row = re.search(rf"^\| \[`{name}`\].*\| ([\d.]+) \|$", page, flags=re.MULTILINE)
     assert row, "docs/heads.md states no bound"
     bound = float(row[1])

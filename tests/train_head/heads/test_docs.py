@@ -23,7 +23,7 @@ FROZEN_METHODS = {
     "mean_pool": "CLIP zero-shot, mean of 12 frames",
     "seq_transf": "CLIP4Clip seqTransf, head only",
 }
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 
 
 def blocks(page):

@@ -1,11 +1,11 @@
-"""Large batches: encoded in pieces they give the same loss and gradients, and keep no more than a piece does."""
+"""Large batches: encoded in chunks they give the same loss and gradients, and keep no more than a chunk does."""
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
-from glscl.train_head.encode_chunks import _Kept, encode_in_pieces, piece_that_fits
+from glscl.train_head.encode_chunks import _Kept, chunk_that_fits, encode_in_chunks
 from glscl.train_head.heads import HEAD_NAMES, build_head
 from glscl.train_head.learner import ContrastiveStep
 from glscl.train_head.losses import contrastive_loss
@@ -28,17 +28,17 @@ def gradients(step, table, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("name", HEAD_NAMES)
-def test_pieces_change_neither_loss_nor_gradients(name, planted):
+def test_chunks_change_neither_loss_nor_gradients(name, planted):
     options = {"dropout": 0.0} if name in ("glscl", "xpool", "tight_transf") else {}
     table, head = planted(videos=10, captions=1), new_head(name, **options).double()  # leaves rounding no room
-    whole, cut = (gradients(ContrastiveStep(head, piece=piece), table, torch.float64) for piece in (None, 4))
+    whole, cut = (gradients(ContrastiveStep(head, chunk=chunk), table, torch.float64) for chunk in (None, 4))
     for expected, found in zip(whole, cut, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_a_recomputed_piece_draws_the_random_numbers_it_drew_before(planted):
     table, head = planted(videos=10, captions=1), new_head("glscl", dropout=0.5)
-    one, two = (gradients(ContrastiveStep(head, piece=3), table) for _ in range(2))
+    one, two = (gradients(ContrastiveStep(head, chunk=3), table) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
     moved = head.decoder.layers[0].norm1.bias
     analytic = one[1 + [p is moved for p in head.parameters() if p.grad is not None].index(True)]
@@ -46,13 +46,13 @@ def test_a_recomputed_piece_draws_the_random_numbers_it_drew_before(planted):
     for change in (1e-3, -1e-3):
         with torch.no_grad():
             moved[3] += change
-        losses.append(gradients(ContrastiveStep(head, piece=3), table)[0])
+        losses.append(gradients(ContrastiveStep(head, chunk=3), table)[0])
         with torch.no_grad():
             moved[3] -= change
     assert analytic[3].item() == pytest.approx(((losses[0] - losses[1]) / 2e-3).item(), rel=0.05, abs=1e-3)
 
 
-def test_pieces_are_even_in_size_and_only_with_gradients():
+def test_chunks_are_even_in_size_and_only_with_gradients():
     head, seen = new_head("mean_pool"), []
     video = VideoFeatures(torch.randn(10, 3, D, requires_grad=True), torch.ones(10, 3, dtype=torch.bool))
 
@@ -60,22 +60,22 @@ def test_pieces_are_even_in_size_and_only_with_gradients():
         seen.append(len(part.frame_features))
         return head.encode_video(part)
 
-    encode_in_pieces(encode, video, 4)
+    encode_in_chunks(encode, video, 4)
     assert seen == [4, 3, 3]
     with torch.no_grad():
-        encode_in_pieces(encode, video, 4)
-    encode_in_pieces(encode, video, 10)
+        encode_in_chunks(encode, video, 4)
+    encode_in_chunks(encode, video, 10)
     assert seen[3:] == [10, 10]
 
 
 def test_what_autograd_keeps_grows_with_the_piece_and_not_with_the_batch():
     head = new_head("glscl", queries=2, decoder_layers=1, aggregator_layers=1)
 
-    def kept(items, piece):
+    def kept(items, chunk):
         text = TextFeatures(torch.randn(items, D), torch.randn(items, 4, D), torch.ones(items, 4, dtype=torch.bool))
         video = VideoFeatures(torch.randn(items, 3, D), torch.ones(items, 3, dtype=torch.bool))
         with _Kept() as keeping:
-            ContrastiveStep(head, piece=piece)(text, video)
+            ContrastiveStep(head, chunk=chunk)(text, video)
         return keeping.bytes
 
     whole, cut = kept(64, None), kept(64, 8)
@@ -85,15 +85,15 @@ def test_what_autograd_keeps_grows_with_the_piece_and_not_with_the_batch():
 def test_the_piece_follows_from_head_and_sizes_and_leaves_the_random_numbers_alone():
     head = new_head("glscl")
     before = torch.get_rng_state()
-    piece = piece_that_fits(head, words=8, frames=4)
+    chunk = chunk_that_fits(head, words=8, frames=4)
     assert torch.equal(torch.get_rng_state(), before)
-    assert piece == piece_that_fits(head, words=8, frames=4)
-    assert piece > piece_that_fits(head, words=32, frames=12) > 128
-    assert piece_that_fits(new_head("mean_pool"), words=8, frames=4) > 100 * piece
+    assert chunk == chunk_that_fits(head, words=8, frames=4)
+    assert chunk > chunk_that_fits(head, words=32, frames=12) > 128
+    assert chunk_that_fits(new_head("mean_pool"), words=8, frames=4) > 100 * chunk
     text = TextFeatures(torch.zeros(1, D), torch.zeros(1, 8, D), torch.ones(1, 8, dtype=torch.bool))
     with _Kept() as keeping:
         head.encode_text(text)
-    assert keeping.bytes > (4 << 30) / piece / 2 - sum(4 * p.numel() for p in head.parameters())
+    assert keeping.bytes > (4 << 30) / chunk / 2 - sum(4 * p.numel() for p in head.parameters())
 
 
 class LargestTensor(TorchDispatchMode):

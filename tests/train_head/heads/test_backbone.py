@@ -14,7 +14,7 @@ D = 32
 WITH_TRANSFORMER = ["seq_transf", "glscl", "dicosa", "xclip", "wti", "ti", "tight_transf"]
 
 
-def make_pieces(layers=4, width=D, positions=77, logit_scale=4.0):
+def make_tensors(layers=4, width=D, positions=77, logit_scale=4.0):
     """Tensors under open_clip's names."""
     draw = torch.Generator().manual_seed(0)
     shapes = {
@@ -24,12 +24,12 @@ def make_pieces(layers=4, width=D, positions=77, logit_scale=4.0):
         "mlp.c_fc.weight": (4 * width, width), "mlp.c_fc.bias": (4 * width,),
         "mlp.c_proj.weight": (width, 4 * width), "mlp.c_proj.bias": (width,),
     }  # fmt: skip
-    pieces = {"positional_embedding": torch.randn(positions, width, generator=draw)}
-    pieces["logit_scale"] = torch.tensor(logit_scale)
+    tensors = {"positional_embedding": torch.randn(positions, width, generator=draw)}
+    tensors["logit_scale"] = torch.tensor(logit_scale)
     for layer in range(layers):
         for name, shape in shapes.items():
-            pieces[f"transformer.resblocks.{layer}.{name}"] = torch.randn(shape, generator=draw)
-    return pieces
+            tensors[f"transformer.resblocks.{layer}.{name}"] = torch.randn(shape, generator=draw)
+    return tensors
 
 
 def transformer_of(head):
@@ -45,13 +45,13 @@ def make_head(name, **options):
 
 @pytest.mark.parametrize("name", WITH_TRANSFORMER)
 def test_blocks_positions_and_temperature_are_copied(name):
-    head, pieces = make_head(name), make_pieces(layers=6)
-    result = head.initialise_from_backbone(pieces)
+    head, tensors = make_head(name), make_tensors(layers=6)
+    result = head.initialise_from_backbone(tensors)
     positions, blocks = transformer_of(head)
-    assert torch.equal(positions, pieces["positional_embedding"])
+    assert torch.equal(positions, tensors["positional_embedding"])
     for index, block in enumerate(blocks):
         for key, parameter in block.named_parameters():
-            assert torch.equal(parameter, pieces[f"transformer.resblocks.{index}.{key}"])
+            assert torch.equal(parameter, tensors[f"transformer.resblocks.{index}.{key}"])
     prefix = "" if name == "tight_transf" else "aggregator."
     expected = {f"{prefix}positions", *(f"{prefix}blocks.{i}" for i in range(4))}
     if name != "tight_transf":
@@ -64,7 +64,7 @@ def test_blocks_positions_and_temperature_are_copied(name):
 @pytest.mark.parametrize("name", sorted(set(HEADS) - set(WITH_TRANSFORMER)))
 def test_heads_without_a_transformer_take_the_temperature_only(name):
     head = build_head(name, embed_dim=D)
-    result = head.initialise_from_backbone(make_pieces())
+    result = head.initialise_from_backbone(make_tensors())
     assert result.initialised == ["logit_scale"] and result.skipped == []
     assert head.logit_scale.item() == 4.0
 
@@ -77,15 +77,15 @@ def test_a_temperature_above_the_clamp_is_clamped():
 
 def test_other_aggregators_are_left_alone():
     head = build_head("glscl", embed_dim=D, aggregator="seq_lstm")
-    assert head.initialise_from_backbone(make_pieces()).initialised == ["logit_scale"]
+    assert head.initialise_from_backbone(make_tensors()).initialised == ["logit_scale"]
 
 
 def test_missing_layers_are_skipped_and_named():
     head = make_head("seq_transf")
     before = head.aggregator.blocks[3].mlp.c_fc.weight.clone()
-    pieces = make_pieces(layers=3)
-    del pieces["transformer.resblocks.1.ln_2.bias"]
-    result = head.initialise_from_backbone(pieces)
+    tensors = make_tensors(layers=3)
+    del tensors["transformer.resblocks.1.ln_2.bias"]
+    result = head.initialise_from_backbone(tensors)
     assert {"aggregator.blocks.0", "aggregator.blocks.2"} <= set(result.initialised)
     assert [line.split(":")[0] for line in result.skipped] == ["aggregator.blocks.1", "aggregator.blocks.3"]
     assert "has no transformer.resblocks.1.ln_2.bias" in result.skipped[0]
@@ -95,7 +95,7 @@ def test_missing_layers_are_skipped_and_named():
 def test_a_block_that_does_not_fit_is_skipped_whole():
     head = make_head("seq_transf")
     before = {key: value.clone() for key, value in head.state_dict().items()}
-    result = head.initialise_from_backbone(make_pieces(width=48))
+    result = head.initialise_from_backbone(make_tensors(width=48))
     assert result.initialised == ["logit_scale"]
     assert len(result.skipped) == 5
     assert "rows of 32" in result.skipped[0] and "shape (144, 48), expected (96, 32)" in result.skipped[1]
@@ -105,11 +105,11 @@ def test_a_block_that_does_not_fit_is_skipped_whole():
 
 @pytest.mark.parametrize("length", [16, 100])
 def test_positions_of_another_length_are_copied_as_far_as_they_go(length):
-    head, pieces = make_head("seq_transf"), make_pieces(positions=length)
+    head, tensors = make_head("seq_transf"), make_tensors(positions=length)
     rest = head.aggregator.positions.weight[length:].clone()
-    result = head.initialise_from_backbone(pieces)
+    result = head.initialise_from_backbone(tensors)
     rows = min(length, 77)
-    assert torch.equal(head.aggregator.positions.weight[:rows], pieces["positional_embedding"][:rows])
+    assert torch.equal(head.aggregator.positions.weight[:rows], tensors["positional_embedding"][:rows])
     assert torch.equal(head.aggregator.positions.weight[rows:], rest[: 77 - rows])
     assert result.skipped == (["aggregator.positions[16:]: the backbone has 16 of 77"] if length == 16 else [])
 

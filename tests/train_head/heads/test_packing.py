@@ -20,7 +20,7 @@ def ragged(items=6, length=9, *, seed=0):
 
 def test_what_is_packed_is_what_is_real_and_the_way_back_leaves_zeros():
     padded, mask = ragged()
-    packing = Packing.of(mask)
+    packing = Packing.from_mask(mask)
     assert torch.equal(packing.pack(padded), padded[mask])
     assert torch.equal(packing.unpack(padded[mask]), padded * mask.unsqueeze(-1))
 
@@ -28,7 +28,7 @@ def test_what_is_packed_is_what_is_real_and_the_way_back_leaves_zeros():
 def test_gradients_go_to_real_entries_alone():
     padded, mask = ragged()
     padded.requires_grad_()
-    packing = Packing.of(mask)
+    packing = Packing.from_mask(mask)
     packing.unpack(packing.pack(padded).square()).sum().backward()
     assert torch.equal(padded.grad, (2 * padded * mask.unsqueeze(-1)).detach())
 
@@ -36,7 +36,7 @@ def test_gradients_go_to_real_entries_alone():
 @pytest.mark.parametrize("mask", [None, torch.ones(3, 4, dtype=torch.bool), torch.arange(40) < torch.full((3, 1), 39)])
 def test_nothing_is_moved_where_little_or_nothing_is_padding(mask):
     padded = torch.randn(3, 40, D)
-    packing = Packing.of(mask)
+    packing = Packing.from_mask(mask)
     assert packing.pack(padded) is padded and packing.unpack(padded) is padded
 
 
@@ -59,7 +59,7 @@ def test_packing_changes_neither_score_nor_gradients(head, monkeypatch, planted)
     options = {"queries": 2, "decoder_layers": 2, "dropout": 0.0} if head == "glscl" else {}
     head = build_head(head, embed_dim=D, aggregator_layers=2, **options).train()
     table, found = planted(videos=8, captions=1), []
-    for of in (Packing.of, lambda mask: Packing.NONE):
+    for of in (Packing.from_mask, lambda mask: Packing.NONE):
         monkeypatch.setattr(Packing, "of", of)
         head.zero_grad()
         output = head(table.texts(slice(None)), table.videos(slice(None)))

@@ -20,7 +20,7 @@ from glscl.common.errors import CheckpointError, UsageError
 from glscl.train_head.importing.foreign_weights import head_from_state_dict
 from glscl.train_head.losses import contrastive_loss
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 GLSCL = ["glscl_full_masks", "glscl_ragged", "glscl_seqlstm_ragged", "glscl_no_aggregator"]
 CLIP4CLIP = {"meanP": "mean_pool", "seqTransf": "seq_transf", "seqLSTM": "seq_lstm", "tightTransf": "tight_transf"}
 PARITY = {"mask_padding": False, "consistency_scale": "queries"}

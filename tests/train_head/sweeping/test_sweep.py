@@ -10,11 +10,11 @@ from glscl.cache.table import FeatureTable
 from glscl.common.errors import NonFiniteError, UsageError
 from glscl.evaluate.evaluation import validation_metrics
 from glscl.train_head.checkpoint import load_run, read_run
-from glscl.train_head.settings import TrainConfig, resolve
-from glscl.train_head.sweeping.sweep import Row, parse_sweep, sort_key, sweep_points, sweep_table, train_sweep
-from glscl.train_head.train import Tables, train
+from glscl.train_head.settings import TrainSettings, resolve
+from glscl.train_head.sweeping.sweep import Outcome, parse_sweep, sort_key, sweep_points, sweep_table, train_sweep
+from glscl.train_head.train import LoadedSplits, train
 
-QUICK = TrainConfig(head="projection", epochs=1, batch_size=8, validation=4)
+QUICK = dict(head="projection", epochs=1, batch_size=8, validation=4)
 
 
 def points(*pairs, config=QUICK, dim=8):
@@ -49,14 +49,14 @@ def test_a_grid_is_every_combination_with_its_settings():
 
 
 def test_options_of_the_head_override_the_recipe_and_keep_the_rest_of_it():
-    config = TrainConfig(head="glscl", option=["local_weight=0.25"])
+    config = dict(head="glscl", options={"local_weight": "0.25"})
     for point, queries in zip(points("queries=4,12", config=config), (4, 12)):
         assert point.settings.options["queries"] == queries and point.changes == {"queries": queries}
         assert point.settings.options["local_weight"] == 0.25 and point.settings.options["temperature"] == 3.0
 
 
 def test_heads_themselves_can_be_swept():
-    config = TrainConfig(epochs=1)
+    config = dict(epochs=1)
     assert [p.settings.head for p in points("head=mean_pool,xpool", config=config)] == ["mean_pool", "xpool"]
     grid = points("head=ti,wti", "aggregator=none", config=config)
     assert [p.settings.options["aggregator"] for p in grid] == ["none", "none"]
@@ -70,19 +70,19 @@ def test_heads_themselves_can_be_swept():
         (["select=last,test"], QUICK, "select"),
         (["lr"], QUICK, "KEY=VALUE"),
         (["lr=1e-3,"], QUICK, "KEY=VALUE"),
-        (["lr=fast"], QUICK, "lr is 'fast'; expected float"),
-        (["lr=-1"], QUICK, "--lr is -1.0"),
+        (["lr=fast"], QUICK, "lr` is 'fast'; expected float"),
+        (["lr=-1"], QUICK, "`lr` is -1.0"),
         (["seed=-1"], QUICK, "seed"),
         (["adapter=huge"], QUICK, "none, linear, mlp"),
         (["lr=1e-3,0.001"], QUICK, "lr=0.001 twice"),
         (["lr=1e-3", "lr=1e-4"], QUICK, "given twice"),
         (["epochs=1,2"], QUICK, "epochs is given both"),
-        (["queries=4,8"], TrainConfig(head="glscl", option=["queries=4"]), "queries is given both"),
-        (["queries=4,0"], TrainConfig(head="glscl"), "queries=0 is no head: queries must be at least 1"),
-        (["aggregator=../up"], TrainConfig(head="glscl"), "aggregator must be one of"),
-        (["head=glscl,xpool", "queries=4"], TrainConfig(), "head xpool has no such option"),
-        (["head=glscl,nonsense"], TrainConfig(), "nonsense"),
-        (["lr=1e-3"], TrainConfig(select="test"), "--select test"),
+        (["queries=4,8"], dict(head="glscl", options={"queries": "4"}), "queries is given both"),
+        (["queries=4,0"], dict(head="glscl"), "queries=0 is no head: queries must be at least 1"),
+        (["aggregator=../up"], dict(head="glscl"), "aggregator must be one of"),
+        (["head=glscl,xpool", "queries=4"], {}, "head xpool has no such option"),
+        (["head=glscl,nonsense"], {}, "nonsense"),
+        (["lr=1e-3"], dict(select="test"), "`select=test`"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is(pairs, config, words):
@@ -91,18 +91,18 @@ def test_what_cannot_be_trained_is_refused_before_anything_is(pairs, config, wor
 
 
 def test_the_cache_is_read_once_for_all_points(store, tmp_path, loads):
-    grid = points("head=projection,xpool", "lr=1e-3,1e-2", config=TrainConfig(epochs=1, batch_size=8, validation=4))
+    grid = points("head=projection,xpool", "lr=1e-3,1e-2", config=dict(epochs=1, batch_size=8, validation=4))
     rows = train_sweep(store, tmp_path / "s", grid, validate=validation_metrics)
     assert loads == ["train"] and len(rows) == 4
 
 
 def test_a_table_read_with_tokens_serves_a_head_that_needs_none(store):
-    tables = Tables(store, tokens=True)
-    ask = {"max_frames": 3, "frame_position": "uniform"}
-    whole, plain = tables.load("train", tokens=True, **ask), tables.load("train", tokens=False, **ask)
+    splits = LoadedSplits(store, tokens=True)
+    needy, plain = (TrainSettings(head=head, max_frames=3) for head in ("wti", "projection"))
+    whole, plain = splits.load("train", needy), splits.load("train", plain)
     assert whole.token_values is not None and plain.token_values is None
     assert plain.frame_features is whole.frame_features
-    assert Tables(store).load("train", tokens=False, **ask).token_values is None
+    assert LoadedSplits(store).load("train", TrainSettings(head="projection")).token_values is None
 
 
 def test_a_point_is_the_run_that_training_alone_would_have_made(store, tmp_path):
@@ -133,11 +133,11 @@ def test_rows_are_sorted_by_validation_and_written_beside_the_runs(store, tmp_pa
 def test_order_is_by_text_to_video_then_by_the_other_direction_then_failures_last():
     def row(name, t2v, v2t, mean=2.0):
         metrics = {"text_to_video": {"R@1": t2v, "MnR": mean}, "video_to_text": {"R@1": v2t, "MnR": mean}}
-        return Row(point=name, changes={}, run=name, validation=metrics)
+        return Outcome(point=name, changes={}, run=name, validation=metrics)
 
     rows = [
-        Row(point="failed", changes={}, run="f", error="NaN"),
-        Row(point="unjudged", changes={}, run="u"),
+        Outcome(point="failed", changes={}, run="f", error="NaN"),
+        Outcome(point="unjudged", changes={}, run="u"),
         row("c", 40.0, 50.0),
         row("b", 50.0, 10.0),
         row("a", 50.0, 20.0, mean=3.0),
@@ -162,7 +162,7 @@ def test_a_sweep_goes_on_where_it_stopped(store, tmp_path, loads):
 
 def test_a_folder_of_other_settings_is_refused_before_anything_trains(store, tmp_path):
     train_sweep(store, tmp_path / "s", points("lr=1e-3"), validate=validation_metrics)
-    longer = TrainConfig(head="projection", epochs=2, batch_size=8, validation=4)
+    longer = dict(head="projection", epochs=2, batch_size=8, validation=4)
     with pytest.raises(UsageError, match="begun with other settings"):
         train_sweep(store, tmp_path / "s", points("lr=1e-2,1e-3", config=longer), validate=validation_metrics)
     assert not (tmp_path / "s" / "lr=0.01").exists()

@@ -21,7 +21,7 @@ from glscl.train_head.checkpoint import load_run, read_run
 from glscl.train_head.importing.foreign_weights import head_from_state_dict
 from glscl.train_head.importing.import_checkpoint import import_checkpoint, read_state_dict
 
-_spec = importlib.util.spec_from_file_location("golden_files", Path(__file__).with_name("test_upstream.py"))
+_spec = importlib.util.spec_from_file_location("golden_files", Path(__file__).with_name("test_foreign_weights.py"))
 golden = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(golden)
 

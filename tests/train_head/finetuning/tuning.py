@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 
@@ -19,9 +18,8 @@ from glscl.extract.pipeline import extract
 from glscl.train_head.finetuning.finetune import finetune
 from glscl.train_head.finetuning.model import EndToEnd
 from glscl.train_head.finetuning.pixels import Frames, items_of
-from glscl.train_head.finetuning.settings import TuneConfig, resolve_finetune
+from glscl.train_head.finetuning.settings import FinetuneSettings, resolve_finetune
 from glscl.train_head.reports import Reporter
-from glscl.train_head.settings import TrainConfig
 from glscl.train_head.train import TrainResult
 
 SMALL_HEAD = dict(queries=2, decoder_layers=1, aggregator_layers=1, dropout=0.0, frame_positions=3)
@@ -39,23 +37,16 @@ def load(store: Store, split: str = "train") -> FeatureTable:
 
 
 def frames_of(store: Store, table: FeatureTable, model: EndToEnd, **options) -> Frames:
-    return Frames(store, geometry=model.backbone.geometry, items=items_of(store, table), width=3, workers=1, **options)
+    settings = FinetuneSettings(max_frames=3, workers=1, **options)
+    return Frames(store, items_of(store, table), model.backbone.geometry, settings)
 
 
-def tune(
-    store: Store, out: Path, start: Path | None, *, config: dict | None = None, tuning: dict | None = None, **options
-) -> TrainResult:
+def tune(store: Store, out: Path, start: Path | None, asked: dict | None = None, **options) -> TrainResult:
     """Two epochs of batches of four, from a trained head or a fresh `projection`."""
     fresh = {"head": "projection", "max_frames": 3} if start is None else {}
-    settings = resolve_finetune(
-        TrainConfig(**{"epochs": 2, "batch_size": 4, "lr": 1e-3, **fresh, **(config or {})}),
-        TuneConfig(**{"backbone_lr_scale": 0.1, **(tuning or {})}),
-        start=None if start is None else json.loads((start / "run.json").read_text()),
-        dataset="made",
-    )
-    return finetune(
-        store, out, settings, start=start, workers=1, validate=validation_metrics, **{"log_every": 1, **options}
-    )
+    usual = {"epochs": 2, "batch_size": 4, "lr": 1e-3, "backbone_lr_scale": 0.1, "workers": 1, "log_every": 1}
+    settings = resolve_finetune({**usual, **fresh, **(asked or {}), "start": start}, dataset="made")
+    return finetune(store, out, settings, validate=validation_metrics, **options)
 
 
 class Stop(Reporter):

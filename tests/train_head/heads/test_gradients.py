@@ -20,7 +20,9 @@ from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.train_head.importing.foreign_weights import head_from_state_dict
 from glscl.train_head.losses import contrastive_loss
 
-_spec = importlib.util.spec_from_file_location("golden_files", Path(__file__).with_name("test_upstream.py"))
+_spec = importlib.util.spec_from_file_location(
+    "golden_files", Path(__file__).parents[1] / "importing" / "test_foreign_weights.py"
+)
 golden_files = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(golden_files)
 

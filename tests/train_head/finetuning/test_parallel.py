@@ -19,23 +19,25 @@ from glscl.extract.backbone.encoder import Backbone
 from glscl.train_head.finetuning.pixels import Frames, items_of
 from glscl.train_head.finetuning.pixel_learner import PixelLearner
 from glscl.train_head.finetuning.model import EndToEnd
+from glscl.train_head.finetuning.settings import FinetuneSettings
 from glscl.train_head.finetuning.towers import unfreeze
 from glscl.train_head.heads import build_head
-from glscl.train_head.loop import fit
+from glscl.train_head.loop import fit_learner
 
 def main():
     store = open_store(sys.argv[2])
     table = FeatureTable.load(store, "train", max_frames=3)
     weights = {}
-    for case, micro_batch in (("plain", None), ("pieces", 1)):
+    for case, micro_batch in (("plain", None), ("chunks", 1)):
         torch.manual_seed(0)
         backbone = Backbone.load("demo", precision="fp32")
-        unfreeze(backbone)
+        training = dict(epochs=1, batch_size=4, lr=1e-3, eps=1e-3, max_frames=3)
+        settings = FinetuneSettings(**training, backbone_lr_scale=0.5, micro_batch=micro_batch)
+        unfreeze(backbone, settings)
         options = dict(queries=2, decoder_layers=1, aggregator_layers=1, dropout=0.0, frame_positions=3)
         model = EndToEnd(backbone, build_head("glscl", embed_dim=128, **options))
-        with Frames(store, geometry=backbone.geometry, items=items_of(store, table), width=3) as frames:
-            learner = PixelLearner(model, table, store, frames, backbone_lr_scale=0.5, micro_batch=micro_batch)
-            losses = fit(model.head, table, learner=learner, epochs=1, batch_size=4, lr=1e-3, eps=1e-3).losses
+        with Frames(store, items_of(store, table), backbone.geometry, settings) as frames:
+            losses = fit_learner(PixelLearner(model, table, store, frames, settings), settings).losses
         weights[case] = {**{k: v.contiguous() for k, v in model.state_dict().items()}, "losses": torch.tensor(losses)}
     if int(os.environ.get("RANK", 0)) == 0:
         torch.save(weights, sys.argv[1])
@@ -62,9 +64,9 @@ def test_two_processes_make_the_same_steps_as_one(tmp_path, painted_corpus, laun
         workers=1,
     )
     one, two = launched(SCRIPT, tmp_path, 1, cache), launched(SCRIPT, tmp_path, 2, cache)
-    assert one.keys() == two.keys() == {"plain", "pieces"}
+    assert one.keys() == two.keys() == {"plain", "chunks"}
     before = backbone.model.state_dict()
     for case, weights in one.items():
         assert not torch.equal(weights["towers.visual.conv1.weight"], before["visual.conv1.weight"])
         same_weights(two[case], weights)
-    same_weights(one["pieces"], one["plain"])
+    same_weights(one["chunks"], one["plain"])

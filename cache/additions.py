@@ -65,11 +65,27 @@ def folder(root: Path, stream: str) -> Path:
 
 def write_addition(root: Path, stream: str, keys: np.ndarray, *, shard_items: int, attempt: int = 0) -> Addition:
     """Write an addition, unless the very same is there. `keys`: (n, 16) uint8, n > 0, each once. Raises StorageError."""
-    head = dict(schema=SCHEMA, stream=stream, items=len(keys), shard_items=shard_items, attempt=attempt)
-    data = dump_json(head, indent=None) + to_lines(keys)
-    name = _name(data)
-    put_if_absent(folder(root, stream) / f"{name}.txt", data)
-    return Addition(name, stream, shard_items, attempt, keys)
+    addition = addition_of(stream, keys, shard_items=shard_items, attempt=attempt)
+    put_if_absent(folder(root, stream) / f"{addition.name}.txt", _file(addition))
+    return addition
+
+
+def addition_of(stream: str, keys: np.ndarray, *, shard_items: int, attempt: int = 0) -> Addition:
+    """The addition that `write_addition` would write."""
+    nameless = Addition("", stream, shard_items, attempt, keys)
+    return nameless._replace(name=_name(_file(nameless)))
+
+
+def _file(made: Addition) -> bytes:
+    """The content of the file of an addition."""
+    head = {
+        "schema": SCHEMA,
+        "stream": made.stream,
+        "items": len(made.keys),
+        "shard_items": made.shard_items,
+        "attempt": made.attempt,
+    }
+    return dump_json(head, indent=None) + to_lines(made.keys)
 
 
 def read_addition(path: Path, stream: str) -> Addition:

@@ -6,7 +6,7 @@ It stands in <cache>/files.jsonl, a line a file, is replaced in one step, and ma
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -70,6 +70,17 @@ class KnownFiles:
                 continue
             rows.append(dump_json([path, *stat, content.hex()], indent=None))
         write_atomically(root / FILE, b"".join(rows))
+
+    def unite(self, other: KnownFiles, contents: Set[bytes] | None = None) -> bool:
+        """Take over the files that are not known here (with `contents`, those of them); whether there were any."""
+        new = {
+            path: seen
+            for path, seen in other._seen.items()
+            if path not in self._seen and (contents is None or seen[1] in contents)
+        }
+        self._seen |= new
+        self._paths = None
+        return bool(new)
 
     def content(self, path: Path | str) -> bytes:
         """Hash of the content of a file, (16,) bytes, from the memo where path, size and time agree. Raises OSError."""

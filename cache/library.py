@@ -275,6 +275,8 @@ class Library:
                     "addition": addition.name,
                     "shard": shard,
                     "items": [items.start, items.stop],
+                    "shard_items": addition.shard_items,
+                    "attempt": addition.attempt,
                     "path": final.relative_to(self.path).as_posix(),
                     "arrays": {name: describe_array(array) for name, array in arrays.items()},
                     "failures": [dict(failure) for failure in failures],

@@ -262,10 +262,8 @@ def read_list(root: Path, name: str, hash: str, format: str) -> CacheList:
     path = root / "lists" / name / f"{hash}.json"
     if not _NAME.fullmatch(name) or not _HASH.fullmatch(hash) or not written(path):
         raise NotFoundError(f"{root} has no list {name}@{hash}; it has {', '.join(list_names(root)) or 'none'}")
+    record = read_record(path)
     try:
-        record = msgspec.json.decode(path.read_bytes(), type=ListRecord)
-        if (record.name, record.hash) != (name, hash):
-            raise ValueError(f"it is {record.name}@{record.hash}")
         if record.path != f"lists/{name}/{hash}{STORES[format].suffix}":
             raise ValueError(f"its arrays are said to be {record.path!r}")
         with STORES[format].opened(root / record.path) as opened:
@@ -275,6 +273,17 @@ def read_list(root: Path, name: str, hash: str, format: str) -> CacheList:
     except Exception as error:  # libraries raise whatever they like on damaged files
         raise CacheCorruptError(f"The list {path} cannot be read: {first_line(error)}") from error
     return made
+
+
+def read_record(path: Path) -> ListRecord:
+    """What the JSON file of a version says, its arrays left alone. Raises CacheCorruptError."""
+    try:
+        record = msgspec.json.decode(path.read_bytes(), type=ListRecord)
+        if (record.name, record.hash) != (path.parent.name, path.stem):
+            raise ValueError(f"it is {record.name}@{record.hash}")
+    except (OSError, msgspec.DecodeError, ValueError) as error:
+        raise CacheCorruptError(f"The list {path} cannot be read: {first_line(error)}") from error
+    return record
 
 
 def from_arrays(record: ListRecord, arrays: Mapping[str, np.ndarray]) -> CacheList:

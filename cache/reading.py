@@ -14,6 +14,7 @@ import numpy as np
 
 from glscl.cache.formats.rows import RawRows, take
 from glscl.cache.library import Library
+from glscl.cache.schema import Status
 from glscl.cache.shard_arrays import LAYOUT, numpy_dtype
 from glscl.cache.shards import Shard
 
@@ -95,6 +96,46 @@ def read_arrays(library: Library, stream: str, names: list[str], numbers: Number
                 _read(share.shard, name, wanted, found[name][at:stop], filling)
                 at = stop
     return found
+
+
+def read_entries(library: Library, stream: str, names: list[str], numbers: np.ndarray) -> dict[str, np.ndarray]:
+    """`read_arrays` for items in any order, each as often as it stands there; each is read once.
+
+    Args:
+        numbers: (n,) int64; negative for an entry without an item, which has no rows, status MISSING and zeros.
+    """
+    wanted, place = unique_numbers(numbers)
+    layout = LAYOUT[stream]
+    boundaries = {spec.boundaries for name in names if (spec := layout[name]).boundaries}
+    found = read_arrays(library, stream, sorted({*names, *boundaries}), wanted)
+    if place is not None:
+        found = _expanded(found, stream, place)
+    return {name: found[name] for name in {*names, *boundaries}}
+
+
+def _expanded(found: dict[str, np.ndarray], stream: str, place: np.ndarray) -> dict[str, np.ndarray]:
+    """Arrays over items → arrays over entries; `place` (n,) says which item each entry has, −1 none."""
+    out = {}
+    there = place >= 0
+    for name, spec in LAYOUT[stream].items():
+        if name not in found:
+            continue
+        if spec.along == "items":
+            out[name] = np.zeros((len(place), *found[name].shape[1:]), found[name].dtype)
+            out[name][there] = found[name][place[there]]
+            if name == "status":
+                out[name][~there] = int(Status.MISSING)
+            continue
+        bounds = found[spec.boundaries or name]
+        first = np.where(there, bounds[np.maximum(place, 0)], 0)
+        lengths = (
+            np.where(there, bounds[np.maximum(place, 0) + 1], 0) - first if len(bounds) > 1 else np.zeros_like(place)
+        )
+        if spec.along == "boundaries":
+            out[name] = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        else:
+            out[name] = found[name][ragged_rows(first, lengths)]
+    return out
 
 
 def read_rows(library: Library, stream: str, name: str, rows: np.ndarray, numbers: Numbers) -> np.ndarray:

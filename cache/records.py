@@ -92,6 +92,9 @@ class Commit(Struct, frozen=True):
     path: str  # below the cache
     arrays: dict[str, StoredArray]
     failures: list[Failure]
+    # of the addition, so that it can be written again from its shards
+    shard_items: Count = 0
+    attempt: Count = 0
 
 
 def checked(kind: type[Kind], value: Any) -> Kind:

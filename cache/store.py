@@ -5,6 +5,7 @@ n entries, R rows of all of them together, D embed_dim.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -16,11 +17,20 @@ import numpy as np
 from glscl.cache.keys import has_key
 from glscl.cache.known_files import KnownFiles
 from glscl.cache.library import Library, open_library
-from glscl.cache.lists import NO_TIME, CacheList, current_version, list_names, read_flat_list, read_list
-from glscl.cache.reading import ragged_rows, read_arrays, unique_numbers
+from glscl.cache.lists import (
+    NO_TIME,
+    CacheList,
+    current_version,
+    list_names,
+    read_flat_list,
+    read_list,
+    read_record,
+    versions_of,
+)
+from glscl.cache.reading import read_entries
 from glscl.cache.schema import STREAMS, Annotations, Expected, Split, Status, TextItem, VideoItem
 from glscl.cache.shard_arrays import FLOAT, LAYOUT, decode_features, pack_strings
-from glscl.common.errors import CacheIncompleteError, Hint, NotFoundError, UsageError
+from glscl.common.errors import CacheCorruptError, CacheIncompleteError, Hint, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -80,9 +90,25 @@ def choose_list(library: Library, asked: str | None) -> CacheList:
     return read_list(root, name, version, library.header["format"])
 
 
-def resume_hint(library: Library, name: str, text: str = "Finish it") -> Hint:
-    """What goes on with a list: the command that was typed, with the folder and format that are true now."""
-    return Hint(text, "extract", {"out": library.path, "list": name, "format": library.header["format"]})
+def resume_hint(library: Library, name: str, text: str = "Finish it", *, command: str = "") -> Hint:
+    """What goes on with a list: the command that was typed, with the folder and format that are true now.
+
+    Args:
+        command: the one that the list was made with; by default that of its newest version.
+    """
+    command = command or _typed(library.path, name)
+    settings = {"out": library.path, "format": library.header["format"]}
+    return Hint(text, command, settings) if command else Hint(text, "extract", {**settings, "list": name})
+
+
+def _typed(root: Path, name: str) -> str:
+    """The command of the newest version of a list; nothing where none is known."""
+    told = []
+    for version in versions_of(root, name):
+        with contextlib.suppress(CacheCorruptError):
+            record = read_record(root / "lists" / name / f"{version}.json")
+            told.append((record.created, record.command))
+    return max(told)[1] if told else ""
 
 
 class Store:
@@ -217,7 +243,7 @@ class Store:
                 raise CacheIncompleteError(
                     f"{self.path} is not complete: {len(numbers) - pending} of {len(numbers)} {stream} items of the list "
                     f"{self.list_name} are there",
-                    hint=resume_hint(self.library, self.list_name),
+                    hint=resume_hint(self.library, self.list_name, command=self.list.command),
                 )
 
     def status(self, stream: str = "video") -> np.ndarray:
@@ -307,13 +333,8 @@ class Store:
         items = range(self.num_items[stream]) if items is None else items
         self._require_items(stream, items)
         numbers = self.numbers[stream][items.start : items.stop]
-        wanted, place = unique_numbers(numbers)
         needed = [name for name in names if name not in _OF_LIST]
-        boundaries = {spec.boundaries for name in needed if (spec := LAYOUT[stream][name]).boundaries}
-        found = read_arrays(self.library, stream, sorted({*needed, *boundaries}), wanted)
-        if place is not None:
-            found = _expanded(found, stream, place)
-        found |= self._strings(stream, items)
+        found = read_entries(self.library, stream, needed, numbers) | self._strings(stream, items)
         return {
             name: found[name]
             if raw or LAYOUT[stream][name].dtype != FLOAT
@@ -350,28 +371,3 @@ def _numbers(library: Library, stream: str, keys: np.ndarray) -> np.ndarray:
     if len(about.additions) == 1 and about.is_committed.all() and np.array_equal(keys, about.keys):
         return np.arange(len(keys))
     return about.index.find(keys)
-
-
-def _expanded(found: dict[str, np.ndarray], stream: str, place: np.ndarray) -> dict[str, np.ndarray]:
-    """Arrays over items → arrays over entries; `place` (n,) says which item each entry has, −1 none."""
-    out = {}
-    there = place >= 0
-    for name, spec in LAYOUT[stream].items():
-        if name not in found:
-            continue
-        if spec.along == "items":
-            out[name] = np.zeros((len(place), *found[name].shape[1:]), found[name].dtype)
-            out[name][there] = found[name][place[there]]
-            if name == "status":
-                out[name][~there] = int(Status.MISSING)
-            continue
-        bounds = found[spec.boundaries or name]
-        first = np.where(there, bounds[np.maximum(place, 0)], 0)
-        lengths = (
-            np.where(there, bounds[np.maximum(place, 0) + 1], 0) - first if len(bounds) > 1 else np.zeros_like(place)
-        )
-        if spec.along == "boundaries":
-            out[name] = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        else:
-            out[name] = found[name][ragged_rows(first, lengths)]
-    return out

@@ -54,8 +54,6 @@ class SmallCache:
         list: version of the list "made"; its entries are the items of the one addition of each stream, in this order.
     """
 
-    shard_items = {"video": 4, "text": 7}
-
     def __init__(self, path: Path, format: str, dtype: str, *, videos: int, captions: int, dim: int, seed: int) -> None:
         rng = np.random.default_rng(seed)
         ids = [f"-v_{i}.mov" if i % 4 == 1 else f"vidéo{i}" for i in range(videos)]
@@ -72,6 +70,7 @@ class SmallCache:
             notes=["2 rows without a caption were dropped"],
         )
         self.path, self.format, self.dtype = path, format, dtype
+        self.shard_items = {"video": 4, "text": 7}
         self.spec = StoreSpec(
             configuration={"backbone": {"name": "made", "pretrained": "seed"}}, embed_dim=dim, dtype=dtype
         )

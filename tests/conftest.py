@@ -177,7 +177,8 @@ class SmallCache:
         """The cache with all its shards. One that was filled before in this session, and is to be the same, is copied."""
         if self.path.exists():
             return self._fill()
-        said = pickle.dumps((self.format, self.spec, self.annotations, self.command, self.videos, self.texts))
+        asked = self.format, self.spec, self.annotations, self.command, self.shard_items
+        said = pickle.dumps((asked, self.videos, self.texts))
         made = Path(_FILLED.name, hashlib.sha256(said).hexdigest())
         if made.exists():
             shutil.copytree(made, self.path)

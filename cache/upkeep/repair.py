@@ -255,7 +255,7 @@ class _Repair:
     def _set_lists_aside(self) -> None:
         """Lists, additions and tensors that are not what they were written as."""
         lists = self.root / "lists"
-        rebuilt = {folder(self.root, each.stream) / f"{each.name}.txt" for each in self.additions}
+        rebuilt = {*map(self._file, self.additions)}
         for path, problem in sorted(self.contents.damaged.items()):
             if path.parent.parent == self.root / "commits":
                 continue
@@ -305,7 +305,9 @@ class _Repair:
                     unreferenced.append(path)
         own = [f"{kind}/{stream}" for kind in ("additions", "commits") for stream in STREAMS]
         temporary = [p for each in (".", "backbone", LOCKS, *own, *names) for p in half_written(self.root / each)]
-        temporary += [path for each in (*own, *names) for path in _reserved(self.root / each)]
+        written_again = {*self.commits, *self.gathered, *map(self._file, self.additions)}
+        reserved = [path for each in (*own, *names) for path in _reserved(self.root / each)]
+        temporary += [path for path in reserved if path not in written_again]
         self.report.partial, self.report.unreferenced, self.report.temporary = (
             [self._name(path) for path in paths] for paths in (partial, unreferenced, temporary)
         )
@@ -320,8 +322,11 @@ class _Repair:
         whole = {name for name, addition in self.contents.additions.items() if self._is_whole(*name, addition)}
         said = {path: (path.parent.name, path.stem) for path in self.gathered}
         self.report.withdrawn = sorted(self._name(path) for path, name in said.items() if name not in whole)
-        additions = [folder(self.root, each.stream) / f"{each.name}.txt" for each in self.additions]
-        restored = [*additions, *self.commits, *(path for path, name in said.items() if name in whole)]
+        restored = [
+            *map(self._file, self.additions),
+            *self.commits,
+            *(path for path, name in said.items() if name in whole),
+        ]
         self.report.restored = sorted(self._name(path) for path in restored)
         names = dict.fromkeys(self._lists_that_miss_something())
         self.report.resume = list({str(hint): hint for hint in map(self._hint, names)}.values())
@@ -364,19 +369,19 @@ class _Repair:
     # --- what is done --------------------------------------------------------------------------------------------
 
     def _act(self, remains: list[Path]) -> None:
+        written_again = {*self.commits, *map(self._file, self.additions)}
         for addition in self.additions:  # before anything that names them
-            self._move_aside(folder(self.root, addition.stream) / f"{addition.name}.txt")
+            self._move_aside(self._file(addition))
             write_addition(
                 self.root, addition.stream, addition.keys, shard_items=addition.shard_items, attempt=addition.attempt
             )
-        written_again = {folder(self.root, each.stream) / f"{each.name}.txt" for each in self.additions}
         for file, commit in self.commits.items():  # the gathered commits may be all that knows of them
             self._move_aside(file)
             put_if_absent(file, dump_json(msgspec.to_builtins(commit)))
         for path in self.gathered:
             self._move_aside(path)
         for path in self.moved:
-            if path not in self.commits and path not in written_again:
+            if path not in written_again:
                 self._move_aside(path)
         for path in remains:
             remove(path, self.root, strict=True)
@@ -395,6 +400,9 @@ class _Repair:
             target.parent.mkdir(parents=True, exist_ok=True)
             os.rename(path, target)
             sync_directory(path.parent)
+
+    def _file(self, addition: Addition) -> Path:
+        return folder(self.root, addition.stream) / f"{addition.name}.txt"
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()

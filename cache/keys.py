@@ -91,7 +91,7 @@ def rows_key(rows: np.ndarray, fps: float | None, start: int | None) -> bytes:
     """Key of features that others made: (F, D) rows, their rate a second, and the microsecond where they begin."""
     head = f"rows\0{rows.shape}\0{'' if fps is None else fps!r}\0{'' if start is None else start}\0".encode()
     digest = blake2b(head, digest_size=KEY_BYTES)
-    digest.update(np.ascontiguousarray(rows, "<f4"))
+    digest.update(np.ascontiguousarray(rows, "<f4").data)
     return digest.digest()
 
 
@@ -121,4 +121,4 @@ def from_lines(data: bytes) -> np.ndarray:
 
 def has_key(keys: np.ndarray) -> np.ndarray:
     """(n,) bool: which of (n, 16) are keys, not zero."""
-    return keys.any(axis=1)
+    return np.any(keys != 0, axis=1)

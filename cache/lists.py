@@ -320,7 +320,11 @@ def from_arrays(record: ListRecord, arrays: Mapping[str, np.ndarray]) -> CacheLi
         video_ids=unpack_strings(arrays["video_id_bytes"], arrays["video_id_offsets"]),
         text_ids=unpack_strings(arrays["text_id_bytes"], arrays["text_id_offsets"]),
         captions=unpack_strings(arrays["text_bytes"], arrays["text_offsets"]),
-        **{name: arrays[name] for name in ("video_key", "video_content", "video_start", "video_end", "text_key")},
+        video_key=arrays["video_key"],
+        video_content=arrays["video_content"],
+        video_start=arrays["video_start"],
+        video_end=arrays["video_end"],
+        text_key=arrays["text_key"],
         text_video=arrays["text_video"],
         notes=record.notes,
         unreadable={each.id: each.reason for each in record.unreadable},
@@ -415,6 +419,7 @@ def _hashed(made: CacheList, arrays: Mapping[str, np.ndarray] | None = None) -> 
         runs = f"{split.videos.start}:{split.videos.stop}:{split.texts.start}:{split.texts.stop}"
         digest.update(name.encode("utf-8", "surrogatepass") + f"\0{runs}\n".encode())
     keys = ("video_key", "video_content", "text_key")
+    annotations = ""
     for name in (*(each for each in _ARRAYS if each not in keys), *keys):
         if name == keys[0]:
             annotations = digest.hexdigest()[:16]

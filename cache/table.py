@@ -148,7 +148,7 @@ class FeatureTable:
             text_features=texts.pooled,
             token_values=texts.values,
             token_first=texts.first,
-            token_count=texts.count,
+            token_count=texts.lengths,
             frame_features=videos.features,
             frame_mask=torch.from_numpy(videos.mask),
             frame_times=torch.from_numpy(videos.times),
@@ -419,7 +419,7 @@ class _Texts(NamedTuple):
     pooled: torch.Tensor
     values: torch.Tensor | None = None
     first: torch.Tensor | None = None
-    count: torch.Tensor | None = None
+    lengths: torch.Tensor | None = None
 
 
 def _read_videos(library: Library, numbers: np.ndarray, max_frames: int | None, position: FramePosition) -> _Videos:
@@ -451,11 +451,11 @@ def _read_texts(library: Library, numbers: np.ndarray, tokens: bool) -> _Texts:
     pooled = _tensor(found["pooled"] if place is None else found["pooled"][place], library.dtype)
     if not tokens:
         return _Texts(pooled)
-    first, count = found["offsets"][:-1], np.diff(found["offsets"])
+    first, lengths = found["offsets"][:-1], np.diff(found["offsets"])
     if place is not None:
-        first, count = first[place], count[place]
+        first, lengths = first[place], lengths[place]
     values = _tensor(found["values"], library.dtype)
-    return _Texts(pooled, values, torch.from_numpy(first.copy()), torch.from_numpy(count))
+    return _Texts(pooled, values, torch.from_numpy(first.copy()), torch.from_numpy(lengths))
 
 
 def _named(names: list[str], rows: np.ndarray) -> list[str]:

@@ -14,7 +14,7 @@ from glscl.cache.keys import to_lines
 from glscl.cache.library import Library
 from glscl.cache.lists import read_flat_list
 from glscl.cache.records import Commit
-from glscl.cache.schema import STREAMS
+from glscl.cache.schema import STREAMS, Status
 from glscl.cache.shard_arrays import FLOAT, LAYOUT, checksum, decode_features, unpack_strings
 from glscl.cache.shards import shard_path
 from glscl.cache.upkeep.contents import Contents, is_gathered, keys_tell_texts, read_contents, wrong_keys
@@ -105,7 +105,8 @@ def verify_commit(library: Library, commit: Commit, keys: np.ndarray) -> list[st
             problems, arrays = _read_back(commit, shard)
         problems += [*_contradictions(commit, arrays, library.dtype)]
         if not problems:
-            problems += _wrong_keys(library, commit, keys[commit.items[0] : commit.items[1]], arrays)
+            own = keys[commit.items[0] : commit.items[1]]
+            problems += _wrong_keys(library, commit, own, arrays) or _wrong_failures(commit, own, arrays["status"])
     except Exception as error:  # libraries raise whatever they like on damaged files
         return [f"{commit.path} cannot be read: {first_line(error)}"]
     return [f"{commit.path}: {problem}" for problem in problems]
@@ -120,6 +121,14 @@ def _wrong_keys(library: Library, commit: Commit, keys: np.ndarray, arrays: dict
         count = wrong_keys(keys, unpack_strings(arrays["text_bytes"], arrays["text_offsets"]))
         return [f"{count} keys are not those of their captions"] if count else []
     return []
+
+
+def _wrong_failures(commit: Commit, keys: np.ndarray, status: np.ndarray) -> list[str]:
+    """Whether the commit names exactly the items that failed: by it readers know which items are usable."""
+    rows = np.flatnonzero(status != int(Status.OK)).tolist()
+    found = {keys[row].tobytes().hex(): int(status[row]) for row in rows}
+    told = {failure["key"]: int(Status[failure["status"].upper()]) for failure in commit.failures}
+    return [] if found == told else ["its commit names other failures than it holds"]
 
 
 def _read_back(commit: Commit, shard: OpenShard) -> tuple[list[str], dict[str, np.ndarray]]:

@@ -16,6 +16,7 @@ from glscl.cache.library import open_library
 from glscl.cache.lock import hold, locks
 from glscl.cache.store import open_store
 from glscl.cache.upkeep.convert import convert
+from glscl.cache.upkeep.merge import merge
 from glscl.cache.upkeep.repair import repair
 from glscl.cache.upkeep.verification import verify
 from glscl.commands.options import main
@@ -183,12 +184,9 @@ def test_what_was_tried_again_gives_way_to_what_was_there_before(tmp_path, forma
     encoder.extract(root, PLAIN, FILES, format=format)
     extra = annotations(("a", "train", ["a dog", "new"]), ("z", "train", []))
     encoder.extract(tmp_path / "other", extra, {"a": b"one", "z": b"zzz"}, format=format)
-    from glscl.cache.upkeep.merge import merge
-
     merge([tmp_path / "other"], root)
     library = open_library(root)
     first = min(a.name for a in library.stream("video").additions)
-    shutil.rmtree(root / "damaged", ignore_errors=True)
     for commit in library.stream("video").commits.values():
         if commit.addition == first:
             path = root / commit.path
@@ -196,9 +194,7 @@ def test_what_was_tried_again_gives_way_to_what_was_there_before(tmp_path, forma
     assert repair(root).requeued["video"]
     store = open_store(root, "made")
     row = store.ids("video").index("a")
-    assert store.status()[row] == 0 and store.numbers["video"][row] >= 0
-    offsets = store.library and store.numbers["video"][row]
-    assert offsets >= 0
+    assert store.status()[row] == 0 and store.numbers["video"][row] >= 0, "a stands in the other addition too"
 
 
 @pytest.mark.parametrize("content", [b"{", b'{"addition": "0"}', b"[]", b'{"commits": 3}'])

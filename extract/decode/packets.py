@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,7 +130,9 @@ def open_video(path: str) -> tuple[InputContainer, VideoStream]:
     from av.stream import Disposition
 
     # "file:" keeps names with a colon or a leading dash from being taken for a protocol
-    container = av.open(f"file:{os.fspath(path)}", metadata_errors="ignore")
+    # PyAV 19 takes titles that are not UTF-8 as they are, and no longer the argument
+    tolerant: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
+    container = av.open(f"file:{os.fspath(path)}", **tolerant)
     try:
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:

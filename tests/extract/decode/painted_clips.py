@@ -123,7 +123,8 @@ def turn(path: Path, degrees: int) -> Path:
 def sequential(path: Path) -> tuple[list[np.ndarray], list[float]]:
     """All frames and their times as a plain PyAV loop gives them, up to the first error: the reference."""
     frames, times = [], []
-    with av.open(str(path), metadata_errors="ignore") as container:
+    tolerant = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
+    with av.open(str(path), **tolerant) as container:
         stream = container.streams.best("video")
         stream.thread_count = 1
         try:

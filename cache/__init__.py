@@ -1,25 +1,29 @@
 """The contract between extraction and everything after it. One path holds features, captions, ids, splits and failures.
 
 In reading order:
-    schema            items of a plan, features in batches, status of an item
+    schema            items, splits, features in batches, status of an item
     shard_arrays      which arrays a shard holds
     files             files that are whole or not there
     fingerprint       a hash of everything that decides the values
+    keys              what an item was made from, as 16 bytes
+    known_files       where contents were last seen
     lock              one writer at a time
     frame_format      how frames are stored with the features
     jpeg              frames as JPEG
+    additions         keys that are encoded together; where a key stands
     records           what stands in a cache's JSON files, as types
-    plan              what is to be encoded: items, splits
     commits           the records that make shards part of a cache
     formats/          a shard as HDF5 or Zarr
     encoded_items     encoded videos and captions, and the arrays of a shard made of them
     backbone_tensors  tensors of the backbone that heads start from
     shards            one committed shard, read array by array
-    library           the files of a cache: head, commits, and how a shard is committed
-    reading           a run of items over many shards as one array
+    lists             who asked for what
+    library           the files of a cache: items by keys
+    planning          what is left to encode of what is wanted
+    reading           items of many shards as one array
     sampler           which captions make a batch
     table             one split as tensors
-    store             a cache, opened
+    store             a list seen on a library
     creation          a cache, begun
     frames            frames that a cache holds, read a video at a time
 
@@ -32,12 +36,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from glscl.cache.schema import Annotations, Expected, Status, TextFeatures, TextItem, VideoFeatures, VideoItem
+from glscl.cache.schema import Annotations, Expected, Split, Status, TextFeatures, TextItem, VideoFeatures, VideoItem
 
 if TYPE_CHECKING:
-    from glscl.cache.creation import StoreSpec, create_store
+    from glscl.cache.creation import StoreSpec, create_library
     from glscl.cache.formats import STORES
-    from glscl.cache.plan import Split
     from glscl.cache.store import Store, open_store
     from glscl.cache.table import FeatureTable
 
@@ -54,7 +57,7 @@ __all__ = [
     "TextItem",
     "VideoFeatures",
     "VideoItem",
-    "create_store",
+    "create_library",
     "open_store",
 ]
 
@@ -62,10 +65,9 @@ __all__ = [
 _MODULES = {
     "FeatureTable": "table",
     "STORES": "formats",
-    "Split": "plan",
     "Store": "store",
     "StoreSpec": "creation",
-    "create_store": "creation",
+    "create_library": "creation",
     "open_store": "store",
 }
 

@@ -1,74 +1,104 @@
-"""What has been committed to a cache: from the head of a flat file, from manifest.json, or from the commits themselves."""
+"""What has been committed to a cache: the commits of additions, one file each, or all of an addition in one."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from glscl.cache.files import load_json, written
+import msgspec
+
+from glscl.cache.additions import Addition
+from glscl.cache.files import dump_json, load_json, put_if_absent, written
 from glscl.cache.records import Commit, Header, parse_commit
-from glscl.cache.schema import STREAMS
 from glscl.common.errors import CacheCorruptError, first_line
 
-Commits = dict[str, dict[int, Commit]]  # by stream and shard, the highest revision of each
+Commits = dict[tuple[str, int], Commit]  # by the name of an addition and a shard of it
+SCHEMA = "glscl.commits/1"
+COMMIT_NAME = re.compile(r"([0-9a-f]{16})-(\d{5,8})\.json")
 
 
-def commit_file(root: Path, stream: str, shard: int, revision: int) -> Path:
+def commit_folder(root: Path, stream: str) -> Path:
+    return root / "commits" / stream
+
+
+def commit_file(root: Path, stream: str, addition: str, shard: int) -> Path:
     """Where the commit of a shard stands."""
-    name = f"{shard:05d}.r{revision}.json" if revision else f"{shard:05d}.json"
-    return root / "commits" / stream / name
+    return commit_folder(root, stream) / f"{addition}-{shard:05d}.json"
 
 
-def read_commits(root: Path, header: Header) -> Commits:
-    """All commits of a cache folder, in one file where there is one.
+def all_commits_file(root: Path, stream: str, addition: str) -> Path:
+    """Where all commits of an addition stand together, once all are there."""
+    return commit_folder(root, stream) / f"{addition}.json"
+
+
+def read_commits(root: Path, additions: Sequence[Addition], header: Header, stream: str) -> Commits:
+    """All commits of a stream; of an addition that is whole from one file.
 
     Raises:
         CacheCorruptError: they cannot be read, or are of another cache.
     """
-    found = _of_manifest(root, header)
-    return read_commit_files(root, header) if found is None else found
-
-
-def read_commit_files(root: Path, header: Header) -> Commits:
-    """As `read_commits`, from commits/ alone: also what was committed after the manifest was written."""
-    found: Commits = {stream: {} for stream in STREAMS}
-    for stream in STREAMS:
-        for path in sorted((root / "commits" / stream).glob("[0-9]*.json")):
-            if not written(path):
-                continue  # only reserved
-            row = load_json(path, "a commit of a glscl cache")
-            try:
-                commit = parse_commit(row, header, stream=stream)
-            except ValueError as error:
-                raise CacheCorruptError(f"{path} cannot be read: {first_line(error)}") from error
-            known = found[stream].get(commit.shard)
-            if known is None or known.revision < commit.revision:
-                found[stream][commit.shard] = commit
+    found: Commits = {}
+    single = single_commits(root, stream)
+    for addition in additions:
+        for commit in _gathered(root, addition, header) or ():
+            found[addition.name, commit.shard] = commit
+        for path in single.get(addition.name, ()):
+            shard = int(path.stem.rpartition("-")[2])
+            if (addition.name, shard) not in found and written(path):
+                found[addition.name, shard] = read_commit(path, addition, header)
     return found
 
 
-def flat_commits(root: Path, rows: dict[str, Any], header: Header) -> Commits:
+def single_commits(root: Path, stream: str) -> dict[str, list[Path]]:
+    """Name of an addition → the files of its single commits, in order."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(commit_folder(root, stream).glob("*-*.json")):
+        if match := COMMIT_NAME.fullmatch(path.name):
+            found.setdefault(match[1], []).append(path)
+    return found
+
+
+def read_commit(path: Path, addition: Addition, header: Header) -> Commit:
+    """One commit. Raises CacheCorruptError where it cannot be read, or is of another cache, addition or shard."""
+    row = load_json(path, "a commit of a glscl cache")
+    try:
+        commit = parse_commit(row, header, addition)
+        if path.name != f"{addition.name}-{commit.shard:05d}.json":
+            raise ValueError("it belongs to another shard")
+    except ValueError as error:
+        raise CacheCorruptError(f"{path} cannot be read: {first_line(error)}") from error
+    return commit
+
+
+def write_all_commits(root: Path, addition: Addition, commits: Sequence[Commit]) -> None:
+    """Write all commits of an addition into one file, unless it is there. Raises StorageError."""
+    rows = [msgspec.to_builtins(commit) for commit in sorted(commits, key=lambda commit: commit.shard)]
+    about = {"schema": SCHEMA, "stream": addition.stream, "addition": addition.name, "commits": rows}
+    put_if_absent(all_commits_file(root, addition.stream, addition.name), dump_json(about, indent=None))
+
+
+def flat_commits(root: Path, rows: Any, additions: Sequence[Addition], header: Header, stream: str) -> Commits:
     """The commits that the head of a flat file lists, one a stream. Raises CacheCorruptError."""
     try:
-        return {
-            stream: {0: parse_commit(rows[stream], header, stream=stream)} if header.streams[stream].items else {}
-            for stream in STREAMS
-        }
-    except (KeyError, ValueError) as error:
+        return {(addition.name, 0): parse_commit(rows[stream], header, addition) for addition in additions}
+    except (KeyError, TypeError, ValueError) as error:
         raise CacheCorruptError(f"The head of {root} cannot be read: {first_line(error)}") from error
 
 
-def _of_manifest(root: Path, header: Header) -> Commits | None:
-    path = root / "manifest.json"
+def _gathered(root: Path, addition: Addition, header: Header) -> list[Commit] | None:
+    path = all_commits_file(root, addition.stream, addition.name)
     if not written(path):
         return None
-    manifest = load_json(path, "the manifest of a glscl cache")
-    if manifest.get("fingerprint") != header.fingerprint:
-        raise CacheCorruptError(f"{path} belongs to another cache (fingerprint {manifest.get('fingerprint')})")
+    about = load_json(path, "the commits of a glscl cache")
     try:
-        found = {s: [parse_commit(row, header, stream=s) for row in manifest["streams"][s]] for s in STREAMS}
+        if (about.get("schema"), about.get("addition")) != (SCHEMA, addition.name):
+            raise ValueError("it is of another addition")
+        commits = [parse_commit(row, header, addition) for row in about["commits"]]
+        if [commit.shard for commit in commits] != [*range(addition.num_shards)]:
+            raise ValueError(f"it has not each of {addition.num_shards} shards once")
     except (KeyError, TypeError, ValueError) as error:
-        raise CacheCorruptError(
-            f"{path} cannot be read: {first_line(error)}", hint="Delete it and extract again"
-        ) from error
-    return {stream: {commit.shard: commit for commit in commits} for stream, commits in found.items()}
+        hint = "Delete it: the single commits say the same"
+        raise CacheCorruptError(f"{path} cannot be read: {first_line(error)}", hint=hint) from error
+    return commits

@@ -15,7 +15,7 @@ from glscl.cache.formats.rows import RowReader
 from glscl.cache.frame_format import FrameSpec
 from glscl.cache.jpeg import decode_jpeg
 from glscl.cache.shards import see_damage
-from glscl.cache.store import Store, open_store
+from glscl.cache.store import PENDING, Store, open_store
 from glscl.common.errors import CacheCorruptError, Hint, UsageError
 
 
@@ -107,11 +107,18 @@ class StoredFrames:
             )
         if not 0 <= item < self.store.num_items["video"]:
             raise IndexError(f"video {item} of {self.store.num_items['video']}")
-        shard, row = divmod(item, self.store.shard_items["video"])
-        if shard not in self._shards:
-            offsets = self.store.arrays("video", ["offsets"], items=self.store.shard_range("video", shard))["offsets"]
-            self._shards[shard] = offsets, self.store.shard("video", shard).readers(self.spec.arrays)
-        offsets, readers = self._shards[shard]
+        number = int(self.store.numbers["video"][item])
+        if number == PENDING:
+            self.store.require_complete()
+        if number < 0:
+            return range(0), {}, self.spec
+        about = self.store.library.stream("video")
+        position = int(np.searchsorted(about.starts, number, side="right")) - 1
+        if position not in self._shards:
+            shard = self.store.library.shard("video", about.places[position])
+            self._shards[position] = shard.boundaries("offsets"), shard.readers(self.spec.arrays)
+        offsets, readers = self._shards[position]
+        row = number - about.places[position].items.start
         return range(int(offsets[row]), int(offsets[row + 1])), readers, self.spec
 
     def _corrupt(self, item: int, error: Exception) -> CacheCorruptError:

@@ -1,14 +1,18 @@
-"""The files of a cache: a folder of immutable shards that become visible one by one, each by one atomic commit.
+"""The files of a cache: what encoders made of items, found by keys. It knows no list; see `glscl.cache.store`.
 
-store.json                      written once: schema, format, configuration, fingerprint, splits, sizes
-plan/{video,text}.jsonl         ordered items; shard i = items [i·K, (i+1)·K)
-shards/{stream}/<shard>-<attempt>[.h5]      never modified
-commits/{stream}/<shard>[.r<revision>].json put-if-absent, last of all; the highest revision counts
-backbone/pieces.safetensors     first text blocks, positions, logit_scale, feature of a black frame
-partial/                        where shards are written aside; left-overs of killed writers, safe to delete
-locks/                          who writes at the moment (`glscl.cache.lock`); readers ignore it
-damaged/                        what repair set aside; safe to delete
-manifest.json                   all commits, when complete; with store.json all that a reader needs
+store.json                                     once: schema, format, configuration, fingerprint
+additions/{video,text}/<a>.txt                 keys that are encoded together, cut into shards; <a> names the content
+shards/{video,text}/<a>-<shard>-<attempt>[.h5] never modified
+commits/{video,text}/<a>-<shard>.json          put-if-absent, last of all
+commits/{video,text}/<a>.json                  all commits of an addition, once all are there
+lists/<name>/                                  who asked for what (`glscl.cache.lists`)
+files.jsonl                                    where contents were last seen (`glscl.cache.known_files`)
+backbone/pieces.safetensors                    first text blocks, positions, logit_scale, feature of a black frame
+partial/                                       where shards are written aside; left-overs of killed writers, safe to delete
+locks/                                         who writes at the moment (`glscl.cache.lock`); readers ignore it
+damaged/                                       what repair set aside; safe to delete
+
+N items of all additions of a stream, numbered by the names of the additions: in memory only, stored nowhere.
 """
 
 from __future__ import annotations
@@ -19,14 +23,15 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 
+from glscl.cache.additions import WORST, Addition, KeyIndex, read_additions
 from glscl.cache.backbone_tensors import read_tensors, write_tensors
-from glscl.cache.commits import Commits, commit_file, flat_commits, read_commit_files, read_commits
+from glscl.cache.commits import Commits, commit_file, flat_commits, read_commits, write_all_commits
 from glscl.cache.files import (
     dump_json,
     load_json,
@@ -35,23 +40,29 @@ from glscl.cache.files import (
     storage_errors,
     sync_directory,
     sync_tree,
-    write_atomically,
 )
 from glscl.cache.fingerprint import fingerprint
 from glscl.cache.formats import STORES
 from glscl.cache.formats.blocks import Blocks
-from glscl.cache.records import Commit, Failure, parse_commit, parse_header
-from glscl.cache.schema import SCHEMA, STREAMS
+from glscl.cache.keys import from_lines
+from glscl.cache.records import Commit, parse_commit, parse_header
+from glscl.cache.schema import SCHEMA, STREAMS, Status
 from glscl.cache.shard_arrays import LAYOUT, numpy_dtype
 from glscl.cache.shards import Shard, describe_array
-from glscl.common.errors import (
-    CacheCorruptError,
-    CacheFormatError,
-    CacheIncompleteError,
-    Hint,
-    NotFoundError,
-    first_line,
-)
+from glscl.common.errors import CacheCorruptError, CacheFormatError, Hint, NotFoundError, first_line
+
+# Of several items of one key the most usable counts.
+_RANKS = {Status.OK: 0, Status.PARTIAL: 1, Status.DECODE_ERROR: 2, Status.TIMED_OUT: 2, Status.MISSING: 3}
+EARLIER = "glscl.cache/1"
+FLAT = "flat"  # name of the one addition of a stream of a flat file
+
+
+class Place(NamedTuple):
+    """Where a shard stands among all of a stream: its addition, its number there, and the numbers of its items."""
+
+    addition: Addition
+    shard: int
+    items: range
 
 
 def open_library(path: os.PathLike[str] | str) -> Library:
@@ -73,6 +84,10 @@ def read_header(root: Path) -> dict[str, Any]:
         if not (root / "store.json").is_file():
             raise CacheFormatError(f"{root} is not a glscl cache: it has no store.json")
         header = load_json(root / "store.json", "the head of a glscl cache")
+    if header.get("schema") == EARLIER:
+        raise CacheFormatError(
+            f"{root} was made by an earlier version", hint="Extract again into another folder with `out`"
+        )
     if header.get("schema") != SCHEMA:
         raise CacheFormatError(f"{root} has schema {header.get('schema')!r}; this version reads {SCHEMA!r}")
     return header
@@ -94,7 +109,7 @@ def _flat_header(path: Path) -> dict[str, Any] | None:
 
 
 class Library:
-    """The files of one open cache. Obtain it from `open_library`; a `glscl.cache.store.Store` is one, too.
+    """The files of one open cache, as they were when it was opened or last refreshed. Obtain it from `open_library`.
 
     Attributes:
         path: the folder, or the flat file.
@@ -105,8 +120,6 @@ class Library:
         embed_dim: D.
         dtype: of features: "float16", "float32" or "bfloat16".
         has_tokens: whether token features are stored.
-        num_items: "video" and "text" → items.
-        shard_items: "video" and "text" → items of each shard but the last.
         frames: how frames are stored with the features; None where they are not.
     """
 
@@ -130,102 +143,53 @@ class Library:
         self.embed_dim = about.configuration.embed_dim
         self.dtype: str = about.configuration.dtype
         self.has_tokens = about.configuration.tokens
-        self.num_items = {stream: about.streams[stream].items for stream in STREAMS}
-        self.shard_items = {stream: about.streams[stream].shard_items for stream in STREAMS}
         self.frames = about.stored_frames
-        self._commits: Commits | None = None
+        self._streams: dict[str, Stream] = {}
         self._shards: dict[str, Shard] = {}  # by path
 
     def __repr__(self) -> str:
-        sizes = f"{self.num_items['video']} videos, {self.num_items['text']} texts"
-        return f"{type(self).__name__}({str(self.path)!r}, {sizes}, fingerprint {self.fingerprint})"
+        sizes = ", ".join(f"{len(self.stream(name).index)} {name} items" for name in STREAMS)
+        return f"Library({str(self.path)!r}, {sizes}, fingerprint {self.fingerprint})"
 
     @property
     def is_flat(self) -> bool:
         """Whether it is one file or group, as conversion writes it, to which nothing can be committed."""
         return "commits" in self.header
 
-    # --- what is there -----------------------------------------------------------------------------------------
-
-    def num_shards(self, stream: str) -> int:
-        """How many shards there will be, committed or not."""
-        return -(-self.num_items[stream] // self.shard_items[stream])
-
-    def shard_range(self, stream: str, shard: int) -> range:
-        """Numbers of the items of a shard."""
-        return self._about.streams[stream].shard(shard)
-
-    def commits(self, stream: str) -> dict[int, Commit]:
-        """Committed shards by number, the highest revision of each."""
-        if self._commits is None:
+    def stream(self, name: str) -> Stream:
+        """What is there of "video" or "text". Raises CacheCorruptError where additions or commits cannot be read."""
+        if name not in self._streams:
             if self.is_flat:
-                self._commits = flat_commits(self.path, self.header["commits"], self._about)
+                additions = self._flat_additions(name)
+                commits = flat_commits(self.path, self.header["commits"], additions, self._about, name)
             else:
-                self._commits = read_commits(self.path, self._about)
-        return self._commits[stream]
+                additions = read_additions(self.path, name)
+                commits = read_commits(self.path, additions, self._about, name)
+            self._streams[name] = Stream(name, additions, commits)
+        return self._streams[name]
 
     def refresh(self) -> None:
-        """Look again at what other writers have committed."""
-        self._commits = None
+        """Look again at what others have added and committed."""
+        self._streams = {}
 
-    def pending(self, stream: str) -> list[int]:
-        """Numbers of the shards that nobody has committed yet."""
-        return [shard for shard in range(self.num_shards(stream)) if shard not in self.commits(stream)]
-
-    @property
-    def complete(self) -> bool:
-        """Whether every shard is committed."""
-        return not any(self.pending(stream) for stream in STREAMS)
-
-    def require_complete(self) -> None:
-        """Raise CacheIncompleteError, saying how much is there, unless every shard is committed."""
-        for stream in STREAMS:
-            for shard in self.pending(stream)[:1]:
-                self.committed(stream, shard)
-
-    def resume_hint(self, text: str = "Finish it") -> Hint:
-        """What goes on with this cache: the command that was typed, with the folder and format that are true now."""
-        typed = self._about.provenance.command
-        if not typed:
-            return Hint(text, "extract", {"out": self.path})
-        return Hint(text, typed, {"out": self.path, "format": self._about.format})
-
-    def failures(self) -> list[Failure]:
-        """Every item without features, or with fewer than it should have."""
-        return [failure for shard in sorted(self.commits("video")) for failure in self.commits("video")[shard].failures]
-
-    # --- reading one shard -------------------------------------------------------------------------------------
-
-    def committed(self, stream: str, shard: int) -> Commit:
-        """The commit of a shard. Raises CacheIncompleteError where there is none."""
-        commit = self.commits(stream).get(shard)
-        if commit is None:
-            done = len(self.commits(stream))
-            raise CacheIncompleteError(
-                f"{self.path} is not complete: {done} of {self.num_shards(stream)} {stream} shards are there",
-                hint=self.resume_hint(),
-            )
-        return commit
-
-    def shard(self, stream: str, shard: int) -> Shard:
-        """A committed shard, for reading. Raises CacheIncompleteError where it is not committed."""
-        commit = self.committed(stream, shard)
+    def shard(self, stream: str, place: Place) -> Shard:
+        """A committed shard, for reading. Raises KeyError where it is not committed."""
+        commit = self.stream(stream).commits[place.addition.name, place.shard]
         if commit.path not in self._shards:
             self._shards[commit.path] = Shard(self.path, commit, self.format)
         return self._shards[commit.path]
 
-    def commit_from_json(self, stream: str, row: Any) -> Commit:
-        """A commit as its file or the manifest tells it. Raises ValueError where it is none of this cache."""
-        return parse_commit(row, self._about, stream=stream)
+    def commit_from_json(self, row: Any, addition: Addition) -> Commit:
+        """A commit as its file tells it. Raises ValueError where it is none of this cache and addition."""
+        return parse_commit(row, self._about, addition)
 
-    def ledger(self, shard: int) -> list[dict[str, Any]]:
-        """How each video of a shard was decoded: decoder, codec, seconds, … Empty where that was not written down.
+    def ledger(self, stream: str, place: Place) -> list[dict[str, Any]]:
+        """How each video of a committed shard was decoded: decoder, codec, seconds, …; empty where that was not noted.
 
         Raises:
-            CacheIncompleteError: the shard is not committed.
             CacheCorruptError: it cannot be read.
         """
-        path = commit_file(self.path, "video", shard, self.committed("video", shard).revision)
+        path = commit_file(self.path, stream, place.addition.name, place.shard)
         rows: Any = []
         try:
             if self.is_flat:
@@ -262,34 +226,40 @@ class Library:
 
     # --- writing -----------------------------------------------------------------------------------------------
 
+    def add(self, addition: Addition) -> None:
+        """Let this object know of an addition that was written since it was opened."""
+        known = self.stream(addition.stream)
+        if all(each.name != addition.name for each in known.additions):
+            additions = sorted([*known.additions, addition], key=lambda each: each.name)
+            self._streams[addition.stream] = Stream(addition.stream, additions, known.commits)
+
     def commit(
         self,
-        stream: str,
+        addition: Addition,
         shard: int,
         arrays: Mapping[str, np.ndarray | Blocks],
         *,
         failures: Sequence[Mapping[str, Any]] = (),
         ledger: Sequence[Mapping[str, Any]] = (),
-        revision: int = 0,
     ) -> bool:
         """Write one shard aside, make it durable, then commit it.
 
         Args:
-            arrays: exactly the arrays of `LAYOUT[stream]`, in the stored dtypes (`glscl.cache.encoded_items` makes them),
+            arrays: exactly the arrays of `LAYOUT`, in the stored dtypes (`glscl.cache.encoded_items` makes them),
                 and for videos those of `frames.arrays`.
-            failures: `{"id", "reason", "status"}` of the items that failed.
+            failures: `{"key", "reason", "status"}` of the items that failed.
             ledger: one record an item: how it was decoded, how long it took.
-            revision: 0 at first; a higher one replaces the shard for every reader that opens the cache afterwards.
 
         Returns:
-            False where another writer has committed this shard (and revision) first; its shard stands.
+            False where another writer has committed this shard first; its shard stands.
 
         Raises:
             StorageError: the disk is full or failing; everything committed stays as it is.
         """
-        self._check_arrays(stream, shard, arrays)
-        items = self.shard_range(stream, shard)
-        name = f"{shard:05d}-{uuid.uuid4().hex[:8]}{self.format.suffix}"
+        stream = addition.stream
+        self._check_arrays(addition, shard, arrays)
+        items = addition.shard_range(shard)
+        name = f"{addition.name}-{shard:05d}-{uuid.uuid4().hex[:8]}{self.format.suffix}"
         aside = self.path / "partial" / name
         final = self.path / "shards" / stream / name
         attributes = {"schema": SCHEMA, "stream": stream, "fingerprint": self.fingerprint, "dtype": self.dtype}
@@ -302,9 +272,11 @@ class Library:
                 sync_directory(final.parent)
                 row = {
                     "stream": stream,
+                    "addition": addition.name,
                     "shard": shard,
-                    "revision": revision,
                     "items": [items.start, items.stop],
+                    "shard_items": addition.shard_items,
+                    "attempt": addition.attempt,
                     "path": final.relative_to(self.path).as_posix(),
                     "arrays": {name: describe_array(array) for name, array in arrays.items()},
                     "failures": [dict(failure) for failure in failures],
@@ -312,53 +284,37 @@ class Library:
                     "host": socket.gethostname(),
                     "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 }
-                won = put_if_absent(commit_file(self.path, stream, shard, revision), dump_json(row))
+                won = put_if_absent(commit_file(self.path, stream, addition.name, shard), dump_json(row))
         except BaseException:
             remove(aside, self.path)
             raise
         if won:
-            self.commits(stream)[shard] = self.commit_from_json(stream, row)
+            known = self.stream(stream)
+            commits = known.commits | {(addition.name, shard): self.commit_from_json(row, addition)}
+            self._streams[stream] = Stream(stream, known.additions, commits)
         else:
             remove(final, self.path)
             self.refresh()
         return won
 
-    def finish(self, *, clear: bool = True) -> bool:
-        """Write manifest.json.
-
-        Args:
-            clear: remove what killed writers left behind; not while others write.
-
-        Returns:
-            Whether there was no manifest before: of several writers that finish together, exactly one gets True.
-
-        Raises:
-            CacheIncompleteError: a shard is missing.
-        """
-        path, first, content = self.path / "manifest.json", False, b""
-        while True:
-            self._commits = read_commit_files(self.path, self._about)
-            self.require_complete()
-            streams = {s: [msgspec.structs.asdict(c) for _, c in sorted(self.commits(s).items())] for s in STREAMS}
-            manifest = {"schema": SCHEMA, "fingerprint": self.fingerprint, "complete": True, "streams": streams}
-            if dump_json(manifest) == content:  # nobody committed a revision meanwhile
-                break
-            content = dump_json(manifest)
-            if clear:
-                remove(self.path / "partial", self.path)
-            if put_if_absent(path, content):
-                first = True
-            else:
-                write_atomically(path, content)
-        return first
+    def settle(self, addition: Addition) -> bool:
+        """Gather the commits of an addition in one file where all of them are there; whether they are."""
+        commits = self.stream(addition.stream).commits
+        found = [commits.get((addition.name, shard)) for shard in range(addition.num_shards)]
+        there = [commit for commit in found if commit is not None]
+        if len(there) < len(found):
+            return False
+        write_all_commits(self.path, addition, there)
+        return True
 
     def write_backbone_tensors(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Store the tensors that heads start from; once, the first writer's stay."""
         write_tensors(self.path, tensors)
 
-    def _check_arrays(self, stream: str, shard: int, arrays: Mapping[str, np.ndarray | Blocks]) -> None:
+    def _check_arrays(self, addition: Addition, shard: int, arrays: Mapping[str, np.ndarray | Blocks]) -> None:
         """Raise ValueError unless these are the arrays of a shard, each of its shape and dtype."""
-        layout, count = LAYOUT[stream], len(self.shard_range(stream, shard))
+        stream = addition.stream
+        layout, count = LAYOUT[stream], len(addition.shard_range(shard))
         frames = self.frames if stream == "video" else None
         names = {*layout, *(frames.arrays if frames else ())}
         if set(arrays) != names:
@@ -377,6 +333,100 @@ class Library:
                     raise ValueError(
                         f"video shard {shard} has {rows['offsets']} rows; its frames are {arrays[name].shape}"
                     )
+
+    def _flat_additions(self, stream: str) -> list[Addition]:
+        """The one addition of a stream of a flat file: its keys are the ids of its items."""
+        count = self.header["items"][stream]
+        if not count:
+            return []
+        try:
+            with self.format.opened(self.path / stream) as opened:
+                digits = opened.read("id_bytes").reshape(count, -1)
+            lines = np.concatenate([digits, np.full((count, 1), ord("\n"), np.uint8)], axis=1)
+            return [Addition(FLAT, stream, count, 0, from_lines(lines.tobytes()))]
+        except Exception as error:  # libraries raise whatever they like on damaged files
+            raise CacheCorruptError(f"The keys in {self.path} cannot be read: {first_line(error)}") from error
+
+
+class Stream:
+    """The items of one stream: additions in the order of their names, and which of their shards are committed.
+
+    Attributes:
+        additions: by name.
+        commits: (name of an addition, shard) → commit.
+        places: all shards, committed or not, in the order of the items' numbers.
+        starts: (S + 1,) int64, the number of the first item of each shard, and N.
+    """
+
+    def __init__(self, name: str, additions: list[Addition], commits: Commits) -> None:
+        self.name, self.additions, self.commits = name, additions, commits
+        self.places: list[Place] = []
+        first = 0
+        for addition in additions:
+            for shard in range(addition.num_shards):
+                items = addition.shard_range(shard)
+                self.places.append(Place(addition, shard, range(first + items.start, first + items.stop)))
+            first += len(addition.keys)
+        self.starts = np.array([place.items.start for place in self.places] + [first], np.int64)
+
+    def __repr__(self) -> str:
+        return f"Stream({self.name}, {self.num_items} items, {len(self.commits)} of {len(self.places)} shards)"
+
+    @property
+    def num_items(self) -> int:
+        """N, items of all additions, committed or not, each time they stand in one."""
+        return int(self.starts[-1])
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """(N, 16) uint8."""
+        found = [addition.keys for addition in self.additions]
+        return np.concatenate(found) if found else np.zeros((0, 16), np.uint8)
+
+    @cached_property
+    def status(self) -> np.ndarray:
+        """(N,) uint8 `Status`, of what is not committed MISSING."""
+        status = np.full(self.num_items, int(Status.MISSING), np.uint8)
+        for place in self.committed():
+            status[place.items.start : place.items.stop] = int(Status.OK)
+            failures = self.commits[place.addition.name, place.shard].failures
+            if failures:
+                told = {bytes.fromhex(failure["key"]): Status[failure["status"].upper()] for failure in failures}
+                keys = place.addition.keys[place.addition.shard_range(place.shard).start :][: len(place.items)]
+                for row, key in enumerate(keys):
+                    if (found := told.get(key.tobytes())) is not None:
+                        status[place.items.start + row] = int(found)
+        return status
+
+    @cached_property
+    def index(self) -> KeyIndex:
+        """Where keys stand among the committed items; of several items of a key the most usable."""
+        ranks = np.full(256, WORST, np.uint8)
+        for status, rank in _RANKS.items():
+            ranks[int(status)] = rank
+        rank = ranks[self.status]
+        rank[~self.is_committed] = WORST
+        return KeyIndex(self.keys, rank)
+
+    @cached_property
+    def is_committed(self) -> np.ndarray:
+        """(N,) bool."""
+        found = np.zeros(self.num_items, bool)
+        for place in self.committed():
+            found[place.items.start : place.items.stop] = True
+        return found
+
+    def committed(self) -> list[Place]:
+        """The shards that are committed."""
+        return [place for place in self.places if (place.addition.name, place.shard) in self.commits]
+
+    def pending(self) -> list[Place]:
+        """The shards that nobody has committed yet."""
+        return [place for place in self.places if (place.addition.name, place.shard) not in self.commits]
+
+    def keys_at(self, place: Place) -> np.ndarray:
+        """(n, 16) uint8, keys of the items of a shard."""
+        return place.addition.keys[place.addition.shard_range(place.shard).start :][: len(place.items)]
 
 
 def _last(boundaries: np.ndarray | Blocks) -> int:

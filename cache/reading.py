@@ -1,6 +1,6 @@
-"""A run of items over many shards as one array: allocated once, then filled by several threads straight from the files.
+"""Items of many shards as one array: allocated once, then filled by several threads straight from the files.
 
-n items, R rows of all items together, D embed_dim.
+n items asked for, R rows of all of them together, D embed_dim.
 """
 
 from __future__ import annotations
@@ -14,30 +14,35 @@ import numpy as np
 
 from glscl.cache.formats.rows import RawRows, take
 from glscl.cache.library import Library
+from glscl.cache.schema import Status
 from glscl.cache.shard_arrays import LAYOUT, numpy_dtype
-from glscl.cache.shards import Shard, see_damage
-from glscl.common.errors import CacheCorruptError
+from glscl.cache.shards import Shard
 
 # Reading waits for the disk, or for the system to find and copy pages: it is not the interpreter that works.
 THREADS = 4
 PIECE_BYTES = 8 << 20  # one thread's share
 SMALL_BYTES = 1 << 20  # below it, handing work to a thread costs more than the work
 
+Numbers = range | np.ndarray  # numbers of items in a library: a run, or (n,) int64 that rise
+
 
 class _Share(NamedTuple):
-    """What a shard gives to a run of items."""
+    """What a shard gives to the items asked for: those in `local`, as it counts its own."""
 
     shard: Shard
-    first: int  # of its own items
-    stop: int
-    bounds: dict[str, np.ndarray]  # of these items alone, (n + 1,) int64, as the shard counts rows
+    local: slice | np.ndarray
+    bounds: dict[str, tuple[np.ndarray, np.ndarray]]  # first row and number of rows of each of these items
 
-    def span(self, name: str) -> tuple[int, int]:
-        """First and last + 1 of the array's own rows."""
+    def rows(self, name: str) -> slice | np.ndarray:
+        """The rows of an array that belong to these items, as the shard counts them."""
         spec = LAYOUT[self.shard.commit.stream][name]
-        if spec.boundaries:
-            return int(self.bounds[spec.boundaries][0]), int(self.bounds[spec.boundaries][-1])
-        return self.first, self.stop
+        if not spec.boundaries:
+            return self.local
+        first, lengths = self.bounds[spec.boundaries]
+        if isinstance(self.local, slice):
+            start = int(first[0]) if len(first) else 0
+            return slice(start, start + int(lengths.sum()))
+        return ragged_rows(first, lengths)
 
 
 class _Filling:
@@ -65,68 +70,172 @@ class _Filling:
             self._pool.shutdown(cancel_futures=True)
 
 
-def read_arrays(library: Library, stream: str, names: list[str], items: range) -> dict[str, np.ndarray]:
-    """name → array over a run of items, in the dtypes on disk, boundaries made to fit.
+def read_arrays(library: Library, stream: str, names: list[str], numbers: Numbers) -> dict[str, np.ndarray]:
+    """name → array over some committed items, in the dtypes on disk, boundaries made to fit.
 
     Raises:
-        CacheIncompleteError: a shard that is needed is not committed.
         CacheCorruptError: a shard contradicts its commit.
+        KeyError: an item that is not committed.
     """
-    shares = list(_shares(library, stream, names, items))
+    shares = list(_shares(library, stream, names, numbers))
     found = {}
     with _Filling() as filling:
         for name in names:
             spec = LAYOUT[stream][name]
             if spec.along == "boundaries":
-                lengths = [np.diff(share.bounds[name]) for share in shares]
+                lengths = [share.bounds[name][1] for share in shares]
                 found[name] = np.concatenate([np.zeros(1, np.int64), *lengths])
                 np.cumsum(found[name], out=found[name])
                 continue
-            spans = [share.span(name) for share in shares]
+            rows = [share.rows(name) for share in shares]
             columns = (library.embed_dim,) if spec.columns else ()
-            total = sum(stop - start for start, stop in spans)
-            found[name] = np.empty((total, *columns), numpy_dtype(spec, library.dtype))
+            found[name] = np.empty((sum(map(_count, rows)), *columns), numpy_dtype(spec, library.dtype))
             at = 0
-            for share, (start, stop) in zip(shares, spans):
-                _fill(share.shard, name, start, found[name][at : at + stop - start], filling)
-                at += stop - start
-    if "video_index" in found:
-        _check_video_index(library, found["video_index"])
+            for share, wanted in zip(shares, rows):
+                stop = at + _count(wanted)
+                _read(share.shard, name, wanted, found[name][at:stop], filling)
+                at = stop
     return found
 
 
-def read_rows(library: Library, stream: str, name: str, rows: np.ndarray, items: range) -> np.ndarray:
+def read_entries(library: Library, stream: str, names: list[str], numbers: np.ndarray) -> dict[str, np.ndarray]:
+    """`read_arrays` for items in any order, each as often as it stands there; each is read once.
+
+    Args:
+        numbers: (n,) int64; negative for an entry without an item, which has no rows, status MISSING and zeros.
+    """
+    wanted, place = unique_numbers(numbers)
+    layout = LAYOUT[stream]
+    boundaries = {spec.boundaries for name in names if (spec := layout[name]).boundaries}
+    found = read_arrays(library, stream, sorted({*names, *boundaries}), wanted)
+    if place is not None:
+        found = _expanded(found, stream, place)
+    return {name: found[name] for name in {*names, *boundaries}}
+
+
+def _expanded(found: dict[str, np.ndarray], stream: str, place: np.ndarray) -> dict[str, np.ndarray]:
+    """Arrays over items → arrays over entries; `place` (n,) says which item each entry has, −1 none."""
+    out = {}
+    there = place >= 0
+    for name, spec in LAYOUT[stream].items():
+        if name not in found:
+            continue
+        if spec.along == "items":
+            out[name] = np.zeros((len(place), *found[name].shape[1:]), found[name].dtype)
+            out[name][there] = found[name][place[there]]
+            if name == "status":
+                out[name][~there] = int(Status.MISSING)
+            continue
+        bounds = found[spec.boundaries or name]
+        first = np.where(there, bounds[np.maximum(place, 0)], 0)
+        lengths = (
+            np.where(there, bounds[np.maximum(place, 0) + 1], 0) - first if len(bounds) > 1 else np.zeros_like(place)
+        )
+        if spec.along == "boundaries":
+            out[name] = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        else:
+            out[name] = found[name][ragged_rows(first, lengths)]
+    return out
+
+
+def read_rows(library: Library, stream: str, name: str, rows: np.ndarray, numbers: Numbers) -> np.ndarray:
     """Some rows of a ragged array, (k, …) in the dtype on disk.
 
     Args:
-        rows: (k,) int64 that never fall, numbered within `items`.
+        rows: (k,) int64 that never fall, numbered within the items `numbers`, as the boundaries of `read_arrays` are.
     """
     spec = LAYOUT[stream][name]
     columns = (library.embed_dim,) if spec.columns else ()
-    shares = list(_shares(library, stream, [name], items))
     out = np.empty((len(rows), *columns), numpy_dtype(spec, library.dtype))
     base = done = 0
     with _Filling() as filling:
-        for share in shares:
-            start, stop = share.span(name)
-            upto = int(np.searchsorted(rows, base + stop - start))
-            _take(share.shard, name, rows[done:upto] - (base - start), out[done:upto], filling)
-            base, done = base + stop - start, upto
+        for share in list(_shares(library, stream, [name], numbers)):
+            first, lengths = share.bounds[spec.boundaries or ""]
+            bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+            upto = int(np.searchsorted(rows, base + bounds[-1]))
+            wanted = rows[done:upto] - base
+            item = np.searchsorted(bounds, wanted, side="right") - 1
+            wanted = wanted - bounds[item] + first[item] if len(wanted) else wanted
+            _read(share.shard, name, wanted, out[done:upto], filling)
+            base, done = base + int(bounds[-1]), upto
     if done != len(rows):
         raise IndexError(f"row {rows[done]} of {base} {stream} rows")
     return out
 
 
-def _shares(library: Library, stream: str, names: list[str], items: range) -> Iterator[_Share]:
+def unique_numbers(numbers: np.ndarray) -> tuple[Numbers, np.ndarray | None]:
+    """The items that entries lead to, each once and rising, and where among them each entry's is.
+
+    Args:
+        numbers: (n,) int64, negative where an entry has no item.
+
+    Returns:
+        Numbers of the items, a range where they follow each other; and (n,) int64, −1 for no item, or None where the
+        entries are these items in this order.
+    """
+    if len(numbers) and numbers[0] >= 0 and (np.diff(numbers) == 1).all():
+        return range(int(numbers[0]), int(numbers[-1]) + 1), None
+    there = numbers >= 0
+    wanted, inverse = np.unique(numbers[there], return_inverse=True)
+    place = np.full(len(numbers), -1, np.int64)
+    place[there] = inverse
+    if len(wanted) and wanted[-1] - wanted[0] + 1 == len(wanted):
+        return range(int(wanted[0]), int(wanted[-1]) + 1), place
+    return wanted, place
+
+
+def ragged_rows(first: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Rows (R,) int64 of ragged items: item i has `lengths[i]` of them, from `first[i]` on."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.repeat(first - (ends - lengths), lengths) + np.arange(total)
+
+
+def _shares(library: Library, stream: str, names: list[str], numbers: Numbers) -> Iterator[_Share]:
     """The shards that hold the items, found and looked at before anything of their size is allocated."""
-    layout, size = LAYOUT[stream], library.shard_items[stream]
+    layout, about = LAYOUT[stream], library.stream(stream)
     boundaries = {layout[name].boundaries or name for name in names if layout[name].along != "items"}
-    for number in range(items.start // size, -(-items.stop // size)) if len(items) else ():
-        shard = library.shard(stream, number)
+    if not len(numbers):
+        return
+    first, last = (int(np.searchsorted(about.starts, numbers[end], side="right")) - 1 for end in (0, -1))
+    cuts = [] if isinstance(numbers, range) else np.searchsorted(numbers, about.starts[first : last + 2]).tolist()
+    for position in range(first, last + 1):
+        place = about.places[position]
+        start = place.items.start
+        if isinstance(numbers, range):
+            local: slice | np.ndarray = slice(
+                max(numbers.start, start) - start, min(numbers.stop, place.items.stop) - start
+            )
+        else:
+            local = numbers[cuts[position - first] : cuts[position - first + 1]] - start
+            if not len(local):
+                continue
+            if local[-1] - local[0] + 1 == len(local):
+                local = slice(int(local[0]), int(local[-1]) + 1)
+        shard = library.shard(stream, place)
         shard.readers(sorted({*names, *boundaries}))  # together, for the file is then opened once
-        begin, end = shard.commit.items
-        first, stop = max(items.start, begin) - begin, min(items.stop, end) - begin
-        yield _Share(shard, first, stop, {name: shard.boundaries(name)[first : stop + 1] for name in boundaries})
+        bounds = {}
+        for name in boundaries:
+            whole = shard.boundaries(name)
+            bounds[name] = whole[:-1][local], np.diff(whole)[local]
+        yield _Share(shard, local, bounds)
+
+
+def _count(rows: slice | np.ndarray) -> int:
+    return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+
+
+def _read(shard: Shard, name: str, rows: slice | np.ndarray, out: np.ndarray, filling: _Filling) -> None:
+    """Some rows, as the shard counts them, into `out`; all of them at once where they follow each other."""
+    if not isinstance(rows, slice):
+        if not len(rows):
+            return
+        if rows[-1] - rows[0] + 1 != len(rows) or (np.diff(rows) != 1).any():
+            reader = shard.readers([name])[name]
+            filling.add(lambda: shard.read(lambda: take(reader, rows, out)), bytes=out.nbytes)
+            return
+        rows = slice(int(rows[0]), int(rows[-1]) + 1)
+    _fill(shard, name, rows.start, out, filling)
 
 
 def _fill(shard: Shard, name: str, start: int, out: np.ndarray, filling: _Filling) -> None:
@@ -141,22 +250,3 @@ def _fill(shard: Shard, name: str, start: int, out: np.ndarray, filling: _Fillin
             shard.read(lambda: reader.read_into(start + first, piece))
 
         filling.add(read, bytes=piece.nbytes)
-
-
-def _take(shard: Shard, name: str, rows: np.ndarray, out: np.ndarray, filling: _Filling) -> None:
-    """Some rows, as the shard counts them, into `out`; all of them at once where they follow each other."""
-    if len(rows) and rows[-1] - rows[0] + 1 == len(rows) and (np.diff(rows) == 1).all():
-        _fill(shard, name, int(rows[0]), out, filling)
-    elif len(rows):
-        reader = shard.readers([name])[name]
-        filling.add(lambda: shard.read(lambda: take(reader, rows, out)), bytes=out.nbytes)
-
-
-def _check_video_index(library: Library, found: np.ndarray) -> None:
-    """Raise CacheCorruptError where a caption names a video that no shard can hold."""
-    count = library.num_items["video"]
-    if len(found) and not -1 <= found.min() <= found.max() < count:
-        raise CacheCorruptError(
-            f"{library.path}: video_index names videos that are not there, {found.min()} to {found.max()} of {count}",
-            hint=see_damage(library.path),
-        )

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypedDict, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from glscl.cache.additions import Addition
 from glscl.cache.frame_format import FrameSpec
 from glscl.cache.shard_arrays import LAYOUT, numpy_dtype
 
@@ -44,52 +45,25 @@ class Backbones(Struct, frozen=True):
 
 
 class Configuration(Backbones, frozen=True, kw_only=True):
-    dataset: str
     tokens: bool
     embed_dim: Annotated[int, Meta(ge=1, le=MAX_DIM)]
     dtype: Literal["float16", "float32", "bfloat16"]
 
 
-class StreamSize(Struct, frozen=True):
-    items: Count
-    shard_items: Positive
-
-    def shard(self, number: int) -> range:
-        """Numbers of the items of a shard."""
-        return range(number * self.shard_items, min((number + 1) * self.shard_items, self.items))
-
-
-class SplitRecord(Struct, frozen=True):
-    videos: tuple[Count, Count]
-    texts: tuple[Count, Count]
-    expected_videos: Count | None
-    expected_captions: Count | None
-
-
-class Streams(Struct, frozen=True):
-    video: StreamSize
-    text: StreamSize
-
-    def __getitem__(self, stream: str) -> StreamSize:
-        return {"video": self.video, "text": self.text}[stream]
-
-
-class Provenance(Struct, frozen=True):
-    command: str = ""
-    recipe: str = ""
-
-
-class Header(Struct, frozen=True):
-    """The fields of store.json that a reader uses."""
+class Header(Struct):
+    """The fields of store.json that a reader uses; a flat file has `commits` and `list` too."""
 
     format: Literal["zarr", "hdf5"]
     fingerprint: str
     configuration: Configuration
-    streams: Streams
-    splits: dict[str, SplitRecord]
-    notes: list[str] = []
     stored_frames: FrameSpec | None = None
-    provenance: Provenance = Provenance()
+
+
+class FlatItems(Struct):
+    """How many items of each stream a flat file holds."""
+
+    video: Count
+    text: Count
 
 
 class StoredArray(TypedDict):
@@ -103,21 +77,24 @@ class StoredArray(TypedDict):
 class Failure(TypedDict):
     """An item without features, or with fewer than it should have."""
 
-    id: str
+    key: Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
     reason: str | None
-    status: str
+    status: Literal["missing", "decode_error", "partial", "timed_out"]
 
 
 class Commit(Struct, frozen=True):
     """The record that makes one shard part of the cache."""
 
     stream: str
+    addition: str
     shard: Annotated[int, Meta(ge=0, le=MAX_SHARDS)]
-    revision: Count
-    items: tuple[int, int]
+    items: tuple[int, int]  # within the addition
     path: str  # below the cache
     arrays: dict[str, StoredArray]
     failures: list[Failure]
+    # of the addition, so that it can be written again from its shards
+    shard_items: Count = 0
+    attempt: Count = 0
 
 
 def checked(kind: type[Kind], value: Any) -> Kind:
@@ -133,17 +110,8 @@ def checked(kind: type[Kind], value: Any) -> Kind:
 def parse_header(header: Mapping[str, Any]) -> Header:
     """Raises ValueError unless the head has every field that a reader uses, of its type and within its bounds."""
     found = checked(Header, header)
-    for stream in ("video", "text"):
-        size = found.streams[stream]
-        if size.items > size.shard_items * MAX_SHARDS:
-            raise ValueError(f"{size.items} items in shards of {size.shard_items} are more than {MAX_SHARDS} shards")
-    for split_name, split in found.splits.items():
-        for name, run, count in (
-            ("videos", split.videos, found.streams.video.items),
-            ("texts", split.texts, found.streams.text.items),
-        ):
-            if not run[0] <= run[1] <= count:
-                raise ValueError(f"split {_short(split_name)} has the {name} {run[0]} to {run[1]} of {count}")
+    if "commits" in header:
+        checked(FlatItems, header.get("items"))
     return found
 
 
@@ -152,13 +120,13 @@ def check_backbones(configuration: Mapping[str, Any]) -> None:
     checked(Backbones, configuration)
 
 
-def parse_commit(row: Any, header: Header, *, stream: str) -> Commit:
-    """A commit as a record. Raises ValueError where it is not one of this cache."""
+def parse_commit(row: Any, header: Header, addition: Addition) -> Commit:
+    """A commit as a record. Raises ValueError where it is not one of this cache and addition."""
     commit = checked(Commit, row)
-    if commit.stream != stream:
-        raise ValueError(f"stream is {_short(commit.stream)}, expected {stream}")
-    items = header.streams[stream].shard(commit.shard)
-    if commit.items != (items.start, items.stop) or items.start > items.stop:
+    if (commit.stream, commit.addition) != (addition.stream, addition.name):
+        raise ValueError(f"it is of {_short(commit.stream)}, {_short(commit.addition)}, expected {addition.name}")
+    items = addition.shard_range(commit.shard)
+    if commit.items != (items.start, items.stop) or not len(items):
         raise ValueError(f"items of shard {commit.shard} are {commit.items}, expected {items.start} to {items.stop}")
     if (
         commit.path.startswith("/")
@@ -168,7 +136,7 @@ def parse_commit(row: Any, header: Header, *, stream: str) -> Commit:
     ):
         raise ValueError(f"path is {_short(commit.path)}, expected one below the cache")
     _check_arrays(commit, header.configuration)
-    if stream == "video" and header.stored_frames is not None:
+    if commit.stream == "video" and header.stored_frames is not None:
         _check_frames(commit.arrays, header.stored_frames)
     return commit
 

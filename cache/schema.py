@@ -15,7 +15,7 @@ from msgspec import Meta
 if TYPE_CHECKING:
     import torch
 
-SCHEMA = "glscl.cache/1"
+SCHEMA = "glscl.cache/2"
 STREAMS = ("video", "text")
 FramePosition = Literal["uniform", "first", "last"]  # which frames of a video where there are more than are wanted
 DEPTH = 3  # names from the root of a cache to a shard or a commit: nothing deeper is ever written
@@ -66,6 +66,14 @@ class Expected(NamedTuple):
 
     captions: int | None
     videos: int | None
+
+
+class Split(NamedTuple):
+    """A split is a contiguous run of the videos and of the texts of a list."""
+
+    videos: range
+    texts: range
+    expected: Expected
 
 
 @dataclass(frozen=True, kw_only=True)

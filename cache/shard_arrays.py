@@ -45,7 +45,6 @@ LAYOUT: dict[str, dict[str, ArraySpec]] = {
         "token_ids": ArraySpec("int32", "rows", "offsets"),
         "text_bytes": ArraySpec("uint8", "rows", "text_offsets"),
         "text_offsets": ArraySpec("int64", "boundaries"),
-        "video_index": ArraySpec("int64", "items"),
     },
 }
 

@@ -5,51 +5,47 @@ T texts, V videos, L tokens, F frames, D embed_dim, R token rows of all texts to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from glscl.cache.plan import Split
+from glscl.cache.library import Library
+from glscl.cache.lists import CacheList
+from glscl.cache.reading import read_arrays, read_rows, unique_numbers
 from glscl.cache.sampler import CaptionSampler
-from glscl.cache.schema import FramePosition, Status, TextFeatures, VideoFeatures
-from glscl.cache.shard_arrays import unpack_strings
+from glscl.cache.schema import FramePosition, Split, Status, TextFeatures, VideoFeatures
 from glscl.common.errors import CacheCorruptError, Hint, InputError, UsageError
 
 
 class FeatureSource(Protocol):
-    """What a table is read from; `glscl.cache.store.Store` is one."""
+    """What a table is read from: a list seen on a library, as `glscl.cache.store.Store` is one.
 
-    path: Path
-    splits: dict[str, Split]
-    configuration: dict[str, Any]
-    embed_dim: int
-    dtype: str
-    has_tokens: bool
-    fingerprint: str
+    `numbers`: "video" and "text" → (n,) int64, item of each entry of the list, negative where there is none.
+    """
+
+    library: Library
+    list: CacheList
+    numbers: dict[str, np.ndarray]
 
     @property
     def everything(self) -> Split: ...
 
-    def arrays(
-        self, stream: str, names: Sequence[str] | None = None, *, items: range | None = None, raw: bool = False
-    ) -> Mapping[str, np.ndarray]: ...
-
-    def take_rows(self, stream: str, name: str, rows: np.ndarray, *, items: range | None = None) -> np.ndarray: ...
+    def require_complete(self, entries: Split | None = None) -> None: ...
 
 
 def require_tokens(store: FeatureSource) -> None:
     """Raise UsageError where a cache holds no token features."""
-    if not store.has_tokens:
-        imported = store.configuration.get("sampling", {}).get("source") == "imported"
+    library = store.library
+    if not library.has_tokens:
+        imported = library.configuration.get("sampling", {}).get("source") == "imported"
         again = "Import with `token_features`" if imported else "Extract with `tokens`"
         raise UsageError(
-            f"{store.path} is without token features",
+            f"{library.path} is without token features",
             hint=Hint(f"{again} into another folder, or use a head that needs none"),
         )
 
@@ -72,8 +68,9 @@ class FeatureTable:
 
     Attributes:
         text_features: (T, D), float16, bfloat16 or float32.
-        token_values: (R, D) of the same dtype, rows of all texts one after another; None without tokens.
-        token_offsets: (T + 1,) int64; rows of text i are `token_offsets[i]:token_offsets[i + 1]`.
+        token_values: (R, D) of the same dtype, rows of texts one after another; None without tokens.
+        token_first, token_count: (T,) int64; rows of text i are the `token_count[i]` from `token_first[i]` on. A sentence
+            that stands for several texts has its rows once.
         frame_features: (V, F, D); padded frames are zero.
         frame_mask: (V, F) bool.
         frame_times: (V, F) float32, seconds; zero where padded.
@@ -85,7 +82,8 @@ class FeatureTable:
 
     text_features: torch.Tensor
     token_values: torch.Tensor | None
-    token_offsets: torch.Tensor | None
+    token_first: torch.Tensor | None
+    token_count: torch.Tensor | None
     frame_features: torch.Tensor
     frame_mask: torch.Tensor
     frame_times: torch.Tensor
@@ -123,67 +121,50 @@ class FeatureTable:
             UsageError: tokens are asked for and the cache holds none.
             CacheIncompleteError, CacheCorruptError: see `Store.arrays`.
         """
-        if split is not None and split not in store.splits:
-            raise InputError(f"{store.path} has no split {split!r}; it has {', '.join(store.splits) or 'none'}")
+        library, splits = store.library, store.list.splits
+        if split is not None and split not in splits:
+            raise InputError(f"{library.path} has no split {split!r}; it has {', '.join(splits) or 'none'}")
         if tokens:
             require_tokens(store)
-        run = store.splits[split] if split is not None else store.everything
-        video = store.arrays("video", ["offsets", "status", "id_bytes", "id_offsets", "times"], items=run.videos)
-        wanted = ["pooled", "offsets", "video_index", "id_bytes", "id_offsets", "text_bytes", "text_offsets"]
-        text = store.arrays("text", wanted, items=run.texts, raw=True)
-
-        frames_of = np.diff(video["offsets"])
-        usable = np.isin(video["status"], [s for s in Status if s.usable]) & (frames_of > 0)
-        kept_videos = np.flatnonzero(usable)
-        row_of_video = np.full(len(usable) + 1, -1, np.int64)  # the last entry stands for "no such video"
-        row_of_video[kept_videos] = np.arange(len(kept_videos))
-        planned = text["video_index"]
-        foreign = planned[(planned >= 0) & ((planned < run.videos.start) | (planned >= run.videos.stop))]
+        run = splits[split] if split is not None else store.everything
+        store.require_complete(run)
+        videos = _read_videos(
+            library, store.numbers["video"][run.videos.start : run.videos.stop], max_frames, frame_position
+        )
+        owners = store.list.text_video[run.texts.start : run.texts.stop]
+        foreign = owners[(owners >= 0) & ((owners < run.videos.start) | (owners >= run.videos.stop))]
         if len(foreign):
-            raise CacheCorruptError(f"{store.path}: captions of split {split} name video {foreign[0]} of another split")
-        local = np.where(planned >= 0, planned - run.videos.start, len(usable))
-        video_of_text = row_of_video[local]
-        kept_texts = np.flatnonzero(video_of_text >= 0)
-
-        width = max(1, min(int(frames_of.max(initial=1)), max_frames or np.iinfo(np.int64).max))
-        rows, mask = _frame_view(video["offsets"][kept_videos], frames_of[kept_videos], width, frame_position)
-        frame_features = store.take_rows("video", "values", rows.ravel(), items=run.videos)
-        frame_features = frame_features.reshape(*rows.shape, store.embed_dim)  # (V, F, D)
-        frame_times = video["times"][rows] if rows.size else np.zeros(rows.shape, np.float32)  # (V, F)
-        if not mask.all():
-            frame_features[~mask] = 0
-            frame_times[~mask] = 0
-
-        token_values = token_offsets = None
-        if tokens:
-            lengths = np.diff(text["offsets"])
-            bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[kept_texts])])
-            rows = _ragged_rows(text["offsets"][kept_texts], bounds)
-            token_values = _tensor(store.take_rows("text", "values", rows, items=run.texts), store.dtype)
-            token_offsets = torch.from_numpy(bounds)
-        captions = unpack_strings(text["text_bytes"], text["text_offsets"])
-        text_ids = unpack_strings(text["id_bytes"], text["id_offsets"])
-        video_ids = unpack_strings(video["id_bytes"], video["id_offsets"])
+            raise CacheCorruptError(
+                f"{library.path}: captions of split {split} name video {foreign[0]} of another split"
+            )
+        row_of_entry = np.full(len(run.videos) + 1, -1, np.int64)  # the last entry stands for "no such video"
+        row_of_entry[videos.entries] = np.arange(len(videos.entries))
+        video_of_text = row_of_entry[np.where(owners >= 0, owners - run.videos.start, len(run.videos))]
+        numbers = store.numbers["text"][run.texts.start : run.texts.stop]
+        kept = np.flatnonzero((video_of_text >= 0) & (numbers >= 0))
+        texts = _read_texts(library, numbers[kept], tokens)
+        names = store.list
         return cls(
-            text_features=_tensor(_some(text["pooled"], kept_texts), store.dtype),
-            token_values=token_values,
-            token_offsets=token_offsets,
-            frame_features=_tensor(frame_features, store.dtype),
-            frame_mask=torch.from_numpy(mask),
-            frame_times=torch.from_numpy(frame_times),
-            video_of_text=torch.from_numpy(video_of_text[kept_texts]),
-            text_ids=_named(text_ids, kept_texts),
-            video_ids=_named(video_ids, kept_videos),
-            captions=_named(captions, kept_texts),
+            text_features=texts.pooled,
+            token_values=texts.values,
+            token_first=texts.first,
+            token_count=texts.lengths,
+            frame_features=videos.features,
+            frame_mask=torch.from_numpy(videos.mask),
+            frame_times=torch.from_numpy(videos.times),
+            video_of_text=torch.from_numpy(video_of_text[kept]),
+            text_ids=_named(names.text_ids[run.texts.start : run.texts.stop], kept),
+            video_ids=_named(names.video_ids[run.videos.start : run.videos.stop], videos.entries),
+            captions=_named(names.captions[run.texts.start : run.texts.stop], kept),
             counts=Counts(
-                texts=len(kept_texts),
-                videos=len(kept_videos),
-                texts_without_video=len(planned) - len(kept_texts),
-                videos_failed=len(usable) - len(kept_videos),
+                texts=len(kept),
+                videos=len(videos.entries),
+                texts_without_video=len(owners) - len(kept),
+                videos_failed=len(run.videos) - len(videos.entries),
                 expected_texts=run.expected.captions,
                 expected_videos=run.expected.videos,
             ),
-            fingerprint=store.fingerprint,
+            fingerprint=library.fingerprint,
         ).to(device)
 
     @classmethod
@@ -212,16 +193,16 @@ class FeatureTable:
             if T != V:
                 raise ValueError(f"{T} texts and {V} videos need video_of_text")
             video_of_text = torch.arange(T, device=device)
-        token_values = token_offsets = None
+        token_values = token_first = token_count = None
         if text.token_features is not None and text.token_mask is not None:
             token_values = text.token_features[text.token_mask]  # (R, D)
-            token_offsets = torch.cat(
-                [torch.zeros(1, dtype=torch.int64, device=device), text.token_mask.sum(1).cumsum(0)]
-            )
+            token_count = text.token_mask.sum(1)
+            token_first = token_count.cumsum(0) - token_count
         return cls(
             text_features=text.text_features,
             token_values=token_values,
-            token_offsets=token_offsets,
+            token_first=token_first,
+            token_count=token_count,
             frame_features=video.frame_features * video.frame_mask[..., None],
             frame_mask=video.frame_mask,
             frame_times=torch.arange(F, dtype=torch.float32, device=device).expand(V, F) * video.frame_mask,
@@ -266,10 +247,9 @@ class FeatureTable:
         """
         index = self._index(index, self.num_texts)
         pooled = self.text_features.index_select(0, index).float()
-        if self.token_values is None or self.token_offsets is None:
+        if self.token_values is None or self.token_first is None or self.token_count is None:
             return TextFeatures(pooled)
-        first = self.token_offsets.index_select(0, index)  # (B,)
-        lengths = self.token_offsets.index_select(0, index + 1) - first
+        first, lengths = (rows.index_select(0, index) for rows in (self.token_first, self.token_count))  # (B,)
         width = max(1, width if width is not None else int(lengths.max()) if len(index) else 0)
         steps = torch.arange(width, device=self.device)  # (L,)
         mask = steps < lengths[:, None]  # (B, L)
@@ -316,17 +296,28 @@ class FeatureTable:
         new_row = torch.full((self.num_videos,), -1, dtype=torch.int64, device=self.device)
         new_row[video_rows] = torch.arange(len(video_rows), device=self.device)
         kept = torch.nonzero(new_row[self.video_of_text] >= 0)[:, 0]
-        token_values = token_offsets = None
-        if self.token_values is not None and self.token_offsets is not None:
-            lengths = self.token_offsets.diff()
-            chosen = torch.zeros_like(lengths, dtype=torch.bool).index_fill_(0, kept, True)
-            token_values = self.token_values[torch.repeat_interleave(chosen, lengths)]
-            token_offsets = torch.cat([lengths.new_zeros(1), lengths[kept].cumsum(0)])
+        token_values = token_first = token_count = None
+        if self.token_values is not None and self.token_first is not None and self.token_count is not None:
+            token_count = self.token_count[kept]
+            needed = self.token_values.new_zeros(
+                len(self.token_values) + 1, dtype=torch.int64
+            )  # +1 at each first row …
+            spans = token_count > 0
+            needed.index_add_(0, self.token_first[kept][spans], torch.ones_like(token_count[spans]))
+            needed.index_add_(0, (self.token_first[kept] + token_count)[spans], -torch.ones_like(token_count[spans]))
+            chosen = needed[:-1].cumsum(0) > 0  # … and −1 behind each last one: above 0 where any text has the row
+            token_values = self.token_values[chosen]
+            token_first = (
+                (chosen.cumsum(0) - 1).clamp(min=0)[self.token_first[kept].clamp(max=max(0, len(chosen) - 1))]
+                if len(chosen)
+                else torch.zeros_like(token_count)
+            )
         return replace(
             self,
             text_features=self.text_features[kept],
             token_values=token_values,
-            token_offsets=token_offsets,
+            token_first=token_first,
+            token_count=token_count,
             frame_features=self.frame_features[video_rows],
             frame_mask=self.frame_mask[video_rows],
             frame_times=self.frame_times[video_rows],
@@ -414,14 +405,58 @@ def _frame_view(
     return rows, mask
 
 
-def _ragged_rows(first: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """Rows (R,) int64 of ragged items: item i has `bounds[i + 1] - bounds[i]` of them, from `first[i]` on."""
-    return np.repeat(first - bounds[:-1], np.diff(bounds)) + np.arange(bounds[-1])
+class _Videos(NamedTuple):
+    """Videos of a split that gave frames."""
+
+    entries: np.ndarray  # (V,) int64, rising: which entries of the split they are
+    features: torch.Tensor  # (V, F, D)
+    mask: np.ndarray  # (V, F) bool
+    times: np.ndarray  # (V, F) float32
 
 
-def _some(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The entries at some rows, which rise; `values` itself, uncopied, where those are all."""
-    return values if len(rows) == len(values) else values[rows]
+class _Texts(NamedTuple):
+    """Captions; see `FeatureTable`."""
+
+    pooled: torch.Tensor
+    values: torch.Tensor | None = None
+    first: torch.Tensor | None = None
+    lengths: torch.Tensor | None = None
+
+
+def _read_videos(library: Library, numbers: np.ndarray, max_frames: int | None, position: FramePosition) -> _Videos:
+    """The frames of some entries, read once for each item and in stored order; (n,) numbers of their items."""
+    items, place = unique_numbers(numbers)
+    found = read_arrays(library, "video", ["offsets", "status", "times"], items)
+    frames_of = np.diff(found["offsets"])
+    usable = np.isin(found["status"], [s for s in Status if s.usable]) & (frames_of > 0)
+    used = np.flatnonzero(usable)
+    width = max(1, min(int(frames_of.max(initial=1)), max_frames or np.iinfo(np.int64).max))
+    rows, mask = _frame_view(found["offsets"][used], frames_of[used], width, position)
+    features = read_rows(library, "video", "values", rows.ravel(), items).reshape(*rows.shape, library.embed_dim)
+    times = found["times"][rows] if rows.size else np.zeros(rows.shape, np.float32)  # (U, F)
+    if not mask.all():
+        features[~mask] = 0
+        times[~mask] = 0
+    place = np.arange(len(numbers)) if place is None else place
+    entries = np.flatnonzero(np.append(usable, False)[place])  # a place of −1 takes the last
+    wanted = (np.cumsum(usable) - 1)[place[entries]]  # (V,) rows of what was read
+    if not np.array_equal(wanted, np.arange(len(used))):
+        features, mask, times = features[wanted], mask[wanted], times[wanted]
+    return _Videos(entries, _tensor(features, library.dtype), mask, times)
+
+
+def _read_texts(library: Library, numbers: np.ndarray, tokens: bool) -> _Texts:
+    """Captions by the (T,) numbers of their items; the tokens of a sentence that stands for several are read once."""
+    items, place = unique_numbers(numbers)
+    found = read_arrays(library, "text", ["pooled", "offsets", "values"] if tokens else ["pooled"], items)
+    pooled = _tensor(found["pooled"] if place is None else found["pooled"][place], library.dtype)
+    if not tokens:
+        return _Texts(pooled)
+    first, lengths = found["offsets"][:-1], np.diff(found["offsets"])
+    if place is not None:
+        first, lengths = first[place], lengths[place]
+    values = _tensor(found["values"], library.dtype)
+    return _Texts(pooled, values, torch.from_numpy(first.copy()), torch.from_numpy(lengths))
 
 
 def _named(names: list[str], rows: np.ndarray) -> list[str]:

@@ -12,8 +12,7 @@ import typer
 from glscl.commands.options import COMMANDS, Run, command, command_line
 from glscl.commands.printing import print_extraction, print_failures, print_splits
 from glscl.commands.shared import CacheFolderOption, DatasetOption, share_of
-from glscl.commands.typed_commands import moved_to
-from glscl.commands.wording import worded
+from glscl.commands.wording import hint_text, worded
 from glscl.common.settings import build, home, with_option
 from glscl.extract.settings import ExtractSettings, ImportSettings, ListSettings
 
@@ -193,12 +192,20 @@ def merge(
     parts: Annotated[list[Path], typer.Argument(help="Folders that `glscl extract --part` filled.")],
     copy: Annotated[bool, typer.Option("--copy", help="Copy the files even where they could be linked.")] = False,
 ) -> None:
-    """Make one cache of the parts of an extraction that ran apart, without copying where the file system has links."""
-    from glscl.cache.library import open_library
-    from glscl.cache.upkeep.merge import merge as merge_parts
+    """Bring what several caches of one encoder hold together, without copying where the file system has links."""
+    from glscl.cache.upkeep.merge import merge as merge_caches
 
-    typed = open_library(parts[0]).header.get("provenance", {}).get("command")
-    done = merge_parts(parts, out, copy=copy, command=typed and moved_to(typed, out))
+    done = merge_caches(parts, out, copy=copy)
     files = f"{done.linked} files linked, {done.copied} copied"
-    run.say(f"{out}: {done.shards} new shards ({files}); complete with {done.videos} videos and {done.texts} captions")
-    run.result(vars(done))
+    state = f"complete with {done.videos} videos and {done.texts} captions"
+    if done.pending:
+        state = f"not complete: {done.videos} videos and {done.texts} captions are there"
+    run.say(f"{out}: {done.shards} new shards ({files}); {state}")
+    for line in done.notes:
+        run.note(line)
+    for row, hint in zip(done.pending, done.resume):
+        waits = " and ".join(
+            f"{row[key]} {name}" for key, name in (("video", "videos"), ("text", "captions")) if row[key]
+        )
+        run.say(f"the list {row['list']} waits for {waits}. {hint_text(hint, COMMANDS)}")
+    run.result(done.as_dict())

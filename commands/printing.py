@@ -65,31 +65,31 @@ def print_splits(run: Run, counted: dict[str, Any]) -> None:
             run.say(f"missing in {name}, for example: {', '.join(ids)}")
 
 
-def print_cache(run: Run, report: dict[str, Any]) -> None:
-    """What `glscl inspect` found."""
-    state = (
-        "complete"
-        if report["complete"]
-        else "NOT complete: "
-        + ", ".join(f"{s['committed']} of {s['planned']} {name} shards" for name, s in report["shards"].items())
-    )
+def print_cache(run: Run, report: dict[str, Any], again: dict[str, str]) -> None:
+    """What `glscl inspect` found. `again`: hash of an unfinished list → the command that finishes it."""
+    shards = ", ".join(f"{s['committed']} of {s['planned']} {name} shards" for name, s in report["shards"].items())
+    state = "complete" if report["complete"] else f"NOT complete: {shards}"
     backbone = report["configuration"]["backbone"]
     run.say(f"{report['path']}  ({report['format']}, {report['bytes'] / 1e6:.1f} MB, {state})")
     run.say(
-        f"{report['configuration']['dataset']} through {backbone['name']}/{backbone['pretrained']}, "
+        f"{', '.join(dict.fromkeys(row['dataset'] for row in report['lists'])) or 'no list yet'} through "
+        f"{backbone['name']}/{backbone['pretrained']}, "
         f"{report['embed_dim']}-d {report['dtype']}, fingerprint {report['fingerprint']}"
     )
     run.say(f"{report['videos']:,} videos with {report['frames']:,} frames, {report['texts']:,} captions")
+    _print_items(run, report)
     if report["stored_frames"]:
         frames = report["stored_frames"]
         how = frames["encoding"] + (f" of quality {frames['quality']}" if frames["quality"] else "")
         size = "×".join(map(str, frames["size"]))
         run.say(f"frames are stored too: {how}, {size} pixels, {frames['bytes'] / 1e6:.1f} MB")
-    shown = {"videos": "videos", "videos_listed": "listed", "expected_videos": "published", "texts": "captions"}
-    shown |= {"expected_captions": "published", "videos_failed": "failed"}
-    shown |= {"texts_without_video": "captions without video"}
-    rows = [[name, *map(_count, (split[key] for key in shown))] for name, split in report["splits"].items()]
-    print_table(run, plain_table(["split", *shown.values()], rows))
+    _print_lists(run, report, again)
+    if report["splits"]:
+        shown = {"videos": "videos", "videos_listed": "listed", "expected_videos": "published", "texts": "captions"}
+        shown |= {"expected_captions": "published", "videos_failed": "failed"}
+        shown |= {"texts_without_video": "captions without video"}
+        rows = [[name, *map(_count, (split[key] for key in shown))] for name, split in report["splits"].items()]
+        print_table(run, plain_table(["split", *shown.values()], rows))
     for line in report["notes"]:
         run.note(line)
     shown = report["failed"] if run.common.verbose else report["failed"][:20]
@@ -99,8 +99,37 @@ def print_cache(run: Run, report: dict[str, Any]) -> None:
         run.say(f"… and {len(report['failed']) - len(shown)} more (all with -v)")
 
 
-def print_repair(run: Run, report: Any, again: str) -> None:
-    """What `glscl repair` did, or with --dry-run would do; a line for each kind of thing, and the command that goes on."""
+def _print_items(run: Run, report: dict[str, Any]) -> None:
+    """How many different items there are, and how many of them nobody names any more."""
+    names = {"video": "videos", "text": "captions"}
+    counts = " and ".join(f"{report['items'][stream]['there']:,} {name}" for stream, name in names.items())
+    additions = sum(report["additions"].values())
+    run.say(f"{counts} encoded in {additions} addition{'s' if additions != 1 else ''}")
+    unlisted = [
+        f"{report['unlisted'][stream]:,} {name}" for stream, name in names.items() if report["unlisted"][stream]
+    ]
+    if unlisted:
+        run.say(f"{' and '.join(unlisted)} are in no current list (glscl convert leaves them out)")
+
+
+def _print_lists(run: Run, report: dict[str, Any], again: dict[str, str]) -> None:
+    """A row a list; and what finishes those that are not."""
+    header = ["list", "version", "videos", "captions", "without file", "failed", "state"]
+    rows = []
+    for row in report["lists"]:
+        state = "current" if row["current"] else "unfinished"
+        pending = ", ".join(f"{count:,} {stream}" for stream, count in row["pending"].items() if count)
+        cells = [f"{row[key]:,}" for key in ("videos", "captions", "without_file", "failed")]
+        rows.append([row["name"], row["hash"], *cells, f"{state}, {pending} pending" if pending else state])
+    if rows:
+        print_table(run, plain_table(header, rows, left=(0, 1, 6)))
+    for row in report["lists"]:
+        if row["hash"] in again:
+            run.say(f"finish {row['name']}: {again[row['hash']]}")
+
+
+def print_repair(run: Run, report: Any, again: list[str]) -> None:
+    """What `glscl repair` did, or with --dry-run would do; a line for each kind of thing, and the commands that go on."""
     if report.clean:
         run.say(f"{report.cache}: every committed shard is whole and nothing is left behind")
         return
@@ -117,22 +146,24 @@ def print_repair(run: Run, report: Any, again: str) -> None:
     if report.freed_bytes:
         run.say(f"{would}free {report.freed_bytes / 1e6:.1f} MB")
     for entry in report.damaged:
-        first, stop = entry["items"]
+        items = f" (items {entry['items'][0]} to {entry['items'][1] - 1})" if entry["items"] else ""
         run.say(
-            f"{would}set aside {entry['stream']} shard {entry['shard']} (items {first} to {stop - 1}): "
+            f"{would}set aside {entry['stream']} shard {entry['shard']} of addition {entry['addition']}{items}: "
             f"{entry['problems'][0]}"
         )
     for name, problem in report.aside.items():
         run.say(f"{would}set aside {name}: {problem}")
     for name in report.restored:
-        run.say(f"{would}write {name} again, as the manifest knows it")
+        run.say(f"{would}write {name} again, from what other files know")
+    for name in report.withdrawn:
+        run.say(f"{would}withdraw {name}: its addition is not whole any more")
     requeued = sum(map(len, report.requeued.values()))
     if requeued:
-        run.say(f"{requeued} shard(s) {would}wait to be made again: {again}")
+        run.say(f"{requeued} shard(s) {would}wait to be made again")
     if report.aside:
-        run.say(f"{', '.join(report.aside)} {would}wait to be written again, which needs no shard: {again}")
-    elif report.manifest == "written":
-        run.say(f"{would}write the manifest again: all shards are there")
+        run.say(f"{', '.join(report.aside)} {would}wait to be written again, which needs no shard")
+    for line in again:
+        run.say(f"to do so: {line}")
 
 
 def settings_line(settings: Any) -> str:

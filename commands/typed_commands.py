@@ -44,14 +44,6 @@ def with_weights(command: str, settings: Mapping[str, Any]) -> str:
     return f"{command} --pretrained {shlex.quote(str(settings['pretrained']))} --out {settings['out']}"
 
 
-def moved_to(command: str, out: Path) -> str:
-    """A recorded command with another `--out`, where it has one."""
-    try:
-        return with_option(command, "--out", str(out))
-    except ValueError:  # no command line
-        return command
-
-
 def _value(words: list[str], option: str) -> str | None:
     """What an option was given, by the last time it was."""
     found = [word.removeprefix(f"{option}=") for word in words if word.startswith(f"{option}=")]

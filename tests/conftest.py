@@ -17,10 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glscl.cache.creation import StoreSpec, create_store
+from glscl.cache.additions import Addition, write_addition
+from glscl.cache.creation import StoreSpec, create_library
 from glscl.cache.encoded_items import EncodedText, EncodedVideo, text_arrays, video_arrays
-from glscl.cache.schema import Annotations, Expected, Status, TextItem, VideoItem
-from glscl.cache.store import Store
+from glscl.cache.keys import as_array, clip, text_key, video_key
+from glscl.cache.library import Library
+from glscl.cache.lists import CacheList, make_current, make_list, write_list
+from glscl.cache.schema import STREAMS, Annotations, Expected, Status, TextItem, VideoItem
+from glscl.cache.store import Store, open_store
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if (
@@ -66,7 +70,11 @@ def undrawn(exhaustive, monkeypatch) -> None:
 
 
 class SmallCache:
-    """A cache of made-up features with one failed and one partial video, and what went into it."""
+    """A cache of made-up features with one failed and one partial video, what went into it, and the one list it was made for.
+
+    Attributes:
+        list: version of the list "made"; its entries are the items of the one addition of each stream, in this order.
+    """
 
     def __init__(self, path: Path, format: str, dtype: str, *, videos: int, captions: int, dim: int, seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -84,14 +92,11 @@ class SmallCache:
             notes=["2 rows without a caption were dropped"],
         )
         self.path, self.format, self.dtype = path, format, dtype
+        self.shard_items = {"video": 4, "text": 7}
         self.spec = StoreSpec(
-            configuration={"backbone": {"name": "made", "pretrained": "seed"}},
-            annotations=self.annotations,
-            embed_dim=dim,
-            dtype=dtype,
-            shard_items={"video": 4, "text": 7},
-            provenance={"command": "glscl extract --dataset made"},
+            configuration={"backbone": {"name": "made", "pretrained": "seed"}}, embed_dim=dim, dtype=dtype
         )
+        self.command = "glscl extract --dataset made"
         self.videos = [self._video(rng, i, dim) for i in range(videos)]
         self.texts = [
             EncodedText(
@@ -119,65 +124,97 @@ class SmallCache:
             frames_total=25 * frames,
         )
 
-    def create(self) -> Store:
-        return create_store(self.path, self.spec, self.format)
-
-    def arrays(self, store: Store, stream: str, shard: int) -> dict[str, np.ndarray]:
-        items = store.shard_range(stream, shard)
-        if stream == "video":
-            return video_arrays(
-                [store.plan.videos[i] for i in items],
-                [self.videos[i] for i in items],
-                embed_dim=store.embed_dim,
-                dtype=self.dtype,
-            )
-        index = {video.id: i for i, video in enumerate(store.plan.videos)}
-        return text_arrays(
-            [store.plan.texts[i] for i in items],
-            [self.texts[i] for i in items],
-            video_index=[index[store.plan.texts[i].video] for i in items],
-            embed_dim=store.embed_dim,
-            dtype=self.dtype,
+    @property
+    def list(self) -> CacheList:
+        contents = [hashlib.blake2b(video.id.encode(), digest_size=16).digest() for video in self.annotations.videos]
+        return make_list(
+            self.annotations,
+            name="made",
+            family="made",
+            recipe="",
+            video_key=as_array(
+                video_key(content, *clip(video.start, video.end))
+                for content, video in zip(contents, self.annotations.videos)
+            ),
+            video_content=as_array(contents),
+            text_key=as_array(text_key(text.text) for text in self.annotations.texts),
+            command=self.command,
+            created="2026-11-28T12:00:00Z",
         )
 
-    def commit(self, store: Store, stream: str, shard: int, **options: Any) -> bool:
-        failures = []
+    def create(self) -> Library:
+        """The cache with its list and additions, and without any shard where it is new."""
+        library = create_library(self.path, self.spec, self.format)
+        write_list(self.path, self.list, self.format)
+        for stream in STREAMS:
+            self.addition(stream)
+        library.refresh()
+        return library
+
+    def addition(self, stream: str) -> Addition:
+        """The one addition of a stream, written where it is not there."""
+        keys = self.list.video_key if stream == "video" else self.list.text_key
+        return write_addition(self.path, stream, keys, shard_items=self.shard_items[stream])
+
+    def arrays(self, stream: str, shard: int) -> dict[str, np.ndarray]:
+        addition = self.addition(stream)
+        items = addition.shard_range(shard)
+        keys, dim = addition.keys[items.start : items.stop], self.spec.embed_dim
         if stream == "video":
+            return video_arrays(keys, [self.videos[i] for i in items], embed_dim=dim, dtype=self.dtype)
+        texts = [self.annotations.texts[i].text for i in items]
+        return text_arrays(keys, texts, [self.texts[i] for i in items], embed_dim=dim, dtype=self.dtype)
+
+    def commit(self, library: Library, stream: str, shard: int, **options: Any) -> bool:
+        failures, addition = [], self.addition(stream)
+        if stream == "video":
+            items = addition.shard_range(shard)
             failures = [
                 {
-                    "id": store.plan.videos[i].id,
+                    "key": addition.keys[i].tobytes().hex(),
                     "reason": self.videos[i].reason,
                     "status": self.videos[i].status.name.lower(),
                 }
-                for i in store.shard_range(stream, shard)
+                for i in items
                 if self.videos[i].status != Status.OK
             ]
-            decoders = [
-                {"decoder": "decord" if i % 2 else "pyav", "seconds": 0.5} for i in store.shard_range(stream, shard)
-            ]
+            decoders = [{"decoder": "decord" if i % 2 else "pyav", "seconds": 0.5} for i in items]
             options.setdefault("ledger", decoders)
-        return store.commit(stream, shard, self.arrays(store, stream, shard), failures=failures, **options)
+        return library.commit(addition, shard, self.arrays(stream, shard), failures=failures, **options)
+
+    @staticmethod
+    def pending(library: Library, stream: str) -> list[int]:
+        """Numbers of the shards that are not committed."""
+        return [place.shard for place in library.stream(stream).pending()]
+
+    def finish(self, library: Library) -> Store:
+        """Gather the commits and let the list count, as the last act of an extraction."""
+        for stream in STREAMS:
+            for addition in library.stream(stream).additions:
+                library.settle(addition)
+        make_current(self.path, self.list)
+        return open_store(self.path)
 
     def fill(self) -> Store:
         """The cache with all its shards. One that was filled before in this session, and is to be the same, is copied."""
         if self.path.exists():
             return self._fill()
-        said = pickle.dumps((self.format, self.spec, self.videos, self.texts))
+        asked = self.format, self.spec, self.annotations, self.command, self.shard_items
+        said = pickle.dumps((asked, self.videos, self.texts))
         made = Path(_FILLED.name, hashlib.sha256(said).hexdigest())
         if made.exists():
             shutil.copytree(made, self.path)
-            return self.create()
+            return open_store(self.path)
         store = self._fill()
         shutil.copytree(self.path, made)
         return store
 
     def _fill(self) -> Store:
-        store = self.create()
+        library = self.create()
         for stream in ("text", "video"):
-            for shard in store.pending(stream):
-                self.commit(store, stream, shard)
-        store.finish()
-        return store
+            for shard in self.pending(library, stream):
+                self.commit(library, stream, shard)
+        return self.finish(library)
 
 
 @pytest.fixture(scope="session")

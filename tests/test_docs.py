@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from glscl.cache.frame_format import FRAME_ARRAYS
+from glscl.cache.lists import list_arrays
 from glscl.cache.schema import Status
 from glscl.cache.shard_arrays import FLOAT, LAYOUT
 from glscl.train_head.recipes import RECIPES
@@ -28,12 +29,24 @@ def test_the_cache_page_reads_both_formats_without_us(small_cache, format):
     made = small_cache(format)
     store = made.fill()
     code = "\n".join(python_blocks("cache-format.md"))
-    assert "glscl" not in re.sub(r'"glscl\.cache/1"', "", code)
+    assert "glscl" not in re.sub(r'"glscl\.cache/2"', "", code)
     space = {"CACHE": str(made.path)}
     exec(compile(code, "cache-format.md", "exec"), space)
-    assert space["ids"] == store.ids("video")[:4]
-    np.testing.assert_array_equal(space["frames"], store.arrays("video", items=range(4))["values"])
-    np.testing.assert_allclose(space["mean_pooled"], store.arrays("video")["pooled"][0], atol=1e-3)  # rows are float16
+    assert space["video_ids"] == store.ids("video") and space["captions"] == store.captions()
+    first = store.arrays("video", ["values", "pooled"], items=range(1))
+    np.testing.assert_array_equal(space["frames"], first["values"])
+    np.testing.assert_allclose(space["mean_pooled"], first["pooled"][0], atol=1e-3)  # rows are float16
+    assert len(space["items_of"]("text")) == store.num_items["text"]
+
+
+def test_the_cache_page_lists_every_array_of_a_list(small_cache):
+    page = (DOCS / "cache-format.md").read_text()
+    table = page[page.index("| array of a list") : page.index("```python", page.index("| array of a list"))]
+    listed = {}
+    for names, dtypes in re.findall(r"^\| (`.*?) \| (.*?) \|", table, re.M):
+        names, dtypes = re.findall(r"`(\w+)`", names), re.findall(r"[a-z]+\d+", dtypes)
+        listed |= dict(zip(names, dtypes * len(names)))
+    assert listed == {name: str(array.dtype) for name, array in list_arrays(small_cache().list).items()}
 
 
 def test_the_cache_page_lists_every_array_with_its_dtype():

@@ -1,7 +1,8 @@
-"""Parts of one extraction, made in folders of their own, as one cache.
+"""Caches of one encoder, made in folders of their own, as one cache.
 
 A shard is never modified, so the merged cache holds the very files of the parts, by hard links where the file system has
-them and by copies where it does not. Nothing is decoded, encoded or checked bit by bit; `glscl.cache.upkeep.verification` does that.
+them and by copies where it does not. Lists and additions are small and written again. Nothing is decoded, encoded or checked
+bit by bit; `glscl.cache.upkeep.verification` does that.
 """
 
 from __future__ import annotations
@@ -10,12 +11,18 @@ import os
 import shutil
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glscl.cache.creation import create_store
+import msgspec
+import numpy as np
+
+from glscl.cache.additions import write_addition
+from glscl.cache.commits import commit_file
+from glscl.cache.creation import create_library
 from glscl.cache.files import (
+    dump_json,
     load_json,
     put_if_absent,
     refuse_links,
@@ -26,41 +33,66 @@ from glscl.cache.files import (
     written,
 )
 from glscl.cache.fingerprint import differences
+from glscl.cache.known_files import KnownFiles
+from glscl.cache.library import Library, Place, Stream, open_library
+from glscl.cache.lists import CacheList, current_version, list_names, make_current, read_list, versions_of, write_list
 from glscl.cache.lock import hold
-from glscl.cache.schema import STREAMS
+from glscl.cache.records import Commit
+from glscl.cache.schema import STREAMS, Status
 from glscl.cache.shards import see_damage
-from glscl.cache.store import Store, open_store
+from glscl.cache.store import PENDING, Store, resume_hint
+from glscl.cache.upkeep.contents import parse_commit
 from glscl.cache.upkeep.convert import spec_of
-from glscl.common.errors import CacheCorruptError, CacheIncompleteError, FingerprintError, Hint, UsageError
+from glscl.common.errors import CacheCorruptError, CacheFormatError, FingerprintError, Hint, UsageError, first_line
+
+_USABLE = [int(status) for status in Status if status.usable]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class MergeSummary:
-    """What a merge brought: shards that are new in the cache, how many of their files were linked and how many copied."""
+    """What a merge brought, and what is there now.
+
+    Attributes:
+        shards: that are new in the cache; `linked` and `copied` count their files.
+        videos, texts: different items of the cache.
+        lists: name → hash of the version that counts.
+        pending: what lists still wait for: `list`, `hash`, and how many `video` and `text` entries.
+        notes: lists of which two parts have different versions.
+        resume: what finishes the lists of `pending`.
+    """
 
     cache: str
     fingerprint: str
-    shards: int
-    linked: int
-    copied: int
-    videos: int
-    texts: int
+    shards: int = 0
+    linked: int = 0
+    copied: int = 0
+    videos: int = 0
+    texts: int = 0
+    lists: dict[str, str] = field(default_factory=dict)
+    pending: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    resume: list[Hint] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON, but for `resume`."""
+        return {key: value for key, value in asdict(self).items() if key != "resume"}
 
 
-def merge(parts: Sequence[Path], out: Path, *, copy: bool = False, command: str | None = None) -> MergeSummary:
-    """Gather the shards of several caches that were begun with the same command but for `part` and `out`.
+def merge(parts: Sequence[Path], out: Path, *, copy: bool = False) -> MergeSummary:
+    """Bring the lists and items of several caches of one encoder together, in any order, again at any time.
+
+    A shard is left out where all that it holds is there already. The version of a list that counts stays; a list without one
+    gets the part's, of two parts that of the one named first.
 
     Args:
-        parts: their folders. Where two hold the same shard, the higher revision counts, else the one named first.
+        parts: their folders.
         out: folder of the merged cache; may be there already, as one of the parts or as an earlier merge.
         copy: copy the files even where they could be linked.
-        command: written down in a new cache as what it was made with; by default that of the first part.
 
     Raises:
-        UsageError: no part, a flat file, or parts of another format, shard size or way of storing frames.
-        FingerprintError: parts that were made with different configurations.
-        CacheIncompleteError: shards are still missing; what the parts had is merged, and more parts can be added.
-        CacheCorruptError: a shard is committed and not there.
+        UsageError: no part, a flat file, or parts of another format or way of storing frames.
+        FingerprintError: parts that were made by different encoders.
+        CacheCorruptError: a shard is committed and not there, or a part's records cannot be read.
         CacheBusyError: another process writes `out`.
         StorageError: it cannot be written, or a link stands in it or in a part.
     """
@@ -71,54 +103,34 @@ def merge(parts: Sequence[Path], out: Path, *, copy: bool = False, command: str 
         )
     for part in parts:
         refuse_links(part)
-    stores = [open_store(part) for part in parts]
+    libraries = [open_library(part) for part in parts]
     if written(out / "store.json"):
-        stores.insert(0, open_store(out))
-    for store in stores:
-        _require_same(stores[0], store)
-    target = open_store(out) if written(out / "store.json") else _begin(stores[0], out, command)
+        libraries.insert(0, open_library(out))
+    for library in libraries:
+        _require_same(libraries[0], library)
+    target = create_library(out, spec_of(libraries[0]), libraries[0].header["format"])
+    others = [library for library in libraries if library.path.resolve() != out.resolve()]
     with hold(out, what="merge"):
         target.refresh()
-        for store in stores:
-            target.write_backbone_tensors(store.backbone_tensors())
-        tally = _Tally()
-        for store in stores:
-            if not _same_folder(store.path, out):
-                tally.add(_take_shards(store, target, copy=copy))
-        target.refresh()
-        missing = {stream: len(target.pending(stream)) for stream in STREAMS}
-        if any(missing.values()):
-            total = ", ".join(f"{missing[s]} of {target.num_shards(s)} {s} shards" for s in STREAMS if missing[s])
-            raise CacheIncompleteError(
-                f"{out} holds all that the parts have; {total} are in none of them",
-                hint=target.resume_hint("Merge the other parts into it as well, or finish it"),
-            )
-        target.finish()
-    return MergeSummary(
-        cache=str(out),
-        fingerprint=target.fingerprint,
-        shards=tally.shards,
-        linked=tally.linked,
-        copied=tally.copied,
-        videos=target.num_items["video"],
-        texts=target.num_items["text"],
-    )
+        return _Merge(target, copy=copy).run(others)
 
 
-def _require_same(first: Store, other: Store) -> None:
+def _require_same(first: Library, other: Library) -> None:
     if other.is_flat:
         raise UsageError(f"{other.path} is one flat file; only folders, as extraction makes them, can be merged")
     if first.fingerprint != other.fingerprint:
         lines = differences(other.configuration, first.configuration)
         raise FingerprintError(
             f"{other.path} is no part of what {first.path} is ({'; '.join(lines[:3])})",
-            hint=Hint("Merge only folders made by one command that differs in `part` and `out` alone"),
+            hint="Merge only caches that one encoder made, with the same settings",
         )
-    for key in ("format", "streams", "splits", "stored_frames"):
+    for key in ("format", "stored_frames"):
         if first.header.get(key) != other.header.get(key):
             raise UsageError(
                 f"{other.path} has {key} {_short(other.header.get(key))}; {first.path} has {_short(first.header.get(key))}",
-                hint=Hint("Extract the parts with the same `format`, `shard_videos`, `shard_texts` and `store_frames`"),
+                hint=Hint("Write it in the same format first", "convert", {"": ["PART", "FOLDER"]})
+                if key == "format"
+                else "Extract the parts with the same `store_frames` and `frame_quality`",
             )
 
 
@@ -126,82 +138,155 @@ def _short(value: Any) -> str:
     return str(value)[:120]
 
 
-def _same_folder(a: Path, b: Path) -> bool:
-    return a.resolve() == b.resolve()
+class _Merge:
+    def __init__(self, target: Library, *, copy: bool) -> None:
+        self.target, self.root, self.copy = target, target.path, copy
+        self.done = MergeSummary(cache=str(target.path), fingerprint=target.fingerprint)
 
+    def run(self, parts: Sequence[Library]) -> MergeSummary:
+        for part in parts:
+            self.target.write_backbone_tensors(part.backbone_tensors())
+            for stream in STREAMS:
+                self._take_items(part, stream)
+            self.target.refresh()
+        for stream in STREAMS:
+            for addition in self.target.stream(stream).additions:
+                self.target.settle(addition)
+        known = KnownFiles.read(self.root)
+        if any([known.unite(KnownFiles.read(part.path)) for part in parts]):  # all of them, so no generator
+            known.save(self.root)
+        for part in parts:
+            self._take_lists(part)
+        self._finish_lists()
+        self.done.videos, self.done.texts = (len(self.target.stream(stream).index) for stream in STREAMS)
+        return self.done
 
-def _begin(first: Store, out: Path, command: str | None) -> Store:
-    """A cache without shards that is otherwise as a part is."""
-    spec = spec_of(first)
-    provenance = spec.provenance if command is None else {**spec.provenance, "command": command}
-    return create_store(out, replace(spec, provenance=provenance), first.header["format"])
+    # --- items -----------------------------------------------------------------------------------------------------
 
-
-@dataclass
-class _Tally:
-    shards: int = 0
-    linked: int = 0
-    copied: int = 0
-
-    def add(self, other: _Tally) -> None:
-        self.shards += other.shards
-        self.linked += other.linked
-        self.copied += other.copied
-
-
-def _take_shards(part: Store, target: Store, *, copy: bool) -> _Tally:
-    """Bring the committed shards of a part that the target lacks, or has in a lower revision."""
-    tally = _Tally()
-    for stream in STREAMS:
-        for commit_file in sorted((part.path / "commits" / stream).glob("[0-9]*.json")):
-            own = target.path / "commits" / stream / commit_file.name
-            if written(own):
-                continue
-            try:
-                name = Path(
-                    part.commit_from_json(stream, load_json(commit_file, "a commit of a glscl cache")).path
-                ).name
-            except ValueError as error:
-                raise CacheCorruptError(f"{commit_file} cannot be read: {error}") from error
-            source, final = part.path / "shards" / stream / name, target.path / "shards" / stream / name
-            if not source.exists():
-                raise CacheCorruptError(
-                    f"{source} is committed but not there",
-                    hint=see_damage(part.path),
+    def _take_items(self, part: Library, stream: str) -> None:
+        """Bring the committed shards of a part that hold anything the target has not, and the additions they are of."""
+        theirs, own = part.stream(stream), self.target.stream(stream)
+        places: dict[str, list[Place]] = {}
+        for place in theirs.places:
+            places.setdefault(place.addition.name, []).append(place)
+        for addition in theirs.additions:
+            committed = [p for p in places[addition.name] if (addition.name, p.shard) in theirs.commits]
+            wanted = [p for p in committed if self._brings_something(theirs.keys_at(p), p, own)]
+            if wanted or len(committed) < addition.num_shards:
+                write_addition(
+                    self.root, stream, addition.keys, shard_items=addition.shard_items, attempt=addition.attempt
                 )
-            with storage_errors(target.path):
-                if not final.exists():
-                    _bring(source, final, target.path / "partial", copy, tally)
-                put_if_absent(own, commit_file.read_bytes())
-            tally.shards += 1
-    return tally
+            for place in wanted:
+                self._take_shard(part, stream, place)
 
+    @staticmethod
+    def _brings_something(keys: np.ndarray, place: Place, own: Stream) -> bool:
+        if (place.addition.name, place.shard) in own.commits:
+            return False
+        numbers = own.index.find(keys)
+        return not (numbers >= 0).all() or not np.isin(own.status[numbers], _USABLE).all()
 
-def _bring(source: Path, final: Path, partial: Path, copy: bool, tally: _Tally) -> None:
-    """Link or copy a shard aside, make it durable, then let it appear under its name."""
-    partial.mkdir(exist_ok=True)
-    aside = partial / f"{final.name}.{uuid.uuid4().hex[:8]}"
+    def _take_shard(self, part: Library, stream: str, place: Place) -> None:
+        commit = part.stream(stream).commits[place.addition.name, place.shard]
+        file = commit_file(part.path, stream, place.addition.name, place.shard)
+        told = self._told(part, file, commit, place)
+        source, final = part.path / commit.path, self.root / commit.path
+        if not source.exists():
+            raise CacheCorruptError(f"{source} is committed but not there", hint=see_damage(part.path))
+        with storage_errors(self.root):
+            if not final.exists():
+                self._bring(source, final)
+            put_if_absent(commit_file(self.root, stream, place.addition.name, place.shard), told)
+        self.done.shards += 1
 
-    def link_or_copy(file: str, to: str) -> str:
-        if not copy:
+    @staticmethod
+    def _told(part: Library, file: Path, commit: Commit, place: Place) -> bytes:
+        """The commit as its own file tells it, with how each video was decoded; else as those gathered do."""
+        try:
+            if not written(file):
+                parse_commit(part, msgspec.to_builtins(commit), place.addition)
+                return dump_json(msgspec.to_builtins(commit))
+            own = parse_commit(part, load_json(file, "a commit of a glscl cache"), place.addition)
+            if (own.shard, own.path, own.arrays) != (commit.shard, commit.path, commit.arrays):
+                raise ValueError("it says otherwise than the commits gathered of its addition")
+            return file.read_bytes()
+        except (CacheFormatError, ValueError) as error:
+            raise CacheCorruptError(
+                f"{file} cannot be read: {first_line(error)}", hint=see_damage(part.path)
+            ) from error
+
+    def _bring(self, source: Path, final: Path) -> None:
+        """Link or copy a shard aside, make it durable, then let it appear under its name."""
+        partial = self.root / "partial"
+        partial.mkdir(exist_ok=True)
+        aside = partial / f"{final.name}.{uuid.uuid4().hex[:8]}"
+        try:
+            if source.is_dir():
+                shutil.copytree(source, aside, copy_function=self._link_or_copy)
+            else:
+                self._link_or_copy(str(source), str(aside))
+            sync_tree(aside)
+            os.rename(aside, final)
+            sync_directory(final.parent)
+        except BaseException:
+            remove(aside, self.root)
+            raise
+
+    def _link_or_copy(self, file: str, to: str) -> str:
+        if not self.copy:
             try:
                 os.link(file, to)
             except OSError:
                 pass  # another file system, or one without hard links
             else:
-                tally.linked += 1
+                self.done.linked += 1
                 return to
-        tally.copied += 1
+        self.done.copied += 1
         return shutil.copyfile(file, to)
 
-    try:
-        if source.is_dir():
-            shutil.copytree(source, aside, copy_function=link_or_copy)
-        else:
-            link_or_copy(str(source), str(aside))
-        sync_tree(aside)
-        os.rename(aside, final)
-        sync_directory(final.parent)
-    except BaseException:
-        remove(aside, partial.parent)
-        raise
+    # --- lists -----------------------------------------------------------------------------------------------------
+
+    def _take_lists(self, part: Library) -> None:
+        """Bring all versions of all lists; one counts from now on where none did and all that it names is there."""
+        format = self.target.header["format"]
+        for name in list_names(part.path):
+            counting = current_version(part.path, name)
+            for version in versions_of(part.path, name):
+                made = read_list(part.path, name, version, format)
+                write_list(self.root, made, format)
+                if version != counting:
+                    continue
+                own = current_version(self.root, name)
+                if own is None and Store(self.target, made).complete:
+                    make_current(self.root, made)
+                elif own not in (None, version):
+                    self.done.notes.append(
+                        f"{part.path} has another version of the list {name} ({version}) than {self.root}, "
+                        f"which stays with {own}; the other can be had as {name}@{version}"
+                    )
+
+    def _finish_lists(self) -> None:
+        """Lists that no part finished and that are whole now; and what the others wait for."""
+        format = self.target.header["format"]
+        for name in list_names(self.root):
+            counting = current_version(self.root, name)
+            versions = [read_list(self.root, name, each, format) for each in versions_of(self.root, name)]
+            whole = [made for made in versions if Store(self.target, made).complete]
+            if counting is None and len(whole) == 1:
+                make_current(self.root, whole[0])
+                counting = whole[0].hash
+            if counting is not None:
+                self.done.lists[name] = counting
+            for made in versions:
+                if counting in (None, made.hash):
+                    self._tell_pending(made)
+            if counting is None and len(whole) > 1:
+                self.done.notes.append(f"The list {name} has {len(whole)} versions that are whole, and none counts yet")
+
+    def _tell_pending(self, made: CacheList) -> None:
+        store = Store(self.target, made)
+        pending = {stream: int((store.numbers[stream] == PENDING).sum()) for stream in STREAMS}
+        if any(pending.values()):
+            self.done.pending.append({"list": made.name, "hash": made.hash, **pending})
+            text = "Merge the other parts into it as well, or finish it"
+            self.done.resume.append(resume_hint(self.target, made.name, text, command=made.command))

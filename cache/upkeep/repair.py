@@ -1,45 +1,54 @@
-"""Puts a cache in order again: drops what killed writers left, and makes damaged shards pending.
+"""Puts a cache in order again: drops what killed writers left, and sets damaged files aside, to be made again.
 
-Nothing that was ever committed is deleted: a damaged shard and its commit move to <cache>/damaged/, and so do damaged files
-of plan/ and backbone/.
+Nothing that was ever committed is deleted: a damaged shard and its commit move to <cache>/damaged/, and so do additions, lists
+and backbone tensors that are not what they were written as.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
+from glscl.cache.additions import Addition, KeyIndex, addition_of, folder, write_addition
 from glscl.cache.backbone_tensors import tensors_file
-from glscl.cache.commits import commit_file
+from glscl.cache.commits import COMMIT_NAME, all_commits_file, commit_file
 from glscl.cache.files import (
     dump_json,
     half_written,
-    load_json,
     put_if_absent,
     refuse_links,
     remove,
     storage_errors,
     sync_directory,
+    written,
 )
+from glscl.cache.keys import from_lines, has_key
 from glscl.cache.library import Library, open_library
+from glscl.cache.lists import list_names, read_record
 from glscl.cache.lock import FOLDER as LOCKS
 from glscl.cache.lock import hold, locks
 from glscl.cache.records import Commit
 from glscl.cache.schema import STREAMS
+from glscl.cache.shard_arrays import unpack_strings
+from glscl.cache.store import resume_hint
+from glscl.cache.upkeep.contents import Contents, ShardName, is_gathered, parse_commit, read_contents
 from glscl.cache.upkeep.summary import bytes_on_disk
-from glscl.cache.upkeep.verification import damaged_files, verify_commit
-from glscl.common.errors import CacheBusyError, CacheFormatError, Hint, UsageError
+from glscl.cache.upkeep.verification import verify_commit
+from glscl.common.errors import CacheBusyError, CacheCorruptError, Hint, UsageError
 
-_COMMIT_NAME = re.compile(r"(\d+)(?:\.r(\d+))?\.json")
+_SHARD_NAME = re.compile(r"([0-9a-f]{16})-(\d{5,8})-[^/]+")
+_LIST_ARRAYS = re.compile(r"([0-9a-f]{16})(\.h5)?")
 
 
 @dataclass(kw_only=True)
@@ -47,17 +56,18 @@ class RepairReport:
     """What was done, or with `dry_run` what would be; paths below the cache.
 
     Attributes:
-        partial: shards that were being written when their writer died.
-        unreferenced: whole shards that no commit names.
+        partial: shards and lists that were being written when their writer died.
+        unreferenced: whole shards that no commit names, and arrays of lists that have no record.
         temporary: other half-written files.
         freed_bytes: of all these.
         locks: of processes that are gone.
-        damaged: shards and commits set aside: `stream`, `shard`, `revision`, `items`, `problems` (lines).
-        requeued: `{"video": [numbers], "text": […]}` of shards that the next extraction makes again.
-        aside: `{file: problem}` of plan and backbone, set aside; the next extraction writes them again.
-        restored: commits that were missing or unreadable and are known from the manifest.
-        manifest: "kept", "withdrawn" (something is pending again), "written" or "none" (the cache is not complete).
-        resume: what makes the re-queued shards.
+        damaged: shards set aside with their commits: `stream`, `addition`, `shard`, `items` (None where that is lost),
+            `problems` (lines).
+        requeued: `{"video": names, "text": names}` of these shards: the next extraction makes what they held.
+        aside: `{file: problem}` of additions, lists and backbone tensors, set aside.
+        restored: files written again from what other files know: commits, gathered commits, additions.
+        withdrawn: gathered commits of additions that lost a shard, set aside.
+        resume: what makes again what is lost, one for each list that misses something.
     """
 
     cache: str
@@ -68,17 +78,17 @@ class RepairReport:
     freed_bytes: int = 0
     locks: list[str] = field(default_factory=list)
     damaged: list[dict[str, Any]] = field(default_factory=list)
-    requeued: dict[str, list[int]] = field(default_factory=lambda: {stream: [] for stream in STREAMS})
+    requeued: dict[str, list[str]] = field(default_factory=lambda: {stream: [] for stream in STREAMS})
     aside: dict[str, str] = field(default_factory=dict)
     restored: list[str] = field(default_factory=list)
-    manifest: str = "kept"
-    resume: Hint = Hint("")
+    withdrawn: list[str] = field(default_factory=list)
+    resume: list[Hint] = field(default_factory=list)
 
     @property
     def clean(self) -> bool:
         """Whether there was nothing to do."""
-        remains = (self.partial, self.unreferenced, self.temporary, self.locks, self.damaged, self.aside, self.restored)
-        return not any(remains) and self.manifest in ("kept", "none")
+        remains = (self.partial, self.unreferenced, self.temporary, self.locks)
+        return not any((*remains, self.damaged, self.aside, self.restored, self.withdrawn))
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON, but for `resume`."""
@@ -88,9 +98,10 @@ class RepairReport:
 def repair(
     root: os.PathLike[str] | str, *, dry_run: bool = False, progress: Callable[[], None] = lambda: None
 ) -> RepairReport:
-    """Read a cache back, drop uncommitted remains, and set damaged shards aside so that the next extraction makes them.
+    """Read a cache back, drop uncommitted remains, and set damaged files aside so that the next extraction makes them.
 
-    Good shards are not touched. Where several revisions of a shard are there, a damaged one gives way to the one before.
+    What is good is not touched. What one file lost and others know is written again: a commit from those gathered of its
+    addition, an addition from the keys of its shards.
 
     Args:
         root: folder of the cache.
@@ -109,7 +120,7 @@ def repair(
     if library.is_flat:
         again = Hint("Make it again", "convert", {"": ["CACHE", "OUT"]})
         raise UsageError(f"{root} is one flat file, not a cache folder", hint=again)
-    report = RepairReport(cache=str(root), dry_run=dry_run, resume=library.resume_hint(""))
+    report = RepairReport(cache=str(root), dry_run=dry_run)
     for lock in locks(root):  # before our own is there; taking it removes the stale ones
         if lock.stale:
             report.locks.append(lock.file.relative_to(root).as_posix())
@@ -121,166 +132,327 @@ def repair(
 
 
 class _Repair:
-    """One repair: first all is read, then acted in an order that leaves a readable cache whenever it is cut short."""
+    """One repair: first all is read, then acted in an order that loses nothing whenever it is cut short."""
 
     def __init__(self, library: Library, report: RepairReport, progress: Callable[[], None]) -> None:
         self.library, self.root, self.report, self.progress = library, library.path, report, progress
-        self.acting = not report.dry_run
         self.aside = _unused(self.root / "damaged" / time.strftime("%Y%m%dT%H%M%S"))
-        self.commits: dict[tuple[str, int], dict[int, Commit]] = {}  # (stream, shard) → revision → commit
-        self.moved: list[Path] = []  # what goes to `aside`, commits first
+        self.contents: Contents = read_contents(library)
+        self.good: dict[ShardName, Commit] = {}
+        self.additions: list[Addition] = []  # to be written again
+        self.commits: dict[Path, Commit] = {}  # files to be written again
+        self.gathered: list[Path] = []  # files of all commits of an addition that are wrong, or no longer true
+        self.moved: list[Path] = []  # what else goes to `aside`, commits before their shards
 
     def run(self) -> None:
-        listed, readable = self._read_manifest()
-        self._read_commits(listed)
-        for key in sorted(self.commits):
-            self._verify(*key)
-            self.progress()
-        for stream in STREAMS:
-            lost = {entry["shard"] for entry in self.report.damaged if entry["stream"] == stream}
-            self.report.requeued[stream] = sorted(shard for shard in lost if not self.commits.get((stream, shard)))
-        damaged = damaged_files(self.library)
-        self.report.aside = {self._name(path): problem for path, problem in damaged.items()}
-        self.moved += [path for path in damaged if path.exists()]
+        self._choose_commits()
+        self._recover_additions()
+        self._lose_unreadable_commits()
+        self._set_lists_aside()
         remains = self._remains()
-        whole = all(self.commits.get((s, n)) for s in STREAMS for n in range(self.library.num_shards(s)))
-        complete = whole and not damaged and not self._awaited()
-        self._settle_manifest(listed, readable, complete)
-        if self.acting:
-            self._move_aside()
-            for path in remains:
-                remove(path, self.root, strict=True)
-            self._write_restored()
-            self.library.refresh()
-            if self.report.manifest == "written":
-                self.library.finish()
+        self.report.damaged.sort(key=lambda entry: (entry["stream"], entry["addition"], entry["shard"]))
+        for entry in self.report.damaged:
+            self.report.requeued[entry["stream"]].append(f"{entry['addition']}-{entry['shard']:05d}")
+        self._tell()
+        if not self.report.dry_run:
+            self._act(remains)
 
     # --- what is there -------------------------------------------------------------------------------------------
 
-    def _read_manifest(self) -> tuple[list[Commit], bool]:
-        """Commits that the manifest lists, and whether there is one that can be read."""
-        path = self.root / "manifest.json"
-        try:
-            manifest = load_json(path, "the manifest of a glscl cache")
-            if manifest["fingerprint"] != self.library.fingerprint:
-                return [], False
-            return [self._commit(row, s) for s in STREAMS for row in manifest["streams"][s]], True
-        except (FileNotFoundError, CacheFormatError, KeyError, TypeError, ValueError, AttributeError, IndexError):
-            return [], False
+    def _choose_commits(self) -> None:
+        """Of what is said of each shard the good; the other goes, and is written again from it."""
+        for shard, files in sorted(self.contents.commits.items()):
+            self._choose(shard, self.contents.additions[shard[:2]], files)
+            self.progress()
 
-    def _read_commits(self, listed: list[Commit]) -> None:
-        for commit in listed:
-            self.commits.setdefault((commit.stream, commit.shard), {})[commit.revision] = commit
-        for stream in STREAMS:
-            for path in sorted((self.root / "commits" / stream).glob("[0-9]*.json")):
-                name = _COMMIT_NAME.fullmatch(path.name)
-                if name is None:
+    def _choose(self, shard: ShardName, addition: Addition, files: Mapping[Path, Commit]) -> None:
+        own, said = commit_file(self.root, *shard), all_commits_file(self.root, *shard[:2])
+        problems: dict[Path, list[str]] = {}
+        for file in (own, said):
+            if file in files:
+                first = self.good.get(shard)
+                if first is not None and _same(first, files[file]):
                     continue
-                shard, revision = int(name[1]), int(name[2] or 0)
-                try:
-                    commit = self._commit(load_json(path, "a commit of a glscl cache"), stream)
-                    if (commit.shard, commit.revision) != (shard, revision):
-                        raise ValueError("it belongs to another shard")
-                except (CacheFormatError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-                    self.moved.append(path)
-                    if revision not in self.commits.get((stream, shard), {}):
-                        self._damaged(stream, shard, revision, [f"{self._name(path)}: {error}"])
-                        self.moved += sorted((self.root / "shards" / stream).glob(f"{shard:05d}-*"))
-                    continue
-                self.commits.setdefault((stream, shard), {})[revision] = commit
-        whole = {self._commit_file(c) for revisions in self.commits.values() for c in revisions.values()}
-        self.report.restored = sorted(self._name(p) for p in whole if p in self.moved or not p.exists())
-        # of a shard that lost one record of several, what the others name stays where it is
-        named = {self.root / c.path for revisions in self.commits.values() for c in revisions.values()}
-        self.moved = [path for path in self.moved if path not in named]
+                problems[file] = verify_commit(self.library, files[file], addition.keys)
+                if first is None and not problems[file]:
+                    self.good[shard] = files[file]
+                elif first is not None or problems[file]:
+                    self._discard(file, files[file])
+        if shard not in self.good:
+            self._damaged(shard, [*dict.fromkeys(line for lines in problems.values() for line in lines)])
+            if said.exists() and said not in self.gathered:
+                self.gathered.append(said)
+        elif own not in files or own in self.moved:
+            self.commits[own] = self.good[shard]
 
-    def _commit(self, row: dict[str, Any], stream: str) -> Commit:
-        """A commit that speaks of this cache and of a shard inside it; raises what broken ones provoke."""
-        commit = self.library.commit_from_json(stream, row)
-        if not re.fullmatch(rf"shards/{stream}/{commit.shard:05d}-[^/]+", commit.path):
-            raise ValueError("it names no shard of this cache")
-        return commit
+    def _discard(self, file: Path, commit: Commit) -> None:
+        """What is said of a shard in one file is wrong: that goes, with the shard unless another commit names it."""
+        if is_gathered(file):
+            if file not in self.gathered:
+                self.gathered.append(file)
+        else:
+            self.moved.append(file)
+        self.moved.append(self.root / commit.path)
 
-    def _verify(self, stream: str, shard: int) -> None:
-        """Take the damaged revisions of a shard out of `commits`."""
-        revisions = self.commits[stream, shard]
-        for revision in sorted(revisions, reverse=True):
-            problems = verify_commit(self.library, revisions[revision])
-            if not problems:
+    def _recover_additions(self) -> None:
+        """Write additions that are lost again, from the keys of all of their shards; or set what is left of them aside."""
+        for (stream, name), files in sorted(self.contents.lost.items()):
+            singles = {int(match[2]): row for path, row in files.items() if (match := COMMIT_NAME.fullmatch(path.name))}
+            for path, row in files.items():
+                if is_gathered(path):
+                    rows = row.get("commits") if isinstance(row, dict) else None
+                    for number, each in enumerate(rows if isinstance(rows, list) else []):
+                        singles.setdefault(number, each)
+            addition = rebuilt_addition(self.library, stream, name, singles)
+            if addition is None:
+                self._lose_addition(stream, name, files, singles)
                 continue
-            commit = revisions.pop(revision)
-            self._damaged(stream, shard, revision, problems)
-            file = self._commit_file(commit)
-            self.report.restored = [name for name in self.report.restored if name != self._name(file)]
-            self.moved += [path for path in (file, self.root / commit.path) if path not in self.moved]
+            self.additions.append(addition)
+            self.contents.additions[stream, name] = addition
+            for number, row in sorted(singles.items()):
+                shard = (stream, name, number)
+                said = {
+                    path: parse_commit(self.library, row, addition)
+                    for path in files
+                    if path == commit_file(self.root, *shard) or is_gathered(path)
+                }
+                self._choose(shard, addition, said)
 
-    def _damaged(self, stream: str, shard: int, revision: int, problems: list[str]) -> None:
-        items = self.library.shard_range(stream, shard)
-        entry = {"stream": stream, "shard": shard, "revision": revision, "items": [items.start, items.stop]}
+    def _lose_addition(self, stream: str, name: str, files: Mapping[Path, Any], rows: Mapping[int, Any]) -> None:
+        for number, row in sorted(rows.items()):
+            items = row.get("items") if isinstance(row, dict) else None
+            self._damaged((stream, name, number), ["its addition is lost"], items if _is_run(items) else None)
+        self.gathered += [path for path in files if is_gathered(path)]
+        self.moved += [path for path in files if not is_gathered(path)]
+        self.moved += self._shards(stream, name)
+
+    def _lose_unreadable_commits(self) -> None:
+        """Shards of which the only commit cannot be read."""
+        for path, problem in self.contents.damaged.items():
+            stream = path.parent.name
+            if path.parent.parent != self.root / "commits":
+                continue
+            if is_gathered(path):
+                if path not in self.gathered:
+                    self.gathered.append(path)
+                named = {self.root / commit.path for commit in self.good.values()}
+                addition = path.stem
+                for left in self._shards(stream, addition):
+                    number = int(left.name.split("-")[1])
+                    if left not in named and left not in self.moved and (stream, addition, number) not in self.good:
+                        self._damaged((stream, addition, number), [f"{self._name(path)}: {problem}"])
+                        self.moved.append(left)
+                continue
+            match = COMMIT_NAME.fullmatch(path.name)
+            if match is None:
+                continue
+            shard = (stream, match[1], int(match[2]))
+            self.moved.insert(0, path)
+            if shard not in self.good:
+                self._damaged(shard, [f"{self._name(path)}: {problem}"])
+                self.moved += [left for left in self._shards(stream, match[1], shard[2]) if left not in self.moved]
+
+    def _set_lists_aside(self) -> None:
+        """Lists, additions and tensors that are not what they were written as."""
+        lists = self.root / "lists"
+        rebuilt = {*map(self._file, self.additions)}
+        for path, problem in sorted(self.contents.damaged.items()):
+            if path.parent.parent == self.root / "commits":
+                continue
+            if path not in rebuilt:
+                self.report.aside[self._name(path)] = problem
+            self.moved.append(path)
+            if path.parent.parent == lists and path.suffix == ".json":
+                arrays = path.with_name(path.stem + self.library.format.suffix)
+                current = path.with_name("current")
+                self.moved.append(arrays)
+                if self.contents.current.get(path.parent.name) == path.stem:
+                    self.report.aside[self._name(current)] = "it names a version that is damaged"
+                    self.moved.insert(0, current)
+
+    def _damaged(self, shard: ShardName, problems: list[str], items: list[int] | None = None) -> None:
+        stream, name, number = shard
+        if any((e["stream"], e["addition"], e["shard"]) == shard for e in self.report.damaged):
+            return
+        addition = self.contents.additions.get((stream, name))
+        if addition is not None and number < addition.num_shards:
+            run = addition.shard_range(number)
+            items = [run.start, run.stop]
+        entry = {"stream": stream, "addition": name, "shard": number, "items": items}
         self.report.damaged.append(entry | {"problems": problems})
+
+    def _shards(self, stream: str, addition: str, number: int | None = None) -> list[Path]:
+        found = (self.root / "shards" / stream).glob(f"{addition}-{'' if number is None else f'{number:05d}-'}*")
+        return sorted(path for path in found if _SHARD_NAME.fullmatch(path.name))
 
     def _remains(self) -> list[Path]:
         """What killed writers left; told in the report."""
-        named = {self.root / c.path for revisions in self.commits.values() for c in revisions.values()}
+        named = {self.root / commit.path for commit in self.good.values()}
+        self.moved = list(dict.fromkeys(path for path in self.moved if path not in named))
         kept = named | set(self.moved)
         partial = sorted((self.root / "partial").glob("*"))
-        shards = [p for s in STREAMS for p in sorted((self.root / "shards" / s).glob("[0-9]*-*")) if p not in kept]
-        folders = (".", "plan", "backbone", LOCKS, *(f"commits/{stream}" for stream in STREAMS))
-        temporary = [path for name in folders for path in half_written(self.root / name)]
+        unreferenced = [
+            path
+            for stream in STREAMS
+            for path in sorted((self.root / "shards" / stream).glob("*-*-*"))
+            if path not in kept and _SHARD_NAME.fullmatch(path.name)
+        ]
+        names = [f"lists/{name}" for name in list_names(self.root)]
+        for name in names:
+            for path in sorted((self.root / name).iterdir()):
+                match = _LIST_ARRAYS.fullmatch(path.name)
+                if match and path not in kept and not written(path.with_name(f"{match[1]}.json")):
+                    unreferenced.append(path)
+        own = [f"{kind}/{stream}" for kind in ("additions", "commits") for stream in STREAMS]
+        temporary = [p for each in (".", "backbone", LOCKS, *own, *names) for p in half_written(self.root / each)]
+        written_again = {*self.commits, *self.gathered, *map(self._file, self.additions)}
+        reserved = [path for each in (*own, *names) for path in _reserved(self.root / each)]
+        temporary += [path for path in reserved if path not in written_again]
         self.report.partial, self.report.unreferenced, self.report.temporary = (
-            [self._name(path) for path in paths] for paths in (partial, shards, temporary)
+            [self._name(path) for path in paths] for paths in (partial, unreferenced, temporary)
         )
-        found = [*partial, *shards, *temporary]
+        found = [*partial, *unreferenced, *temporary]
         self.report.freed_bytes = sum(bytes_on_disk(path) for path in found)
         return found
 
-    def _awaited(self) -> bool:
-        """Whether the next extraction has to write another file than shards, as after an earlier repair."""
-        tensors = tensors_file(self.root)
-        return not all((self.root / "plan" / f"{stream}.jsonl").exists() for stream in STREAMS) or (
-            not tensors.exists() and any(self.root.glob(f"damaged/*/{self._name(tensors)}"))
-        )
+    # --- what is told --------------------------------------------------------------------------------------------
+
+    def _tell(self) -> None:
+        """Which files are written again or withdrawn, and what makes again what is lost."""
+        whole = {name for name, addition in self.contents.additions.items() if self._is_whole(*name, addition)}
+        said = {path: (path.parent.name, path.stem) for path in self.gathered}
+        self.report.withdrawn = sorted(self._name(path) for path, name in said.items() if name not in whole)
+        restored = [
+            *map(self._file, self.additions),
+            *self.commits,
+            *(path for path, name in said.items() if name in whole),
+        ]
+        self.report.restored = sorted(self._name(path) for path in restored)
+        names = dict.fromkeys(self._lists_that_miss_something())
+        self.report.resume = list({str(hint): hint for hint in map(self._hint, names)}.values())
+
+    def _is_whole(self, stream: str, name: str, addition: Addition) -> bool:
+        return all((stream, name, number) in self.good for number in range(addition.num_shards))
+
+    def _hint(self, name: str) -> Hint:
+        """How a list is finished, where its record can be read by the command that made it."""
+        command = ""
+        for path in sorted((self.root / "lists" / name).glob("*.json")):
+            with contextlib.suppress(CacheCorruptError):
+                command = read_record(path).command or command
+        return resume_hint(self.library, name, "", command=command)
+
+    def _lists_that_miss_something(self) -> Iterator[str]:
+        for path in self.report.aside:
+            if path.startswith("lists/"):
+                yield path.split("/")[1]
+        if not self.report.damaged and not self.report.aside:
+            return
+        counting = [
+            made for made in self.contents.lists if self.contents.current.get(made.name, made.hash) == made.hash
+        ]
+        if self._name(tensors_file(self.root)) in self.report.aside:
+            yield from (made.name for made in counting[:1])
+        for stream in STREAMS:
+            there = [
+                self.contents.additions[shard[:2]].keys[slice(*commit.items)]
+                for shard, commit in self.good.items()
+                if shard[0] == stream
+            ]
+            keys = np.concatenate([np.zeros((0, 16), np.uint8), *there])
+            index = KeyIndex(keys, np.zeros(len(keys), np.uint8))
+            for made in counting:
+                wanted = made.video_key if stream == "video" else made.text_key
+                if (index.find(wanted[has_key(wanted)]) < 0).any():
+                    yield made.name
 
     # --- what is done --------------------------------------------------------------------------------------------
 
-    def _settle_manifest(self, listed: list[Commit], readable: bool, complete: bool) -> None:
-        path = self.root / "manifest.json"
-        chosen = {key: revisions[max(revisions)] for key, revisions in self.commits.items() if revisions}
-        if (
-            readable
-            and not self.report.aside
-            and chosen == {(commit.stream, commit.shard): commit for commit in listed}
-        ):
-            self.report.manifest = "kept"
-            return
-        self.report.manifest = "written" if complete else "withdrawn" if path.exists() else "none"
-        if self.acting:
-            self._write_restored(only_missing=True)  # the manifest may be all that knows of them
-            path.unlink(missing_ok=True)
-            sync_directory(self.root)
-
-    def _move_aside(self) -> None:
+    def _act(self, remains: list[Path]) -> None:
+        written_again = {*self.commits, *map(self._file, self.additions)}
+        for addition in self.additions:  # before anything that names them
+            self._move_aside(self._file(addition))
+            write_addition(
+                self.root, addition.stream, addition.keys, shard_items=addition.shard_items, attempt=addition.attempt
+            )
+        for file, commit in self.commits.items():  # the gathered commits may be all that knows of them
+            self._move_aside(file)
+            put_if_absent(file, dump_json(msgspec.to_builtins(commit)))
+        for path in self.gathered:
+            self._move_aside(path)
         for path in self.moved:
-            if path.exists():
-                target = self.aside / self._name(path)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.rename(path, target)
-                sync_directory(path.parent)
+            if path not in written_again:
+                self._move_aside(path)
+        for path in remains:
+            remove(path, self.root, strict=True)
+        for name in list_names(self.root):
+            with contextlib.suppress(OSError):  # not empty
+                (self.root / "lists" / name).rmdir()
+        self.library.refresh()
+        for path in self.gathered:
+            addition = self.contents.additions.get((path.parent.name, path.stem))
+            if addition is not None:
+                self.library.settle(addition)
 
-    def _write_restored(self, *, only_missing: bool = False) -> None:
-        """Commit files again from the manifest; `only_missing` leaves those whose unreadable file still stands there."""
-        names = set(self.report.restored)
-        for revisions in self.commits.values():
-            for commit in revisions.values():
-                file = self._commit_file(commit)
-                if self._name(file) in names and not (only_missing and file.exists()):
-                    put_if_absent(file, dump_json(msgspec.structs.asdict(commit)))
+    def _move_aside(self, path: Path) -> None:
+        if os.path.lexists(path):
+            target = self.aside / self._name(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(path, target)
+            sync_directory(path.parent)
 
-    def _commit_file(self, commit: Commit) -> Path:
-        return commit_file(self.root, commit.stream, commit.shard, commit.revision)
+    def _file(self, addition: Addition) -> Path:
+        return folder(self.root, addition.stream) / f"{addition.name}.txt"
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
+
+
+def rebuilt_addition(library: Library, stream: str, name: str, rows: Mapping[int, Any]) -> Addition | None:
+    """An addition from the keys in its shards; None unless they are all of it, as its name proves.
+
+    Args:
+        rows: number of a shard → its commit, as JSON.
+    """
+    try:
+        if sorted(rows) != [*range(len(rows))] or not rows:
+            return None
+        keys = np.concatenate([_keys_in(library, stream, name, number, row) for number, row in sorted(rows.items())])
+        shard_items = int(rows[0].get("shard_items") or rows[0]["items"][1])
+        addition = addition_of(stream, keys, shard_items=shard_items, attempt=int(rows[0].get("attempt") or 0))
+        if addition.name != name:
+            return None
+        for row in rows.values():
+            parse_commit(library, row, addition)
+    except Exception:  # libraries raise whatever they like on damaged files
+        return None
+    return addition
+
+
+def _keys_in(library: Library, stream: str, name: str, number: int, row: Mapping[str, Any]) -> np.ndarray:
+    """(n, 16) uint8, keys as a shard itself tells them. Raises whatever damaged files provoke."""
+    path = row["path"]
+    if not re.fullmatch(rf"shards/{stream}/{name}-{number:05d}-[^/]+", path):
+        raise ValueError("it names no shard of this cache")
+    with library.format.opened(library.path / path) as shard:
+        told = unpack_strings(shard.read("id_bytes"), shard.read("id_offsets"))
+    return from_lines("".join(f"{key}\n" for key in told).encode())
+
+
+def _same(one: Commit, other: Commit) -> bool:
+    return (one.path, one.arrays, one.failures) == (other.path, other.arrays, other.failures)
+
+
+def _is_run(items: Any) -> bool:
+    return isinstance(items, list) and len(items) == 2 and all(isinstance(item, int) for item in items)
+
+
+def _reserved(folder: Path) -> list[Path]:
+    """Names that a killed writer took and did not fill (see `files.written`)."""
+    if not folder.is_dir():
+        return []
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".txt", ".json") and path.is_file())
+    return [path for path in files if not written(path)]
 
 
 def _unused(path: Path) -> Path:

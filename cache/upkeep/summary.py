@@ -1,4 +1,4 @@
-"""What is in a cache: counts, losses, sizes."""
+"""What is in a cache: items, lists, losses, sizes."""
 
 from __future__ import annotations
 
@@ -10,55 +10,58 @@ from typing import Any
 
 import numpy as np
 
+from glscl.cache.keys import has_key
+from glscl.cache.library import Library
+from glscl.cache.lists import CacheList, current_version, list_names, read_flat_list, read_list, versions_of
+from glscl.cache.reading import read_entries
 from glscl.cache.schema import STREAMS, Status
-from glscl.cache.store import Store
+from glscl.cache.store import NO_KEY, PENDING, Store, choose_list
+
+_USABLE = [int(status) for status in Status if status.usable]
 
 
-def summarise(store: Store) -> dict[str, Any]:
-    """Counts, losses, sizes and provenance of a cache, complete or not; JSON-able."""
-    committed = {stream: _committed_items(store, stream) for stream in STREAMS}
-    status, frames = _status_and_frames(store)
-    usable = np.isin(status, [s for s in Status if s.usable])
-    splits = {}
-    for name, split in store.splits.items():
-        videos, texts = (_within(committed[s], run) for s, run in (("video", split.videos), ("text", split.texts)))
-        decoded = int(usable[split.videos.start : split.videos.stop].sum())
-        splits[name] = {
-            "videos": decoded,
-            "texts": texts,
-            "videos_listed": len(split.videos),
-            "texts_listed": len(split.texts),
-            "expected_videos": split.expected.videos,
-            "expected_captions": split.expected.captions,
-            "videos_failed": videos - decoded,
-            "texts_without_video": None,
-        }
-    if store.complete:
-        index = store.arrays("text", ["video_index"])["video_index"]
-        for name, split in store.splits.items():
-            splits[name]["texts_without_video"] = int((index[split.texts.start : split.texts.stop] < 0).sum())
-    failed = store.failures()
+def summarise(library: Library, list: str | None = None) -> dict[str, Any]:
+    """Items, lists, losses, sizes and provenance of a cache, complete or not; JSON-able.
+
+    Args:
+        list: of which list splits and failures are counted, as `open_store` takes it; None takes the only one there is.
+
+    Returns:
+        `items` and `unlisted` (those that no current list names) count all that is there, `lists` has a row a list, and
+        `videos`, `texts`, `frames`, `splits`, `failed` and `notes` are of the one list; with several lists and none chosen the
+        first three are of all items, and `list` is None.
+
+    Raises:
+        NotFoundError: there is no such list.
+        CacheCorruptError: something cannot be read.
+    """
+    shown = _lists_shown(library)
+    store = _chosen(library, list, shown)
+    rows = [_row(Store(library, made), current) for made, current in shown]
     return {
-        "path": str(store.path),
-        "format": store.header["format"],
-        "complete": store.complete,
-        "fingerprint": store.fingerprint,
-        "videos": int(usable.sum()),
-        "texts": len(committed["text"]),
-        "frames": frames,
-        "embed_dim": store.embed_dim,
-        "dtype": store.dtype,
-        "tokens": store.has_tokens,
-        "shards": {s: {"committed": len(store.commits(s)), "planned": store.num_shards(s)} for s in STREAMS},
-        "splits": splits,
-        "failed": [{"id": f["id"], "reason": f["reason"], "status": f["status"]} for f in failed],
-        "failed_by_status": dict(Counter(f["status"] for f in failed)),
-        "bytes": bytes_on_disk(store.path),
-        "stored_frames": _stored_frames(store),
-        "notes": list(store.header.get("notes", [])),
-        "configuration": store.configuration,
-        "created": store.header.get("created"),
-        "provenance": store.header.get("provenance", {}),
+        "path": str(library.path),
+        "format": library.header["format"],
+        "complete": bool(rows) and all(row["complete"] for row in rows) if store is None else store.complete,
+        "fingerprint": library.fingerprint,
+        **_counts(library, store),
+        "embed_dim": library.embed_dim,
+        "dtype": library.dtype,
+        "tokens": library.has_tokens,
+        "items": {stream: _items(library, stream) for stream in STREAMS},
+        "unlisted": {
+            stream: _unlisted(library, stream, [made for made, current in shown if current]) for stream in STREAMS
+        },
+        "additions": {stream: len(library.stream(stream).additions) for stream in STREAMS},
+        "shards": {
+            stream: {"committed": len(library.stream(stream).commits), "planned": len(library.stream(stream).places)}
+            for stream in STREAMS
+        },
+        "lists": rows,
+        "bytes": bytes_on_disk(library.path),
+        "stored_frames": _stored_frames(library),
+        "configuration": library.configuration,
+        "created": library.header.get("created"),
+        "versions": library.header.get("versions", {}),
     }
 
 
@@ -69,30 +72,134 @@ def bytes_on_disk(path: Path) -> int:
     return sum(os.lstat(Path(d, name)).st_size for d, _, names in os.walk(path) for name in names)
 
 
-def _committed_items(store: Store, stream: str) -> set[int]:
-    return {item for commit in store.commits(stream).values() for item in range(*commit.items)}
+def _lists_shown(library: Library) -> list[tuple[CacheList, bool]]:
+    """The versions that count, and those that were begun after them and never finished; whether each counts."""
+    if library.is_flat:
+        return [(read_flat_list(library.path, library.header, library.header["format"]), True)]
+    root, found = library.path, []
+    for name in list_names(root):
+        current = current_version(root, name)
+        versions = {each: read_list(root, name, each, library.header["format"]) for each in versions_of(root, name)}
+        since = versions[current].created if current in versions else ""
+        if current in versions:
+            found.append((versions[current], True))
+        for version, made in versions.items():
+            if (version != current and made.created >= since and not Store(library, made).complete) or current is None:
+                found.append((made, False))
+    return found
 
 
-def _stored_frames(store: Store) -> dict[str, Any] | None:
+def _chosen(library: Library, asked: str | None, shown: list[tuple[CacheList, bool]]) -> Store | None:
+    """The list whose splits are shown: the one asked for, else the only one, finished or not."""
+    if asked is not None:
+        return Store(library, choose_list(library, asked))
+    counting = [made for made, current in shown if current] or [made for made, _ in shown]
+    return Store(library, counting[0]) if len(counting) == 1 and len({made.name for made, _ in shown}) == 1 else None
+
+
+def _row(store: Store, current: bool) -> dict[str, Any]:
+    """A list in the table of lists."""
+    made, status, numbers = store.list, store.status(), store.numbers["video"]
+    failed = ~np.isin(status, _USABLE) & (numbers >= 0)
+    return {
+        "name": made.name,
+        "hash": made.hash,
+        "annotations": made.annotations,
+        "dataset": made.dataset,
+        "current": current,
+        "complete": store.complete,
+        "videos": len(made.video_ids),
+        "captions": len(made.text_ids),
+        "without_file": int((numbers == NO_KEY).sum()),
+        "failed": int(failed.sum()),
+        "pending": {stream: int((store.numbers[stream] == PENDING).sum()) for stream in STREAMS},
+        "known_by_id": made.known_by_id,
+        "command": made.command,
+        "created": made.created,
+    }
+
+
+def _counts(library: Library, store: Store | None) -> dict[str, Any]:
+    """Videos, texts and frames of a list, its splits, and what it lost; without one, of all items."""
+    if store is None:
+        about = library.stream("video")
+        usable = np.flatnonzero(np.isin(about.status, _USABLE) & _counting(library, "video"))
+        none: dict[str, Any] = {"list": None, "videos": len(usable), "texts": len(library.stream("text").index)}
+        none |= {"frames": _frames(library, usable), "splits": {}, "failed": [], "failed_by_status": {}}
+        return none | {"notes": [], "provenance": {}}
+    usable = np.isin(store.status(), _USABLE)
+    there = {stream: store.numbers[stream] >= 0 for stream in STREAMS}
+    failed, made = store.failures(), store.list
+    return {
+        "list": f"{made.name}@{made.hash}",
+        "videos": int(usable.sum()),
+        "texts": int(there["text"].sum()),
+        "frames": _frames(library, np.unique(store.numbers["video"][usable])),
+        "splits": _splits(store, usable, there["text"]),
+        "failed": [{"id": f["id"], "reason": f["reason"], "status": f["status"]} for f in failed],
+        "failed_by_status": dict(Counter(f["status"] for f in failed)),
+        "notes": [*made.notes],
+        "provenance": {"command": made.command, "versions": dict(made.versions), "recipe": store.recipe},
+    }
+
+
+def _splits(store: Store, usable: np.ndarray, texts: np.ndarray) -> dict[str, Any]:
+    """A row a split. `usable` (V,) and `texts` (T,) bool: which entries have features."""
+    owner, pending = store.list.text_video, store.numbers["video"] == PENDING
+    lost = (owner < 0) | ~(usable[np.maximum(owner, 0)] if len(usable) else np.zeros(len(owner), bool))
+    found = {}
+    for name, split in store.splits.items():
+        videos, captions = slice(split.videos.start, split.videos.stop), slice(split.texts.start, split.texts.stop)
+        found[name] = {
+            "videos": int(usable[videos].sum()),
+            "texts": int(texts[captions].sum()),
+            "videos_listed": len(split.videos),
+            "texts_listed": len(split.texts),
+            "expected_videos": split.expected.videos,
+            "expected_captions": split.expected.captions,
+            "videos_failed": int((~usable[videos] & ~pending[videos]).sum()),
+            "texts_without_video": int(lost[captions].sum()) if store.complete else None,
+        }
+    return found
+
+
+def _items(library: Library, stream: str) -> dict[str, int]:
+    """Different items: how many are there, with features and without, and how many of the additions are awaited."""
+    about = library.stream(stream)
+    counting = _counting(library, stream)
+    usable = int((np.isin(about.status, _USABLE) & counting).sum())
+    awaited = sum(int((about.index.find(about.keys_at(place)) < 0).sum()) for place in about.pending())
+    return {"there": int(counting.sum()), "usable": usable, "pending": awaited}
+
+
+def _counting(library: Library, stream: str) -> np.ndarray:
+    """(N,) bool, the item of each key that counts."""
+    about = library.stream(stream)
+    found = np.zeros(about.num_items, bool)
+    found[about.index.find(about.keys[about.is_committed])] = True
+    return found
+
+
+def _unlisted(library: Library, stream: str, lists: list[CacheList]) -> int:
+    """Items that are there and that none of the lists names."""
+    unnamed = _counting(library, stream)
+    for made in lists:
+        keys = made.video_key if stream == "video" else made.text_key
+        numbers = library.stream(stream).index.find(keys[has_key(keys)])
+        unnamed[numbers[numbers >= 0]] = False
+    return int(unnamed.sum())
+
+
+def _frames(library: Library, numbers: np.ndarray) -> int:
+    """Frames of some videos, each counted once."""
+    return int(read_entries(library, "video", ["offsets"], numbers)["offsets"][-1])
+
+
+def _stored_frames(library: Library) -> dict[str, Any] | None:
     """How frames are stored, and their bytes so far; None where they are not."""
-    if store.frames is None:
+    if library.frames is None:
         return None
-    described = [commit.arrays[name] for commit in store.commits("video").values() for name in store.frames.arrays]
+    commits = library.stream("video").commits.values()
+    described = [commit.arrays[name] for commit in commits for name in library.frames.arrays]
     sizes = [math.prod(array["shape"]) * np.dtype(array["dtype"]).itemsize for array in described]
-    return {**store.frames.as_header(), "bytes": sum(sizes)}
-
-
-def _within(items: set[int], run: range) -> int:
-    return sum(item in items for item in run)
-
-
-def _status_and_frames(store: Store) -> tuple[np.ndarray, int]:
-    """Status of every planned video (MISSING where its shard is not committed yet) and the frames committed so far."""
-    status = np.full(store.num_items["video"], int(Status.MISSING), np.uint8)
-    frames = 0
-    for commit in store.commits("video").values():
-        items = range(*commit.items)
-        found = store.arrays("video", ["status", "offsets"], items=items)
-        status[items.start : items.stop] = found["status"]
-        frames += int(found["offsets"][-1])
-    return status, frames
+    return {**library.frames.as_header(), "bytes": sum(sizes)}

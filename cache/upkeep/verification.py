@@ -3,81 +3,132 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from glscl.cache import backbone_tensors
-from glscl.cache.files import links_below, written
-from glscl.cache.fingerprint import annotation_hash
+from glscl.cache.files import links_below
 from glscl.cache.formats import OpenShard
+from glscl.cache.keys import to_lines
 from glscl.cache.library import Library
-from glscl.cache.plan import plan_file, read_plan
+from glscl.cache.lists import read_flat_list
 from glscl.cache.records import Commit
-from glscl.cache.schema import STREAMS
-from glscl.cache.shard_arrays import FLOAT, LAYOUT, checksum, decode_features
+from glscl.cache.schema import STREAMS, Status
+from glscl.cache.shard_arrays import FLOAT, LAYOUT, checksum, decode_features, unpack_strings
 from glscl.cache.shards import shard_path
+from glscl.cache.upkeep.contents import Contents, is_gathered, keys_tell_texts, read_contents, wrong_keys
 from glscl.common.errors import CacheCorruptError, first_line
 
 
-def verify(library: Library, *, progress: Callable[[], None] = lambda: None) -> list[str]:
-    """Every contradiction with checksums, shapes, boundaries or finiteness, as a line; none of a good cache.
+def count_shards(library: Library) -> int:
+    """How many shards `verify` reads back; of a damaged cache about as many."""
+    try:
+        return sum(len(library.stream(stream).commits) for stream in STREAMS)
+    except CacheCorruptError:
+        return sum(1 for stream in STREAMS for _ in (library.path / "shards" / stream).glob("*-*-*"))
 
-    Read back are the committed shards, the plan and the backbone's tensors. A link anywhere in the cache is a problem too.
+
+def verify(library: Library, *, progress: Callable[[], None] = lambda: None) -> list[str]:
+    """Every contradiction, as a line; none of a good cache.
+
+    Read back are additions (against their names), commits, lists (against their checksums and hashes), the backbone's tensors,
+    and every committed shard: checksums, shapes, boundaries, finiteness, and keys, of which those of captions are made again.
+    A link anywhere in the cache is a problem too.
 
     Args:
         progress: called after each shard.
     """
-    damaged = damaged_files(library).items()
-    problems = [f"{path.relative_to(library.path).as_posix()}: {wrong}" for path, wrong in damaged]
-    for link in sorted(links_below(library.path)):
-        problems.append(f"{link.relative_to(library.path).as_posix()} is a link to {os.readlink(link)}")
+    if library.is_flat:
+        return _verify_flat(library, progress)
+    root, contents = library.path, read_contents(library)
+    problems = [f"{path.relative_to(root).as_posix()}: {wrong}" for path, wrong in sorted(contents.damaged.items())]
+    for link in sorted(links_below(root)):
+        problems.append(f"{link.relative_to(root).as_posix()} is a link to {os.readlink(link)}")
+    for (stream, name), files in sorted(contents.lost.items()):
+        problems.append(f"additions/{stream}/{name}.txt is not there or damaged; {len(files)} commits are of it")
+    for (stream, name, _), files in sorted(contents.commits.items()):
+        for commit in _different(files):
+            problems += verify_commit(library, commit, contents.additions[stream, name].keys)
+        progress()
+    return problems + _without_version(contents)
+
+
+def _different(files: Mapping[Path, Commit]) -> list[Commit]:
+    """What is said of one shard, in its own file and among all commits of its addition; once where it is the same."""
+    found: list[Commit] = []
+    for _, commit in sorted(files.items(), key=lambda each: is_gathered(each[0])):
+        if all(commit.path != other.path or commit.arrays != other.arrays for other in found):
+            found.append(commit)
+    return found
+
+
+def _without_version(contents: Contents) -> list[str]:
+    """Lists of which the version that counts is damaged."""
+    good = {(made.name, made.hash) for made in contents.lists}
+    return [
+        f"lists/{name}/current names the version {version}, which is damaged"
+        for name, version in sorted(contents.current.items())
+        if (name, version) not in good
+    ]
+
+
+def _verify_flat(library: Library, progress: Callable[[], None]) -> list[str]:
+    problems: list[str] = []
+    try:
+        made = read_flat_list(library.path, library.header, library.header["format"])
+        if keys_tell_texts(library) and (count := wrong_keys(made.text_key, made.captions)):
+            problems.append(f"list: {count} keys are not those of their captions")
+    except CacheCorruptError as error:
+        problems.append(error.message)
     for stream in STREAMS:
-        for _, commit in sorted(library.commits(stream).items()):
-            problems += verify_commit(library, commit)
+        try:
+            about = library.stream(stream)
+        except CacheCorruptError as error:
+            problems.append(error.message)
+            continue
+        for place in about.committed():
+            commit = about.commits[place.addition.name, place.shard]
+            problems += verify_commit(library, commit, place.addition.keys)
             progress()
     return problems
 
 
-def damaged_files(library: Library) -> dict[Path, str]:
-    """File → what is wrong with it, for the plan and the backbone's tensors of a cache folder.
+def verify_commit(library: Library, commit: Commit, keys: np.ndarray) -> list[str]:
+    """As `verify`, of one shard.
 
-    Of the plan all but the paths of the videos is compared with the hash in the configuration.
+    Args:
+        keys: (n, 16) uint8, of all items of its addition.
     """
-    if library.is_flat:  # it has no plan, and of the tensors the format's own checksums
-        return {}
-    tensors = backbone_tensors.damage(library.path)
-    return _damaged_plan(library) | ({backbone_tensors.tensors_file(library.path): tensors} if tensors else {})
-
-
-def _damaged_plan(library: Library) -> dict[Path, str]:
-    files = {stream: plan_file(library.path, stream) for stream in STREAMS}
-    there = all(written(path) if library.num_items[stream] else path.exists() for stream, path in files.items())
-    if not there and not (library.path / "manifest.json").exists():
-        return {}  # not written yet: the next extraction does
-    items: dict[str, list[Any]] = {}
-    found: dict[Path, str] = {}
-    for stream, path in files.items():
-        try:
-            items[stream] = read_plan(library.path, stream, library.num_items[stream])
-        except CacheCorruptError as error:
-            found[path] = str(error).removeprefix(f"{path} ").removeprefix(f"{path}, ")
-    if not found and annotation_hash(items["video"], items["text"]) != library.configuration.get("annotations"):
-        wrong = "ids, splits, clips or captions in plan/ are not those that the cache was begun with"
-        found = dict.fromkeys(files.values(), wrong)
-    return found
-
-
-def verify_commit(library: Library, commit: Commit) -> list[str]:
-    """As `verify`, of one shard; the commit need not be the one in force."""
     try:
         with library.format.opened(shard_path(library.path, commit)) as shard:
             problems, arrays = _read_back(commit, shard)
+        problems += [*_contradictions(commit, arrays, library.dtype)]
+        if not problems:
+            own = keys[commit.items[0] : commit.items[1]]
+            problems += _wrong_keys(library, commit, own, arrays) or _wrong_failures(commit, own, arrays["status"])
     except Exception as error:  # libraries raise whatever they like on damaged files
         return [f"{commit.path} cannot be read: {first_line(error)}"]
-    return [f"{commit.path}: {problem}" for problem in (*problems, *_contradictions(commit, arrays, library.dtype))]
+    return [f"{commit.path}: {problem}" for problem in problems]
+
+
+def _wrong_keys(library: Library, commit: Commit, keys: np.ndarray, arrays: dict[str, np.ndarray]) -> list[str]:
+    """Whether the items are those of the addition, and captions those of their keys."""
+    told = "".join(f"{key}\n" for key in unpack_strings(arrays["id_bytes"], arrays["id_offsets"]))
+    if told.encode() != to_lines(keys):
+        return ["its items are not those of its addition"]
+    if commit.stream == "text" and keys_tell_texts(library):
+        count = wrong_keys(keys, unpack_strings(arrays["text_bytes"], arrays["text_offsets"]))
+        return [f"{count} keys are not those of their captions"] if count else []
+    return []
+
+
+def _wrong_failures(commit: Commit, keys: np.ndarray, status: np.ndarray) -> list[str]:
+    """Whether the commit names exactly the items that failed: by it readers know which items are usable."""
+    rows = np.flatnonzero(status != int(Status.OK)).tolist()
+    found = {keys[row].tobytes().hex(): int(status[row]) for row in rows}
+    told = {failure["key"]: int(Status[failure["status"].upper()]) for failure in commit.failures}
+    return [] if found == told else ["its commit names other failures than it holds"]
 
 
 def _read_back(commit: Commit, shard: OpenShard) -> tuple[list[str], dict[str, np.ndarray]]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from glscl.cache.store import open_store
+from glscl.cache.store import open_store, resume_hint
 from glscl.commands.options import COMMANDS
-from glscl.commands.typed_commands import going_on, moved_to
+from glscl.commands.typed_commands import going_on
 from glscl.commands.wording import error_text
 from glscl.common.errors import CacheIncompleteError
 
@@ -40,18 +40,6 @@ def test_what_is_true_already_stays_as_it_was_typed(tmp_path, monkeypatch):
     assert going_on("glscl extract --dataset a", now) == "glscl extract --dataset a"
 
 
-@pytest.mark.parametrize(
-    ("typed", "expected"),
-    [
-        ("glscl extract --out a --fps 2", "glscl extract --out b --fps 2"),
-        ("glscl extract", "glscl extract"),
-        ("glscl 'no", "glscl 'no"),
-    ],
-)
-def test_a_merged_cache_is_another_folder_than_its_parts(typed, expected):
-    assert moved_to(typed, Path("b")) == expected
-
-
 def test_a_cache_that_was_moved_while_unfinished_names_itself(small_cache, tmp_path):
     made = small_cache()
     made.commit(made.create(), "video", 0)
@@ -65,6 +53,6 @@ def test_a_cache_that_was_moved_while_unfinished_names_itself(small_cache, tmp_p
 
 def test_a_cache_without_a_recorded_command_is_gone_on_with_by_its_folder(small_cache, tmp_path):
     made = small_cache()
-    made.spec.provenance.clear()
-    hint = made.create().resume_hint()
-    assert (hint.command, hint.settings) == ("extract", {"out": made.path})
+    made.command = ""
+    hint = resume_hint(made.create(), "made")
+    assert (hint.command, hint.settings) == ("extract", {"out": made.path, "format": "zarr", "list": "made"})

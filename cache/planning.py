@@ -1,0 +1,83 @@
+"""What is left to encode of what somebody wants: shards that were begun, and keys that no addition has."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from glscl.cache.additions import KeyIndex
+from glscl.cache.library import Library, Place, Stream
+from glscl.cache.schema import Status
+
+_RETRIED = (int(Status.DECODE_ERROR), int(Status.TIMED_OUT))
+
+
+class Work(NamedTuple):
+    """What an extraction has to do for a stream.
+
+    Attributes:
+        finish: shards that were begun and are wanted whole.
+        new: (n, 16) uint8, keys for another addition, in the order in which they are wanted.
+        attempt: of that addition.
+        had: how many of the wanted keys are there already.
+        left: pending shards that hold wanted keys and are another part's, or not wanted whole.
+    """
+
+    finish: list[Place]
+    new: np.ndarray
+    attempt: int
+    had: int
+    left: int
+
+
+def work_for(library: Library, stream: str, wanted: np.ndarray, *, parts: int = 1, retry_failed: bool = False) -> Work:
+    """Plan a stream. A key is had if a committed item of it is not MISSING; what was not decoded may be tried again.
+
+    Args:
+        wanted: (n, 16) uint8; a key that stands more than once is wanted once.
+        parts: of how many launches beside each other this is one: what others may be at work on is left to them.
+        retry_failed: also try again what gave no frames, unless a retry that was begun is not done yet: that comes first.
+    """
+    about = library.stream(stream)
+    wanted = _each_once(wanted)
+    retry = retry_failed and not any(place.addition.attempt for place in about.pending())
+    missing = ~_had(about, wanted, retry)
+    index = KeyIndex(wanted[missing], np.zeros(int(missing.sum()), np.uint8))
+    finish, left, taken = [], 0, np.zeros(len(index), bool)
+    for place in about.pending():
+        rows = index.find(about.keys_at(place))
+        if (rows >= 0).all():
+            finish.append(place)
+        elif (rows >= 0).any():
+            left += 1
+        if (rows >= 0).all() or parts > 1:
+            taken[rows[rows >= 0]] = True
+    new = wanted[missing][~taken]
+    return Work(finish, new, _attempt(about, new), int(len(wanted) - missing.sum()), left)
+
+
+def _had(about: Stream, wanted: np.ndarray, retry: bool) -> np.ndarray:
+    """(n,) bool, whether a committed item of each key is there that need not be made again."""
+    numbers = about.index.find(wanted)
+    status = np.full(len(wanted), int(Status.MISSING), np.uint8)
+    status[numbers >= 0] = about.status[numbers[numbers >= 0]]
+    had = status != int(Status.MISSING)
+    return had & ~np.isin(status, _RETRIED) if retry else had
+
+
+def _attempt(about: Stream, new: np.ndarray) -> int:
+    """The most additions that hold one of the keys already: so that asking for the same keys again is another addition."""
+    if not len(new):
+        return 0
+    index, times = KeyIndex(new, np.zeros(len(new), np.uint8)), np.zeros(len(new), np.int64)
+    for addition in about.additions:
+        rows = index.find(addition.keys)
+        times[rows[rows >= 0]] += 1
+    return int(times.max())
+
+
+def _each_once(keys: np.ndarray) -> np.ndarray:
+    """The different keys, in the order in which they stand first."""
+    _, first = np.unique(np.ascontiguousarray(keys).view("V16")[:, 0], return_index=True)
+    return keys[np.sort(first)]

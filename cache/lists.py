@@ -88,6 +88,7 @@ class ListRecord(msgspec.Struct, kw_only=True):
     path: str
     arrays: dict[str, StoredArray]
     command: str = ""
+    settings: dict[str, Any] = {}
     created: str = ""
     versions: dict[str, str] = {}
 
@@ -108,7 +109,7 @@ class CacheList:
         text_video: (T,) int64, row of the text's video; −1 where the list has none.
         notes: what the reader dropped or chose. unreadable: files that could not be read, with the reason.
         known_by_id: videos whose key comes from an earlier version, without a file.
-        command, created, versions: provenance, not hashed.
+        command, settings, created, versions: provenance, not hashed.
     """
 
     name: str
@@ -129,6 +130,7 @@ class CacheList:
     unreadable: dict[str, str] = field(default_factory=dict)
     known_by_id: int = 0
     command: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
     created: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     annotations: str = ""  # hash of ids, splits, times and captions
@@ -330,6 +332,7 @@ def from_arrays(record: ListRecord, arrays: Mapping[str, np.ndarray]) -> CacheLi
         unreadable={each.id: each.reason for each in record.unreadable},
         known_by_id=record.known_by_id,
         command=record.command,
+        settings=record.settings,
         created=record.created,
         versions=record.versions,
     )
@@ -453,6 +456,7 @@ def list_record(made: CacheList, arrays: Mapping[str, np.ndarray], path: str) ->
         path=path,
         arrays={name: describe_array(array) for name, array in arrays.items()},
         command=made.command,
+        settings=dict(made.settings),
         created=made.created,
         versions=dict(made.versions),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -57,13 +57,16 @@ class RunRecord(Struct):
     cache: str
     cache_fingerprint: str
     settings: StoredSettings
-    history: list[HistoryRow]
+    history: Sequence[HistoryRow]
     selection: Literal["validation", "last", "test"] = "last"
     versions: dict[str, Any] = {}
     training: TrainedOn | None = None
     imported: Imported = Imported()
     cache_configuration: dict[str, Any] | None = None
     command: str = ""
+    list: str = ""  # name of the list it was trained on, the version of it, and the hash of its annotations alone
+    list_hash: str = ""
+    annotations: str = ""
     best: HistoryRow | None = None
     weights: dict[str, BackboneFile] = {}
 

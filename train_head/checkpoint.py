@@ -25,7 +25,9 @@ from torch.overrides import TorchFunctionMode
 
 from glscl.cache.files import dump_json, utf8_name, write_atomically
 from glscl.cache.fingerprint import differences
-from glscl.cache.store import Store
+from glscl.cache.library import Library, open_library
+from glscl.cache.lists import current_version, list_names
+from glscl.cache.store import Store, choose_list
 from glscl.common.errors import CheckpointError, FingerprintError, Hint, NotFoundError
 from glscl.train_head.heads import build_head, recorded_head_class
 from glscl.train_head.heads.base import Head
@@ -206,6 +208,46 @@ class _Unfilled(TorchFunctionMode):
 
 
 # --- the cache a run belongs to ----------------------------------------------------------------------------------------
+
+
+def open_recorded(record: Mapping[str, Any], cache: Path | None = None, list: str | None = None) -> Store:
+    """The cache that a run or a result was made from, or another one, seen at the list it was made from.
+
+    By its hash, not its name: what was added to the list since does not change what is read. Another cache that does not
+    have that version is seen at its only list.
+
+    Args:
+        record: content of run.json or of a result file.
+        cache: another place to look at; by default the recorded one.
+        list: another list, as `glscl.cache.store.open_store` takes it.
+
+    Raises:
+        NotFoundError: the recorded cache does not have that version of the list any more.
+        UsageError: another cache does not have it, and several lists.
+        Others: see `open_store`.
+    """
+    library = open_library(Path(record["cache"]) if cache is None else cache)
+    name, version = record.get("list"), record.get("list_hash")
+    if list is not None or not version:
+        return Store(library, choose_list(library, list))
+    for known_as in (f"{name}@{version}", version):
+        with contextlib.suppress(NotFoundError):
+            return Store(library, choose_list(library, known_as))
+    if os.path.realpath(library.path) == os.path.realpath(record["cache"]):
+        raise NotFoundError(
+            f"{library.path} does not have the list {name}@{version} any more; it has {_lists(library)}",
+            hint="Choose one with `list`",
+        )
+    return Store(library, choose_list(library, None))
+
+
+def _lists(library: Library) -> str:
+    """The current versions of the lists of a cache, as they are named."""
+    if library.is_flat:
+        only = choose_list(library, None)
+        return f"{only.name}@{only.hash}"
+    named = [(name, current_version(library.path, name)) for name in list_names(library.path)]
+    return ", ".join(name if version is None else f"{name}@{version}" for name, version in named) or "none"
 
 
 def check_cache(folder: Path | str, run: Mapping[str, Any], store: Store, *, which: str = "best") -> list[str]:

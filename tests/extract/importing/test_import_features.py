@@ -134,7 +134,7 @@ def test_frames_come_in_every_shape_and_type_people_have(annotations, frames, te
     assert (summary.videos, summary.frames, summary.texts, summary.failed) == (5, sum(LENGTHS), 10, [])
     padding = "took 28 all-zero frames at the end of 5 videos for padding: -abc_1_5, clip.one.mov, vidéo3, ..."
     assert (padding in summary.notes) == (shape == "padded with zeros")
-    assert not store.has_tokens and verify(store) == []
+    assert not store.has_tokens and verify(store.library) == []
 
 
 def containers(tmp_path: Path, arrays: dict[str, np.ndarray]) -> dict[str, Path]:
@@ -311,7 +311,7 @@ def test_missing_videos_and_captions_are_recorded_and_foreign_entries_counted(an
     ids = [text.id for text in annotations.texts]
     keyed = one_file(tmp_path / "t.npz", {id: row for id, row in zip(ids, texts) if id != "last#1"})
     summary = import_features(annotations, given, tmp_path / "cache", text_features=keyed)
-    assert (summary.videos, summary.texts, summary.texts_without_video) == (3, 9, 4)
+    assert (summary.videos, summary.texts, summary.texts_without_video) == (3, 7, 4)
     reasons = {failure["id"]: (failure["status"], failure["reason"]) for failure in summary.failed}
     assert reasons == {
         "vidéo3": ("missing", "no features for this id"),
@@ -322,7 +322,7 @@ def test_missing_videos_and_captions_are_recorded_and_foreign_entries_counted(an
                for line in summary.notes)  # fmt: skip
     assert "left out 1 of 10 captions that have no features: last#1" in summary.notes
     store = open_store(tmp_path / "cache")
-    assert store.header["notes"] == summary.notes
+    assert store.list.notes == summary.notes
     assert store.arrays("video")["status"].tolist() == [0, 0, Status.MISSING, Status.DECODE_ERROR, 0]
 
 

@@ -91,6 +91,7 @@ def extract(
     backbone: Backbone | None = None,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
+    known: KnownFiles | None = None,
 ) -> ExtractionSummary:
     """Bring the items of a list into a cache, which is made where there is none. What it has is not encoded again.
 
@@ -104,6 +105,7 @@ def extract(
         origin: what the list is called and where it comes from; by default it is called as the data set.
         backbone: encodes frames and captions; None loads the one that the settings name, where there is anything to encode.
         device: where a backbone that is loaded here encodes.
+        known: the memo of contents, where a reader has hashed files already; that of the cache by default.
 
     Raises:
         NotFoundError: not one of the videos is there.
@@ -124,6 +126,7 @@ def extract(
         torch.device(device),
         progress or Progress(quiet=True),
     )
+    run.known = known or run.known
     run.open()
     run.plan()
     already = run.nothing_left and run.is_current
@@ -132,12 +135,14 @@ def extract(
     return run.summary(already, seconds=time.perf_counter() - started)
 
 
-def count_encoded(annotations: Annotations, out: Path, origin: ListOrigin | None = None) -> dict[str, int]:
+def count_encoded(
+    annotations: Annotations, out: Path, origin: ListOrigin | None = None, known: KnownFiles | None = None
+) -> dict[str, int]:
     """How many different "videos" and "texts" of a list a cache holds already; 0 where there is no cache. Writes nothing."""
     if not written(out / "store.json"):
         return {"videos": 0, "texts": 0}
     library = open_library(out)
-    made = list_of(annotations, KnownFiles.read(out), origin or ListOrigin(), library).made
+    made = list_of(annotations, known or KnownFiles.read(out), origin or ListOrigin(), library).made
     return {"videos": _answered(library, "video", made.video_key), "texts": _answered(library, "text", made.text_key)}
 
 

@@ -37,14 +37,17 @@ def work_for(library: Library, stream: str, wanted: np.ndarray, *, parts: int = 
     Args:
         wanted: (n, 16) uint8; a key that stands more than once is wanted once.
         parts: of how many launches beside each other this is one: what others may be at work on is left to them.
-        retry_failed: also try again what gave no frames, unless a retry that was begun is not done yet: that comes first.
+        retry_failed: also try again what gave no frames. Where that was begun and not done, it is finished, and no more.
     """
     about = library.stream(stream)
     wanted = _each_once(wanted)
-    retry = retry_failed and not any(place.addition.attempt for place in about.pending())
-    missing = ~_had(about, wanted, retry)
-    index = KeyIndex(wanted[missing], np.zeros(int(missing.sum()), np.uint8))
-    finish, left, taken = [], 0, np.zeros(len(index), bool)
+    status = _status(about, wanted)
+    had = status != int(Status.MISSING)
+    again = had & np.isin(status, _RETRIED) & retry_failed
+    missing = ~had | again
+    wanted, again = wanted[missing], again[missing]
+    index = KeyIndex(wanted, np.zeros(len(wanted), np.uint8))
+    finish, left, taken = [], 0, np.zeros(len(wanted), bool)
     for place in about.pending():
         rows = index.find(about.keys_at(place))
         if (rows >= 0).all():
@@ -53,17 +56,18 @@ def work_for(library: Library, stream: str, wanted: np.ndarray, *, parts: int = 
             left += 1
         if (rows >= 0).all() or parts > 1:
             taken[rows[rows >= 0]] = True
-    new = wanted[missing][~taken]
-    return Work(finish, new, _attempt(about, new), int(len(wanted) - missing.sum()), left)
+    if (again & taken).any():  # nothing is tried again by two parts, one after the other
+        taken |= again
+    new = wanted[~taken]
+    return Work(finish, new, _attempt(about, new), len(had) - len(wanted), left)
 
 
-def _had(about: Stream, wanted: np.ndarray, retry: bool) -> np.ndarray:
-    """(n,) bool, whether a committed item of each key is there that need not be made again."""
+def _status(about: Stream, wanted: np.ndarray) -> np.ndarray:
+    """(n,) uint8 `Status` of the item of each key, MISSING where none is committed."""
     numbers = about.index.find(wanted)
     status = np.full(len(wanted), int(Status.MISSING), np.uint8)
     status[numbers >= 0] = about.status[numbers[numbers >= 0]]
-    had = status != int(Status.MISSING)
-    return had & ~np.isin(status, _RETRIED) if retry else had
+    return status
 
 
 def _attempt(about: Stream, new: np.ndarray) -> int:

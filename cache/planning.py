@@ -47,12 +47,13 @@ def work_for(library: Library, stream: str, wanted: np.ndarray, *, parts: int = 
     finish, left, taken = [], 0, np.zeros(len(index), bool)
     for place in about.pending():
         rows = index.find(about.keys_at(place))
-        if (rows >= 0).all():
+        asked = rows >= 0
+        if asked.all():
             finish.append(place)
-        elif (rows >= 0).any():
+        elif asked.any():
             left += 1
-        if (rows >= 0).all() or parts > 1:
-            taken[rows[rows >= 0]] = True
+        if asked.all() or parts > 1:
+            taken[rows[asked]] = True
     new = wanted[missing][~taken]
     return Work(finish, new, _attempt(about, new), int(len(wanted) - missing.sum()), left)
 

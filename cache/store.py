@@ -256,16 +256,14 @@ class Store:
 
     def failures(self) -> list[dict[str, Any]]:
         """`{"id", "reason", "status"}` of every video without features, or with fewer than it should have."""
+        imported = self.configuration.get("sampling", {}).get("source") == "imported"
+        nothing = f"no {'features' if imported else 'file found'} for this id"
         noted, status, found = self.library.stream("video").failures, self.status(), []
         for row in np.flatnonzero(status != int(Status.OK)).tolist():
             id, number = self.list.video_ids[row], int(self.numbers["video"][row])
             if number == PENDING:
                 continue
-            reason = (
-                self.list.unreadable.get(id, "no file found for this id")
-                if number == NO_KEY
-                else noted[number]["reason"]
-            )
+            reason = self.list.unreadable.get(id, nothing) if number == NO_KEY else noted[number]["reason"]
             found.append({"id": id, "reason": reason, "status": Status(int(status[row])).name.lower()})
         return found
 

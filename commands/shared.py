@@ -47,6 +47,16 @@ VideosOption = Annotated[
 CacheOption = Annotated[
     Path | None, typer.Option(help="Cache. Default: the run's own, or the only one.", rich_help_panel="Data")
 ]
+ListOption = Annotated[
+    str | None,
+    typer.Option(
+        "--list",
+        help="List of the cache: NAME, NAME@HASH for a version of it, or HASH. Default: the run's own version, or the "
+        "only list.",
+        metavar="NAME",
+        rich_help_panel="Data",
+    ),
+]
 RunsArgument = Annotated[
     list[Path], typer.Argument(help="Run folders or result files; the first is what others are compared with.")
 ]
@@ -69,16 +79,20 @@ def let_import(head: str | None) -> None:
         head_class(head)
 
 
-def open_cache(given: Path | None, run_folder: Path | None = None) -> Store:
-    """The cache named on the command line, else the one that a run was made from, else the only one there is."""
+def open_cache(given: Path | None, run_folder: Path | None = None, list: str | None = None) -> Store:
+    """The cache named on the command line, else the one that a run was made from, else the only one there is.
+
+    Seen at the list that is named, else at the version that the run was made from, else at the only list.
+    """
     from glscl.cache.store import open_store
     from glscl.commands.default_paths import the_cache
-    from glscl.train_head.checkpoint import read_run
+    from glscl.train_head.checkpoint import open_recorded, read_run
 
-    if given is None and run_folder is not None:
-        recorded = Path(read_run(run_folder)["cache"])
-        given = recorded if recorded.exists() else None
-    return open_store(given or the_cache())
+    if run_folder is None:
+        return open_store(given or the_cache(), list)
+    record = read_run(run_folder)
+    where = given or (None if Path(record["cache"]).exists() else the_cache())
+    return open_recorded(record, where, list)
 
 
 def share_of(kind: type, asked: dict[str, Any]) -> dict[str, Any]:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from glscl.common.errors import CheckpointError, FingerprintError, NotFoundError
+from glscl.cache.lists import make_current, write_list
+from glscl.common.errors import CheckpointError, FingerprintError, NotFoundError, UsageError
 from glscl.train_head.checkpoint import (
     Resume,
     check_cache,
     load_resume,
     load_run,
     load_weights,
+    open_recorded,
     read_run,
     save_resume,
     save_weights,
@@ -149,7 +153,7 @@ def test_weights_that_do_not_say_how_far_a_run_was_cannot_be_resumed(folder):
 
 
 def test_a_cache_of_another_backbone_is_refused_with_a_hint_how_to_extract_again(small_cache, folder):
-    store = small_cache().create()
+    store = small_cache().fill()
     with pytest.raises(FingerprintError) as error:
         check_cache(folder.path, folder.run, store)
     assert one_line(error) == (
@@ -159,7 +163,7 @@ def test_a_cache_of_another_backbone_is_refused_with_a_hint_how_to_extract_again
 
 
 def test_other_weights_under_the_same_name_are_refused_too(small_cache, folder):
-    store = small_cache().create()
+    store = small_cache().fill()
     backbone = {"name": "made", "pretrained": "seed", "weights": "f00"}
     run = {**folder.run, "cache_configuration": {"embed_dim": 8, "backbone": backbone}}
     with pytest.raises(FingerprintError, match="weights: found None, expected 'f00'"):
@@ -167,10 +171,67 @@ def test_other_weights_under_the_same_name_are_refused_too(small_cache, folder):
 
 
 def test_another_corpus_through_the_same_backbone_is_allowed_and_told(small_cache, folder):
-    store = small_cache().create()
-    run = {**folder.run, "cache_configuration": {**store.configuration, "dataset": "other"}}
-    assert check_cache(folder.path, run, store) == ["dataset: found 'made', expected 'other'"]
-    assert check_cache(folder.path, {**run, "cache_fingerprint": store.fingerprint}, store) == []
+    store = small_cache().fill()
+    run = {**folder.run, "cache_configuration": {**store.configuration, "dtype": "bfloat16"}}
+    assert check_cache(folder.path, run, store) == ["dtype: found 'float16', expected 'bfloat16'"]
+    run |= {"cache_fingerprint": store.fingerprint, "list": "other", "list_hash": "0" * 16, "annotations": "1" * 16}
+    other = f"list: found made@{store.list_hash}, expected other@{'0' * 16}"
+    assert check_cache(folder.path, run, store) == [other]
+    run |= {"list": "made", "annotations": store.list.annotations}
+    assert check_cache(folder.path, run, store) == [
+        other.replace("other", "made") + ", the same annotations with other files"
+    ]
+    assert check_cache(folder.path, {**run, "list_hash": store.list_hash}, store) == []
+
+
+def with_list(cache, made):
+    """A version of a list that counts from now on."""
+    write_list(cache.path, made, cache.format)
+    make_current(cache.path, made)
+    return made
+
+
+def shorter(cache, *, name="made"):
+    """The list of a cache without its last video."""
+    videos = cache.annotations.videos[:-1]
+    texts = [text for text in cache.annotations.texts if text.video != cache.annotations.videos[-1].id]
+    cache.annotations = replace(cache.annotations, videos=videos, texts=texts)
+    return replace(cache.list, name=name)
+
+
+def test_a_run_is_seen_at_the_version_of_its_list_whatever_was_added_since(small_cache, tmp_path):
+    cache = small_cache()
+    store = cache.fill()
+    run = {"cache": str(cache.path), "list": "made", "list_hash": store.list_hash}
+    newer = with_list(cache, shorter(cache))
+    with_list(cache, shorter(cache, name="other"))
+    assert open_recorded(run).list_hash == store.list_hash != newer.hash
+    assert open_recorded(run, list="made").list_hash == newer.hash
+    assert open_recorded({**run, "list": "renamed"}).list_hash == store.list_hash
+    with pytest.raises(UsageError, match="has several lists: made, other"):
+        open_recorded({"cache": str(cache.path)})
+
+    gone = cache.path / "lists" / "made" / f"{store.list_hash}.json"
+    gone.unlink()
+    with pytest.raises(NotFoundError) as error:
+        open_recorded(run)
+    assert one_line(error).startswith(
+        f"{cache.path} does not have the list made@{store.list_hash} any more; it has made@"
+    )
+    assert "Choose one with `list`" in one_line(error)
+
+
+def test_another_cache_than_the_recorded_one_is_seen_at_its_only_list(small_cache, tmp_path):
+    cache = small_cache()
+    store = cache.fill()
+    run = {"cache": str(cache.path), "list": "made", "list_hash": store.list_hash}
+    copy = shutil.copytree(cache.path, tmp_path / "copy")
+    assert open_recorded(run, copy).list_hash == store.list_hash
+    other = small_cache(videos=7, name="elsewhere")
+    assert open_recorded(run, other.fill().path).list_hash == other.list.hash
+    with_list(other, shorter(other, name="second"))
+    with pytest.raises(UsageError, match="several lists: made, second"):
+        open_recorded(run, other.path)
 
 
 def test_heads_are_sized_without_loading_the_compiler():

@@ -51,16 +51,17 @@ def work_for(library: Library, stream: str, wanted: np.ndarray, *, parts: int = 
             if np.append(lacking | failed, False)[rows].all():  # a row of −1 takes the last
                 begun[rows] = True
         lacking |= failed & begun if (failed & begun).any() else failed
-    finish, left, taken = [], 0, np.zeros(len(wanted), bool)
+    finish, left = [], 0
+    ours, others = np.zeros(len(wanted), bool), np.zeros(len(wanted), bool)  # in a pending shard, to be finished or not
     for place, rows in pending:
-        asked = np.append(lacking, False)[rows]
+        asked = np.append(lacking & ~ours, False)[rows]
         if asked.all():
             finish.append(place)
+            ours[rows] = True
         elif asked.any():
             left += 1
-        if asked.all() or parts > 1:
-            taken[rows[asked]] = True
-    new = wanted[lacking & ~taken]
+            others[rows[asked]] = True
+    new = wanted[lacking & ~ours & ~others] if parts > 1 else wanted[lacking & ~ours]
     return Work(finish, new, _attempt(about, new), int((~lacking).sum()), left)
 
 

@@ -93,6 +93,17 @@ def test_a_pending_shard_whose_keys_are_had_elsewhere_is_dead(library):
 
 
 @pytest.mark.parametrize("parts", [1, 3])
+def test_of_pending_shards_that_share_keys_one_is_finished(library, parts):
+    add(library, [0, 1])
+    add(library, [1])
+    add(library, [1, 2])
+    work = plan(library, [0, 1, 2] if parts == 1 else [1], parts=parts)
+    made = [key.tobytes() for place in work.finish for key in place.addition.keys_of(place.shard)]
+    made += [key.tobytes() for key in work.new]
+    assert sorted(made) == sorted(key.tobytes() for key in (KEYS[:3] if parts == 1 else KEYS[1:2])), "each key once"
+
+
+@pytest.mark.parametrize("parts", [1, 3])
 def test_a_part_leaves_to_others_what_they_may_be_at_work_on(library, parts):
     add(library, [0, 1, 2, 3])
     work = plan(library, [1, 2, 3, 4], parts=parts)

@@ -118,12 +118,12 @@ def with_cache(run: EvaluatedRun, store: Store) -> EvaluatedRun:
         return run.with_notes(f"The cache {store.path} has no split {split}, so captions and failures are not shown.")
     span = store.splits[split]
     captions = dict(zip(store.ids("text", span.texts), store.captions(span.texts)))
-    videos = {video.id for video in store.plan.videos[span.videos.start : span.videos.stop]}
+    videos = set(store.ids("video", span.videos))
     return replace(
         run,
         captions=captions,
         failures=[failure for failure in store.failures() if failure["id"] in videos],
-        extraction={**store.header.get("provenance", {}), "created": store.header.get("created")},
+        extraction={key: getattr(store.list, key) for key in ("command", "versions", "created")},
     )
 
 

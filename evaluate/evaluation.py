@@ -179,7 +179,7 @@ def judge(
     )
     backbone, pretrained = backbone_of(store.configuration)
     about = {
-        "dataset": store.configuration.get("dataset", ""),
+        "dataset": store.dataset,
         "split": settings.split,
         **judged.facts,
         "backbone": backbone,

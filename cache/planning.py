@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from glscl.cache.additions import KeyIndex
+from glscl.cache.additions import KeyIndex, write_addition
 from glscl.cache.library import Library, Place, Stream
 from glscl.cache.schema import Status
 
@@ -81,3 +81,17 @@ def _each_once(keys: np.ndarray) -> np.ndarray:
     """The different keys, in the order in which they stand first."""
     _, first = np.unique(np.ascontiguousarray(keys).view("V16")[:, 0], return_index=True)
     return keys[np.sort(first)]
+
+
+def begin(library: Library, work: Work, stream: str, *, shard_items: int) -> list[Place]:
+    """The shards that are to be made: those that were begun, and those of a new addition, which is written here.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    if not len(work.new):
+        return work.finish
+    addition = write_addition(library.path, stream, work.new, shard_items=shard_items, attempt=work.attempt)
+    library.add(addition)
+    new = [place for place in library.stream(stream).pending() if place.addition.name == addition.name]
+    return [*(place for place in work.finish if place.addition.name != addition.name), *new]

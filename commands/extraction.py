@@ -19,6 +19,8 @@ from glscl.extract.settings import ExtractSettings, ImportSettings, ListSettings
 if TYPE_CHECKING:
     from glscl.extract.datasets import DatasetEntry
 
+OWN = ("csv", "folder", "webdataset")  # data of one's own: lists are called after the file or folder
+
 
 @command(ListSettings, ExtractSettings)
 def extract(
@@ -43,8 +45,11 @@ def extract(
     ] = False,
 ) -> None:
     """Encode every frame and caption with CLIP into a cache. Resumes by itself; a finished cache is left alone."""
+    from glscl.common.versions import versions
     from glscl.extract.datasets import dataset_entry, first_videos
     from glscl.extract.datasets.builder import summary
+    from glscl.extract.listing import ListOrigin
+    from glscl.extract.pipeline import count_encoded
 
     entry = dataset_entry(dataset)
     wanted = build(ListSettings, share_of(ListSettings, asked))
@@ -64,13 +69,19 @@ def extract(
     counted = summary(found)
     for line in found.notes:
         run.note(line)
+    origin = ListOrigin(
+        name=settings.list or _list_name(entry, wanted, annotations, videos, limit),
+        family="" if entry.name in OWN else entry.name,
+        recipe=entry.recipe,
+        command=with_option(command_line(), "--part", None),
+        versions=versions(),
+    )
+    out = out or home() / "caches" / f"{entry.name}-{_as_name(settings.backbone)}"
     if dry_run:
         print_splits(run, counted)
-        run.result({**counted, "notes": _worded(found.notes)})
+        run.result({**counted, "notes": _worded(found.notes), "encoded_already": count_encoded(found, out, origin)})
         return
-    default = f"{entry.name}-{_as_name(settings.backbone)}" + (f"-first{limit}" if limit else "")
-    out = out or home() / "caches" / default
-    done = _extract(run, settings, found, out, recipe=entry.recipe)
+    done = _extract(run, settings, found, out, origin)
     if run.launch.world == 1 or done.finished_here or (done.already_complete and done.complete):
         run.result({**done.as_dict(), "notes": _worded(done.notes)})
 
@@ -82,9 +93,21 @@ def _worded(notes: list[str]) -> list[str]:
 def _annotations_folder(entry: DatasetEntry, given: Path | None) -> Path | None:
     """Where the annotations are looked for; None where the reader needs none."""
     default = home() / "datasets" / entry.name / "annotations"
-    if given is None and (default.exists() or entry.name not in ("csv", "folder", "webdataset")):
+    if given is None and (default.exists() or entry.name not in OWN):
         return default
     return given
+
+
+def _list_name(
+    entry: DatasetEntry, wanted: ListSettings, annotations: Path | None, videos: Path | None, limit: int | None
+) -> str:
+    """What a list is called: the data set and its protocol, or one's own file or folder, and what share of it is read."""
+    own = annotations if entry.name == "csv" else videos or annotations
+    about = own.resolve().stem if entry.name == "csv" and own else own.resolve().name if own else ""
+    if entry.name not in OWN:
+        about = wanted.protocol or next(iter(entry.protocols), "")
+    parts = (entry.name, about, *(wanted.split_names or ()), f"first{limit}" if limit else "")
+    return "-".join(part for part in parts if part)
 
 
 def _as_name(text: str) -> str:
@@ -98,8 +121,7 @@ def _render_demo(run: Run, root: Path) -> None:
     render_corpus(root, seed=run.seed, progress=run.progress)
 
 
-def _extract(run: Run, settings: ExtractSettings, found: Any, out: Path, *, recipe: str) -> Any:
-    from glscl.common.versions import versions
+def _extract(run: Run, settings: ExtractSettings, found: Any, out: Path, origin: Any) -> Any:
     from glscl.extract.part import Part
     from glscl.extract.pipeline import extract as extract_features
 
@@ -111,18 +133,7 @@ def _extract(run: Run, settings: ExtractSettings, found: Any, out: Path, *, reci
         workers=settings.workers or max(1, len(os.sched_getaffinity(0)) // launch.local_world),
     )
     run.in_force(settings)
-    done = extract_features(
-        found,
-        out,
-        settings,
-        device=run.device(),
-        progress=run.progress,
-        provenance={
-            "command": with_option(command_line(), "--part", None),
-            "versions": versions(),
-            "recipe": recipe,
-        },
-    )
+    done = extract_features(found, out, settings, origin=origin, device=run.device(), progress=run.progress)
     print_extraction(run, out, done)
     return done
 

@@ -27,10 +27,25 @@ def print_extraction(run: Run, out: Path, done: Any) -> None:
         there = ", ".join(f"{s['committed']} of {s['planned']} {name} shards" for name, s in done.shards.items())
         run.say(f"not complete until the other parts are done: {there} are there, {counts}")
     elif done.already_complete:
-        run.say(f"{out} is complete already: {counts}")
+        run.say(f"{out} is complete already: {counts} in the list {done.list}")
     else:
-        run.say(f"{out}: {counts}{took}")
+        run.say(f"{out}: {counts} in the list {done.list}{took}")
+        run.say(f"  {'; '.join(_found(done))}")
     print_failures(run, out, done)
+
+
+def _found(done: Any) -> list[str]:
+    """What was encoded and what was not needed, and how the list changed, each in a few words."""
+    changes, encoded, reused = done.changes, done.encoded, done.reused
+    told = [f"encoded {encoded['videos']} videos and {encoded['texts']} captions"]
+    if any(reused.values()):
+        told.append(f"{reused['videos']} videos and {reused['texts']} captions were there already")
+    if done.reused != {"videos": 0, "texts": 0}:
+        words = {"new": "new", "moved": "of them under another name before", "gone": "gone", "replaced": "replaced"}
+        told += [f"{changes[key]} {word}" for key, word in words.items() if changes[key]]
+    if changes["known_by_id"]:
+        told.append(f"{changes['known_by_id']} without a file have what was encoded before")
+    return told
 
 
 def print_failures(run: Run, out: Path, done: Any) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from glscl.cache.encoded_items import EncodedVideo
+from glscl.cache.schema import Status
 from glscl.extract.backbone.encoder import Backbone
 from glscl.extract.decode.video import FrameChunk, VideoDone
 from glscl.extract.shard_frames import ShardFrames
@@ -56,7 +57,11 @@ class ShardInProgress:
             video.features.append(self._encode(video.take(self.batch_frames)))
 
     def close(self, done: VideoDone) -> None:
-        """No more frames of a video come."""
+        """No more frames of a video come; those of one that is MISSING after all are thrown away."""
+        if done.status == Status.MISSING:
+            self.videos[done.item] = _Video()
+            if self.frames is not None:
+                self.frames.discard(done.item)
         self.videos[done.item].done = done
         while self.next in self.videos and self.videos[self.next].done is not None:
             video = self.videos[self.next]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from glscl.common.errors import UsageError
@@ -23,9 +22,9 @@ class Part:
     def whole(self) -> bool:
         return self.count == 1
 
-    def share(self, shards: Iterable[int]) -> list[int]:
-        """Those of some shard numbers that fall to this part."""
-        return [shard for shard in shards if shard % self.count == self.index - 1]
+    def takes(self, shard: int) -> bool:
+        """Whether the shard of a number falls to this part."""
+        return shard % self.count == self.index - 1
 
     def among(self, rank: int, world: int) -> Part:
         """The share that process `rank` (from 0) of `world` takes of this part."""
@@ -41,6 +40,3 @@ class Part:
         if not 1 <= index <= count:
             raise UsageError(f"`part` is {text!r}; expected I/N with I from 1 to N, such as 2/8")
         return cls(index, count)
-
-
-WHOLE = Part()

@@ -1,59 +1,81 @@
-"""Read → encode → commit: the run of an extraction, captions first, then videos, shard by shard."""
+"""List → plan → encode → commit: the run of an extraction, captions first, then videos, shard by shard."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from glscl.cache.creation import StoreSpec, create_store
+from glscl.cache.commits import all_commits_file
+from glscl.cache.creation import StoreSpec, create_library
+from glscl.cache.files import written
 from glscl.cache.frame_format import FrameSpec
-from glscl.cache.lock import hold, locks
-from glscl.cache.records import Failure
+from glscl.cache.keys import Stat, has_key
+from glscl.cache.known_files import KnownFiles
+from glscl.cache.library import Library, Place, open_library
+from glscl.cache.lists import list_names, make_current, read_record, versions_of, write_list
+from glscl.cache.lock import hold
+from glscl.cache.planning import Work, begin, work_for
+from glscl.cache.reading import read_arrays
 from glscl.cache.schema import STREAMS, Annotations, Status
 from glscl.cache.store import Store
-from glscl.common.errors import DecodeError, Hint, InputError, NotFoundError
+from glscl.common.errors import DecodeError, GlsclError, Hint, InputError, NotFoundError, StorageError
 from glscl.common.progress import Progress
-from glscl.common.settings import as_dict, check
+from glscl.common.settings import as_dict, build, check, differences
 from glscl.extract.backbone.encoder import Backbone, load_backbone
 from glscl.extract.batching import Stopwatch
 from glscl.extract.captions import extract_captions
 from glscl.extract.decode.pool import DecodePool
 from glscl.extract.decode.sampling import Sampling
 from glscl.extract.decode.video import Decoding
+from glscl.extract.listing import Changes, Listing, ListOrigin, changes_since, current_list, list_of
 from glscl.extract.part import Part
 from glscl.extract.settings import ExtractSettings, parse_rate
-from glscl.extract.videos import VideoExtraction, shards_with_failures
+from glscl.extract.videos import VideoExtraction
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExtractionSummary:
     """What an extraction did. Seconds of stages overlap: decoding runs beside encoding.
 
-    While parts of others are missing, `complete` is False and the counts are those of the shards that are there;
-    `finished_here` says that this run put the last one in (into a cache that was complete before: that it was part 1).
-    `notes` are what the dataset reader dropped or chose, as the cache keeps them.
+    While parts of others are missing, `complete` is False and the counts are those of what is there; `finished_here` says
+    that this run put the last one in (into a cache that was complete before: that it was part 1).
+
+    Attributes:
+        list, list_hash: the list and its version. notes: what its reader dropped or chose.
+        encoded: "videos", "texts", "frames" that this run encoded.
+        reused: "videos", "texts" of the list that were there already.
+        changes: how the list differs from the version before; see `glscl.extract.listing.Changes`.
+        missing: entries without a file and without an item from before.
+        failed: entries without features, or with fewer than they should have.
     """
 
     cache: str
+    list: str
+    list_hash: str
     fingerprint: str
     already_complete: bool
     complete: bool
     finished_here: bool
     part: str | None
+    encoded: dict[str, int]
+    reused: dict[str, int]
+    changes: dict[str, int]
+    missing: int
     shards: dict[str, dict[str, int]]
     videos: int
     texts: int
     frames: int
-    failed: list[Failure]
+    failed: Sequence[dict[str, Any]]
     texts_without_video: int | None
-    notes: list[str]
+    notes: Sequence[str]
     seconds: dict[str, float]
     bound_by: str | None
 
@@ -66,12 +88,12 @@ def extract(
     out: Path,
     settings: ExtractSettings | None = None,
     *,
+    origin: ListOrigin | None = None,
     backbone: Backbone | None = None,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
-    provenance: Mapping[str, Any] | None = None,
 ) -> ExtractionSummary:
-    """Make a cache, or finish one that was begun.
+    """Bring the items of a list into a cache, which is made where there is none. What it has is not encoded again.
 
     Launches of different parts may run at the same time on one folder, or each on a folder of its own for
     `glscl.cache.upkeep.merge`. What stands in a shard does not depend on who makes it.
@@ -80,36 +102,286 @@ def extract(
         annotations: videos and captions from a dataset reader.
         out: folder of the cache.
         settings: how to sample, encode and store; the defaults where None.
-        backbone: encodes frames and captions; None loads the one that the settings name.
+        origin: what the list is called and where it comes from; by default it is called as the data set.
+        backbone: encodes frames and captions; None loads the one that the settings name, where there is anything to encode.
         device: where a backbone that is loaded here encodes.
-        provenance: command and versions, stored beside the configuration together with the settings.
 
     Raises:
         NotFoundError: not one of the videos is there.
         DecodeError: not one of them could be decoded, or `strict`.
         BackboneError: the backbone cannot be loaded, see `load_backbone`.
         CacheBusyError: another process writes this cache.
-        FingerprintError, StorageError, …: see `create_store` and `Store.commit`.
+        FingerprintError, StorageError, …: see `create_library` and `Library.commit`.
     """
     started = time.perf_counter()
     settings = settings or ExtractSettings()
     check(settings)
-    progress = progress or Progress(quiet=True)
-    part = Part.parse(settings.part)
-    workers = settings.workers or len(os.sched_getaffinity(0))
-    _require_videos(annotations, settings.strict)
-    backbone = backbone or load_backbone(
-        settings.backbone,
-        settings.pretrained,
-        words=settings.max_words,
-        device=device,
-        precision=settings.precision,
-        preprocess=settings.preprocess,
+    run = _Extraction(
+        annotations,
+        Path(out),
+        settings,
+        origin or ListOrigin(),
+        backbone,
+        torch.device(device),
+        progress or Progress(quiet=True),
     )
-    in_force = dataclasses.replace(  # a backbone that was given decides these
-        settings, part=None, backbone=backbone.name, max_words=backbone.words, precision=backbone.precision
+    run.open()
+    run.plan()
+    already = run.nothing_left and run.is_current
+    if not already:
+        run.fill()
+    return run.summary(already, seconds=time.perf_counter() - started)
+
+
+def count_encoded(annotations: Annotations, out: Path, origin: ListOrigin | None = None) -> dict[str, int]:
+    """How many different "videos" and "texts" of a list a cache holds already; 0 where there is no cache. Writes nothing."""
+    if not written(out / "store.json"):
+        return {"videos": 0, "texts": 0}
+    library = open_library(out)
+    made = list_of(annotations, KnownFiles.read(out), origin or ListOrigin(), library).made
+    return {"videos": _answered(library, "video", made.video_key), "texts": _answered(library, "text", made.text_key)}
+
+
+class _Extraction:
+    """One run; its steps are called in the order in which they stand."""
+
+    library: Library
+    listing: Listing
+    changes: Changes
+
+    def __init__(
+        self,
+        annotations: Annotations,
+        out: Path,
+        settings: ExtractSettings,
+        origin: ListOrigin,
+        backbone: Backbone | None,
+        device: torch.device,
+        progress: Progress,
+    ) -> None:
+        self.annotations, self.out, self.settings = annotations, out, settings
+        self.backbone, self.device, self.progress = backbone, device, progress
+        self.part = Part.parse(settings.part)
+        self.origin = dataclasses.replace(origin, name=settings.list or origin.name).of(annotations.dataset)
+        self.known = KnownFiles.read(out)
+        self.is_verified = self.is_current = False  # that this backbone made the cache; that the list counts already
+        self.watch = Stopwatch()
+        self.encoded = {"videos": 0, "texts": 0}
+        self.seconds_texts = 0.0
+        self.finished_here = False
+        self.workers = settings.workers or len(os.sched_getaffinity(0))
+
+    # --- what is there, and what is asked for ------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Open the cache or make it. A backbone is loaded only where the cache does not say that this one made it."""
+        fresh = not written(self.out / "store.json")
+        _require_videos(self.annotations, fresh=fresh, strict=self.settings.strict)
+        alike = None if self.backbone or fresh else _made_alike(self.out, self._in_force(), self.origin, self.known)
+        if alike is None:
+            self._load()
+        else:
+            self.library = alike
+
+    def plan(self) -> None:
+        """Make the list and find out what of it is not there."""
+        self.listing = list_of(
+            self.annotations,
+            self.known,
+            self.origin,
+            self.library,
+            all_captions=self.settings.all_captions,
+            settings=as_dict(self._in_force()),
+            progress=self.progress,
+        )
+        made = self.listing.made
+        without = [id for id, there in zip(made.video_ids, has_key(made.video_key)) if not there]
+        if self.settings.strict and without:
+            raise NotFoundError(f"{len(without)} videos are missing, the first is {without[0]!r} (`strict`)")
+        before = current_list(self.library, made.name)
+        self.changes = changes_since(before, made)
+        self.is_current = before is not None and before.hash == made.hash
+        self.reused = {
+            "videos": _answered(self.library, "video", made.video_key),
+            "texts": _answered(self.library, "text", made.text_key),
+        }
+        self.nothing_left = not any(self._is_left(stream) for stream in STREAMS)
+
+    def _work(self, stream: str) -> Work:
+        retry = self.settings.retry_failed and stream == "video"
+        return work_for(self.library, stream, self.listing.wanted[stream], parts=self.part.count, retry_failed=retry)
+
+    def _is_left(self, stream: str) -> bool:
+        """Whether shards of a stream are to be made by this part."""
+        work = self._work(stream)
+        new = range(-(-len(work.new) // self._shard_items(stream)))
+        return any(map(self.part.takes, (*(place.shard for place in work.finish), *new)))
+
+    def _shard_items(self, stream: str) -> int:
+        return self.settings.shard_videos if stream == "video" else self.settings.shard_texts
+
+    # --- what is missing ---------------------------------------------------------------------------------------
+
+    def fill(self) -> None:
+        """Write the list, encode what is missing, and let the list count once everything of it is there."""
+        root, made = self.out, self.listing.made
+        with hold(root, part=(self.part.index, self.part.count), what="extract"):
+            self.library.refresh()
+            write_list(root, made, self.library.header["format"])
+            self._remember()
+            clock = time.perf_counter()
+            self._extract_captions()
+            self.seconds_texts = time.perf_counter() - clock
+            self._extract_videos()
+            self.library.refresh()
+            for stream in STREAMS:
+                for addition in self.library.stream(stream).additions:
+                    if not written(all_commits_file(root, stream, addition.name)):
+                        self.library.settle(addition)
+            if Store(self.library, made).complete:
+                self.finished_here = not self.is_current or self.part.index == 1
+                if not self.is_current:
+                    make_current(root, made)
+
+    def _extract_captions(self) -> None:
+        if self._is_left("text"):
+            backbone, places = self._load(), self._begin("text")
+            extract_captions(
+                self.library, places, self.listing.captions, backbone, self.settings, progress=self.progress
+            )
+
+    def _extract_videos(self) -> None:
+        if self._is_left("video"):
+            backbone, places = self._load(), self._begin("video")
+            videos = VideoExtraction(
+                self.library, places, self.listing.sources, self.known.stat_of, backbone, self.settings
+            )
+            self.watch = videos.watch
+            videos.run(DecodePool(_decoding(self.settings, backbone), workers=self.workers), self.progress)
+
+    def _begin(self, stream: str) -> list[Place]:
+        """The shards that fall to this part."""
+        places = begin(self.library, self._work(stream), stream, shard_items=self._shard_items(stream))
+        own = [place for place in places if self.part.takes(place.shard)]
+        self.encoded[f"{stream}s"] = sum(len(place.items) for place in own)
+        return own
+
+    def _load(self) -> Backbone:
+        """The backbone, loaded where it was not given; and the cache opened as one that it made, or made now."""
+        s = self.settings
+        if self.backbone is None:
+            self.backbone = load_backbone(
+                s.backbone,
+                s.pretrained,
+                words=s.max_words,
+                device=self.device,
+                precision=s.precision,
+                preprocess=s.preprocess,
+            )
+        if not self.is_verified:
+            self.library = create_library(self.out, _spec(s, self.backbone, self.origin), s.format)
+            self.library.write_backbone_tensors(self.backbone.tensors_for_heads())
+            self.known.contents(_weight_files(s))
+            self.is_verified = True
+        return self.backbone
+
+    def _in_force(self) -> ExtractSettings:
+        """The settings as a list keeps them: of what is the same for all parts, with what the backbone decides."""
+        s = dataclasses.replace(self.settings, part=None, precision=_precision(self.settings.precision, self.device))
+        if self.backbone is None:
+            return s
+        return dataclasses.replace(
+            s, backbone=self.backbone.name, max_words=self.backbone.words, precision=self.backbone.precision
+        )
+
+    def _remember(self) -> None:
+        """Keep what was hashed, beside what others have hashed meanwhile."""
+        if self.known.hashed:
+            self.known.unite(KnownFiles.read(self.out))
+            self.known.save(self.out)
+
+    def summary(self, already: bool, *, seconds: float) -> ExtractionSummary:
+        """What was done. Raises DecodeError where all is there and no video gave frames."""
+        if already:
+            with contextlib.suppress(StorageError):  # a memo saves time; who may only read loses nothing else
+                self._remember()
+        store, watch = Store(self.library, self.listing.made), self.watch
+        return ExtractionSummary(
+            cache=str(self.out),
+            list=store.list_name,
+            list_hash=store.list_hash,
+            fingerprint=store.fingerprint,
+            already_complete=already,
+            complete=store.complete,
+            finished_here=self.finished_here,
+            part=None if self.part.whole else str(self.part),
+            encoded={**self.encoded, "frames": watch.frames},
+            reused=self.reused,
+            changes=self.changes.as_dict(),
+            missing=self.changes.without_file,
+            **_counted(store),
+            notes=list(store.list.notes),
+            seconds={
+                "total": seconds,
+                "texts": self.seconds_texts,
+                "waiting_for_frames": watch.waiting,
+                "encoding_frames": watch.encoding,
+                "writing": watch.writing,
+                "decoding_in_workers": watch.decoding,
+            },
+            bound_by=_bound_by(watch, self.workers),
+        )
+
+
+def _made_alike(root: Path, settings: ExtractSettings, origin: ListOrigin, known: KnownFiles) -> Library | None:
+    """The cache, where one of its lists says that it was made by the same settings, versions and weights; else None.
+
+    What is loaded for it is then a backbone less. Whatever is encoded is encoded by one that was compared.
+    """
+    library = open_library(root)
+    if library.is_flat or any(known.stat_of(path) != Stat.of(path) for path in _weight_files(settings)):
+        return None
+    for name in list_names(root):
+        for version in versions_of(root, name):
+            with contextlib.suppress(GlsclError):
+                record = read_record(root / "lists" / name / f"{version}.json")
+                made_by = build(ExtractSettings, record.settings)
+                if record.versions == origin.versions and not differences(made_by, settings):
+                    return library
+    return None
+
+
+def _weight_files(settings: ExtractSettings) -> list[Path]:
+    """The files that weights come from, as far as they are named by the settings."""
+    files = [Path(settings.pretrained)]
+    if settings.backbone.startswith("local-dir:"):
+        with contextlib.suppress(OSError):
+            files += sorted(Path(settings.backbone.removeprefix("local-dir:")).iterdir())
+    return [path for path in files if path.is_file()]
+
+
+def _precision(asked: str, device: torch.device) -> str:
+    """What `auto` is."""
+    return asked if asked != "auto" else "fp16" if device.type == "cuda" else "fp32"
+
+
+def _spec(settings: ExtractSettings, backbone: Backbone, origin: ListOrigin) -> StoreSpec:
+    decoding = _decoding(settings, backbone)
+    return StoreSpec(
+        configuration={
+            "backbone": dataclasses.asdict(backbone.description),
+            "sampling": dataclasses.asdict(decoding.sampling) | {"decoder": settings.decoder},
+        },
+        embed_dim=backbone.embed_dim,
+        dtype=settings.dtype,
+        tokens=settings.tokens,
+        frames=FrameSpec.make(settings.store_frames, backbone.transform.size, settings.frame_quality),
+        versions=origin.versions,
     )
-    decoding = Decoding(
+
+
+def _decoding(settings: ExtractSettings, backbone: Backbone) -> Decoding:
+    return Decoding(
         sampling=Sampling(fps=parse_rate(settings.fps), rule=settings.sampling, max_frames=settings.max_frames),
         prepare=backbone.transform,
         decoder=settings.decoder,
@@ -117,86 +389,39 @@ def extract(
         memory_limit=int(settings.memory_limit * 1e9),
         jpeg_quality=settings.frame_quality if settings.store_frames == "jpeg" else None,
     )
-    spec = StoreSpec(
-        configuration={
-            "backbone": dataclasses.asdict(backbone.description),
-            "sampling": dataclasses.asdict(decoding.sampling) | {"decoder": settings.decoder},
-        },
-        annotations=annotations,
-        embed_dim=backbone.embed_dim,
-        dtype=settings.dtype,
-        tokens=settings.tokens,
-        shard_items={"video": settings.shard_videos, "text": settings.shard_texts},
-        provenance={**(provenance or {}), "settings": as_dict(in_force)},
-        frames=FrameSpec.make(settings.store_frames, backbone.transform.size, settings.frame_quality),
-    )
-    store = create_store(out, spec, settings.format)
-    watch = Stopwatch()
-    retried = part.share(shards_with_failures(store)) if settings.retry_failed else []
-    nothing_left = not retried and not any(part.share(store.pending(stream)) for stream in STREAMS)
-    had_manifest = (store.path / "manifest.json").exists()
-    already = nothing_left and (had_manifest or not store.complete)
-    finished_here, seconds_texts = False, 0.0
-    if not already:
-        with hold(out, part=(part.index, part.count), what="extract") as own_lock:
-            store.refresh()
-            store.write_backbone_tensors(backbone.tensors_for_heads())
-            clock = time.perf_counter()
-            extract_captions(store, backbone, settings, part=part, progress=progress)
-            seconds_texts = time.perf_counter() - clock
-            shards = sorted({*part.share(store.pending("video")), *retried})
-            videos = VideoExtraction(store, backbone, settings, shards=shards, retried=retried)
-            watch = videos.watch
-            videos.run(DecodePool(decoding, workers=workers), progress)
-            store.refresh()
-            if part.whole or store.complete:
-                alone = all(lock.stale or lock.file == own_lock for lock in locks(out))
-                finished_here = store.finish(clear=alone) or (had_manifest and part.index == 1)
-    seconds = {
-        "total": time.perf_counter() - started,
-        "texts": seconds_texts,
-        "waiting_for_frames": watch.waiting,
-        "encoding_frames": watch.encoding,
-        "writing": watch.writing,
-        "decoding_in_workers": watch.decoding,
-    }
-    return ExtractionSummary(
-        cache=str(out),
-        fingerprint=store.fingerprint,
-        already_complete=already,
-        complete=store.complete,
-        finished_here=finished_here,
-        part=None if part.whole else str(part),
-        **_counted(store),
-        notes=list(store.header.get("notes", [])),
-        seconds=seconds,
-        bound_by=_bound_by(watch, workers),
-    )
+
+
+def _answered(library: Library, stream: str, keys: np.ndarray) -> int:
+    """How many different keys have an item that says more than that no file was there."""
+    about = library.stream(stream)
+    numbers = about.index.find(np.unique(keys[has_key(keys)], axis=0))
+    return int((about.status[numbers[numbers >= 0]] != int(Status.MISSING)).sum())
 
 
 def _counted(store: Store) -> dict[str, Any]:
-    """What the committed shards hold. Raises DecodeError where the cache is complete and no video gave frames."""
-    usable = frames = seen = 0
-    for shard in sorted(store.commits("video")):
-        found = store.arrays("video", ["status", "offsets"], items=store.shard_range("video", shard))
-        usable += int(np.isin(found["status"], [s for s in Status if s.usable]).sum())
-        frames, seen = frames + int(found["offsets"][-1]), seen + len(found["status"])
+    """What there is of a list. Raises DecodeError where it is complete and no video gave frames."""
+    usable = np.isin(store.status(), [s for s in Status if s.usable])  # (V,)
     failed = store.failures()
-    if store.complete and not usable:
+    if store.complete and not usable.any():
         first = failed[0] if failed else {"id": "", "reason": "nothing"}
         raise DecodeError(
-            f"None of the {seen} videos gave frames; the first, {first['id']!r}: {first['reason']}",
+            f"None of the {len(usable)} videos gave frames; the first, {first['id']!r}: {first['reason']}",
             hint=Hint("See all reasons", "inspect", {"": store.path}),
         )
+    owners = store.list.text_video
+    there = store.numbers["video"][usable]
+    rows = read_arrays(store.library, "video", ["offsets"], np.unique(there))["offsets"]
     return {
-        "videos": usable,
-        "texts": sum(len(store.shard_range("text", shard)) for shard in store.commits("text")),
-        "frames": frames,
+        "videos": int(usable.sum()),
+        "texts": int((store.numbers["text"] >= 0).sum()),
+        "frames": int(np.diff(rows)[np.searchsorted(np.unique(there), there)].sum()),
         "failed": failed,
-        "texts_without_video": int((store.arrays("text", ["video_index"])["video_index"] < 0).sum())
-        if store.complete
-        else None,
-        "shards": {s: {"committed": len(store.commits(s)), "planned": store.num_shards(s)} for s in STREAMS},
+        "texts_without_video": int((~np.append(usable, False)[owners]).sum()) if store.complete else None,
+        "shards": {
+            stream: {"committed": len(about.commits), "planned": len(about.places)}
+            for stream in STREAMS
+            for about in [store.library.stream(stream)]
+        },
     }
 
 
@@ -210,14 +435,15 @@ def _bound_by(watch: Stopwatch, workers: int) -> str | None:
     return f"{slower} (busy {100 * min(1.0, stages[slower] / wall):.0f} % of the time)"
 
 
-def _require_videos(annotations: Annotations, strict: bool) -> None:
+def _require_videos(annotations: Annotations, *, fresh: bool, strict: bool) -> None:
+    """Refuse what cannot become anything before a model is loaded; an older cache may know videos without their files."""
     if not annotations.videos:
         raise InputError(f"{annotations.dataset} lists no video", hint="Check the annotations with `dry_run`")
     missing = [video.id for video in annotations.videos if video.path is None]
-    if len(missing) == len(annotations.videos):
+    if fresh and len(missing) == len(annotations.videos):
         raise NotFoundError(
             f"None of the {len(missing)} videos of {annotations.dataset} was found, for example {missing[0]!r}",
             hint="Name the folder that holds them with `videos` (`dry_run` shows what is looked for)",
         )
-    if strict and missing:
+    if fresh and strict and missing:
         raise NotFoundError(f"{len(missing)} videos are missing, the first is {missing[0]!r} (`strict`)")

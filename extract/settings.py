@@ -97,6 +97,19 @@ class ExtractSettings:
         min=2,
         default_from="the dataset's, 32 or 64",
     )
+    list: str | None = setting(
+        None,
+        "What the list of these videos and captions is called in the cache. Default: after the data set.",
+        group="Cache",
+        metavar="NAME",
+        affects_result=False,
+    )
+    all_captions: bool = setting(
+        False,
+        "Encode the captions of videos that are not there too.",
+        group="Cache",
+        affects_result=False,
+    )
     format: str = setting("zarr", "Format of the cache.", group="Cache", choices=("zarr", "hdf5"))
     dtype: str = setting(
         "float16", "Type of the stored features.", group="Cache", choices=("float16", "float32", "bfloat16")
@@ -109,18 +122,23 @@ class ExtractSettings:
         choices=("none", "jpeg", "uint8"),
     )
     frame_quality: int = setting(95, "Quality of stored JPEG frames.", group="Cache", min=1, max=100)
-    shard_videos: int = setting(128, "Videos a shard: what a killed run can lose.", group="Cache", min=1)
-    shard_texts: int = setting(2048, "Captions a shard.", group="Cache", min=1)
-    workers: int | None = setting(None, "Decoding processes. Default: one a core.", group="Speed", min=1)
+    shard_videos: int = setting(
+        128, "Videos a shard: what a killed run can lose.", group="Cache", min=1, affects_result=False
+    )
+    shard_texts: int = setting(2048, "Captions a shard.", group="Cache", min=1, affects_result=False)
+    workers: int | None = setting(
+        None, "Decoding processes. Default: one a core.", group="Speed", min=1, affects_result=False
+    )
     part: str | None = setting(
         None,
         "Do only share I of N, for several machines or a job array; see docs/many-machines.md.",
         group="Speed",
         metavar="I/N",
         parse=Part.parse,
+        affects_result=False,
     )
-    batch_frames: int = setting(128, "Frames encoded at once.", group="Speed", min=1)
-    batch_texts: int = setting(256, "Captions encoded at once.", group="Speed", min=1)
+    batch_frames: int = setting(128, "Frames encoded at once.", group="Speed", min=1, affects_result=False)
+    batch_texts: int = setting(256, "Captions encoded at once.", group="Speed", min=1, affects_result=False)
     decoder: str = setting(
         "auto",
         "auto: decord, and PyAV where decord refuses or cannot be trusted.",
@@ -128,11 +146,21 @@ class ExtractSettings:
         choices=("auto", "decord", "pyav"),
     )
     time_limit: float = setting(
-        60.0, "Seconds without progress after which a video is given up.", group="Decoding", min=0.1
+        60.0,
+        "Seconds without progress after which a video is given up.",
+        group="Decoding",
+        min=0.1,
+        affects_result=False,
     )
-    memory_limit: float = setting(4.0, "GB of memory that decoding one video may take.", group="Decoding", min=0.25)
-    strict: bool = setting(False, "Stop at the first missing or undecodable video.", group="Decoding")
-    retry_failed: bool = setting(False, "Ask again for the videos that failed before.", group="Decoding")
+    memory_limit: float = setting(
+        4.0, "GB of memory that decoding one video may take.", group="Decoding", min=0.25, affects_result=False
+    )
+    strict: bool = setting(
+        False, "Stop at the first missing or undecodable video.", group="Decoding", affects_result=False
+    )
+    retry_failed: bool = setting(
+        False, "Ask again for the videos that failed before.", group="Decoding", affects_result=False
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

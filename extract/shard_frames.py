@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -43,19 +43,20 @@ class ShardFrames:
     def add(self, chunk: FrameChunk) -> None:
         """The next frames of a video. Raises StorageError where they cannot be written."""
         if self.spec.encoding == "uint8":
-            data = np.ascontiguousarray(chunk.frames).data.cast("B")
-            self.add_stored(chunk.item, data, [chunk.frames[0].nbytes] * len(chunk.frames))
+            data: bytes | memoryview = np.ascontiguousarray(chunk.frames).data.cast("B")
+            lengths = [chunk.frames[0].nbytes] * len(chunk.frames)
         else:
-            self.add_stored(chunk.item, b"".join(chunk.jpegs), [len(jpeg) for jpeg in chunk.jpegs])
-
-    def add_stored(self, item: int, data: bytes | memoryview, lengths: Sequence[int]) -> None:
-        """The next frames of a video as bytes of the cache's encoding; `lengths` bytes each."""
+            data, lengths = b"".join(chunk.jpegs), [len(jpeg) for jpeg in chunk.jpegs]
         with storage_errors(self.cache):
             file = self._opened()
             file.seek(self._end)
             file.write(data)
-        self._stretches[item].append(_Stretch(self._end, list(lengths)))
+        self._stretches[chunk.item].append(_Stretch(self._end, lengths))
         self._end += sum(lengths)
+
+    def discard(self, item: int) -> None:
+        """Forget the frames of a video."""
+        self._stretches.pop(item, None)
 
     def arrays(self, items: range) -> dict[str, np.ndarray | Blocks]:
         """The arrays that a shard of these items holds, read from the spool when they are written."""

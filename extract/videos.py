@@ -1,49 +1,61 @@
-"""Videos of a plan: decoded, encoded and committed shard by shard."""
+"""Videos, decoded, encoded and committed shard by shard."""
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from glscl.cache.encoded_items import EncodedVideo, video_arrays
-from glscl.cache.frames import StoredFrames
-from glscl.cache.schema import Status, VideoItem
-from glscl.cache.store import Store
+from glscl.cache.encoded_items import EncodedVideo, NonFiniteItem, video_arrays
+from glscl.cache.formats.blocks import Blocks
+from glscl.cache.keys import Stat
+from glscl.cache.library import Library, Place
+from glscl.cache.schema import Status
 from glscl.common.errors import DecodeError
 from glscl.common.progress import Progress, Task
 from glscl.extract.backbone.encoder import Backbone
 from glscl.extract.batching import ShardInProgress, Stopwatch
 from glscl.extract.decode.pool import DecodePool
 from glscl.extract.decode.video import FrameChunk, VideoDone, VideoTask
+from glscl.extract.listing import Source
 from glscl.extract.settings import ExtractSettings
 from glscl.extract.shard_frames import ShardFrames
+
+CHANGED = "its file changed while it was read"
 
 
 class VideoExtraction:
     """Makes shards of videos, several of which may be under way at once.
 
+    The videos of all of them are numbered through, shard after shard.
+
     Args:
+        places: the shards to be made.
+        sources: key → file, of all that stand in them.
+        listed: what the file at a path was when its content was hashed. A file that is another when it has been decoded
+            would be stored under a key that is not its own: its frames are thrown away, and it is asked for again next time.
         settings: of the extraction; `strict` raises DecodeError at the first video that gives no frames.
-        shards: numbers of those to be made.
-        retried: those of them that are there and get a revision: what gave no frames is decoded again, the rest is kept.
     """
 
     def __init__(
         self,
-        store: Store,
+        library: Library,
+        places: Sequence[Place],
+        sources: Mapping[bytes, Source],
+        listed: Callable[[str], Stat | None],
         backbone: Backbone,
         settings: ExtractSettings,
-        *,
-        shards: list[int],
-        retried: Iterable[int] = (),
     ) -> None:
-        self.store, self.backbone, self.settings = store, backbone, settings
-        self.shards, self.videos = shards, store.plan.videos
+        self.library, self.places, self.backbone, self.settings = library, places, backbone, settings
+        about = library.stream("video")
+        self.videos = [sources[key.tobytes()] for place in places for key in about.keys_at(place)]
+        self._sources, self._listed = sources, listed
+        self._shard_of = [shard for shard, place in enumerate(places) for _ in place.items]
+        ends = itertools.accumulate(len(place.items) for place in places)
+        self._items = [range(end - len(place.items), end) for end, place in zip(ends, places)]
         self.watch = Stopwatch()
-        self._kept = {shard: _usable_records(store, shard) for shard in retried}
-        self._old_frames = StoredFrames(store)
         self._under_way: dict[int, ShardInProgress] = {}
         self._failed = 0
 
@@ -52,37 +64,23 @@ class VideoExtraction:
 
         Raises:
             DecodeError: `strict`.
-            StorageError: see `Store.commit`.
+            StorageError: see `Library.commit`.
         """
-        if not self.shards:
+        if not self.places:
             return
-        with progress.task("videos", sum(len(self._wanted(s)) for s in self.shards), "videos") as task, pool:
-            for shard in self.shards:
-                if not any(self.videos[i].path is not None for i in self._wanted(shard)):
-                    self._begin(shard, task)  # and end: there is nothing to decode
+        with progress.task("videos", len(self.videos), "videos") as task, pool:
             for event in self._timed(pool.decode(self._tasks())):
-                shard = self._shard_of(event.item)
+                shard = self._shard_of[event.item]
                 if shard not in self._under_way:
-                    self._begin(shard, task)
+                    self._begin(shard)
                 if isinstance(event, FrameChunk):
                     self._under_way[shard].add(event)
                 else:
-                    self._decoded(event, task)
-
-    def _wanted(self, shard: int) -> list[int]:
-        """Numbers of the videos of a shard that are not kept from an earlier run."""
-        kept = self._kept.get(shard, {})
-        return [i for i in self.store.shard_range("video", shard) if i not in kept]
-
-    def _shard_of(self, item: int) -> int:
-        return item // self.store.shard_items["video"]
+                    self._decoded(self._unless_changed(event), task)
 
     def _tasks(self) -> Iterator[VideoTask]:
-        for shard in self.shards:
-            for i in self._wanted(shard):
-                video = self.videos[i]
-                if video.path is not None:
-                    yield VideoTask(i, video.path, video.start, video.end)
+        for item, video in enumerate(self.videos):
+            yield VideoTask(item, video.path, video.start, video.end, self._listed(video.path))
 
     def _timed(self, events: Iterator[FrameChunk | VideoDone]) -> Iterator[FrameChunk | VideoDone]:
         """The events, with the time that it takes until one comes."""
@@ -94,105 +92,64 @@ class VideoExtraction:
                 return
             yield event
 
-    def _begin(self, shard: int, task: Task) -> None:
-        """Close what needs no decoding: kept from an earlier run, or known to be missing."""
-        items = self.store.shard_range("video", shard)
-        frames = ShardFrames(self.store.path, self.store.frames) if self.store.frames else None
-        self._under_way[shard] = ShardInProgress(items, self.backbone, self.settings.batch_frames, self.watch, frames)
-        for i in items:
-            if i in self._kept.get(shard, {}):
-                if frames is not None:
-                    frames.add_stored(i, *self._old_frames.stored(i))
-                self._close(VideoDone(i, Status.OK))
-            elif self.videos[i].path is None:
-                self._failed += 1
-                self._close(VideoDone(i, Status.MISSING, "no file found for this id"))
-                task.advance(failed=self._failed)
+    def _begin(self, shard: int) -> None:
+        frames = ShardFrames(self.library.path, self.library.frames) if self.library.frames else None
+        self._under_way[shard] = ShardInProgress(
+            self._items[shard], self.backbone, self.settings.batch_frames, self.watch, frames
+        )
+
+    def _unless_changed(self, done: VideoDone) -> VideoDone:
+        """What became of a video; MISSING where its file is not what it was when it was hashed."""
+        path = self.videos[done.item].path
+        try:
+            same = Stat.of(path) == self._listed(path)
+        except OSError:
+            same = False
+        return done if same else done._replace(status=Status.MISSING, reason=CHANGED)
 
     def _decoded(self, done: VideoDone, task: Task) -> None:
         self.watch.decoding += done.seconds
         self._failed += not done.status.usable
         if self.settings.strict and not done.status.usable:
             raise DecodeError(f"{self.videos[done.item].id!r} gives no frames: {done.reason} (`strict`)")
-        self._close(done)
-        task.advance(**({"failed": self._failed} if self._failed else {}))
-
-    def _close(self, done: VideoDone) -> None:
-        """No more frames of a video come; commit its shard where it was the last."""
-        shard = self._shard_of(done.item)
+        shard = self._shard_of[done.item]
         current = self._under_way[shard]
         current.close(done)
         if current.complete:
             clock = time.perf_counter()
-            records = current.records() | self._kept.get(shard, {})
-            commit_videos(self.store, shard, records, retry=shard in self._kept, frames=current.frames)
+            self._commit(shard, current)
             self.watch.writing += time.perf_counter() - clock
             del self._under_way[shard]
+        task.advance(**({"failed": self._failed} if self._failed else {}))
+
+    def _commit(self, shard: int, current: ShardInProgress) -> None:
+        items, records, frames = self._items[shard], current.records(), current.frames
+        arrays = frames.arrays(items) if frames is not None else {}
+        try:
+            commit_videos(self.library, self.places[shard], [records[i] for i in items], frames=arrays)
+        except NonFiniteItem as error:
+            raise error.named(self._sources[error.key].id) from None
+        if frames is not None:
+            frames.close()
 
 
 def commit_videos(
-    store: Store,
-    shard: int,
-    records: Mapping[int, EncodedVideo],
+    library: Library,
+    place: Place,
+    records: Sequence[EncodedVideo],
     *,
-    retry: bool = False,
-    frames: ShardFrames | None = None,
+    frames: Mapping[str, np.ndarray | Blocks] | None = None,
 ) -> None:
-    """Commit the records of a shard, by item number; `retry` replaces what was committed before.
-
-    `frames` holds the frames to be stored, where the cache stores them, and is closed.
-    """
-    items = store.shard_range("video", shard)
-    plan: list[VideoItem] = [store.plan.videos[i] for i in items]
-    ordered = [records[i] for i in items]
-    revision = store.commits("video")[shard].revision + 1 if retry else 0
-    arrays = video_arrays(plan, ordered, embed_dim=store.embed_dim, dtype=store.dtype)
-    if frames is not None:
-        arrays |= frames.arrays(items)
-    store.commit(
-        "video",
-        shard,
-        arrays,
+    """Commit the videos of a shard. `frames`: arrays of its stored frames, where the cache stores them."""
+    keys = library.stream("video").keys_at(place)
+    library.commit(
+        place.addition,
+        place.shard,
+        {**video_arrays(keys, records, embed_dim=library.embed_dim, dtype=library.dtype), **(frames or {})},
         failures=[
-            {"id": item.id, "reason": record.reason, "status": Status(record.status).name.lower()}
-            for item, record in zip(plan, ordered)
+            {"key": key.tobytes().hex(), "reason": record.reason, "status": Status(record.status).name.lower()}
+            for key, record in zip(keys, records)
             if record.status != Status.OK
         ],
-        ledger=[record.ledger or {} for record in ordered],
-        revision=revision,
+        ledger=[record.ledger or {} for record in records],
     )
-    if frames is not None:
-        frames.close()
-
-
-def shards_with_failures(store: Store) -> list[int]:
-    """Numbers of the committed shards in which a video gave no frames."""
-    return [
-        shard
-        for shard, commit in sorted(store.commits("video").items())
-        if any(not Status[failure["status"].upper()].usable for failure in commit.failures)
-    ]
-
-
-def _usable_records(store: Store, shard: int) -> dict[int, EncodedVideo]:
-    """The videos of a committed shard that need not be decoded again."""
-    items = store.shard_range("video", shard)
-    found = store.arrays("video", items=items)
-    reasons = {f["id"]: f["reason"] for f in store.commits("video")[shard].failures}
-    ledger = store.ledger(shard)
-    records = {}
-    for row, i in enumerate(items):
-        status = Status(int(found["status"][row]))
-        rows = slice(int(found["offsets"][row]), int(found["offsets"][row + 1]))
-        if status.usable:
-            records[i] = EncodedVideo(
-                frame_features=np.asarray(found["values"][rows], np.float32),
-                times=found["times"][rows],
-                status=status,
-                reason=reasons.get(store.plan.videos[i].id),
-                duration=float(found["duration"][row]),
-                fps=float(found["fps"][row]),
-                frames_total=int(found["frames_total"][row]),
-                ledger=ledger[row] if row < len(ledger) else None,
-            )
-    return records

@@ -95,6 +95,11 @@ def rows_key(rows: np.ndarray, fps: float | None, start: int | None) -> bytes:
     return digest.digest()
 
 
+def captioned_rows_key(text: str, rows: np.ndarray) -> bytes:
+    """Key of a caption with features that others made: its text, and its pooled and token features (1 + L, D)."""
+    return blake2b(rows_key(rows, None, None) + text.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()
+
+
 def as_array(keys: Iterable[bytes]) -> np.ndarray:
     """Keys as (n, 16) uint8."""
     return np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES).copy()

@@ -260,11 +260,13 @@ class Store:
         about = self.library.stream("video")
         for commit in about.commits.values():
             reasons |= {bytes.fromhex(failure["key"]): failure["reason"] for failure in commit.failures}
+        imported = self.configuration.get("sampling", {}).get("source") == "imported"
+        nothing = f"no {'features' if imported else 'file found'} for this id"
         status, found = self.status(), []
         for row in np.flatnonzero(status != int(Status.OK)).tolist():
             id = self.list.video_ids[row]
             if self.numbers["video"][row] == NO_KEY:
-                reason: str | None = self.list.unreadable.get(id, "no file found for this id")
+                reason: str | None = self.list.unreadable.get(id, nothing)
             elif self.numbers["video"][row] == PENDING:
                 continue
             else:

@@ -18,6 +18,7 @@ from glscl.extract.settings import ExtractSettings, ImportSettings, ListSettings
 
 if TYPE_CHECKING:
     from glscl.extract.datasets import DatasetEntry
+    from glscl.extract.listing import ListOrigin
 
 OWN = ("csv", "folder", "webdataset")  # data of one's own: lists are called after the file or folder
 
@@ -45,10 +46,8 @@ def extract(
     ] = False,
 ) -> None:
     """Encode every frame and caption with CLIP into a cache. Resumes by itself; a finished cache is left alone."""
-    from glscl.common.versions import versions
     from glscl.extract.datasets import dataset_entry, first_videos
     from glscl.extract.datasets.builder import summary
-    from glscl.extract.listing import ListOrigin
     from glscl.extract.pipeline import count_encoded
 
     entry = dataset_entry(dataset)
@@ -69,13 +68,10 @@ def extract(
     counted = summary(found)
     for line in found.notes:
         run.note(line)
-    origin = ListOrigin(
-        name=settings.list or _list_name(entry, wanted, annotations, videos, limit),
-        family="" if entry.name in OWN else entry.name,
-        recipe=entry.recipe,
-        command=with_option(command_line(), "--part", None),
-        versions=versions(),
+    name = settings.list or _list_name(
+        entry, wanted, annotations if entry.name == "csv" else videos or annotations, limit
     )
+    origin = _origin(entry, name)
     out = out or home() / "caches" / f"{entry.name}-{_as_name(settings.backbone)}"
     if dry_run:
         print_splits(run, counted)
@@ -98,14 +94,25 @@ def _annotations_folder(entry: DatasetEntry, given: Path | None) -> Path | None:
     return given
 
 
-def _list_name(
-    entry: DatasetEntry, wanted: ListSettings, annotations: Path | None, videos: Path | None, limit: int | None
-) -> str:
+def _origin(entry: DatasetEntry, name: str) -> ListOrigin:
+    """Of the list that this command makes. In benchmarks an id means the same video in every list."""
+    from glscl.common.versions import versions
+    from glscl.extract.listing import ListOrigin
+
+    return ListOrigin(
+        name=name,
+        family="" if entry.name in OWN else entry.name,
+        recipe=entry.recipe,
+        command=with_option(command_line(), "--part", None),
+        versions=versions(),
+    )
+
+
+def _list_name(entry: DatasetEntry, wanted: ListSettings, own: Path | None, limit: int | None) -> str:
     """What a list is called: the data set and its protocol, or one's own file or folder, and what share of it is read."""
-    own = annotations if entry.name == "csv" else videos or annotations
-    about = own.resolve().stem if entry.name == "csv" and own else own.resolve().name if own else ""
-    if entry.name not in OWN:
-        about = wanted.protocol or next(iter(entry.protocols), "")
+    about = wanted.protocol or next(iter(entry.protocols), "")
+    if entry.name in OWN and own is not None:
+        about = own.resolve().stem if entry.name == "csv" else own.resolve().name
     parts = (entry.name, about, *(wanted.split_names or ()), f"first{limit}" if limit else "")
     return "-".join(part for part in parts if part)
 
@@ -121,7 +128,7 @@ def _render_demo(run: Run, root: Path) -> None:
     render_corpus(root, seed=run.seed, progress=run.progress)
 
 
-def _extract(run: Run, settings: ExtractSettings, found: Any, out: Path, origin: Any) -> Any:
+def _extract(run: Run, settings: ExtractSettings, found: Any, out: Path, origin: ListOrigin) -> Any:
     from glscl.extract.part import Part
     from glscl.extract.pipeline import extract as extract_features
 
@@ -162,7 +169,6 @@ def import_features(
     ] = None,
 ) -> None:
     """Make a cache from features that others extracted, with the captions of a dataset. No video is needed."""
-    from glscl.common.versions import versions
     from glscl.extract.datasets import dataset_entry
     from glscl.extract.importing.import_features import FeatureFiles
     from glscl.extract.importing.import_features import import_features as import_arrays
@@ -177,16 +183,16 @@ def import_features(
         run.device()  # one that is not there is said first
     annotations = _annotations_folder(entry, wanted.annotations)
     found = entry.read(annotations, None, splits=names, protocol=wanted.protocol, dry_run=True)
-    out = out or home() / "caches" / f"{entry.name}-{_as_name(settings.name)}"
+    out = out or home() / "caches" / f"{entry.name}-{_as_name(settings.name or 'features')}"
     run.in_force(settings)
     done = import_arrays(
         found,
         files,
         out,
         settings,
+        origin=_origin(entry, settings.list or _list_name(entry, wanted, annotations, None)),
         device=run.device() if settings.backbone is not None else "cpu",
         progress=run.progress,
-        provenance={"command": command_line(), "versions": versions(), "recipe": entry.recipe},
     )
     for line in done.notes:
         run.note(line)

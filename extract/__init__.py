@@ -8,9 +8,10 @@ In reading order:
     backbone/       frames and captions → features
     shard_frames    frames of a shard on their way into the cache
     batching        frames of different videos in full batches
-    captions        captions of a plan, encoded and committed shard by shard
-    videos          videos of a plan, decoded, encoded and committed
-    pipeline        one run: captions, then videos
+    listing         annotations → a list: videos by content, captions by text
+    captions        captions, encoded and committed shard by shard
+    videos          videos, decoded, encoded and committed
+    pipeline        one run: the list, captions, videos
 
 Wings, which an extraction never loads:
     importing/      features that other programs extracted

@@ -6,7 +6,7 @@ V videos, T texts.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from glscl.cache.lists import (
     valid_name,
     versions_of,
 )
-from glscl.cache.schema import Annotations, Status, VideoItem
+from glscl.cache.schema import Annotations, Status, TextItem, VideoItem
 from glscl.common.progress import Progress
 from glscl.extract.datasets.text_files import examples
 
@@ -97,10 +97,7 @@ def list_of(
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Listing:
-    """Make a list; nothing is written.
-
-    A video without a file keeps the item that it has under the same id and times in a list of the same family, as long as
-    those that know it agree, or else that of the current version. Captions of videos without an item are not encoded.
+    """Make a list of videos by the contents of their files, and of captions by their text; nothing is written.
 
     Args:
         annotations: from a dataset reader.
@@ -113,45 +110,86 @@ def list_of(
         InputError: see `arrange`.
     """
     annotations = arrange(annotations)
-    origin = origin.of(annotations.dataset)
     contents, unreadable = _contents(annotations.videos, known, progress or Progress(quiet=True))
-    keys = [
-        NO_KEY if content == NO_KEY else video_key(content, *clip(video.start, video.end))
+    videos = {
+        video.id: Keyed(video_key(content, *clip(video.start, video.end)), content)
         for video, content in zip(annotations.videos, contents)
-    ]
+        if content != NO_KEY
+    }
+    made, captions = assemble(
+        annotations,
+        origin,
+        library,
+        videos,
+        lambda text: text_key(text.text),
+        unreadable=unreadable,
+        all_captions=all_captions,
+        settings=settings,
+    )
     sources: dict[bytes, Source] = {}
-    for video, key in zip(annotations.videos, keys):
-        if key != NO_KEY and video.path is not None:
+    for video in annotations.videos:
+        if video.id in videos and video.path is not None:
             start, end = (None if t is None else t / 1e6 for t in clip(video.start, video.end))
-            sources.setdefault(key, Source(video.id, video.path, start, end))
-    by_id = _known_by_id(library, origin, [v for v, key in zip(annotations.videos, keys) if key == NO_KEY])
-    for row, video in enumerate(annotations.videos):
-        if keys[row] == NO_KEY and video.id not in unreadable and _entry(video) in by_id:
-            keys[row], contents[row] = by_id[_entry(video)]
-    with_item = {video.id for video, key in zip(annotations.videos, keys) if key != NO_KEY}
+            sources.setdefault(videos[video.id].key, Source(video.id, video.path, start, end))
+    return Listing(made, sources, {key: text.text for key, text in captions.items()})
+
+
+class Keyed(NamedTuple):
+    """Key of a video's item, and the hash of its file's content; zero where no file was seen."""
+
+    key: bytes
+    content: bytes = NO_KEY
+
+
+def assemble(
+    annotations: Annotations,
+    origin: ListOrigin,
+    library: Library | None,
+    videos: Mapping[str, Keyed],
+    key_of: Callable[[TextItem], bytes],
+    *,
+    unreadable: Mapping[str, str] | None = None,
+    all_captions: bool = False,
+    settings: Mapping[str, Any] | None = None,
+) -> tuple[CacheList, dict[bytes, TextItem]]:
+    """A list from keys; and key of a text → the first caption that has it.
+
+    A video without a key keeps the item that it has under the same id and times in a list of the same family, as long as
+    those that know it agree, or else that of the current version. Captions of videos without an item get no key.
+
+    Args:
+        annotations: arranged.
+        videos: id → key, of those that are at hand.
+        key_of: key of a caption.
+        unreadable: id → why its file could not be read; it keeps no item.
+        all_captions, settings: as in `list_of`.
+    """
+    origin, unreadable = origin.of(annotations.dataset), dict(unreadable or {})
+    by_id = _known_by_id(library, origin, [v for v in annotations.videos if v.id not in videos | unreadable])
+    keyed = [videos.get(v.id) or by_id.get(_entry(v)) or Keyed(NO_KEY) for v in annotations.videos]
+    with_item = {video.id for video, each in zip(annotations.videos, keyed) if each.key != NO_KEY}
     text_keys, captions = [], {}
     for text in annotations.texts:
-        key = text_key(text.text) if all_captions or text.video in with_item else NO_KEY
-        text_keys.append(key)
-        if key != NO_KEY:
-            captions.setdefault(key, text.text)
+        text_keys.append(key_of(text) if all_captions or text.video in with_item else NO_KEY)
+        if text_keys[-1] != NO_KEY:
+            captions.setdefault(text_keys[-1], text)
     made = make_list(
         annotations,
         name=origin.name,
         family=origin.family,
         recipe=origin.recipe,
-        video_key=_array(keys),
-        video_content=_array(contents),
+        video_key=_array([each.key for each in keyed]),
+        video_content=_array([each.content for each in keyed]),
         text_key=_array(text_keys),
         unreadable=unreadable,
-        known_by_id=len(by_id.keys() & {_entry(video) for video in annotations.videos}),
+        known_by_id=sum(v.id not in videos and _entry(v) in by_id for v in annotations.videos),
         command=origin.command,
         settings=dict(settings or {}),
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         versions=origin.versions,
     )
     made.notes.extend(_notes_on_copies(made))
-    return Listing(made, sources, captions)
+    return made, captions
 
 
 class Changes(NamedTuple):
@@ -223,32 +261,28 @@ def _contents(videos: list[VideoItem], known: KnownFiles, progress: Progress) ->
 
 def _known_by_id(
     library: Library | None, origin: ListOrigin, videos: list[VideoItem]
-) -> dict[tuple[str, int, int], tuple[bytes, bytes]]:
-    """(id, start, end) → key and content of those videos that a list of the family has, and that are answered."""
+) -> dict[tuple[str, int, int], Keyed]:
+    """(id, start, end) → what those videos are in the lists of the family, where that item is there."""
     wanted = {_entry(video) for video in videos}
     if library is None or library.is_flat or not wanted:
         return {}
-    found: dict[tuple[str, int, int], set[tuple[bytes, bytes]]] = {}
-    current: dict[tuple[str, int, int], tuple[bytes, bytes]] = {}
+    found: dict[tuple[str, int, int], set[Keyed]] = {}
+    current: dict[tuple[str, int, int], Keyed] = {}
     for name in list_names(library.path):
         now = current_version(library.path, name)
         for version in versions_of(library.path, name):
             if read_record(library.path / "lists" / name / f"{version}.json").family != origin.family:
                 continue
-            for entry, key, content in keys_by_id([read_list(library.path, name, version, library.header["format"])]):
+            for entry, *each in keys_by_id([read_list(library.path, name, version, library.header["format"])]):
                 if entry in wanted:
-                    found.setdefault(entry, set()).add((key, content))
-                    if name == origin.name and version == now:
-                        current[entry] = key, content
+                    found.setdefault(entry, set()).add(Keyed(*each))
+                    if (name, version) == (origin.name, now):
+                        current[entry] = Keyed(*each)
     agreed = {entry: next(iter(each)) for entry, each in found.items() if len(each) == 1} | current
     about = library.stream("video")
-    numbers = about.index.find(_array([key for key, _ in agreed.values()]))
-    status = about.status
-    return {
-        entry: each
-        for (entry, each), number in zip(agreed.items(), numbers.tolist())
-        if number >= 0 and status[number] != int(Status.MISSING)
-    }
+    numbers = about.index.find(_array([each.key for each in agreed.values()]))
+    there = {entry for entry, number in zip(agreed, numbers) if number >= 0 and about.status[number] != Status.MISSING}
+    return {entry: each for entry, each in agreed.items() if entry in there}
 
 
 def _entry(video: VideoItem) -> tuple[str, int, int]:

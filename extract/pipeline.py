@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from glscl.cache.commits import all_commits_file
 from glscl.cache.creation import StoreSpec, create_library
 from glscl.cache.files import written
+from glscl.cache.filling import filling
 from glscl.cache.frame_format import FrameSpec
 from glscl.cache.keys import Stat, has_key
 from glscl.cache.known_files import KnownFiles
 from glscl.cache.library import Library, Place, open_library
-from glscl.cache.lists import list_names, make_current, read_record, versions_of, write_list
-from glscl.cache.lock import hold
+from glscl.cache.lists import list_names, read_record, versions_of
 from glscl.cache.planning import Work, begin, work_for
 from glscl.cache.reading import read_arrays
 from glscl.cache.schema import STREAMS, Annotations, Status
@@ -168,7 +167,6 @@ class _Extraction:
         self.watch = Stopwatch()
         self.encoded = {"videos": 0, "texts": 0}
         self.seconds_texts = 0.0
-        self.finished_here = False
         self.workers = settings.workers or len(os.sched_getaffinity(0))
 
     # --- what is there, and what is asked for ------------------------------------------------------------------
@@ -224,24 +222,12 @@ class _Extraction:
 
     def fill(self) -> None:
         """Write the list, encode what is missing, and let the list count once everything of it is there."""
-        root, made = self.out, self.listing.made
-        with hold(root, part=(self.part.index, self.part.count), what="extract"):
-            self.library.refresh()
-            write_list(root, made, self.library.header["format"])
+        with filling(self.library, self.listing.made, part=(self.part.index, self.part.count)):
             self._remember()
             clock = time.perf_counter()
             self._extract_captions()
             self.seconds_texts = time.perf_counter() - clock
             self._extract_videos()
-            self.library.refresh()
-            for stream in STREAMS:
-                for addition in self.library.stream(stream).additions:
-                    if not written(all_commits_file(root, stream, addition.name)):
-                        self.library.settle(addition)
-            if Store(self.library, made).complete:
-                self.finished_here = not self.is_current or self.part.index == 1
-                if not self.is_current:
-                    make_current(root, made)
 
     def _extract_captions(self) -> None:
         if self._is_left("text"):
@@ -305,6 +291,7 @@ class _Extraction:
         if already:
             with contextlib.suppress(StorageError):  # a memo saves time; who may only read loses nothing else
                 self._remember()
+        self.library.refresh()
         store, watch = Store(self.library, self.listing.made), self.watch
         return ExtractionSummary(
             cache=str(self.out),
@@ -313,13 +300,13 @@ class _Extraction:
             fingerprint=store.fingerprint,
             already_complete=already,
             complete=store.complete,
-            finished_here=self.finished_here,
+            finished_here=store.complete and not already and (not self.is_current or self.part.index == 1),
             part=None if self.part.whole else str(self.part),
             encoded={**self.encoded, "frames": watch.frames},
             reused=self.reused,
             changes=self.changes.as_dict(),
             missing=self.changes.without_file,
-            **_counted(store),
+            **counted(store),
             notes=list(store.list.notes),
             seconds={
                 "total": seconds,
@@ -398,7 +385,7 @@ def _answered(library: Library, stream: str, keys: np.ndarray) -> int:
     return int((about.status[numbers[numbers >= 0]] != int(Status.MISSING)).sum())
 
 
-def _counted(store: Store) -> dict[str, Any]:
+def counted(store: Store) -> dict[str, Any]:
     """What there is of a list. Raises DecodeError where it is complete and no video gave frames."""
     usable = np.isin(store.status(), [s for s in Status if s.usable])  # (V,)
     failed = store.failures()

@@ -167,9 +167,9 @@ class ExtractSettings:
 class ImportSettings:
     """What features that others extracted are, and how they are stored."""
 
-    name: str = setting(
-        "features",
-        "What the features are, such as ViT-B-16; part of the fingerprint.",
+    name: str | None = setting(
+        None,
+        "What made the features, such as ViT-B-16: imports of one name join in one cache. Default: a cache of these alone.",
         group="Features",
         metavar="TEXT",
     )
@@ -199,6 +199,13 @@ class ImportSettings:
         True, "Store token features, which GLSCL needs, of captions encoded now.", group="Captions",
     )  # fmt: skip
     batch_texts: int = setting(256, "Captions encoded at once.", group="Captions", min=1)
+    list: str | None = setting(
+        None,
+        "What the list of these videos and captions is called in the cache. Default: after the data set.",
+        group="Cache",
+        metavar="NAME",
+        affects_result=False,
+    )
     format: str = setting("zarr", "Format of the cache.", group="Cache", choices=("zarr", "hdf5"))
     dtype: str = setting(
         "float16", "Type of the stored features.", group="Cache", choices=("float16", "float32", "bfloat16")

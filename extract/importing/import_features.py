@@ -21,15 +21,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from glscl.cache.creation import StoreSpec, create_store
+from glscl.cache.creation import StoreSpec, create_library
 from glscl.cache.encoded_items import EncodedText, EncodedVideo, text_arrays
+from glscl.cache.filling import filling
 from glscl.cache.fingerprint import canonical
-from glscl.cache.lock import hold
-from glscl.cache.records import Failure
+from glscl.cache.keys import as_array, captioned_rows_key, clip, rows_key, text_key
+from glscl.cache.library import Library, Place
+from glscl.cache.lists import arrange
+from glscl.cache.planning import begin, work_for
 from glscl.cache.schema import Annotations, Status, TextItem, VideoItem
 from glscl.cache.shard_arrays import decode_features, encode_features
 from glscl.cache.store import Store
-from glscl.common.errors import Hint, InputError, NotFoundError, UsageError
+from glscl.common.errors import FingerprintError, Hint, InputError, NotFoundError, UsageError
 from glscl.common.progress import Progress
 from glscl.common.settings import as_dict, check
 from glscl.extract.backbone.encoder import Backbone, load_backbone
@@ -38,6 +41,8 @@ from glscl.extract.datasets.builder import NOT_LOOKED_FOR
 from glscl.extract.datasets.text_files import examples, show
 from glscl.extract.datasets.video_files import split_extension
 from glscl.extract.importing.feature_files import Arrays, open_arrays
+from glscl.extract.listing import Keyed, ListOrigin, assemble, current_list
+from glscl.extract.pipeline import counted
 from glscl.extract.settings import ImportSettings
 from glscl.extract.videos import commit_videos
 
@@ -46,17 +51,27 @@ Readers = dict[str, Callable[[], np.ndarray]]  # id → reads its float32 rows, 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImportSummary:
-    """What an import did; `notes` are those of the annotations and what was found in the features."""
+    """What an import did; `notes` are those of the annotations and what was found in the features.
+
+    Attributes:
+        list, list_hash: the list and its version.
+        encoded: "videos", "texts" that this import brought. reused: those of the list that were there already.
+        failed: entries without features, or with fewer than they should have.
+    """
 
     cache: str
+    list: str
+    list_hash: str
     fingerprint: str
     already_complete: bool
+    encoded: dict[str, int]
+    reused: dict[str, int]
     videos: int
     texts: int
     frames: int
-    failed: list[Failure]
-    texts_without_video: int
-    notes: list[str]
+    failed: Sequence[dict[str, Any]]
+    texts_without_video: int | None
+    notes: Sequence[str]
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -92,12 +107,12 @@ def import_features(
     out: Path,
     settings: ImportSettings | None = None,
     *,
+    origin: ListOrigin | None = None,
     backbone: Backbone | None = None,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
-    provenance: Mapping[str, Any] | None = None,
 ) -> ImportSummary:
-    """Make a cache from arrays, or finish one that was begun.
+    """Bring arrays into a cache, which is made where there is none. What it has already costs nothing.
 
     Args:
         annotations: videos and captions from a dataset reader; the videos themselves are not needed.
@@ -107,14 +122,15 @@ def import_features(
             start + i / fps seconds.
         backbone: encodes the captions; None loads the one that the settings name, if they name one.
         device: where a backbone that is loaded here encodes.
-        provenance: command and versions, stored beside the configuration together with the settings.
+        origin: what the list is called and where it comes from; by default it is called as the data set.
 
     Raises:
         UsageError: none, or too many, of the sources of text features.
         NotFoundError: a path that is not there, or not one video has features.
         InputError: features that cannot be read, of a wrong shape or type, with NaN or infinite values.
         CacheBusyError: another process writes this cache.
-        FingerprintError, StorageError, …: see `create_store` and `Store.commit`.
+        FingerprintError: a cache of other features is there, and `name` does not say that both are of one encoder.
+        StorageError, …: see `create_library` and `Library.commit`.
     """
     settings = settings or ImportSettings()
     check(settings)
@@ -155,55 +171,117 @@ def import_features(
             annotations,
             notes=[*(line for line in annotations.notes if line != NOT_LOOKED_FOR), *notes],
         )
-        spec = StoreSpec(
-            configuration=_configuration(settings, mark, backbone),
-            annotations=annotations,
-            embed_dim=embed_dim,
-            dtype=settings.dtype,
-            tokens=bool(tokens_of) or (backbone is not None and settings.tokens),
-            shard_items={"video": settings.shard_videos, "text": settings.shard_texts},
-            provenance={**(provenance or {}), "settings": as_dict(settings)},
+        library = _create(out, settings, mark, embed_dim, bool(tokens_of), backbone)
+        return _fill(
+            library, annotations, _Readers(frames_of, texts_of, tokens_of), settings, origin, backbone, progress
         )
-        store = create_store(out, spec, settings.format)
-        already = store.complete and (store.path / "manifest.json").exists()
-        if not already:
-            stack.enter_context(hold(out, what="import-features"))
-            store.refresh()
-            if backbone is not None:
-                store.write_backbone_tensors(backbone.tensors_for_heads())
-                extract_captions(store, backbone, settings, progress=progress)
-            else:
-                _commit_texts(store, texts_of, tokens_of)
-            for shard in store.pending("video"):
-                items = store.shard_range("video", shard)
-                commit_videos(store, shard, {i: _record(store.plan.videos[i], frames_of, settings.fps) for i in items})
-            store.finish()
-    return _summary(store, already, annotations.notes)
 
 
-def _configuration(settings: ImportSettings, mark: str, backbone: Backbone | None) -> dict[str, Any]:
-    """What decides the values; `mark` is the hash of the arrays that were read."""
-    about: dict[str, Any] = {"name": settings.name, "pretrained": "imported", "weights": mark}
+def _create(
+    out: Path, settings: ImportSettings, mark: str, embed_dim: int, has_tokens: bool, backbone: Backbone | None
+) -> Library:
+    """The cache that these features go into. `mark`: hash of all of them."""
+    about: dict[str, Any] = {"name": settings.name or "features", "pretrained": "imported"}
+    if settings.name is None:  # nobody says that other features come from the same encoder
+        about["weights"] = mark
     configuration: dict[str, Any] = {"backbone": about, "sampling": {"fps": settings.fps, "source": "imported"}}
     if backbone is not None:
         about["words"] = backbone.words
         configuration["text_backbone"] = dataclasses.asdict(backbone.description)
-    return configuration
+    tokens = has_tokens or (backbone is not None and settings.tokens)
+    spec = StoreSpec(configuration=configuration, embed_dim=embed_dim, dtype=settings.dtype, tokens=tokens)
+    try:
+        return create_library(out, spec, settings.format)
+    except FingerprintError as error:
+        if settings.name is None:
+            raise FingerprintError(
+                str(error),
+                hint=Hint("Say with `name` what made both, if one encoder did, or use another folder with `out`"),
+            ) from None
+        raise
 
 
-def _summary(store: Store, already_complete: bool, notes: list[str]) -> ImportSummary:
-    videos = store.arrays("video", ["status", "offsets"])
-    return ImportSummary(
-        cache=str(store.path),
-        fingerprint=store.fingerprint,
-        already_complete=already_complete,
-        videos=int(np.isin(videos["status"], [s for s in Status if s.usable]).sum()),
-        texts=store.num_items["text"],
-        frames=int(videos["offsets"][-1]),
-        failed=store.failures(),
-        texts_without_video=int((store.arrays("text", ["video_index"])["video_index"] < 0).sum()),
-        notes=notes,
+class _Readers(NamedTuple):
+    """id → reads its rows, of videos, captions and tokens of captions."""
+
+    frames: Readers
+    texts: Readers
+    tokens: Readers
+
+    def text_rows(self, id: str) -> np.ndarray:
+        """Pooled feature and tokens of a caption, (1 + L, D)."""
+        pooled = self.texts[id]()
+        return np.concatenate([pooled, without_padding(self.tokens[id]())]) if self.tokens else pooled
+
+
+def _fill(
+    library: Library,
+    annotations: Annotations,
+    readers: _Readers,
+    settings: ImportSettings,
+    origin: ListOrigin | None,
+    backbone: Backbone | None,
+    progress: Progress,
+) -> ImportSummary:
+    """Make the list, and commit what of it is not there."""
+    origin = dataclasses.replace(origin or ListOrigin(), **({"name": settings.list} if settings.list else {}))
+    annotations = arrange(annotations)
+    videos = {video.id: Keyed(_video_key(video, readers.frames, settings.fps)) for video in annotations.videos
+              if video.id in readers.frames}  # fmt: skip
+    made, captions = assemble(
+        annotations,
+        origin,
+        library,
+        videos,
+        lambda text: (
+            captioned_rows_key(text.text, readers.text_rows(text.id)) if readers.texts else text_key(text.text)
+        ),
+        settings=as_dict(settings),
     )
+    video_of: dict[bytes, VideoItem] = {}
+    for video in annotations.videos:
+        if video.id in videos:
+            video_of.setdefault(videos[video.id].key, video)
+    before = current_list(library, made.name)
+    wanted = {"text": as_array(captions), "video": as_array(video_of)}
+    work = {stream: work_for(library, stream, keys) for stream, keys in wanted.items()}
+    already = before is not None and before.hash == made.hash and not any(w.finish or len(w.new) for w in work.values())
+    reused = {f"{stream}s": work[stream].had for stream in wanted}
+    encoded = {"videos": 0, "texts": 0}
+    if not already:
+        with filling(library, made, what="import-features"):
+            if backbone is not None:
+                library.write_backbone_tensors(backbone.tensors_for_heads())
+            for stream, keys in wanted.items():
+                size = settings.shard_videos if stream == "video" else settings.shard_texts
+                places = begin(library, work_for(library, stream, keys), stream, shard_items=size)
+                encoded[f"{stream}s"] = sum(len(place.items) for place in places)
+                if stream == "video":
+                    _commit_videos(library, places, video_of, readers.frames, settings.fps)
+                elif backbone is not None:
+                    texts = {key: text.text for key, text in captions.items()}
+                    extract_captions(library, places, texts, backbone, settings, progress=progress)
+                else:
+                    _commit_texts(library, places, captions, readers)
+    store = Store(library, made)
+    return ImportSummary(
+        cache=str(library.path),
+        list=made.name,
+        list_hash=made.hash,
+        fingerprint=library.fingerprint,
+        already_complete=already,
+        encoded=encoded,
+        reused=reused,
+        notes=list(made.notes),
+        **{key: value for key, value in counted(store).items() if key != "shards"},
+    )
+
+
+def _video_key(video: VideoItem, frames_of: Readers, fps: float) -> bytes:
+    """Of its features without padding, or of all of them where they are nothing else."""
+    rows = frames_of[video.id]()
+    frames = without_padding(rows)
+    return rows_key(frames if len(frames) else rows, fps, clip(video.start, None)[0])
 
 
 def _check_sources(annotations: Annotations, files: FeatureFiles, backbone: object | None) -> None:
@@ -444,14 +522,11 @@ def without_padding(rows: np.ndarray) -> np.ndarray:
 
 
 def _record(video: VideoItem, frames_of: Readers, fps: float) -> EncodedVideo:
-    nothing = np.zeros(0, np.float32)
-    if video.id not in frames_of:
-        return EncodedVideo(nothing.reshape(0, 0), nothing, Status.MISSING, "no features for this id")
     rows = frames_of[video.id]()
     frames = without_padding(rows)
     if not len(frames):
         reason = f"its {len(rows)} frame features are zero everywhere, as for a video that could not be read"
-        return EncodedVideo(frames, nothing, Status.DECODE_ERROR, reason)
+        return EncodedVideo(frames, np.zeros(0, np.float32), Status.DECODE_ERROR, reason)
     times = (video.start or 0.0) + np.arange(len(frames)) / fps
     return EncodedVideo(
         frames,
@@ -463,23 +538,32 @@ def _record(video: VideoItem, frames_of: Readers, fps: float) -> EncodedVideo:
     )
 
 
-def _commit_texts(store: Store, texts_of: Readers, tokens_of: Readers) -> None:
-    index_of_video = {video.id: i for i, video in enumerate(store.plan.videos)}
-    for shard in store.pending("text"):
-        items = [store.plan.texts[i] for i in store.shard_range("text", shard)]
+def _commit_videos(
+    library: Library, places: Sequence[Place], video_of: Mapping[bytes, VideoItem], frames_of: Readers, fps: float
+) -> None:
+    for place in places:
+        keys = library.stream("video").keys_at(place)
+        commit_videos(library, place, [_record(video_of[key.tobytes()], frames_of, fps) for key in keys])
+
+
+def _commit_texts(
+    library: Library, places: Sequence[Place], captions: Mapping[bytes, TextItem], readers: _Readers
+) -> None:
+    for place in places:
+        keys = library.stream("text").keys_at(place)
+        items = [captions[key.tobytes()] for key in keys]
         arrays = text_arrays(
-            items,
-            list(_text_records(items, texts_of, tokens_of)),
-            video_index=[index_of_video.get(item.video, -1) for item in items],
-            embed_dim=store.embed_dim,
-            dtype=store.dtype,
+            keys,
+            [item.text for item in items],
+            list(_text_records(items, readers)),
+            embed_dim=library.embed_dim,
+            dtype=library.dtype,
         )
-        store.commit("text", shard, arrays)
+        library.commit(place.addition, place.shard, arrays)
 
 
-def _text_records(items: Sequence[TextItem], texts_of: Readers, tokens_of: Readers) -> Iterator[EncodedText]:
+def _text_records(items: Sequence[TextItem], readers: _Readers) -> Iterator[EncodedText]:
     """Token ids are not known: they are stored as 0."""
     for item in items:
-        pooled = texts_of[item.id]()[0]
-        tokens = without_padding(tokens_of[item.id]()) if tokens_of else np.zeros((0, len(pooled)), np.float32)
-        yield EncodedText(pooled, tokens, np.zeros(len(tokens), np.int32))
+        rows = readers.text_rows(item.id)
+        yield EncodedText(rows[0], rows[1:], np.zeros(len(rows) - 1, np.int32))

@@ -18,11 +18,12 @@ import pytest
 import torch
 
 from glscl import cli
+from glscl.cache.library import Library
 from glscl.cache.schema import Annotations, Status, TextItem, VideoItem
 from glscl.cache.store import Store, open_store
 from glscl.cache.upkeep.verification import verify
 from glscl.commands.options import main
-from glscl.common.errors import FingerprintError, GlsclError, InputError, NotFoundError, UsageError
+from glscl.common.errors import CacheIncompleteError, FingerprintError, GlsclError, InputError, NotFoundError, UsageError
 from glscl.extract.backbone.encoder import load_backbone
 from glscl.extract.importing import import_features as importing
 from glscl.extract.importing.feature_files import open_arrays
@@ -133,7 +134,7 @@ def test_frames_come_in_every_shape_and_type_people_have(annotations, frames, te
     assert (summary.videos, summary.frames, summary.texts, summary.failed) == (5, sum(LENGTHS), 10, [])
     padding = "took 28 all-zero frames at the end of 5 videos for padding: -abc_1_5, clip.one.mov, vidéo3, ..."
     assert (padding in summary.notes) == (shape == "padded with zeros")
-    assert not store.has_tokens and verify(store) == []
+    assert not store.has_tokens and verify(store.library) == []
 
 
 def containers(tmp_path: Path, arrays: dict[str, np.ndarray]) -> dict[str, Path]:
@@ -310,7 +311,7 @@ def test_missing_videos_and_captions_are_recorded_and_foreign_entries_counted(an
     ids = [text.id for text in annotations.texts]
     keyed = one_file(tmp_path / "t.npz", {id: row for id, row in zip(ids, texts) if id != "last#1"})
     summary = import_features(annotations, given, tmp_path / "cache", text_features=keyed)
-    assert (summary.videos, summary.texts, summary.texts_without_video) == (3, 9, 4)
+    assert (summary.videos, summary.texts, summary.texts_without_video) == (3, 7, 4)
     reasons = {failure["id"]: (failure["status"], failure["reason"]) for failure in summary.failed}
     assert reasons == {
         "vidéo3": ("missing", "no features for this id"),
@@ -321,7 +322,7 @@ def test_missing_videos_and_captions_are_recorded_and_foreign_entries_counted(an
                for line in summary.notes)  # fmt: skip
     assert "left out 1 of 10 captions that have no features: last#1" in summary.notes
     store = open_store(tmp_path / "cache")
-    assert store.header["notes"] == summary.notes
+    assert store.list.notes == summary.notes
     assert store.arrays("video")["status"].tolist() == [0, 0, Status.MISSING, Status.DECODE_ERROR, 0]
 
 
@@ -513,7 +514,7 @@ def test_a_killed_import_goes_on_and_asking_again_changes_nothing(
         return import_features(annotations, given, out, text_features=tmp_path / "texts.npy", **options)
 
     again(tmp_path / "whole")
-    original, commits = Store.commit, []
+    original, commits = Library.commit, []
 
     def stop_soon(self, *args, **options):
         commits.append(args)
@@ -522,10 +523,11 @@ def test_a_killed_import_goes_on_and_asking_again_changes_nothing(
         return original(self, *args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "commit", stop_soon)
+        patch.setattr(Library, "commit", stop_soon)
         with pytest.raises(KeyboardInterrupt):
             again(tmp_path / "cut")
-    assert not open_store(tmp_path / "cut").complete
+    with pytest.raises(CacheIncompleteError):
+        open_store(tmp_path / "cut")
     assert not again(tmp_path / "cut").already_complete
     a, b = open_store(tmp_path / "whole"), open_store(tmp_path / "cut")
     for stream in ("video", "text"):
@@ -541,8 +543,44 @@ def test_other_features_never_enter_the_cache_of_some(annotations, frames, texts
     import_features(annotations, folder(tmp_path / "f", frames), tmp_path / "c", text_features=tmp_path / "texts.npy")
     frames["last"] = frames["last"] + 1
     other = folder(tmp_path / "g", frames)
-    with pytest.raises(FingerprintError, match="backbone.weights"):
+    with pytest.raises(FingerprintError, match="backbone.weights") as refused:
         import_features(annotations, other, tmp_path / "c", text_features=tmp_path / "texts.npy")
+    assert "`name`" in str(refused.value.hint)
+
+
+def test_imports_of_one_name_join_and_bring_only_what_is_not_there(annotations, frames, texts, tmp_path):
+    np.save(tmp_path / "texts.npy", texts)
+    few = Annotations(dataset="csv", videos=annotations.videos[:3], texts=annotations.texts[:6])
+    np.save(tmp_path / "few.npy", texts[:6])
+
+    def into(out, given, features, captions, **options):
+        options = {"text_features": captions, "name": "ViT-B-16", "list": "all"} | options
+        return import_features(given, folder(tmp_path / f"f{len(list(tmp_path.iterdir()))}", features), out, **options)
+
+    into(tmp_path / "c", few, {id: frames[id] for id in VIDEOS[:3]}, tmp_path / "few.npy", list="few")
+    done = into(tmp_path / "c", annotations, frames, tmp_path / "texts.npy")
+    assert (done.encoded, done.reused) == ({"videos": 2, "texts": 4}, {"videos": 3, "texts": 6})
+    frames["last"] = frames["last"] + 1
+    done = into(tmp_path / "c", annotations, frames, tmp_path / "texts.npy")
+    assert (done.encoded, done.reused) == ({"videos": 1, "texts": 0}, {"videos": 4, "texts": 10})
+    into(tmp_path / "fresh", annotations, frames, tmp_path / "texts.npy")
+    a, b = open_store(tmp_path / "c", "all"), open_store(tmp_path / "fresh")
+    for stream in ("video", "text"):
+        for name, array in a.arrays(stream).items():
+            np.testing.assert_array_equal(array, b.arrays(stream)[name], err_msg=name)
+    assert open_store(tmp_path / "c", "few").num_items == {"video": 3, "text": 6}
+    wider = {id: np.pad(rows, ((0, 0), (0, 1))) for id, rows in frames.items()}
+    np.save(tmp_path / "wide.npy", np.pad(texts, ((0, 0), (0, 1))))
+    with pytest.raises(FingerprintError, match="embed_dim"):
+        into(tmp_path / "c", annotations, wider, tmp_path / "wide.npy")
+
+
+def test_videos_whose_features_are_not_given_again_keep_those_that_are_there(annotations, frames, texts, tmp_path):
+    np.save(tmp_path / "texts.npy", texts)
+    options = {"text_features": tmp_path / "texts.npy", "name": "x"}
+    import_features(annotations, folder(tmp_path / "f", frames), tmp_path / "c", **options)
+    done = import_features(annotations, folder(tmp_path / "g", {"last": frames["last"]}), tmp_path / "c", **options)
+    assert done.videos == len(VIDEOS) and done.encoded == {"videos": 0, "texts": 0}
 
 
 # --- the whole way ----------------------------------------------------------------------------------------------------

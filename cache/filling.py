@@ -1,0 +1,40 @@
+"""What every writer of a cache does: the list first, so that it tells what was wanted; the items; at last the list counts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from glscl.cache.commits import all_commits_file
+from glscl.cache.files import written
+from glscl.cache.library import Library
+from glscl.cache.lists import CacheList, current_version, make_current, write_list
+from glscl.cache.lock import hold
+from glscl.cache.schema import STREAMS
+from glscl.cache.store import Store
+
+
+@contextlib.contextmanager
+def filling(
+    library: Library, made: CacheList, *, part: tuple[int, int] = (1, 1), what: str = "extract"
+) -> Iterator[None]:
+    """Be the one writer of a cache while its items are encoded within the block.
+
+    Args:
+        made: the list that asks for them: written before, and made the one that counts afterwards if all of it is there.
+        part, what: see `glscl.cache.lock.hold`.
+
+    Raises:
+        CacheBusyError, StorageError: see `hold`.
+    """
+    with hold(library.path, part=part, what=what):
+        library.refresh()
+        write_list(library.path, made, library.header["format"])
+        yield
+        library.refresh()
+        for stream in STREAMS:
+            for addition in library.stream(stream).additions:
+                if not written(all_commits_file(library.path, stream, addition.name)):
+                    library.settle(addition)
+        if Store(library, made).complete and current_version(library.path, made.name) != made.hash:
+            make_current(library.path, made)

@@ -29,6 +29,7 @@ from glscl.evaluate.report.page import write_report
 from glscl.evaluate.settings import EvaluateSettings
 from glscl.extract.datasets import DATASETS
 from glscl.extract.decode.thumbnails import thumbnails_of
+from glscl.extract.listing import ListOrigin
 from glscl.extract.pipeline import extract
 from glscl.extract.settings import ExtractSettings
 from glscl.train_head.finetuning.settings import resolve_finetune
@@ -155,15 +156,21 @@ class _Demo:
         if weights is not None:
             asked["pretrained"] = weights
         with self.stage(stage):
-            extract(
+            done = extract(
                 annotations,
                 self.out / cache,
                 build(ExtractSettings, DATASET.defaults, asked),
+                origin=ListOrigin(
+                    name=DATASET.name,
+                    family=DATASET.name,
+                    recipe=DATASET.recipe,
+                    command=self.command,
+                    versions=versions(),
+                ),
                 device=self.device,
                 progress=self.progress,
-                provenance={"command": self.command, "versions": versions(), "recipe": DATASET.recipe},
             )
-            return open_store(self.out / cache)
+            return open_store(self.out / cache, f"{done.list}@{done.list_hash}")
 
     def judge(self, store: Store, *, name: str, title: str, run: Path | None) -> None:
         """Evaluate on the test split, write the result into the run's folder, and look closer for the report."""

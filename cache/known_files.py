@@ -109,13 +109,17 @@ class KnownFiles:
         with ThreadPoolExecutor(THREADS) as pool:
             return list(pool.map(looked_at, paths))
 
-    def path_of(self, content: bytes) -> Path | None:
-        """A file with this content that is there still, as it was when it was hashed; None where none is known."""
+    def paths_of(self, content: bytes) -> list[str]:
+        """The files that had this content when they were hashed, whether or not they are there still."""
         if self._paths is None:
             self._paths = {}
             for path, (_, each) in self._seen.items():
                 self._paths.setdefault(each, []).append(path)
-        for path in self._paths.get(content, ()):
+        return self._paths.get(content, [])
+
+    def path_of(self, content: bytes) -> Path | None:
+        """A file with this content that is there still, as it was when it was hashed; None where none is known."""
+        for path in self.paths_of(content):
             try:
                 if Stat.of(path) == self._seen[path][0]:
                     return Path(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import typer
 
 from glscl.commands.options import COMMANDS, OneOf, Run, Stopped, command, command_line
 from glscl.commands.printing import TrainingLines, backbone_line, print_rows, settings_line
-from glscl.commands.shared import RunFolderOption, let_import, open_cache
+from glscl.commands.shared import ListOption, RunFolderOption, let_import, open_cache
 from glscl.commands.wording import hint_text
 from glscl.common.errors import StorageError, UsageError
 from glscl.common.progress import duration
@@ -93,6 +93,7 @@ def train_head(
     cache: Annotated[
         Path | None, typer.Option(help="Cache to train on. Default: the only one there is.", rich_help_panel="Data")
     ] = None,
+    list: ListOption = None,
     out: RunFolderOption = None,
     sweep: Annotated[
         list[str] | None,
@@ -111,17 +112,17 @@ def train_head(
 
     resume = bool(asked.get("resume"))
     if sweep:
-        _sweep(run, asked, sweep, cache, out)
+        _sweep(run, asked, sweep, partial(open_cache, cache, list=list), out)
         return
-    stored, device = _settings_to_resume(resume, out), run.device()
-    settings_by = partial(resolve, _settings_asked(asked), device_type=device.type, stored=stored)
+    begun, device = _run_to_resume(resume, out), run.device()
+    settings_by = partial(resolve, _settings_asked(asked), device_type=device.type, stored=_settings_of(begun))
     settings_by(dataset="default")  # wrong usage is said before any cache is looked for
-    store = open_cache(cache)
+    store = open_cache(cache, begun, list)
     settings = settings_by(dataset=store.recipe)
     check_trainable(store, settings.head)
     out = out or new_run(settings.head)
     earlier_run(out, store, settings, resume)
-    run.say(f"training {settings.head} on {store.path} by the recipe {settings.recipe} → {out}")
+    run.say(f"training {settings.head} on {_named(store)} by the recipe {settings.recipe} → {out}")
     run.say(settings_line(settings))
     run.in_force(settings)
     with _resumable(out):
@@ -144,16 +145,27 @@ def _say_trained(run: Run, done: TrainResult) -> None:
     run.say(f"{done.run}: {len(done.history)} epochs in {duration(done.seconds)}{best}")
 
 
-def _settings_to_resume(resume: bool, out: Path | None) -> dict[str, Any] | None:
-    """Settings of the run that --resume goes on with; None where there is none yet."""
-    from glscl.train_head.checkpoint import read_run
+def _named(store: Store) -> str:
+    return f"list {store.list_name} of {store.path}"
 
+
+def _run_to_resume(resume: bool, out: Path | None) -> Path | None:
+    """The run that --resume goes on with; None where there is none yet."""
     if resume and out is None:
         raise UsageError("--resume goes on with the run in --out", hint="Name it: --out RUN")
-    return read_run(out)["settings"] if resume and out is not None and (out / "run.json").exists() else None
+    return out if resume and out is not None and (out / "run.json").exists() else None
 
 
-def _sweep(run: Run, asked: dict[str, Any], sweep: list[str], cache: Path | None, out: Path | None) -> None:
+def _settings_of(run: Path | None) -> dict[str, Any] | None:
+    from glscl.train_head.checkpoint import read_run
+
+    return None if run is None else read_run(run)["settings"]
+
+
+def _sweep(
+    run: Run, asked: dict[str, Any], sweep: list[str], opened: Callable[[Path | None], Store], out: Path | None
+) -> None:
+    """Train a grid; `opened` gives the cache, at the list of a run where one was begun."""
     from glscl.commands.default_paths import new_run
     from glscl.evaluate.evaluation import validation_metrics
     from glscl.train_head.sweeping.sweep import parse_sweep, sweep_points, sweep_table, train_sweep
@@ -165,13 +177,14 @@ def _sweep(run: Run, asked: dict[str, Any], sweep: list[str], cache: Path | None
         raise UsageError("--resume goes on with the sweep in --out", hint="Name it: --out FOLDER")
     device = run.device()
     points_by = partial(sweep_points, _settings_asked(asked), parse_sweep(sweep), device_type=device.type)
-    points_by(dataset="default", embed_dim=None)  # wrong usage is said before any cache is looked for
-    store = open_cache(cache)
+    points = points_by(dataset="default", embed_dim=None)  # wrong usage is said before any cache is looked for
+    runs = [] if out is None else [out / point.name for point in points]
+    store = opened(next((each for each in runs if (each / "run.json").exists()), None))
     points = points_by(dataset=store.recipe, embed_dim=store.embed_dim)
     for point in points:
         check_trainable(store, point.settings.head)
     out = out or new_run(f"sweep-{points[0].settings.head}")
-    run.say(f"{len(points)} trainings on {store.path} → {out}")
+    run.say(f"{len(points)} trainings on {_named(store)} → {out}")
     with _resumable(out, sweep=True):
         rows = train_sweep(
             store,
@@ -206,6 +219,7 @@ def finetune(
             help="Cache of captions, splits and ids. Default: that of --run, or the only one.", rich_help_panel="Data"
         ),
     ] = None,
+    list: ListOption = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of the run. Default: runs/finetune-<head>-<time>.", rich_help_panel="Data"),
@@ -219,16 +233,16 @@ def finetune(
     from glscl.train_head.train import check_trainable, earlier_run
 
     resume = bool(asked.get("resume"))
-    stored, device = _settings_to_resume(resume, out), run.device()
-    settings_by = partial(resolve_finetune, _settings_asked(asked), device_type=device.type, stored=stored)
+    begun, device = _run_to_resume(resume, out), run.device()
+    settings_by = partial(resolve_finetune, _settings_asked(asked), device_type=device.type, stored=_settings_of(begun))
     start = settings_by(dataset="default").start  # wrong usage is said before any cache is looked for
-    store = open_cache(cache, start)
+    store = open_cache(cache, begun or start, list)
     settings = settings_by(dataset=store.recipe)
     check_trainable(store)
     out = out or new_run(f"finetune-{settings.head}")
     earlier_run(out, store, settings, resume)
     run.say(
-        f"training backbone and {settings.head} on the videos of {store.path} by the recipe {settings.recipe} → {out}"
+        f"training backbone and {settings.head} on the videos of {_named(store)} by the recipe {settings.recipe} → {out}"
     )
     run.say(settings_line(settings))
     run.say(backbone_line(settings))
@@ -288,6 +302,7 @@ def import_checkpoint(
     cache: Annotated[
         Path | None, typer.Option(help="Cache to judge it on. Default: the only one there is.", rich_help_panel="Data")
     ] = None,
+    list: ListOption = None,
     out: RunFolderOption = None,
     max_frames: Annotated[
         int | None, typer.Option(help="Frames a video. Default: the recipe's.", min=1, rich_help_panel="Data")
@@ -307,7 +322,7 @@ def import_checkpoint(
     check_options(source, options)
     done = import_weights(
         file,
-        open_cache(cache),
+        open_cache(cache, list=list),
         out or new_run,
         source=source,
         options=options,

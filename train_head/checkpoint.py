@@ -36,8 +36,8 @@ from glscl.train_head.run_record import run_problem, short
 RUN_SCHEMA = "glscl.run/1"
 WHICH = ("best", "last")
 
-# Parts of a cache's configuration that decide whether a head understands its features. The others (dataset, sampling,
-# numbers of words, dtype) may differ: a head may be judged on another corpus.
+# Parts of a cache's configuration that decide whether a head understands its features. The others (sampling, numbers of
+# words, dtype) may differ, and so may the list: a head may be judged on another corpus.
 _BINDING = ("library", "name", "pretrained", "weights", "quick_gelu", "preprocessing", "tokenizer")
 
 
@@ -210,6 +210,22 @@ class _Unfilled(TorchFunctionMode):
 # --- the cache a run belongs to ----------------------------------------------------------------------------------------
 
 
+def cache_record(store: Store) -> dict[str, Any]:
+    """What run.json says of the cache and the list that a run was made from; see `open_recorded`."""
+    name, pretrained = backbone_of(store.configuration)
+    return {
+        "dataset": store.dataset,
+        "backbone": name,
+        "pretrained": pretrained,
+        "cache": str(store.path),
+        "cache_fingerprint": store.fingerprint,
+        "list": store.list_name,
+        "list_hash": store.list_hash,
+        "annotations": store.list.annotations,
+        "cache_configuration": store.configuration,
+    }
+
+
 def open_recorded(record: Mapping[str, Any], cache: Path | None = None, list: str | None = None) -> Store:
     """The cache that a run or a result was made from, or another one, seen at the list it was made from.
 
@@ -250,6 +266,16 @@ def _lists(library: Library) -> str:
     return ", ".join(name if version is None else f"{name}@{version}" for name, version in named) or "none"
 
 
+def list_differences(run: Mapping[str, Any], store: Store) -> list[str]:
+    """Whether a cache is seen at another list than a run was made from, or at another version of it: a line, or none."""
+    if run.get("list_hash") in (None, "", store.list_hash):
+        return []
+    line = f"list: found {store.list_name}@{store.list_hash}, expected {run.get('list')}@{run['list_hash']}"
+    return [
+        f"{line}, the same annotations with other files" if run.get("annotations") == store.list.annotations else line
+    ]
+
+
 def check_cache(folder: Path | str, run: Mapping[str, Any], store: Store, *, which: str = "best") -> list[str]:
     """Refuse features that the head of a run cannot understand.
 
@@ -260,14 +286,14 @@ def check_cache(folder: Path | str, run: Mapping[str, Any], store: Store, *, whi
         which: "best" or "last" weights; a second pass leaves a backbone with each.
 
     Returns:
-        What else differs from the cache the run was trained on (dataset, sampling, …), one line each.
+        What else differs from what the run was trained on (list, sampling, …), one line each.
 
     Raises:
         FingerprintError: another backbone, preprocessing or size of features.
     """
-    tuned = run.get("weights", {}).get(which)
+    tuned, lists = run.get("weights", {}).get(which), list_differences(run, store)
     if tuned is None and run["cache_fingerprint"] == store.fingerprint:
-        return []
+        return lists
     trained = run.get("cache_configuration") or {}
     if tuned is not None:
         backbone = {**trained["backbone"], "pretrained": tuned["backbone"], "weights": tuned["weights"]}
@@ -279,7 +305,7 @@ def check_cache(folder: Path | str, run: Mapping[str, Any], store: Store, *, whi
         ours, theirs = _describe(store.configuration), _describe(trained)
         detail = "" if ours != theirs else f" ({'; '.join(differences(here, there)[:2])})"
         name, pretrained = backbone_of(trained)
-        again: dict[str, Any] = {"dataset": store.configuration.get("dataset", "NAME"), "backbone": name}
+        again: dict[str, Any] = {"dataset": store.dataset, "backbone": name}
         if trained.get("backbone", {}).get("preprocessing", {}).get("method") == "fast":
             again["preprocess"] = "fast"
         if tuned is not None:
@@ -294,7 +320,8 @@ def check_cache(folder: Path | str, run: Mapping[str, Any], store: Store, *, whi
             f"{store.path} was extracted with {ours}; {folder} expects {theirs}{detail}",
             hint=Hint("Extract again", "extract", again),
         )
-    return [line for line in differences(store.configuration, trained) if not line.startswith("backbone.pretrained:")]
+    features = differences(store.configuration, trained)
+    return [*lists, *(line for line in features if not line.startswith("backbone.pretrained:"))]
 
 
 def _other_than_tuned(
@@ -315,11 +342,11 @@ def extraction_hint(store: Store, weights: Path | str) -> Hint:
     By the command that made the cache, as it was typed, where an extraction did.
     """
     new = {"pretrained": weights, "out": "CACHE"}
-    typed = store.header.get("provenance", {}).get("command", "")
+    typed = store.list.command
     if typed.split(" ")[:2] == ["glscl", "extract"]:
         return Hint("Extract again", typed, new)
     about = store.configuration
-    known = {"dataset": about.get("dataset", "NAME"), "annotations": "FILE", "videos": videos_folder(store) or "DIR"}
+    known = {"dataset": store.dataset, "annotations": "FILE", "videos": videos_folder(store) or "DIR"}
     fast = about.get("backbone", {}).get("preprocessing", {}).get("method") == "fast"
     known |= {"backbone": backbone_of(about)[0]} | ({"preprocess": "fast"} if fast else {})
     return Hint("Extract again", "extract", {**known, **new})

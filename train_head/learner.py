@@ -80,8 +80,8 @@ class Learner:
 
     def begin(self, device: torch.device) -> nn.Module:
         """Move to the device; what gives the loss of a batch, for Accelerate to wrap."""
-        lengths = self.table.token_offsets
-        self._lengths = None if lengths is None else lengths.diff().cpu().numpy()
+        lengths = self.table.token_count
+        self._lengths = None if lengths is None else lengths.cpu().numpy()
         longest = 1 if self._lengths is None else max(1, int(self._lengths.max(initial=1)))
         self.table = resident(self.table, device)
         chunk = chunk_that_fits(self.head, words=longest, frames=self.table.frame_features.shape[1])

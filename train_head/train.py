@@ -20,7 +20,7 @@ from glscl.common.errors import FingerprintError, Hint, InputError, UsageError
 from glscl.common.launch import launch
 from glscl.common.settings import as_dict, differences
 from glscl.common.versions import versions
-from glscl.train_head.checkpoint import backbone_of, check_cache, read_run
+from glscl.train_head.checkpoint import cache_record, check_cache, list_differences, read_run
 from glscl.train_head.heads import build_head, head_class, head_options
 from glscl.train_head.heads.base import Head
 from glscl.train_head.holdout import hold_out
@@ -96,7 +96,7 @@ class LoadedSplits:
                 tokens=needs_tokens or self.tokens,
             )
         table = self._read[key]
-        return table if needs_tokens else replace(table, token_values=None, token_offsets=None)
+        return table if needs_tokens else replace(table, token_values=None, token_first=None, token_count=None)
 
 
 def train(
@@ -140,6 +140,7 @@ def train(
     data = choose_data(splits, settings, validate is not None, reporter)
     head = start_head(settings, store, data, reporter)
     record = run_record(settings, head, store, data, device, command)
+    require_same_sizes(out, earlier, record)
     judge = None
     if validate is not None and data.validation is not None:
         judge = partial(_judge, validate, resident(data.validation, torch.device(device)))
@@ -178,6 +179,29 @@ def trained(out: Path, record: Mapping[str, Any], fitted: FitResult, started: fl
     )
 
 
+def require_same_sizes(out: Path, earlier: Mapping[str, Any] | None, record: Mapping[str, Any]) -> None:
+    """Refuse to go on where the list gives more than when the run was begun: what could not be read then was read since.
+
+    Args:
+        earlier: run.json of the run in `out`, from `earlier_run`.
+        record: what run.json would say now, from `run_record`.
+
+    Raises:
+        UsageError: it would have other batches than a run that was never stopped.
+    """
+    for part in ("training", "validation"):
+        then, now = ({} if run is None else run.get(part) or {} for run in (earlier, record))
+        if earlier is not None and part in earlier and dict(then) != now:
+            was, found = (
+                f"{size.get('videos', 0)} videos with {size.get('texts', 0)} captions" for size in (then, now)
+            )
+            raise UsageError(
+                f"{out} was begun with {was} for {part}; {record['cache']} gives {found} now, as other items of the list "
+                "have features",
+                hint="Train into another folder with `out`",
+            )
+
+
 def finished(out: Path, run: Mapping[str, Any], reporter: Reporter) -> TrainResult:
     """What came of a run that needs no more training; `run` is its run.json."""
     clear(out, finished=True)
@@ -197,28 +221,26 @@ def run_record(
     settings: TrainSettings, head: Head, store: Store, data: TrainingData, device: torch.device | str, command: str
 ) -> dict[str, Any]:
     """run.json but for how it went: what is trained, on what, selected how, with which versions."""
-    table, validation = data.train, data.validation
-    name, pretrained = backbone_of(store.configuration)
+    validation = data.validation
     return {
         "head": settings.head,
         "options": head.options,
         "embed_dim": head.embed_dim,
         "parameters": sum(p.numel() for p in head.parameters()),
         "settings": as_dict(settings),
-        "dataset": store.configuration.get("dataset", ""),
-        "backbone": name,
-        "pretrained": pretrained,
-        "cache": str(store.path),
-        "cache_fingerprint": store.fingerprint,
-        "cache_configuration": store.configuration,
+        **cache_record(store),
         "selection": data.selection,
         "frozen_backbone": True,
-        "training": {"texts": table.num_texts, "videos": table.num_videos},
-        "validation": None if validation is None else {"texts": validation.num_texts, "videos": validation.num_videos},
+        "training": _size(data.train),
+        "validation": None if validation is None else _size(validation),
         "device": str(device),
         "versions": versions(),
         "command": command,
     }
+
+
+def _size(table: FeatureTable) -> dict[str, int]:
+    return {"texts": table.num_texts, "videos": table.num_videos}
 
 
 def start_head(settings: TrainSettings, store: Store, data: TrainingData, reporter: Reporter) -> Head:
@@ -290,7 +312,7 @@ def choose_data(splits: LoadedSplits, settings: TrainSettings, can_validate: boo
 def _longest(store: Store, tables: list[FeatureTable]) -> dict[str, int]:
     """Sizes that heads with learned positions need, by the name of the option."""
     frames = max(table.frame_features.shape[1] for table in tables)
-    words = [int(t.token_offsets.diff().max()) for t in tables if t.token_offsets is not None and t.num_texts]
+    words = [int(t.token_count.max()) for t in tables if t.token_count is not None and t.num_texts]
     backbone = store.configuration.get("backbone")
     if isinstance(backbone, Mapping) and isinstance(backbone.get("words"), int):
         words.append(backbone["words"])
@@ -307,7 +329,8 @@ def earlier_run(out: Path, store: Store, settings: TrainSettings, resume: bool) 
 
     Raises:
         StorageError: a link stands in `out`.
-        UsageError: there is one and `resume` is not set, or it was begun with other settings.
+        UsageError: there is one and `resume` is not set, or it was begun with other settings, or on another list or
+            version of it: even with the same annotations, other files give other features.
         FingerprintError: it was begun on another cache.
         CheckpointError: its run.json cannot be read.
     """
@@ -326,6 +349,12 @@ def earlier_run(out: Path, store: Store, settings: TrainSettings, resume: bool) 
             f"{out} was begun on another cache ({run['cache']}, fingerprint {run['cache_fingerprint']}) than {store.path} "
             f"({store.fingerprint})",
             hint="Resume it on that one with `cache`, or train into another folder with `out`",
+        )
+    for line in list_differences(run, store):
+        raise UsageError(
+            f"{out} was begun on other data than {store.path} gives: {line}",
+            hint=f"Resume it on that version with `list={run['list']}@{run['list_hash']}`, or train into another folder with "
+            "`out`",
         )
     if differences(settings_from(run["settings"], type(settings)), settings):
         raise UsageError(f"{out} was begun with other settings", hint="Train into another folder with `out`")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from glscl import cli
+from glscl.cache.lists import CacheList, make_current, write_list
 from glscl.commands import training
 from glscl.commands.options import main
 from glscl.train_head.heads import build_head
@@ -41,6 +43,62 @@ def test_a_sweep_has_a_folder_of_its_own_by_default(glscl, cache, tmp_path):
     assert (folder / "sweep.json").is_file() and (folder / "lr=0.01" / "run.json").is_file()
 
 
+@pytest.fixture
+def newer_list(cache):
+    """`newer_list(name)`: a list of the cache without its last clip, which counts from now on."""
+
+    def make(name: str) -> CacheList:
+        last = cache.annotations.videos[-1].id
+        videos = [video for video in cache.annotations.videos if video.id != last]
+        texts = [text for text in cache.annotations.texts if text.video != last]
+        cache.annotations = replace(cache.annotations, videos=videos, texts=texts)
+        made = replace(cache.list, name=name)
+        write_list(cache.path, made, cache.format)
+        make_current(cache.path, made)
+        return made
+
+    return make
+
+
+def trained_on(run: Path) -> tuple[str, str]:
+    record = json.loads((run / "run.json").read_text())
+    return record["list"], record["list_hash"]
+
+
+def test_of_several_lists_one_must_be_named_and_a_run_keeps_its_own(glscl, cache, newer_list, tmp_path, one_line):
+    first, second = cache.list, newer_list("second")
+    arguments = ("train-head", "--head", "projection", *QUICK)
+    one_line(glscl(*arguments), "several lists: made, second", "--list")
+    one_line(glscl(*arguments, "--list", "third"), "no list third", "made, second")
+    assert glscl(*arguments, "--list", "second", "--out", tmp_path / "a")[0] == 0
+    assert trained_on(tmp_path / "a") == ("second", second.hash)
+    status, out, _ = glscl(*arguments, "--list", "made", "--out", tmp_path / "b")
+    assert status == 0 and f"training projection on list made of {cache.path}" in out
+    newest = newer_list("made")
+
+    status, out, err = glscl("train-head", "--resume", "--out", tmp_path / "b")
+    assert status == 0 and "is finished already" in out, err
+    one_line(
+        glscl("train-head", "--resume", "--out", tmp_path / "b", "--list", "made"),
+        f"found made@{newest.hash}, expected made@{first.hash}",
+        f"--list made@{first.hash}",
+    )
+    one_line(glscl(*arguments, "--list", f"made@{'0' * 16}"), f"no list made@{'0' * 16}")
+    assert glscl(*arguments, "--list", first.hash, "--out", tmp_path / "c")[0] == 0
+    assert trained_on(tmp_path / "c") == ("made", first.hash)
+
+
+def test_a_sweep_goes_on_with_the_version_that_it_began_on(glscl, cache, newer_list, tmp_path):
+    first = cache.list
+    arguments = ("train-head", "--head", "projection", *QUICK, "--out", tmp_path / "sweep", "--sweep")
+    assert glscl(*arguments, "lr=1e-2")[0] == 0
+    assert newer_list("made").hash != first.hash
+    assert glscl(*arguments, "lr=1e-2,1e-3")[0] == 0
+    assert trained_on(tmp_path / "sweep" / "lr=0.001") == trained_on(tmp_path / "sweep" / "lr=0.01")
+    about = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert (about["list"], about["list_hash"]) == ("made", first.hash)
+
+
 def test_a_bad_key_ends_before_anything_trains(glscl, cache, tmp_path, one_line):
     one_line(glscl("train-head", "--sweep", "querries=4"), "querries", "queries", status=2)
     one_line(glscl("train-head", "--sweep", "lr=1e-3", "--tracker", "tensorboard"), "--tracker", status=2)
@@ -58,7 +116,7 @@ def test_an_adapter_is_saved_with_the_run_and_found_again(glscl, cache, tmp_path
 def test_training_says_nothing_of_a_cache_with_nothing_to_learn_from_but_the_error(more, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     store = SimpleNamespace(splits={"test": None}, path=Path("searched"), recipe="default", embed_dim=64)
-    monkeypatch.setattr(training, "open_cache", lambda *_: store)
+    monkeypatch.setattr(training, "open_cache", lambda *_, **__: store)
     assert main(cli.app, ["train-head", *more]) == 1
     said = capsys.readouterr()
     assert said.out == "" and "searched has no split train" in said.err and "glscl search" in said.err
@@ -66,10 +124,9 @@ def test_training_says_nothing_of_a_cache_with_nothing_to_learn_from_but_the_err
 
 def test_training_without_the_tokens_a_head_needs_says_so_alone(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    store = SimpleNamespace(
-        splits={"train": None}, path=Path("c"), recipe="default", has_tokens=False, configuration={}
-    )
-    monkeypatch.setattr(training, "open_cache", lambda *_: store)
+    library = SimpleNamespace(path=Path("c"), has_tokens=False, configuration={})
+    store = SimpleNamespace(splits={"train": None}, path=library.path, recipe="default", library=library)
+    monkeypatch.setattr(training, "open_cache", lambda *_, **__: store)
     assert main(cli.app, ["train-head", "--head", "glscl"]) == 2
     said = capsys.readouterr()
     assert said.out == "" and "c is without token features. Extract with --tokens" in said.err

@@ -153,7 +153,7 @@ def test_weights_that_do_not_say_how_far_a_run_was_cannot_be_resumed(folder):
 
 
 def test_a_cache_of_another_backbone_is_refused_with_a_hint_how_to_extract_again(small_cache, folder):
-    store = small_cache().create()
+    store = small_cache().fill()
     with pytest.raises(FingerprintError) as error:
         check_cache(folder.path, folder.run, store)
     assert one_line(error) == (
@@ -163,7 +163,7 @@ def test_a_cache_of_another_backbone_is_refused_with_a_hint_how_to_extract_again
 
 
 def test_other_weights_under_the_same_name_are_refused_too(small_cache, folder):
-    store = small_cache().create()
+    store = small_cache().fill()
     backbone = {"name": "made", "pretrained": "seed", "weights": "f00"}
     run = {**folder.run, "cache_configuration": {"embed_dim": 8, "backbone": backbone}}
     with pytest.raises(FingerprintError, match="weights: found None, expected 'f00'"):
@@ -171,10 +171,17 @@ def test_other_weights_under_the_same_name_are_refused_too(small_cache, folder):
 
 
 def test_another_corpus_through_the_same_backbone_is_allowed_and_told(small_cache, folder):
-    store = small_cache().create()
-    run = {**folder.run, "cache_configuration": {**store.configuration, "dataset": "other"}}
-    assert check_cache(folder.path, run, store) == ["dataset: found 'made', expected 'other'"]
-    assert check_cache(folder.path, {**run, "cache_fingerprint": store.fingerprint}, store) == []
+    store = small_cache().fill()
+    run = {**folder.run, "cache_configuration": {**store.configuration, "dtype": "bfloat16"}}
+    assert check_cache(folder.path, run, store) == ["dtype: found 'float16', expected 'bfloat16'"]
+    run |= {"cache_fingerprint": store.fingerprint, "list": "other", "list_hash": "0" * 16, "annotations": "1" * 16}
+    other = f"list: found made@{store.list_hash}, expected other@{'0' * 16}"
+    assert check_cache(folder.path, run, store) == [other]
+    run |= {"list": "made", "annotations": store.list.annotations}
+    assert check_cache(folder.path, run, store) == [
+        other.replace("other", "made") + ", the same annotations with other files"
+    ]
+    assert check_cache(folder.path, {**run, "list_hash": store.list_hash}, store) == []
 
 
 def with_list(cache, made):

@@ -7,11 +7,17 @@ import math
 import os
 import signal
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from glscl.cache.additions import write_addition
+from glscl.cache.encoded_items import video_arrays
+from glscl.cache.lists import make_list, write_list
+from glscl.cache.schema import Status
+from glscl.cache.store import open_store
 from glscl.cache.table import FeatureTable
 from glscl.common.errors import CheckpointError, FingerprintError, NonFiniteError, UsageError
 from glscl.evaluate.evaluation import validation_metrics
@@ -388,7 +394,7 @@ GLSCL = {"head": "glscl", "options": {"queries": "2", "decoder_layers": "1", "ag
 
 
 def settings_for(store, **asked):
-    return resolve({"head": "projection", "epochs": 2, **asked}, dataset=store.configuration["dataset"])
+    return resolve({"head": "projection", "epochs": 2, **asked}, dataset=store.recipe)
 
 
 def test_a_run_says_what_it_is_and_loads_again(small_cache, tmp_path):
@@ -486,9 +492,57 @@ def test_resuming_on_another_cache_or_with_other_settings_is_refused(small_cache
         train(store, tmp_path / "run", settings_for(store, batch_size=2, log_every=1), reporter=Stop(2, 1))
     with pytest.raises(UsageError, match="begun with other settings"):
         train(store, tmp_path / "run", settings_for(store, batch_size=2, lr=0.5), resume=True)
-    other = small_cache(videos=10, name="other").fill()
+    other = small_cache(dtype="float32", name="other").fill()
     with pytest.raises(FingerprintError, match="was begun on another cache"):
         train(other, tmp_path / "run", settings_for(other, batch_size=2), resume=True)
+
+
+def seen_at(cache, **changes):
+    """The cache at another list, or version of its own, that is written for it."""
+    made = replace(cache.list, **changes)
+    keys = {"video_key": made.video_key, "video_content": made.video_content, "text_key": made.text_key}
+    made = make_list(cache.annotations, name=made.name, family="made", recipe="", **keys)
+    write_list(cache.path, made, cache.format)
+    return open_store(cache.path, f"{made.name}@{made.hash}")
+
+
+def test_a_run_goes_on_with_its_own_version_of_a_list_alone(small_cache, tmp_path):
+    cache = small_cache()
+    store = cache.fill()
+    settings = settings_for(store, batch_size=2, log_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(store, tmp_path / "run", settings, reporter=Stop(2, 1))
+    run = read_run(tmp_path / "run")
+    assert (run["list"], run["list_hash"], run["annotations"]) == ("made", store.list_hash, store.list.annotations)
+    assert run["dataset"] == "made"
+    keys = cache.list.video_key
+    keys[3] = keys[4]  # as if a file had been replaced by a copy of another
+    for other, says in (
+        (seen_at(cache, video_key=keys), ", the same annotations with other files"),
+        (seen_at(cache, name="second", video_key=keys), "found second@"),
+    ):
+        with pytest.raises(UsageError, match="begun on other data") as error:
+            train(other, tmp_path / "run", settings, resume=True)
+        assert says in str(error.value) and f"`list=made@{store.list_hash}`" in str(error.value)
+    assert train(store, tmp_path / "run", settings, resume=True).history[-1]["epoch"] == 2
+
+
+def test_a_run_does_not_go_on_where_more_could_be_read_since(small_cache, tmp_path):
+    cache = small_cache()
+    store = cache.fill()
+    settings = settings_for(store, batch_size=2, log_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(store, tmp_path / "run", settings, reporter=Stop(2, 1))
+    failed, read = np.flatnonzero(store.status() == Status.DECODE_ERROR)[0], cache.videos[0]
+    keys = cache.list.video_key[failed : failed + 1]
+    again = write_addition(cache.path, "video", keys, shard_items=1, attempt=1)
+    arrays = video_arrays(keys, [read], embed_dim=8, dtype=cache.dtype)
+    store.library.add(again)
+    store.library.commit(again, 0, arrays)
+    with pytest.raises(
+        UsageError, match="begun with 6 videos with 18 captions for training; .* gives 7 videos with 21"
+    ):
+        train(open_store(cache.path), tmp_path / "run", settings, resume=True)
 
 
 def test_a_full_disk_leaves_the_last_epoch_whole(small_cache, tmp_path, monkeypatch):

@@ -40,6 +40,7 @@ from glscl.train_head.train import (
     choose_data,
     earlier_run,
     finished,
+    require_same_sizes,
     run_record,
     start_head,
     trained,
@@ -88,6 +89,7 @@ def finetune(
         "start": None if settings.start is None else str(settings.start),
         "backbone_parameters_trained": parameters,
     }
+    require_same_sizes(out, earlier, record)
     frames = _frames(store, settings, model, data, reporter)
     with frames or contextlib.nullcontext():
         judge = None
@@ -112,7 +114,7 @@ def _started_head(store: Store, settings: FinetuneSettings, data: TrainingData, 
         return start_head(settings, store, data, reporter)
     head, run = load_run(settings.start)
     for line in check_cache(settings.start, run, store):
-        reporter.note(f"{store.path} is not the cache {settings.start} was trained on: {line}")
+        reporter.note(f"{settings.start} was trained on other data than {store.path} gives: {line}")
     return head
 
 

@@ -185,7 +185,8 @@ def encode_table(
         table,
         text_features=pooled,
         token_values=torch.cat([rows for rows in tokens if rows is not None]) if with_tokens else None,  # (R, D)
-        token_offsets=torch.cat([torch.zeros(1, dtype=torch.int64), pixels.lengths.cumsum(0)]) if with_tokens else None,
+        token_first=pixels.lengths.cumsum(0) - pixels.lengths if with_tokens else None,
+        token_count=pixels.lengths if with_tokens else None,
         frame_features=frame_features,
         frame_mask=table.frame_mask.cpu(),
         frame_times=table.frame_times.cpu(),

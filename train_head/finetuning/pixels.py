@@ -5,23 +5,26 @@ F frames of a video, S side of the model's input in pixels.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from types import TracebackType
 
 import numpy as np
 
 from glscl.cache.frames import StoredFrames
+from glscl.cache.known_files import KnownFiles
 from glscl.cache.schema import FramePosition
 from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable, frame_positions
-from glscl.common.errors import DecodeError, NotFoundError, UsageError
+from glscl.common.errors import DecodeError, NotFoundError, StorageError, UsageError
 from glscl.common.launch import launch
 from glscl.extract.backbone.picture_transform import PictureTransform
-from glscl.extract.datasets.video_files import VideoFiles
+from glscl.extract.datasets.video_files import VideoFiles, split_extension
 from glscl.extract.decode.pool import DecodePool
 from glscl.extract.decode.video import Decoding, FrameChunk, VideoTask
 from glscl.train_head.finetuning.settings import FinetuneSettings
@@ -32,7 +35,7 @@ _VIDEOS_A_WORKER = 4  # decoded at a time, so that workers seldom wait for the l
 
 
 class Frames:
-    """Frames of the videos of a cache, by item number: from the cache where it stores them, else decoded.
+    """Frames of the videos of a cache, by their row in the list: from the cache where it stores them, else decoded.
 
     What was decoded stays in memory up to a budget, so that later epochs decode only what did not fit. Use it as a
     context manager; leaving it ends the decoding processes.
@@ -46,7 +49,7 @@ class Frames:
 
     Raises:
         UsageError: the features of the cache were imported.
-        NotFoundError: videos that are not there.
+        NotFoundError: videos that are not there, or are others than those that were extracted.
     """
 
     def __init__(
@@ -65,7 +68,8 @@ class Frames:
         self._pool: DecodePool | None = None
         self._threads: list[tuple[threading.Event, threading.Thread]] = []
         if self._stored is None:
-            self._paths = find_videos(store, items, settings.videos)
+            self._known = KnownFiles.read(store.path)
+            self._paths = find_videos(store, items, settings.videos, self._known)
             decoding = Decoding.of_cache(sampling, prepare=transform, time_limit=_TIME_LIMIT)
             workers = settings.workers or max(1, len(os.sched_getaffinity(0)) // launch().world)
             self._pool = DecodePool(decoding, workers=workers)
@@ -150,7 +154,10 @@ class Frames:
         assert self._pool is not None
         plan = self.store.plan.videos
         wanted = {item: self._positions(item) for item in items}
-        tasks = [VideoTask(item, self._paths[item], plan[item].start, plan[item].end) for item in items]
+        tasks = [
+            VideoTask(item, path, plan[item].start, plan[item].end, self._known.stat_of(path))
+            for item, path in ((item, self._paths[item]) for item in items)
+        ]
         seen = dict.fromkeys(items, 0)
         parts: dict[int, list[np.ndarray]] = {item: [] for item in items}
         for event in self._pool.decode(tasks):
@@ -174,58 +181,71 @@ class Frames:
 
 
 def items_of(store: Store, *tables: FeatureTable) -> list[int]:
-    """Item numbers in the cache of the videos of its tables, those of one after those of the other."""
+    """Rows in the list of the videos of its tables, those of one after those of the other."""
     position = {video.id: item for item, video in enumerate(store.plan.videos)}
     return [position[video] for table in tables for video in table.video_ids]
 
 
-def find_videos(store: Store, items: Sequence[int], folder: Path | None) -> dict[int, str]:
-    """Path of each item's video: as extraction found it, or the file of that name below `folder`.
+def find_videos(store: Store, items: Sequence[int], folder: Path | None, known: KnownFiles) -> dict[int, str]:
+    """Path of a file with the content that was extracted, of each item: below `folder` by name, else where it was seen.
 
-    Where a name occurs several times below the folder, the file whose folders agree with the former path the longest
-    is taken.
+    The name is that of the item, with or without an extension, or of a file in which the content was seen before.
+
+    Args:
+        known: where contents were seen; learns what is hashed here, and so does the cache.
 
     Raises:
-        NotFoundError: some are not there.
+        NotFoundError: some are not there, or have another content.
     """
-    plan = store.plan.videos
-    exists = os.path.isfile if folder is None else _Below(folder).find
-    found = {item: _found(exists, plan[item].path) for item in items}
+    below = None if folder is None else _Below(folder)
+    candidates: dict[int, list[str]] = {}
+    for item in items:
+        seen = known.paths_of(store.list.video_content[item].tobytes())
+        named = () if below is None else below.named(store.list.video_ids[item], *seen)
+        candidates[item] = [*named, *seen]
+    paths = list(dict.fromkeys(path for each in candidates.values() for path in each))
+    content = dict(zip(paths, known.contents(paths)))
+    if known.hashed and not store.library.is_flat and launch().speaks:
+        with contextlib.suppress(StorageError):  # who may only read the cache hashes the files again
+            known.unite(KnownFiles.read(store.path))
+            known.save(store.path)
+    found = {}
+    for item, each in candidates.items():
+        wanted = store.list.video_content[item].tobytes()
+        found[item] = next((path for path in each if content[path] == wanted), None)
     missing = [item for item, path in found.items() if path is None]
     if missing:
+        first = missing[0]
+        other = next((path for path in candidates[first] if isinstance(content[path], bytes)), None)
+        where = f"below {folder} or where extraction found them" if folder else "where extraction found them"
+        is_it = "is not there" if other is None else f"has another content in {other}"
         raise NotFoundError(
-            f"{len(missing)} of {len(found)} videos of {store.path} are not "
-            + (f"below {folder}" if folder else "where extraction found them")
-            + f", the first is {plan[missing[0]].path}",
-            hint="Name the folder that holds them with `videos`",
+            f"{len(missing)} of {len(found)} videos of {store.path} are not {where} as they were extracted: the first, "
+            f"{store.list.video_ids[first]}, {is_it}",
+            hint="Name the folder that holds them with `videos`, or extract again",
         )
     return {item: path for item, path in found.items() if path is not None}
 
 
-def _found(exists: Callable[[str], str | bool | None], path: str | None) -> str | None:
-    if path is None:
-        return None
-    there = exists(path)
-    return path if there is True else there or None
-
-
 class _Below:
-    """Files below a folder by their name."""
+    """Files below a folder by their name, with and without extension."""
 
     def __init__(self, folder: Path) -> None:
         files = VideoFiles(folder)
         self._by_name: dict[str, list[str]] = {}
         for name in files.names:
-            self._by_name.setdefault(PurePath(name).name, []).append(files.full(name))
+            whole = _composed(PurePath(name).name)
+            for each in {whole, split_extension(whole)[0]}:
+                self._by_name.setdefault(each, []).append(files.full(name))
 
-    def find(self, path: str) -> str | None:
-        parts = PurePath(path).parts[::-1]
+    def named(self, *names: str) -> list[str]:
+        """Files that are called like one of these, which may have folders in front."""
+        bare = dict.fromkeys(_composed(PurePath(name).name) for name in names)
+        return [path for name in bare for path in self._by_name.get(name, ())]
 
-        def agreement(candidate: str) -> int:
-            pairs = zip(parts, PurePath(candidate).parts[::-1])
-            return next((i for i, (a, b) in enumerate(pairs) if a != b), len(parts))
 
-        return max(self._by_name.get(parts[0], ()), key=agreement, default=None)
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)  # as a name that macOS has decomposed is looked for
 
 
 def _groups(steps: Sequence[Sequence[int]], least: int) -> Iterator[list[Sequence[int]]]:

@@ -25,7 +25,7 @@ from glscl.cache.store import Store
 from glscl.common.archive_limits import check_torch_file
 from glscl.common.errors import InputError, NonFiniteError, NotFoundError, UsageError
 from glscl.common.versions import versions
-from glscl.train_head.checkpoint import backbone_of, save_weights, write_run
+from glscl.train_head.checkpoint import backbone_of, cache_record, save_weights, write_run
 from glscl.train_head.heads import HEADS
 from glscl.train_head.heads.base import Head
 from glscl.train_head.importing.foreign_weights import SOURCES, head_from_state_dict
@@ -122,7 +122,7 @@ def import_checkpoint(
 
     backbone = compare_backbone(weights, store)
     cautions = _backbone_notes(backbone, store)
-    clip, pretrained = backbone_of(store.configuration)
+    _, pretrained = backbone_of(store.configuration)
     recipe = store.recipe if store.recipe in RECIPES else "default"
     save_weights(folder / "last.safetensors", head)
     save_weights(folder / "best.safetensors", head)
@@ -140,12 +140,7 @@ def import_checkpoint(
                 "max_frames": max_frames or RECIPES[recipe].frames,
                 "frame_position": frame_position,
             },
-            "dataset": store.configuration.get("dataset", ""),
-            "backbone": clip,
-            "pretrained": pretrained,
-            "cache": str(store.path),
-            "cache_fingerprint": store.fingerprint,
-            "cache_configuration": store.configuration,
+            **cache_record(store),
             "selection": "last",
             "frozen_backbone": not (backbone == SAME and _from_a_file(pretrained)),
             "training": None,

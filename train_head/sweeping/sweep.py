@@ -292,6 +292,8 @@ def _record(store: Store, points: Sequence[Point], rows: Sequence[Outcome], comm
     return {
         "cache": str(store.path),
         "cache_fingerprint": store.fingerprint,
+        "list": store.list_name,
+        "list_hash": store.list_hash,
         "points": [point.name for point in points],
         "rows": [row.as_dict() for row in rows],
         "versions": versions(),

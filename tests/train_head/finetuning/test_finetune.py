@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,8 +16,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from tuning import SMALL_HEAD, Stop, extracted, frames_of, load, tune, weights_in
 
+from glscl.cache.known_files import KnownFiles
 from glscl.cache.schema import Annotations
-from glscl.cache.store import Store
+from glscl.cache.store import Store, open_store
 from glscl.common.errors import DecodeError, FingerprintError, NotFoundError, UsageError
 from glscl.common.settings import as_dict
 from glscl.evaluate.evaluation import evaluate_run, validation_metrics
@@ -27,6 +30,7 @@ from glscl.train_head.finetuning.finetune import finetune
 from glscl.train_head.finetuning.gradients import backward_in_chunks
 from glscl.train_head.finetuning.model import EndToEnd
 from glscl.train_head.finetuning.pixel_learner import PixelLearner, encode_table
+from glscl.train_head.finetuning.pixels import find_videos
 from glscl.train_head.finetuning.settings import FinetuneSettings, resolve_finetune
 from glscl.train_head.finetuning.towers import unfreeze
 from glscl.train_head.heads import build_head
@@ -115,23 +119,60 @@ def test_frames_beyond_the_budget_are_decoded_again(plain_store, model):
         assert all(np.array_equal(a, b) for a, b in zip(frames.read([0, 1, 2]), first))
 
 
-def test_videos_are_found_where_they_lie_now(plain_store, model, tmp_path):
-    plain = plain_store
-    table, moved = load(plain), tmp_path / "elsewhere" / "a"
-    moved.mkdir(parents=True)
-    for video in plain.plan.videos[:8]:
-        (moved / Path(video.path).name).write_bytes(Path(video.path).read_bytes())
-    with frames_of(plain, table, model, videos=tmp_path / "elsewhere") as frames:
-        assert frames._paths[0] == str(moved / "clip0.mp4")
-    (moved / "clip3.mp4").unlink()
-    with pytest.raises(NotFoundError, match="1 of 8 videos .* not below"):
-        frames_of(plain, table, model, videos=tmp_path / "elsewhere")
-    (moved / "clip3.mp4").write_bytes((moved / "clip0.mp4").read_bytes())  # two seconds in place of five
-    with frames_of(plain, table, model, videos=tmp_path / "elsewhere") as frames:
-        with pytest.raises(DecodeError, match="gives 2 frames now and gave 5"):
+@pytest.fixture
+def elsewhere(plain_store, tmp_path) -> Path:
+    """The eight training clips in another folder."""
+    folder = tmp_path / "elsewhere"
+    (folder / "a").mkdir(parents=True)
+    for video in plain_store.plan.videos[:8]:
+        shutil.copy(video.path, folder / "a")
+    return folder
+
+
+@pytest.fixture
+def moved_store(plain_store, tmp_path) -> Store:
+    """The cache on another machine, where nothing tells where videos were seen."""
+    copy = shutil.copytree(plain_store.path, tmp_path / "moved")
+    (copy / "files.jsonl").unlink()
+    return open_store(copy)
+
+
+def paths_in(store: Store, folder: Path | None) -> tuple[dict[int, str], int]:
+    """Where the training videos are, and how many files were hashed to find out."""
+    known = KnownFiles.read(store.path)
+    return find_videos(store, range(8), folder, known), known.hashed
+
+
+def test_videos_are_found_where_they_lie_now_by_their_content(plain_store, moved_store, elsewhere):
+    extracted_from = {item: plain_store.plan.videos[item].path for item in range(8)}
+    assert paths_in(plain_store, None) == (extracted_from, 0)
+    found, hashed = paths_in(moved_store, elsewhere)
+    assert found == {item: str(elsewhere / "a" / f"clip{item}.mp4") for item in range(8)} and hashed == 8
+    assert paths_in(moved_store, elsewhere) == (found, 0), "the cache knows them now"
+    os.utime(elsewhere / "a" / "clip2.mp4", ns=(1, 1))
+    assert paths_in(moved_store, None) == (found, 1), "what was only touched is the same video"
+    (elsewhere / "a" / "clip3.mp4").rename(elsewhere / "a" / "old name.mp4")
+    assert paths_in(plain_store, elsewhere)[0] == {**found, 3: extracted_from[3]}
+
+
+def test_another_video_under_the_same_name_is_never_taken(plain_store, moved_store, model, elsewhere):
+    clip = elsewhere / "a" / "clip3.mp4"
+    with frames_of(plain_store, load(plain_store), model, videos=elsewhere) as frames:
+        clip.write_bytes((elsewhere / "a" / "clip0.mp4").read_bytes())
+        with pytest.raises(
+            DecodeError, match=r"clip3\.mp4 gives 0 frames now and gave 5 .*changed since it was listed"
+        ):
             frames.read([3])
-        with pytest.raises(DecodeError, match="gives 2 frames now"):
+        with pytest.raises(DecodeError, match="changed since"):
             list(frames.ahead([[0, 1], [2, 3]]))
+    assert paths_in(plain_store, elsewhere)[0][3] == plain_store.plan.videos[3].path
+    with pytest.raises(
+        NotFoundError, match=r"1 of 8 videos .*first, clip3, has another content in .*a/clip3\.mp4\. Name"
+    ):
+        paths_in(moved_store, elsewhere)
+    clip.unlink()
+    with pytest.raises(NotFoundError, match=r"1 of 8 videos .*first, clip3, is not there\. Name the folder .*`videos`"):
+        paths_in(moved_store, elsewhere)
 
 
 # --- what is trained ---------------------------------------------------------------------------------------------------

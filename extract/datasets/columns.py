@@ -27,7 +27,8 @@ NAMES: dict[str, tuple[str, ...]] = {  # column → how it is spelled; the first
     "end": ("end",),
     "id": ("id",),
 }
-EXPECTED = "expected the columns video,caption[,split,start,end,id]"
+_SPELLINGS = frozenset(each for spellings in NAMES.values() for each in spellings)
+WANTED = "expected the columns video,caption[,split,start,end,id]"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _FILM_TIME = re.compile(r"\d{1,2}([.:]\d{1,2}){2}([.:,]\d{1,3})?", re.ASCII)  # 01.23.45.678
 
@@ -87,7 +88,7 @@ def check_captions(captions: Iterable[tuple[Path, int | str | None, object]]) ->
         refuse(
             path,
             row,
-            f"the caption is {show(text)}, the name of a file, and so is every other; {EXPECTED}",
+            f"the caption is {show(text)}, the name of a file, and so is every other; {WANTED}",
             hint="Name the columns in a first row.",
         )
 
@@ -106,9 +107,9 @@ def header(cells: Sequence[str]) -> dict[str, int]:
     }
 
 
-def is_header_of(cells: Sequence[str], at: Mapping[str, int]) -> bool:
-    """Whether a row holds nothing but names of columns where video and caption should stand."""
-    return all(cells[at[name]].strip().lower() in NAMES[name] for name in ("video", "caption") if name in at)
+def is_header(cells: Sequence[str]) -> bool:
+    """Whether a row names a column for videos and one for captions."""
+    return cells[0].strip().lower() in _SPELLINGS and {"video", "caption"} <= header(cells).keys()
 
 
 def separator(text: str, path: Path) -> str:
@@ -126,7 +127,7 @@ def separator(text: str, path: Path) -> str:
         there = [each for each in even if headed or _begins_with_files(text, path, each)] or even or there[:1]
     if len(there) > 1:
         found = " or ".join(map(show, there))
-        refuse(path, 1, f"the cells can be separated by {found}; {EXPECTED}", hint="Name the columns in a first row.")
+        refuse(path, 1, f"the cells can be separated by {found}; {WANTED}", hint="Name the columns in a first row.")
     return there[0]
 
 

@@ -17,13 +17,13 @@ from pathlib import Path
 from glscl.cache.schema import Annotations
 from glscl.common.errors import InputError, NotFoundError, telling
 from glscl.extract.datasets.columns import (
-    EXPECTED,
     NAMES,
+    WANTED,
     captions_in_cell,
     captions_of,
     check_captions,
     header,
-    is_header_of,
+    is_header,
     names_a_file,
     number,
     repeated_headers,
@@ -74,8 +74,6 @@ def read(
     with telling(notes):
         files = _files(annotations)
         entries = [_entry(row, videos) for path, split in files for row in _rows(path, split, notes)]
-        if not entries:
-            raise InputError(f"{annotations}: no row; {EXPECTED}")
         check_captions((entry.source.path, entry.source.row, entry.source.caption) for entry in entries)
         found = OwnVideos.below(videos, [entry.file for entry in entries], contents)
         return build_from_rows(
@@ -111,7 +109,7 @@ def _files(annotations: Path) -> list[tuple[Path, str | None]]:
 def _rows(path: Path, split: str | None, notes: list[str]) -> Iterator[RawRow]:
     text = read_text(path)
     if not text.strip():
-        raise InputError(f"{path}: the file is empty; {EXPECTED}")
+        raise InputError(f"{path}: the file is empty; {WANTED}")
     suffix = path.suffix.lower()
     if suffix in (".jsonl", ".ndjson"):
         rows = _json_lines(text, path)
@@ -119,8 +117,11 @@ def _rows(path: Path, split: str | None, notes: list[str]) -> Iterator[RawRow]:
         rows = _json_rows(parse_json(text, path), path)
     else:
         rows = _table_rows(text, path, notes)
+    row = None
     for row in rows:
         yield row._replace(split=split) if row.split is None and split else row
+    if row is None:
+        raise InputError(f"{path}: no row; {WANTED}")
 
 
 # ------------------------------------------------------------------------------------------------ tables
@@ -140,7 +141,7 @@ def _table_rows(text: str, path: Path, notes: list[str]) -> Iterator[RawRow]:
                 continue
             if len(cells) > 3:
                 found = f"no header and {len(cells)} cells"
-                refuse(path, row, f"{found}; {EXPECTED}", hint="Put captions with commas in quotes.")
+                refuse(path, row, f"{found}; {WANTED}", hint="Put captions with commas in quotes.")
             at = dict(zip(("video", "caption", "split"), range(len(cells))))
             doubtful = None if names_a_file(cells[0]) else (row, cells)
         elif headed and cells == first:
@@ -148,7 +149,7 @@ def _table_rows(text: str, path: Path, notes: list[str]) -> Iterator[RawRow]:
             continue
         elif doubtful is not None:
             if names_a_file(cells[0]):
-                refuse(path, doubtful[0], f"no video column; found {_names(doubtful[1])}; {EXPECTED}")
+                refuse(path, doubtful[0], f"no video column; found {_names(doubtful[1])}; {WANTED}")
             doubtful = None
         if len(cells) != len(first):
             refuse(
@@ -157,8 +158,8 @@ def _table_rows(text: str, path: Path, notes: list[str]) -> Iterator[RawRow]:
                 f"{len(cells)} cells, expected {len(first)} as in the first row",
                 hint="Put captions that hold the separator in double quotes." if len(cells) > len(first) else None,
             )
-        if "caption" in at and is_header_of(cells, at):
-            refuse(path, row, f"found {_names(cells)}, another header; {EXPECTED} in the first row")
+        if "caption" in at and is_header(cells):
+            refuse(path, row, f"found {_names(cells)}, another header; {WANTED} in the first row")
         named = {name: cells[where] for name, where in at.items()}
         for caption in captions_in_cell(named.pop("caption"), path, row) if "caption" in at else (None,):
             yield RawRow(path, row, caption=caption, **named)
@@ -173,10 +174,10 @@ def _header(cells: list[str], path: Path, row: int) -> dict[str, int]:
             refuse(path, row, f"{names.count(names[where])} columns are named {names[where]}")
     if "video" in at:
         if "caption" not in at and len(set(names) - {""}) > len(at):
-            refuse(path, row, f"no caption column; found {_names(cells)}; {EXPECTED}")
+            refuse(path, row, f"no caption column; found {_names(cells)}; {WANTED}")
         return at
     if {"caption", "sentence", "split"} & set(names) and not any(map(names_a_file, cells)):
-        refuse(path, row, f"no video column; found {_names(cells)}; {EXPECTED}")
+        refuse(path, row, f"no video column; found {_names(cells)}; {WANTED}")
     return {}
 
 

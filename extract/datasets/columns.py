@@ -36,7 +36,7 @@ _FILM_TIME = re.compile(r"\d{1,2}([.:]\d{1,2}){2}([.:,]\d{1,3})?", re.ASCII)  # 
 # ------------------------------------------------------------------------------------------------ cells
 
 
-def number(value: object, name: str, path: Path, row: int | str) -> float:
+def number(value: object, name: str, path: Path, row: int | str | None) -> float:
     """A finite number of seconds, not negative, from a JSON number or the text of a cell (`12.5`, not `1_0` or `1:30`)."""
     result = math.nan
     if (isinstance(value, (int, float)) and not isinstance(value, bool)) or (
@@ -150,6 +150,7 @@ def read_table(
         notes: learns of a header that stands again in the middle, as in tables that were put together.
     """
     names: list[str] = []
+    at: list[int] = []
     repeated: list[int] = []
     for row, cells in table_records(read_text(path), path, delimiter=delimiter):
         stripped = [cell.strip() for cell in cells]

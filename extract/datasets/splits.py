@@ -53,7 +53,7 @@ def choose_splits(splits: Sequence[str] | None, available: Sequence[str], datase
     return [split for split in SPLITS if split in splits]
 
 
-def split_name(value: object, path: Path | str, row: int | str) -> str:
+def split_name(value: object, path: Path | str, row: int | str | None) -> str:
     """train, val or test for any usual spelling of them."""
     name = SPLIT_NAMES.get(value.strip().lower()) if isinstance(value, str) else None
     if name is None:

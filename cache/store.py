@@ -306,7 +306,12 @@ class Store:
 
         tokens = self.has_tokens if tokens is None else tokens
         return FeatureTable.load(
-            self if list is None else self.seen_at(list), split, max_frames=frames, frame_position=frame_position, tokens=tokens, device=device
+            self if list is None else self.seen_at(list),
+            split,
+            max_frames=frames,
+            frame_position=frame_position,
+            tokens=tokens,
+            device=device,
         )
 
     # --- reading -----------------------------------------------------------------------------------------------

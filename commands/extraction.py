@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from glscl.commands.options import COMMANDS, Run, command, command_line
-from glscl.commands.printing import print_extraction, print_failures, print_splits
+from glscl.commands.printing import amount, print_extraction, print_failures, print_splits
 from glscl.commands.shared import CacheFolderOption, DatasetOption, share_of
 from glscl.commands.wording import hint_text, worded
 from glscl.common.settings import build, home, with_option
@@ -75,14 +76,19 @@ def extract(
     out = out or home() / "caches" / f"{entry.name}-{_as_name(settings.backbone)}"
     if dry_run:
         print_splits(run, counted)
-        run.result({**counted, "notes": _worded(found.notes), "encoded_already": count_encoded(found, out, origin)})
+        there = count_encoded(found, out, origin, progress=run.progress)
+        if any(there.values()):
+            run.say(
+                f"{out} has {amount(there['videos'], 'video')} and {amount(there['texts'], 'caption')} of these already"
+            )
+        run.result({**counted, "notes": _worded(found.notes), "encoded_already": there})
         return
     done = _extract(run, settings, found, out, origin)
     if run.launch.world == 1 or done.finished_here or (done.already_complete and done.complete):
         run.result({**done.as_dict(), "notes": _worded(done.notes)})
 
 
-def _worded(notes: list[str]) -> list[str]:
+def _worded(notes: Sequence[str]) -> list[str]:
     return [worded(line, COMMANDS) for line in notes]
 
 
@@ -103,6 +109,7 @@ def _origin(entry: DatasetEntry, name: str) -> ListOrigin:
         name=name,
         family="" if entry.name in OWN else entry.name,
         recipe=entry.recipe,
+        own=entry.name in OWN,
         command=with_option(command_line(), "--part", None),
         versions=versions(),
     )
@@ -141,6 +148,8 @@ def _extract(run: Run, settings: ExtractSettings, found: Any, out: Path, origin:
     )
     run.in_force(settings)
     done = extract_features(found, out, settings, origin=origin, device=run.device(), progress=run.progress)
+    for line in done.notes[len(found.notes) :]:  # what was found out on the way
+        run.note(line)
     print_extraction(run, out, done)
     return done
 
@@ -197,7 +206,8 @@ def import_features(
     for line in done.notes:
         run.note(line)
     state = " is complete already" if done.already_complete else ""
-    run.say(f"{out}{state}: {done.videos} videos, {done.frames} frames, {done.texts} captions")
+    counts = f"{amount(done.videos, 'video')}, {amount(done.frames, 'frame')}, {amount(done.texts, 'caption')}"
+    run.say(f"{out}{state}: {counts}")
     print_failures(run, out, done)
     run.result({**done.as_dict(), "notes": _worded(done.notes)})
 
@@ -213,16 +223,15 @@ def merge(
     from glscl.cache.upkeep.merge import merge as merge_caches
 
     done = merge_caches(parts, out, copy=copy)
-    files = f"{done.linked} files linked, {done.copied} copied"
-    state = f"complete with {done.videos} videos and {done.texts} captions"
-    if done.pending:
-        state = f"not complete: {done.videos} videos and {done.texts} captions are there"
-    run.say(f"{out}: {done.shards} new shards ({files}); {state}")
+    files = f"{amount(done.linked, 'file')} linked, {done.copied:,} copied"
+    items = f"{amount(done.videos, 'video')} and {amount(done.texts, 'caption')}"
+    state = f"not complete: {items} are there" if done.pending else f"complete with {items}"
+    run.say(f"{out}: {amount(done.shards, 'new shard')} ({files}); {state}")
     for line in done.notes:
         run.note(line)
     for row, hint in zip(done.pending, done.resume):
         waits = " and ".join(
-            f"{row[key]} {name}" for key, name in (("video", "videos"), ("text", "captions")) if row[key]
+            amount(row[key], name) for key, name in (("video", "video"), ("text", "caption")) if row[key]
         )
         run.say(f"the list {row['list']} waits for {waits}. {hint_text(hint, COMMANDS)}")
     run.result(done.as_dict())

@@ -158,6 +158,12 @@ class ExtractSettings:
     strict: bool = setting(
         False, "Stop at the first missing or undecodable video.", group="Decoding", affects_result=False
     )
+    allow_shared: bool = setting(
+        False,
+        "Take videos of one content in several splits, which are refused in your own data (everywhere with `strict`).",
+        group="Decoding",
+        affects_result=False,
+    )
     retry_failed: bool = setting(
         False, "Ask again for the videos that failed before.", group="Decoding", affects_result=False
     )

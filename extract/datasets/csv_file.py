@@ -233,7 +233,7 @@ def _object_rows(entry: object, path: Path, row: int | str) -> Iterator[RawRow]:
 def _entry(row: RawRow, videos: Path | None) -> CheckedRow:
     file = _file(row, videos)
     start, end = (
-        None if value is None or value == "" else number(value, name, row.path, row.row)
+        None if value is None or value == "" else round(number(value, name, row.path, row.row), 6)
         for name, value in (("start", row.start), ("end", row.end))
     )
     if end is not None:

@@ -60,7 +60,15 @@ def build_from_rows(
     everywhere: dict[str, str] = {}
     shared: dict[str, None] = {}
     by_id: dict[str, str] = {}
+    by_part: dict[tuple[str, float | None, float | None], str] = {}
     for entry, split in zip(entries, split_of):
+        if (other := by_part.setdefault((entry.file, entry.start or None, entry.end), entry.id)) != entry.id:
+            refuse(
+                entry.source.path,
+                entry.source.row,
+                f"{show(entry.id)} and {show(other)} are the same part of the same file, {show(entry.file)}",
+                hint="An id names a video, not a caption: give all rows of a video the same id, or leave the column out.",
+            )
         # checked over all splits, chosen or not: a leak does not go away by looking at one side
         if by_id.setdefault(entry.id, split) != split:
             refuse(

@@ -60,8 +60,9 @@ def _news(done: Any) -> list[str]:
 def print_failures(run: Run, out: Path, done: Any) -> None:
     """How many videos failed, and which command names them; nothing where none did."""
     if done.failed:
-        lost = f"; {amount(done.texts_without_video, 'caption')} lost their video" if done.texts_without_video else ""
-        run.say(f"{amount(len(done.failed), 'video')} with failures{lost}. Reasons: glscl inspect {out}")
+        lost = done.texts_without_video or 0
+        captions = f"; {amount(lost, 'caption')} lost {'its' if lost == 1 else 'their'} video" if lost else ""
+        run.say(f"{amount(len(done.failed), 'video')} with failures{captions}. Reasons: glscl inspect {out}")
 
 
 def amount(count: int, word: str) -> str:

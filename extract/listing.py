@@ -259,7 +259,9 @@ def _contents(videos: list[VideoItem], known: KnownFiles, progress: Progress) ->
     contents, unreadable = [], {}
     for video in videos:
         content = NO_KEY if video.path is None else found[video.path]
-        if isinstance(content, OSError):
+        if isinstance(content, FileNotFoundError):  # it was there when the files were looked for
+            content = NO_KEY
+        elif isinstance(content, OSError):
             unreadable[video.id] = content.strerror or str(content)
             content = NO_KEY
         contents.append(content)

@@ -361,7 +361,7 @@ def _spec(settings: ExtractSettings, backbone: Backbone, origin: ListOrigin) -> 
         },
         embed_dim=backbone.embed_dim,
         dtype=settings.dtype,
-        tokens=settings.tokens,
+        tokens=settings.tokens and backbone.text_tower.gives_tokens,
         frames=FrameSpec.make(settings.store_frames, backbone.transform.size, settings.frame_quality),
         versions=origin.versions,
     )

@@ -260,7 +260,7 @@ def train(
     config = {"model_cfg": {**MODEL, "text_cfg": {**MODEL["text_cfg"], "vocab_size": vocab_size}}}
     (out / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
-    loaded, tokenizer, _ = load_model(f"local-dir:{out}", None)
+    loaded, tokenizer, *_ = load_model(f"local-dir:{out}", None)
     result = frame_to_caption(loaded, tokenizer, pixels, test_frames, test_captions)
     result["minutes"] = (time.monotonic() - began) / 60
     print(json.dumps(result), flush=True)

@@ -23,6 +23,7 @@ from glscl.extract.backbone.patch_embedding import temporal_embedding
 from glscl.extract.backbone.picture_transform import PictureTransform
 from glscl.extract.backbone.text_tower import TextTower, TokenizedTexts
 from glscl.extract.backbone.thread_map import thread_map
+from glscl.extract.backbone.weight_settings import ActivationSettings, recorded
 from glscl.extract.decode.pool import DecodePool
 from glscl.extract.decode.video import Decoding, FrameChunk, VideoTask
 
@@ -59,6 +60,7 @@ class Backbone:
         transform: picture part of the preprocessing, for the decode workers.
         description: see `Description`.
         logit_scale: log of the temperature factor that the model was trained with.
+        notes: what nobody said of its weights, and what was taken.
     """
 
     def __init__(
@@ -72,8 +74,9 @@ class Backbone:
         device: torch.device,
         precision: str,
         preprocess: str = "open_clip",
+        notes: Sequence[str] = (),
     ) -> None:
-        self.device = device
+        self.device, self.notes = device, tuple(notes)
         self.name, self.pretrained, self.precision = name, pretrained, precision
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -231,20 +234,23 @@ def load_backbone(
     precision: str = "auto",
     preprocess: str = "open_clip",
     across_frames: bool = False,
+    asked: ActivationSettings | None = None,
 ) -> Backbone:
     """Build a model and load its weights.
 
     Args:
         name: `demo` (the built-in tiny CLIP), an open_clip architecture, `hf-hub:org/repo` or `local-dir:FOLDER`.
-        pretrained: tag of open_clip, or a file with weights; of `demo` and names with a scheme only a file counts.
+        pretrained: tag of open_clip, or a file or folder with weights, of which only the latter counts for `demo` and names
+            with a scheme. docs/backbones.md tells what is read.
         words: tokens kept a caption, start and end included; None keeps 32, or as many as the model reads.
         precision: `fp32`, `fp16`, `bf16`; `auto` is fp16 on a GPU and fp32 elsewhere.
         preprocess: `open_clip` resizes pictures as open_clip itself does, `fast` through `FastTransform`.
         across_frames: take weights whose patch embedding looks at neighbouring frames; only for callers that give
             the frames of a video together.
+        asked: activation and preprocessing where the weights do not say it, or say it wrong.
 
     Raises:
-        BackboneError: unknown name or tag, weights that cannot be had or do not fit, no token features.
+        BackboneError: unknown name or tag, weights that cannot be had or do not fit.
         UsageError: precision, preprocess or words out of range.
     """
     if preprocess not in PREPROCESSING:
@@ -254,16 +260,17 @@ def load_backbone(
     device = torch.device(device)
     if precision == "auto":
         precision = "fp16" if device.type == "cuda" else "fp32"
-    model, tokenizer, pretrained = load_model(name, pretrained, across_frames=across_frames)
+    loaded = load_model(name, pretrained, asked=asked, across_frames=across_frames)
     return Backbone(
-        model,
-        tokenizer,
-        name=name,
-        pretrained=pretrained,
+        loaded.model,
+        loaded.tokenizer,
+        name=loaded.name,
+        pretrained=loaded.pretrained,
         words=words,
         device=device,
         precision=precision,
         preprocess=preprocess,
+        notes=loaded.notes,
     )
 
 
@@ -307,6 +314,7 @@ def backbone_of_cache(
         precision=precision,
         preprocess=made.get("preprocessing", {}).get("method", "open_clip"),
         across_frames=across_frames,
+        asked=recorded(made),
     )
     if backbone.description.weights != made["weights"]:
         raise FingerprintError(

@@ -46,6 +46,7 @@ def extract(
     ] = False,
 ) -> None:
     """Encode every frame and caption with CLIP into a cache. Resumes by itself; a finished cache is left alone."""
+    from glscl.extract.backbone.catalog import defaults_for
     from glscl.extract.datasets import dataset_entry, first_videos
     from glscl.extract.datasets.builder import summary
     from glscl.extract.pipeline import count_encoded
@@ -53,7 +54,9 @@ def extract(
     entry = dataset_entry(dataset)
     wanted = build(ListSettings, share_of(ListSettings, asked))
     names = wanted.split_names
-    settings = build(ExtractSettings, entry.defaults, asked)
+    settings = build(
+        ExtractSettings, defaults_for(entry.defaults, asked.get("backbone") or ExtractSettings.backbone), asked
+    )
     if not dry_run:
         run.device()  # one that is not there is said first
     root = home() / "datasets" / entry.name
@@ -140,7 +143,9 @@ def _extract(run: Run, settings: ExtractSettings, found: Any, out: Path, origin:
         workers=settings.workers or max(1, len(os.sched_getaffinity(0)) // launch.local_world),
     )
     run.in_force(settings)
-    done = extract_features(found, out, settings, origin=origin, device=run.device(), progress=run.progress)
+    done = extract_features(
+        found, out, settings, origin=origin, device=run.device(), progress=run.progress, note=run.note
+    )
     print_extraction(run, out, done)
     return done
 
@@ -169,6 +174,7 @@ def import_features(
     ] = None,
 ) -> None:
     """Make a cache from features that others extracted, with the captions of a dataset. No video is needed."""
+    from glscl.extract.backbone.catalog import defaults_for
     from glscl.extract.datasets import dataset_entry
     from glscl.extract.importing.import_features import FeatureFiles
     from glscl.extract.importing.import_features import import_features as import_arrays
@@ -176,7 +182,8 @@ def import_features(
     entry = dataset_entry(dataset)
     wanted = build(ListSettings, share_of(ListSettings, asked))
     names = wanted.split_names
-    settings = build(ImportSettings, {"max_words": entry.max_words}, asked)
+    words = {"max_words": entry.max_words}
+    settings = build(ImportSettings, defaults_for(words, asked["backbone"]) if asked.get("backbone") else words, asked)
     files = FeatureFiles(features, text_features, token_features)
     files.check(settings.backbone)
     if settings.backbone is not None:

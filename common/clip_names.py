@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Public programs by a name that only their checkpoints have, in the order in which they are looked for (GLSCL saves the
 # weighting of DiCoSA too, and never uses it). CLIP4Clip's are what is left of a whole model with frame aggregator.
@@ -21,6 +21,14 @@ PROGRAMS = {
     "drl": r"text_weight_fc\.",
     "dicosa": r"weight_fc\.",
     "clip4clip": r"(transformerClip|lstm_visual|cross|similarity_dense|frame_position_embeddings)\.",
+}
+# How OpenAI's weights are used, from which all these programs start: pixels, and the activation.
+OPENAI_SETTINGS = {
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+    "quick_gelu": True,
 }
 _TOWER = re.compile(r"((?:.*?\.)?)(?:visual|vision_model)\.")
 _NO_WEIGHTS = re.compile(r"(^|\.)(attn_mask|position_ids)$")  # what some versions keep beside them
@@ -47,6 +55,8 @@ class ClipWeights(NamedTuple):
 def clip_weights(found: Mapping[str, Tensor]) -> ClipWeights:
     """The backbone in a state dict; without weights where there is none."""
     root = next((match[1] for name in found if (match := _TOWER.match(name))), None)
+    if root is None and any(name.startswith("clip.") and name != "clip.logit_scale" for name in found):
+        root = "clip."  # as every program of PROGRAMS calls it, without its tower of pictures
     if root is None:
         program = program_of(found)
         inside = {} if program else dict(found)
@@ -132,6 +142,8 @@ def _from_hugging_face(theirs: Mapping[str, Tensor], names: Mapping[str, str]) -
 
     What has no counterpart keeps its name, so that whoever loads it can tell.
     """
+    import torch
+
     ours: dict[str, Tensor] = {}
     for name, value in theirs.items():
         if query := _QUERY.fullmatch(name):

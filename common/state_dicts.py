@@ -84,6 +84,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not found:
         raise InputError(f"{path} holds no tensors")
     for key, value in found.items():
+        if value.layout is not torch.strided or value.is_quantized:
+            raise InputError(f"{path}: {key[:80]} is no plain tensor")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise InputError(f"{path}: {key[:80]} claims {value.numel()} numbers, more than are stored")
     return plain_names(found)

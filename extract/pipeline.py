@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from glscl.common.errors import DecodeError, GlsclError, Hint, InputError, NotFo
 from glscl.common.progress import Progress
 from glscl.common.settings import as_dict, build, check, differences
 from glscl.extract.backbone.encoder import Backbone, load_backbone
+from glscl.extract.backbone.weight_settings import CONFIG_FILES
 from glscl.extract.batching import Stopwatch
 from glscl.extract.captions import extract_captions
 from glscl.extract.decode.pool import DecodePool
@@ -91,6 +92,7 @@ def extract(
     backbone: Backbone | None = None,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> ExtractionSummary:
     """Bring the items of a list into a cache, which is made where there is none. What it has is not encoded again.
 
@@ -104,6 +106,7 @@ def extract(
         origin: what the list is called and where it comes from; by default it is called as the data set.
         backbone: encodes frames and captions; None loads the one that the settings name, where there is anything to encode.
         device: where a backbone that is loaded here encodes.
+        note: is told, before anything is encoded, what nobody said of the backbone's weights.
 
     Raises:
         NotFoundError: not one of the videos is there.
@@ -123,6 +126,7 @@ def extract(
         backbone,
         torch.device(device),
         progress or Progress(quiet=True),
+        note or (lambda _: None),
     )
     run.open()
     run.plan()
@@ -156,9 +160,10 @@ class _Extraction:
         backbone: Backbone | None,
         device: torch.device,
         progress: Progress,
+        note: Callable[[str], None],
     ) -> None:
         self.annotations, self.out, self.settings = annotations, out, settings
-        self.backbone, self.device, self.progress = backbone, device, progress
+        self.backbone, self.device, self.progress, self.note = backbone, device, progress, note
         self.part = Part.parse(settings.part)
         self.origin = dataclasses.replace(origin, name=settings.list or origin.name).of(annotations.dataset)
         self.known = KnownFiles.read(out)
@@ -265,7 +270,10 @@ class _Extraction:
                 device=self.device,
                 precision=s.precision,
                 preprocess=s.preprocess,
+                asked=s,
             )
+            for line in self.backbone.notes:
+                self.note(line)
         if not self.is_verified:
             self.library = create_library(self.out, _spec(s, self.backbone, self.origin), s.format)
             self.library.write_backbone_tensors(self.backbone.tensors_for_heads())
@@ -342,10 +350,12 @@ def _made_alike(root: Path, settings: ExtractSettings, origin: ListOrigin, known
 
 def _weight_files(settings: ExtractSettings) -> list[Path]:
     """The files that weights come from, as far as they are named by the settings."""
-    files = [Path(settings.pretrained)]
-    if settings.backbone.startswith("local-dir:"):
+    given = Path(settings.pretrained)
+    files = [given, *(given.parent / name for name in CONFIG_FILES)] if given.is_file() else [given]
+    folders = [given, Path(settings.backbone.removeprefix("local-dir:"))]
+    for folder in folders if settings.backbone.startswith("local-dir:") else folders[:1]:
         with contextlib.suppress(OSError):
-            files += sorted(Path(settings.backbone.removeprefix("local-dir:")).iterdir())
+            files += sorted(folder.iterdir())
     return [path for path in files if path.is_file()]
 
 

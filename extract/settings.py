@@ -7,6 +7,7 @@ from pathlib import Path
 
 from glscl.common.errors import UsageError
 from glscl.common.settings import setting
+from glscl.extract.backbone.weight_settings import ActivationSettings, WeightSettings
 from glscl.extract.part import Part
 
 SPLITS = ("train", "val", "test")
@@ -52,14 +53,14 @@ class ListSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractSettings:
+class ExtractSettings(WeightSettings):
     """What to read, how to sample and encode it, and how to go about it."""
 
     backbone: str = setting(
         "ViT-B-32", "`demo`, an open_clip architecture, hf-hub:org/repo or local-dir:FOLDER.", group="Backbone"
     )
     pretrained: str = setting(
-        "openai", "Tag of open_clip or a file with weights.", group="Backbone", metavar="TAG|FILE"
+        "openai", "Tag of open_clip, or a file or folder with weights.", group="Backbone", metavar="TAG|FILE"
     )
     precision: str = setting(
         "auto",
@@ -164,7 +165,7 @@ class ExtractSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportSettings:
+class ImportSettings(ActivationSettings):
     """What features that others extracted are, and how they are stored."""
 
     name: str | None = setting(
@@ -180,7 +181,7 @@ class ImportSettings:
         group="Captions",
     )
     pretrained: str = setting(
-        "openai", "Tag of open_clip or a file with weights.", group="Captions", metavar="TAG|FILE"
+        "openai", "Tag of open_clip, or a file or folder with weights.", group="Captions", metavar="TAG|FILE"
     )
     precision: str = setting(
         "auto",

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glscl.common.clip_names import PROGRAMS, ClipWeights
+from glscl.common.clip_names import OPENAI_SETTINGS, ClipWeights
 from glscl.common.errors import BackboneError, UsageError
 from glscl.common.settings import setting
 
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 KEYS = (*PREPROCESSING, "quick_gelu")
+CONFIG_FILES = ("open_clip_config.json", "config.json", "preprocessor_config.json")  # beside weights
 
 
 def parse_channels(text: str) -> tuple[float, float, float]:
@@ -124,7 +125,7 @@ def decide(
     """
     values = said_beside(name, source, found) if beside is None else dict(beside)
     if not values.keys() & set(KEYS) and (found.program or is_script):
-        values = dict.fromkeys(KEYS) | _OPENAI
+        values = dict(OPENAI_SETTINGS)
     tags = published(name)
     agreed = {key: next(iter(tags.values()))[key] for key in KEYS if len({str(tag[key]) for tag in tags.values()}) == 1}
     values = {**agreed, **{key: value for key, value in values.items() if value is not None}, **said(asked)}
@@ -179,17 +180,6 @@ def published(name: str) -> dict[str, dict[str, Any]]:
 
 # --- beside the weights ------------------------------------------------------------------------------------------------
 
-_OPENAI = {
-    "mean": (0.48145466, 0.4578275, 0.40821073),
-    "std": (0.26862954, 0.26130258, 0.27577711),
-    "interpolation": "bicubic",
-    "resize_mode": "shortest",
-    "quick_gelu": True,
-}
-assert set(PROGRAMS) == {"glscl", "xclip", "xpool", "drl", "dicosa", "clip4clip"}, (
-    "all of them start from OpenAI's weights"
-)
-
 
 def said_beside(name: str, source: Path, found: ClipWeights) -> dict[str, Any]:
     """What `open_clip_config.json`, or the configuration files of transformers, in the same folder say of weights."""
@@ -204,7 +194,7 @@ def said_beside(name: str, source: Path, found: ClipWeights) -> dict[str, Any]:
         about = config.get("preprocess_cfg") or {}
         values = {key: about[key] for key in PREPROCESSING if about.get(key) is not None}
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        return {**_OPENAI, **values, "quick_gelu": bool(config["model_cfg"].get("quick_gelu"))}
+        return {**OPENAI_SETTINGS, **values, "quick_gelu": bool(config["model_cfg"].get("quick_gelu"))}
     return {**_activation(_json(folder / "config.json")), **_pictures(_json(folder / "preprocessor_config.json"))}
 
 

@@ -205,6 +205,12 @@ def test_tensors_that_claim_more_than_is_stored_are_refused(tmp_path):
         read_state_dict(tmp_path / "f")
 
 
+def test_sparse_tensors_are_no_weights(tmp_path):
+    torch.save({"a": torch.ones(2, 2).to_sparse()}, tmp_path / "f")
+    with pytest.raises(InputError, match="a is no plain tensor"):
+        read_state_dict(tmp_path / "f")
+
+
 @pytest.mark.parametrize("cut", [0.3, 0.9])
 def test_a_damaged_archive_is_refused_in_one_line(script, tmp_path, cut):
     whole = script.read_bytes()

@@ -33,10 +33,11 @@ from PIL import Image
 from glscl.demo.grammar import caption_frame, vocabulary
 from glscl.demo.render import draw_frame
 from glscl.demo.world import Scene, draw_scene
-from glscl.extract.backbone.loading import is_clip, load_model
+from glscl.extract.backbone.clip_model import is_clip
+from glscl.extract.backbone.loading import load_model
 
 if TYPE_CHECKING:
-    from glscl.extract.backbone.loading import ClipModel
+    from glscl.extract.backbone.clip_model import ClipModel
 
 IMAGE = 96  # pixels the model sees
 CONTEXT = 32  # tokens a caption

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def extract(
     backbone: Backbone | None = None,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
-    note: Callable[[str], None] | None = None,
+    known: KnownFiles | None = None,
 ) -> ExtractionSummary:
     """Bring the items of a list into a cache, which is made where there is none. What it has is not encoded again.
 
@@ -106,7 +106,7 @@ def extract(
         origin: what the list is called and where it comes from; by default it is called as the data set.
         backbone: encodes frames and captions; None loads the one that the settings name, where there is anything to encode.
         device: where a backbone that is loaded here encodes.
-        note: is told, before anything is encoded, what nobody said of the backbone's weights.
+        known: the memo of contents, where a reader has hashed files already; that of the cache by default.
 
     Raises:
         NotFoundError: not one of the videos is there.
@@ -126,8 +126,8 @@ def extract(
         backbone,
         torch.device(device),
         progress or Progress(quiet=True),
-        note or (lambda _: None),
     )
+    run.known = known or run.known
     run.open()
     run.plan()
     if not run.nothing_to_do:
@@ -135,12 +135,14 @@ def extract(
     return run.summary(seconds=time.perf_counter() - started)
 
 
-def count_encoded(annotations: Annotations, out: Path, origin: ListOrigin | None = None) -> dict[str, int]:
+def count_encoded(
+    annotations: Annotations, out: Path, origin: ListOrigin | None = None, known: KnownFiles | None = None
+) -> dict[str, int]:
     """How many different "videos" and "texts" of a list a cache holds already; 0 where there is no cache. Writes nothing."""
     if not written(out / "store.json"):
         return {"videos": 0, "texts": 0}
     library = open_library(out)
-    made = list_of(annotations, KnownFiles.read(out), origin or ListOrigin(), library).made
+    made = list_of(annotations, known or KnownFiles.read(out), origin or ListOrigin(), library).made
     return {"videos": _answered(library, "video", made.video_key), "texts": _answered(library, "text", made.text_key)}
 
 
@@ -160,10 +162,9 @@ class _Extraction:
         backbone: Backbone | None,
         device: torch.device,
         progress: Progress,
-        note: Callable[[str], None],
     ) -> None:
         self.annotations, self.out, self.settings = annotations, out, settings
-        self.backbone, self.device, self.progress, self.note = backbone, device, progress, note
+        self.backbone, self.device, self.progress = backbone, device, progress
         self.part = Part.parse(settings.part)
         self.origin = dataclasses.replace(origin, name=settings.list or origin.name).of(annotations.dataset)
         self.known = KnownFiles.read(out)
@@ -273,7 +274,7 @@ class _Extraction:
                 asked=s,
             )
             for line in self.backbone.notes:
-                self.note(line)
+                self.progress.note(line)
         if not self.is_verified:
             self.library = create_library(self.out, _spec(s, self.backbone, self.origin), s.format)
             self.library.write_backbone_tensors(self.backbone.tensors_for_heads())

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from glscl.common.errors import UsageError
 from glscl.common.settings import setting
-from glscl.extract.backbone.weight_settings import ActivationSettings, WeightSettings
 from glscl.extract.part import Part
 
 SPLITS = ("train", "val", "test")
@@ -26,6 +25,67 @@ def parse_rate(rate: float | str) -> float | None:
     return number
 
 
+def parse_channels(text: str) -> tuple[float, float, float]:
+    """Three numbers, separated by commas, or one for all three channels. Raises UsageError."""
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1:
+        numbers *= 3
+    if len(numbers) != 3 or not all(0 < number < 1 for number in numbers):
+        raise UsageError(f"{text!r} is no mean or deviation of pixels; expected 0.5, or three such as 0.48,0.46,0.41")
+    return numbers[0], numbers[1], numbers[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationSettings:
+    """What weights were trained with that concerns the captions too."""
+
+    quick_gelu: bool | None = setting(
+        None,
+        "Whether the weights were trained with QuickGELU.",
+        group="Weights",
+        default_from="what they say themselves, see docs/backbones.md",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSettings(ActivationSettings):
+    """What weights were trained with, for a file that does not say it."""
+
+    mean: str | None = setting(
+        None,
+        "Mean of the pixels (0 to 1) that the weights were trained with, one number or three.",
+        group="Weights",
+        metavar="R,G,B",
+        parse=parse_channels,
+        default_from="what they say themselves",
+    )
+    std: str | None = setting(
+        None,
+        "Standard deviation of the pixels, likewise.",
+        group="Weights",
+        metavar="R,G,B",
+        parse=parse_channels,
+        default_from="what they say themselves",
+    )
+    interpolation: str | None = setting(
+        None,
+        "How pictures are resized for them.",
+        group="Weights",
+        choices=("bicubic", "bilinear"),
+        default_from="what they say themselves",
+    )
+    resize_mode: str | None = setting(
+        None,
+        "shortest: to the shorter side, middle cut out; longest: to the longer, edges filled; squash: to both.",
+        group="Weights",
+        choices=("shortest", "longest", "squash"),
+        default_from="what they say themselves",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class ListSettings:
     """Which list of videos and captions is read."""
@@ -38,6 +98,10 @@ class ListSettings:
         None,
         "Variant of the splits: msrvtt has 9k, 7k, full; youcook2 official, mil-nce. Default: the first.",
         group="Data",
+    )
+
+    allow_shared: bool = setting(
+        False, "Of your own data: let copies of one video lie in several splits.", group="Data", affects_result=False
     )
 
     @property

@@ -18,17 +18,18 @@ from torch import nn
 
 from glscl.cache.schema import TextFeatures
 from glscl.common.errors import BackboneError, DecodeError, FingerprintError, NotFoundError, UsageError
-from glscl.extract.backbone.loading import load_model
+from glscl.extract.backbone.loading import Loaded, load_model
 from glscl.extract.backbone.patch_embedding import temporal_embedding
 from glscl.extract.backbone.picture_transform import PictureTransform
 from glscl.extract.backbone.text_tower import TextTower, TokenizedTexts
 from glscl.extract.backbone.thread_map import thread_map
-from glscl.extract.backbone.weight_settings import ActivationSettings, recorded
+from glscl.extract.backbone.weight_settings import recorded
 from glscl.extract.decode.pool import DecodePool
 from glscl.extract.decode.video import Decoding, FrameChunk, VideoTask
+from glscl.extract.settings import ActivationSettings
 
 if TYPE_CHECKING:
-    from glscl.extract.backbone.loading import ClipModel
+    from glscl.extract.backbone.clip_model import ClipModel
 
 TEXT_BLOCKS_KEPT = 4  # blocks of the text transformer that aggregators start from
 THREAD_FRAMES = 32  # on a processor: what a layer makes of them then stays in its cache
@@ -64,22 +65,11 @@ class Backbone:
     """
 
     def __init__(
-        self,
-        model: ClipModel,
-        tokenizer: Any,
-        *,
-        name: str,
-        pretrained: str,
-        words: int | None,
-        device: torch.device,
-        precision: str,
-        preprocess: str = "open_clip",
-        notes: Sequence[str] = (),
+        self, loaded: Loaded, *, words: int | None, device: torch.device, precision: str, preprocess: str = "open_clip"
     ) -> None:
-        self.device, self.notes = device, tuple(notes)
-        self.name, self.pretrained, self.precision = name, pretrained, precision
+        model, self.tokenizer, self.name, self.pretrained, self.notes = loaded
+        self.device, self.precision = device, precision
         self.model = model.eval().requires_grad_(False)
-        self.tokenizer = tokenizer
         self.transform, self._mean, self._std, preprocessing = _split_preprocessing(model)
         if preprocess == "fast":
             from glscl.extract.backbone.fast_transform import FastTransform
@@ -87,14 +77,14 @@ class Backbone:
             self.transform = FastTransform(self.transform.steps, self.transform.size)
             preprocessing = {**preprocessing, "method": "fast"}
         self.logit_scale = float(model.logit_scale.detach())
-        self.text_tower = TextTower(model, tokenizer)
+        self.text_tower = TextTower(model, self.tokenizer)
         self.words = words = min(WORDS, self.context_length) if words is None else words
         if words > self.context_length:
-            raise UsageError(f"`max_words` is {words}; {name} reads at most {self.context_length} tokens")
+            raise UsageError(f"`max_words` is {words}; {self.name} reads at most {self.context_length} tokens")
         self.description = Description(
             library="open_clip",
-            name=name,
-            pretrained=pretrained,
+            name=self.name,
+            pretrained=self.pretrained,
             weights=weights_hash(model),
             quick_gelu=any(type(m).__name__ == "QuickGELU" for m in model.modules()),
             preprocessing=preprocessing,
@@ -261,17 +251,7 @@ def load_backbone(
     if precision == "auto":
         precision = "fp16" if device.type == "cuda" else "fp32"
     loaded = load_model(name, pretrained, asked=asked, across_frames=across_frames)
-    return Backbone(
-        loaded.model,
-        loaded.tokenizer,
-        name=loaded.name,
-        pretrained=loaded.pretrained,
-        words=words,
-        device=device,
-        precision=precision,
-        preprocess=preprocess,
-        notes=loaded.notes,
-    )
+    return Backbone(loaded, words=words, device=device, precision=precision, preprocess=preprocess)
 
 
 def backbone_of_cache(

@@ -15,7 +15,7 @@ from glscl.common.errors import BackboneError, Hint, InputError
 from glscl.common.state_dicts import first_words, read_state_dict
 
 if TYPE_CHECKING:
-    from glscl.extract.backbone.loading import ClipModel
+    from glscl.extract.backbone.clip_model import ClipModel
 
 _TITLES = {"glscl": "GLSCL", "xclip": "X-CLIP", "xpool": "X-Pool", "drl": "DRL", "dicosa": "DiCoSA"}
 _FORMS = {"open_clip": "open_clip weights", "clip": "a Hugging Face CLIPModel", "siglip": "a Hugging Face SiglipModel"}

@@ -11,48 +11,21 @@ import socket
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
-
-import torch
-from torch import nn
+from typing import Any, NamedTuple
 
 from glscl.common.archive_limits import check_zip
 from glscl.common.clip_names import ClipWeights
 from glscl.common.errors import BackboneError, Hint
 from glscl.common.state_dicts import first_words, is_script, weights_file
+from glscl.extract.backbone.clip_model import ClipModel, is_clip
 from glscl.extract.backbone.fitting import architectures_of, fit, read_backbone
 from glscl.extract.backbone.patch_embedding import widen_patch_embedding
 from glscl.extract.backbone.tuned_weights import TunedWeights, read_tuned
-from glscl.extract.backbone.weight_settings import ActivationSettings, decide, said
+from glscl.extract.backbone.weight_settings import decide, said
+from glscl.extract.settings import ActivationSettings
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "sentencepiece.bpe.model")
 DEMO_BACKBONE = Path(__file__).parents[2] / "demo" / "backbone"
-
-
-if TYPE_CHECKING:
-
-    class VisionTower(nn.Module):
-        preprocess_cfg: dict[str, Any]
-        attnpool: Any  # of a ModifiedResNet
-
-    class ClipModel(nn.Module):
-        """What is used here of a model of open_clip, whose classes have no base of their own."""
-
-        visual: VisionTower
-        logit_scale: nn.Parameter
-        # of the plain CLIP class alone
-        context_length: int
-        transformer: Any  # of open_clip.transformer
-        token_embedding: nn.Embedding
-        positional_embedding: nn.Parameter
-        ln_final: nn.LayerNorm
-        text_projection: nn.Parameter
-        attn_mask: torch.Tensor
-        text_pool_type: str
-
-        def encode_image(self, image: torch.Tensor, normalize: bool = False) -> torch.Tensor: ...
-        def encode_text(self, text: torch.Tensor, normalize: bool = False) -> torch.Tensor: ...
-        def forward_intermediates(self, **options: Any) -> dict[str, Any]: ...
 
 
 class Loaded(NamedTuple):
@@ -104,11 +77,6 @@ def load_model(
         _fill(loaded.model, source, tuned, name)
         loaded = loaded._replace(pretrained=source.name)
     return loaded
-
-
-def is_clip(model: nn.Module) -> TypeGuard[ClipModel]:
-    """Whether a model encodes pictures and texts as those of open_clip do."""
-    return all(hasattr(model, name) for name in ("visual", "logit_scale", "encode_image", "encode_text"))
 
 
 def _is_there(pretrained: str) -> bool:

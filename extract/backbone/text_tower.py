@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from glscl.extract.backbone.loading import ClipModel
+    from glscl.extract.backbone.clip_model import ClipModel
 
 
 class TokenizedTexts(NamedTuple):

@@ -8,78 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from glscl.common.clip_names import OPENAI_SETTINGS, ClipWeights
-from glscl.common.errors import BackboneError, UsageError
-from glscl.common.settings import setting
+from glscl.common.errors import BackboneError
+from glscl.extract.settings import ActivationSettings, WeightSettings, parse_channels
 
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 KEYS = (*PREPROCESSING, "quick_gelu")
 CONFIG_FILES = ("open_clip_config.json", "config.json", "preprocessor_config.json")  # beside weights
-
-
-def parse_channels(text: str) -> tuple[float, float, float]:
-    """Three numbers, separated by commas, or one for all three channels. Raises UsageError."""
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) == 1:
-        numbers *= 3
-    if len(numbers) != 3 or not all(0 < number < 1 for number in numbers):
-        raise UsageError(f"{text!r} is no mean or deviation of pixels; expected 0.5, or three such as 0.48,0.46,0.41")
-    return numbers[0], numbers[1], numbers[2]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ActivationSettings:
-    """What weights were trained with that concerns the captions too."""
-
-    quick_gelu: bool | None = setting(
-        None,
-        "Whether the weights were trained with QuickGELU.",
-        group="Weights",
-        default_from="what they say themselves, see docs/backbones.md",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightSettings(ActivationSettings):
-    """What weights were trained with, for a file that does not say it."""
-
-    mean: str | None = setting(
-        None,
-        "Mean of the pixels (0 to 1) that the weights were trained with, one number or three.",
-        group="Weights",
-        metavar="R,G,B",
-        parse=parse_channels,
-        default_from="what they say themselves",
-    )
-    std: str | None = setting(
-        None,
-        "Standard deviation of the pixels, likewise.",
-        group="Weights",
-        metavar="R,G,B",
-        parse=parse_channels,
-        default_from="what they say themselves",
-    )
-    interpolation: str | None = setting(
-        None,
-        "How pictures are resized for them.",
-        group="Weights",
-        choices=("bicubic", "bilinear"),
-        default_from="what they say themselves",
-    )
-    resize_mode: str | None = setting(
-        None,
-        "shortest: to the shorter side, middle cut out; longest: to the longer, edges filled; squash: to both.",
-        group="Weights",
-        choices=("shortest", "longest", "squash"),
-        default_from="what they say themselves",
-    )
 
 
 def said(asked: ActivationSettings | None) -> dict[str, Any]:

@@ -134,6 +134,15 @@ class Store:
     # --- of the list -------------------------------------------------------------------------------------------
 
     @property
+    def lists(self) -> Sequence[str]:
+        """Names of all lists of the cache."""
+        return [self.list.name] if self.library.is_flat else list_names(self.path)
+
+    def seen_at(self, list: str) -> Store:
+        """The same cache at another of its lists; see `open_store`, also for what is raised."""
+        return Store(self.library, choose_list(self.library, list))
+
+    @property
     def list_name(self) -> str:
         return self.list.name
 
@@ -276,6 +285,7 @@ class Store:
         self,
         split: str | None,
         *,
+        list: str | None = None,
         frames: int | None = None,
         frame_position: FramePosition = "uniform",
         tokens: bool | None = None,
@@ -285,6 +295,7 @@ class Store:
 
         Args:
             split: a name in `splits`; None takes the whole list.
+            list: another list of the cache, as in `open_store`; None is the one that was opened.
             frames: frames kept a video; None keeps all of the longest video.
             frame_position: which frames where there are more.
             tokens: whether to read token features; None reads them where the cache has them.
@@ -299,7 +310,12 @@ class Store:
 
         tokens = self.has_tokens if tokens is None else tokens
         return FeatureTable.load(
-            self, split, max_frames=frames, frame_position=frame_position, tokens=tokens, device=device
+            self if list is None else self.seen_at(list),
+            split,
+            max_frames=frames,
+            frame_position=frame_position,
+            tokens=tokens,
+            device=device,
         )
 
     # --- reading -----------------------------------------------------------------------------------------------

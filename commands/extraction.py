@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,14 +15,14 @@ from glscl.commands.options import COMMANDS, Run, command, command_line
 from glscl.commands.printing import amount, print_extraction, print_failures, print_splits
 from glscl.commands.shared import CacheFolderOption, DatasetOption, share_of
 from glscl.commands.wording import hint_text, worded
+from glscl.common.progress import counted
 from glscl.common.settings import build, home, with_option
 from glscl.extract.settings import ExtractSettings, ImportSettings, ListSettings
 
 if TYPE_CHECKING:
+    from glscl.cache.known_files import KnownFiles
     from glscl.extract.datasets import DatasetEntry
     from glscl.extract.listing import ListOrigin
-
-OWN = ("csv", "folder", "webdataset")  # data of one's own: lists are called after the file or folder
 
 
 @command(ListSettings, ExtractSettings)
@@ -47,6 +48,8 @@ def extract(
     ] = False,
 ) -> None:
     """Encode every frame and caption with CLIP into a cache. Resumes by itself; a finished cache is left alone."""
+    from glscl.cache.known_files import KnownFiles
+    from glscl.extract.backbone.catalog import defaults_for
     from glscl.extract.datasets import dataset_entry, first_videos
     from glscl.extract.datasets.builder import summary
     from glscl.extract.pipeline import count_encoded
@@ -54,7 +57,9 @@ def extract(
     entry = dataset_entry(dataset)
     wanted = build(ListSettings, share_of(ListSettings, asked))
     names = wanted.split_names
-    settings = build(ExtractSettings, entry.defaults, asked)
+    settings = build(
+        ExtractSettings, defaults_for(entry.defaults, asked.get("backbone") or ExtractSettings.backbone), asked
+    )
     if not dry_run:
         run.device()  # one that is not there is said first
     root = home() / "datasets" / entry.name
@@ -63,7 +68,17 @@ def extract(
     if videos is not None or not (dry_run or dataset == "csv") or (root / "videos").is_dir():
         videos = videos or root / "videos"
     annotations = _annotations_folder(entry, wanted.annotations)
-    found = entry.read(annotations, videos, splits=names, protocol=wanted.protocol, dry_run=dry_run)
+    out = out or home() / "caches" / f"{entry.name}-{_as_name(settings.backbone)}"
+    known = KnownFiles.read(out)
+    found = entry.read(
+        annotations,
+        videos,
+        splits=names,
+        protocol=wanted.protocol,
+        dry_run=dry_run,
+        contents=partial(_contents, run, known),
+        allow_shared=wanted.allow_shared,
+    )
     if limit:
         found = first_videos(found, limit)
     counted = summary(found)
@@ -73,19 +88,23 @@ def extract(
         entry, wanted, annotations if entry.name == "csv" else videos or annotations, limit
     )
     origin = _origin(entry, name)
-    out = out or home() / "caches" / f"{entry.name}-{_as_name(settings.backbone)}"
     if dry_run:
         print_splits(run, counted)
-        there = count_encoded(found, out, origin, progress=run.progress)
+        there = count_encoded(found, out, origin, known, progress=run.progress)
         if any(there.values()):
-            run.say(
-                f"{out} has {amount(there['videos'], 'video')} and {amount(there['texts'], 'caption')} of these already"
-            )
+            items = f"{amount(there['videos'], 'video')} and {amount(there['texts'], 'caption')}"
+            run.say(f"{out} has {items} of these already")
         run.result({**counted, "notes": _worded(found.notes), "encoded_already": there})
         return
-    done = _extract(run, settings, found, out, origin)
+    done = _extract(run, settings, found, out, origin, known)
     if run.launch.world == 1 or done.finished_here or (done.already_complete and done.complete):
         run.result({**done.as_dict(), "notes": _worded(done.notes)})
+
+
+def _contents(run: Run, known: KnownFiles, paths: Sequence[str]) -> Sequence[bytes | OSError]:
+    """Hash files, at once where they are known."""
+    with counted(run.progress, "hash", "files") as tell:
+        return known.contents(paths, progress=tell)
 
 
 def _worded(notes: Sequence[str]) -> list[str]:
@@ -95,7 +114,7 @@ def _worded(notes: Sequence[str]) -> list[str]:
 def _annotations_folder(entry: DatasetEntry, given: Path | None) -> Path | None:
     """Where the annotations are looked for; None where the reader needs none."""
     default = home() / "datasets" / entry.name / "annotations"
-    if given is None and (default.exists() or entry.name not in OWN):
+    if given is None and (default.exists() or not entry.own):
         return default
     return given
 
@@ -107,9 +126,8 @@ def _origin(entry: DatasetEntry, name: str) -> ListOrigin:
 
     return ListOrigin(
         name=name,
-        family="" if entry.name in OWN else entry.name,
+        family="" if entry.own else entry.name,
         recipe=entry.recipe,
-        own=entry.name in OWN,
         command=with_option(command_line(), "--part", None),
         versions=versions(),
     )
@@ -118,7 +136,7 @@ def _origin(entry: DatasetEntry, name: str) -> ListOrigin:
 def _list_name(entry: DatasetEntry, wanted: ListSettings, own: Path | None, limit: int | None) -> str:
     """What a list is called: the data set and its protocol, or one's own file or folder, and what share of it is read."""
     about = wanted.protocol or next(iter(entry.protocols), "")
-    if entry.name in OWN and own is not None:
+    if entry.own and own is not None:
         about = own.resolve().stem if entry.name == "csv" else own.resolve().name
     parts = (entry.name, about, *(wanted.split_names or ()), f"first{limit}" if limit else "")
     return "-".join(part for part in parts if part)
@@ -135,7 +153,7 @@ def _render_demo(run: Run, root: Path) -> None:
     render_corpus(root, seed=run.seed, progress=run.progress)
 
 
-def _extract(run: Run, settings: ExtractSettings, found: Any, out: Path, origin: ListOrigin) -> Any:
+def _extract(run: Run, settings: ExtractSettings, found: Any, out: Path, origin: ListOrigin, known: KnownFiles) -> Any:
     from glscl.extract.part import Part
     from glscl.extract.pipeline import extract as extract_features
 
@@ -147,7 +165,9 @@ def _extract(run: Run, settings: ExtractSettings, found: Any, out: Path, origin:
         workers=settings.workers or max(1, len(os.sched_getaffinity(0)) // launch.local_world),
     )
     run.in_force(settings)
-    done = extract_features(found, out, settings, origin=origin, device=run.device(), progress=run.progress)
+    done = extract_features(
+        found, out, settings, origin=origin, device=run.device(), progress=run.progress, known=known
+    )
     for line in done.notes[len(found.notes) :]:  # what was found out on the way
         run.note(line)
     print_extraction(run, out, done)
@@ -178,6 +198,7 @@ def import_features(
     ] = None,
 ) -> None:
     """Make a cache from features that others extracted, with the captions of a dataset. No video is needed."""
+    from glscl.extract.backbone.catalog import defaults_for
     from glscl.extract.datasets import dataset_entry
     from glscl.extract.importing.import_features import FeatureFiles
     from glscl.extract.importing.import_features import import_features as import_arrays
@@ -185,13 +206,21 @@ def import_features(
     entry = dataset_entry(dataset)
     wanted = build(ListSettings, share_of(ListSettings, asked))
     names = wanted.split_names
-    settings = build(ImportSettings, {"max_words": entry.max_words}, asked)
+    words = {"max_words": entry.max_words}
+    settings = build(ImportSettings, defaults_for(words, asked["backbone"]) if asked.get("backbone") else words, asked)
     files = FeatureFiles(features, text_features, token_features)
     files.check(settings.backbone)
     if settings.backbone is not None:
         run.device()  # one that is not there is said first
     annotations = _annotations_folder(entry, wanted.annotations)
-    found = entry.read(annotations, None, splits=names, protocol=wanted.protocol, dry_run=True)
+    found = entry.read(
+        annotations,
+        None,
+        splits=names,
+        protocol=wanted.protocol,
+        dry_run=True,
+        allow_shared=wanted.allow_shared,
+    )
     out = out or home() / "caches" / f"{entry.name}-{_as_name(settings.name or 'features')}"
     run.in_force(settings)
     done = import_arrays(

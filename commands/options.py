@@ -66,7 +66,7 @@ class Run:
         self.common = common
         self.launch = launch()
         self.speaks = self.launch.speaks  # of the processes of one launch the first prints
-        self.progress = Progress(quiet=not self.speaks)
+        self.progress = Progress(quiet=not self.speaks, note=self.note)
 
     @property
     def seed(self) -> int:
@@ -295,7 +295,8 @@ def _parameter(field: dataclasses.Field[Any], config: type) -> inspect.Parameter
     if meta.get("choices"):
         kind, default = _choice(field.name, kind, meta["choices"], default)
     flag = "--" + (meta.get("name") or field.name).replace("_", "-")
-    switch = f"{flag}/{flag.replace('--', '--no-', 1)}" if default is True else flag
+    both = default is True or (default is None and _required_type(kind) is bool)
+    switch = f"{flag}/{flag.replace('--', '--no-', 1)}" if both else flag
     flags = [switch, *(["-v"] if field.name == "verbose" else [])]
     limits = {}
     if _required_type(kind) in (int, float):
@@ -354,7 +355,8 @@ def _run(app: typer.Typer, arguments: list[str]) -> int:
     except GlsclError as error:
         if debug:
             raise
-        return _fail(error_text(error, COMMANDS), 2 if isinstance(error, UsageError) else 1, as_json)
+        notes = [worded(note, COMMANDS) for note in error.notes]
+        return _fail(error_text(error, COMMANDS), 2 if isinstance(error, UsageError) else 1, as_json, notes)
     except (OSError, MemoryError) as error:
         if debug:
             raise
@@ -385,16 +387,18 @@ def _told_by_the_system(error: OSError | MemoryError) -> str:
     return f"Cannot use {' or '.join(names) or 'a file'}: {error.strerror or ' '.join(str(error).split())[:200]}"
 
 
-def _fail(message: str, status: int, as_json: bool) -> int:
+def _fail(message: str, status: int, as_json: bool, notes: typing.Sequence[str] = ()) -> int:
     message = _visible(" ".join(message.split()))
     if len(message) > LONGEST:
         message = f"{message[: LONGEST - 3]}..."
     rank = _rank()
     if rank and status == 130:
         return status  # the first process says it
+    for note in () if rank else notes:
+        print(_visible(f"note: {note}"), file=sys.stderr)
     print(f"glscl{f' (process {rank})' if rank else ''}: {message}", file=sys.stderr, flush=True)
     if as_json and not rank:
-        _print_json({"error": message, "exit_status": status})
+        _print_json({"error": message, "exit_status": status} | ({"notes": list(notes)} if notes else {}))
     return status
 
 

@@ -243,7 +243,7 @@ class _Demo:
                 self.out / "report.html",
                 title="glscl demo: the built-in corpus",
                 chance=self.results["chance"],
-                thumbnails=thumbnails_of(store.configuration),
+                thumbnails=thumbnails_of(store),
             )
 
 

@@ -46,14 +46,12 @@ class ListOrigin:
         name: what it is called; the data set's name where empty.
         family: lists in which an id means the same video: a benchmark's name; the list's own where empty.
         recipe: training recipe that fits.
-        own: somebody's own data, in which one content in two splits is a mistake.
         command: what was typed to make it. versions: of packages.
     """
 
     name: str = ""
     family: str = ""
     recipe: str = ""
-    own: bool = False
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -247,7 +245,7 @@ def require_apart(made: CacheList) -> None:
         raise InputError(
             f"{a!r} in split {split_of[a]} and {b!r} in {split_of[b]} have the same content{more}: training on a test video "
             "makes every number worthless",
-            hint="Take one away, or say that it is meant with `allow_shared`",
+            hint="Take one away, or leave out `strict`",
         )
 
 

@@ -28,6 +28,7 @@ from glscl.common.errors import DecodeError, GlsclError, Hint, InputError, NotFo
 from glscl.common.progress import Progress
 from glscl.common.settings import as_dict, build, check, differences
 from glscl.extract.backbone.encoder import Backbone, load_backbone
+from glscl.extract.backbone.weight_settings import CONFIG_FILES
 from glscl.extract.batching import Stopwatch
 from glscl.extract.captions import extract_captions
 from glscl.extract.decode.pool import DecodePool
@@ -95,6 +96,7 @@ def extract(
     backbone: Backbone | None = None,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
+    known: KnownFiles | None = None,
 ) -> ExtractionSummary:
     """Bring the items of a list into a cache, which is made where there is none. What it has is not encoded again.
 
@@ -108,6 +110,7 @@ def extract(
         origin: what the list is called and where it comes from; by default it is called as the data set.
         backbone: encodes frames and captions; None loads the one that the settings name, where there is anything to encode.
         device: where a backbone that is loaded here encodes.
+        known: the memo of contents, where a reader has hashed files already; that of the cache by default.
 
     Raises:
         NotFoundError: not one of the videos is there.
@@ -128,6 +131,7 @@ def extract(
         torch.device(device),
         progress or Progress(quiet=True),
     )
+    run.known = known or run.known
     run.open()
     run.plan()
     if not run.nothing_to_do:
@@ -136,13 +140,18 @@ def extract(
 
 
 def count_encoded(
-    annotations: Annotations, out: Path, origin: ListOrigin | None = None, *, progress: Progress | None = None
+    annotations: Annotations,
+    out: Path,
+    origin: ListOrigin | None = None,
+    known: KnownFiles | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> dict[str, int]:
     """How many different "videos" and "texts" of a list a cache holds already; 0 where there is no cache. Writes nothing."""
     if not written(out / "store.json"):
         return {"videos": 0, "texts": 0}
     library = open_library(out)
-    made = list_of(annotations, KnownFiles.read(out), origin or ListOrigin(), library, progress=progress).made
+    made = list_of(annotations, known or KnownFiles.read(out), origin or ListOrigin(), library, progress=progress).made
     return {"videos": _answered(library, "video", made.video_key), "texts": _answered(library, "text", made.text_key)}
 
 
@@ -212,7 +221,7 @@ class _Extraction:
                 f"None of the {len(without)} videos can be read; {without[0]!r}: {made.unreadable[without[0]]}"
             )
         _require_found(made.dataset, without, among=len(made.video_ids), strict=s.strict)
-        if (s.strict or self.origin.own) and not s.allow_shared:
+        if s.strict:
             require_apart(made)
         before = current_list(self.library, made.name)
         self.changes, self.previous = changes_since(before, made), None if before is None else before.hash
@@ -282,7 +291,10 @@ class _Extraction:
                 device=self.device,
                 precision=s.precision,
                 preprocess=s.preprocess,
+                asked=s,
             )
+            for line in self.backbone.notes:
+                self.progress.note(line)
         if not self.is_verified:
             self.library = create_library(self.out, _spec(s, self.backbone, self.origin), s.format)
             self.library.write_backbone_tensors(self.backbone.tensors_for_heads())
@@ -360,10 +372,12 @@ def _made_alike(root: Path, settings: ExtractSettings, origin: ListOrigin, known
 
 def _weight_files(settings: ExtractSettings) -> list[Path]:
     """The files that weights come from, as far as they are named by the settings."""
-    files = [Path(settings.pretrained)]
-    if settings.backbone.startswith("local-dir:"):
+    given = Path(settings.pretrained)
+    files = [given, *(given.parent / name for name in CONFIG_FILES)] if given.is_file() else [given]
+    folders = [given, Path(settings.backbone.removeprefix("local-dir:"))]
+    for folder in folders if settings.backbone.startswith("local-dir:") else folders[:1]:
         with contextlib.suppress(OSError):
-            files += sorted(Path(settings.backbone.removeprefix("local-dir:")).iterdir())
+            files += sorted(folder.iterdir())
     return [path for path in files if path.is_file()]
 
 
@@ -381,7 +395,7 @@ def _spec(settings: ExtractSettings, backbone: Backbone, origin: ListOrigin) -> 
         },
         embed_dim=backbone.embed_dim,
         dtype=settings.dtype,
-        tokens=settings.tokens,
+        tokens=settings.tokens and backbone.text_tower.gives_tokens,
         frames=FrameSpec.make(settings.store_frames, backbone.transform.size, settings.frame_quality),
         versions=origin.versions,
     )

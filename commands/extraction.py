@@ -81,7 +81,7 @@ def extract(
     )
     if limit:
         found = first_videos(found, limit)
-    counted = summary(found)
+    splits = summary(found)
     for line in found.notes:
         run.note(line)
     name = settings.list or _list_name(
@@ -89,12 +89,12 @@ def extract(
     )
     origin = _origin(entry, name)
     if dry_run:
-        print_splits(run, counted)
+        print_splits(run, splits)
         there = count_encoded(found, out, origin, known, progress=run.progress)
         if any(there.values()):
             items = f"{amount(there['videos'], 'video')} and {amount(there['texts'], 'caption')}"
             run.say(f"{out} has {items} of these already")
-        run.result({**counted, "notes": _worded(found.notes), "encoded_already": there})
+        run.result({**splits, "notes": _worded(found.notes), "encoded_already": there})
         return
     done = _extract(run, settings, found, out, origin, known)
     if run.launch.world == 1 or done.finished_here or (done.already_complete and done.complete):

@@ -65,6 +65,8 @@ class MadeBackbone:
 
     def __init__(self, weights: str = "0" * 16) -> None:
         self.transform = SimpleNamespace(size=(1, 1))
+        self.text_tower = SimpleNamespace(gives_tokens=True)
+        self.notes: list[str] = []
         self.description = Description(
             library="made",
             name=self.name,

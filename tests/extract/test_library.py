@@ -169,7 +169,7 @@ def test_empty_files_by_the_hundred_are_one_item_and_no_copies_of_anything(extra
     put(folder, "train/a", b"abc")
     for number in range(300):
         write(folder / ("train" if number % 2 else "test") / f"{number}.mp4", b"")
-    done = extractor(read(folder), tmp_path / "cache", origin=replace(ORIGIN, own=True))
+    done = extractor(read(folder), tmp_path / "cache")
     assert (done.videos, len(done.failed), done.encoded["videos"]) == (1, 300, 2)
     assert done.notes == read(folder).notes and {row["status"] for row in done.failed} == {"decode_error"}
 
@@ -232,27 +232,6 @@ def test_two_tables_of_one_name_are_versions_of_one_list_and_each_can_be_read(ex
     require_reads(open_store(tmp_path / "cache"), two, {"a.mp4": b"other"})
     require_reads(open_store(tmp_path / "cache", first.list_hash), one, {"a.mp4": b"abc"})
     assert current_version(tmp_path / "cache", "csv-table") == second.list_hash
-
-
-def test_one_content_in_two_splits_is_refused_in_data_of_ones_own(extractor, tmp_path):
-    for name in ("a", "b"):
-        write(tmp_path / "videos" / f"{name}.mp4", b"abc")
-    own = table(tmp_path, "a.mp4,a dog,,,train", "b.mp4,a cat,,,test")
-    with pytest.raises(
-        InputError, match=r"'a.mp4' in split train and 'b.mp4' in test have the same content.*`allow_shared`"
-    ):
-        extractor(own, tmp_path / "cache", origin=replace(ORIGIN, own=True))
-    assert not (tmp_path / "cache" / "lists" / "made").exists() and extractor.spent == ([], [])
-    done = extractor(own, tmp_path / "cache", origin=replace(ORIGIN, own=True), allow_shared=True)
-    assert done.videos == 2 and done.notes[-2:] == [
-        "1 video has the content of another, and counts for itself: a.mp4 = b.mp4",
-        "1 of these in different splits: a.mp4 (train) = b.mp4 (test)",
-    ]
-    assert extractor(own, tmp_path / "cache").already_complete, "a published list is as it is"
-    with pytest.raises(InputError, match="the same content"):
-        extractor(own, tmp_path / "cache", strict=True)
-    with pytest.raises(InputError, match=r"'2' and '1' are the same part of the same file, 'a.mp4'"):
-        table(tmp_path, "a.mp4,a dog,test,1", "a.mp4,a cat,test,2", header="video,caption,split,id")
 
 
 # --- benchmarks -----------------------------------------------------------------------------------------------------
@@ -331,6 +310,10 @@ def test_two_ids_of_one_content_are_two_entries_that_share_an_item(extractor, be
     frames = sum(len(b"a clip 0") for _ in range(6))
     assert done.frames == summarise(store.library)["frames"] == store.arrays("video")["offsets"][-1] == frames
     assert done.encoded["frames"] == 4 * len(b"a clip 0")
+    with pytest.raises(
+        InputError, match="'video2' in split train and 'video5' in test have the same content: .*`strict`"
+    ):
+        extractor(nine, tmp_path / "cache", strict=True)
 
 
 def test_captions_of_videos_without_a_file_are_encoded_where_that_is_asked_for(extractor, benchmark, tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from glscl import cli
-from glscl.cache.store import open_store
+from glscl.cache.library import open_library
 from glscl.commands.options import main
 
 DIM = 128  # of the built-in backbone
@@ -208,13 +208,13 @@ def test_any_sentence_can_be_searched_for(line, data, tmp_path):
 
 def poison(cache: Path, stream: str, name: str, row: int, value: float) -> None:
     """Put a number into a committed shard past all checks, as a failing disk or a foreign writer would."""
-    store = open_store(cache)
-    commit = store.commits(stream)[0]
-    with h5py.File(cache / commit.path, "r") as file:
+    about = open_library(cache).stream(stream)
+    shard = cache / about.commit_of(about.places[0]).path
+    with h5py.File(shard, "r") as file:
         dataset = file[name]
         start = dataset.id.get_chunk_info(0).byte_offset + row * DIM * dataset.dtype.itemsize
         dtype = dataset.dtype
-    with open(cache / commit.path, "r+b") as raw:
+    with open(shard, "r+b") as raw:
         raw.seek(start)
         raw.write(np.array([value], dtype).tobytes())
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
+import shutil
 import zipfile
 from dataclasses import fields
 from pathlib import Path
@@ -13,16 +15,23 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 from safetensors.torch import save_file
 
 from glscl import cli
 from glscl.cache.fingerprint import fingerprint
+from glscl.cache.keys import content_of
+from glscl.cache.known_files import KnownFiles
+from glscl.cache.library import open_library
+from glscl.cache.lists import read_list, write_list
 from glscl.cache.lock import FOLDER, hold, locks
-from glscl.cache.store import open_store
+from glscl.cache.store import Store, open_store
 from glscl.cache.table import FeatureTable
+from glscl.cache.upkeep.convert import convert
 from glscl.cache.upkeep.summary import summarise
+from glscl.cache.upkeep.verification import verify
 from glscl.commands.options import main
-from glscl.common.errors import CacheCorruptError, CacheFormatError, CheckpointError, InputError, UsageError
+from glscl.common.errors import CacheCorruptError, CacheFormatError, CheckpointError, GlsclError, InputError, UsageError
 from glscl.common.settings import as_dict
 from glscl.evaluate.evaluated_run import read_evaluated
 from glscl.extract.importing.feature_files import open_arrays
@@ -46,15 +55,15 @@ def change(path: Path, /, **changes: object) -> None:
         *outer, last = key.split("__")
         place = value
         for name in outer:
-            place = place[name]
+            place = place[int(name) if isinstance(place, list) else name]
         place[last] = new
     path.write_text(json.dumps(value))
 
 
 def put(cache: Path, stream: str, name: str, index: int, value: int) -> None:
     """Change a number of a committed array of the first shard."""
-    where = cache / open_store(cache).commits(stream)[0].path
-    with h5py.File(where, "r+") as file:
+    about = open_library(cache).stream(stream)
+    with h5py.File(cache / about.commit_of(about.places[0]).path, "r+") as file:
         file[name][index] = value
 
 
@@ -64,16 +73,18 @@ def put(cache: Path, stream: str, name: str, index: int, value: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"streams__video__items": 10**15}, r"streams\.video\.items: expected int <= 1000000000"),
-        ({"streams__text__shard_items": 0}, "shard_items: expected int >= 1"),
-        ({"streams__video__items": True}, "items: expected int, got bool"),
-        ({"splits__test__videos": [0, 99]}, "split 'test'"),
-        ({"splits__test__texts": [5, 1]}, "split 'test'"),
-        ({"splits__test__expected_videos": "x"}, "expected_videos"),
-        ({"notes": [1]}, "notes"),
-        ({"provenance": []}, "provenance"),
-        ({"provenance": {"recipe": ["x"]}}, "recipe"),
-        ({"streams": None}, "streams"),
+        ({"format": "parquet"}, "format: invalid enum value 'parquet'"),
+        ({"format": 1}, "format: expected str, got int"),
+        ({"fingerprint": "0" * 16}, "its configuration does not give its fingerprint"),
+        ({"fingerprint": None}, "its configuration does not give its fingerprint"),
+        ({"configuration": []}, "its configuration does not give its fingerprint"),
+        ({"stored_frames": 1}, "stored_frames"),
+        ({"stored_frames": {"encoding": "png", "size": [1, 1]}}, "encoding"),
+        ({"stored_frames": {"encoding": "uint8", "size": [0, 10**9]}}, "size"),
+        ({"schema": "glscl.cache/3"}, "has schema 'glscl.cache/3'; this version reads 'glscl.cache/2'"),
+        ({"schema": "glscl.cache/1"}, "made by an earlier version. Extract again"),
+        ({"schema": ["glscl.cache/2"]}, "has schema"),
+        ({"commits": {}}, "missing required field items"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -81,6 +92,40 @@ def test_the_head_of_a_cache_is_checked_field_by_field(cache, changes, words):
     change(cache / "store.json", **changes)
     with pytest.raises(CacheFormatError, match=words):
         open_store(cache)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"items__video": 10**15}, r"items\.video: expected int <= 1000000000"),
+        ({"items__text": True}, "items.text: expected int, got bool"),
+        ({"items": None}, "items: expected object, got null"),
+        ({"commits": []}, "its head lists no commits"),
+        ({"schema": "glscl.cache/1"}, "made by an earlier version. Extract again"),
+        ({"items__video": 10}, "The keys in .* cannot be read|The head of"),
+        ({"commits__video__items": [0, 10]}, "items of shard 0"),
+        ({"commits__text": 1}, "The head of .* cannot be read"),
+        ({"list": None}, "The list in .* cannot be read"),
+        ({"list__hash": "0" * 16}, "its content is that of"),
+        ({"backbone": ["none"]}, "backbone's tensors"),
+        ({"ledger": "x"}, ""),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_head_of_a_flat_file_is_checked_field_by_field(cache, tmp_path, changes, words):
+    flat, told = convert(open_library(cache), tmp_path / "flat.h5"), tmp_path / "head.json"
+    with h5py.File(flat, "r+") as file:
+        told.write_bytes(file["head"][...].tobytes())
+        change(told, **changes)
+        del file["head"]
+        file["head"] = np.frombuffer(told.read_bytes(), np.uint8)
+
+    def read():
+        store = open_store(flat)
+        store.backbone_tensors(), FeatureTable.load(store, "train"), summarise(store.library)
+
+    with pytest.raises((CacheFormatError, CacheCorruptError), match=words) if words else contextlib.nullcontext():
+        read()
 
 
 @pytest.mark.parametrize(
@@ -102,24 +147,7 @@ def test_backbones_are_checked_too_where_the_fingerprint_was_made_to_fit(cache, 
         open_store(cache)
 
 
-@pytest.mark.parametrize(
-    "line", ["[]", '{"id": 1}', '{"id": "a"}', '{"id":"a","split":"b","path":[]}', "{", "[" * 99_999]
-)
-def test_a_line_of_the_plan_that_is_no_video_is_named(cache, line):
-    path = cache / "plan" / "video.jsonl"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([lines[0], line, *lines[2:]]))
-    with pytest.raises(CacheCorruptError, match=r"video\.jsonl, line 2 cannot be read"):
-        open_store(cache).plan  # noqa: B018 (read when it is asked for)
-
-
-def test_a_plan_of_another_length_is_refused(cache):
-    path = cache / "plan" / "text.jsonl"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(CacheCorruptError, match="has 32 lines, expected 33"):
-        open_store(cache).plan  # noqa: B018
-
-
+@pytest.mark.parametrize("gathered", [False, True], ids=["single", "gathered"])
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -128,7 +156,9 @@ def test_a_plan_of_another_length_is_refused(cache):
         ({"path": "shards/\0"}, "expected one below the cache"),
         ({"items": [0, 3]}, "items of shard 0"),
         ({"shard": 1.5}, "shard: expected int, got float"),
-        ({"stream": "text"}, "stream is 'text'"),
+        ({"shard": 10**6}, "items of shard 1000000|not each of 3 shards"),
+        ({"stream": "text"}, "it is of 'text'"),
+        ({"addition": "0" * 16}, "it is of 'video', '0000000000000000'"),
         ({"arrays": {}}, "arrays: values is not among them"),
         ({"arrays__values__shape": [-1, 8]}, "shape"),
         ({"arrays__values__shape": [3]}, "shape"),
@@ -136,21 +166,65 @@ def test_a_plan_of_another_length_is_refused(cache):
         ({"arrays__values__dtype": "float64"}, "dtype 'float64'"),
         ({"failures": [{}]}, "failures"),
         ({"failures": "x"}, "failures"),
+        ({"failures": [{"key": "../x", "reason": None, "status": "missing"}]}, "failures"),
+        ({"failures": [{"key": "0" * 32, "reason": None, "status": "ok"}]}, "failures"),
+        ({"attempt": -1}, "attempt"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_commit_is_checked_field_by_field(cache, changes, words):
-    (cache / "manifest.json").unlink()
-    change(cache / "commits" / "video" / "00000.json", **changes)
-    with pytest.raises(CacheCorruptError, match=words):
-        summarise(open_store(cache))
+def test_a_commit_is_checked_field_by_field(cache, changes, words, gathered):
+    (all_of_them,) = (path for path in (cache / "commits" / "video").glob("*.json") if "-" not in path.name)
+    if gathered:
+        change(all_of_them, **{f"commits__0__{key}": value for key, value in changes.items()})
+    else:
+        all_of_them.unlink()
+        change(all_of_them.with_name(f"{all_of_them.stem}-00000.json"), **changes)
+    with pytest.raises(CacheCorruptError, match=words) as caught:
+        summarise(open_store(cache).library)
+    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("manifest", [{"streams": []}, {"streams": {"video": [1], "text": []}}, {"streams": {}}])
-def test_a_manifest_of_other_things_is_refused(cache, manifest):
-    change(cache / "manifest.json", **manifest)
-    with pytest.raises(CacheCorruptError, match=r"manifest\.json cannot be read"):
-        summarise(open_store(cache))
+@pytest.mark.parametrize(
+    "changes", [{"commits": {}}, {"commits": [1]}, {"commits": []}, {"schema": 1}, {"addition": None}], ids=str
+)
+def test_gathered_commits_of_other_things_are_refused(cache, changes):
+    (path,) = (path for path in (cache / "commits" / "video").glob("*.json") if "-" not in path.name)
+    change(path, **changes)
+    with pytest.raises(CacheCorruptError, match=rf"{path.name} cannot be read.*Delete it"):
+        summarise(open_store(cache).library)
+    path.unlink()
+    assert summarise(open_store(cache).library)["complete"]
+
+
+@pytest.mark.parametrize("name", ["additions", "commits", "lists", "shards"])
+def test_a_file_in_the_place_of_a_folder_is_one_line(cache, name):
+    shutil.rmtree(cache / name)
+    (cache / name).touch()
+    with pytest.raises(GlsclError) as caught:
+        FeatureTable.load(open_store(cache), "train")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'["/etc/passwd", 1, 2, "%s"]',
+        b'["../../x", -1, 1e400, "%s"]',
+        b'["a\\u0000b", 1, 2, "%s"]',
+        b'["%s", 1, 2, "%s"]' % (b"x" * 100_000, b"%s"),
+        b'["\\ud800", 1, 2, "%s"]',
+        b'["", 1, 2, "%s"]',
+        b"[" * 100_000,
+        b"\xff\x00",
+    ],
+    ids=lambda line: ascii(line[:20]),
+)
+def test_the_memo_of_files_may_hold_anything(cache, line):
+    store = open_store(cache)
+    content = store.list.video_content[0].tobytes().hex().encode()
+    (cache / "files.jsonl").write_bytes((line % content if b"%s" in line else line) + b"\n")
+    assert all(video.path is None for video in store.plan.videos)
+    assert KnownFiles.read(cache).contents([cache / "store.json"])[0] == content_of(cache / "store.json")[1]
 
 
 @pytest.mark.parametrize(("index", "value"), [(0, 5), (1, 10**15), (2, -1), (-1, 3)])
@@ -160,22 +234,21 @@ def test_boundaries_that_do_not_rise_lead_nowhere(cache, index, value):
         FeatureTable.load(open_store(cache), "train", tokens=False)
 
 
-def test_a_caption_of_a_video_that_is_not_there_is_refused(cache):
-    put(cache, "text", "video_index", 0, 99)
-    with pytest.raises(CacheCorruptError, match="names videos that are not there"):
-        FeatureTable.load(open_store(cache), "train")
+def test_a_caption_of_a_video_of_another_split_is_refused(small_cache):
+    made = small_cache("hdf5")
+    library = made.fill().library
+    texts = [structs.replace(text, video="-v_9.mov") for text in made.annotations.texts[:1]]
+    made.annotations = dataclasses.replace(made.annotations, texts=[*texts, *made.annotations.texts[1:]])
+    write_list(made.path, made.list, "hdf5")  # as nobody who sorts entries by split writes it
+    store = Store(library, read_list(made.path, "made", made.list.hash, "hdf5"))
+    with pytest.raises(CacheCorruptError, match="captions of split train name video 9 of another split"):
+        FeatureTable.load(store, "train")
 
 
-def test_a_caption_of_a_video_of_another_split_is_refused(cache):
-    put(cache, "text", "video_index", 0, 10)
-    with pytest.raises(CacheCorruptError, match="captions of split train name video 10 of another split"):
-        FeatureTable.load(open_store(cache), "train")
-
-
-def test_captions_that_are_no_text_are_refused(cache):
+def test_captions_that_are_no_text_are_a_problem_of_their_shard(cache):
     put(cache, "text", "text_bytes", 0, 0xFF)
-    with pytest.raises(CacheCorruptError, match="not UTF-8"):
-        FeatureTable.load(open_store(cache), "train")
+    (problem,) = verify(open_library(cache))
+    assert "text_bytes does not have the checksum" in problem
 
 
 @pytest.mark.parametrize(

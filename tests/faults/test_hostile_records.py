@@ -136,6 +136,7 @@ def test_the_head_of_a_flat_file_is_checked_field_by_field(cache, tmp_path, chan
         ({"backbone__preprocessing": {"method": 2}}, "method: expected str, got int"),
         ({"backbone__words": "7"}, "words: expected int, got str"),
         ({"text_backbone": []}, "text_backbone"),
+        ({"sampling": None}, "sampling: expected object, got null"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -106,6 +106,7 @@ def read_dataset(
     *,
     protocol: str | None = None,
     splits: list[str] | None = None,
+    allow_shared: bool = False,
 ) -> Annotations:
     """Videos and captions of a data set, with the files that were found; nothing is decoded.
 
@@ -115,6 +116,7 @@ def read_dataset(
         videos: folder with the videos; None leaves every path None.
         protocol: variant of the splits, such as "9k"; the data set's first by default.
         splits: only these of train, val, test.
+        allow_shared: of one's own data, let copies of one video lie in several splits.
 
     Raises:
         UsageError: unknown data set, protocol or split.
@@ -125,7 +127,7 @@ def read_dataset(
     from glscl.extract.datasets import dataset_entry
 
     places = [None if place is None else Path(place) for place in (annotations, videos)]
-    return dataset_entry(name).read(places[0], places[1], splits=splits, protocol=protocol)
+    return dataset_entry(name).read(places[0], places[1], splits=splits, protocol=protocol, allow_shared=allow_shared)
 
 
 def train(
@@ -134,7 +136,7 @@ def train(
     """Train a head on a cache, validate every epoch, and keep best and last in a run folder.
 
     Args:
-        cache: from `open_cache`.
+        cache: from `open_cache`, at the list to train on.
         settings: what to train and how; None is `glscl` by the recipe of the cache's data set.
         out: the run folder; it must hold no run yet.
         device: where to train.

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -47,13 +47,14 @@ def content_of(path: Path) -> tuple[Stat, bytes]:
     for _ in range(ATTEMPTS):
         before = Stat.of(path)
         with open(path, "rb", buffering=0) as file:
-            content = _content(file, before.size)
+            content = stream_content(file, before.size)
         if Stat.of(path) == before:
             return before, content
     raise OSError(f"{path} changes while it is read")
 
 
-def _content(file: BinaryIO, size: int) -> bytes:
+def stream_content(file: BinaryIO | IO[bytes], size: int) -> bytes:
+    """Hash of the content of an open file of `size` bytes, (16,) bytes."""
     digest = blake2b(f"{size}\0".encode(), digest_size=KEY_BYTES)
     if size <= WHOLE_BYTES:
         digest.update(file.read(size))

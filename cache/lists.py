@@ -386,9 +386,15 @@ def current_version(root: Path, name: str) -> str | None:
     return text
 
 
-def make_current(root: Path, made: CacheList) -> None:
-    """Let a version count, in one step. Raises StorageError."""
-    write_atomically(root / "lists" / made.name / "current", f"{made.hash}\n".encode())
+def make_current(root: Path, made: CacheList) -> bool:
+    """Let a version count, in one step; False where it does already. Raises StorageError."""
+    path, data = root / "lists" / made.name / "current", f"{made.hash}\n".encode()
+    if put_if_absent(path, data):
+        return True
+    if path.read_bytes() == data:
+        return False
+    write_atomically(path, data)
+    return True
 
 
 def keys_by_id(lists: Sequence[CacheList]) -> Iterator[tuple[tuple[str, int, int], bytes, bytes]]:

@@ -45,10 +45,10 @@ class Backbones(Struct, frozen=True):
 
 
 class Configuration(Backbones, frozen=True, kw_only=True):
-    sampling: dict[str, Any] = {}
     tokens: bool
     embed_dim: Annotated[int, Meta(ge=1, le=MAX_DIM)]
     dtype: Literal["float16", "float32", "bfloat16"]
+    sampling: dict[str, Any] = {}
 
 
 class Header(Struct):

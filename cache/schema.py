@@ -78,13 +78,19 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Annotations:
-    """What a dataset reader returns: every video and caption of the chosen splits, with what it dropped and why."""
+    """What a dataset reader returns: every video and caption of the chosen splits, with what it dropped and why.
+
+    Attributes:
+        written: ids of all captions in the order in which they stand in their files, with those that were dropped or
+            that fall into splits not chosen; empty where the order is that of `texts`.
+    """
 
     dataset: str
     videos: list[VideoItem]
     texts: list[TextItem]
     expected: dict[str, Expected] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # one line each: what was dropped, counted, and the reason
+    written: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
         return f"Annotations({self.dataset!r}, {len(self.videos)} videos, {len(self.texts)} texts)"

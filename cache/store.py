@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -71,7 +72,7 @@ def choose_list(library: Library, asked: str | None) -> CacheList:
         return only
     names = list_names(root)
     name, _, version = (asked or "").partition("@")
-    if asked is not None and name not in names and not version:  # a hash alone
+    if asked is not None and name not in names and re.fullmatch("[0-9a-f]{16}", asked):
         name = next((each for each in names if (root / "lists" / each / f"{asked}.json").is_file()), name)
         version = asked if name in names else ""
     if asked is None:
@@ -131,6 +132,15 @@ class Store:
         return f"Store({str(self.path)!r}, {self.list_name}@{self.list_hash}, {sizes}, fingerprint {self.fingerprint})"
 
     # --- of the list -------------------------------------------------------------------------------------------
+
+    @property
+    def lists(self) -> Sequence[str]:
+        """Names of all lists of the cache."""
+        return [self.list.name] if self.library.is_flat else list_names(self.path)
+
+    def seen_at(self, list: str) -> Store:
+        """The same cache at another of its lists; see `open_store`, also for what is raised."""
+        return Store(self.library, choose_list(self.library, list))
 
     @property
     def list_name(self) -> str:
@@ -271,6 +281,7 @@ class Store:
         self,
         split: str | None,
         *,
+        list: str | None = None,
         frames: int | None = None,
         frame_position: FramePosition = "uniform",
         tokens: bool | None = None,
@@ -280,6 +291,7 @@ class Store:
 
         Args:
             split: a name in `splits`; None takes the whole list.
+            list: another list of the cache, as in `open_store`; None is the one that was opened.
             frames: frames kept a video; None keeps all of the longest video.
             frame_position: which frames where there are more.
             tokens: whether to read token features; None reads them where the cache has them.
@@ -294,7 +306,12 @@ class Store:
 
         tokens = self.has_tokens if tokens is None else tokens
         return FeatureTable.load(
-            self, split, max_frames=frames, frame_position=frame_position, tokens=tokens, device=device
+            self if list is None else self.seen_at(list),
+            split,
+            max_frames=frames,
+            frame_position=frame_position,
+            tokens=tokens,
+            device=device,
         )
 
     # --- reading -----------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,10 +19,9 @@ from glscl.common.settings import build, home, with_option
 from glscl.extract.settings import ExtractSettings, ImportSettings, ListSettings
 
 if TYPE_CHECKING:
+    from glscl.cache.known_files import KnownFiles
     from glscl.extract.datasets import DatasetEntry
     from glscl.extract.listing import ListOrigin
-
-OWN = ("csv", "folder", "webdataset")  # data of one's own: lists are called after the file or folder
 
 
 @command(ListSettings, ExtractSettings)
@@ -46,6 +47,7 @@ def extract(
     ] = False,
 ) -> None:
     """Encode every frame and caption with CLIP into a cache. Resumes by itself; a finished cache is left alone."""
+    from glscl.cache.known_files import KnownFiles
     from glscl.extract.datasets import dataset_entry, first_videos
     from glscl.extract.datasets.builder import summary
     from glscl.extract.pipeline import count_encoded
@@ -62,7 +64,17 @@ def extract(
     if videos is not None or not (dry_run or dataset == "csv") or (root / "videos").is_dir():
         videos = videos or root / "videos"
     annotations = _annotations_folder(entry, wanted.annotations)
-    found = entry.read(annotations, videos, splits=names, protocol=wanted.protocol, dry_run=dry_run)
+    out = out or home() / "caches" / f"{entry.name}-{_as_name(settings.backbone)}"
+    known = KnownFiles.read(out)
+    found = entry.read(
+        annotations,
+        videos,
+        splits=names,
+        protocol=wanted.protocol,
+        dry_run=dry_run,
+        contents=partial(_contents, run, known),
+        allow_shared=wanted.allow_shared,
+    )
     if limit:
         found = first_videos(found, limit)
     counted = summary(found)
@@ -72,14 +84,21 @@ def extract(
         entry, wanted, annotations if entry.name == "csv" else videos or annotations, limit
     )
     origin = _origin(entry, name)
-    out = out or home() / "caches" / f"{entry.name}-{_as_name(settings.backbone)}"
     if dry_run:
         print_splits(run, counted)
-        run.result({**counted, "notes": _worded(found.notes), "encoded_already": count_encoded(found, out, origin)})
+        run.result(
+            {**counted, "notes": _worded(found.notes), "encoded_already": count_encoded(found, out, origin, known)}
+        )
         return
-    done = _extract(run, settings, found, out, origin)
+    done = _extract(run, settings, found, out, origin, known)
     if run.launch.world == 1 or done.finished_here or (done.already_complete and done.complete):
         run.result({**done.as_dict(), "notes": _worded(done.notes)})
+
+
+def _contents(run: Run, known: KnownFiles, paths: Sequence[str]) -> Sequence[bytes | OSError]:
+    """Hash files, at once where they are known."""
+    with run.progress.task("hash", len(paths), "files") as task:
+        return known.contents(paths, progress=task.advance)
 
 
 def _worded(notes: list[str]) -> list[str]:
@@ -89,7 +108,7 @@ def _worded(notes: list[str]) -> list[str]:
 def _annotations_folder(entry: DatasetEntry, given: Path | None) -> Path | None:
     """Where the annotations are looked for; None where the reader needs none."""
     default = home() / "datasets" / entry.name / "annotations"
-    if given is None and (default.exists() or entry.name not in OWN):
+    if given is None and (default.exists() or not entry.own):
         return default
     return given
 
@@ -101,7 +120,7 @@ def _origin(entry: DatasetEntry, name: str) -> ListOrigin:
 
     return ListOrigin(
         name=name,
-        family="" if entry.name in OWN else entry.name,
+        family="" if entry.own else entry.name,
         recipe=entry.recipe,
         command=with_option(command_line(), "--part", None),
         versions=versions(),
@@ -111,7 +130,7 @@ def _origin(entry: DatasetEntry, name: str) -> ListOrigin:
 def _list_name(entry: DatasetEntry, wanted: ListSettings, own: Path | None, limit: int | None) -> str:
     """What a list is called: the data set and its protocol, or one's own file or folder, and what share of it is read."""
     about = wanted.protocol or next(iter(entry.protocols), "")
-    if entry.name in OWN and own is not None:
+    if entry.own and own is not None:
         about = own.resolve().stem if entry.name == "csv" else own.resolve().name
     parts = (entry.name, about, *(wanted.split_names or ()), f"first{limit}" if limit else "")
     return "-".join(part for part in parts if part)
@@ -128,7 +147,7 @@ def _render_demo(run: Run, root: Path) -> None:
     render_corpus(root, seed=run.seed, progress=run.progress)
 
 
-def _extract(run: Run, settings: ExtractSettings, found: Any, out: Path, origin: ListOrigin) -> Any:
+def _extract(run: Run, settings: ExtractSettings, found: Any, out: Path, origin: ListOrigin, known: KnownFiles) -> Any:
     from glscl.extract.part import Part
     from glscl.extract.pipeline import extract as extract_features
 
@@ -140,7 +159,9 @@ def _extract(run: Run, settings: ExtractSettings, found: Any, out: Path, origin:
         workers=settings.workers or max(1, len(os.sched_getaffinity(0)) // launch.local_world),
     )
     run.in_force(settings)
-    done = extract_features(found, out, settings, origin=origin, device=run.device(), progress=run.progress)
+    done = extract_features(
+        found, out, settings, origin=origin, device=run.device(), progress=run.progress, known=known
+    )
     print_extraction(run, out, done)
     return done
 
@@ -182,7 +203,14 @@ def import_features(
     if settings.backbone is not None:
         run.device()  # one that is not there is said first
     annotations = _annotations_folder(entry, wanted.annotations)
-    found = entry.read(annotations, None, splits=names, protocol=wanted.protocol, dry_run=True)
+    found = entry.read(
+        annotations,
+        None,
+        splits=names,
+        protocol=wanted.protocol,
+        dry_run=True,
+        allow_shared=wanted.allow_shared,
+    )
     out = out or home() / "caches" / f"{entry.name}-{_as_name(settings.name or 'features')}"
     run.in_force(settings)
     done = import_arrays(

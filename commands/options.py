@@ -354,7 +354,8 @@ def _run(app: typer.Typer, arguments: list[str]) -> int:
     except GlsclError as error:
         if debug:
             raise
-        return _fail(error_text(error, COMMANDS), 2 if isinstance(error, UsageError) else 1, as_json)
+        notes = [worded(note, COMMANDS) for note in error.notes]
+        return _fail(error_text(error, COMMANDS), 2 if isinstance(error, UsageError) else 1, as_json, notes)
     except (OSError, MemoryError) as error:
         if debug:
             raise
@@ -385,16 +386,18 @@ def _told_by_the_system(error: OSError | MemoryError) -> str:
     return f"Cannot use {' or '.join(names) or 'a file'}: {error.strerror or ' '.join(str(error).split())[:200]}"
 
 
-def _fail(message: str, status: int, as_json: bool) -> int:
+def _fail(message: str, status: int, as_json: bool, notes: typing.Sequence[str] = ()) -> int:
     message = _visible(" ".join(message.split()))
     if len(message) > LONGEST:
         message = f"{message[: LONGEST - 3]}..."
     rank = _rank()
     if rank and status == 130:
         return status  # the first process says it
+    for note in () if rank else notes:
+        print(_visible(f"note: {note}"), file=sys.stderr)
     print(f"glscl{f' (process {rank})' if rank else ''}: {message}", file=sys.stderr, flush=True)
     if as_json and not rank:
-        _print_json({"error": message, "exit_status": status})
+        _print_json({"error": message, "exit_status": status} | ({"notes": list(notes)} if notes else {}))
     return status
 
 

@@ -23,7 +23,8 @@ commands, prints one line and exits with status 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 LONGEST = 1500  # characters of a message; what it quotes of a foreign file may be megabytes
@@ -67,7 +68,10 @@ class GlsclError(Exception):
 
     Attributes:
         message, hint: the two apart; the text of the error is both.
+        notes: what had been noticed until then, a line each; shown before the error.
     """
+
+    notes: Sequence[str] = ()
 
     def __init__(self, message: str, *, hint: Hint | str | None = None) -> None:
         self.hint = Hint(hint) if isinstance(hint, str) else hint
@@ -139,6 +143,16 @@ class CheckpointError(GlsclError, ValueError): ...
 
 
 class NonFiniteError(GlsclError, ArithmeticError): ...
+
+
+@contextmanager
+def telling(notes: Sequence[str]) -> Iterator[None]:
+    """Let an error that ends this block tell what was noted until then."""
+    try:
+        yield
+    except GlsclError as error:
+        error.notes = [*notes, *error.notes]
+        raise
 
 
 def first_line(error: BaseException) -> str:

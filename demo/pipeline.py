@@ -18,6 +18,7 @@ import torch
 from glscl.cache.files import dump_json, refuse_links, write_atomically
 from glscl.cache.schema import Annotations
 from glscl.cache.store import Store, open_store
+from glscl.common.errors import UsageError
 from glscl.common.progress import Progress
 from glscl.common.settings import build
 from glscl.common.versions import versions
@@ -32,6 +33,7 @@ from glscl.extract.decode.thumbnails import thumbnails_of
 from glscl.extract.listing import ListOrigin
 from glscl.extract.pipeline import extract
 from glscl.extract.settings import ExtractSettings
+from glscl.train_head.checkpoint import list_differences, read_run
 from glscl.train_head.finetuning.settings import resolve_finetune
 from glscl.train_head.settings import resolve
 from glscl.train_head.train import Reporter, train
@@ -101,6 +103,7 @@ def run_demo(
 
     Raises:
         StorageError: `out` cannot be written, or a link stands in it.
+        UsageError: the runs in it were trained on other videos, of another seed or number.
     """
     for folder in (out, out / "runs"):
         refuse_links(folder, depth=1)
@@ -189,6 +192,8 @@ class _Demo:
 
     def train(self, head: str, store: Store) -> None:
         folder = self.out / "runs" / head
+        if (folder / "run.json").exists() and list_differences(read_run(folder), store):
+            raise UsageError(f"{self.out} holds runs on other videos", hint="Choose another folder with `out`")
         with self.stage(head):
             asked = {"head": head, "epochs": self.settings.epochs, "seed": self.settings.seed}
             settings = resolve(asked, dataset="demo", device_type=self.device.type)

@@ -39,6 +39,10 @@ class ListSettings:
         group="Data",
     )
 
+    allow_shared: bool = setting(
+        False, "Of your own data: let copies of one video lie in several splits.", group="Data", affects_result=False
+    )
+
     @property
     def split_names(self) -> list[str] | None:
         """The chosen splits, None for all. Raises UsageError for an unknown one."""

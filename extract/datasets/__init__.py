@@ -18,6 +18,7 @@ from glscl.common.outside import attribute, load, outside_name
 
 if TYPE_CHECKING:
     from glscl.cache.schema import Annotations, Expected
+    from glscl.extract.datasets.own_videos import Contents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class DatasetEntry:
         fps: frames a second to sample (the recipe's).
         protocols: names of the ways to read it, the default first; empty where there is only one.
         unpacks: the reader writes video files below the folder of videos (archives); a dry run must not.
+        own: of data of one's own, of which nobody knows the splits: its reader compares what is in the files.
     """
 
     name: str = ""
@@ -45,6 +47,7 @@ class DatasetEntry:
     fps: float = 1.0
     protocols: tuple[str, ...] = ()
     unpacks: bool = False
+    own: bool = False
 
     def read(
         self,
@@ -54,6 +57,8 @@ class DatasetEntry:
         splits: Sequence[str] | None = None,
         protocol: str | None = None,
         dry_run: bool = False,
+        contents: Contents | None = None,
+        allow_shared: bool = False,
     ) -> Annotations:
         """Read the annotations and find the files.
 
@@ -63,12 +68,17 @@ class DatasetEntry:
             splits: only these; all there are by default.
             protocol: one of `protocols`.
             dry_run: write nothing, which only differs where `unpacks`.
+            contents: hashes files, paths → hash of each (or the error), such as `KnownFiles.contents`, which remembers them.
+                Only asked where `own`: for splits that are made up, and for files of one size in several splits.
+            allow_shared: where `own`, let one content lie in several splits.
         Raises:
             InputError: a file that cannot be read as what it should be, naming file, row and what was expected.
             NotFoundError: a folder or required file that is not there.
             UsageError: an unknown split or protocol, or a reader from outside that gives something else than annotations.
         """
-        options = {"unpack": not dry_run} if self.unpacks else {}
+        options: dict[str, object] = {"unpack": not dry_run} if self.unpacks else {}
+        if self.own:
+            options |= {"contents": contents, "allow_shared": allow_shared}
         reader: Callable[..., Annotations] = attribute(import_module(self.module), self.reader)
         found = reader(
             None if annotations is None else Path(annotations),
@@ -128,14 +138,17 @@ _HERE = "glscl.extract.datasets"
 DATASETS: dict[str, DatasetEntry] = {
     "csv": DatasetEntry(
         module=f"{_HERE}.csv_file",
+        own=True,
         help="Your own videos and captions: a CSV, TSV, JSON Lines or JSON file with video, caption[, split].",
     ),
     "folder": DatasetEntry(
         module=f"{_HERE}.folder",
+        own=True,
         help="A folder of video files; captions from text files of the same name, or none (search only).",
     ),
     "webdataset": DatasetEntry(
         module=f"{_HERE}.webdataset",
+        own=True,
         help="Shards of video2dataset (.tar with .mp4 and .txt or .json), unpacked into the folder of videos.",
         unpacks=True,
     ),
@@ -185,10 +198,16 @@ DATASETS: dict[str, DatasetEntry] = {
 
 
 def first_videos(annotations: Annotations, count: int) -> Annotations:
-    """Only the first `count` videos of each split, with their captions: a quick try of a large dataset."""
+    """Only the first `count` videos of each split, with their captions: a quick try of a large dataset.
+
+    Of a split whose files are partly there, the first that are.
+    """
+    there = {video.split for video in annotations.videos if video.path is not None}
     taken: dict[str, int] = {}
     videos = []
     for video in annotations.videos:
+        if video.path is None and video.split in there:
+            continue
         taken[video.split] = taken.get(video.split, 0) + 1
         if taken[video.split] <= count:
             videos.append(video)

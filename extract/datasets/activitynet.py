@@ -11,7 +11,8 @@ import math
 from glscl.cache.schema import Expected
 from glscl.extract.datasets.benchmark import Benchmark, FoundFiles
 from glscl.extract.datasets.builder import AnnotationBuilder
-from glscl.extract.datasets.text_files import check_id, member, number, read_json, refuse, show
+from glscl.extract.datasets.columns import number
+from glscl.extract.datasets.text_files import check_id, member, read_json, refuse, show
 
 FILES = {"train": ("train_ids.json", "train.json"), "test": ("val_ids.json", "val_1.json")}
 
@@ -21,8 +22,10 @@ def _collect(builder: AnnotationBuilder, found: FoundFiles) -> None:
 
     Ids without captions are left out, as by all public programs. A video runs from 0 to its duration, rounded up.
     """
+    captioned: dict[str, None] = {}
     for split, (path,) in found.files.items():
         captions = read_json(path, dict)
+        captioned.update(dict.fromkeys(captions))
         listed = found.folder.find(FILES[split][0])
         if listed is None:
             builder.note(f"{split}: no {FILES[split][0]}: the order is that of {path.name}")
@@ -39,7 +42,7 @@ def _collect(builder: AnnotationBuilder, found: FoundFiles) -> None:
                 refuse(path, show(id), f"the sentences are {show(sentences)}, expected strings")
             builder.video(id, split=split, path=source, row=row, start=0.0, end=float(max(1, math.ceil(duration))))
             builder.text(id, " ".join(sentences), path=path, row=show(id))
-    builder.drop_uncaptioned("without caption")
+    builder.drop_uncaptioned("without caption", captioned)
 
 
 def _without_prefix(id: str) -> list[str]:

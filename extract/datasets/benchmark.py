@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from glscl.cache.schema import Annotations, Expected
-from glscl.common.errors import InputError, NotFoundError
+from glscl.common.errors import InputError, NotFoundError, telling
 from glscl.extract.datasets.builder import AnnotationBuilder
 from glscl.extract.datasets.splits import choose_protocol, choose_splits
-from glscl.extract.datasets.text_files import EXAMPLES, check_id, listing, read_lines
+from glscl.extract.datasets.text_files import EXAMPLES, check_id, listing, read_lines, show
+from glscl.extract.datasets.video_files import split_extension
 
 Needs = Mapping[str, Sequence[Sequence[str]]]  # split → its files, each by its possible names
 
@@ -169,8 +170,31 @@ class Benchmark:
         found, notes = folder.files_of_splits(wanted, needs, asked=splits is not None)
         builder = AnnotationBuilder(self.name, wanted, self.expected[protocol])
         builder.notes += notes
-        self.collect(builder, FoundFiles(folder, found, protocol))
-        return builder.build(videos, also=self.also, any_prefix=self.any_prefix)
+        with telling(builder.notes):
+            self.collect(builder, FoundFiles(folder, found, protocol))
+            return builder.build(videos, also=self.also, any_prefix=self.any_prefix)
+
+
+def check_held_out(held_out: Sequence[str], known: Sequence[str], path: Path) -> None:
+    """Refuse ids that are to be left out of training but would not be, for they are written in another way.
+
+    Args:
+        held_out: ids in the file `path`.
+        known: the ids that they are taken from.
+    Raises:
+        InputError: one is a known id but for quotes, blanks, case or an extension.
+    """
+
+    def plain(id: str) -> str:
+        return split_extension(id.strip(" \t'\"").casefold())[0]
+
+    exact, alike = {*known}, {plain(id): id for id in known}
+    for id in held_out:
+        if id not in exact and plain(id) in alike:
+            raise InputError(
+                f"{path}: the id {show(id)} is {show(alike[plain(id)])} elsewhere, and would not be held out of training",
+                hint="Write it in the same way",
+            )
 
 
 def add_listed(

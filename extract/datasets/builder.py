@@ -14,6 +14,7 @@ from glscl.extract.datasets.text_files import examples, fold, is_clean, listing,
 from glscl.extract.datasets.video_files import VideoFiles
 
 NOT_LOOKED_FOR = "no folder of videos was given: no file was looked for"
+LEAK = "A video belongs to one split: training on a test video makes every number worthless"
 
 
 class _Video(NamedTuple):
@@ -39,7 +40,9 @@ class AnnotationBuilder:
         self._videos: dict[str, dict[str, _Video]] = {split: {} for split in splits}
         self._texts: dict[str, list[TextItem]] = {split: [] for split in splits}
         self._split_of: dict[str, str] = {}
-        self._captions_of: dict[str, int] = {}
+        self._captions_of: dict[str, int] = {}  # that stand in the files, empty ones too
+        self._captioned: set[str] = set()
+        self._written: dict[str, list[str]] = {split: [] for split in splits}
         self._empty: dict[str, list[int | str]] = {}
 
     def video(
@@ -68,42 +71,59 @@ class AnnotationBuilder:
                 path,
                 row,
                 f"the video {show(id)} is in split {split}, but also in {known}",
-                hint="A video belongs to one split: training on a test video makes every number worthless.",
+                hint=LEAK,
             )
         entry = _Video(file if file is not None else id, start, end)
         if self._videos[split].setdefault(id, entry) != entry:
             refuse(path, row, f"the id {show(id)} stands for two different files or times")
 
     def text(self, video: str, caption: object, *, path: Path | str, row: int | str | None) -> bool:
-        """Add a caption of a video that was added; an empty one is counted instead. Whether it was kept."""
+        """Add a caption of a video that was added; an empty one is counted, not kept, and keeps its number. Whether it was kept."""
         if not isinstance(caption, str):
             refuse(path, row, f"the caption is {show(caption)}, expected a string")
+        split = self._split_of[video]
+        index = self._captions_of.get(video, 0)
+        self._captions_of[video] = index + 1
+        id = f"{video}#{index}"
+        self._written[split].append(id)
         text = fold(caption)
         if not text:
             self._empty.setdefault(str(path), []).append("?" if row is None else row)
             return False
         if not is_clean(text):
             refuse(path, row, f"the caption {show(text)} is not valid Unicode")
-        split = self._split_of[video]
-        index = self._captions_of.get(video, 0)
-        self._captions_of[video] = index + 1
         original = None if text == caption else caption
-        self._texts[split].append(TextItem(f"{video}#{index}", video, split, text, original))
+        self._texts[split].append(TextItem(id, video, split, text, original))
+        self._captioned.add(video)
         return True
 
     def ids(self, split: str | None = None) -> set[str]:
         """Ids of the videos that were added, of one split or all."""
         return set(self._split_of) if split is None else set(self._videos[split])
 
-    def drop_uncaptioned(self, reason: str) -> None:
-        """Remove the videos without caption, and note how many of each split."""
+    def drop_uncaptioned(self, reason: str, captioned: Iterable[str] = ()) -> None:
+        """Remove the videos without caption, and note how many of each split.
+
+        Args:
+            reason: "without caption", for the note.
+            captioned: ids that the caption files hold, one of which is shown where no id of a split fits any.
+        Raises:
+            InputError: not one video of a split has a caption, so its ids are written in another way.
+        """
         for split, videos in self._videos.items():
-            without = [id for id in videos if id not in self._captions_of]
+            without = [id for id in videos if id not in self._captioned]
+            if without and len(without) == len(videos):
+                other = next(iter(captioned), None)
+                raise InputError(
+                    f"{self.dataset}: {split}: none of its {len(videos)} ids has a caption, for example "
+                    f"{show(without[0])}{'' if other is None else f'; the captions are of ids such as {show(other)}'}",
+                    hint="Write the ids of the list as the caption file does: no column, quotes or extension beside them",
+                )
             for id in without:
                 del videos[id]
                 del self._split_of[id]
             if without:
-                self.note(f"{split}: dropped {len(without)} {_plural('video', without)} {reason}: {examples(without)}")
+                self.note(f"{split}: dropped {len(without)} {plural('video', without)} {reason}: {examples(without)}")
 
     def note(self, line: str) -> None:
         """Say something about what was read that a user would want to know."""
@@ -116,43 +136,44 @@ class AnnotationBuilder:
         located: Mapping[str, str] | None = None,
         also: Callable[[str], Iterable[str]] | None = None,
         any_prefix: bool = False,
-        as_paths: bool = False,
     ) -> Annotations:
         """Find the files and return everything, split after split.
 
         Args:
             videos: folder of videos; None leaves every path None.
             located: file → path where the reader knows them already; nothing is looked for.
-            also, any_prefix, as_paths: rules for file names, see `VideoFiles.locate`.
+            also, any_prefix: rules for file names, see `VideoFiles.locate`.
         Raises:
-            InputError: no video in any split, or two candidate files for one.
+            InputError: no video in any split, or two candidate files for one, or one for two.
             NotFoundError: no such folder.
         """
         for path, rows in self._empty.items():
             shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
-            self.note(f"dropped {len(rows)} empty {_plural('caption', rows)}: {location(path, shown)}")
+            self.note(f"dropped {len(rows)} empty {plural('caption', rows)}: {location(path, shown)}")
         items = [(split, id, entry) for split, entries in self._videos.items() for id, entry in entries.items()]
         if not items:
             raise InputError(f"{self.dataset}: no video in {listing(self.splits)}")
         names = dict.fromkeys(entry.file for _, _, entry in items)
         if located is None and videos is not None:
             files = VideoFiles(videos)
-            located = files.locate(names, also=also, any_prefix=any_prefix, as_paths=as_paths)
+            located = files.locate(names, also=also, any_prefix=any_prefix)
             self.notes.extend(files.notes)
         elif located is None:  # only absolute paths can be looked for
             located = {name: name for name in names if os.path.isabs(name) and os.path.isfile(name)}
-        if videos is None and len(located) < len(names):
-            self.note(NOT_LOOKED_FOR)
+            if len(located) < len(names):
+                self.note(NOT_LOOKED_FOR)
         return Annotations(
             dataset=self.dataset,
             videos=[VideoItem(id, split, located.get(v.file), v.start, v.end) for split, id, v in items],
             texts=[text for texts in self._texts.values() for text in texts],
             expected=self.expected,
             notes=self.notes,
+            written=[id for ids in self._written.values() for id in ids],
         )
 
 
-def _plural(word: str, items: Sequence[object]) -> str:
+def plural(word: str, items: Sequence[object]) -> str:
+    """`video` or `videos`."""
     return word if len(items) == 1 else f"{word}s"
 
 

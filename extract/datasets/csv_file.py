@@ -15,33 +15,35 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from glscl.cache.schema import Annotations
-from glscl.common.errors import InputError, NotFoundError
+from glscl.common.errors import InputError, NotFoundError, telling
+from glscl.extract.datasets.columns import (
+    NAMES,
+    WANTED,
+    captions_in_cell,
+    captions_of,
+    check_captions,
+    header,
+    is_header,
+    names_a_file,
+    number,
+    repeated_headers,
+    separator,
+)
+from glscl.extract.datasets.own_videos import Contents, OwnVideos
 from glscl.extract.datasets.rows import CheckedRow, RawRow, build_from_rows
 from glscl.extract.datasets.splits import SPLIT_NAMES, choose_protocol, split_name
 from glscl.extract.datasets.text_files import (
     check_id,
     check_relative_path,
-    clip_id,
     location,
-    number,
     parse_json,
     read_text,
     refuse,
     show,
     table_records,
 )
-from glscl.extract.datasets.video_files import VIDEO_EXTENSIONS
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
-COLUMNS: dict[str, tuple[str, ...]] = {  # the first name that is there is the column
-    "video": ("video", "video_id", "videoid", "video_path", "path", "file", "filename", "file_name"),
-    "caption": ("caption", "sentence", "text", "description", "name"),
-    "split": ("split", "subset"),
-    "start": ("start",),
-    "end": ("end",),
-    "id": ("id",),
-}
-_EXPECTED = "expected the columns video,caption[,split,start,end,id]"
 
 
 def read(
@@ -50,6 +52,8 @@ def read(
     *,
     splits: Sequence[str] | None = None,
     protocol: str | None = None,
+    contents: Contents | None = None,
+    allow_shared: bool = False,
 ) -> Annotations:
     """Read a table of videos and captions.
 
@@ -57,6 +61,7 @@ def read(
         annotations: the file, or a folder that holds one such file (or train/val/test ones).
         videos: folder that relative paths start from; a bare name or id is found in any sub-folder too.
         splits: only these.
+        contents, allow_shared: see `DatasetEntry.read`.
     Raises:
         InputError: naming file, row, what was found and what was expected.
         NotFoundError: no such file or folder.
@@ -65,10 +70,15 @@ def read(
     choose_protocol(protocol, (), "csv")
     if annotations is None:
         raise NotFoundError("csv: no annotation file was given", hint="Give `annotations=FILE.csv` (video,caption).")
-    entries = [_entry(row, videos) for path, split in _files(annotations) for row in _rows(path, split)]
-    if not entries:
-        raise InputError(f"{annotations}: no row; {_EXPECTED}")
-    return build_from_rows("csv", annotations, entries, splits).build(videos, as_paths=True)
+    notes: list[str] = []
+    with telling(notes):
+        files = _files(annotations)
+        entries = [_entry(row, videos) for path, split in files for row in _rows(path, split, notes)]
+        check_captions((entry.source.path, entry.source.row, entry.source.caption) for entry in entries)
+        found = OwnVideos.below(videos, [entry.file for entry in entries], contents)
+        return build_from_rows(
+            "csv", annotations, entries, found, splits=splits, allow_shared=allow_shared, notes=notes
+        )
 
 
 # ------------------------------------------------------------------------------------------------ files
@@ -96,78 +106,79 @@ def _files(annotations: Path) -> list[tuple[Path, str | None]]:
     )
 
 
-def _rows(path: Path, split: str | None) -> Iterator[RawRow]:
+def _rows(path: Path, split: str | None, notes: list[str]) -> Iterator[RawRow]:
     text = read_text(path)
     if not text.strip():
-        raise InputError(f"{path}: the file is empty; {_EXPECTED}")
+        raise InputError(f"{path}: the file is empty; {WANTED}")
     suffix = path.suffix.lower()
     if suffix in (".jsonl", ".ndjson"):
         rows = _json_lines(text, path)
     elif suffix == ".json":
         rows = _json_rows(parse_json(text, path), path)
     else:
-        rows = _table_rows(text, path)
+        rows = _table_rows(text, path, notes)
+    row = None
     for row in rows:
         yield row._replace(split=split) if row.split is None and split else row
+    if row is None:
+        raise InputError(f"{path}: no row; {WANTED}")
 
 
 # ------------------------------------------------------------------------------------------------ tables
 
 
-def _table_rows(text: str, path: Path) -> Iterator[RawRow]:
-    first_line = text.lstrip("\r\n").splitlines()[0]
-    usual = "\t" if path.suffix.lower() == ".tsv" else ","
-    delimiter = next((d for d in (usual, "\t", ";", ",") if d in first_line), usual)
-    columns: dict[str, int] | None = None
-    width = 0
+def _table_rows(text: str, path: Path, notes: list[str]) -> Iterator[RawRow]:
+    at: dict[str, int] = {}  # column → where it stands
+    first: list[str] = []
     doubtful: tuple[int, list[str]] | None = None  # a first row that may be a header with other names
-    for row, cells in table_records(text, path, delimiter=delimiter):
-        if columns is None:
-            width = len(cells)
-            columns = _header(cells, path, row)
-            if columns is not None:
+    repeated: list[int] = []
+    headed = False
+    for row, cells in table_records(text, path, delimiter=separator(text, path)):
+        if not first:
+            first, at = cells, _header(cells, path, row)
+            headed = bool(at)
+            if headed:
                 continue
-            if width > 3:
-                found = f"no header and {width} cells"
-                refuse(path, row, f"{found}; {_EXPECTED}", hint="Put captions with commas in quotes.")
-            columns = dict(zip(("video", "caption", "split"), range(width)))
-            doubtful = None if _names_a_file(cells[0]) else (row, cells)
+            if len(cells) > 3:
+                found = f"no header and {len(cells)} cells"
+                refuse(path, row, f"{found}; {WANTED}", hint="Put captions with commas in quotes.")
+            at = dict(zip(("video", "caption", "split"), range(len(cells))))
+            doubtful = None if names_a_file(cells[0]) else (row, cells)
+        elif headed and cells == first:
+            repeated.append(row)
+            continue
         elif doubtful is not None:
-            if _names_a_file(cells[0]):
-                refuse(path, doubtful[0], f"no video column; found {_names(doubtful[1])}; {_EXPECTED}")
+            if names_a_file(cells[0]):
+                refuse(path, doubtful[0], f"no video column; found {_names(doubtful[1])}; {WANTED}")
             doubtful = None
-        if len(cells) != width:
+        if len(cells) != len(first):
             refuse(
                 path,
                 row,
-                f"{len(cells)} cells, expected {width} as in the first row",
-                hint="Put captions that hold the separator in double quotes." if len(cells) > width else None,
+                f"{len(cells)} cells, expected {len(first)} as in the first row",
+                hint="Put captions that hold the separator in double quotes." if len(cells) > len(first) else None,
             )
-        yield RawRow(path, row, **{"caption": None, **{name: cells[at] for name, at in columns.items()}})
+        if "caption" in at and is_header(cells):
+            refuse(path, row, f"found {_names(cells)}, another header; {WANTED} in the first row")
+        named = {name: cells[where] for name, where in at.items()}
+        for caption in captions_in_cell(named.pop("caption"), path, row) if "caption" in at else (None,):
+            yield RawRow(path, row, caption=caption, **named)
+    notes.extend(repeated_headers(path, repeated))
 
 
-def _header(cells: list[str], path: Path, row: int) -> dict[str, int] | None:
-    """Column of each name, or None where the first row is data."""
-    names = [cell.strip().lower() for cell in cells]
-    columns = {}
-    for column, spellings in COLUMNS.items():
-        for spelling in spellings:
-            if spelling in names:
-                if names.count(spelling) > 1:
-                    refuse(path, row, f"{names.count(spelling)} columns are named {spelling}")
-                columns[column] = names.index(spelling)
-                break
-    if "video" in columns:
-        if "caption" not in columns and len(set(names) - {""}) > len(columns):
-            refuse(path, row, f"no caption column; found {_names(cells)}; {_EXPECTED}")
-        return columns
-    if {"caption", "sentence", "split"} & set(names) and not any(map(_names_a_file, cells)):
-        refuse(path, row, f"no video column; found {_names(cells)}; {_EXPECTED}")
-    return None
-
-
-def _names_a_file(cell: str) -> bool:
-    return "." in cell and cell.rpartition(".")[2].strip().lower() in VIDEO_EXTENSIONS
+def _header(cells: list[str], path: Path, row: int) -> dict[str, int]:
+    """Where each column stands; empty where the first row is data."""
+    names, at = [cell.strip().lower() for cell in cells], header(cells)
+    for where in at.values():
+        if names.count(names[where]) > 1:
+            refuse(path, row, f"{names.count(names[where])} columns are named {names[where]}")
+    if "video" in at:
+        if "caption" not in at and len(set(names) - {""}) > len(at):
+            refuse(path, row, f"no caption column; found {_names(cells)}; {WANTED}")
+        return at
+    if {"caption", "sentence", "split"} & set(names) and not any(map(names_a_file, cells)):
+        refuse(path, row, f"no video column; found {_names(cells)}; {WANTED}")
+    return {}
 
 
 def _names(cells: Sequence[object]) -> str:
@@ -206,25 +217,14 @@ def _object_rows(entry: object, path: Path, row: int | str) -> Iterator[RawRow]:
     if not isinstance(entry, dict):
         refuse(path, row, f'found {show(entry)}, expected an object {{"video": ..., "caption": ...}}')
     cells = {}
-    for column, spellings in COLUMNS.items():
-        for spelling in spellings:
-            if spelling in entry:
-                cells[column] = entry[spelling]
-                break
+    for column, spellings in NAMES.items():
+        spelling = next((each for each in spellings if each in entry), None)
+        if spelling is not None and column != "caption":
+            cells[column] = entry[spelling]
     if "video" not in cells:
         refuse(path, row, f"no 'video'; found {_names(list(entry)) or 'nothing'}")
-    captions = entry.get("captions")
-    if "caption" in cells:
-        captions = cells.pop("caption")
-    if isinstance(captions, list):
-        if not all(isinstance(caption, str) for caption in captions):
-            refuse(path, row, f"captions are {show(captions)}, expected strings")
-        for caption in captions or (None,):
-            yield RawRow(path, row, caption=caption, **cells)
-    elif captions is None or isinstance(captions, str):
-        yield RawRow(path, row, caption=captions, **cells)
-    else:
-        refuse(path, row, f"the caption is {show(captions)}, expected a string or a list of strings")
+    for caption in captions_of(entry, path, row) or (None,):
+        yield RawRow(path, row, caption=caption, **cells)
 
 
 # ------------------------------------------------------------------------------------------------ one row
@@ -240,7 +240,7 @@ def _entry(row: RawRow, videos: Path | None) -> CheckedRow:
         start = start or 0.0
         if end <= start:
             refuse(row.path, row.row, f"the part ends at {end:g} s, not after its start {start:g} s")
-    id = clip_id(file, start, end)
+    id = None
     if row.id is not None and row.id != "":
         id = check_id(str(row.id) if isinstance(row.id, int) else row.id, row.path, row.row)
     split = None if row.split is None or row.split == "" else split_name(row.split, row.path, row.row)

@@ -17,11 +17,13 @@ def _collect(builder: AnnotationBuilder, found: FoundFiles) -> None:
     The descriptions of a video are joined by a space in the order of the file (not of time). Videos of the JSON files
     that no list names are left out, as by all public programs.
     """
+    described: dict[str, None] = {}
     for split, (ids, data) in found.files.items():
         descriptions: dict[str, list[str]] = {id: [] for id in add_listed(builder, ids, split, start=0.0, end=SECONDS)}
         unlisted: dict[str, int] = {}
         for row, entry in enumerate(read_json(data, list), 1):
             id = member(entry, "video", str, data, row)
+            described[id] = None
             description = member(entry, "description", str, data, row)
             if id in descriptions:
                 descriptions[id].append(description)
@@ -35,7 +37,7 @@ def _collect(builder: AnnotationBuilder, found: FoundFiles) -> None:
                 f"{split}: dropped {sum(unlisted.values())} descriptions of {len(unlisted)} videos of {data.name} "
                 f"that {ids.name} does not name: {examples(unlisted)}"
             )
-    builder.drop_uncaptioned("without description")
+    builder.drop_uncaptioned("without description", described)
 
 
 # Files are named after the id (`x.mov`, `x.`, `x.null`), the id and `.mp4` (the official downloader: `x.mov.mp4`), or the

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glscl.cache.schema import Annotations
-from glscl.common.errors import InputError, UsageError
-from glscl.extract.datasets.builder import AnnotationBuilder
-from glscl.extract.datasets.splits import SPLIT_NAMES, carve, carving_note, choose_present, choose_protocol
+from glscl.common.errors import InputError, UsageError, telling
+from glscl.extract.datasets.builder import plural
+from glscl.extract.datasets.own_videos import Contents, OwnVideos
+from glscl.extract.datasets.rows import CheckedRow, RawRow, build_from_rows
+from glscl.extract.datasets.splits import SPLIT_NAMES, choose_protocol
 from glscl.extract.datasets.text_files import read_lines
 from glscl.extract.datasets.video_files import VIDEO_EXTENSIONS, VideoFiles, split_extension
 
@@ -19,19 +21,22 @@ def read(
     *,
     splits: Sequence[str] | None = None,
     protocol: str | None = None,
+    contents: Contents | None = None,
+    allow_shared: bool = False,
 ) -> Annotations:
     """List every video file below a folder; the id is its relative path.
 
     Captions stand in `clip.txt` or `clip.mp4.txt` beside `clip.mp4`, or at the same place below `annotations`.
     If every video lies in a first sub-folder named train, val or test, those are the splits; else captioned videos are
-    divided by a hash of their names, and those without caption are test.
+    divided by a hash of what is in them, and those without caption are test.
 
     Args:
         annotations: folder of the text files; that of the videos by default.
         videos: the folder of videos; that of the annotations by default.
         splits: only these.
+        contents, allow_shared: see `DatasetEntry.read`.
     Raises:
-        InputError: no video file, or one text file for two videos.
+        InputError: no video file, one text file for two videos, or one content in two splits.
         NotFoundError: no such folder.
         UsageError: no folder given.
     """
@@ -44,7 +49,7 @@ def read(
     if not names:
         known = ", ".join(sorted(VIDEO_EXTENSIONS))
         raise InputError(f"{root}: none of its {len(files.names)} files is a video; known extensions: {known}")
-    notes = []
+    notes: list[str] = []
     if annotations is not None and not annotations.is_dir():
         notes.append(f"no folder {annotations}: captions were looked for beside the videos")
         annotations = None
@@ -52,24 +57,19 @@ def read(
     text_of = {name: texts.for_video(name) for name in names}
     captions_of = {name: read_lines(text) if (text := text_of[name]) else [] for name in names}
 
-    split_of = {name: SPLIT_NAMES.get(name.split("/")[0].lower(), "") if "/" in name else "" for name in names}
-    if not all(split_of.values()):
-        captioned = {name: None for name in names if captions_of[name]}
-        carved = carve(captioned)
-        split_of = {name: carved.get(name, "test") for name in names}
-        notes += carving_note(root, captioned, carved)
-    builder = AnnotationBuilder("folder", choose_present(splits, split_of.values(), root))
+    split_of = {name: SPLIT_NAMES.get(name.split("/")[0].lower()) if "/" in name else None for name in names}
+    divided = all(split_of.values())
+    rows = []
     for name in names:
-        if split_of[name] not in builder.splits:
-            continue
-        builder.video(name, split=split_of[name], path=root, row=None)
-        for line, caption in captions_of[name]:
-            builder.text(name, caption, path=text_of[name] or root, row=line)
-    builder.notes += notes
+        split = split_of[name] if divided else None
+        captions = [RawRow(text_of[name] or root, line, name, caption) for line, caption in captions_of[name]]
+        rows += [CheckedRow(row, name, None, None, None, split) for row in captions or [RawRow(root, None, name, None)]]
     empty = [name for name in names if text_of[name] and not captions_of[name]]
     if empty:
-        builder.note(f"{len(empty)} text file(s) without a line, for example of {empty[0]}")
-    return builder.build(root, as_paths=True)
+        notes.append(f"{len(empty)} text {plural('file', empty)} without a line, for example of {empty[0]}")
+    with telling(notes):
+        found = OwnVideos({name: files.full(name) for name in names}, contents, notes=files.notes)
+        return build_from_rows("folder", root, rows, found, splits=splits, allow_shared=allow_shared, notes=notes)
 
 
 class _TextFiles:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from glscl.cache.schema import Expected
 from glscl.extract.datasets.benchmark import Benchmark, FoundFiles
 from glscl.extract.datasets.builder import AnnotationBuilder
+from glscl.extract.datasets.columns import check_film_times
 from glscl.extract.datasets.text_files import check_id, read_text, refuse, show
 
 FILES = {
@@ -12,7 +13,8 @@ FILES = {
     "val": ("LSMDC16_annos_val.csv",),
     "test": ("LSMDC16_challenge_1000_publictect.csv", "LSMDC16_challenge_1000_publictest.csv"),  # the first is real
 }
-COLUMNS = 6  # clip id, start and end aligned, start and end extracted, sentence
+TIMES = ("the aligned start", "the aligned end", "the extracted start", "the extracted end")
+COLUMNS = 2 + len(TIMES)  # clip id, times, sentence
 
 
 def _collect(builder: AnnotationBuilder, found: FoundFiles) -> None:
@@ -32,6 +34,7 @@ def _collect(builder: AnnotationBuilder, found: FoundFiles) -> None:
                     f"{len(cells)} cells separated by tabs, expected {COLUMNS}: clip id, four times, sentence; "
                     f"found {show(line)}",
                 )
+            check_film_times(cells[1 : COLUMNS - 1], TIMES, path, row)
             stray += len(cells) > COLUMNS
             id = check_id(cells[0].strip(), path, row)
             builder.video(id, split=split, path=path, row=row)

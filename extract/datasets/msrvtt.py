@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from glscl.cache.schema import Expected
-from glscl.extract.datasets.benchmark import AnnotationFolder, Benchmark, FoundFiles
+from glscl.extract.datasets.benchmark import AnnotationFolder, Benchmark, FoundFiles, check_held_out
 from glscl.extract.datasets.builder import AnnotationBuilder
+from glscl.extract.datasets.columns import read_table
 from glscl.extract.datasets.splits import split_name
-from glscl.extract.datasets.text_files import check_id, member, read_json, read_lines, read_table
+from glscl.extract.datasets.text_files import check_id, member, read_json, read_lines
 
 TEST = "MSRVTT_JSFUSION_test.csv"
 TRAIN_LIST = "MSRVTT_train.{}.csv"
@@ -26,18 +27,19 @@ TRAIN_SENTENCES, TEST_SENTENCES = "train_val_videodatainfo.json", "test_videodat
 def _collect(builder: AnnotationBuilder, found: FoundFiles) -> None:
     """Texts of train stand in the order of the JSON file, those of test in that of the CSV file."""
     folder, files, protocol = found
+    captioned: dict[str, None] = {}
     if protocol == "full":
         data = _read_sentences(folder)
         _add_official(builder, data, files)
-        _add_sentences(builder, data, builder.ids())
+        captioned = _add_sentences(builder, data, builder.ids())
     else:
         if "test" in files:
             _add_test(builder, files["test"][0])
         if "train" in files:
             data = _read_sentences(folder)
             _add_training(builder, data, folder, protocol)
-            _add_sentences(builder, data, builder.ids("train"))
-    builder.drop_uncaptioned("without caption")
+            captioned = _add_sentences(builder, data, builder.ids("train"))
+    builder.drop_uncaptioned("without caption", captioned)
 
 
 def _needs(protocol: str, folder: AnnotationFolder) -> dict[str, list[tuple[str, ...]]]:
@@ -82,8 +84,11 @@ def _add_training(
     builder.note(f"no {TRAIN_LIST.format(protocol)}: the training clips follow from the other files, in their order")
     if protocol == "9k":
         test_file = folder.need(TEST)
-        held_out = {id for _, (id, _) in read_table(test_file, ("video_id", "sentence"))}
-        chosen = (clip for clip in _official_splits(data) if clip[0] not in held_out)
+        held_out = [id for _, (id, _) in read_table(test_file, ("video_id", "sentence"), notes=builder.notes)]
+        clips = list(_official_splits(data))
+        check_held_out(held_out, [id for id, *_ in clips], test_file)
+        left_out = {*held_out}
+        chosen = (clip for clip in clips if clip[0] not in left_out)
     else:
         chosen = (clip for clip in _official_splits(data) if clip[1] in ("train", "val"))
     for id, _, source, row in chosen:
@@ -91,17 +96,23 @@ def _add_training(
 
 
 def _add_test(builder: AnnotationBuilder, path: Path) -> None:
-    for row, (id, sentence) in read_table(path, ("video_id", "sentence")):
+    for row, (id, sentence) in read_table(path, ("video_id", "sentence"), notes=builder.notes):
         builder.video(check_id(id, path, row), split="test", path=path, row=row)
         builder.text(id, sentence, path=path, row=row)
 
 
-def _add_sentences(builder: AnnotationBuilder, data: list[tuple[Path, dict[str, Any]]], ids: Container[str]) -> None:
+def _add_sentences(
+    builder: AnnotationBuilder, data: list[tuple[Path, dict[str, Any]]], ids: Container[str]
+) -> dict[str, None]:
+    """Add the captions of some videos; the ids that have any, of these or others."""
+    captioned: dict[str, None] = {}
     for path, content in data:
         for row, entry in enumerate(member(content, "sentences", list, path, "(whole file)"), 1):
             id = member(entry, "video_id", str, path, row)
+            captioned[id] = None
             if id in ids:
                 builder.text(id, member(entry, "caption", str, path, row), path=path, row=row)
+    return captioned
 
 
 DATASET = Benchmark(

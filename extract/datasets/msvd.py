@@ -25,7 +25,7 @@ def _collect(builder: AnnotationBuilder, found: FoundFiles) -> None:
         for id in add_listed(builder, listed, split):
             for caption in _captions(captions.get(id, []), path, id):
                 builder.text(id, caption, path=path, row=show(id))
-    builder.drop_uncaptioned(f"without caption in {path.name}")
+    builder.drop_uncaptioned(f"without caption in {path.name}", captions)
 
 
 def _captions(value: object, path: Path, id: str) -> list[str]:

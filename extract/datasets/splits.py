@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def choose_splits(splits: Sequence[str] | None, available: Sequence[str], datase
     return [split for split in SPLITS if split in splits]
 
 
-def split_name(value: object, path: Path | str, row: int | str) -> str:
+def split_name(value: object, path: Path | str, row: int | str | None) -> str:
     """train, val or test for any usual spelling of them."""
     name = SPLIT_NAMES.get(value.strip().lower()) if isinstance(value, str) else None
     if name is None:
@@ -60,31 +61,43 @@ def split_name(value: object, path: Path | str, row: int | str) -> str:
     return name
 
 
-def carve(files: Iterable[str]) -> dict[str, str]:
-    """Split for each video file, by a hash of its name: about 80/10/10 of train, val, test; all test where few.
+def carve(files: Iterable[str], contents: Mapping[str, bytes] | None = None) -> dict[str, str]:
+    """Split for each video file, by a hash: about 80/10/10 of train, val, test; all test where few.
 
-    A file keeps its split when others are added (but for sets so small that val or test would be empty: these take
-    the training files whose hashes are nearest).
+    A file keeps its split when others are added, and when it is renamed, and copies of it have the same (but for sets so
+    small that val or test would be empty: these take the training files whose hashes are nearest).
+
+    Args:
+        contents: file → hash of what is in it; the others are told apart by their names, in composed Unicode.
     """
-    place_of = {file: int.from_bytes(hashlib.sha256(file.encode()).digest()[:8], "big") / 2**64 for file in files}
+    contents = contents or {}
+    name_of = {file: contents.get(file) or unicodedata.normalize("NFC", file).encode() for file in files}
+    place_of = {name: int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64 for name in name_of.values()}
     if len(place_of) < CARVE_AT_LEAST:
-        return dict.fromkeys(place_of, "test")
-    split_of = {file: "train" if at < 0.8 else "val" if at < 0.9 else "test" for file, at in place_of.items()}
+        return dict.fromkeys(name_of, "test")
+    split_of = {name: "train" if at < 0.8 else "val" if at < 0.9 else "test" for name, at in place_of.items()}
     for split in ("test", "val"):
         if split not in split_of.values():
-            training = [file for file in split_of if split_of[file] == "train"]
-            split_of[max(training, key=lambda file: (place_of[file], file))] = split
-    return split_of
+            training = [name for name in split_of if split_of[name] == "train"]
+            split_of[max(training, key=lambda name: (place_of[name], name))] = split
+    return {file: split_of[name] for file, name in name_of.items()}
 
 
-def carving_note(path: Path, captioned: Mapping[str, object], carved: Mapping[str, str]) -> list[str]:
-    """The line that says which splits were made up."""
+def carving_note(
+    path: Path, captioned: Sequence[str], carved: Mapping[str, str], contents: Mapping[str, bytes]
+) -> list[str]:
+    """The line that says which splits were made up, of `captioned` files."""
     counts = {split: sum(s == split for s in carved.values()) for split in SPLITS}
     if not captioned:
         return [f"{path}: no captions: all videos are in split test, to be searched"]
     if counts["train"]:
+        by_name = sum(file not in contents for file in captioned)
+        what = f"content ({by_name} without a file: of their names)" if contents and by_name else "content"
         shares = ", ".join(f"{counts[split]} {split}" for split in SPLITS)
-        return [f"{path}: no splits given: captioned videos were divided by a hash of their names: {shares}"]
+        return [
+            f"{path}: no splits given: captioned videos were divided by a hash of their "
+            f"{what if contents else 'names'}: {shares}"
+        ]
     return [f"{path}: no splits given and only {len(captioned)} captioned videos: all are in split test"]
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import pickletools
 import stat
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -201,29 +200,6 @@ def table_records(text: str, path: Path, *, delimiter: str) -> Iterator[tuple[in
             yield row, cells
 
 
-def read_table(path: Path, columns: Sequence[str], *, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
-    """(row from 1, the cells of `columns` in that order) of a table with a header; other columns are left out."""
-    at: list[int] = []
-    width = 0
-    for row, cells in table_records(read_text(path), path, delimiter=delimiter):
-        if not at:
-            names = [cell.strip() for cell in cells]
-            absent = [column for column in columns if column not in names]
-            if absent:
-                refuse(
-                    path,
-                    row,
-                    f"the header is {show(delimiter.join(names))}; expected the columns {', '.join(columns)}",
-                )
-            at, width = [names.index(column) for column in columns], len(cells)
-        elif len(cells) != width:
-            refuse(path, row, f"{len(cells)} cells, expected {width} as in the header")
-        else:
-            yield row, [cells[index] for index in at]
-    if not at:
-        refuse(path, None, f"the file is empty; expected the columns {', '.join(columns)}")
-
-
 def read_json(path: Path, expected: type | tuple[type, ...]) -> Any:
     """The value of a JSON file, whose outermost type must be `expected`."""
     value = parse_json(read_text(path), path)
@@ -233,14 +209,28 @@ def read_json(path: Path, expected: type | tuple[type, ...]) -> Any:
 
 
 def parse_json(text: str, path: Path, row: int | None = None) -> Any:
-    """The value of one JSON text; InputError naming the line and column otherwise."""
+    """The value of one JSON text, whose objects hold no key twice; InputError naming the line and column otherwise."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique)
+    except _TwiceError as error:
+        refuse(path, row, f"the key {show(error.args[0])} stands twice in one object; expected it once")
     except json.JSONDecodeError as error:
         line = error.lineno if row is None else row
         refuse(path, None, f"line {line}, column {error.colno}: not JSON ({error.msg})")
     except (RecursionError, ValueError) as error:  # nested too deeply; an integer of thousands of digits
         refuse(path, row, f"not JSON that can be read ({type(error).__name__}: {error})")
+
+
+class _TwiceError(Exception): ...
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON text; its second value of a key would replace the first without a word."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        raise _TwiceError(max(counts, key=lambda key: counts[key]))
+    return made
 
 
 def member(entry: object, key: str, kind: type | tuple[type, ...], path: Path, row: int | str) -> Any:
@@ -253,17 +243,6 @@ def member(entry: object, key: str, kind: type | tuple[type, ...], path: Path, r
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         refuse(path, row, f"{key!r} is {show(value)}, expected {_json_name(kind)}")
     return value
-
-
-def number(value: object, name: str, path: Path, row: int | str) -> float:
-    """A finite number of seconds, not negative, from a JSON number or the text of a cell."""
-    result = math.nan
-    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        with suppress(ValueError, OverflowError):
-            result = float(value)
-    if not math.isfinite(result) or result < 0:
-        refuse(path, row, f"{name} is {show(value)}, expected seconds, a number from 0")
-    return result
 
 
 def clip_id(video: str, start: float | None, end: float | None) -> str:

@@ -20,12 +20,14 @@ def _collect(builder: AnnotationBuilder, found: FoundFiles) -> None:
     for split, (listed, _) in found.files.items():
         add_listed(builder, listed, split)
     ids = builder.ids()
+    captioned: dict[str, None] = {}
     for path in dict.fromkeys(path for _, path in found.files.values()):
         for id, captions, entry in _captions(path):
+            captioned[id] = None
             if id in ids:
                 for caption in captions:
                     builder.text(id, caption, path=path, row=entry)
-    builder.drop_uncaptioned("without caption")
+    builder.drop_uncaptioned("without caption", captioned)
 
 
 def _captions(path: Path) -> Iterator[tuple[str, list[object], str | int]]:

@@ -119,7 +119,8 @@ class VideoFiles:
             ids: as in the annotations, perhaps with sub-folders in front.
             also: further names of an id that count as much as the id.
             any_prefix: failing all else, a file whose name minus two characters and extension is one of these names.
-            as_paths: an id that is the relative path of a file is that file, whatever else fits.
+            as_paths: an id that is the relative path of a file is that file, whatever else fits, and a file may have
+                several ids that name it: the caller knows what to do about them.
 
         Returns:
             id → path, without the ids that were not found.
@@ -149,6 +150,8 @@ class VideoFiles:
                 candidates += self._named(name)
             if not settle(id, candidates):
                 rest.append(id)
+        if not as_paths:
+            self._refuse_two_ids(found)
         taken = set(found.values())
         loosely: dict[str, str] = {}
         for id in rest:
@@ -160,12 +163,8 @@ class VideoFiles:
                 for name in (id, *(also(id) if also else ())):
                     candidates += [other for other in self._prefixed(name) if other not in taken]
             if settle(id, candidates) and id in found:
-                other = loosely.setdefault(found[id], id)
-                if other != id:
-                    raise InputError(
-                        f"{self.full(found[id])} fits two videos of the annotations: {other} and {id}",
-                        hint="Name each file after its id.",
-                    )
+                loosely[id] = found[id]
+        self._refuse_two_ids(loosely)
         if crowded:
             id, names = next(iter(crowded.items()))
             more = f" (and {len(crowded) - 1} more ids like it)" if len(crowded) > 1 else ""
@@ -175,6 +174,15 @@ class VideoFiles:
                 hint="Move the others away, or give `videos` the folder that holds the ones you mean.",
             )
         return {id: self.full(found[id]) for id in ids if id in found}
+
+    def _refuse_two_ids(self, found: dict[str, str]) -> None:
+        owner: dict[str, str] = {}
+        for id, name in found.items():
+            if owner.setdefault(name, id) != id:
+                raise InputError(
+                    f"{self.full(name)} fits two videos of the annotations: {owner[name]} and {id}",
+                    hint="Name each file after its id.",
+                )
 
     def _named(self, id: str) -> list[str]:
         folder, slash, name = _normal(id).rpartition("/")

@@ -9,29 +9,71 @@ import lzma
 import os
 import tarfile
 import zlib
-from collections.abc import Sequence
-from contextlib import suppress
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from glscl.cache.files import refuse_links
 from glscl.cache.schema import Annotations
 from glscl.common.archive_limits import check_unpacked
-from glscl.common.errors import GlsclError, InputError, NotFoundError, StorageError
+from glscl.common.errors import GlsclError, InputError, NotFoundError, telling
+from glscl.extract.datasets.builder import plural
+from glscl.extract.datasets.columns import captions_of
+from glscl.extract.datasets.own_videos import Archived, Contents, OwnVideos
 from glscl.extract.datasets.rows import CheckedRow, RawRow, build_from_rows
 from glscl.extract.datasets.splits import SPLIT_NAMES, choose_protocol, split_name
-from glscl.extract.datasets.text_files import check_relative_path, examples, parse_json, refuse, show
-from glscl.extract.datasets.video_files import VIDEO_EXTENSIONS, VideoFiles
+from glscl.extract.datasets.text_files import check_relative_path, examples, fold, parse_json, refuse, show
+from glscl.extract.datasets.unpacking import Unpacked, content_of_member, make_folder, member_content
+from glscl.extract.datasets.video_files import VIDEO_EXTENSIONS, VideoFiles, split_extension
 
 SHARDS = (".tar", ".tar.gz", ".tgz")
 TEXT_LIMIT = 4 * 2**20  # bytes of one caption file; more is no caption
+TEXTS = (
+    "txt",
+    "text",
+    "caption",
+    "captions",
+    "caption.txt",
+    "captions.txt",
+    "text.txt",
+)  # ends of a sample's captions …
+OBJECTS = ("json", "caption.json", "captions.json")  # … and of objects that hold some
 
 
 class _Sample(NamedTuple):
     key: str
-    file: str | None  # relative to the folder of videos; None for captions without a video
+    file: str  # relative to the folder of videos
     captions: list[str]
     split: str | None
+    archived: Archived | None  # where its video is as long as it is not unpacked
+
+
+class _Unused:
+    """Members and captions of shards that become nothing, each kind with how many there are."""
+
+    def __init__(self) -> None:
+        self.members: Counter[str] = Counter()
+        self.alone: list[str] = []  # captions without a video
+        self.other_captions: list[str] = []  # samples whose .json says something else than their .txt
+
+    def notes(self) -> list[str]:
+        notes = []
+        if self.members:
+            shown = ", ".join(f"{count} {kind}" for kind, count in sorted(self.members.items()))
+            notes.append(f"members of the shards that are neither video nor caption, not used: {shown}")
+        if self.alone:
+            many = plural("sample", self.alone)
+            notes.append(f"dropped {len(self.alone)} {many} without a video: {examples(self.alone)}")
+        if self.other_captions:
+            many = plural("sample", self.other_captions)
+            notes.append(
+                f"{len(self.other_captions)} {many} with other captions in .json than in .txt, of which those in .txt "
+                f"are used: {examples(self.other_captions)}"
+            )
+        return notes
 
 
 def read(
@@ -41,19 +83,22 @@ def read(
     splits: Sequence[str] | None = None,
     protocol: str | None = None,
     unpack: bool = True,
+    contents: Contents | None = None,
+    allow_shared: bool = False,
 ) -> Annotations:
-    """List the samples of all shards, and unpack the videos that are not yet there (whole, with the size they have).
+    """List the samples of all shards, and unpack the videos that are not yet there.
 
-    A sample's caption is its `.txt`, or "caption" or "captions" of its `.json`. If every shard lies in a first
-    sub-folder named train, val or test, those are the splits; else as for `csv`.
+    A sample's caption is its `.txt`, or the captions of its `.json` where that holds all of them. If every shard lies in a
+    first sub-folder named train, val or test, those are the splits; else as for `csv`.
 
     Args:
         annotations: a shard, or a folder with shards in it or below.
         videos: folder to unpack into; made if need be. None reads the captions alone.
         splits: only these (all shards are unpacked).
         unpack: False writes nothing; the paths are those the files would have.
+        contents, allow_shared: see `DatasetEntry.read`.
     Raises:
-        InputError: a damaged shard or sample, naming both.
+        InputError: a damaged shard or sample, naming both; or another shard's videos where these would be unpacked.
         NotFoundError: no shard.
         StorageError: the disk is full or read-only, or a link stands in the folder to unpack into.
     """
@@ -63,28 +108,28 @@ def read(
     folder, shards = _shards(annotations)
     if videos is not None and unpack:
         refuse_links(videos)
-        _make(videos)
+        make_folder(videos)
     split_of = {shard: SPLIT_NAMES.get(shard.split("/")[0].lower()) if "/" in shard else None for shard in shards}
     from_folders = all(split_of.values())
-    entries = []
-    alone = []
+    rows, archived, unused = [], {}, _Unused()
     for shard, stem in shards.items():
         path = folder / shard
-        for sample in _samples(path, stem, videos if unpack else None):
-            if sample.file is None:
-                alone.append(f"{sample.key} of {shard}")
-                continue
+        for sample in _samples(path, stem, videos, unpack, unused):
             split = split_of[shard] if from_folders else sample.split
-            rows = [RawRow(path, show(sample.key), sample.file, caption) for caption in sample.captions]
-            for row in rows or [RawRow(path, show(sample.key), sample.file, None)]:
-                entries.append(CheckedRow(row, sample.file, sample.file, None, None, split))
-    if not entries:
-        raise InputError(f"{annotations}: no video in {len(shards)} shard(s)")
-    builder = build_from_rows("webdataset", annotations, entries, splits)
-    if alone:
-        builder.note(f"dropped {len(alone)} sample(s) without a video: {examples(alone)}")
-    located = {} if videos is None else {entry.file: os.path.join(videos.absolute(), entry.file) for entry in entries}
-    return builder.build(videos, located=located)
+            raw = [RawRow(path, show(sample.key), sample.file, caption) for caption in sample.captions]
+            for row in raw or [RawRow(path, show(sample.key), sample.file, None)]:
+                rows.append(CheckedRow(row, sample.file, None, None, None, split))
+            if sample.archived is not None:
+                archived[sample.file] = sample.archived
+    notes = unused.notes()
+    with telling(notes):
+        if not rows:
+            raise InputError(f"{annotations}: no video in {len(shards)} {plural('shard', [*shards])}")
+        paths = {} if videos is None else {row.file: os.path.join(videos.absolute(), row.file) for row in rows}
+        found = OwnVideos(paths, contents, archived=archived, looked=videos is not None)
+        return build_from_rows(
+            "webdataset", annotations, rows, found, splits=splits, allow_shared=allow_shared, notes=notes
+        )
 
 
 def _shards(path: Path) -> tuple[Path, dict[str, str]]:
@@ -107,49 +152,130 @@ def _shards(path: Path) -> tuple[Path, dict[str, str]]:
     return folder, {name: stem for stem, name in stems.items()}
 
 
-def _samples(shard: Path, stem: str, videos: Path | None) -> list[_Sample]:
-    """The samples of a shard in its order, their videos unpacked into `videos` where it is given."""
-    files: dict[str, str] = {}
-    captions: dict[str, dict[str, list[str]]] = {}
-    splits: dict[str, str] = {}
+def _samples(shard: Path, stem: str, videos: Path | None, unpack: bool, unused: _Unused) -> list[_Sample]:
+    """The samples of a shard in its order, their videos unpacked into `videos` where that is wanted."""
+    files: dict[str, str] = {}  # key → name of the video
+    archived: dict[str, Archived] = {}
+    texts: dict[str, tuple[int, bytes]] = {}  # name → size and content of what may be a caption file
+    order: dict[str, None] = {}
+    place = None if videos is None else Unpacked(videos / stem, shard)
+    with _opened(shard) as archive:
+        for name, member in _members(archive, shard, unused):
+            if name in order:
+                refuse(shard, show(name), "stands twice in the shard; expected each name once")
+            order[name] = None
+            key, extension = split_extension(name)
+            if extension:
+                if key in files:
+                    refuse(shard, show(key), f"two videos: {stem}/{files[key]} and {stem}/{name}")
+                files[key] = name
+                if place is None or not (unpack or place.is_trusted(member, name)):
+                    archived[key] = Archived(member.size, partial(content_of_member, shard, member))
+                elif unpack:
+                    place.put(archive, member, name)
+            elif name.lower().endswith((".txt", ".json", *(f".{end}" for end in TEXTS))):
+                texts[name] = member.size, member_content(archive, member).read(TEXT_LIMIT)
+            else:
+                unused.members[_kind(name)] += 1
+        _check_end(archive)
+    if place is not None and unpack:
+        place.finish()
+    parts: dict[str, list[tuple[str, str]]] = defaultdict(list)  # key → end and content of its caption files
+    for name, (size, data) in texts.items():
+        key, end = _owner(name, files, shard)
+        if key is None:
+            unused.alone.append(f"{end} of {shard.name}")
+        elif end in (*TEXTS, *OBJECTS):
+            parts[key].append((end, _text(shard, name, size, data)))
+        else:
+            unused.members[f".{end}"] += 1
+    unused.alone = list(dict.fromkeys(unused.alone))
+    samples = []
+    for key, name in files.items():
+        captions, split = _captions(parts[key], shard, key, unused)
+        samples.append(_Sample(key, f"{stem}/{name}", captions, split, archived.get(key)))
+    return samples
+
+
+def _members(archive: tarfile.TarFile, shard: Path, unused: _Unused) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """The files of a shard with their checked names; what is no file is counted."""
+    size = shard.stat().st_size
+    for member in archive:
+        _check_growth(member, size, shard)
+        if member.isdir():
+            continue
+        if not member.isreg():
+            unused.members["links and devices"] += 1
+            continue
+        name = check_relative_path(member.name, shard, show(member.name))
+        if name.rpartition("/")[2].startswith("."):
+            unused.members["hidden files"] += 1
+            continue
+        yield name, member
+
+
+@contextmanager
+def _opened(shard: Path) -> Iterator[tarfile.TarFile]:
+    """An archive; whatever is wrong with it is an InputError."""
     try:
         with tarfile.open(shard) as archive:
-            size = shard.stat().st_size
-            for member in archive:
-                _check_growth(member, size, shard)
-                if not member.isreg():  # folders; links and devices have no place in a shard
-                    continue
-                name = check_relative_path(member.name, shard, show(member.name))
-                head, slash, base = name.rpartition("/")
-                if base.startswith("."):
-                    continue
-                key, _, extension = base.partition(".")
-                key = f"{head}{slash}{key}"
-                kind = extension.lower().rpartition(".")[2]
-                if kind in VIDEO_EXTENSIONS:
-                    if files.setdefault(key, f"{stem}/{name}") != f"{stem}/{name}":
-                        refuse(shard, show(key), f"two videos: {files[key]} and {stem}/{name}")
-                    captions.setdefault(key, {})
-                    if videos is not None:
-                        _unpack(archive, member, videos, f"{stem}/{name}")
-                elif extension in ("txt", "json"):
-                    text = _small_text(archive, member, shard)
-                    if extension == "txt":
-                        captions.setdefault(key, {})["txt"] = [text]
-                    else:
-                        captions.setdefault(key, {})["json"], split = _from_json(text, shard, key)
-                        if split:
-                            splits[key] = split
-            _check_end(archive)
+            yield archive
     except GlsclError:
         raise
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(":")
         raise InputError(f"{shard}: a damaged or truncated shard: {reason}", hint="Fetch or write it again.") from None
-    return [
-        _Sample(key, files.get(key), found.get("txt") or found.get("json") or [], splits.get(key))
-        for key, found in captions.items()
-    ]
+
+
+def _kind(name: str) -> str:
+    """What a note calls a member: its extension."""
+    base = name.rpartition("/")[2].lower()
+    return f".{base.rpartition('.')[2]}" if "." in base else "without extension"
+
+
+def _owner(name: str, files: Mapping[str, str], shard: Path) -> tuple[str | None, str]:
+    """The key of the sample that a caption file belongs to, and the rest of its name; None and the key without a video.
+
+    The key is what the name has in common with that of a video (names may hold dots), or else what stands before the first
+    dot, as webdataset has it.
+
+    Raises:
+        InputError: several videos fit.
+    """
+    folder, slash, base = name.rpartition("/")
+    pieces = base.split(".")
+    for count in range(len(pieces) - 1, 0, -1):
+        key = f"{folder}{slash}{'.'.join(pieces[:count])}"
+        if key in files:
+            rest = pieces[count:]
+            return key, ".".join(rest[1:] if rest[0].lower() in VIDEO_EXTENSIONS and rest[1:] else rest).lower()
+    first = f"{folder}{slash}{pieces[0]}"
+    alike = [key for key in files if key.startswith(f"{first}.")]
+    if len(alike) > 1:
+        refuse(shard, show(name), f"fits the videos {files[alike[0]]} and {files[alike[1]]}; expected one")
+    return (alike[0], ".".join(pieces[1:]).lower()) if alike else (None, split_extension(name)[0].rpartition(".")[0])
+
+
+def _captions(parts: Sequence[tuple[str, str]], shard: Path, key: str, unused: _Unused) -> tuple[list[str], str | None]:
+    """Captions and split of a sample from its caption files."""
+    split = None
+    texts = [text for end, text in parts if end in TEXTS]
+    filled = list(dict.fromkeys(text for text in texts if text.strip()))
+    others: list[str] = []
+    for _, text in (part for part in parts if part[0] in OBJECTS):
+        content = parse_json(text, shard)
+        if not isinstance(content, dict):
+            refuse(shard, show(key), f"its .json is {show(content)}, expected an object")
+        others += captions_of(content, shard, show(key))
+        given = content.get("split")
+        split = split if given is None else split_name(given, shard, show(key))
+    if not any(other.strip() for other in others):
+        return filled or others or texts[:1], split
+    known = {fold(text) for text in others}
+    if filled and not known.issuperset(map(fold, filled)):
+        unused.other_captions.append(f"{key} of {shard.name}")
+        return filled, split
+    return others, split
 
 
 def _check_growth(member: tarfile.TarInfo, size: int, shard: Path) -> None:
@@ -168,69 +294,10 @@ def _check_end(archive: tarfile.TarFile) -> None:
         raise tarfile.ReadError("no further sample can be read, and there is no end mark")
 
 
-def _from_json(text: str, shard: Path, key: str) -> tuple[list[str], str | None]:
-    """Captions and split of a sample's JSON file."""
-    content = parse_json(text, shard)
-    if not isinstance(content, dict):
-        refuse(shard, show(key), f"its .json is {show(content)}, expected an object")
-    value = content.get("caption", content.get("captions"))
-    values = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(caption, str) for caption in values):
-        refuse(shard, show(key), f"the caption is {show(value)}, expected a string or a list of strings")
-    split = content.get("split")
-    return values, None if split is None else split_name(split, shard, show(key))
-
-
-def _small_text(archive: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> str:
-    if member.size > TEXT_LIMIT:
-        refuse(shard, show(member.name), f"{member.size} bytes, expected a caption of at most {TEXT_LIMIT}")
-    data = _content(archive, member).read()
+def _text(shard: Path, name: str, size: int, data: bytes) -> str:
+    if size > TEXT_LIMIT:
+        refuse(shard, show(name), f"{size} bytes, expected a caption of at most {TEXT_LIMIT}")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        refuse(shard, show(member.name), f"byte 0x{data[error.start]:02x} is not UTF-8")
-
-
-def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
-    content = archive.extractfile(member)
-    if content is None:
-        raise tarfile.ReadError(f"{member.name} has no content")
-    return content
-
-
-def _unpack(archive: tarfile.TarFile, member: tarfile.TarInfo, videos: Path, name: str) -> None:
-    """Write a video aside and move it into place, unless it is there with the size it should have."""
-    target = videos / name
-    with suppress(OSError):
-        if target.stat().st_size == member.size:
-            return
-    _make(target.parent)
-    aside = target.with_name(f".{os.getpid()}.part")
-    content = _content(archive, member)
-    try:
-        with open(aside, "wb") as out:
-            while block := _block(content):
-                out.write(block)
-        if aside.stat().st_size != member.size:
-            raise tarfile.ReadError(f"{member.name} ends early")
-        os.replace(aside, target)
-    except OSError as error:
-        raise StorageError(f"{target}: cannot be written: {error.strerror or error}") from None
-    finally:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-
-
-def _block(content: IO[bytes]) -> bytes:
-    """The next megabyte of a member; a shard that cannot be read is no fault of the disk written to."""
-    try:
-        return content.read(2**20)
-    except OSError as error:
-        raise tarfile.ReadError(str(error)) from None
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be made: {error.strerror or error}") from None
+        refuse(shard, show(name), f"byte 0x{data[error.start]:02x} is not UTF-8")

@@ -13,17 +13,8 @@ from glscl.cache.schema import Expected
 from glscl.common.errors import InputError
 from glscl.extract.datasets.benchmark import AnnotationFolder, Benchmark, FoundFiles
 from glscl.extract.datasets.builder import AnnotationBuilder
-from glscl.extract.datasets.text_files import (
-    check_id,
-    clip_id,
-    examples,
-    member,
-    number,
-    read_json,
-    read_table,
-    refuse,
-    show,
-)
+from glscl.extract.datasets.columns import number, read_table
+from glscl.extract.datasets.text_files import check_id, clip_id, examples, member, read_json, refuse, show
 
 OFFICIAL = ("youcookii_annotations_trainval.json",)
 MIL_NCE = ("validation_youcook.csv",)
@@ -91,7 +82,9 @@ def _add_official(clips: _Clips, path: Path, splits: set[str]) -> None:
 
 
 def _add_mil_nce(clips: _Clips, path: Path) -> None:
-    for row, (start, end, sentence, video) in read_table(path, ("start", "end", "text", "video_id")):
+    for row, (start, end, sentence, video) in read_table(
+        path, ("start", "end", "text", "video_id"), notes=clips.builder.notes
+    ):
         clips.add(video, (start, end), sentence, split="test", path=path, row=row)
 
 

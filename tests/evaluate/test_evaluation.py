@@ -29,8 +29,8 @@ from glscl.train_head.settings import resolve
 from glscl.train_head.train import train
 
 CONTRACT = {
-    "dataset", "split", "head", "run", "backbone", "pretrained", "cache", "cache_fingerprint", "selection",
-    "frozen_backbone", "counts", "text_to_video", "video_to_text", "video_to_text_caption", "confidence_95", "seconds",
+    "dataset", "split", "head", "run", "backbone", "pretrained", "cache", "cache_fingerprint", "list", "list_hash",
+    "annotations", "split_annotations", "selection", "frozen_backbone", "counts", "text_to_video", "video_to_text", "video_to_text_caption", "confidence_95", "seconds",
     "settings", "versions", "command",
 }  # fmt: skip
 METRICS = {"R@1", "R@5", "R@10", "R@50", "MdR", "MnR", "queries"}
@@ -70,7 +70,10 @@ def test_a_zero_shot_result_holds_everything_the_contract_names(store):
         assert low <= result[direction]["R@1"] <= high
     assert result["counts"].keys() == {
         "texts", "videos", "texts_without_video", "videos_failed", "expected_texts", "expected_videos",
+        "videos_seen_in_training",
     }  # fmt: skip
+    assert (result["list"], result["list_hash"]) == ("made", store.list_hash)
+    assert result["annotations"] == store.list.annotations and result["counts"]["videos_seen_in_training"] == 0
     assert result["counts"]["expected_texts"] == 100 and result["text_to_video"]["queries"] == result["counts"]["texts"]
     assert result["seconds"].keys() == {"load", "encode", "score", "metrics"}
     json.dumps(result, allow_nan=False)
@@ -202,10 +205,12 @@ def test_a_cache_of_another_backbone_is_refused(small_cache, run, tmp_path):
         evaluate_run(other.fill(), run)
 
 
-def test_another_corpus_through_the_same_backbone_is_judged_and_told(small_cache, run):
-    notes = []
-    done = evaluate_run(small_cache(name="other", videos=10).fill(), run, note=notes.append)
-    assert done.result["run"] == str(run) and any("annotations" in line for line in notes)
+def test_another_corpus_through_the_same_backbone_is_judged_and_told(small_cache, store, run):
+    notes, other = [], small_cache(name="other", videos=10).fill()
+    done = evaluate_run(other, run, note=notes.append)
+    assert done.result["run"] == str(run) and done.result["list_hash"] == other.list_hash
+    said = f"not what {run} was trained on: list: found made@{other.list_hash}, expected made@{store.list_hash}"
+    assert notes[0] == said
 
 
 def test_scores_that_are_not_finite_are_an_error():

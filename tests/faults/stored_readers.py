@@ -100,7 +100,7 @@ def _run(root: Path) -> None:
 
     from glscl.evaluate.evaluation import evaluate_run, write_result
     from glscl.evaluate.settings import EvaluateSettings
-    from glscl.train_head.checkpoint import Resume, save_resume, save_weights, write_run
+    from glscl.train_head.checkpoint import Resume, cache_record, save_resume, save_weights, write_run
     from glscl.train_head.heads import build_head
 
     store = _cache(root / "cache", "hdf5", videos=VIDEOS)
@@ -130,9 +130,7 @@ def _run(root: Path) -> None:
                 "embed_dim": DIM,
                 "parameters": 1234,
                 "settings": {"head": "seq_transf", "epochs": 2, "max_frames": 6, "frame_position": "uniform"},
-                "cache": str(store.path),
-                "cache_fingerprint": store.fingerprint,
-                "cache_configuration": store.configuration,
+                **cache_record(store),
                 "selection": "validation",
                 "frozen_backbone": True,
                 "training": {"texts": 4, "videos": 3},
@@ -249,6 +247,19 @@ def _read_signed_list(folder: Path, _: Path | None) -> dict[str, Any]:
         return _told(store)
 
 
+KNOWN = b"""["/videos/a.mp4",7,1700000000000000000,"00112233445566778899aabbccddeeff"]
+["/videos/b c.mp4",123456789,1700000000123456789,"ffeeddccbbaa99887766554433221100"]
+"""
+
+
+def _read_known(folder: Path, _: Path | None) -> dict[str, Any]:
+    from glscl.cache.known_files import KnownFiles
+
+    known = KnownFiles.read(folder)
+    content = bytes.fromhex("00112233445566778899aabbccddeeff")
+    return {"path": known.path_of(content), "stat": known.stat_of("/videos/a.mp4"), "files": repr(known)}
+
+
 def _read_locks(folder: Path, _: Path | None) -> dict[str, Any]:
     from glscl.cache.lock import locks
 
@@ -265,11 +276,10 @@ def _lock_files(folder: Path) -> None:
 
 
 def _read_run(folder: Path, _: Path | None) -> dict[str, Any]:
-    from glscl.cache.store import open_store
-    from glscl.train_head.checkpoint import check_cache, load_run
+    from glscl.train_head.checkpoint import check_cache, load_run, open_recorded
 
     head, run = load_run(folder / "a")
-    return {"run": run, "notes": check_cache(folder / "a", run, open_store(folder / "cache"))}
+    return {"run": run, "notes": check_cache(folder / "a", run, open_recorded(run, folder / "cache"))}
 
 
 def _take_up(folder: Path, _: Path | None) -> dict[str, Any]:
@@ -342,6 +352,7 @@ STORED = [
     Reader("cache-signed", _files("hdf5 parts"), _read_signed, only=("store.json",), few=25),
     Reader("cache-additions-signed", _files("hdf5 parts"), _read_signed_additions, only=("txt",), few=25),
     Reader("list-signed", _files("list"), _read_signed_list, few=40),
+    Reader("known-files", {"files.jsonl": KNOWN}, _read_known, refuses=False),
     Reader("lock", _lock_files, _read_locks, refuses=False),
     Reader("run", _files("run"), _read_run, only=("a/run.json", "a/best.safetensors"), few=30),
     Reader("standing", _files("run"), _take_up, only=("a/resume.safetensors",), few=30),

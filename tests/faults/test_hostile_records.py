@@ -80,7 +80,8 @@ def put(cache: Path, stream: str, name: str, index: int, value: int) -> None:
         ({"configuration": []}, "its configuration does not give its fingerprint"),
         ({"stored_frames": 1}, "stored_frames"),
         ({"stored_frames": {"encoding": "png", "size": [1, 1]}}, "encoding"),
-        ({"stored_frames": {"encoding": "uint8", "size": [0, 10**9]}}, "size"),
+        ({"stored_frames": {"encoding": "uint8", "size": [0, 8]}}, r"size.*expected int >= 1"),
+        ({"stored_frames": {"encoding": "jpeg", "size": [8, 8], "quality": 200}}, "quality: expected int <= 100"),
         ({"schema": "glscl.cache/3"}, "has schema 'glscl.cache/3'; this version reads 'glscl.cache/2'"),
         ({"schema": "glscl.cache/1"}, "made by an earlier version. Extract again"),
         ({"schema": ["glscl.cache/2"]}, "has schema"),
@@ -137,10 +138,13 @@ def test_the_head_of_a_flat_file_is_checked_field_by_field(cache, tmp_path, chan
         ({"backbone__words": "7"}, "words: expected int, got str"),
         ({"text_backbone": []}, "text_backbone"),
         ({"sampling": None}, "sampling: expected object, got null"),
+        ({"embed_dim": 10**15}, "embed_dim: expected int <= 1000000"),
+        ({"dtype": "float64"}, "dtype: invalid enum value 'float64'"),
+        ({"tokens": "yes"}, "tokens: expected bool, got str"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_backbones_are_checked_too_where_the_fingerprint_was_made_to_fit(cache, changes, words):
+def test_a_configuration_is_checked_too_where_the_fingerprint_was_made_to_fit(cache, changes, words):
     head = cache / "store.json"
     change(head, **{f"configuration__{key}": value for key, value in changes.items()})
     change(head, fingerprint=fingerprint(json.loads(head.read_text())["configuration"]))
@@ -178,8 +182,9 @@ def test_a_commit_is_checked_field_by_field(cache, changes, words, gathered):
     if gathered:
         change(all_of_them, **{f"commits__0__{key}": value for key, value in changes.items()})
     else:
-        all_of_them.unlink()
         change(all_of_them.with_name(f"{all_of_them.stem}-00000.json"), **changes)
+        assert open_store(cache).complete, "those gathered say it too"
+        all_of_them.unlink()
     with pytest.raises(CacheCorruptError, match=words) as caught:
         summarise(open_store(cache).library)
     assert "\n" not in str(caught.value)
@@ -311,6 +316,7 @@ def run(tmp_path) -> Path:
             "cache_configuration lacks name, preprocessing, words",
         ),
         ({"training": {"texts": "x", "videos": 3}}, "training.texts: expected int, got str"),
+        ({"list_hash": 3}, "list_hash: expected str, got int"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

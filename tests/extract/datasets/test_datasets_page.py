@@ -10,7 +10,7 @@ import pytest
 
 from glscl.cache.schema import Expected
 from glscl.extract.datasets import DATASETS, dataset_entry
-from glscl.extract.datasets.csv_file import COLUMNS
+from glscl.extract.datasets.columns import NAMES as COLUMNS
 from glscl.extract.datasets.csv_file import read as read_table
 
 PAGE = (Path(__file__).parents[3] / "docs/datasets.md").read_text()

@@ -37,7 +37,7 @@ def test_captions_stand_beside_one_a_line(files):
         ("a.mp4#1", "two words"),
         ("b.v1.mp4#0", "three"),
     ]
-    assert any("1 text file(s) without a line" in note for note in found.notes)
+    assert any("1 text file without a line" in note for note in found.notes)
 
 
 def test_captions_may_stand_in_a_folder_of_their_own(files):

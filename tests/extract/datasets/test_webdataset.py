@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from glscl.common.errors import GlsclError, InputError, NotFoundError, StorageError
 from glscl.extract.datasets import DATASETS
+from glscl.extract.datasets.unpacking import STAMP
 from glscl.extract.datasets.webdataset import read
 
 
@@ -37,6 +38,11 @@ def shard(
             info.type, info.linkname = tarfile.SYMTYPE, target
             archive.addfile(info)
     return path
+
+
+def unpacked(folder: Path) -> list[str]:
+    """Names of all files below a folder but the stamps of shards."""
+    return sorted(p.name for p in folder.rglob("*") if p.is_file() and p.name != STAMP)
 
 
 SAMPLES: dict[str, bytes | str | dict] = {
@@ -67,13 +73,8 @@ def test_samples_are_listed_and_their_videos_unpacked(tmp_path):
         ("00000/001.MP4#0", "a made-up dog"),
         ("00001/000.mp4#0", "a bird"),
     ]
-    assert any("dropped 1 sample(s) without a video: 003 of 00000.tar" in note for note in found.notes)
-    assert sorted(p.name for p in (tmp_path / "videos").rglob("*") if p.is_file()) == [
-        "000.mp4",
-        "000.mp4",
-        "001.MP4",
-        "002.mkv",
-    ]
+    assert any("dropped 1 sample without a video: 003 of 00000.tar" in note for note in found.notes)
+    assert unpacked(tmp_path / "videos") == ["000.mp4", "000.mp4", "001.MP4", "002.mkv"]
 
 
 def test_reading_again_writes_nothing_but_what_is_missing_or_cut(tmp_path):
@@ -143,7 +144,7 @@ def test_a_truncated_shard_is_named_and_leaves_no_half_video(tmp_path):
     path.write_bytes(path.read_bytes()[:20_000])
     with pytest.raises(InputError, match=r"a\.tar: a damaged or truncated shard"):
         read(path, tmp_path / "videos")
-    assert not [p for p in (tmp_path / "videos").rglob("*") if p.is_file()]
+    assert unpacked(tmp_path / "videos") == []
 
 
 def test_a_shard_damaged_between_two_samples_is_not_taken_for_a_shorter_one(tmp_path):
@@ -157,17 +158,17 @@ def test_a_shard_damaged_between_two_samples_is_not_taken_for_a_shorter_one(tmp_
 
 
 def test_a_full_disk_is_a_storage_error_and_leaves_no_half_video(tmp_path, monkeypatch):
-    from glscl.extract.datasets import webdataset
+    from glscl.extract.datasets import unpacking
 
     class Full(io.FileIO):
         def write(self, data):
             raise OSError(28, "No space left on device")
 
     path = shard(tmp_path / "a.tar", SAMPLES)
-    monkeypatch.setattr(webdataset, "open", lambda name, mode: Full(name, mode), raising=False)
+    monkeypatch.setattr(unpacking, "open", lambda name, mode: Full(name, mode), raising=False)
     with pytest.raises(StorageError, match=r"000.mp4: cannot be written: No space left"):
         read(path, tmp_path / "videos")
-    assert not [p for p in (tmp_path / "videos").rglob("*") if p.is_file()]
+    assert unpacked(tmp_path / "videos") == []
 
 
 def test_a_place_that_cannot_be_written_to_is_a_storage_error(tmp_path):

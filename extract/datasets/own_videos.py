@@ -1,0 +1,98 @@
+"""The files of one's own videos: which names are one file, and which files are one content."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from glscl.extract.datasets.video_files import VideoFiles
+
+Contents = Callable[[Sequence[str]], Sequence[bytes | OSError]]  # paths → hash of what is in each file
+
+
+class Archived(NamedTuple):
+    """A video that still lies in an archive: bytes, and its hash when it is asked for."""
+
+    size: int
+    content: Callable[[], bytes]
+
+
+class OwnVideos:
+    """Names in annotations, each with the file that was found for it.
+
+    Args:
+        paths: name → path; without the names that were not found.
+        contents: hashes files; `glscl.cache.keys.content_of` by default.
+        archived: name → where its content is, of those whose path is not there yet.
+        notes: what was noticed while they were looked for.
+        looked: there was a folder to look in.
+    """
+
+    def __init__(
+        self,
+        paths: Mapping[str, str],
+        contents: Contents | None = None,
+        *,
+        archived: Mapping[str, Archived] | None = None,
+        notes: Sequence[str] = (),
+        looked: bool = True,
+    ) -> None:
+        self.paths, self.notes, self.looked = paths, notes, looked
+        self._contents, self._archived = contents, archived or {}
+        self._hashed: dict[str, bytes | None] = {}
+        self._stats: dict[str, os.stat_result | None] = {}
+
+    @classmethod
+    def below(cls, folder: Path | None, names: Iterable[str], contents: Contents | None = None) -> OwnVideos:
+        """The files of some names below a folder; without one, those of absolute paths. Raises as `VideoFiles.locate`."""
+        names = dict.fromkeys(names)
+        if folder is None:
+            found = {name: name for name in names if os.path.isabs(name) and os.path.isfile(name)}
+            return cls(found, contents, looked=len(found) == len(names))
+        files = VideoFiles(folder)
+        return cls(files.locate(names, as_paths=True), contents, notes=files.notes)
+
+    def identity(self, name: str) -> Hashable:
+        """Equal for names of one file: other spellings of it, and links. Where there is no file, of one composed name."""
+        stat = self._stat(name)
+        if stat is None:
+            return self.paths.get(name) or unicodedata.normalize("NFC", name)
+        # some network file systems give the same number to several files
+        return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+    def size(self, name: str) -> int:
+        """Bytes; 0 where there is no file."""
+        if name in self._archived:
+            return self._archived[name].size
+        stat = self._stat(name)
+        return 0 if stat is None else stat.st_size
+
+    def contents(self, names: Sequence[str]) -> dict[str, bytes]:
+        """Name → hash of its content, without those whose file is not there, empty, or cannot be read."""
+        filled = [name for name in names if self.size(name)]
+        new = [name for name in filled if name not in self._hashed]
+        for name in new:
+            if name in self._archived:
+                self._hashed[name] = self._archived[name].content()
+        files = [name for name in new if name not in self._archived]
+        for name, found in zip(files, self._hash([self.paths[name] for name in files])):
+            self._hashed[name] = None if isinstance(found, OSError) else found
+        return {name: content for name in filled if (content := self._hashed[name]) is not None}
+
+    def _hash(self, paths: Sequence[str]) -> Sequence[bytes | OSError]:
+        if self._contents is None and paths:
+            from glscl.cache.known_files import KnownFiles
+
+            self._contents = KnownFiles().contents
+        return self._contents(paths) if self._contents is not None else []
+
+    def _stat(self, name: str) -> os.stat_result | None:
+        if name not in self._stats:
+            try:
+                self._stats[name] = os.stat(self.paths[name])
+            except (KeyError, OSError):
+                self._stats[name] = None
+        return self._stats[name]

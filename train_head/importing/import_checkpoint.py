@@ -25,11 +25,12 @@ from glscl.cache.store import Store
 from glscl.common.archive_limits import check_torch_file
 from glscl.common.errors import InputError, NonFiniteError, NotFoundError, UsageError
 from glscl.common.versions import versions
-from glscl.train_head.checkpoint import backbone_of, cache_record, save_weights, write_run
+from glscl.train_head.checkpoint import save_weights, write_run
 from glscl.train_head.heads import HEADS
 from glscl.train_head.heads.base import Head
 from glscl.train_head.importing.foreign_weights import SOURCES, head_from_state_dict
 from glscl.train_head.recipes import RECIPES
+from glscl.train_head.run_cache import backbone_of, cache_record
 from glscl.train_head.run_record import short
 from glscl.train_head.settings import typed_options
 

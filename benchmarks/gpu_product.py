@@ -20,6 +20,7 @@ from torch import Tensor
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
 from glscl.extract.backbone.encoder import Backbone, load_backbone
+from glscl.extract.backbone.loading import Loaded
 from glscl.train_head.finetuning.gradients import backward_in_chunks
 from glscl.train_head.finetuning.model import Captions, Clips, EndToEnd
 from glscl.train_head.finetuning.settings import FinetuneSettings
@@ -114,10 +115,7 @@ def backbone_of(name: str, device: torch.device, precision: str) -> Backbone:
             with contextlib.redirect_stdout(sys.stderr):
                 model = open_clip.create_model(name)
             _MODELS[key] = Backbone(
-                model,
-                open_clip.get_tokenizer(name),
-                name=name,
-                pretrained="random",
+                Loaded(model, open_clip.get_tokenizer(name), name, "random"),
                 words=WORDS,
                 device=device,
                 precision=precision,

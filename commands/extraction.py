@@ -48,6 +48,7 @@ def extract(
 ) -> None:
     """Encode every frame and caption with CLIP into a cache. Resumes by itself; a finished cache is left alone."""
     from glscl.cache.known_files import KnownFiles
+    from glscl.extract.backbone.catalog import defaults_for
     from glscl.extract.datasets import dataset_entry, first_videos
     from glscl.extract.datasets.builder import summary
     from glscl.extract.pipeline import count_encoded
@@ -55,7 +56,9 @@ def extract(
     entry = dataset_entry(dataset)
     wanted = build(ListSettings, share_of(ListSettings, asked))
     names = wanted.split_names
-    settings = build(ExtractSettings, entry.defaults, asked)
+    settings = build(
+        ExtractSettings, defaults_for(entry.defaults, asked.get("backbone") or ExtractSettings.backbone), asked
+    )
     if not dry_run:
         run.device()  # one that is not there is said first
     root = home() / "datasets" / entry.name
@@ -101,7 +104,7 @@ def _contents(run: Run, known: KnownFiles, paths: Sequence[str]) -> Sequence[byt
         return known.contents(paths, progress=task.advance)
 
 
-def _worded(notes: list[str]) -> list[str]:
+def _worded(notes: Sequence[str]) -> list[str]:
     return [worded(line, COMMANDS) for line in notes]
 
 
@@ -190,6 +193,7 @@ def import_features(
     ] = None,
 ) -> None:
     """Make a cache from features that others extracted, with the captions of a dataset. No video is needed."""
+    from glscl.extract.backbone.catalog import defaults_for
     from glscl.extract.datasets import dataset_entry
     from glscl.extract.importing.import_features import FeatureFiles
     from glscl.extract.importing.import_features import import_features as import_arrays
@@ -197,7 +201,8 @@ def import_features(
     entry = dataset_entry(dataset)
     wanted = build(ListSettings, share_of(ListSettings, asked))
     names = wanted.split_names
-    settings = build(ImportSettings, {"max_words": entry.max_words}, asked)
+    words = {"max_words": entry.max_words}
+    settings = build(ImportSettings, defaults_for(words, asked["backbone"]) if asked.get("backbone") else words, asked)
     files = FeatureFiles(features, text_features, token_features)
     files.check(settings.backbone)
     if settings.backbone is not None:

@@ -29,6 +29,7 @@ from glscl.common.errors import DecodeError, GlsclError, Hint, InputError, NotFo
 from glscl.common.progress import Progress
 from glscl.common.settings import as_dict, build, check, differences
 from glscl.extract.backbone.encoder import Backbone, load_backbone
+from glscl.extract.backbone.weight_settings import CONFIG_FILES
 from glscl.extract.batching import Stopwatch
 from glscl.extract.captions import extract_captions
 from glscl.extract.decode.pool import DecodePool
@@ -270,7 +271,10 @@ class _Extraction:
                 device=self.device,
                 precision=s.precision,
                 preprocess=s.preprocess,
+                asked=s,
             )
+            for line in self.backbone.notes:
+                self.progress.note(line)
         if not self.is_verified:
             self.library = create_library(self.out, _spec(s, self.backbone, self.origin), s.format)
             self.library.write_backbone_tensors(self.backbone.tensors_for_heads())
@@ -347,10 +351,12 @@ def _made_alike(root: Path, settings: ExtractSettings, origin: ListOrigin, known
 
 def _weight_files(settings: ExtractSettings) -> list[Path]:
     """The files that weights come from, as far as they are named by the settings."""
-    files = [Path(settings.pretrained)]
-    if settings.backbone.startswith("local-dir:"):
+    given = Path(settings.pretrained)
+    files = [given, *(given.parent / name for name in CONFIG_FILES)] if given.is_file() else [given]
+    folders = [given, Path(settings.backbone.removeprefix("local-dir:"))]
+    for folder in folders if settings.backbone.startswith("local-dir:") else folders[:1]:
         with contextlib.suppress(OSError):
-            files += sorted(Path(settings.backbone.removeprefix("local-dir:")).iterdir())
+            files += sorted(folder.iterdir())
     return [path for path in files if path.is_file()]
 
 
@@ -368,7 +374,7 @@ def _spec(settings: ExtractSettings, backbone: Backbone, origin: ListOrigin) -> 
         },
         embed_dim=backbone.embed_dim,
         dtype=settings.dtype,
-        tokens=settings.tokens,
+        tokens=settings.tokens and backbone.text_tower.gives_tokens,
         frames=FrameSpec.make(settings.store_frames, backbone.transform.size, settings.frame_quality),
         versions=origin.versions,
     )

@@ -56,7 +56,7 @@ class KnownFiles:
                 content = bytes.fromhex(row.content)
             except (msgspec.DecodeError, ValueError):  # a memo that is wrong in one place is a memo still
                 continue
-            if len(content) == KEY_BYTES:
+            if len(content) == KEY_BYTES and "\0" not in row.path:
                 known._seen[row.path] = Stat(row.size, row.mtime_ns), content
         return known
 

@@ -104,7 +104,7 @@ def _contents(run: Run, known: KnownFiles, paths: Sequence[str]) -> Sequence[byt
         return known.contents(paths, progress=task.advance)
 
 
-def _worded(notes: list[str]) -> list[str]:
+def _worded(notes: Sequence[str]) -> list[str]:
     return [worded(line, COMMANDS) for line in notes]
 
 

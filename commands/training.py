@@ -265,7 +265,7 @@ def finetune(
 
 def _say_what_next(run: Run, store: Store, out: Path, settings: FinetuneSettings) -> None:
     """The commands that judge a second pass: from pixels, and where one frame is encoded by itself from new features."""
-    from glscl.train_head.checkpoint import extraction_hint, videos_folder
+    from glscl.train_head.run_cache import extraction_hint, videos_folder
 
     again = extraction_hint(store, out / "backbone.safetensors")
     videos = settings.videos or shlex.quote(videos_folder(store) or "DIR")

@@ -165,7 +165,7 @@ def assemble(
         all_captions, settings: as in `list_of`.
     """
     origin, unreadable = origin.of(annotations.dataset), dict(unreadable or {})
-    by_id = _known_by_id(library, origin, [v for v in annotations.videos if v.id not in videos | unreadable])
+    by_id = _known_by_id(library, origin, [v for v in annotations.videos if v.id not in {*videos, *unreadable}])
     keyed = [videos.get(v.id) or by_id.get(_entry(v)) or Keyed(NO_KEY) for v in annotations.videos]
     with_item = {video.id for video, each in zip(annotations.videos, keyed) if each.key != NO_KEY}
     text_keys, captions = [], {}

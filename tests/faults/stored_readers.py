@@ -75,8 +75,9 @@ def _run(root: Path) -> None:
 
     from glscl.evaluate.evaluation import evaluate_run, write_result
     from glscl.evaluate.settings import EvaluateSettings
-    from glscl.train_head.checkpoint import Resume, cache_record, save_resume, save_weights, write_run
+    from glscl.train_head.checkpoint import Resume, save_resume, save_weights, write_run
     from glscl.train_head.heads import build_head
+    from glscl.train_head.run_cache import cache_record
 
     store = _cache(root / "cache", "hdf5", videos=VIDEOS)
     for name in ("a", "b"):
@@ -210,7 +211,8 @@ def _lock_files(folder: Path) -> None:
 
 
 def _read_run(folder: Path, _: Path | None) -> dict[str, Any]:
-    from glscl.train_head.checkpoint import check_cache, load_run, open_recorded
+    from glscl.train_head.checkpoint import load_run
+    from glscl.train_head.run_cache import check_cache, open_recorded
 
     head, run = load_run(folder / "a")
     return {"run": run, "notes": check_cache(folder / "a", run, open_recorded(run, folder / "cache"))}

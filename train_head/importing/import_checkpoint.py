@@ -23,9 +23,10 @@ from glscl.common.clip_names import OPENAI_SETTINGS, clip_weights
 from glscl.common.errors import NonFiniteError, UsageError
 from glscl.common.state_dicts import read_state_dict, weights_file
 from glscl.common.versions import versions
-from glscl.train_head.checkpoint import backbone_of, cache_record, save_weights, write_run
+from glscl.train_head.checkpoint import save_weights, write_run
 from glscl.train_head.importing.foreign_weights import SOURCES, head_from_state_dict, head_of, source_of
 from glscl.train_head.recipes import RECIPES
+from glscl.train_head.run_cache import backbone_of, cache_record
 from glscl.train_head.settings import typed_options
 
 _WEIGHT_FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")

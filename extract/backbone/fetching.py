@@ -91,7 +91,7 @@ def _config(backbone: Backbone, name: str, out: Path) -> dict[str, Any]:
 def _save_tokenizer(backbone: Backbone, out: Path) -> None:
     """Files of a tokenizer of transformers; open_clip's own needs none."""
     inner = getattr(backbone.tokenizer, "tokenizer", None)
-    if hasattr(inner, "save_pretrained"):
+    if inner is not None and hasattr(inner, "save_pretrained"):
         with as_backbone_error(f"Cannot write the tokenizer of {backbone.name}"):
             inner.save_pretrained(out)
 

@@ -36,6 +36,7 @@ from common import digits, machine, markdown, synchronise, timed
 from glscl.cache.schema import Annotations, TextItem, VideoItem
 from glscl.demo.corpus import render_corpus
 from glscl.extract.backbone.encoder import Backbone, load_backbone
+from glscl.extract.backbone.loading import Loaded
 from glscl.extract.decode.pool import DecodePool
 from glscl.extract.decode.sampling import Sampling
 from glscl.extract.decode.video import Decoding, FrameChunk, VideoTask
@@ -53,10 +54,7 @@ def backbone_for(name: str, device: str, preprocess: str) -> Backbone:
 
     torch.manual_seed(0)
     return Backbone(
-        open_clip.create_model(name, pretrained=None),
-        open_clip.get_tokenizer(name),
-        name=name,
-        pretrained="none",
+        Loaded(open_clip.create_model(name, pretrained=None), open_clip.get_tokenizer(name), name, "none"),
         words=32,
         device=torch.device(device),
         precision="fp16" if device.startswith("cuda") else "fp32",

@@ -20,6 +20,7 @@ from torch import Tensor
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
 from glscl.extract.backbone.encoder import Backbone, load_backbone
+from glscl.extract.backbone.loading import Loaded
 from glscl.train_head.finetuning.gradients import backward_in_chunks
 from glscl.train_head.finetuning.model import Captions, Clips, EndToEnd
 from glscl.train_head.finetuning.settings import FinetuneSettings
@@ -48,7 +49,8 @@ def made_up_table(captions: int, videos: int, *, dim: int, device: torch.device)
         pattern,
         text_features=normal(captions, dim),
         token_values=normal(int(lengths.sum()), dim),
-        token_offsets=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
+        token_first=lengths.cumsum(0) - lengths,
+        token_count=lengths,
         frame_features=normal(videos, FRAMES, dim) * mask[..., None],
         frame_mask=mask,
         frame_times=torch.arange(FRAMES, dtype=torch.float32, device=device).expand(videos, -1).contiguous(),
@@ -114,10 +116,7 @@ def backbone_of(name: str, device: torch.device, precision: str) -> Backbone:
             with contextlib.redirect_stdout(sys.stderr):
                 model = open_clip.create_model(name)
             _MODELS[key] = Backbone(
-                model,
-                open_clip.get_tokenizer(name),
-                name=name,
-                pretrained="random",
+                Loaded(model, open_clip.get_tokenizer(name), name, "random"),
                 words=WORDS,
                 device=device,
                 precision=precision,

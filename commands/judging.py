@@ -210,7 +210,7 @@ def report(
         if store is not None:
             with counted(run.progress, f"look at {path}", "pairs") as pairs:
                 judged = examine(judged, store, examples=examples, device=run.device(), progress=pairs)
-            thumbnails = thumbnails or thumbnails_of(store.configuration, videos)
+            thumbnails = thumbnails or thumbnails_of(store, videos)
         found.append(judged)
     write_report(found, out, title=title, thumbnails=thumbnails, plots_dir=plots, seed=run.seed)
     for judged in found:

@@ -66,7 +66,7 @@ class Run:
         self.common = common
         self.launch = launch()
         self.speaks = self.launch.speaks  # of the processes of one launch the first prints
-        self.progress = Progress(quiet=not self.speaks)
+        self.progress = Progress(quiet=not self.speaks, note=self.note)
 
     @property
     def seed(self) -> int:
@@ -295,7 +295,8 @@ def _parameter(field: dataclasses.Field[Any], config: type) -> inspect.Parameter
     if meta.get("choices"):
         kind, default = _choice(field.name, kind, meta["choices"], default)
     flag = "--" + (meta.get("name") or field.name).replace("_", "-")
-    switch = f"{flag}/{flag.replace('--', '--no-', 1)}" if default is True else flag
+    both = default is True or (default is None and _required_type(kind) is bool)
+    switch = f"{flag}/{flag.replace('--', '--no-', 1)}" if both else flag
     flags = [switch, *(["-v"] if field.name == "verbose" else [])]
     limits = {}
     if _required_type(kind) in (int, float):

@@ -88,7 +88,8 @@ def open_cache(given: Path | None, run_folder: Path | None = None, list: str | N
     """
     from glscl.cache.store import open_store
     from glscl.commands.default_paths import the_cache
-    from glscl.train_head.checkpoint import open_recorded, read_run
+    from glscl.train_head.checkpoint import read_run
+    from glscl.train_head.run_cache import open_recorded
 
     if run_folder is None:
         return open_store(given or the_cache(), list)

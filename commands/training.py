@@ -265,7 +265,7 @@ def finetune(
 
 def _say_what_next(run: Run, store: Store, out: Path, settings: FinetuneSettings) -> None:
     """The commands that judge a second pass: from pixels, and where one frame is encoded by itself from new features."""
-    from glscl.train_head.checkpoint import extraction_hint, videos_folder
+    from glscl.train_head.run_cache import extraction_hint, videos_folder
 
     again = extraction_hint(store, out / "backbone.safetensors")
     videos = settings.videos or shlex.quote(videos_folder(store) or "DIR")
@@ -285,12 +285,12 @@ def _say_what_next(run: Run, store: Store, out: Path, settings: FinetuneSettings
 @command()
 def import_checkpoint(
     run: Run,
-    file: Annotated[Path, typer.Argument(help="State dict: what torch.save wrote, or safetensors.")],
+    file: Annotated[Path, typer.Argument(help="Checkpoint: what torch.save wrote, or safetensors.")],
     source: Annotated[
         str,
-        typer.Option(help="Program that made it.", rich_help_panel="What"),
-        OneOf(("glscl", "clip4clip")),
-    ],
+        typer.Option(help="Program that made it; auto tells it by the names of the weights.", rich_help_panel="What"),
+        OneOf(("auto", "glscl", "clip4clip", "xclip", "xpool", "drl", "dicosa")),
+    ] = "auto",
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -313,7 +313,7 @@ def import_checkpoint(
         OneOf(("uniform", "first", "last")),
     ] = "uniform",
 ) -> None:
-    """Make a run from a checkpoint of GLSCL or CLIP4Clip, to judge and search with. Unpickles nothing but tensors."""
+    """Make a run from a checkpoint of GLSCL, CLIP4Clip, X-CLIP, X-Pool, DRL or DiCoSA. Unpickles nothing but tensors."""
     from glscl.commands.default_paths import new_run
     from glscl.train_head.importing.import_checkpoint import check_options
     from glscl.train_head.importing.import_checkpoint import import_checkpoint as import_weights

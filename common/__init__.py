@@ -8,6 +8,8 @@ In reading order:
     signals         Ctrl-C and its like wait until a step is done
     progress        tasks with rate and remaining time
     archive_limits  compressed files that claim to unpack to far more than they store
+    state_dicts     checkpoints of every kind, read without unpickling or running anything but tensors
+    clip_names      what a checkpoint is of, and its backbone under open_clip's names
     tables          a table, and how it is written for a terminal, Markdown, CSV and LaTeX
     callable_room   a room that is a function of the front door too
     versions        versions of everything that can change a number

@@ -23,10 +23,18 @@ class Progress:
         stream: where to print; standard error by default.
         interval: seconds between plain lines where there is no terminal.
         quiet: print nothing.
+        note: what is told to people besides, a line at a time; by default nobody is.
     """
 
-    def __init__(self, *, stream: TextIO | None = None, interval: float = 10.0, quiet: bool = False) -> None:
-        self.stream = stream or sys.stderr
+    def __init__(
+        self,
+        *,
+        stream: TextIO | None = None,
+        interval: float = 10.0,
+        quiet: bool = False,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.stream, self.note = stream or sys.stderr, note
         self.interval = interval
         self.quiet = quiet
 

@@ -33,8 +33,9 @@ from glscl.extract.decode.thumbnails import thumbnails_of
 from glscl.extract.listing import ListOrigin
 from glscl.extract.pipeline import extract
 from glscl.extract.settings import ExtractSettings
-from glscl.train_head.checkpoint import list_differences, read_run
+from glscl.train_head.checkpoint import read_run
 from glscl.train_head.finetuning.settings import resolve_finetune
+from glscl.train_head.run_cache import list_differences
 from glscl.train_head.settings import resolve
 from glscl.train_head.train import Reporter, train
 
@@ -243,7 +244,7 @@ class _Demo:
                 self.out / "report.html",
                 title="glscl demo: the built-in corpus",
                 chance=self.results["chance"],
-                thumbnails=thumbnails_of(store.configuration),
+                thumbnails=thumbnails_of(store),
             )
 
 

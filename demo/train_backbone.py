@@ -33,10 +33,11 @@ from PIL import Image
 from glscl.demo.grammar import caption_frame, vocabulary
 from glscl.demo.render import draw_frame
 from glscl.demo.world import Scene, draw_scene
-from glscl.extract.backbone.loading import is_clip, load_model
+from glscl.extract.backbone.clip_model import is_clip
+from glscl.extract.backbone.loading import load_model
 
 if TYPE_CHECKING:
-    from glscl.extract.backbone.loading import ClipModel
+    from glscl.extract.backbone.clip_model import ClipModel
 
 IMAGE = 96  # pixels the model sees
 CONTEXT = 32  # tokens a caption
@@ -260,7 +261,7 @@ def train(
     config = {"model_cfg": {**MODEL, "text_cfg": {**MODEL["text_cfg"], "vocab_size": vocab_size}}}
     (out / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
-    loaded, tokenizer, _ = load_model(f"local-dir:{out}", None)
+    loaded, tokenizer, *_ = load_model(f"local-dir:{out}", None)
     result = frame_to_caption(loaded, tokenizer, pixels, test_frames, test_captions)
     result["minutes"] = (time.monotonic() - began) / 60
     print(json.dumps(result), flush=True)

@@ -29,7 +29,7 @@ from glscl.evaluate.judged_lists import split_hash, version_of
 from glscl.evaluate.ranks import DIRECTIONS, RANKINGS, TEXT_TO_VIDEO
 from glscl.evaluate.result_record import result_problem
 from glscl.evaluate.run_names import marked, result_name
-from glscl.train_head.checkpoint import open_recorded
+from glscl.train_head.run_cache import open_recorded
 
 if TYPE_CHECKING:
     from glscl.evaluate.evaluation import Evaluation

@@ -35,10 +35,11 @@ from glscl.evaluate.run_names import seen_in_training
 from glscl.evaluate.seen_in_training import training_of, videos_seen
 from glscl.evaluate.settings import ZERO_SHOT_HEADS, EvaluateSettings
 from glscl.evaluate.similarity import PairsDone, Scoring, ranks, similarity_matrix
-from glscl.train_head.checkpoint import backbone_of, check_cache, load_run, open_recorded, read_run
+from glscl.train_head.checkpoint import load_run, read_run
 from glscl.train_head.heads import build_head, head_class
 from glscl.train_head.heads.base import Head, VectorHead
 from glscl.train_head.recipes import RECIPES
+from glscl.train_head.run_cache import backbone_of, check_cache, open_recorded
 
 _TAG = re.compile(r":([a-z][a-z_-]*)$")
 
@@ -158,7 +159,7 @@ def seen_at(cache: Store | os.PathLike[str] | str | None, run: Path | None, list
 
     Raises:
         UsageError: there are several lists, or neither a cache nor a run is named.
-        Others: see `glscl.train_head.checkpoint.open_recorded`.
+        Others: see `glscl.train_head.run_cache.open_recorded`.
     """
     if isinstance(cache, Store):
         return cache if list is None else Store(cache.library, choose_list(cache.library, list))

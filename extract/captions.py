@@ -41,14 +41,15 @@ def _encode_captions(
     """Captions in batches of similar length, returned in their own order."""
     tokenized = backbone.tokenize(texts)
     order = np.argsort(tokenized.lengths, kind="stable")
+    keeps_tokens = settings.tokens and backbone.text_tower.gives_tokens
     records: dict[int, EncodedText] = {}
     for start in range(0, len(texts), settings.batch_texts):
         rows = order[start : start + settings.batch_texts]
         encoded = backbone.encode_tokens(TokenizedTexts(tokenized.ids[rows], tokenized.lengths[rows]))
-        assert encoded.token_features is not None, "a backbone gives them"
-        pooled, states = encoded.text_features.numpy(), encoded.token_features.numpy()
+        pooled = encoded.text_features.numpy()
+        states = pooled[:, None] if encoded.token_features is None else encoded.token_features.numpy()  # (T, L, D)
         for i, row in enumerate(rows.tolist()):
-            length = int(tokenized.lengths[row]) if settings.tokens else 0
+            length = int(tokenized.lengths[row]) if keeps_tokens else 0
             records[row] = EncodedText(pooled[i], states[i, :length], tokenized.ids[row, :length].astype(np.int32))
         task.advance(len(rows))
     return [records[row] for row in range(len(texts))]

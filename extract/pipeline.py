@@ -22,19 +22,19 @@ from glscl.cache.known_files import KnownFiles
 from glscl.cache.library import Library, Place, open_library
 from glscl.cache.lists import list_names, read_record, versions_of
 from glscl.cache.planning import Work, begin, work_for
-from glscl.cache.reading import read_arrays
 from glscl.cache.schema import STREAMS, Annotations, Status
 from glscl.cache.store import Store
 from glscl.common.errors import DecodeError, GlsclError, Hint, InputError, NotFoundError, StorageError
 from glscl.common.progress import Progress
 from glscl.common.settings import as_dict, build, check, differences
 from glscl.extract.backbone.encoder import Backbone, load_backbone
+from glscl.extract.backbone.weight_settings import CONFIG_FILES
 from glscl.extract.batching import Stopwatch
 from glscl.extract.captions import extract_captions
 from glscl.extract.decode.pool import DecodePool
 from glscl.extract.decode.sampling import Sampling
 from glscl.extract.decode.video import Decoding
-from glscl.extract.listing import Changes, Listing, ListOrigin, changes_since, current_list, list_of
+from glscl.extract.listing import Changes, Listing, ListOrigin, changes_since, current_list, list_of, require_apart
 from glscl.extract.part import Part
 from glscl.extract.settings import ExtractSettings, parse_rate
 from glscl.extract.videos import VideoExtraction
@@ -51,8 +51,11 @@ class ExtractionSummary:
         list, list_hash: the list and its version. notes: what its reader dropped or chose.
         encoded: "videos", "texts", "frames" that this run encoded.
         reused: "videos", "texts" of the list that were there already.
-        changes: how the list differs from the version before; see `glscl.extract.listing.Changes`.
+        previous: version of the list that counted before; None where there was none.
+        changes: how the list differs from that; see `glscl.extract.listing.Changes`.
         missing: entries without a file and without an item from before.
+        left: shards of others that hold some of the list, and files that are not here: a run that is no part makes what is
+            wanted of them.
         failed: entries without features, or with fewer than they should have.
     """
 
@@ -66,8 +69,10 @@ class ExtractionSummary:
     part: str | None
     encoded: dict[str, int]
     reused: dict[str, int]
+    previous: str | None
     changes: dict[str, int]
     missing: int
+    left: int
     shards: dict[str, dict[str, int]]
     videos: int
     texts: int
@@ -135,13 +140,18 @@ def extract(
 
 
 def count_encoded(
-    annotations: Annotations, out: Path, origin: ListOrigin | None = None, known: KnownFiles | None = None
+    annotations: Annotations,
+    out: Path,
+    origin: ListOrigin | None = None,
+    known: KnownFiles | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> dict[str, int]:
     """How many different "videos" and "texts" of a list a cache holds already; 0 where there is no cache. Writes nothing."""
     if not written(out / "store.json"):
         return {"videos": 0, "texts": 0}
     library = open_library(out)
-    made = list_of(annotations, known or KnownFiles.read(out), origin or ListOrigin(), library).made
+    made = list_of(annotations, known or KnownFiles.read(out), origin or ListOrigin(), library, progress=progress).made
     return {"videos": _answered(library, "video", made.video_key), "texts": _answered(library, "text", made.text_key)}
 
 
@@ -165,7 +175,7 @@ class _Extraction:
         self.annotations, self.out, self.settings = annotations, out, settings
         self.backbone, self.device, self.progress = backbone, device, progress
         self.part = Part.parse(settings.part)
-        self.origin = dataclasses.replace(origin, name=settings.list or origin.name).of(annotations.dataset)
+        self.origin = dataclasses.replace(origin, name=settings.list or origin.name).named(annotations.dataset)
         self.known = KnownFiles.read(out)
         self.is_verified = self.is_current = False  # that this backbone made the cache; that the list counts already
         self.finished_here = False
@@ -179,7 +189,12 @@ class _Extraction:
     def open(self) -> None:
         """Open the cache or make it. A backbone is loaded only where the cache does not say that this one made it."""
         fresh = not written(self.out / "store.json")
-        _require_videos(self.annotations, fresh=fresh, strict=self.settings.strict)
+        if not self.annotations.videos:
+            raise InputError(f"{self.annotations.dataset} lists no video", hint="Check the annotations with `dry_run`")
+        if fresh:  # said before a model is loaded; an older cache may know videos without their files
+            missing = [video.id for video in self.annotations.videos if video.path is None]
+            total, strict = len(self.annotations.videos), self.settings.strict
+            _require_found(self.annotations.dataset, missing, among=total, strict=strict)
         alike = None if self.backbone or fresh else _made_alike(self.out, self._in_force(), self.origin, self.known)
         if alike is None:
             self._load()
@@ -197,13 +212,20 @@ class _Extraction:
             settings=as_dict(self._in_force()),
             progress=self.progress,
         )
-        made = self.listing.made
+        made, s = self.listing.made, self.settings
+        with contextlib.suppress(StorageError):  # a memo saves time; who may only read loses nothing else
+            self._remember()
         without = [id for id, there in zip(made.video_ids, has_key(made.video_key)) if not there]
-        if self.settings.strict and without:
-            raise NotFoundError(f"{len(without)} videos are missing, the first is {without[0]!r} (`strict`)")
+        if len(without) == len(made.video_ids) == len(made.unreadable):
+            raise StorageError(
+                f"None of the {len(without)} videos can be read; {without[0]!r}: {made.unreadable[without[0]]}"
+            )
+        _require_found(made.dataset, without, among=len(made.video_ids), strict=s.strict)
+        if s.strict:
+            require_apart(made)
         before = current_list(self.library, made.name)
-        self.changes = changes_since(before, made)
-        self.is_current = before is not None and before.hash == made.hash
+        self.changes, self.previous = changes_since(before, made), None if before is None else before.hash
+        self.is_current = self.previous == made.hash
         self.reused = {
             "videos": _answered(self.library, "video", made.video_key),
             "texts": _answered(self.library, "text", made.text_key),
@@ -229,7 +251,6 @@ class _Extraction:
     def fill(self) -> None:
         """Write the list, encode what is missing, and let the list count once everything of it is there."""
         with filling(self.library, self.listing.made, part=(self.part.index, self.part.count)) as outcome:
-            self._remember()
             clock = time.perf_counter()
             self._extract_captions()
             self.seconds_texts = time.perf_counter() - clock
@@ -270,7 +291,10 @@ class _Extraction:
                 device=self.device,
                 precision=s.precision,
                 preprocess=s.preprocess,
+                asked=s,
             )
+            for line in self.backbone.notes:
+                self.progress.note(line)
         if not self.is_verified:
             self.library = create_library(self.out, _spec(s, self.backbone, self.origin), s.format)
             self.library.write_backbone_tensors(self.backbone.tensors_for_heads())
@@ -295,9 +319,6 @@ class _Extraction:
 
     def summary(self, *, seconds: float) -> ExtractionSummary:
         """What was done. Raises DecodeError where all is there and no video gave frames."""
-        if self.nothing_to_do:
-            with contextlib.suppress(StorageError):  # a memo saves time; who may only read loses nothing else
-                self._remember()
         self.library.refresh()
         store, watch = Store(self.library, self.listing.made), self.watch
         return ExtractionSummary(
@@ -311,8 +332,10 @@ class _Extraction:
             part=None if self.part.whole else str(self.part),
             encoded={**self.encoded, "frames": watch.frames},
             reused=self.reused,
-            changes=self.changes.as_dict(),
+            previous=self.previous,
+            changes=self.changes._asdict(),
             missing=self.changes.without_file,
+            left=0 if store.complete else sum(self._work(stream).left for stream in STREAMS),
             **counted(store),
             notes=list(store.list.notes),
             seconds={
@@ -333,7 +356,9 @@ def _made_alike(root: Path, settings: ExtractSettings, origin: ListOrigin, known
     What is loaded for it is then a backbone less. Whatever is encoded is encoded by one that was compared.
     """
     library = open_library(root)
-    if library.is_flat or any(known.stat_of(path) != Stat.of(path) for path in _weight_files(settings)):
+    if library.header["format"] != settings.format or any(
+        known.stat_of(path) != Stat.of(path) for path in _weight_files(settings)
+    ):
         return None
     for name in list_names(root):
         for version in versions_of(root, name):
@@ -347,10 +372,12 @@ def _made_alike(root: Path, settings: ExtractSettings, origin: ListOrigin, known
 
 def _weight_files(settings: ExtractSettings) -> list[Path]:
     """The files that weights come from, as far as they are named by the settings."""
-    files = [Path(settings.pretrained)]
-    if settings.backbone.startswith("local-dir:"):
+    given = Path(settings.pretrained)
+    files = [given, *(given.parent / name for name in CONFIG_FILES)] if given.is_file() else [given]
+    folders = [given, Path(settings.backbone.removeprefix("local-dir:"))]
+    for folder in folders if settings.backbone.startswith("local-dir:") else folders[:1]:
         with contextlib.suppress(OSError):
-            files += sorted(Path(settings.backbone.removeprefix("local-dir:")).iterdir())
+            files += sorted(folder.iterdir())
     return [path for path in files if path.is_file()]
 
 
@@ -368,7 +395,7 @@ def _spec(settings: ExtractSettings, backbone: Backbone, origin: ListOrigin) -> 
         },
         embed_dim=backbone.embed_dim,
         dtype=settings.dtype,
-        tokens=settings.tokens,
+        tokens=settings.tokens and backbone.text_tower.gives_tokens,
         frames=FrameSpec.make(settings.store_frames, backbone.transform.size, settings.frame_quality),
         versions=origin.versions,
     )
@@ -403,12 +430,10 @@ def counted(store: Store) -> dict[str, Any]:
             hint=Hint("See all reasons", "inspect", {"": store.path}),
         )
     owners = store.list.text_video
-    there = store.numbers["video"][usable]
-    rows = read_arrays(store.library, "video", ["offsets"], np.unique(there))["offsets"]
     return {
         "videos": int(usable.sum()),
         "texts": int((store.numbers["text"] >= 0).sum()),
-        "frames": int(np.diff(rows)[np.searchsorted(np.unique(there), there)].sum()),
+        "frames": store.count_frames(),
         "failed": failed,
         "texts_without_video": int((~np.append(usable, False)[owners]).sum()) if store.complete else None,
         "shards": {
@@ -429,15 +454,12 @@ def _bound_by(watch: Stopwatch, workers: int) -> str | None:
     return f"{slower} (busy {100 * min(1.0, stages[slower] / wall):.0f} % of the time)"
 
 
-def _require_videos(annotations: Annotations, *, fresh: bool, strict: bool) -> None:
-    """Refuse what cannot become anything before a model is loaded; an older cache may know videos without their files."""
-    if not annotations.videos:
-        raise InputError(f"{annotations.dataset} lists no video", hint="Check the annotations with `dry_run`")
-    missing = [video.id for video in annotations.videos if video.path is None]
-    if fresh and len(missing) == len(annotations.videos):
+def _require_found(dataset: str, missing: list[str], *, among: int, strict: bool) -> None:
+    """Raise NotFoundError where no video was found, or with `strict` not every one."""
+    if len(missing) == among:
         raise NotFoundError(
-            f"None of the {len(missing)} videos of {annotations.dataset} was found, for example {missing[0]!r}",
+            f"None of the {among} videos of {dataset} was found, for example {missing[0]!r}",
             hint="Name the folder that holds them with `videos` (`dry_run` shows what is looked for)",
         )
-    if fresh and strict and missing:
+    if strict and missing:
         raise NotFoundError(f"{len(missing)} videos are missing, the first is {missing[0]!r} (`strict`)")

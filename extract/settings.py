@@ -25,6 +25,67 @@ def parse_rate(rate: float | str) -> float | None:
     return number
 
 
+def parse_channels(text: str) -> tuple[float, float, float]:
+    """Three numbers, separated by commas, or one for all three channels. Raises UsageError."""
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1:
+        numbers *= 3
+    if len(numbers) != 3 or not all(0 < number < 1 for number in numbers):
+        raise UsageError(f"{text!r} is no mean or deviation of pixels; expected 0.5, or three such as 0.48,0.46,0.41")
+    return numbers[0], numbers[1], numbers[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationSettings:
+    """What weights were trained with that concerns the captions too."""
+
+    quick_gelu: bool | None = setting(
+        None,
+        "Whether the weights were trained with QuickGELU.",
+        group="Weights",
+        default_from="what they say themselves, see docs/backbones.md",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSettings(ActivationSettings):
+    """What weights were trained with, for a file that does not say it."""
+
+    mean: str | None = setting(
+        None,
+        "Mean of the pixels (0 to 1) that the weights were trained with, one number or three.",
+        group="Weights",
+        metavar="R,G,B",
+        parse=parse_channels,
+        default_from="what they say themselves",
+    )
+    std: str | None = setting(
+        None,
+        "Standard deviation of the pixels, likewise.",
+        group="Weights",
+        metavar="R,G,B",
+        parse=parse_channels,
+        default_from="what they say themselves",
+    )
+    interpolation: str | None = setting(
+        None,
+        "How pictures are resized for them.",
+        group="Weights",
+        choices=("bicubic", "bilinear"),
+        default_from="what they say themselves",
+    )
+    resize_mode: str | None = setting(
+        None,
+        "shortest: to the shorter side, middle cut out; longest: to the longer, edges filled; squash: to both.",
+        group="Weights",
+        choices=("shortest", "longest", "squash"),
+        default_from="what they say themselves",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class ListSettings:
     """Which list of videos and captions is read."""
@@ -56,14 +117,14 @@ class ListSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractSettings:
+class ExtractSettings(WeightSettings):
     """What to read, how to sample and encode it, and how to go about it."""
 
     backbone: str = setting(
         "ViT-B-32", "`demo`, an open_clip architecture, hf-hub:org/repo or local-dir:FOLDER.", group="Backbone"
     )
     pretrained: str = setting(
-        "openai", "Tag of open_clip or a file with weights.", group="Backbone", metavar="TAG|FILE"
+        "openai", "Tag of open_clip, or a file or folder with weights.", group="Backbone", metavar="TAG|FILE"
     )
     precision: str = setting(
         "auto",
@@ -168,7 +229,7 @@ class ExtractSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportSettings:
+class ImportSettings(ActivationSettings):
     """What features that others extracted are, and how they are stored."""
 
     name: str | None = setting(
@@ -184,7 +245,7 @@ class ImportSettings:
         group="Captions",
     )
     pretrained: str = setting(
-        "openai", "Tag of open_clip or a file with weights.", group="Captions", metavar="TAG|FILE"
+        "openai", "Tag of open_clip, or a file or folder with weights.", group="Captions", metavar="TAG|FILE"
     )
     precision: str = setting(
         "auto",

@@ -5,6 +5,7 @@ In reading order:
     heads/            the heads, by name
     settings          what a training can be told
     run_record        what stands in run.json, checked field by field
+    run_cache         the cache a run belongs to
     checkpoint        a run folder: record and weights
     holdout           the part of the training data that chooses the epoch
     losses            the contrastive loss
@@ -16,7 +17,7 @@ In reading order:
     reports           what a training tells
     determinism       seeds and kernels that repeat
     resume_state      taken up where it was stopped
-    divergence     a loss that is no number ends the training
+    divergence        a loss that is no number ends the training
     loop              the training loop
     train             a head on a cache, from the tables to the run folder
 

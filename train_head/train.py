@@ -20,7 +20,7 @@ from glscl.common.errors import FingerprintError, Hint, InputError, UsageError
 from glscl.common.launch import launch
 from glscl.common.settings import as_dict, differences
 from glscl.common.versions import versions
-from glscl.train_head.checkpoint import cache_record, check_cache, list_differences, read_run
+from glscl.train_head.checkpoint import read_run
 from glscl.train_head.heads import build_head, head_class, head_options
 from glscl.train_head.heads.base import Head
 from glscl.train_head.holdout import hold_out
@@ -28,6 +28,7 @@ from glscl.train_head.learner import Learner, resident
 from glscl.train_head.loop import fit, fit_learner
 from glscl.train_head.reports import FitResult, Reporter, StepReport
 from glscl.train_head.resume_state import clear
+from glscl.train_head.run_cache import cache_record, check_cache, list_differences
 from glscl.train_head.settings import TrainSettings, settings_from
 
 __all__ = [

@@ -20,10 +20,10 @@ from glscl.cache.table import FeatureTable
 from glscl.common.errors import UsageError
 from glscl.evaluate.evaluation import seen_at, zero_shot_head
 from glscl.evaluate.search.search import CaptionHit, Search, VideoHit
-from glscl.train_head.checkpoint import check_cache
 from glscl.train_head.checkpoint import load_run as load_weights
 from glscl.train_head.heads.base import Head
 from glscl.train_head.recipes import RECIPES
+from glscl.train_head.run_cache import check_cache
 
 if TYPE_CHECKING:
     from glscl.extract.backbone.encoder import Backbone

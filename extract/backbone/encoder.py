@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,27 +18,24 @@ from torch import nn
 
 from glscl.cache.schema import TextFeatures
 from glscl.common.errors import BackboneError, DecodeError, FingerprintError, NotFoundError, UsageError
-from glscl.extract.backbone.loading import load_model
+from glscl.extract.backbone.loading import Loaded, load_model
 from glscl.extract.backbone.patch_embedding import temporal_embedding
 from glscl.extract.backbone.picture_transform import PictureTransform
+from glscl.extract.backbone.text_tower import TextTower, TokenizedTexts
 from glscl.extract.backbone.thread_map import thread_map
+from glscl.extract.backbone.weight_settings import recorded
 from glscl.extract.decode.pool import DecodePool
 from glscl.extract.decode.video import Decoding, FrameChunk, VideoTask
+from glscl.extract.settings import ActivationSettings
 
 if TYPE_CHECKING:
-    from glscl.extract.backbone.loading import ClipModel
+    from glscl.extract.backbone.clip_model import ClipModel
 
 TEXT_BLOCKS_KEPT = 4  # blocks of the text transformer that aggregators start from
 THREAD_FRAMES = 32  # on a processor: what a layer makes of them then stays in its cache
+WORDS = 32  # kept a caption where nobody says how many
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 PREPROCESSING = ("open_clip", "fast")
-
-
-class TokenizedTexts(NamedTuple):
-    """Captions as token ids, cut to the configured number of words (start and end tokens included)."""
-
-    ids: np.ndarray  # (T, W) int64, zero or the tokenizer's own padding behind `lengths`
-    lengths: np.ndarray  # (T,) int64, real tokens
 
 
 @dataclass(frozen=True)
@@ -64,24 +61,15 @@ class Backbone:
         transform: picture part of the preprocessing, for the decode workers.
         description: see `Description`.
         logit_scale: log of the temperature factor that the model was trained with.
+        notes: what nobody said of its weights, and what was taken.
     """
 
     def __init__(
-        self,
-        model: ClipModel,
-        tokenizer: Any,
-        *,
-        name: str,
-        pretrained: str,
-        words: int,
-        device: torch.device,
-        precision: str,
-        preprocess: str = "open_clip",
+        self, loaded: Loaded, *, words: int | None, device: torch.device, precision: str, preprocess: str = "open_clip"
     ) -> None:
-        self.device = device
-        self.name, self.pretrained, self.words, self.precision = name, pretrained, words, precision
+        model, self.tokenizer, self.name, self.pretrained, self.notes = loaded
+        self.device, self.precision = device, precision
         self.model = model.eval().requires_grad_(False)
-        self.tokenizer = tokenizer
         self.transform, self._mean, self._std, preprocessing = _split_preprocessing(model)
         if preprocess == "fast":
             from glscl.extract.backbone.fast_transform import FastTransform
@@ -89,18 +77,18 @@ class Backbone:
             self.transform = FastTransform(self.transform.steps, self.transform.size)
             preprocessing = {**preprocessing, "method": "fast"}
         self.logit_scale = float(model.logit_scale.detach())
-        towers = (model, getattr(model, "text", None))
-        self.context_length = int(next(filter(None, (getattr(each, "context_length", None) for each in towers))))
+        self.text_tower = TextTower(model, self.tokenizer)
+        self.words = words = min(WORDS, self.context_length) if words is None else words
         if words > self.context_length:
-            raise UsageError(f"`max_words` is {words}; {name} reads at most {self.context_length} tokens")
+            raise UsageError(f"`max_words` is {words}; {self.name} reads at most {self.context_length} tokens")
         self.description = Description(
             library="open_clip",
-            name=name,
-            pretrained=pretrained,
+            name=self.name,
+            pretrained=self.pretrained,
             weights=weights_hash(model),
             quick_gelu=any(type(m).__name__ == "QuickGELU" for m in model.modules()),
             preprocessing=preprocessing,
-            tokenizer=type(tokenizer).__name__,
+            tokenizer=_tokenizer_description(self.text_tower, words),
             words=words,
             precision=precision,
         )
@@ -109,6 +97,11 @@ class Backbone:
         black = np.zeros((1, *self.transform.size, 3), np.uint8)
         self.black_frame = self.encode_frames(black)[0]
         self.embed_dim = len(self.black_frame)
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens a caption that the model reads, start and end included."""
+        return self.text_tower.context_length
 
     def __repr__(self) -> str:
         return f"<Backbone {self.name} ({self.pretrained}), {self.embed_dim}-d, {self.precision} on {self.device}>"
@@ -174,14 +167,7 @@ class Backbone:
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Token ids cut to `words`: as the public programs do, the end token takes the last place of a cut caption."""
-        ids = self.tokenizer(list(texts), context_length=self.words).numpy().astype(np.int64)
-        end = getattr(self.tokenizer, "eot_token_id", None)
-        if end is not None:
-            lengths = (ids == end).argmax(1) + 1
-        else:
-            padding = getattr(getattr(self.tokenizer, "tokenizer", None), "pad_token_id", 0)
-            lengths = np.maximum((ids != padding).sum(1), 1)
-        return TokenizedTexts(ids, lengths)
+        return self.text_tower.tokenize(texts, self.words)
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Sentences → text_features (T, D), token_features (T, L, D) and token_mask (T, L), float32 on the host.
@@ -198,12 +184,13 @@ class Backbone:
         with self._autocast():
             pooled, states = self.text_states(ids, longest)
         mask = torch.arange(longest) < torch.from_numpy(tokens.lengths)[:, None]  # (T, L)
+        if states is None:
+            return TextFeatures(pooled.float().cpu(), None, None)
         return TextFeatures(pooled.float().cpu(), states.float().cpu()[:, :longest], mask)
 
-    def text_states(self, ids: torch.Tensor, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(T, W) token ids on the device → pooled (T, D) and token features (T, at least `longest`, D), as extraction
-        stores them, with gradients where they are wanted; autocast is the caller's."""
-        return _text_states(self.model, ids, longest, self.context_length)
+    def text_states(self, ids: torch.Tensor, longest: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`TextTower.states` of ids on the device, with gradients where they are wanted; autocast is the caller's."""
+        return self.text_tower.states(ids, longest)
 
     # --- what heads start from ---------------------------------------------------------------------------------
 
@@ -232,25 +219,28 @@ def load_backbone(
     name: str = "ViT-B-32",
     pretrained: str | None = "openai",
     *,
-    words: int = 32,
+    words: int | None = None,
     device: str | torch.device = "cpu",
     precision: str = "auto",
     preprocess: str = "open_clip",
     across_frames: bool = False,
+    asked: ActivationSettings | None = None,
 ) -> Backbone:
     """Build a model and load its weights.
 
     Args:
         name: `demo` (the built-in tiny CLIP), an open_clip architecture, `hf-hub:org/repo` or `local-dir:FOLDER`.
-        pretrained: tag of open_clip, or a file with weights; of `demo` and names with a scheme only a file counts.
-        words: tokens kept a caption, start and end included.
+        pretrained: tag of open_clip, or a file or folder with weights, of which only the latter counts for `demo` and names
+            with a scheme. docs/backbones.md tells what is read.
+        words: tokens kept a caption, start and end included; None keeps 32, or as many as the model reads.
         precision: `fp32`, `fp16`, `bf16`; `auto` is fp16 on a GPU and fp32 elsewhere.
         preprocess: `open_clip` resizes pictures as open_clip itself does, `fast` through `FastTransform`.
         across_frames: take weights whose patch embedding looks at neighbouring frames; only for callers that give
             the frames of a video together.
+        asked: activation and preprocessing where the weights do not say it, or say it wrong.
 
     Raises:
-        BackboneError: unknown name or tag, weights that cannot be had or do not fit, no token features.
+        BackboneError: unknown name or tag, weights that cannot be had or do not fit.
         UsageError: precision, preprocess or words out of range.
     """
     if preprocess not in PREPROCESSING:
@@ -260,17 +250,8 @@ def load_backbone(
     device = torch.device(device)
     if precision == "auto":
         precision = "fp16" if device.type == "cuda" else "fp32"
-    model, tokenizer, pretrained = load_model(name, pretrained, across_frames=across_frames)
-    return Backbone(
-        model,
-        tokenizer,
-        name=name,
-        pretrained=pretrained,
-        words=words,
-        device=device,
-        precision=precision,
-        preprocess=preprocess,
-    )
+    loaded = load_model(name, pretrained, asked=asked, across_frames=across_frames)
+    return Backbone(loaded, words=words, device=device, precision=precision, preprocess=preprocess)
 
 
 def backbone_of_cache(
@@ -313,6 +294,7 @@ def backbone_of_cache(
         precision=precision,
         preprocess=made.get("preprocessing", {}).get("method", "open_clip"),
         across_frames=across_frames,
+        asked=recorded(made),
     )
     if backbone.description.weights != made["weights"]:
         raise FingerprintError(
@@ -323,40 +305,11 @@ def backbone_of_cache(
     return backbone
 
 
-def _text_states(
-    model: ClipModel, ids: torch.Tensor, longest: int, context_length: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pooled (T, D) and token (T, L, D) features, both behind ln_final and the text projection, not normalised."""
-    from open_clip.transformer import text_global_pool
-
-    if not hasattr(model, "text") and getattr(model, "attn_mask", None) is not None:
-        # Causal text tower of the plain CLIP class: what stands behind the longest caption cannot be seen from it.
-        ids = ids[:, :longest]
-        dtype = model.transformer.get_cast_dtype()
-        states = model.token_embedding(ids).to(dtype) + model.positional_embedding[:longest].to(dtype)
-        states = model.ln_final(model.transformer(states, attn_mask=model.attn_mask[:longest, :longest]))
-        end = getattr(model, "text_eos_id", None)
-        pooled = text_global_pool(states, ids, model.text_pool_type, eos_token_id=end)
-        return _project(model, pooled), _project(model, states)
-    padded = torch.nn.functional.pad(ids, (0, context_length - ids.shape[1]))
-    try:
-        output = model.forward_intermediates(
-            text=padded, text_indices=1, normalize=False, normalize_intermediates=True, text_output_fmt="NLC"
-        )
-        states = _project(getattr(model, "text", model), output["text_intermediates"][-1])
-    except (AttributeError, TypeError, KeyError, RuntimeError) as error:
-        raise BackboneError(
-            f"The text tower of {type(model).__name__} does not give its token features ({error})",
-            hint="Choose a backbone with an open_clip text transformer",
-        ) from error
-    return model.encode_text(padded, normalize=False), states
-
-
-def _project(tower: nn.Module, states: torch.Tensor) -> torch.Tensor:
-    projection = getattr(tower, "text_projection", None)
-    if projection is None:
-        return states
-    return projection(states) if isinstance(projection, nn.Module) else states @ projection.to(states.dtype)
+def _tokenizer_description(tower: TextTower, words: int) -> str:
+    """The tokenizer's class, and the padding of a tower that sees it and once got zeros instead."""
+    name = type(tower.tokenizer).__name__
+    seen = tower.padding and words < tower.context_length and not tower.is_causal
+    return f"{name}, padded with {tower.padding} to {tower.context_length}" if seen else name
 
 
 def _split_preprocessing(model: ClipModel) -> tuple[PictureTransform, torch.Tensor, torch.Tensor, dict[str, Any]]:

@@ -4,144 +4,236 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import logging
 import os
 import socket
 import warnings
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, NamedTuple
 
-import torch
-from torch import nn
-
-from glscl.common.archive_limits import check_torch_file
+from glscl.common.archive_limits import check_zip
+from glscl.common.clip_names import ClipWeights
 from glscl.common.errors import BackboneError, Hint
+from glscl.common.state_dicts import first_words, is_script, weights_file
+from glscl.extract.backbone.catalog import needed_files
+from glscl.extract.backbone.clip_model import ClipModel, is_clip
+from glscl.extract.backbone.fitting import architecture_of, fit, read_backbone
 from glscl.extract.backbone.patch_embedding import widen_patch_embedding
 from glscl.extract.backbone.tuned_weights import TunedWeights, read_tuned
+from glscl.extract.backbone.weight_settings import decide, said
+from glscl.extract.settings import ActivationSettings
 
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "sentencepiece.bpe.model")
 DEMO_BACKBONE = Path(__file__).parents[2] / "demo" / "backbone"
 
 
-if TYPE_CHECKING:
+class Loaded(NamedTuple):
+    """A model with its weights.
 
-    class VisionTower(nn.Module):
-        preprocess_cfg: dict[str, Any]
-        attnpool: Any  # of a ModifiedResNet
+    Attributes:
+        tokenizer: of open_clip.
+        name, pretrained: of architecture and weights, as a cache keeps them.
+        notes: what nobody said of the weights, and what was taken.
+    """
 
-    class ClipModel(nn.Module):
-        """What is used here of a model of open_clip, whose classes have no base of their own."""
-
-        visual: VisionTower
-        logit_scale: nn.Parameter
-        # of the plain CLIP class alone
-        context_length: int
-        transformer: Any  # of open_clip.transformer
-        token_embedding: nn.Embedding
-        positional_embedding: nn.Parameter
-        ln_final: nn.LayerNorm
-        text_projection: nn.Parameter
-        attn_mask: torch.Tensor
-        text_pool_type: str
-
-        def encode_image(self, image: torch.Tensor, normalize: bool = False) -> torch.Tensor: ...
-        def encode_text(self, text: torch.Tensor, normalize: bool = False) -> torch.Tensor: ...
-        def forward_intermediates(self, **options: Any) -> dict[str, Any]: ...
+    model: ClipModel
+    tokenizer: Any
+    name: str
+    pretrained: str
+    notes: tuple[str, ...] = ()
 
 
-def load_model(name: str, pretrained: str | None, *, across_frames: bool = False) -> tuple[ClipModel, Any, str]:
-    """A model with its weights, its tokenizer, and what to call the weights.
+def load_model(
+    name: str, pretrained: str | None, *, asked: ActivationSettings | None = None, across_frames: bool = False
+) -> Loaded:
+    """A model with its weights and its tokenizer.
 
     Args:
         name, pretrained, across_frames: as in `load_backbone`.
+        asked: how the weights are used, as far as the user says it; wins over everything.
 
     Raises:
         BackboneError: unknown name or tag, weights that cannot be had or do not fit.
     """
-    file = Path(pretrained) if pretrained and Path(pretrained).is_file() else None
-    tuned = read_tuned(file) if file else None
-    if file and tuned:
-        _check_tuned(file, tuned, name, across_frames)
-    if name == "demo":
-        model, tokenizer = _load_folder(DEMO_BACKBONE)
-    elif name.startswith("local-dir:"):
-        model, tokenizer = _load_folder(Path(name.removeprefix("local-dir:")))
+    source = Path(pretrained) if pretrained and _is_there(pretrained) else None
+    tuned = read_tuned(source) if source and source.is_file() else None
+    if source and tuned:
+        _check_tuned(source, tuned, name, across_frames)
+    if name == "demo" or name.startswith("local-dir:"):
+        folder = DEMO_BACKBONE if name == "demo" else Path(name.removeprefix("local-dir:"))
+        loaded = _load_folder(folder, name, asked, filled=source is None)
+    elif name.startswith("hf-hub:"):
+        loaded = _load_published(name, None, asked)
+    elif source:
+        loaded = _load_source(name, source, tuned, asked)
     else:
-        model, tokenizer = _load_open_clip(name, pretrained, tuned)
-    if not is_clip(model):
+        loaded = _load_published(name, pretrained, asked)
+    if not is_clip(loaded.model):
         raise BackboneError(
-            f"The model of {name} is a {type(model).__name__}, expected one that encodes pictures and texts"
+            f"The model of {name} is a {type(loaded.model).__name__}, expected one that encodes pictures and texts"
         )
-    if file and (tuned or name == "demo" or ":" in name):
-        _load_file(model, file, tuned)
-    return model, tokenizer, _pretrained_name(name, pretrained)
+    if source and (name == "demo" or ":" in name):
+        _fill(loaded.model, source, tuned, name)
+        loaded = loaded._replace(pretrained=source.name)
+    return loaded
 
 
-def is_clip(model: nn.Module) -> TypeGuard[ClipModel]:
-    """Whether a model encodes pictures and texts as those of open_clip do."""
-    return all(hasattr(model, name) for name in ("visual", "logit_scale", "encode_image", "encode_text"))
+def _is_there(pretrained: str) -> bool:
+    """Whether weights are named by a file, or a folder with weights, and not by a tag."""
+    path = Path(pretrained)
+    return path.is_file() or (path.is_dir() and weights_file(path) is not None)
 
 
-def _load_folder(folder: Path) -> tuple[nn.Module, Any]:
-    """A model from `open_clip_config.json`, its weights, and optionally an own `*.txt.gz` merges file."""
+def _load_folder(folder: Path, name: str, asked: ActivationSettings | None, *, filled: bool) -> Loaded:
+    """A model from `open_clip_config.json`, its weights, tokenizer files or an own `*.txt.gz` of merges.
+
+    A folder of transformers (`config.json`) is taken as the architecture of open_clip that its weights fit.
+    """
     import open_clip
 
-    if not (folder / "open_clip_config.json").is_file():
-        raise BackboneError(f"{folder} has no open_clip_config.json", hint="Name a folder with config and weights")
+    config = folder / "open_clip_config.json"
+    if not config.is_file():
+        if not (folder / "config.json").is_file():
+            raise BackboneError(f"{folder} has no open_clip_config.json", hint="Name a folder with config and weights")
+        return _load_source(architecture_of(folder), folder, None, asked)
+    about = _read_config(config)
+    text = dict(about["model_cfg"].get("text_cfg") or {})
+    if (folder / str(text.get("hf_model_name") or "-")).is_dir():  # what `fetch` writes holds for any place
+        text["hf_model_name"] = str(folder / text["hf_model_name"])
+    text["hf_model_pretrained"] = False
+    with _quiet(), as_backbone_error(f"Cannot load the backbone in {folder}"):
+        model: Any = open_clip.create_model(
+            f"local-dir:{folder}",
+            load_weights=False,
+            pretrained_text=False,
+            text_cfg=text,
+            **_options(said(asked)),
+        )
+    if filled:
+        _fill(model, folder, None, name)
+    known = about.get("glscl") or {}
+    called = "built-in" if name == "demo" else str(known.get("pretrained") or "local-dir")
+    return Loaded(model, _tokenizer_in(folder), str(known.get("name") or name), called)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+        if isinstance(found["model_cfg"], dict):
+            return found
+    except (ValueError, KeyError, TypeError, RecursionError, OSError):
+        pass
+    raise BackboneError(f"{path} describes no model: expected JSON with a model_cfg")
+
+
+def _tokenizer_in(folder: Path) -> Any:
+    import open_clip
+
     merges = sorted(folder.glob("*.txt.gz"))
-    with _quiet(), _as_backbone_error(f"Cannot load the backbone in {folder}"):
-        model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True)
-        tokenizer_options: dict[str, Any] = {"bpe_path": str(merges[0])} if merges else {}
-        return model, open_clip.get_tokenizer(f"local-dir:{folder}", **tokenizer_options)
+    options: dict[str, Any] = {"bpe_path": str(merges[0])} if merges else {}
+    with _quiet(), as_backbone_error(f"Cannot load the tokenizer in {folder}"):
+        return open_clip.get_tokenizer(f"local-dir:{folder}", **options)
 
 
-def _load_open_clip(name: str, pretrained: str | None, tuned: TunedWeights | None) -> tuple[nn.Module, Any]:
-    _stay_offline_where_there_is_no_network()
+def _load_source(name: str, source: Path, tuned: TunedWeights | None, asked: ActivationSettings | None) -> Loaded:
+    """An architecture with the weights in a file or folder."""
     import open_clip
 
-    hub = name.startswith("hf-hub:")
-    options: dict[str, Any] = {}
+    _check_architecture(name)
+    if source.suffix in (".npz", ".npy"):
+        return _load_big_vision(name, source, asked)
+    if source.is_dir() and (source / "open_clip_config.json").is_file():
+        loaded = _load_folder(source, f"local-dir:{source}", asked, filled=True)
+        fetched = "glscl" in _read_config(source / "open_clip_config.json")
+        return loaded if fetched else loaded._replace(name=name, pretrained=source.name)
+    found = read_backbone(source)
+    beside = {**tuned.preprocessing, "quick_gelu": tuned.quick_gelu} if tuned else None
+    decided = decide(name, source, found, asked=asked, is_script=is_script(source), beside=beside)
+    values = {**decided.values, **(tuned.preprocessing if tuned else {}), **said(asked)}
+    with _quiet(), as_backbone_error(f"Cannot build {name}"):
+        model: Any = open_clip.create_model(name, None, load_weights=False, pretrained_text=False, **_options(values))
+    _fill(model, source, tuned, name, found)
+    return Loaded(model, _tokenizer_of(name, source), name, source.name, tuple(decided.notes))
+
+
+def _load_big_vision(name: str, source: Path, asked: ActivationSettings | None) -> Loaded:
+    """Weights of Google's big_vision (SigLIP), which open_clip itself converts."""
+    import open_clip
+
+    decided = decide(name, source, ClipWeights({}, "open_clip", "", (), None), asked=asked, is_script=False)
+    with _quiet(), as_backbone_error(f"Cannot load the weights in {source}"):
+        check_zip(source)
+        model: Any = open_clip.create_model(name, None, load_weights=False, **_options(decided.values))
+        open_clip.load_checkpoint(model, str(source))
+    return Loaded(model, _tokenizer_of(name, source), name, source.name, tuple(decided.notes))
+
+
+def _load_published(name: str, pretrained: str | None, asked: ActivationSettings | None) -> Loaded:
+    """Weights that open_clip knows by a tag, or a repository of the hub."""
+    stay_offline_where_there_is_no_network()
+    import open_clip
+
+    hub, values = name.startswith("hf-hub:"), said(asked)
     if not hub:
-        known = open_clip.list_models()
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 3, 0.4)
-            raise BackboneError(f"open_clip has no architecture {name!r}; close to it: {', '.join(close) or 'none'}")
+        _check_architecture(name)
         if not pretrained:
             raise BackboneError(f"{name} needs weights", hint="Give `pretrained=openai`, another tag, or a file")
         tags = open_clip.list_pretrained_tags_by_model(name)
-        if tuned:
-            options = {"force_quick_gelu": tuned.quick_gelu or None, "force_preprocess_cfg": tuned.preprocessing}
-        elif Path(pretrained).is_file():
-            options["force_quick_gelu"] = _is_openai_archive(Path(pretrained)) or None
-        elif pretrained not in tags:
+        if pretrained not in tags:
             raise BackboneError(
                 f"{pretrained!r} is neither a file nor a tag of {name}; its tags are {', '.join(tags) or 'none'}",
                 hint="Give `pretrained` one of these or a file",
             )
-        else:  # weights trained with QuickGELU need it, whatever the name of the architecture says
-            settings = open_clip.get_pretrained_cfg(name, pretrained) or {}
-            options["force_quick_gelu"] = bool(settings.get("quick_gelu")) or None
-    options = {key: value for key, value in options.items() if value is not None}
+        # weights trained with QuickGELU need it, whatever the name of the architecture says
+        if (open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu"):
+            values = {"quick_gelu": True, **values}
     source = name if hub else f"{name}/{pretrained}"
-    with (
-        _quiet(),
-        _as_backbone_error(
-            f"Cannot load the weights of {source}",
-            hint="They are downloaded once from the model hub: run where there is a network, or copy the file here and "
-            f"give `backbone={name}` `pretrained=FILE`",
-        ),
-    ):
-        tag = None if hub or tuned else pretrained
-        model = open_clip.create_model(name, tag, require_pretrained=not tuned, **options)
     try:
         with _quiet():
-            return model, open_clip.get_tokenizer(name)
+            model: Any = open_clip.create_model(
+                name, None if hub else pretrained, require_pretrained=True, **_options(values)
+            )
+    except Exception as error:  # hub clients, torch and safetensors each raise their own types
+        raise unavailable(name, pretrained, f"Cannot load the weights of {source}", error) from error
+    return Loaded(model, _tokenizer_of(name), name, name.partition(":")[0] if hub else str(pretrained))
+
+
+def _check_architecture(name: str) -> None:
+    import open_clip
+
+    known = open_clip.list_models()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, 3, 0.4)
+        raise BackboneError(f"open_clip has no architecture {name!r}; close to it: {', '.join(close) or 'none'}")
+
+
+def _options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """How weights are used, as `open_clip.create_model` takes it."""
+    pictures = {key: value for key, value in values.items() if key != "quick_gelu"}
+    options: dict[str, Any] = {"force_preprocess_cfg": pictures} if pictures else {}
+    return options if values.get("quick_gelu") is None else {**options, "quick_gelu": values["quick_gelu"]}
+
+
+def _tokenizer_of(name: str, source: Path | None = None) -> Any:
+    """The tokenizer of an architecture; one of transformers from the files beside the weights, where they are there."""
+    import open_clip
+
+    text = (open_clip.get_model_config(name) or {}).get("text_cfg", {}) if ":" not in name else {}
+    folder = source and (source if source.is_dir() else source.parent)
+    try:
+        with _quiet():
+            if folder and text.get("hf_tokenizer_name") and any(map(Path.is_file, map(folder.joinpath, _TOKENIZERS))):
+                from open_clip.tokenizer import HFTokenizer
+
+                length = text.get("context_length", 77)
+                mode = text.get("tokenizer_mode")
+                options = text.get("tokenizer_kwargs", {})
+                return HFTokenizer(str(folder), context_length=length, tokenizer_mode=mode, **options)
+            return open_clip.get_tokenizer(name)
     except (ImportError, OSError, ValueError, AttributeError) as error:
-        raise BackboneError(
-            f"The tokenizer of {name} cannot be had: {_last_line(error)}",
-            hint="It may need the transformers package (pip install 'glscl[siglip]') and a network once",
-        ) from error
+        raise unavailable(name, None, f"Cannot load the tokenizer of {name}", error) from error
 
 
 def _check_tuned(file: Path, tuned: TunedWeights, name: str, across_frames: bool) -> None:
@@ -154,35 +246,16 @@ def _check_tuned(file: Path, tuned: TunedWeights, name: str, across_frames: bool
         )
 
 
-def _load_file(model: ClipModel, file: Path, tuned: TunedWeights | None) -> None:
-    """Replace the weights of a model by those in a file."""
-    import open_clip
-
+def _fill(
+    model: ClipModel, source: Path, tuned: TunedWeights | None, name: str, found: ClipWeights | None = None
+) -> None:
+    """Replace the weights of a model by those in a file or folder."""
     if tuned and tuned.patch_embedding == "3d":
         widen_patch_embedding(model)
-    with _quiet(), _as_backbone_error(f"Cannot load the weights in {file}"):
-        if file.suffix != ".safetensors":
-            check_torch_file(file)
-        open_clip.load_checkpoint(model, str(file))  # pyright: ignore[reportArgumentType] (its annotation leaves out CoCa)
+    fit(model, found or read_backbone(source), source, name)
 
 
-def _pretrained_name(name: str, pretrained: str | None) -> str:
-    if pretrained and Path(pretrained).is_file():
-        return Path(pretrained).name
-    if name == "demo":
-        return "built-in"
-    return name.partition(":")[0] if ":" in name else str(pretrained)
-
-
-def _is_openai_archive(path: Path) -> bool:
-    """OpenAI's own files are TorchScript archives; those models use QuickGELU."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
-
-
-def _stay_offline_where_there_is_no_network() -> None:
+def stay_offline_where_there_is_no_network() -> None:
     """Without a network the hub's client retries for a minute; one name look-up tells at once."""
     if "HF_HUB_OFFLINE" in os.environ:
         return
@@ -199,6 +272,32 @@ def _stay_offline_where_there_is_no_network() -> None:
             huggingface_hub.constants.HF_HUB_OFFLINE = True
 
 
+def unavailable(name: str, pretrained: str | None, message: str, error: Exception) -> BackboneError:
+    """What to say where something cannot be had from the hub: which file, and the ways that need no network here."""
+    if isinstance(error, ImportError):
+        return BackboneError(
+            f"{message}: {first_words(error)}", hint="Install transformers: pip install 'glscl[siglip]'"
+        )
+    missing = [file for file in needed_files(name, pretrained) if file.path is None]
+    offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
+    reason = first_words(error)
+    if missing:
+        listed = " and ".join(f"its {file.what} ({file.names[0]} of {file.source})" for file in missing)
+        verb = "are" if len(missing) > 1 or missing[0].what == "weights" else "is"
+        reason = f"{listed} {verb} not on this machine, and " + ("the hub cannot be reached" if offline else reason)
+    return BackboneError(
+        f"{message}: {reason}",
+        hint=Hint(
+            "Where there is a network, make a folder of it, which works here as `backbone=local-dir:FOLDER`",
+            "fetch",
+            {"": name, "pretrained": pretrained},
+            otherwise=Hint(
+                "give weights that are here with `pretrained=FILE`, or fill the hub's cache (HF_HOME) there and copy it"
+            ),
+        ),
+    )
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """open_clip logs every failed attempt; our one line says it once."""
@@ -213,15 +312,10 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _as_backbone_error(message: str, hint: Hint | str | None = None) -> Iterator[None]:
+def as_backbone_error(message: str, hint: Hint | str | None = None) -> Iterator[None]:
     try:
         yield
     except BackboneError:
         raise
     except Exception as error:  # hub clients, torch and safetensors each raise their own types
-        raise BackboneError(f"{message}: {_last_line(error)}", hint=hint) from error
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+        raise BackboneError(f"{message}: {first_words(error)}", hint=hint) from error

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from glscl.cache.known_files import KnownFiles
 from glscl.cache.schema import VideoItem
+from glscl.cache.store import Store
 from glscl.extract.decode.sampling import Sampling
 from glscl.extract.decode.video import Decoding, FrameChunk, VideoTask, decode_video
 
@@ -19,18 +21,19 @@ SIZE = 160  # pixels, the longer side
 
 
 def thumbnails_of(
-    configuration: Mapping[str, Any], folder: Path | None = None
+    store: Store, folder: Path | None = None
 ) -> Callable[[VideoItem, Sequence[float]], list[Image] | None]:
-    """A function that gives pictures of a cached video's frames.
+    """A function that gives pictures of the frames of a list's videos; None for one whose file is not there.
 
     Args:
-        configuration: of the cache; its sampling says which frames there are.
-        folder: where the videos are now, below which a file of the same name or with the video's id as its name is
-            looked for; None takes the path that extraction recorded.
+        store: the cache; its sampling says which frames there are.
+        folder: where the videos are now, below which a file of the same content is looked for by its name or the video's id;
+            None takes the places where their contents were last seen.
     """
-    rule = configuration.get("sampling")
-    rule = rule if isinstance(rule, Mapping) else {}
+    rule = store.configuration.get("sampling", {})
     sampling = Sampling(fps=rule.get("fps", 4.0), rule=rule.get("rule", "time"), max_frames=rule.get("max_frames"))
+    known = KnownFiles.read(store.path)
+    contents = {id: content.tobytes() for id, content in zip(store.list.video_ids, store.list.video_content)}
     names: dict[str, Path] = {}
     if folder is not None:
         for path in sorted(folder.rglob("*")):
@@ -38,11 +41,17 @@ def thumbnails_of(
                 names.setdefault(path.name, path)
                 names.setdefault(path.stem, path)
 
+    def is_it(path: Path | None, id: str) -> bool:
+        try:
+            return path is not None and known.content(path) == contents.get(id)
+        except OSError:
+            return False
+
     def pictures(video: VideoItem, times: Sequence[float]) -> list[Image] | None:
         recorded = Path(video.path) if video.path else None
-        found = names.get(recorded.name) if recorded else None
-        found = found or names.get(Path(video.id).name) or recorded
-        return frame_pictures(video, times, found, sampling=sampling) if found is not None and found.is_file() else None
+        places = (names.get(recorded.name) if recorded else None, names.get(Path(video.id).name), recorded)
+        found = next((path for path in places if path is not None and is_it(path, video.id)), None)
+        return None if found is None else frame_pictures(video, times, found, sampling=sampling)
 
     return pictures
 

@@ -184,7 +184,7 @@ def decode_video(
     yield VideoDone(
         item=task.item,
         status=status,
-        reason=reason,
+        reason=_nameless(reason, task.path),
         decoder=part.used,
         duration=part.duration,
         fps=part.fps,
@@ -192,8 +192,13 @@ def decode_video(
         codec=part.codec,
         seconds=time.monotonic() - clock,
         frames=frames,
-        decoder_note=part.note,
+        decoder_note=_nameless(part.note, task.path),
     )
+
+
+def _nameless(text: str | None, path: str) -> str | None:
+    """What is said of a file without its path: it is kept in caches, which name no file."""
+    return None if text is None else text.replace(path, "the file")
 
 
 def prepared(pixels: NDArray[np.uint8], prepare: Prepare | None) -> NDArray[np.uint8]:

@@ -150,8 +150,9 @@ def import_features(
             words=settings.max_words,
             device=device,
             precision=settings.precision,
+            asked=settings,
         )
-    notes: list[str] = []
+    notes: list[str] = list(backbone.notes) if backbone is not None else []
     with ExitStack() as stack:
         stack.enter_context(telling(notes))
         frames_of = frame_readers(stack.enter_context(open_arrays(features)), annotations, notes)
@@ -195,7 +196,7 @@ def _create(
     if backbone is not None:
         about["words"] = backbone.words
         configuration["text_backbone"] = dataclasses.asdict(backbone.description)
-    tokens = has_tokens or (backbone is not None and settings.tokens)
+    tokens = has_tokens or (backbone is not None and settings.tokens and backbone.text_tower.gives_tokens)
     spec = StoreSpec(configuration=configuration, embed_dim=embed_dim, dtype=settings.dtype, tokens=tokens)
     try:
         return create_library(out, spec, settings.format)

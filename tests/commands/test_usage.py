@@ -28,7 +28,7 @@ CASES = [  # the command line, and what its message names
     ("finetune --option qeries=4", "queries"),
     ("finetune --freeze vision --patch-embedding 3d", "--freeze vision"),
     ("finetune --resume", "--out"),
-    ("import-checkpoint x.pt --source xclip", "clip4clip"),
+    ("import-checkpoint x.pt --source frozen", "clip4clip"),
     ("import-checkpoint x.pt --source glscl --frame-position middle", "uniform"),
     ("import-checkpoint x.pt --source glscl --option qeries=4", "queries"),
     ("import-checkpoint x.pt --source clip4clip --option queries", "KEY=VALUE"),

@@ -13,9 +13,9 @@ import pytest
 
 from glscl.common.archive_limits import FLOOR, RATIO, check_zip
 from glscl.common.errors import InputError
+from glscl.common.state_dicts import read_state_dict
 from glscl.extract.datasets import webdataset
 from glscl.extract.importing.feature_files import open_arrays
-from glscl.train_head.importing.import_checkpoint import _read_pickle
 
 FLOATS = (FLOOR + (8 << 20)) // 4  # 24 MiB of zeros
 
@@ -73,7 +73,7 @@ def test_features_that_would_unpack_to_too_much_are_refused(make, tmp_path):
 
 def test_a_checkpoint_that_would_unpack_to_too_much_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"it claims \d+ bytes, but stores"):
-        _read_pickle(pt(tmp_path))
+        read_state_dict(pt(tmp_path))
 
 
 def test_padded_features_are_no_bomb(tmp_path):

@@ -16,17 +16,16 @@ from glscl.cache.lists import make_current, write_list
 from glscl.common.errors import CheckpointError, FingerprintError, NotFoundError, UsageError
 from glscl.train_head.checkpoint import (
     Resume,
-    check_cache,
     load_resume,
     load_run,
     load_weights,
-    open_recorded,
     read_run,
     save_resume,
     save_weights,
     write_run,
 )
 from glscl.train_head.heads import build_head
+from glscl.train_head.run_cache import check_cache, open_recorded
 
 
 class Folder:

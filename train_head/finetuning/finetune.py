@@ -23,7 +23,7 @@ from glscl.cache.table import FeatureTable
 from glscl.common.errors import Hint, UsageError
 from glscl.common.launch import launch
 from glscl.extract.backbone.encoder import backbone_of_cache, load_backbone
-from glscl.train_head.checkpoint import check_cache, load_run
+from glscl.train_head.checkpoint import load_run
 from glscl.train_head.finetuning.model import EndToEnd
 from glscl.train_head.finetuning.pixel_learner import PixelLearner, encode_table
 from glscl.train_head.finetuning.pixels import Frames, items_of
@@ -32,6 +32,7 @@ from glscl.train_head.finetuning.towers import FILES, unfreeze, vision_tower
 from glscl.train_head.heads.base import Head
 from glscl.train_head.loop import fit_learner
 from glscl.train_head.reports import Reporter
+from glscl.train_head.run_cache import check_cache
 from glscl.train_head.train import (
     LoadedSplits,
     TrainingData,

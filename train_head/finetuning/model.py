@@ -79,7 +79,7 @@ class EndToEnd(nn.Module):
     def text_features(self, captions: Captions) -> TextFeatures:
         """Pooled (B, D), tokens (B, L, D) and their mask, float32."""
         pooled, states = self.backbone.text_states(captions.ids, captions.width)
-        if not self.head.needs_tokens:
+        if states is None or not self.head.needs_tokens:
             return TextFeatures(pooled.float())
         mask = torch.arange(captions.width, device=states.device) < captions.lengths[:, None]  # (B, L)
         return TextFeatures(pooled.float(), states[:, : captions.width].float() * mask[..., None], mask)

@@ -6,9 +6,6 @@ D embed_dim.
 from __future__ import annotations
 
 import hashlib
-import pickle
-import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,25 +19,23 @@ from torch import Tensor
 from glscl.cache.files import refuse_links
 from glscl.cache.schema import FramePosition
 from glscl.cache.store import Store
-from glscl.common.archive_limits import check_torch_file
-from glscl.common.errors import InputError, NonFiniteError, NotFoundError, UsageError
+from glscl.common.clip_names import OPENAI_SETTINGS, clip_weights
+from glscl.common.errors import NonFiniteError, UsageError
+from glscl.common.state_dicts import read_state_dict, weights_file
 from glscl.common.versions import versions
-from glscl.train_head.checkpoint import backbone_of, cache_record, save_weights, write_run
-from glscl.train_head.heads import HEADS
-from glscl.train_head.heads.base import Head
-from glscl.train_head.importing.foreign_weights import SOURCES, head_from_state_dict
+from glscl.train_head.checkpoint import save_weights, write_run
+from glscl.train_head.importing.foreign_weights import SOURCES, head_from_state_dict, head_of, source_of
 from glscl.train_head.recipes import RECIPES
-from glscl.train_head.run_record import short
+from glscl.train_head.run_cache import backbone_of, cache_record
 from glscl.train_head.settings import typed_options
 
-# Where programs put the state dict when they save more than it.
-_NESTED = ("state_dict", "model_state_dict", "model")
 _WEIGHT_FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 # Two copies of one backbone differ by the rounding of half precision at most, 3e-4 of their norm. A few epochs of
 # fine-tuning change the first blocks of the text transformer by more than ten times that.
 _SAME_BACKBONE = 1e-3
 
+AUTO = "auto"
 ABSENT, SAME, DIFFERENT, UNKNOWN = "absent", "same", "different", "unknown"
 
 
@@ -70,8 +65,12 @@ class Imported:
 
 def check_options(source: str, options: Mapping[str, Any]) -> None:
     """Raise UsageError for options that no checkpoint of `source` could take, before any file is read."""
-    if source == "glscl":  # which head of CLIP4Clip it is, and so what its options are, the weights tell
-        typed_options("glscl", options)
+    if source not in (
+        AUTO,
+        "clip4clip",
+        "drl",
+    ):  # which head of these it is, and so what its options are, the weights tell
+        typed_options(source, options)
 
 
 def import_checkpoint(
@@ -79,7 +78,7 @@ def import_checkpoint(
     store: Store,
     out: Path | Callable[[str], Path],
     *,
-    source: str,
+    source: str = AUTO,
     options: Mapping[str, Any] = MappingProxyType({}),
     max_frames: int | None = None,
     frame_position: str = "uniform",
@@ -88,10 +87,10 @@ def import_checkpoint(
     """Write a run folder from the state dict of a public program.
 
     Args:
-        file: what `torch.save(model.state_dict(), file)` wrote, or safetensors.
+        file: with the state dict, see `glscl.common.state_dicts`.
         store: the cache the run will be judged on; gives D, and says whose features they are.
         out: the run folder, or what chooses it by the head's name. It must hold no run.
-        source: "glscl" or "clip4clip"; see `glscl.train_head.importing.foreign_weights`.
+        source: the program, see `glscl.train_head.importing.foreign_weights.SOURCES`; "auto" tells it by the keys.
         options: for what the keys cannot tell, such as `{"temperature": 5.0, "mask_padding": False}`; texts are read too.
         max_frames, frame_position: frames a video to look at; None is as the recipe of the cache's dataset says.
         command: for run.json.
@@ -104,14 +103,15 @@ def import_checkpoint(
         NonFiniteError: NaN or infinity among the weights.
         StorageError: `out` cannot be written, or a link stands in it.
     """
-    if source not in SOURCES:
-        raise UsageError(f"`source` is {source!r}; expected one of {', '.join(SOURCES)}")
+    if source not in (AUTO, *SOURCES):
+        raise UsageError(f"`source` is {source!r}; expected one of {', '.join((AUTO, *SOURCES))}")
     if frame_position not in get_args(FramePosition):
         expected = ", ".join(get_args(FramePosition))
         raise UsageError(f"`frame_position` is {frame_position!r}; expected one of {expected}")
-    weights = {key.removeprefix("module."): value for key, value in read_state_dict(file).items()}
-    head = _build(weights, source, store.embed_dim, options)
-    name = _name(head)
+    weights = read_state_dict(file)
+    source = source_of(weights) if source == AUTO else source
+    name = head_of(weights, source)
+    head = head_from_state_dict(weights, source, embed_dim=store.embed_dim, **typed_options(name, options))
     for key, value in head.state_dict().items():
         if not value.isfinite().all():
             raise NonFiniteError(f"{file} has NaN or infinity in what becomes {key} of head {name}")
@@ -170,74 +170,54 @@ def import_checkpoint(
     )
 
 
-def read_state_dict(file: Path) -> dict[str, Tensor]:
-    """Names and tensors of a checkpoint, on the CPU. Nothing but tensors is ever unpickled.
-
-    Raises:
-        NotFoundError: there is no such file.
-        InputError: it is no checkpoint, is damaged, or holds more than tensors.
-    """
-    file = Path(file)
-    if not file.is_file():
-        raise NotFoundError(f"There is no checkpoint {file}")
-    found = _read_pickle(file) if _is_pickle(file) else _read_safetensors(file)
-    if isinstance(found, Mapping):
-        nested = [key for key in _NESTED if isinstance(found.get(key), Mapping)]
-        if len(nested) == 1:
-            found = found[nested[0]]
-    if not isinstance(found, Mapping):
-        raise InputError(f"{file} holds a {type(found).__name__}, expected a state dict: names and tensors")
-    odd = next((key for key, value in found.items() if not (isinstance(key, str) and isinstance(value, Tensor))), None)
-    if odd is not None:
-        raise InputError(
-            f"{file} is not a state dict: {short(odd)} is a {type(found[odd]).__name__}, expected a tensor"
-        )
-    if not found:
-        raise InputError(f"{file} holds no tensors")
-    return dict(found)
-
-
 def compare_backbone(weights: Mapping[str, Tensor], store: Store) -> str:
     """Whether the backbone inside a checkpoint is the one that made the cache, by the parts of it the cache keeps.
 
     Args:
-        weights: a public program's state dict; its backbone is under `clip.`, named as open_clip names it.
+        weights: a public program's state dict with its backbone, by open_clip's names or those of Hugging Face.
         store: an open cache; it keeps the first blocks of the text transformer and its positions.
 
     Returns:
         `ABSENT`, `SAME`, `DIFFERENT` or `UNKNOWN`.
     """
-    if not any(key.startswith("clip.") and key != "clip.logit_scale" for key in weights):
+    found = clip_weights(weights).weights
+    if not found.keys() - {"logit_scale"}:
         return ABSENT
+    theirs = {name.removeprefix("text."): value for name, value in found.items()}
     tensors = store.backbone_tensors()
-    names = [name for name in tensors if name != "logit_scale" and f"clip.{name}" in weights]
+    names = [name for name in tensors if name != "logit_scale" and name in theirs]
     if not names:
         return UNKNOWN
     off = size = 0.0
     for name in names:
-        theirs = weights[f"clip.{name}"].double()
         ours = torch.from_numpy(tensors[name].astype("float64"))
-        if theirs.shape != ours.shape:
+        if theirs[name].shape != ours.shape:
             return DIFFERENT
-        off += (theirs - ours).square().sum().item()
+        off += (theirs[name].double() - ours).square().sum().item()
         size += ours.square().sum().item()
-    return SAME if off <= _SAME_BACKBONE**2 * size else DIFFERENT
+    if off > _SAME_BACKBONE**2 * size or used_otherwise(store.configuration):
+        return DIFFERENT
+    return SAME
 
 
-def _build(weights: Mapping[str, Tensor], source: str, embed_dim: int, options: Mapping[str, Any]) -> Head:
-    """The head; of CLIP4Clip's only the keys tell which it is, and so what its options are."""
-    if source == "glscl":
-        name = "glscl"
-    else:
-        head = head_from_state_dict(weights, source, embed_dim=embed_dim)
-        if not options:
-            return head
-        name = _name(head)
-    return head_from_state_dict(weights, source, embed_dim=embed_dim, **typed_options(name, options))
+def used_otherwise(configuration: Mapping[str, Any]) -> list[str]:
+    """What a cache did to its backbone's pictures and activations that no public program does, in words.
+
+    All of them start from OpenAI's weights, and use them as OpenAI does. Nothing is said of what a cache does not tell.
+    """
+    made = configuration.get("backbone")
+    told = dict(made) if isinstance(made, Mapping) else {}
+    told |= told.get("preprocessing") or {}
+    found = []
+    for key, expected in OPENAI_SETTINGS.items():
+        value = tuple(told[key]) if isinstance(told.get(key), list) else told.get(key)
+        if value is not None and value != expected:
+            found.append(f"{key} {_plain(value)} instead of {_plain(expected)}")
+    return found
 
 
-def _name(head: Head) -> str:
-    return next(name for name, kind in HEADS.items() if kind is type(head))
+def _plain(value: Any) -> str:
+    return ",".join(f"{number:.3g}" for number in value) if isinstance(value, tuple) else str(value)
 
 
 def _backbone_notes(backbone: str, store: Store) -> list[str]:
@@ -248,8 +228,10 @@ def _backbone_notes(backbone: str, store: Store) -> list[str]:
     if backbone == SAME:
         return []
     is_it = "is not" if backbone == DIFFERENT else "may not be"
+    otherwise = used_otherwise(store.configuration)
+    how = f", which used it with {', '.join(otherwise)}" if otherwise else ""
     return [
-        f"the checkpoint holds a backbone that {is_it} the one the cache's features come from ({clip}/{pretrained}): "
+        f"the checkpoint holds a backbone that {is_it} the one the cache's features come from ({clip}/{pretrained}{how}): "
         "its head was trained on other features, so numbers on this cache differ from its published ones"
     ]
 
@@ -262,50 +244,12 @@ def _dropped_notes(keys: Sequence[str]) -> list[str]:
     return [f"{len(keys)} keys were dropped, which the head does not use: {parts}"]
 
 
-def _is_pickle(file: Path) -> bool:
-    """Whether torch wrote it: a zip archive, or a bare pickle as before torch 1.6."""
-    try:
-        if zipfile.is_zipfile(file):
-            return True
-    except zipfile.BadZipFile:  # damaged, but nothing else
-        return True
-    with open(file, "rb") as opened:
-        return opened.read(1) == b"\x80"
-
-
-def _read_pickle(file: Path) -> Any:
-    try:
-        check_torch_file(file)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # it reads it or it raises
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        text = " ".join(str(error).split())
-        name = text.partition("GLOBAL ")[2].split(" ")[0] or text.partition("global ")[2].split(" ")[0]
-        what = f" ({name})" if name else ""
-        raise InputError(
-            f"{file} cannot be read as tensors alone: it is damaged or holds other Python objects{what}, and "
-            "unpickling those can run any code",
-            hint="Save its weights alone, where it was made: torch.save(model.state_dict(), FILE)",
-        ) from error
-    except Exception as error:  # torch raises whatever it likes on damaged archives
-        raise InputError(f"{file} cannot be read as a checkpoint: {' '.join(str(error).split())[:200]}") from error
-
-
-def _read_safetensors(file: Path) -> Any:
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file)
-    except Exception as error:  # safetensors raises its own, undocumented type
-        raise InputError(f"{file} is neither a torch checkpoint nor safetensors: {str(error)[:200]}") from error
-
-
 def _from_a_file(pretrained: str | None) -> bool:
     """Whether the cache's backbone came from a file of weights and not from a published tag."""
     return pretrained is not None and Path(pretrained).suffix.lower() in _WEIGHT_FILES
 
 
 def _sha256(file: Path) -> str:
+    file = weights_file(file) or file if file.is_dir() else file
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import pickle
-import zipfile
 
 import numpy as np
 import pytest
@@ -135,7 +134,7 @@ def test_a_file_of_weights_loads_by_architecture(tiny_clip, tmp_path):
     )
     assert (by_file.description.name, by_file.description.pretrained) == ("tiny-test", "weights.pt")
     weights.write_bytes(b"not weights")
-    with pytest.raises(BackboneError, match="Cannot load the weights of tiny-test"):
+    with pytest.raises(BackboneError, match=r"weights.pt is neither a torch checkpoint nor safetensors"):
         load_backbone("tiny-test", str(weights))
 
 
@@ -181,14 +180,6 @@ def test_bf16_stays_near_float32(tiny_clip):
     cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
     assert (cosine > 0.999).all() and not np.array_equal(a, b)
     assert exact.description != rough.description
-
-
-def test_openais_own_archives_are_recognised(tmp_path):
-    jit, plain = tmp_path / "jit.pt", tmp_path / "plain.pt"
-    with zipfile.ZipFile(jit, "w") as archive:
-        archive.writestr("model/code/__torch__.py", "")
-    torch.save({"a": torch.zeros(1)}, plain)
-    assert loading._is_openai_archive(jit) and not loading._is_openai_archive(plain)
 
 
 def test_sentences_are_encoded_in_one_call_with_the_mask_of_their_tokens(loaded):

@@ -258,8 +258,8 @@ def test_an_empty_glscl_state_dict_is_refused():
 
 
 def test_unknown_sources_and_options_are_refused_with_the_choices():
-    with pytest.raises(UsageError, match="no source 'xclip'; choose from glscl, clip4clip"):
-        head_from_state_dict({}, source="xclip", embed_dim=64)
+    with pytest.raises(UsageError, match="no source 'nothing'; choose from glscl, xclip, xpool"):
+        head_from_state_dict({}, source="nothing", embed_dim=64)
     with pytest.raises(UsageError, match="head mean_pool has no option 'queries'"):
         head_from_state_dict({}, source="clip4clip", embed_dim=64, queries=3)
 

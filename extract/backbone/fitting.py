@@ -1,0 +1,164 @@
+"""Weights of a file into a model, whole or not at all; and what weights that do not fit look like."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from glscl.common.clip_names import ClipWeights, clip_weights
+from glscl.common.errors import BackboneError, Hint, InputError
+from glscl.common.state_dicts import first_words, read_state_dict
+
+if TYPE_CHECKING:
+    from glscl.extract.backbone.clip_model import ClipModel
+
+_TITLES = {"glscl": "GLSCL", "xclip": "X-CLIP", "xpool": "X-Pool", "drl": "DRL", "dicosa": "DiCoSA"}
+_FORMS = {"open_clip": "open_clip weights", "clip": "a Hugging Face CLIPModel", "siglip": "a Hugging Face SiglipModel"}
+_MOST_BUILT = 12  # architectures that are compared in full; those that share a text tower are fewer
+
+
+def read_backbone(source: Path) -> ClipWeights:
+    """The backbone in a file or folder of any kind.
+
+    Raises:
+        BackboneError: it cannot be read, or holds none.
+    """
+    try:
+        found = clip_weights(read_state_dict(source))
+    except InputError as error:
+        raise BackboneError(error.message, hint=error.hint) from error
+    if not found.weights:
+        raise BackboneError(
+            f"{source} holds no backbone: it looks like the head of {_title(found.program)} alone",
+            hint=Hint("Import the head", "import-checkpoint", {"": source}),
+        )
+    return found
+
+
+def fit(model: ClipModel, found: ClipWeights, source: Path, name: str) -> None:
+    """Replace all weights of a model.
+
+    Raises:
+        BackboneError: names or shapes that are not the model's; the message has the first of them, what the weights look
+            like, and what fits them.
+    """
+    weights, own = _as_in(model, found.weights, source), model.state_dict()
+    missing, unknown = [key for key in own if key not in weights], [key for key in weights if key not in own]
+    other = [key for key in own if key in weights and own[key].shape != weights[key].shape]
+    if missing or unknown or other:
+        problems = [_some("lacks", missing), _some("has the unknown", unknown)]
+        if other and not missing:
+            key = other[0]
+            problems = [f"{key} has shape {tuple(weights[key].shape)}, expected {tuple(own[key].shape)}"]
+        likeness = architectures_of(found.weights)
+        raise BackboneError(
+            f"The weights in {source} do not fit {name}: {' and '.join(filter(None, problems))}; "
+            f"they look like {_looks_like(found, likeness)}",
+            hint=f"Use `backbone={likeness[0]}`" if likeness else None,
+        )
+    model.load_state_dict(weights)
+
+
+def _as_in(model: ClipModel, weights: Mapping[str, Tensor], source: Path) -> dict[str, Tensor]:
+    """The same weights as this model's class names and shapes them."""
+    from open_clip.convert import convert_state_dict
+
+    try:
+        found: dict[str, Tensor] = convert_state_dict(model, dict(weights))  # pyright: ignore[reportArgumentType] (CoCa)
+    except Exception as error:  # Apple's names, but not as open_clip knows them
+        raise BackboneError(f"The weights in {source} cannot be converted: {first_words(error)}") from error
+    inside = hasattr(model, "text")
+    if inside and "positional_embedding" in found:  # the plain class keeps its text tower at the top
+        top = ("visual.", "logit_scale", "logit_bias", "text.", "text_decoder.")
+        found = {key if key.startswith(top) else f"text.{key}": value for key, value in found.items()}
+    elif not inside and "text.positional_embedding" in found:
+        found = {key.removeprefix("text."): value for key, value in found.items()}
+    for key, usual in (("logit_scale", math.log(100.0)), ("logit_bias", 0.0)):  # of a loss; towers alone come without
+        own = getattr(model, key, None)
+        if isinstance(own, Tensor):
+            found[key] = found.get(key, torch.full_like(own.detach(), usual)).reshape(own.shape)
+    return found
+
+
+def _some(verb: str, keys: list[str]) -> str:
+    if not keys:
+        return ""
+    rest = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+    return f"it {verb} {keys[0][:100]}{rest}"
+
+
+def _looks_like(found: ClipWeights, likeness: list[str]) -> str:
+    title = _FORMS[found.form]
+    if found.program:
+        title = f"a whole model of {_title(found.program)}"
+    if likeness:
+        return f"{title} of {likeness[0]}"
+    towers = {"visual.": "pictures", "transformer.": "captions", "text.": "captions"}
+    has = {kind for start, kind in towers.items() if any(key.startswith(start) for key in found.weights)}
+    if len(has) == 1:
+        return f"the tower for {has.pop()} alone"
+    return title if found.form != "open_clip" or found.program else "no architecture of open_clip"
+
+
+def _title(program: str | None) -> str:
+    return _TITLES.get(program or "", "CLIP4Clip")
+
+
+# --- which architecture ------------------------------------------------------------------------------------------------
+
+
+def architecture_of(source: Path) -> str:
+    """The architecture of the backbone in a file or folder. Raises BackboneError where open_clip has none of its shapes."""
+    alike = architectures_of(read_backbone(source).weights)
+    if not alike:
+        raise BackboneError(
+            f"The weights in {source} have the shapes of no architecture of open_clip", hint="Name it with `backbone`"
+        )
+    return alike[0]
+
+
+def architectures_of(weights: Mapping[str, Tensor]) -> list[str]:
+    """Architectures of open_clip that have exactly these names and shapes."""
+    import open_clip
+
+    found = {key.removeprefix("text."): tuple(value.shape) for key, value in weights.items()}
+    candidates = [name for name in open_clip.list_models() if _may_be(open_clip.get_model_config(name), found)]
+    logits = {"logit_scale", "logit_bias"}
+    wanted = {key: shape for key, shape in found.items() if key not in logits}
+    alike = []
+    for name in candidates[:_MOST_BUILT]:
+        own = {key.removeprefix("text."): tuple(value.shape) for key, value in empty_model(name).state_dict().items()}
+        if {key: shape for key, shape in own.items() if key not in logits} == wanted:
+            alike.append(name)
+    return alike
+
+
+def _may_be(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether an architecture has a text tower of these sizes, by its configuration alone."""
+    text = {"width": 512, "vocab_size": 49408, "context_length": 77} | config["text_cfg"]
+    timm = any(key.startswith("visual.trunk.") for key in shapes)
+    if "hf_model_name" in text or timm != ("timm_model_name" in config["vision_cfg"]):
+        return False
+    if shapes.get("token_embedding.weight") != (text["vocab_size"], text["width"]):
+        return False
+    length, *_ = shapes.get("positional_embedding", (0,))
+    return length in (text["context_length"], text["context_length"] + 1)  # CoCa's has a place for its class token
+
+
+def empty_model(name: str) -> nn.Module:
+    """A model of an architecture without memory for its weights: names and shapes."""
+    import open_clip
+    from open_clip.coca_model import CoCa
+    from open_clip.model import CLIP, CustomTextCLIP
+
+    config = open_clip.get_model_config(name)
+    assert config is not None, "names come from open_clip's own list"
+    custom = config.pop("custom_text", False)
+    kind = CLIP if not custom else CoCa if "multimodal_cfg" in config else CustomTextCLIP
+    with torch.device("meta"):
+        return kind(**config)

@@ -1,0 +1,109 @@
+"""Captions through the text tower of a model, padded as it was trained and pooled by open_clip's own code.
+
+T texts, W words kept a caption, C context length, L tokens, D embed_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from glscl.extract.backbone.clip_model import ClipModel
+
+
+class TokenizedTexts(NamedTuple):
+    """Captions as token ids, cut to the configured number of words (start and end tokens included)."""
+
+    ids: np.ndarray  # (T, W) int64, the tokenizer's own padding behind `lengths`
+    lengths: np.ndarray  # (T,) int64, real tokens
+
+
+class TextTower:
+    """The text half of a model.
+
+    Many towers look at what stands behind a caption: SigLIP pools the last position, others attend both ways. So ids are
+    filled up with what the tokenizer itself fills up with, to the length that the tower was trained at.
+
+    Args:
+        model: of open_clip.
+        tokenizer: its own, as `open_clip.get_tokenizer` gives it.
+
+    Attributes:
+        context_length: C.
+        padding: id behind the end of a caption.
+        gives_tokens: whether it tells the states of its tokens; all of open_clip's do.
+    """
+
+    def __init__(self, model: ClipModel, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.tower: Any = getattr(model, "text", model)
+        known = (getattr(each, "context_length", None) for each in (tokenizer, model, self.tower))
+        self.context_length = int(next(filter(None, known)))
+        self.padding = int(tokenizer([""])[0, -1])
+        self.gives_tokens = _is_hugging_face(self.tower) or hasattr(model, "forward_intermediates")
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether it is the tower of the plain CLIP class, in which nothing sees what stands behind it."""
+        return not hasattr(self.model, "text") and getattr(self.model, "attn_mask", None) is not None
+
+    def tokenize(self, texts: Sequence[str], words: int) -> TokenizedTexts:
+        """Ids cut to `words`: as the public programs do, the end token takes the last place of a cut caption."""
+        ids = self.tokenizer(list(texts), context_length=words).numpy().astype(np.int64)
+        end = getattr(self.tokenizer, "eot_token_id", None)
+        if end is not None:
+            return TokenizedTexts(ids, (ids == end).argmax(1) + 1)
+        return TokenizedTexts(ids, np.maximum((ids != self.padding).sum(1), 1))
+
+    def states(self, ids: torch.Tensor, longest: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(T, W) ids → pooled (T, D) and token features (T, at least `longest`, D), None where there are none.
+
+        Both are behind the last norm and the text projection, and not normalised.
+        """
+        if self.is_causal:
+            return self._causal_states(ids[:, :longest])
+        padded = nn.functional.pad(ids, (0, self.context_length - ids.shape[1]), value=self.padding)  # (T, C)
+        if _is_hugging_face(self.tower):
+            return self._hugging_face_states(padded)
+        states = None
+        if self.gives_tokens:
+            output = self.model.forward_intermediates(
+                text=padded, text_indices=1, normalize=False, normalize_intermediates=True, text_output_fmt="NLC"
+            )
+            states = project(self.tower, output["text_intermediates"][-1])
+        return self.model.encode_text(padded, normalize=False), states
+
+    def _causal_states(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What stands behind the longest caption cannot be seen from it, so it is not computed."""
+        from open_clip.transformer import text_global_pool
+
+        model, longest = self.model, ids.shape[1]
+        dtype = model.transformer.get_cast_dtype()
+        states = model.token_embedding(ids).to(dtype) + model.positional_embedding[:longest].to(dtype)
+        states = model.ln_final(model.transformer(states, attn_mask=model.attn_mask[:longest, :longest]))
+        end = getattr(model, "text_eos_id", None)
+        pooled = text_global_pool(states, ids, model.text_pool_type, eos_token_id=end)
+        return project(model, pooled), project(model, states)
+
+    def _hugging_face_states(self, padded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A tower of the transformers package: open_clip's pooling and projection, and the projection of every state."""
+        mask = (padded != self.tower.config.pad_token_id).long()  # (T, C)
+        output = self.tower.transformer(input_ids=padded, attention_mask=mask)
+        return self.tower.proj(self.tower.pooler(output, mask)), self.tower.proj(output.last_hidden_state)
+
+
+def project(tower: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """States through the text projection of a tower, as they are where it has none."""
+    projection = getattr(tower, "text_projection", None)
+    if projection is None:
+        return states
+    return projection(states) if isinstance(projection, nn.Module) else states @ projection.to(states.dtype)
+
+
+def _is_hugging_face(tower: object) -> bool:
+    return type(tower).__name__ == "HFTextEncoder"

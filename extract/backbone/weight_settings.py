@@ -1,0 +1,172 @@
+"""Activation and preprocessing belong to the weights: what says how a file of weights wants to be used.
+
+In this order: what the user says; what stands in the file or beside it; that a public program or OpenAI wrote it; what all
+published weights of the architecture agree on. What is open then is taken as open_clip has it by default, and a note says so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from glscl.common.clip_names import OPENAI_SETTINGS, ClipWeights
+from glscl.common.errors import BackboneError
+from glscl.extract.settings import ActivationSettings, WeightSettings, parse_channels
+
+PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+KEYS = (*PREPROCESSING, "quick_gelu")
+CONFIG_FILES = ("open_clip_config.json", "config.json", "preprocessor_config.json")  # beside weights
+
+
+def said(asked: ActivationSettings | None) -> dict[str, Any]:
+    """What a user says, by name, as open_clip has it."""
+    values = {name: getattr(asked, name, None) for name in KEYS}
+    read = {name: parse_channels(v) if name in ("mean", "std") else v for name, v in values.items() if v is not None}
+    return read
+
+
+def recorded(configuration: Mapping[str, Any]) -> WeightSettings:
+    """What a cache's `backbone` says of it, for loading the same again."""
+    made = configuration.get("preprocessing", {})
+    channels = {name: ",".join(map(str, made[name])) for name in ("mean", "std") if name in made}
+    others = {name: made[name] for name in ("interpolation", "resize_mode") if name in made}
+    return WeightSettings(quick_gelu=configuration.get("quick_gelu"), **channels, **others)
+
+
+class Decided(NamedTuple):
+    """How weights are used: `values` of KEYS that are known or chosen, `notes` on what was chosen."""
+
+    values: dict[str, Any]
+    notes: list[str]
+
+
+def decide(
+    name: str,
+    source: Path,
+    found: ClipWeights,
+    *,
+    asked: ActivationSettings | None,
+    is_script: bool,
+    beside: Any = None,
+) -> Decided:
+    """How the weights in a file or folder are used.
+
+    Args:
+        name: architecture of open_clip.
+        source: the file or folder.
+        found: what was read from it.
+        asked: what the user says.
+        is_script: whether it is a TorchScript archive, as OpenAI published its weights.
+        beside: what stands in the file itself, KEYS → values; None looks beside it.
+    """
+    values = said_beside(name, source, found) if beside is None else dict(beside)
+    if not values.keys() & set(KEYS) and (found.program or is_script):
+        values = dict(OPENAI_SETTINGS)
+    tags = published(name)
+    agreed = {key: next(iter(tags.values()))[key] for key in KEYS if len({str(tag[key]) for tag in tags.values()}) == 1}
+    values = {**agreed, **{key: value for key, value in values.items() if value is not None}, **said(asked)}
+    open_ones = [key for key in KEYS if key not in values]
+    return Decided(values, _notes(name, source, open_ones, tags) if open_ones else [])
+
+
+def _notes(name: str, source: Path, open_ones: list[str], tags: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """One line that names what nobody said and what is taken."""
+    taken = default_of(name)
+    shown = ", ".join(f"`{key}={_shown(taken[key])}`" for key in open_ones)
+    line = f"{source} does not say {_listed(open_ones)}; taken is what open_clip takes for {name}: {shown}"
+    if tags:
+        others = [tag for tag, about in tags.items() if any(about[key] != taken[key] for key in open_ones)]
+        line += f" (published weights differ: {', '.join(others[:3])}{' …' if len(others) > 3 else ''} need others)"
+    return [f"{line}. If that is wrong, say it"]
+
+
+def _listed(keys: list[str]) -> str:
+    words = {"mean": "mean", "std": "deviation", "interpolation": "interpolation", "resize_mode": "resizing"}
+    named = [words.get(key, "activation (QuickGELU or not)") for key in keys]
+    return f"its {named[0]}" if len(named) == 1 else f"its {', '.join(named[:-1])} and {named[-1]}"
+
+
+def _shown(value: Any) -> str:
+    return ",".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)
+
+
+def default_of(name: str) -> dict[str, Any]:
+    """KEYS → values as open_clip has them where weights say nothing."""
+    import open_clip
+    from open_clip.transform import PreprocessCfg
+
+    plain = PreprocessCfg()
+    config = open_clip.get_model_config(name) or {}
+    return {key: getattr(plain, key) for key in PREPROCESSING} | {"quick_gelu": bool(config.get("quick_gelu"))}
+
+
+def published(name: str) -> dict[str, dict[str, Any]]:
+    """Tag → KEYS → values of all published weights of an architecture."""
+    import open_clip
+
+    plain = default_of(name)
+    found = {}
+    for tag in open_clip.list_pretrained_tags_by_model(name):
+        about = open_clip.get_pretrained_cfg(name, tag)
+        values = {key: about.get(key) or plain[key] for key in PREPROCESSING}
+        values = {key: tuple(value) if key in ("mean", "std") else value for key, value in values.items()}
+        found[tag] = values | {"quick_gelu": bool(about.get("quick_gelu"))}
+    return found
+
+
+# --- beside the weights ------------------------------------------------------------------------------------------------
+
+
+def said_beside(name: str, source: Path, found: ClipWeights) -> dict[str, Any]:
+    """What `open_clip_config.json`, or the configuration files of transformers, in the same folder say of weights."""
+    import open_clip
+
+    folder = source if source.is_dir() else source.parent
+    if found.form == "open_clip":
+        config = _json(folder / "open_clip_config.json")
+        known = open_clip.get_model_config(name) or {}
+        if config.get("model_cfg", {}).get("embed_dim") != known.get("embed_dim"):  # of another model, or none
+            return {}
+        about = config.get("preprocess_cfg") or {}
+        values = {key: about[key] for key in PREPROCESSING if about.get(key) is not None}
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return {**OPENAI_SETTINGS, **values, "quick_gelu": bool(config["model_cfg"].get("quick_gelu"))}
+    return {**_activation(_json(folder / "config.json")), **_pictures(_json(folder / "preprocessor_config.json"))}
+
+
+def _activation(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of transformers' config.json, which leaves out what is usual: for CLIP that is QuickGELU."""
+    kind = str(config.get("model_type", ""))
+    if not kind.startswith(("clip", "siglip")):
+        return {}
+    towers = [config.get(part) or {} for part in ("vision_config", "text_config")]
+    named = {tower["hidden_act"] for tower in [config, *towers] if "hidden_act" in tower}
+    return {"quick_gelu": "quick_gelu" in named or (not named and kind.startswith("clip"))}
+
+
+def _pictures(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of transformers' preprocessor_config.json."""
+    values: dict[str, Any] = {}
+    for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
+        if isinstance(config.get(theirs), list) and len(config[theirs]) == 3:
+            values[ours] = tuple(map(float, config[theirs]))
+    if config.get("resample") in (2, 3):  # of Pillow
+        values["interpolation"] = {2: "bilinear", 3: "bicubic"}[config["resample"]]
+    size = config.get("size")
+    if isinstance(size, int) or (isinstance(size, Mapping) and "shortest_edge" in size):
+        values["resize_mode"] = "shortest"
+    elif isinstance(size, Mapping) and "height" in size:
+        values["resize_mode"] = "squash"
+    return values
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError, OSError) as error:
+        raise BackboneError(f"{path} cannot be read: it is not JSON") from error
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,83 @@
+"""Text towers of every kind against open_clip's own path: its tokenizer at its own length, its `encode_text`."""
+
+from __future__ import annotations
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from stand_ins import SPECIAL, TEXTS, folder_of
+
+from glscl.extract.backbone.encoder import load_backbone
+
+TRANSFORMERS = ("roberta", "xlm-roberta", "mt5", "m2m_100")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("towers")
+    return {kind: folder_of(root / kind, kind) for kind in SPECIAL}
+
+
+def open_clips(folder) -> torch.Tensor:
+    """What open_clip makes of TEXTS, without any code of ours."""
+    model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True).eval()
+    with torch.no_grad():
+        return model.encode_text(open_clip.get_tokenizer(f"local-dir:{folder}")(TEXTS))
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.parametrize("cut", [True, False], ids=["fewer words than the tower reads", "all words"])
+def test_pooled_features_are_those_of_open_clips_own_path(folders, kind, cut):
+    expected = open_clips(folders[kind])
+    words = 20 if cut else 24 if kind in ("siglip", "gemma", "bert") else 77
+    backbone = load_backbone(f"local-dir:{folders[kind]}", words=words)
+    found = backbone.encode_texts(TEXTS).text_features
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", TRANSFORMERS)
+def test_token_features_are_the_last_states_through_the_projection(folders, kind):
+    backbone = load_backbone(f"local-dir:{folders[kind]}")
+    encoded = backbone.encode_texts(TEXTS)
+    tower, longest = backbone.model.text, encoded.token_mask.shape[1]
+    ids = open_clip.get_tokenizer(f"local-dir:{folders[kind]}")(TEXTS)
+    with torch.no_grad():
+        states = tower.transformer(ids, attention_mask=(ids != SPECIAL[kind][0]).long()).last_hidden_state
+        expected = tower.proj(states)[:, :longest]
+    real = encoded.token_mask
+    torch.testing.assert_close(encoded.token_features[real], expected[real], rtol=0, atol=2e-6)
+    ends = real.sum(1) - 1
+    assert (ids[torch.arange(len(TEXTS)), ends] == SPECIAL[kind][2]).all(), "the end token is a real one"
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_a_cut_caption_is_encoded_alike_whatever_stands_beside_it(folders, kind):
+    backbone = load_backbone(f"local-dir:{folders[kind]}", words=6)
+    long = "a sentence far longer than the tower may read"
+    together, alone = backbone.encode_texts([long, "a"]), backbone.encode_texts([long])
+    torch.testing.assert_close(together.text_features[0], alone.text_features[0], rtol=0, atol=2e-6)
+    assert int(together.token_mask.sum(1)[0]) == (5 if kind == "siglip" else 6), "SigLIP ends with what it pads with"
+
+
+def test_padding_that_a_tower_sees_is_part_of_the_fingerprint_where_it_was_wrong_once(folders):
+    def described(kind: str, words: int) -> str:
+        return load_backbone(f"local-dir:{folders[kind]}", words=words).description.tokenizer
+
+    assert described("siglip", 12) == "HFTokenizer, padded with 1 to 24"
+    assert described("siglip", 24) == "HFTokenizer", "nothing was padded, so these values were right before"
+    assert described("gemma", 12) == "HFTokenizer", "its padding is what was always taken"
+
+
+def test_a_tower_without_states_gives_pooled_features_alone(folders, monkeypatch):
+    backbone = load_backbone(f"local-dir:{folders['siglip']}")
+    pooled = backbone.encode_texts(TEXTS).text_features
+    monkeypatch.setattr(backbone.text_tower, "gives_tokens", False)
+    encoded = backbone.encode_texts(TEXTS)
+    assert encoded.token_features is None and encoded.token_mask is None
+    np.testing.assert_array_equal(encoded.text_features, pooled)
+
+
+def test_where_nobody_says_how_many_words_the_tower_says_it(folders):
+    assert load_backbone(f"local-dir:{folders['siglip']}").words == 24
+    assert load_backbone(f"local-dir:{folders['roberta']}").words == 32

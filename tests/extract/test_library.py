@@ -763,7 +763,7 @@ def test_nothing_but_lists_and_the_memo_names_an_id_a_path_or_a_list(extractor, 
     out = tmp_path / "secret"
     victim = folder / "train/secretly.mp4"
     extractor.pool.meanwhile = lambda path: victim.unlink() if path == str(victim) else None
-    done = extractor(read(folder), out, named("secret-list"))
+    done = extractor(read(folder), out, named("secret-list"), format="zarr")
     assert {row["status"] for row in done.failed} == {"missing", "decode_error", "partial"}
     names = [
         "store.json",

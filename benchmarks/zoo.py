@@ -82,8 +82,8 @@ def compare(name: str) -> dict[str, Any]:
     )
     transform: Any = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
     with torch.no_grad():
-        frames = model.encode_image(torch.stack([transform(picture) for picture in pictures()]))
-        texts = model.encode_text(tokenizer(TEXTS))
+        frames = model.encode_image(torch.stack([transform(picture) for picture in pictures()]), normalize=False)
+        texts = model.encode_text(tokenizer(TEXTS), normalize=False)  # CoCa's would normalise by default
     ours = backbone.encode_frames(np.stack([backbone.transform(picture) for picture in pictures()]))
     encoded = backbone.encode_texts(TEXTS)
     return {

@@ -277,6 +277,10 @@ class Store:
             found.append({"id": id, "reason": reason, "status": Status(int(status[row])).name.lower()})
         return found
 
+    def count_frames(self) -> int:
+        """Frames of all entries that have any: of two that share an item each has its own."""
+        return int(read_entries(self.library, "video", ["offsets"], self.numbers["video"])["offsets"][-1])
+
     def table(
         self,
         split: str | None,

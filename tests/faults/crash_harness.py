@@ -146,7 +146,7 @@ def extract(
     listed: Callable[[Path], Annotations] = corpus,
     failing: Iterable[str] = (),
     **more: Any,
-) -> pipeline.ExtractionSummary:
+) -> None:
     pipeline.DecodePool, DecodeHere.failing = DecodeHere, frozenset(failing)
     settings = ExtractSettings(
         fps=2.0,
@@ -160,7 +160,7 @@ def extract(
         **more,
     )
     annotations = listed(clips)
-    return pipeline.extract(annotations, out, settings, origin=ListOrigin(name=annotations.dataset), backbone=backbone)
+    pipeline.extract(annotations, out, settings, origin=ListOrigin(name=annotations.dataset), backbone=backbone)
 
 
 # --- what is killed ----------------------------------------------------------------------------------------------------

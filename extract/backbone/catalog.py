@@ -143,7 +143,8 @@ def needed_files(name: str, pretrained: str | None) -> list[NeededFile]:
     text: dict[str, Any] = config_of(name).get("text_cfg", {})
     files = []
     if name.startswith("hf-hub:"):
-        files = [_on_hub("weights", name.removeprefix("hf-hub:"), _WEIGHTS)]
+        repository = name.removeprefix("hf-hub:")
+        files = [_on_hub("config", repository, ("open_clip_config.json",)), _on_hub("weights", repository, _WEIGHTS)]
     elif pretrained:
         about = open_clip.get_pretrained_cfg(name, pretrained)
         repository, _, file = (about.get("hf_hub") or "").rpartition("/")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -18,6 +20,7 @@ from glscl.extract.backbone.encoder import load_backbone
 from glscl.extract.backbone.fetching import fetch
 from glscl.extract.backbone.fitting import empty_model
 from glscl.extract.backbone.parameters import MILLIONS
+from glscl.extract.backbone.weight_settings import published
 from glscl.extract.settings import WeightSettings
 
 
@@ -160,3 +163,16 @@ def test_a_fetched_file_of_weights_keeps_how_it_is_used_and_what_it_is_called(tm
 def test_a_package_that_is_not_installed_is_named(monkeypatch):
     error = loading.unavailable("ViT-B-16-SigLIP", None, "Cannot load the tokenizer", ImportError("No module named x"))
     assert "pip install 'glscl[siglip]'" in error.hint.text
+
+
+def test_the_page_of_backbones_says_what_the_catalog_says():
+    page = (Path(__file__).parents[3] / "docs" / "backbones.md").read_text()
+    rows = re.findall(r"^\| `([\w-]+)` \| `(\w+)` \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|", page, re.M)
+    known = {(entry.backbone, entry.pretrained): entry for entry in entries()}
+    assert len(rows) > 15
+    for backbone, pretrained, *numbers in rows:
+        entry = known[backbone, pretrained]
+        assert list(map(int, numbers)) == [round(entry.millions), entry.embed_dim, entry.pixels, entry.words], backbone
+    unsure = {name for name in open_clip.list_models() if len({str(used) for used in published(name).values()}) > 1}
+    listed = page.partition("a note names it: for ")[2].partition(", whose")[0]
+    assert unsure == set(re.findall(r"`([\w-]+)`", listed))

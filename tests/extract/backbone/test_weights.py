@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 
 import numpy as np
 import open_clip
@@ -163,6 +164,22 @@ def test_a_clip_model_of_hugging_face_is_encoded_as_transformers_does(hugging_fa
     assert about.quick_gelu and about.name == tiny and backbone.notes == ()
     kept = {key: about.preprocessing[key] for key in ("mean", "interpolation", "resize_mode")}
     assert kept == {"mean": [0.5] * 3, "interpolation": "bilinear", "resize_mode": "shortest"}
+
+
+def test_a_folder_of_two_towers_without_a_temperature_has_the_usual_one(hugging_face, tiny, tmp_path):
+    """As Searchium published its CLIP4Clip."""
+    from safetensors.torch import load_file, save_file
+
+    folder, _ = hugging_face
+    shutil.copytree(folder, tmp_path / "towers")
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {name: value for name, value in weights.items() if name != "logit_scale"},
+        tmp_path / "towers" / "model.safetensors",
+    )
+    whole, towers = load_backbone(tiny, str(folder)), load_backbone(tiny, str(tmp_path / "towers"))
+    np.testing.assert_array_equal(frames_of(towers), frames_of(whole))
+    assert towers.logit_scale == pytest.approx(np.log(100)) and towers.notes == ()
 
 
 # --- what does not fit -------------------------------------------------------------------------------------------------

@@ -83,6 +83,8 @@ def search(
     run.say(f"{count} of {store.path}{f', split {split}' if split else ''}, by {by}")
 
     def answered(query: str) -> Sequence[dict[str, Any]]:
+        for line in model.backbone.doubts(query):
+            run.note(line)
         hits = model.search(query, top=top, split=split, normalise=normalise)
         print_hits(run, hits, search)
         return [hit._asdict() for hit in hits]

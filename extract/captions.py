@@ -21,29 +21,44 @@ def extract_captions(
     settings: ExtractSettings | ImportSettings,
     *,
     progress: Progress,
-) -> None:
-    """Encode and commit the captions of some shards. `captions`: key → caption, of all that stand in them."""
+) -> int:
+    """Encode and commit the captions of some shards; how many were cut at the longest length.
+
+    Args:
+        captions: key → caption, of all that stand in them.
+    """
+    cut = 0
     with progress.task("captions", sum(len(place.items) for place in places), "captions") as task:
         for place in places:
             keys = library.stream("text").keys_at(place)
             texts = [captions[key.tobytes()] for key in keys]
-            records = _encode_captions(texts, backbone, settings, task)
+            tokenized = backbone.tokenize(texts)
+            cut += backbone.text_tower.cut(texts, tokenized)
+            records = _encode_captions(tokenized, backbone, settings, task)
             try:
                 arrays = text_arrays(keys, texts, records, embed_dim=library.embed_dim, dtype=library.dtype)
             except NonFiniteItem as error:
                 raise error.named(captions[error.key]) from None
             library.commit(place.addition, place.shard, arrays)
+    return cut
+
+
+def cut_note(count: int, words: int) -> list[str]:
+    """What to say of captions that were cut."""
+    if not count:
+        return []
+    longer = "1 caption is" if count == 1 else f"{count} captions are"
+    return [f"{longer} longer than {words} tokens, of which the first are encoded (`max_words`)"]
 
 
 def _encode_captions(
-    texts: Sequence[str], backbone: Backbone, settings: ExtractSettings | ImportSettings, task: Task
+    tokenized: TokenizedTexts, backbone: Backbone, settings: ExtractSettings | ImportSettings, task: Task
 ) -> list[EncodedText]:
     """Captions in batches of similar length, returned in their own order."""
-    tokenized = backbone.tokenize(texts)
     order = np.argsort(tokenized.lengths, kind="stable")
     keeps_tokens = settings.tokens and backbone.text_tower.gives_tokens
     records: dict[int, EncodedText] = {}
-    for start in range(0, len(texts), settings.batch_texts):
+    for start in range(0, len(order), settings.batch_texts):
         rows = order[start : start + settings.batch_texts]
         encoded = backbone.encode_tokens(TokenizedTexts(tokenized.ids[rows], tokenized.lengths[rows]))
         pooled = encoded.text_features.numpy()
@@ -52,4 +67,4 @@ def _encode_captions(
             length = int(tokenized.lengths[row]) if keeps_tokens else 0
             records[row] = EncodedText(pooled[i], states[i, :length], tokenized.ids[row, :length].astype(np.int32))
         task.advance(len(rows))
-    return [records[row] for row in range(len(texts))]
+    return [records[row] for row in range(len(order))]

@@ -30,7 +30,7 @@ from glscl.common.settings import as_dict, build, check, differences
 from glscl.extract.backbone.encoder import Backbone, load_backbone
 from glscl.extract.backbone.weight_settings import CONFIG_FILES
 from glscl.extract.batching import Stopwatch
-from glscl.extract.captions import extract_captions
+from glscl.extract.captions import cut_note, extract_captions
 from glscl.extract.decode.pool import DecodePool
 from glscl.extract.decode.sampling import Sampling
 from glscl.extract.decode.video import Decoding
@@ -181,6 +181,7 @@ class _Extraction:
         self.finished_here = False
         self.watch = Stopwatch()
         self.encoded = {"videos": 0, "texts": 0}
+        self.cut = 0  # captions longer than what is kept of them
         self.seconds_texts = 0.0
         self.workers = settings.workers or len(os.sched_getaffinity(0))
 
@@ -260,7 +261,7 @@ class _Extraction:
     def _extract_captions(self) -> None:
         if self._is_left("text"):
             backbone, places = self._load(), self._begin("text")
-            extract_captions(
+            self.cut = extract_captions(
                 self.library, places, self.listing.captions, backbone, self.settings, progress=self.progress
             )
 
@@ -337,7 +338,7 @@ class _Extraction:
             missing=self.changes.without_file,
             left=0 if store.complete else sum(self._work(stream).left for stream in STREAMS),
             **counted(store),
-            notes=list(store.list.notes),
+            notes=[*store.list.notes, *cut_note(self.cut, self._in_force().max_words)],
             seconds={
                 "total": seconds,
                 "texts": self.seconds_texts,

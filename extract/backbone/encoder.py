@@ -174,6 +174,15 @@ class Backbone:
         """Token ids cut to `words`: as the public programs do, the end token takes the last place of a cut caption."""
         return self.text_tower.tokenize(texts, self.words)
 
+    def doubts(self, sentence: str) -> list[str]:
+        """Why a sentence may not be understood as it was meant: a line each."""
+        found = []
+        if self.text_tower.cut([sentence], self.tokenize([sentence])):
+            found.append(f"the sentence is longer than {self.words} tokens, of which the first are read")
+        if self.text_tower.hardly_knows(sentence):
+            found.append(f"the tokenizer of {self.name} hardly knows this script: what is found means little")
+        return found
+
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Sentences → text_features (T, D), token_features (T, L, D) and token_mask (T, L), float32 on the host.
 

@@ -5,6 +5,7 @@ T texts, W words kept a caption, C context length, L tokens, D embed_dim.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +15,8 @@ from torch import nn
 
 if TYPE_CHECKING:
     from glscl.extract.backbone.clip_model import ClipModel
+
+SAMPLE = 20  # characters of a sentence that tell whether its script is known
 
 
 class TokenizedTexts(NamedTuple):
@@ -40,7 +43,7 @@ class TextTower:
     """
 
     def __init__(self, model: ClipModel, tokenizer: Any) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer = model, _reads_text_alone(tokenizer)
         self.tower: Any = getattr(model, "text", model)
         known = (getattr(each, "context_length", None) for each in (tokenizer, model, self.tower))
         self.context_length = int(next(filter(None, known)))
@@ -59,6 +62,20 @@ class TextTower:
         if end is not None:
             return TokenizedTexts(ids, (ids == end).argmax(1) + 1)
         return TokenizedTexts(ids, np.maximum((ids != self.padding).sum(1), 1))
+
+    def cut(self, texts: Sequence[str], tokenized: TokenizedTexts) -> int:
+        """How many captions are longer than what was kept of them."""
+        words = tokenized.ids.shape[1]
+        full = np.flatnonzero(tokenized.lengths >= words - 1)  # SigLIP ends a cut caption with what it pads with
+        longer = self.tokenize([texts[row] for row in full], words + 1).lengths if len(full) else 0
+        return int((longer > tokenized.lengths[full]).sum())
+
+    def hardly_knows(self, text: str) -> bool:
+        """Whether the tokenizer spells the words of a text out, more than a token a letter: a script it never learnt."""
+        foreign = " ".join(word for word in text.split() if not word.isascii())[:SAMPLE]
+        letters = sum(map(str.isalpha, foreign))
+        ids = self.tokenize(["", foreign], self.context_length).lengths
+        return letters > 1 and int(ids[1] - ids[0]) > letters
 
     def states(self, ids: torch.Tensor, longest: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(T, W) ids → pooled (T, D) and token features (T, at least `longest`, D), None where there are none.
@@ -95,6 +112,20 @@ class TextTower:
         mask = (padded != self.tower.config.pad_token_id).long()  # (T, C)
         output = self.tower.transformer(input_ids=padded, attention_mask=mask)
         return self.tower.proj(self.tower.pooler(output, mask)), self.tower.proj(output.last_hidden_state)
+
+
+def _reads_text_alone(tokenizer: Any) -> Any:
+    """A tokenizer that takes `<end_of_text>` and its like in a caption for text, not for the end."""
+    pattern = getattr(tokenizer, "pat", None)
+    if pattern is not None:  # open_clip's own
+        import regex
+
+        commands = "|".join(tokenizer.decoder[id] for id in tokenizer.all_special_ids)
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.pat = regex.compile(pattern.pattern.removeprefix(f"{commands}|"), regex.IGNORECASE)
+    elif hasattr(tokenizer, "tokenizer"):  # of transformers
+        tokenizer.tokenizer.split_special_tokens = True
+    return tokenizer
 
 
 def project(tower: nn.Module, states: torch.Tensor) -> torch.Tensor:

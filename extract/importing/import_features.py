@@ -34,7 +34,7 @@ from glscl.common.errors import FingerprintError, Hint, InputError, UsageError, 
 from glscl.common.progress import Progress
 from glscl.common.settings import as_dict, check
 from glscl.extract.backbone.encoder import Backbone, load_backbone
-from glscl.extract.captions import extract_captions
+from glscl.extract.captions import cut_note, extract_captions
 from glscl.extract.datasets.builder import NOT_LOOKED_FOR, plural
 from glscl.extract.datasets.text_files import examples
 from glscl.extract.decode.packets import duration_and_rate
@@ -258,7 +258,7 @@ def _fill(
     work = {stream: work_for(library, stream, keys) for stream, keys in wanted.items()}
     already = before is not None and before.hash == made.hash and not any(w.finish or len(w.new) for w in work.values())
     reused = {f"{stream}s": work[stream].had for stream in wanted}
-    encoded = {"videos": 0, "texts": 0}
+    encoded, cut = {"videos": 0, "texts": 0}, 0
     if not already:
         with filling(library, made, what="import-features"):
             if backbone is not None:
@@ -271,7 +271,7 @@ def _fill(
                     _commit_videos(library, places, video_of, readers.frames, settings.fps)
                 elif backbone is not None:
                     texts = {key: text.text for key, text in captions.items()}
-                    extract_captions(library, places, texts, backbone, settings, progress=progress)
+                    cut = extract_captions(library, places, texts, backbone, settings, progress=progress)
                 else:
                     _commit_texts(library, places, captions, readers)
     store = Store(library, made)
@@ -283,7 +283,7 @@ def _fill(
         already_complete=already,
         encoded=encoded,
         reused=reused,
-        notes=list(made.notes),
+        notes=[*made.notes, *cut_note(cut, settings.max_words)],
         **{key: value for key, value in counted(store).items() if key != "shards"},
     )
 

@@ -65,7 +65,7 @@ class MadeBackbone:
 
     def __init__(self, weights: str = "0" * 16) -> None:
         self.transform = SimpleNamespace(size=(1, 1))
-        self.text_tower = SimpleNamespace(gives_tokens=True)
+        self.text_tower = SimpleNamespace(gives_tokens=True, cut=lambda texts, tokenized: 0)
         self.notes: list[str] = []
         self.description = Description(
             library="made",

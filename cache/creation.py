@@ -51,6 +51,16 @@ class StoreSpec:
         return {**self.configuration, "embed_dim": self.embed_dim, "dtype": self.dtype, "tokens": self.tokens}
 
 
+def require_format(root: Path, format: str) -> None:
+    """Raise UsageError where the cache in `root` is of another format."""
+    there = open_library(root).header["format"]
+    if there != format:
+        raise UsageError(
+            f"{root} is a {there} cache; asked for {format}",
+            hint=Hint(f"Use `format={there}`, or another folder with `out`"),
+        )
+
+
 def create_library(path: os.PathLike[str] | str, spec: StoreSpec, format: str = "zarr") -> Library:
     """Create a cache, or open the one that is there if it was made by the same encoder.
 
@@ -81,11 +91,7 @@ def create_library(path: os.PathLike[str] | str, spec: StoreSpec, format: str = 
                 f"{root} was made by another encoder ({'; '.join(differences(library.configuration, configuration)[:3])})",
                 hint=Hint("Use the same settings, or another folder with `out`"),
             )
-        if library.header["format"] != format:
-            raise UsageError(
-                f"{root} is a {library.header['format']} cache; asked for {format}",
-                hint=Hint(f"Use `format={library.header['format']}`, or another folder with `out`"),
-            )
+        require_format(root, format)
         require_same(library.frames, spec.frames, root)
         return library
     with storage_errors(root, "create the cache"):

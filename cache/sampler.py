@@ -9,6 +9,7 @@ import numpy as np
 
 from glscl.cache.schema import SAME_VIDEO
 from glscl.common.errors import Hint, InputError, UsageError
+from glscl.common.tables import amount
 
 _SEATED = 0.9  # a batch size that leaves more than a tenth of the captions out of an epoch is too large
 
@@ -74,8 +75,8 @@ class CaptionSampler:
         self.batch_size, self.steps = self._sizes(batch_size, multiple_of)
         if self.batch_size < 2 or (len(counts) < 2 and same_video != "negative"):
             raise UsageError(
-                f"Nothing can be learnt from batches of {self.batch_size} out of {counts.sum()} captions of {len(counts)} "
-                "videos: a caption needs that of another video beside it",
+                f"Nothing can be learnt from batches of {self.batch_size} out of {amount(int(counts.sum()), 'caption')} of "
+                f"{amount(len(counts), 'video')}: a caption needs that of another video beside it",
                 hint="Take a larger `batch_size`, or train on more videos",
             )
 

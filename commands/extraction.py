@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glscl.commands.options import COMMANDS, Run, command, command_line
-from glscl.commands.printing import amount, print_extraction, print_failures, print_splits
+from glscl.commands.printing import print_extraction, print_failures, print_splits
 from glscl.commands.shared import CacheFolderOption, DatasetOption, share_of
 from glscl.commands.wording import hint_text, worded
 from glscl.common.progress import counted
 from glscl.common.settings import build, home, with_option
+from glscl.common.tables import amount
 from glscl.extract.settings import ExtractSettings, ImportSettings, ListSettings
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from glscl.commands.options import Run
 from glscl.common.progress import duration
-from glscl.common.tables import Table, TableRow, plain_table, render
+from glscl.common.tables import Table, TableRow, amount, plain_table, render
 from glscl.train_head.reports import Reporter
 
 
@@ -68,11 +68,6 @@ def print_failures(run: Run, out: Path, done: Any) -> None:
     lost = done.texts_without_video or 0
     captions = f"; {amount(lost, 'caption')} lost {'its' if lost == 1 else 'their'} video" if lost else ""
     run.say(f"{amount(len(done.failed), 'video')} with failures ({told}){captions}. Reasons: glscl inspect {out}")
-
-
-def amount(count: int, word: str) -> str:
-    """`1 video`, `2,990 videos`."""
-    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def print_table(run: Run, table: Table) -> None:

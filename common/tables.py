@@ -127,6 +127,11 @@ def number(value: float, digits: int = 1) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
+def amount(count: int, word: str) -> str:
+    """`1 video`, `2,990 videos`."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
 def signed(value: float, digits: int = 1) -> str:
     """A difference as it is printed: with its sign, but for 0."""
     text = minus(number(value, digits))

@@ -9,6 +9,7 @@ import numpy as np
 from glscl.cache.encoded_items import EncodedText, NonFiniteItem, text_arrays
 from glscl.cache.library import Library, Place
 from glscl.common.progress import Progress, Task
+from glscl.common.tables import amount
 from glscl.extract.backbone.encoder import Backbone, TokenizedTexts
 from glscl.extract.settings import ExtractSettings, ImportSettings
 
@@ -47,8 +48,8 @@ def cut_note(count: int, words: int) -> list[str]:
     """What to say of captions that were cut."""
     if not count:
         return []
-    longer = "1 caption is" if count == 1 else f"{count} captions are"
-    return [f"{longer} longer than {words} tokens, of which the first are encoded (`max_words`)"]
+    cut = f"{amount(count, 'caption')} longer than {words} tokens"
+    return [f"{cut}, of which the first are encoded (`max_words`)"]
 
 
 def _encode_captions(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from glscl.cache.creation import StoreSpec, create_library
+from glscl.cache.creation import StoreSpec, create_library, require_format
 from glscl.cache.files import written
 from glscl.cache.filling import filling
 from glscl.cache.frame_format import FrameSpec
@@ -196,6 +196,8 @@ class _Extraction:
             missing = [video.id for video in self.annotations.videos if video.path is None]
             total, strict = len(self.annotations.videos), self.settings.strict
             _require_found(self.annotations.dataset, missing, among=total, strict=strict)
+        else:
+            require_format(self.out, self.settings.format)
         alike = None if self.backbone or fresh else _made_alike(self.out, self._in_force(), self.origin, self.known)
         if alike is None:
             self._load()

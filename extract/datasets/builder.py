@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from glscl.cache.schema import Annotations, Expected, TextItem, VideoItem
 from glscl.common.errors import InputError
+from glscl.common.tables import amount
 from glscl.extract.datasets.splits import SPLITS
 from glscl.extract.datasets.text_files import examples, fold, is_clean, listing, location, refuse, show
 from glscl.extract.datasets.video_files import VideoFiles
@@ -115,7 +116,7 @@ class AnnotationBuilder:
             if without and len(without) == len(videos):
                 other = next(iter(captioned), None)
                 raise InputError(
-                    f"{self.dataset}: {split}: none of its {len(videos)} ids has a caption, for example "
+                    f"{self.dataset}: {split}: none of its {amount(len(videos), 'id')} has a caption, for example "
                     f"{show(without[0])}{'' if other is None else f'; the captions are of ids such as {show(other)}'}",
                     hint="Write the ids of the list as the caption file does: no column, quotes or extension beside them",
                 )
@@ -123,7 +124,7 @@ class AnnotationBuilder:
                 del videos[id]
                 del self._split_of[id]
             if without:
-                self.note(f"{split}: dropped {len(without)} {plural('video', without)} {reason}: {examples(without)}")
+                self.note(f"{split}: dropped {amount(len(without), 'video')} {reason}: {examples(without)}")
 
     def note(self, line: str) -> None:
         """Say something about what was read that a user would want to know."""
@@ -149,7 +150,7 @@ class AnnotationBuilder:
         """
         for path, rows in self._empty.items():
             shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
-            self.note(f"dropped {len(rows)} empty {plural('caption', rows)}: {location(path, shown)}")
+            self.note(f"dropped {amount(len(rows), 'empty caption')}: {location(path, shown)}")
         items = [(split, id, entry) for split, entries in self._videos.items() for id, entry in entries.items()]
         if not items:
             raise InputError(f"{self.dataset}: no video in {listing(self.splits)}")
@@ -170,11 +171,6 @@ class AnnotationBuilder:
             notes=self.notes,
             written=[id for ids in self._written.values() for id in ids],
         )
-
-
-def plural(word: str, items: Sequence[object]) -> str:
-    """`video` or `videos`."""
-    return word if len(items) == 1 else f"{word}s"
 
 
 def summary(annotations: Annotations) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from glscl.common.tables import amount
 from glscl.extract.datasets.text_files import read_text, refuse, show, table_records
 from glscl.extract.datasets.video_files import split_extension
 
@@ -167,7 +168,7 @@ def read_table(
         elif stripped == names:
             repeated.append(row)
         elif len(cells) != len(names):
-            refuse(path, row, f"{len(cells)} cells, expected {len(names)} as in the header")
+            refuse(path, row, f"{amount(len(cells), 'cell')}, expected {len(names)} as in the header")
         else:
             yield row, [cells[index] for index in at]
     if not names:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from glscl.cache.schema import Annotations
 from glscl.common.errors import InputError, NotFoundError, telling
+from glscl.common.tables import amount
 from glscl.extract.datasets.columns import (
     NAMES,
     WANTED,
@@ -155,7 +156,7 @@ def _table_rows(text: str, path: Path, notes: list[str]) -> Iterator[RawRow]:
             refuse(
                 path,
                 row,
-                f"{len(cells)} cells, expected {len(first)} as in the first row",
+                f"{amount(len(cells), 'cell')}, expected {len(first)} as in the first row",
                 hint="Put captions that hold the separator in double quotes." if len(cells) > len(first) else None,
             )
         if "caption" in at and is_header(cells):

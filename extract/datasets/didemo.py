@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from glscl.cache.schema import Expected
+from glscl.common.tables import amount
 from glscl.extract.datasets.benchmark import Benchmark, FoundFiles, add_listed
 from glscl.extract.datasets.builder import AnnotationBuilder
 from glscl.extract.datasets.splits import SPLITS
@@ -34,7 +35,7 @@ def _collect(builder: AnnotationBuilder, found: FoundFiles) -> None:
                 builder.text(id, " ".join(parts), path=data, row=id)
         if unlisted:
             builder.note(
-                f"{split}: dropped {sum(unlisted.values())} descriptions of {len(unlisted)} videos of {data.name} "
+                f"{split}: dropped {amount(sum(unlisted.values()), 'description')} of {amount(len(unlisted), 'video')} of {data.name} "
                 f"that {ids.name} does not name: {examples(unlisted)}"
             )
     builder.drop_uncaptioned("without description", described)

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from glscl.cache.schema import Annotations
 from glscl.common.errors import InputError, UsageError, telling
-from glscl.extract.datasets.builder import plural
+from glscl.common.tables import amount
 from glscl.extract.datasets.own_videos import Contents, OwnVideos
 from glscl.extract.datasets.rows import CheckedRow, RawRow, build_from_rows
 from glscl.extract.datasets.splits import SPLIT_NAMES, choose_protocol
-from glscl.extract.datasets.text_files import read_lines
+from glscl.extract.datasets.text_files import examples, read_lines
 from glscl.extract.datasets.video_files import VIDEO_EXTENSIONS, VideoFiles, split_extension
+
+SUBTITLES = (".srt", ".vtt", ".ass")
 
 
 def read(
@@ -48,7 +50,9 @@ def read(
     names = files.videos()
     if not names:
         known = ", ".join(sorted(VIDEO_EXTENSIONS))
-        raise InputError(f"{root}: none of its {len(files.names)} files is a video; known extensions: {known}")
+        raise InputError(
+            f"{root}: no video among {amount(len(files.names), 'file')}; known extensions: {known}"
+        )
     notes: list[str] = []
     if annotations is not None and not annotations.is_dir():
         notes.append(f"no folder {annotations}: captions were looked for beside the videos")
@@ -66,7 +70,11 @@ def read(
         rows += [CheckedRow(row, name, None, None, None, split) for row in captions or [RawRow(root, None, name, None)]]
     empty = [name for name in names if text_of[name] and not captions_of[name]]
     if empty:
-        notes.append(f"{len(empty)} text {plural('file', empty)} without a line, for example of {empty[0]}")
+        notes.append(f"{amount(len(empty), 'text file')} without a line, for example of {empty[0]}")
+    subtitles = [name for name in files.names if name.lower().endswith(SUBTITLES)]
+    if subtitles:
+        kinds = f"{amount(len(subtitles), 'file')} of subtitles"
+        notes.append(f"{kinds} not used: captions stand in .txt files: {examples(subtitles)}")
     with telling(notes):
         found = OwnVideos({name: files.full(name) for name in names}, contents, notes=files.notes)
         return build_from_rows("folder", root, rows, found, splits=splits, allow_shared=allow_shared, notes=notes)

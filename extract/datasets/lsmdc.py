@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from glscl.cache.schema import Expected
+from glscl.common.tables import amount
 from glscl.extract.datasets.benchmark import Benchmark, FoundFiles
 from glscl.extract.datasets.builder import AnnotationBuilder
 from glscl.extract.datasets.columns import check_film_times
@@ -31,7 +32,7 @@ def _collect(builder: AnnotationBuilder, found: FoundFiles) -> None:
                 refuse(
                     path,
                     row,
-                    f"{len(cells)} cells separated by tabs, expected {COLUMNS}: clip id, four times, sentence; "
+                    f"{amount(len(cells), 'cell')} separated by tabs, expected {COLUMNS}: clip id, four times, sentence; "
                     f"found {show(line)}",
                 )
             check_film_times(cells[1 : COLUMNS - 1], TIMES, path, row)
@@ -40,7 +41,7 @@ def _collect(builder: AnnotationBuilder, found: FoundFiles) -> None:
             builder.video(id, split=split, path=path, row=row)
             builder.text(id, " ".join(cells[COLUMNS - 1 :]), path=path, row=row)
         if stray:
-            builder.note(f"{split}: {stray} sentences held a tab, read as a space: {path}")
+            builder.note(f"{split}: {amount(stray, 'sentence')} held a tab, read as a space: {path}")
     builder.drop_uncaptioned("without sentence")
 
 

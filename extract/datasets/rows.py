@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from glscl.cache.schema import Annotations
+from glscl.common.tables import amount
 from glscl.extract.datasets.builder import LEAK, NOT_LOOKED_FOR, AnnotationBuilder
 from glscl.extract.datasets.own_videos import OwnVideos
 from glscl.extract.datasets.splits import carve, carving_note, choose_present
@@ -166,7 +167,9 @@ def _without_numbering(rows: Sequence[CheckedRow], found: OwnVideos, notes: list
         ids_of[found.identity(row.file), _times(row)].add(row.id)
     if any(len(each) > 1 for each in places.values()) or all(len(each) == 1 for each in ids_of.values()):
         return rows
-    notes.append(f"the ids number {len(places)} rows of {len(ids_of)} videos: entries are called after their files")
+    notes.append(
+        f"the ids number {len(places)} rows of {amount(len(ids_of), 'video')}: entries are called after their files"
+    )
     return [row._replace(id=None) for row in rows]
 
 

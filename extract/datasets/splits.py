@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from glscl.common.errors import InputError, UsageError
+from glscl.common.tables import amount
 from glscl.extract.datasets.text_files import refuse, show
 from glscl.extract.settings import SPLITS
 
@@ -98,7 +99,7 @@ def carving_note(
             f"{path}: no splits given: captioned videos were divided by a hash of their "
             f"{what if contents else 'names'}: {shares}"
         ]
-    return [f"{path}: no splits given and only {len(captioned)} captioned videos: all are in split test"]
+    return [f"{path}: no splits given and only {amount(len(captioned), 'captioned video')}: all in split test"]
 
 
 def choose_present(splits: Sequence[str] | None, split_of: Iterable[str], path: Path) -> list[str]:

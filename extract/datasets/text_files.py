@@ -218,7 +218,8 @@ def parse_json(text: str, path: Path, row: int | None = None) -> Any:
         line = error.lineno if row is None else row
         refuse(path, None, f"line {line}, column {error.colno}: not JSON ({error.msg})")
     except (RecursionError, ValueError) as error:  # nested too deeply; an integer of thousands of digits
-        refuse(path, row, f"not JSON that can be read ({type(error).__name__}: {error})")
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        refuse(path, row, f"not JSON that can be read: {reason}")
 
 
 class _TwiceError(Exception): ...

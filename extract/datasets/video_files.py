@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from glscl.common.errors import InputError, NotFoundError
+from glscl.common.tables import amount
 
 _EXTENSIONS = """
 264 265 3g2 3gp 3gpp amv asf avi avs divx dv f4v flv gif h264 h265 hevc ivf m1v m2ts m2v m4v mjpeg mjpg mkv mov mp2v
@@ -89,8 +90,8 @@ class VideoFiles:
             folders.extend(reversed(below))
         if unreadable:
             self.notes.append(
-                f"left out {unreadable} file(s) or folder(s) below {self.root}: "
-                "control characters or bytes that are not UTF-8 in the name"
+                f"left out {amount(unreadable, 'name')} below {self.root}: "
+                "control characters or bytes that are not UTF-8"
             )
         return found
 

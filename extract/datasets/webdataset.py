@@ -20,7 +20,7 @@ from glscl.cache.files import refuse_links
 from glscl.cache.schema import Annotations
 from glscl.common.archive_limits import check_unpacked
 from glscl.common.errors import GlsclError, InputError, NotFoundError, telling
-from glscl.extract.datasets.builder import plural
+from glscl.common.tables import amount
 from glscl.extract.datasets.columns import captions_of
 from glscl.extract.datasets.own_videos import Archived, Contents, OwnVideos
 from glscl.extract.datasets.rows import CheckedRow, RawRow, build_from_rows
@@ -65,12 +65,10 @@ class _Unused:
             shown = ", ".join(f"{count} {kind}" for kind, count in sorted(self.members.items()))
             notes.append(f"members of the shards that are neither video nor caption, not used: {shown}")
         if self.alone:
-            many = plural("sample", self.alone)
-            notes.append(f"dropped {len(self.alone)} {many} without a video: {examples(self.alone)}")
+            notes.append(f"dropped {amount(len(self.alone), 'sample')} without a video: {examples(self.alone)}")
         if self.other_captions:
-            many = plural("sample", self.other_captions)
             notes.append(
-                f"{len(self.other_captions)} {many} with other captions in .json than in .txt, of which those in .txt "
+                f"{amount(len(self.other_captions), 'sample')} with other captions in .json than in .txt, of which those in .txt "
                 f"are used: {examples(self.other_captions)}"
             )
         return notes
@@ -124,7 +122,7 @@ def read(
     notes = unused.notes()
     with telling(notes):
         if not rows:
-            raise InputError(f"{annotations}: no video in {len(shards)} {plural('shard', [*shards])}")
+            raise InputError(f"{annotations}: no video in {amount(len(shards), 'shard')}")
         paths = {} if videos is None else {row.file: os.path.join(videos.absolute(), row.file) for row in rows}
         found = OwnVideos(paths, contents, archived=archived, looked=videos is not None)
         return build_from_rows(

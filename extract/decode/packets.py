@@ -263,9 +263,11 @@ def probe(path: str) -> VideoInfo:
 
 
 def describe_error(error: BaseException) -> str:
-    """An exception of FFmpeg or decord as one short line."""
+    """An exception of FFmpeg or decord as one short line; the name of its class is told of those alone that say little more."""
     text = getattr(error, "strerror", None) or str(error)
     lines = [line.strip() for line in str(text).splitlines() if line.strip()]
+    if lines and isinstance(error, (OSError, ValueError, RuntimeError)):
+        return lines[0][:200]
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from glscl.cache.creation import StoreSpec, create_library
+from glscl.cache.creation import StoreSpec, create_library, require_format
 from glscl.cache.encoded_items import EncodedText, EncodedVideo, text_arrays
+from glscl.cache.files import written
 from glscl.cache.filling import filling
 from glscl.cache.fingerprint import canonical
 from glscl.cache.keys import KEY_BYTES, as_array, captioned_rows_key, clip, rows_key, text_key
@@ -33,9 +34,10 @@ from glscl.cache.store import Store
 from glscl.common.errors import FingerprintError, Hint, InputError, UsageError, telling
 from glscl.common.progress import Progress
 from glscl.common.settings import as_dict, check
+from glscl.common.tables import amount
 from glscl.extract.backbone.encoder import Backbone, load_backbone
 from glscl.extract.captions import cut_note, extract_captions
-from glscl.extract.datasets.builder import NOT_LOOKED_FOR, plural
+from glscl.extract.datasets.builder import NOT_LOOKED_FOR
 from glscl.extract.datasets.text_files import examples
 from glscl.extract.decode.packets import duration_and_rate
 from glscl.extract.importing.feature_files import open_arrays
@@ -143,6 +145,8 @@ def import_features(
     _check_sources(annotations, files, backbone or settings.backbone)
     if not np.isfinite(settings.fps):
         raise UsageError(f"`fps` is {settings.fps}; expected a number of frames a second above 0")
+    if written(Path(out) / "store.json"):  # said before a model is loaded
+        require_format(Path(out), settings.format)
     if backbone is None and settings.backbone is not None:
         backbone = load_backbone(
             settings.backbone,
@@ -316,7 +320,7 @@ def _check_sources(annotations: Annotations, files: FeatureFiles, backbone: obje
         )
     if annotations.texts and files.text_features is None and backbone is None:
         raise UsageError(
-            f"The {len(annotations.texts)} captions need features",
+            f"The {amount(len(annotations.texts), 'caption')} need features",
             hint="Give `text_features=PATH`, or `backbone=NAME` to encode them now",
         )
 
@@ -394,13 +398,13 @@ class _Checked:
         if self.padding:
             count, where = (
                 sum(self.padding.values()),
-                f"the end of {len(self.padding)} {plural('video', [*self.padding])}",
+                f"the end of {amount(len(self.padding), 'video')}",
             )
-            notes.append(f"took {count} all-zero frames at {where} for padding: {examples(self.padding)}")
+            notes.append(f"took {amount(count, 'all-zero frame')} at {where} for padding: {examples(self.padding)}")
         if self.holes:
-            count, where = sum(self.holes.values()), f"{len(self.holes)} {plural('video', [*self.holes])}"
+            count, where = sum(self.holes.values()), f"{amount(len(self.holes), 'video')}"
             notes.append(
-                f"left out {count} all-zero frames before or between others of {where}, as of pictures that could not be "
+                f"left out {amount(count, 'all-zero frame')} before or between others of {where}, as of pictures that could not be "
                 f"read: {examples(self.holes)}"
             )
         return notes

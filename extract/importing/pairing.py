@@ -16,6 +16,7 @@ import numpy as np
 
 from glscl.cache.schema import Annotations
 from glscl.common.errors import InputError, NotFoundError
+from glscl.common.tables import amount
 from glscl.extract.datasets.text_files import examples, show
 from glscl.extract.datasets.video_files import split_extension
 from glscl.extract.importing.feature_files import Arrays
@@ -137,7 +138,7 @@ def frame_readers(arrays: Arrays, annotations: Annotations, notes: list[str]) ->
     found = match(arrays.entries, ids, arrays.path) or _match_by_field(arrays, ids, notes)
     if not found:
         raise NotFoundError(
-            f"{arrays.path} has features of none of the {len(ids)} videos of {annotations.dataset}, for example "
+            f"{arrays.path} has features of none of the {amount(len(ids), 'video')} of {annotations.dataset}, for example "
             f"{ids[0]!r}; it has {examples(map(show, arrays.entries))}",
             hint="Name each file, or each entry, after the id of its video",
         )
@@ -217,7 +218,7 @@ def text_readers(arrays: Arrays, annotations: Annotations, axes: int, notes: lis
         return readers
     if len(arrays.entries) > 1:
         raise NotFoundError(
-            f"{arrays.path} has features of none of the {len(ids)} captions, for example {ids[0]!r}; it has "
+            f"{arrays.path} has features of none of the {amount(len(ids), 'caption')}, for example {ids[0]!r}; it has "
             f"{examples(map(show, arrays.entries))}",
             hint="Name each entry after its caption or video, or give one array with a row for each caption",
         )

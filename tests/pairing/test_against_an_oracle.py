@@ -67,7 +67,9 @@ def corpora(draw):
 
 
 def write(folder: Path, rows: list[Row], divided: bool, kind: str) -> Path:
-    records = [{"video": r.written, "caption": r.caption, **({"split": r.video.split} if divided else {})} for r in rows]
+    records = [
+        {"video": r.written, "caption": r.caption, **({"split": r.video.split} if divided else {})} for r in rows
+    ]
     path = folder / f"captions.{kind}"
     if kind == "jsonl":
         path.write_text("".join(json.dumps(record) + "\n" for record in records))

@@ -46,7 +46,7 @@ def test_captions_that_are_cut_are_counted(backbone, tmp_path):
     np.savez(tmp_path / "f.npz", a=np.ones((1, backbone.embed_dim), np.float32))
     files = FeatureFiles(tmp_path / "f.npz")
     done = import_features(annotations, files, tmp_path / "c", ImportSettings(max_words=12), backbone=backbone)
-    assert "2 captions are longer than 12 tokens, of which the first are encoded (`max_words`)" in done.notes
+    assert "2 captions longer than 12 tokens, of which the first are encoded (`max_words`)" in done.notes
     again = import_features(annotations, files, tmp_path / "c", ImportSettings(max_words=12), backbone=backbone)
     assert not any("longer than" in note for note in again.notes), "nothing was encoded"
 

@@ -305,7 +305,7 @@ def test_didemo_joins_the_descriptions_in_the_order_of_the_file(didemo):
     ]
     assert all((v.start, v.end) == (0, 31) for v in read.videos)
     assert ids(read) == DIDEMO
-    assert any("dropped 1 descriptions of 1 videos of test_data.json" in n and "unlisted" in n for n in read.notes)
+    assert any("dropped 1 description of 1 video of test_data.json" in n and "unlisted" in n for n in read.notes)
     assert any("train was not read" in n and "train_data.json" in n for n in read.notes)
 
 
@@ -345,7 +345,7 @@ def test_lsmdc_reads_tabs_keeps_dots_and_counts_what_it_drops(files):
     assert texts(read) == [(A, 'SOMEONE says, "no" and leaves.'), (A, "He waits."), (B, "A dog barks")]
     assert found(read) == {A: f"{A}.avi", B: f"{B}.avi"}
     assert any("dropped 2 empty captions" in note and "row 4, 6" in note for note in read.notes)
-    assert any("1 sentences held a tab" in note for note in read.notes)
+    assert any("1 sentence held a tab" in note for note in read.notes)
     assert sum("was not read" in note for note in read.notes) == 2
 
 
@@ -357,7 +357,7 @@ def test_lsmdc_test_clips_come_from_the_thousand(files):
 
 def test_lsmdc_read_with_commas_is_refused_by_row(files):
     root = files("lsmdc", {"LSMDC16_annos_val.csv": lsmdc_row(A, "x") + "\n" + lsmdc_row(A, "x").replace("\t", ",")})
-    with pytest.raises(InputError, match=r"LSMDC16_annos_val.csv, row 2: 1 cells separated by tabs, expected 6"):
+    with pytest.raises(InputError, match=r"LSMDC16_annos_val.csv, row 2: 1 cell separated by tabs, expected 6"):
         DATASETS["lsmdc"].read(root, None)
 
 

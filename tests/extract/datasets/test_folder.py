@@ -89,7 +89,7 @@ def test_captions_that_are_not_utf8_are_refused_by_line(files):
 
 
 def test_a_folder_without_videos_says_what_it_looked_for(files, tmp_path):
-    with pytest.raises(InputError, match=r"none of its 1 files is a video; known extensions: .*mp4"):
+    with pytest.raises(InputError, match=r"no video among 1 file; known extensions: .*mp4"):
         read(None, files("videos", ["a.txt"]))
     with pytest.raises(NotFoundError, match="no such folder"):
         read(None, tmp_path / "gone")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from glscl.common.clip_names import OPENAI_SETTINGS, ClipWeights
 from glscl.common.errors import BackboneError
-from glscl.extract.settings import ActivationSettings, WeightSettings, parse_channels
+from glscl.extract.settings import ActivationSettings, WeightSettings, parse_channels, parse_deviations
 
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 KEYS = (*PREPROCESSING, "quick_gelu")
@@ -23,8 +23,8 @@ CONFIG_FILES = ("open_clip_config.json", "config.json", "preprocessor_config.jso
 def said(asked: ActivationSettings | None) -> dict[str, Any]:
     """What a user says, by name, as open_clip has it."""
     values = {name: getattr(asked, name, None) for name in KEYS}
-    read = {name: parse_channels(v) if name in ("mean", "std") else v for name, v in values.items() if v is not None}
-    return read
+    read = {"mean": parse_channels, "std": parse_deviations}
+    return {name: read[name](v) if name in read else v for name, v in values.items() if v is not None}
 
 
 def recorded(configuration: Mapping[str, Any]) -> WeightSettings:

@@ -281,6 +281,8 @@ def test_a_configuration_beside_the_file_counts_where_it_is_of_the_same_model(tm
 def test_openais_archives_and_whole_models_are_used_as_openai_does(tmp_path):
     assert used("ViT-B-32", tmp_path, script=True) == (OPENAI_SETTINGS, [])
     assert used("ViT-B-32", tmp_path, found=PLAIN._replace(program="xpool")) == (OPENAI_SETTINGS, [])
+    built_on = used("ViT-B-16-SigLIP", tmp_path, found=PLAIN._replace(program="clip4clip"))
+    assert built_on.values["mean"] == (0.5,) * 3, "a program of theirs on an architecture that is not OpenAI's"
 
 
 def test_what_is_said_of_weights_is_in_the_fingerprint_and_comes_back_with_the_cache(tmp_path, tiny, weights):

@@ -36,7 +36,7 @@ class Distrust(Exception):
 
 
 class Picture(NamedTuple):
-    """One decoded frame: seconds from the first presented frame, and (H, W, 3) uint8 RGB."""
+    """One decoded frame: seconds from the start of the file, and (H, W, 3) uint8 RGB."""
 
     time: float
     pixels: NDArray[np.uint8]
@@ -86,7 +86,7 @@ def _compare_times(times: NDArray[np.float64], reader: object) -> None:
     theirs = np.asarray(reader.get_frame_timestamp(range(count)), np.float64)[:, 0]  # type: ignore[attr-defined]
     if theirs[0] < 0:
         raise Distrust("decord shows frames before the start (edit list)")
-    apart = np.abs(theirs - theirs[0] - times)
+    apart = np.abs(theirs - theirs[0] - (times - times[0]))
     if (apart > 1e-3 + np.abs(theirs) * 1e-6).any():  # decord keeps float32
         raise Distrust(f"decord times frames {apart.max():.3f} s apart from the packets")
 

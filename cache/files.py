@@ -80,6 +80,12 @@ def refuse_links(root: Path, *, depth: int = sys.maxsize) -> None:
         raise _link_refused(link)
 
 
+def refuse_link(path: Path) -> None:
+    """Raise StorageError where a link stands at `path` itself."""
+    if path.is_symlink():
+        raise _link_refused(path)
+
+
 def _link_refused(link: Path) -> StorageError:
     return StorageError(
         f"{link} is a link to {os.readlink(link)}, and nothing is written or deleted where a link leads elsewhere",
@@ -152,8 +158,7 @@ def half_written(folder: Path, *, name: str | None = None) -> list[Path]:
 
 
 def _write_aside(path: Path, data: bytes) -> Path:
-    if path.is_symlink():
-        raise _link_refused(path)
+    refuse_link(path)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with open(aside, "xb") as file:

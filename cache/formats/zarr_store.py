@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -19,6 +20,8 @@ from glscl.common.archive_limits import FLOOR, check_unpacked
 
 if TYPE_CHECKING:
     import zarr
+    from zarr.abc.buffer import Buffer
+    from zarr.storage import LocalStore
 
 # The library is imported where it is needed: our own shards are read as raw bytes, which takes less time than the import.
 _PLAIN_TYPES = {"uint8", "uint16", "int32", "int64", "float16", "float32", "float64"}
@@ -58,25 +61,20 @@ class ZarrShards:
     @staticmethod
     def prepare_root(root: Path, streams: tuple[str, ...]) -> None:
         """Make the cache itself a Zarr group, with groups down to each shard."""
-        import zarr
         from zarr.errors import ContainsGroupError
 
         for folder in (root, root / "shards", *(root / "shards" / stream for stream in streams)):
             if not (folder / "zarr.json").exists():
                 with contextlib.suppress(ContainsGroupError):  # another launch was a moment faster
-                    zarr.create_group(folder, zarr_format=3)
+                    _new_group(folder)
 
     @staticmethod
     def write(path: Path, arrays: Mapping[str, np.ndarray | Blocks], attributes: Mapping[str, str]) -> None:
-        import zarr
-
-        _write_arrays(zarr.create_group(path, zarr_format=3, attributes=dict(attributes)), arrays)
+        _write_arrays(_new_group(path, attributes), arrays)
 
     @staticmethod
     def write_groups(path: Path, groups: Groups) -> None:
-        import zarr
-
-        root = zarr.create_group(path, zarr_format=3)
+        root = _new_group(path)
         for name, arrays in groups:
             _write_arrays(root if name == "/" else root.create_group(name), arrays)
 
@@ -92,6 +90,29 @@ class ZarrShards:
         if json.loads((path / "zarr.json").read_bytes())["node_type"] != "group":
             raise ValueError(f"{path} is not a Zarr group")
         return {name: _raw_rows(path / name) or _library_rows(path, name) for name in names}
+
+
+def _new_group(path: Path, attributes: Mapping[str, str] | None = None) -> zarr.Group:
+    import zarr
+
+    return zarr.create_group(_linkless()(path), zarr_format=3, attributes=dict(attributes or {}))
+
+
+@functools.cache
+def _linkless() -> type[LocalStore]:
+    from zarr.storage import LocalStore
+
+    class Linkless(LocalStore):
+        """Makes no hard links, which vfat, exFAT, and many FUSE and SMB mounts refuse.
+
+        The library makes them to spare what another writer has put meanwhile; who writes a group here is alone.
+        """
+
+        async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+            if not await self.exists(key):
+                await self.set(key, value)
+
+    return Linkless
 
 
 def _library_rows(path: Path, name: str) -> LibraryRows:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from glscl.cache.files import dump_json, utf8_name, write_atomically
+from glscl.cache.files import dump_json, refuse_unread, utf8_name, write_atomically
 from glscl.common.errors import CheckpointError, Hint, NotFoundError
 from glscl.train_head.heads import build_head, recorded_head_class
 from glscl.train_head.heads.base import Head
@@ -91,6 +91,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     try:
         run = json.loads(path.read_bytes())
     except (ValueError, RecursionError, OSError) as error:
+        refuse_unread(error, path)
         raise CheckpointError(f"{path} is not JSON: {error}") from error
     found = run.get("schema") if isinstance(run, dict) else type(run).__name__
     if found != RUN_SCHEMA:
@@ -293,4 +294,5 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with utf8_name(path) as name, safe_open(name, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except Exception as error:  # safetensors raises its own, undocumented type
+        refuse_unread(error, path)
         raise CheckpointError(f"{path} cannot be read: {str(error)[:200]}") from error

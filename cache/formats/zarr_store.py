@@ -148,9 +148,15 @@ def _require_chunks(path: Path, array: zarr.Array) -> None:
         check_unpacked(array.nbytes, array.nbytes_stored())
     # A missing chunk would read as zeros without a word.
     if array.size and array.nchunks_initialized != array.nchunks:
+        for _ in os.walk(path / array.path, onerror=_raise):  # what may not be listed is not missing
+            pass
         raise OSError(
             f"array {array.name} of {path} lacks {array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks"
         )
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _raw_rows(folder: Path) -> RawRows | None:

@@ -16,7 +16,6 @@ import numpy as np
 
 from glscl.cache.formats.blocks import Blocks, Groups, chunk_shape
 from glscl.cache.formats.rows import Chunk, LibraryRows, RawRows, RowReader
-from glscl.common.archive_limits import FLOOR, check_unpacked
 
 if TYPE_CHECKING:
     import zarr
@@ -34,7 +33,7 @@ class _OpenGroup:
         self._path, self._group = path, group
 
     def array(self, name: str) -> zarr.Array:
-        """An array of which every chunk is there."""
+        """An array of plain numbers of which every chunk is there."""
         import zarr
 
         array = self._group[name]
@@ -83,7 +82,7 @@ class ZarrShards:
     def opened(path: Path) -> Iterator[_OpenGroup]:
         import zarr
 
-        yield _OpenGroup(path, zarr.open_group(path, mode="r"))
+        yield _OpenGroup(path, zarr.open_group(path, mode="r", zarr_format=3, use_consolidated=False))
 
     @staticmethod
     def rows(path: Path, names: list[str]) -> dict[str, RowReader]:
@@ -144,15 +143,35 @@ def _write_arrays(group: zarr.Group, arrays: Mapping[str, np.ndarray | Blocks]) 
 
 
 def _require_chunks(path: Path, array: zarr.Array) -> None:
-    if array.nbytes > FLOOR:
-        check_unpacked(array.nbytes, array.nbytes_stored())
-    # A missing chunk would read as zeros without a word.
-    if array.size and array.nchunks_initialized != array.nchunks:
-        for _ in os.walk(path / array.path, onerror=_raise):  # what may not be listed is not missing
-            pass
-        raise OSError(
-            f"array {array.name} of {path} lacks {array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks"
+    """Raise ValueError or OSError for an array that the library must not be asked to read.
+
+    That is one of anything but numbers; one whose chunks are more than its numbers and their checksums, for what is packed may
+    unpack to any size; and one that lacks a chunk, which would read as zeros without a word.
+    """
+    from zarr.codecs import BytesCodec, Crc32cCodec
+    from zarr.core.metadata import ArrayV3Metadata
+
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"array {array.name} of {path} holds {array.dtype}, expected numbers")
+    chunks = [
+        Path(folder, name)
+        for folder, _, names in os.walk(path / array.path, onerror=_raise)  # what may not be listed is not missing
+        for name in names
+        if name != "zarr.json"
+    ]
+    codecs = array.metadata.codecs if isinstance(array.metadata, ArrayV3Metadata) else ()
+    packed = next((codec for codec in codecs if not isinstance(codec, BytesCodec | Crc32cCodec)), None)
+    if packed is not None and chunks:
+        raise ValueError(
+            f"array {array.name} of {path} is packed by {type(packed).__name__}; expected plain numbers, as glscl writes them"
         )
+    expected = math.prod(array.chunks) * array.dtype.itemsize + 4 * (len(codecs) - 1)
+    for chunk in chunks:
+        if _size(chunk) != expected:
+            raise ValueError(f"{chunk} has {_size(chunk)} bytes, expected {expected}")
+    there = array.nchunks_initialized if len(chunks) >= array.nchunks else len(chunks)
+    if array.size and there != array.nchunks:
+        raise OSError(f"array {array.name} of {path} lacks {array.nchunks - there} of {array.nchunks} chunks")
 
 
 def _raise(error: OSError) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from glscl.commands.backbones import adopt, backbones, fetch
 from glscl.commands.caches import convert, inspect, repair
 from glscl.commands.demo import demo
 from glscl.commands.extraction import extract, import_features, merge
@@ -19,7 +20,8 @@ from glscl.commands.training import finetune, import_checkpoint, train_head
 COMMAND_GROUPS = {  # heading → commands, as `glscl --help` and docs/cli.md list them
     "Everything at once": (demo,),
     "Caches": (extract, inspect, repair, merge, convert, import_features),
-    "Heads": (train_head, finetune, import_checkpoint),
+    "Backbones": (backbones, fetch),
+    "Heads": (train_head, finetune, import_checkpoint, adopt),
     "Judging": (eval, compare, report),
     "Searching": (search, export),
 }

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import sys
 import time
 from collections.abc import Iterator
@@ -91,8 +92,12 @@ def made_up_table(captions: int, videos: int, *, dim: int, device: torch.device)
         VideoFeatures(normal(videos, FRAMES, dim), torch.arange(FRAMES, device=device) < counts),
         torch.arange(captions, device=device) % videos,
     )
-    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    return FeatureTable(**{**vars(table), "token_values": normal(int(offsets[-1]), dim), "token_offsets": offsets})
+    return dataclasses.replace(
+        table,
+        token_values=normal(int(lengths.sum()), dim),
+        token_first=lengths.cumsum(0) - lengths,
+        token_count=lengths,
+    )
 
 
 class Windows(Reporter):

@@ -5,6 +5,7 @@ A key is 16 bytes of BLAKE2b, in text files 32 hexadecimal digits. Many of them 
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from hashlib import blake2b
@@ -18,6 +19,8 @@ WHOLE_BYTES = 2 << 20  # up to here the whole file is hashed
 # Of a larger one so many pieces, evenly spread: few enough to be quick, enough to see the holes of a broken download.
 PIECES, PIECE_BYTES = 16, 128 << 10
 ATTEMPTS = 3  # at a file that changes while it is read
+
+EMPTY = blake2b(b"0\0", digest_size=KEY_BYTES).digest()  # content of a file of 0 bytes
 
 _HEX = np.full(256, 255, np.uint8)  # byte of a lower-case hexadecimal digit → its value
 _HEX[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
@@ -46,11 +49,11 @@ def content_of(path: Path) -> tuple[Stat, bytes]:
     """
     for _ in range(ATTEMPTS):
         before = Stat.of(path)
-        with open(path, "rb", buffering=0) as file:
+        with open(path, "rb") as file:
             content = stream_content(file, before.size)
         if Stat.of(path) == before:
             return before, content
-    raise OSError(f"{path} changes while it is read")
+    raise OSError(errno.EAGAIN, "it changes while it is read", os.fspath(path))
 
 
 def stream_content(file: BinaryIO | IO[bytes], size: int) -> bytes:

@@ -56,7 +56,7 @@ class KnownFiles:
                 content = bytes.fromhex(row.content)
             except (msgspec.DecodeError, ValueError):  # a memo that is wrong in one place is a memo still
                 continue
-            if len(content) == KEY_BYTES:
+            if len(content) == KEY_BYTES and "\0" not in row.path:
                 known._seen[row.path] = Stat(row.size, row.mtime_ns), content
         return known
 
@@ -84,30 +84,40 @@ class KnownFiles:
 
     def content(self, path: Path | str) -> bytes:
         """Hash of the content of a file, (16,) bytes, from the memo where path, size and time agree. Raises OSError."""
-        name = os.path.abspath(path)
-        known = self._seen.get(name)
-        if known is not None and known[0] == Stat.of(name):
-            return known[1]
-        self._seen[name] = found = content_of(Path(name))
-        self.hashed += 1
-        self._paths = None
-        return found[1]
+        found = self.contents([path])[0]
+        if isinstance(found, OSError):
+            raise found
+        return found
 
     def contents(
-        self, paths: Iterable[Path | str], *, progress: Callable[[], None] = lambda: None
+        self, paths: Iterable[Path | str], *, progress: Callable[[int, int], None] = lambda done, total: None
     ) -> list[bytes | OSError]:
-        """`content` of many files, in order, by several threads; the error in the place of one that cannot be read."""
+        """`content` of many files, in order, by several threads; the error in the place of one that cannot be read.
 
-        def looked_at(path: Path | str) -> bytes | OSError:
-            try:
-                return self.content(path)
-            except OSError as error:
-                return error
-            finally:
-                progress()
-
+        Args:
+            progress: told how many of the files that the memo does not know have been read.
+        """
+        names = [os.path.abspath(path) for path in paths]
         with ThreadPoolExecutor(THREADS) as pool:
-            return list(pool.map(looked_at, paths))
+            remembered = dict(zip(names, pool.map(self._remembered, names)))
+            found = {name: content for name, content in remembered.items() if content is not None}
+            unknown = [name for name in remembered if name not in found]
+            for done, (name, read) in enumerate(zip(unknown, pool.map(_read, unknown)), start=1):
+                if not isinstance(read, OSError):
+                    self._seen[name] = read
+                    self.hashed += 1
+                    self._paths = None
+                found[name] = read if isinstance(read, OSError) else read[1]
+                progress(done, len(unknown))
+        return [found[name] for name in names]
+
+    def _remembered(self, name: str) -> bytes | OSError | None:
+        """The content of a file that is still what it was when it was hashed; None where it has to be read."""
+        known = self._seen.get(name)
+        try:
+            return known[1] if known is not None and known[0] == Stat.of(name) else None
+        except OSError as error:
+            return error
 
     def paths_of(self, content: bytes) -> list[str]:
         """The files that had this content when they were hashed, whether or not they are there still."""
@@ -131,3 +141,10 @@ class KnownFiles:
         """What a file was when it was hashed; None where it never was."""
         known = self._seen.get(os.path.abspath(path))
         return None if known is None else known[0]
+
+
+def _read(name: str) -> tuple[Stat, bytes] | OSError:
+    try:
+        return content_of(Path(name))
+    except OSError as error:
+        return error

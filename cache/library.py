@@ -176,7 +176,7 @@ class Library:
 
     def shard(self, stream: str, place: Place) -> Shard:
         """A committed shard, for reading. Raises KeyError where it is not committed."""
-        commit = self.stream(stream).commits[place.addition.name, place.shard]
+        commit = self.stream(stream).commit_of(place)
         if commit.path not in self._shards:
             self._shards[commit.path] = Shard(self.path, commit, self.format)
         return self._shards[commit.path]
@@ -392,7 +392,7 @@ class Stream:
         """Number of a committed item without features, or with fewer than it should have → what was noted of it."""
         found: dict[int, Failure] = {}
         for place in self.committed():
-            noted = self.commits[place.addition.name, place.shard].failures
+            noted = self.commit_of(place).failures
             if noted:
                 by_key = {bytes.fromhex(failure["key"]): failure for failure in noted}
                 keys = zip(place.items, from_array(self.keys_at(place)))
@@ -432,6 +432,10 @@ class Stream:
     def pending(self) -> list[Place]:
         """The shards that nobody has committed yet."""
         return [place for place in self.places if (place.addition.name, place.shard) not in self.commits]
+
+    def commit_of(self, place: Place) -> Commit:
+        """The commit of a shard. Raises KeyError where it is not committed."""
+        return self.commits[place.addition.name, place.shard]
 
     def keys_at(self, place: Place) -> np.ndarray:
         """(n, 16) uint8, keys of the items of a shard."""

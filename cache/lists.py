@@ -396,10 +396,11 @@ def make_current(root: Path, made: CacheList) -> bool:
     path, data = root / "lists" / made.name / "current", f"{made.hash}\n".encode()
     if put_if_absent(path, data):
         return True
-    if path.read_bytes() == data:
-        return False
-    write_atomically(path, data)
-    return True
+    with storage_errors(path):
+        same = path.read_bytes() == data
+    if not same:
+        write_atomically(path, data)
+    return not same
 
 
 def keys_by_id(lists: Sequence[CacheList]) -> Iterator[tuple[tuple[str, int, int], bytes, bytes]]:

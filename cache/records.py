@@ -61,10 +61,14 @@ class Header(Struct):
 
 
 class FlatItems(Struct):
-    """How many items of each stream a flat file holds."""
-
     video: Count
     text: Count
+
+
+class FlatHeader(Struct):
+    """What the head of a flat file says besides: how many items of each stream it holds."""
+
+    items: FlatItems
 
 
 class StoredArray(TypedDict):
@@ -112,7 +116,7 @@ def parse_header(header: Mapping[str, Any]) -> Header:
     """Raises ValueError unless the head has every field that a reader uses, of its type and within its bounds."""
     found = checked(Header, header)
     if "commits" in header:
-        checked(FlatItems, header.get("items"))
+        checked(FlatHeader, header)
     return found
 
 

@@ -279,6 +279,10 @@ class Store:
             found.append({"id": id, "reason": reason, "status": Status(int(status[row])).name.lower()})
         return found
 
+    def count_frames(self) -> int:
+        """Frames of all entries that have any: of two that share an item each has its own."""
+        return int(read_entries(self.library, "video", ["offsets"], self.numbers["video"])["offsets"][-1])
+
     def table(
         self,
         split: str | None,
@@ -308,7 +312,12 @@ class Store:
 
         tokens = self.has_tokens if tokens is None else tokens
         return FeatureTable.load(
-            self if list is None else self.seen_at(list), split, max_frames=frames, frame_position=frame_position, tokens=tokens, device=device
+            self if list is None else self.seen_at(list),
+            split,
+            max_frames=frames,
+            frame_position=frame_position,
+            tokens=tokens,
+            device=device,
         )
 
     # --- reading -----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ In reading order:
     caches          inspect, repair, convert
     training        train-head, finetune, import-checkpoint
     judging         eval, compare, report
+    backbones       backbones, fetch, adopt
     searching       search, export
     demo            demo
 """

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glscl.commands.options import COMMANDS, Run, command, command_line
-from glscl.commands.printing import print_extraction, print_failures, print_splits
+from glscl.commands.printing import amount, print_extraction, print_failures, print_splits
 from glscl.commands.shared import CacheFolderOption, DatasetOption, share_of
 from glscl.commands.wording import hint_text, worded
+from glscl.common.progress import counted
 from glscl.common.settings import build, home, with_option
 from glscl.extract.settings import ExtractSettings, ImportSettings, ListSettings
 
@@ -80,7 +81,7 @@ def extract(
     )
     if limit:
         found = first_videos(found, limit)
-    counted = summary(found)
+    splits = summary(found)
     for line in found.notes:
         run.note(line)
     name = settings.list or _list_name(
@@ -88,10 +89,12 @@ def extract(
     )
     origin = _origin(entry, name)
     if dry_run:
-        print_splits(run, counted)
-        run.result(
-            {**counted, "notes": _worded(found.notes), "encoded_already": count_encoded(found, out, origin, known)}
-        )
+        print_splits(run, splits)
+        there = count_encoded(found, out, origin, known, progress=run.progress)
+        if any(there.values()):
+            items = f"{amount(there['videos'], 'video')} and {amount(there['texts'], 'caption')}"
+            run.say(f"{out} has {items} of these already")
+        run.result({**splits, "notes": _worded(found.notes), "encoded_already": there})
         return
     done = _extract(run, settings, found, out, origin, known)
     if run.launch.world == 1 or done.finished_here or (done.already_complete and done.complete):
@@ -100,8 +103,8 @@ def extract(
 
 def _contents(run: Run, known: KnownFiles, paths: Sequence[str]) -> Sequence[bytes | OSError]:
     """Hash files, at once where they are known."""
-    with run.progress.task("hash", len(paths), "files") as task:
-        return known.contents(paths, progress=task.advance)
+    with counted(run.progress, "hash", "files") as tell:
+        return known.contents(paths, progress=tell)
 
 
 def _worded(notes: Sequence[str]) -> list[str]:
@@ -165,6 +168,8 @@ def _extract(run: Run, settings: ExtractSettings, found: Any, out: Path, origin:
     done = extract_features(
         found, out, settings, origin=origin, device=run.device(), progress=run.progress, known=known
     )
+    for line in done.notes[len(found.notes) :]:  # what was found out on the way
+        run.note(line)
     print_extraction(run, out, done)
     return done
 
@@ -230,7 +235,8 @@ def import_features(
     for line in done.notes:
         run.note(line)
     state = " is complete already" if done.already_complete else ""
-    run.say(f"{out}{state}: {done.videos} videos, {done.frames} frames, {done.texts} captions")
+    counts = f"{amount(done.videos, 'video')}, {amount(done.frames, 'frame')}, {amount(done.texts, 'caption')}"
+    run.say(f"{out}{state}: {counts}")
     print_failures(run, out, done)
     run.result({**done.as_dict(), "notes": _worded(done.notes)})
 
@@ -246,16 +252,15 @@ def merge(
     from glscl.cache.upkeep.merge import merge as merge_caches
 
     done = merge_caches(parts, out, copy=copy)
-    files = f"{done.linked} files linked, {done.copied} copied"
-    state = f"complete with {done.videos} videos and {done.texts} captions"
-    if done.pending:
-        state = f"not complete: {done.videos} videos and {done.texts} captions are there"
-    run.say(f"{out}: {done.shards} new shards ({files}); {state}")
+    files = f"{amount(done.linked, 'file')} linked, {done.copied:,} copied"
+    items = f"{amount(done.videos, 'video')} and {amount(done.texts, 'caption')}"
+    state = f"not complete: {items} are there" if done.pending else f"complete with {items}"
+    run.say(f"{out}: {amount(done.shards, 'new shard')} ({files}); {state}")
     for line in done.notes:
         run.note(line)
     for row, hint in zip(done.pending, done.resume):
         waits = " and ".join(
-            f"{row[key]} {name}" for key, name in (("video", "videos"), ("text", "captions")) if row[key]
+            amount(row[key], name) for key, name in (("video", "video"), ("text", "caption")) if row[key]
         )
         run.say(f"the list {row['list']} waits for {waits}. {hint_text(hint, COMMANDS)}")
     run.result(done.as_dict())

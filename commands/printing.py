@@ -15,44 +15,59 @@ from glscl.train_head.reports import Reporter
 
 
 def print_extraction(run: Run, out: Path, done: Any) -> None:
-    """What an extraction did. Of several processes the one that completes the cache speaks at the end."""
+    """What an extraction did. Of several processes the one that completes the list speaks at the end."""
     if done.finished_here:
         run.speaks = True
-    counts = f"{done.videos} videos, {done.frames} frames, {done.texts} captions"
+    counts = f"{amount(done.videos, 'video')}, {amount(done.frames, 'frame')}, {amount(done.texts, 'caption')}"
     took = f" in {duration(done.seconds['total'])}" + (f"; bound by {done.bound_by}" if done.bound_by else "")
     if not done.complete:
-        run.say(
-            f"{out}: part {done.part} {'was' if done.already_complete else 'is'} done{'' if done.already_complete else took}"
-        )
-        there = ", ".join(f"{s['committed']} of {s['planned']} {name} shards" for name, s in done.shards.items())
-        run.say(f"not complete until the other parts are done: {there} are there, {counts}")
+        run.say(f"{out}: part {done.part} {'was done' if done.already_complete else f'is done{took}'}")
+        run.say(f"the list {done.list} is not complete until the other parts are done: {counts} are there")
     elif done.already_complete:
         run.say(f"{out} is complete already: {counts} in the list {done.list}")
     else:
         run.say(f"{out}: {counts} in the list {done.list}{took}")
-        run.say(f"  {'; '.join(_found(done))}")
+    for line in _news(done):
+        run.say(f"  {line}")
     print_failures(run, out, done)
 
 
-def _found(done: Any) -> list[str]:
-    """What was encoded and what was not needed, and how the list changed, each in a few words."""
-    changes, encoded, reused = done.changes, done.encoded, done.reused
-    told = [f"encoded {encoded['videos']} videos and {encoded['texts']} captions"]
-    if any(reused.values()):
-        told.append(f"{reused['videos']} videos and {reused['texts']} captions were there already")
-    if done.reused != {"videos": 0, "texts": 0}:
-        words = {"new": "new", "moved": "of them under another name before", "gone": "gone", "replaced": "replaced"}
-        told += [f"{changes[key]} {word}" for key, word in words.items() if changes[key]]
+def _news(done: Any) -> list[str]:
+    """What was encoded and what was there, and how the list changed, a line each."""
+    changes, told = done.changes, []
+
+    def items(counts: dict[str, int]) -> str:
+        return f"{amount(counts['videos'], 'video')} and {amount(counts['texts'], 'caption')}"
+
+    if not done.already_complete:
+        there = f"; {items(done.reused)} were there already" if any(done.reused.values()) else ""
+        told.append(f"encoded {items(done.encoded)}{there}")
+    known = f" ({changes['moved']:,} known under another name)" if changes["moved"] else ""
+    words = {"new": f"new{known}", "gone": "gone", "replaced": "replaced"}
+    news = ", ".join(f"{changes[key]:,} {word}" for key, word in words.items() if changes[key])
+    if done.previous is not None and news:
+        told.append(f"since the version before: {news}")
     if changes["known_by_id"]:
-        told.append(f"{changes['known_by_id']} without a file have what was encoded before")
+        keep = "keeps" if changes["known_by_id"] == 1 else "keep"
+        told.append(f"{amount(changes['known_by_id'], 'video')} without a file {keep} what was encoded before")
+    if done.left:
+        told.append(
+            f"{amount(done.left, 'shard')} waiting for videos that are not here; without --part they are not waited for"
+        )
     return told
 
 
 def print_failures(run: Run, out: Path, done: Any) -> None:
     """How many videos failed, and which command names them; nothing where none did."""
     if done.failed:
-        lost = f"; {done.texts_without_video} captions lost their video" if done.texts_without_video else ""
-        run.say(f"{len(done.failed)} videos with failures{lost}. Reasons: glscl inspect {out}")
+        lost = done.texts_without_video or 0
+        captions = f"; {amount(lost, 'caption')} lost {'its' if lost == 1 else 'their'} video" if lost else ""
+        run.say(f"{amount(len(done.failed), 'video')} with failures{captions}. Reasons: glscl inspect {out}")
+
+
+def amount(count: int, word: str) -> str:
+    """`1 video`, `2,990 videos`."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def print_table(run: Run, table: Table) -> None:

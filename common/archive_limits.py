@@ -28,7 +28,7 @@ def check_unpacked(claimed: int, stored: int) -> None:
         )
 
 
-def check_zip(path: Path) -> None:
+def check_zip(path: Path | BinaryIO) -> None:
     """`check_unpacked` of every entry of a zip archive (.npz, .pt) and of all together; nothing for other files.
 
     Readers take no more from an entry than it declares, so what it declares is what counts. Entries that share their bytes
@@ -43,7 +43,8 @@ def check_zip(path: Path) -> None:
         entries = archive.infolist()
     for entry in entries:
         check_unpacked(entry.file_size, entry.compress_size)
-    check_unpacked(sum(entry.file_size for entry in entries), path.stat().st_size)
+    size = path.stat().st_size if isinstance(path, Path) else path.seek(0, io.SEEK_END)
+    check_unpacked(sum(entry.file_size for entry in entries), size)
 
 
 def check_torch_file(path: Path) -> None:

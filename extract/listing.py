@@ -6,13 +6,13 @@ V videos, T texts.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from glscl.cache.keys import KEY_BYTES, clip, has_key, text_key, video_key
+from glscl.cache.keys import EMPTY, KEY_BYTES, as_array, clip, has_key, text_key, video_key
 from glscl.cache.known_files import KnownFiles
 from glscl.cache.library import Library
 from glscl.cache.lists import (
@@ -29,10 +29,12 @@ from glscl.cache.lists import (
     versions_of,
 )
 from glscl.cache.schema import Annotations, Status, TextItem, VideoItem
-from glscl.common.progress import Progress
+from glscl.common.errors import InputError
+from glscl.common.progress import Progress, counted
 from glscl.extract.datasets.text_files import examples
 
 NO_KEY = bytes(KEY_BYTES)
+Entry = tuple[str, int, int]  # id, start and end of a video, microseconds
 SHOWN = 3  # contents that stand twice, in a note
 
 
@@ -53,10 +55,10 @@ class ListOrigin:
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
 
-    def of(self, dataset: str) -> ListOrigin:
+    def named(self, dataset: str) -> ListOrigin:
         """With the names that are not given."""
         name = valid_name(self.name or dataset)
-        return ListOrigin(**{**vars(self), "name": name, "family": self.family or name})
+        return replace(self, name=name, family=self.family or name)
 
 
 class Source(NamedTuple):
@@ -84,7 +86,7 @@ class Listing(NamedTuple):
     @property
     def wanted(self) -> dict[str, np.ndarray]:
         """ "video" and "text" → (n, 16) uint8 keys that are to be encoded, each once, in the order of the list."""
-        return {"video": _as_keys(self.sources), "text": _as_keys(self.captions)}
+        return {"video": as_array(self.sources), "text": as_array(self.captions)}
 
 
 def list_of(
@@ -154,8 +156,8 @@ def assemble(
 ) -> tuple[CacheList, dict[bytes, TextItem]]:
     """A list from keys; and key of a text → the first caption that has it.
 
-    A video without a key keeps the item that it has under the same id and times in a list of the same family, as long as
-    those that know it agree, or else that of the current version. Captions of videos without an item get no key.
+    A video without a key keeps the item that it has under the same id and times in lists of the same family, where they
+    agree. Captions of videos without an item get no key.
 
     Args:
         annotations: arranged.
@@ -164,8 +166,9 @@ def assemble(
         unreadable: id → why its file could not be read; it keeps no item.
         all_captions, settings: as in `list_of`.
     """
-    origin, unreadable = origin.of(annotations.dataset), dict(unreadable or {})
-    by_id = _known_by_id(library, origin, [v for v in annotations.videos if v.id not in {*videos, *unreadable}])
+    origin, unreadable = origin.named(annotations.dataset), dict(unreadable or {})
+    told = {*videos, *unreadable}
+    by_id = _known_by_id(library, origin, [video for video in annotations.videos if video.id not in told])
     keyed = [videos.get(v.id) or by_id.get(_entry(v)) or Keyed(NO_KEY) for v in annotations.videos]
     with_item = {video.id for video, each in zip(annotations.videos, keyed) if each.key != NO_KEY}
     text_keys, captions = [], {}
@@ -178,9 +181,9 @@ def assemble(
         name=origin.name,
         family=origin.family,
         recipe=origin.recipe,
-        video_key=_array([each.key for each in keyed]),
-        video_content=_array([each.content for each in keyed]),
-        text_key=_array(text_keys),
+        video_key=as_array([each.key for each in keyed]),
+        video_content=as_array([each.content for each in keyed]),
+        text_key=as_array(text_keys),
         unreadable=unreadable,
         known_by_id=sum(v.id not in videos and _entry(v) in by_id for v in annotations.videos),
         command=origin.command,
@@ -188,8 +191,7 @@ def assemble(
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         versions=origin.versions,
     )
-    made.notes.extend(_notes_on_copies(made))
-    return made, captions
+    return replace(made, notes=[*made.notes, *_notes_on_copies(made)]), captions
 
 
 class Changes(NamedTuple):
@@ -210,9 +212,6 @@ class Changes(NamedTuple):
     without_file: int
     known_by_id: int
 
-    def as_dict(self) -> dict[str, int]:
-        return self._asdict()
-
 
 def changes_since(before: CacheList | None, made: CacheList) -> Changes:
     """What changed since a version, or since nothing."""
@@ -230,62 +229,81 @@ def changes_since(before: CacheList | None, made: CacheList) -> Changes:
     )
 
 
-def current_list(library: Library | None, name: str) -> CacheList | None:
+def current_list(library: Library, name: str) -> CacheList | None:
     """The version of a list that counts; None where there is none."""
-    if library is None or library.is_flat or name not in list_names(library.path):
-        return None
     version = current_version(library.path, name)
-    return (version and read_list(library.path, name, version, library.header["format"])) or None
+    return None if version is None else read_list(library.path, name, version, library.header["format"])
 
 
-def copies_across_splits(made: CacheList) -> list[tuple[str, str]]:
-    """Pairs of ids in different splits that share a file's content and times."""
+def require_apart(made: CacheList) -> None:
+    """Raise InputError where two videos in different splits have the same content and times."""
     split_of = _splits(made)
-    return [(a, b) for a, b in _copies(made) if split_of[a] != split_of[b]]
+    across = [(a, b) for a, b in _copies(made) if split_of[a] != split_of[b]]
+    if across:
+        a, b = across[0]
+        more = f", and so have {len(across) - 1} more" if across[1:] else ""
+        raise InputError(
+            f"{a!r} in split {split_of[a]} and {b!r} in {split_of[b]} have the same content{more}: training on a test video "
+            "makes every number worthless",
+            hint="Take one away, or leave out `strict`",
+        )
 
 
 def _contents(videos: list[VideoItem], known: KnownFiles, progress: Progress) -> tuple[list[bytes], dict[str, str]]:
     """Hash of each video's content, zero where there is no file; and id → reason of the files that cannot be read."""
     paths = list(dict.fromkeys(video.path for video in videos if video.path is not None))
-    with progress.task("hash", len(paths), "files") as task:  # at once where they are known
-        found = dict(zip(paths, known.contents(paths, progress=task.advance)))
+    with counted(progress, "hash", "files") as tell:
+        found = dict(zip(paths, known.contents(paths, progress=tell)))
     contents, unreadable = [], {}
     for video in videos:
         content = NO_KEY if video.path is None else found[video.path]
-        if isinstance(content, OSError):
+        if isinstance(content, FileNotFoundError):  # it was there when the files were looked for
+            content = NO_KEY
+        elif isinstance(content, OSError):
             unreadable[video.id] = content.strerror or str(content)
             content = NO_KEY
         contents.append(content)
     return contents, unreadable
 
 
-def _known_by_id(
-    library: Library | None, origin: ListOrigin, videos: list[VideoItem]
-) -> dict[tuple[str, int, int], Keyed]:
-    """(id, start, end) → what those videos are in the lists of the family, where that item is there."""
+def _known_by_id(library: Library | None, origin: ListOrigin, videos: list[VideoItem]) -> dict[Entry, Keyed]:
+    """What videos are in the lists of the family, of items that are there.
+
+    The list's own current version is asked first, then what counts in other lists, then all versions: of the first of these
+    that know a video all must agree.
+    """
     wanted = {_entry(video) for video in videos}
-    if library is None or library.is_flat or not wanted:
+    if library is None or not wanted:
         return {}
-    found: dict[tuple[str, int, int], set[Keyed]] = {}
-    current: dict[tuple[str, int, int], Keyed] = {}
+    found: dict[Entry, dict[Keyed, int]] = {}  # → how near the list is that says so
     for name in list_names(library.path):
-        now = current_version(library.path, name)
+        current = current_version(library.path, name)
         for version in versions_of(library.path, name):
             if read_record(library.path / "lists" / name / f"{version}.json").family != origin.family:
                 continue
+            distance = (name != origin.name) if version == current else 2
             for entry, *each in keys_by_id([read_list(library.path, name, version, library.header["format"])]):
                 if entry in wanted:
-                    found.setdefault(entry, set()).add(Keyed(*each))
-                    if (name, version) == (origin.name, now):
-                        current[entry] = Keyed(*each)
-    agreed = {entry: next(iter(each)) for entry, each in found.items() if len(each) == 1} | current
-    about = library.stream("video")
-    numbers = about.index.find(_array([each.key for each in agreed.values()]))
-    there = {entry for entry, number in zip(agreed, numbers) if number >= 0 and about.status[number] != Status.MISSING}
-    return {entry: each for entry, each in agreed.items() if entry in there}
+                    known = found.setdefault(entry, {})
+                    known[Keyed(*each)] = min(distance, known.get(Keyed(*each), distance))
+    there = _answered(library, {keyed.key for known in found.values() for keyed in known})
+    agreed = {}
+    for entry, known in found.items():
+        known = {keyed: distance for keyed, distance in known.items() if keyed.key in there}
+        nearest = [keyed for keyed, distance in known.items() if distance == min(known.values())]
+        if len(nearest) == 1:
+            agreed[entry] = nearest[0]
+    return agreed
 
 
-def _entry(video: VideoItem) -> tuple[str, int, int]:
+def _answered(library: Library, keys: Collection[bytes]) -> set[bytes]:
+    """Those of some videos' keys that have an item which says more than that no file was there."""
+    about, keys = library.stream("video"), list(keys)
+    numbers = about.index.find(as_array(keys))
+    return {key for key, n in zip(keys, numbers) if n >= 0 and about.status[n] != int(Status.MISSING)}
+
+
+def _entry(video: VideoItem) -> Entry:
     start, end = (NO_TIME if t is None else t for t in clip(video.start, video.end))
     return video.id, start, end
 
@@ -299,12 +317,12 @@ def _splits(made: CacheList) -> dict[str, str]:
 
 
 def _copies(made: CacheList) -> list[tuple[str, str]]:
-    """Pairs of ids with the same key, each later id with the first."""
+    """Pairs of ids with the same key, each later id with the first. What is empty is a copy of nothing."""
     first: dict[bytes, str] = {}
     pairs = []
     for row in np.flatnonzero(has_key(made.video_key)).tolist():
         key, id = made.video_key[row].tobytes(), made.video_ids[row]
-        if first.setdefault(key, id) != id:
+        if made.video_content[row].tobytes() != EMPTY and first.setdefault(key, id) != id:
             pairs.append((first[key], id))
     return pairs
 
@@ -316,17 +334,11 @@ def _notes_on_copies(made: CacheList) -> list[str]:
     if pairs:
         shown = examples([f"{a} = {b}" for a, b in pairs], SHOWN)
         notes.append(
-            f"videos with the content of another, which count as often as they are listed: {len(pairs)}, {shown}"
+            f"{len(pairs)} videos have the content of others, and count for themselves: {shown}"
+            if pairs[1:]
+            else f"1 video has the content of another, and counts for itself: {shown}"
         )
     if across:
         shown = examples([f"{a} ({split_of[a]}) = {b} ({split_of[b]})" for a, b in across], SHOWN)
-        notes.append(f"of these in different splits: {len(across)}, {shown}")
+        notes.append(f"{len(across)} of these in different splits: {shown}")
     return notes
-
-
-def _array(keys: list[bytes]) -> np.ndarray:
-    return np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES).copy()
-
-
-def _as_keys(found: Mapping[bytes, object]) -> np.ndarray:
-    return _array(list(found))

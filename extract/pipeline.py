@@ -22,7 +22,6 @@ from glscl.cache.known_files import KnownFiles
 from glscl.cache.library import Library, Place, open_library
 from glscl.cache.lists import list_names, read_record, versions_of
 from glscl.cache.planning import Work, begin, work_for
-from glscl.cache.reading import read_arrays
 from glscl.cache.schema import STREAMS, Annotations, Status
 from glscl.cache.store import Store
 from glscl.common.errors import DecodeError, GlsclError, Hint, InputError, NotFoundError, StorageError
@@ -35,7 +34,7 @@ from glscl.extract.captions import extract_captions
 from glscl.extract.decode.pool import DecodePool
 from glscl.extract.decode.sampling import Sampling
 from glscl.extract.decode.video import Decoding
-from glscl.extract.listing import Changes, Listing, ListOrigin, changes_since, current_list, list_of
+from glscl.extract.listing import Changes, Listing, ListOrigin, changes_since, current_list, list_of, require_apart
 from glscl.extract.part import Part
 from glscl.extract.settings import ExtractSettings, parse_rate
 from glscl.extract.videos import VideoExtraction
@@ -52,8 +51,11 @@ class ExtractionSummary:
         list, list_hash: the list and its version. notes: what its reader dropped or chose.
         encoded: "videos", "texts", "frames" that this run encoded.
         reused: "videos", "texts" of the list that were there already.
-        changes: how the list differs from the version before; see `glscl.extract.listing.Changes`.
+        previous: version of the list that counted before; None where there was none.
+        changes: how the list differs from that; see `glscl.extract.listing.Changes`.
         missing: entries without a file and without an item from before.
+        left: shards of others that hold some of the list, and files that are not here: a run that is no part makes what is
+            wanted of them.
         failed: entries without features, or with fewer than they should have.
     """
 
@@ -67,8 +69,10 @@ class ExtractionSummary:
     part: str | None
     encoded: dict[str, int]
     reused: dict[str, int]
+    previous: str | None
     changes: dict[str, int]
     missing: int
+    left: int
     shards: dict[str, dict[str, int]]
     videos: int
     texts: int
@@ -136,13 +140,18 @@ def extract(
 
 
 def count_encoded(
-    annotations: Annotations, out: Path, origin: ListOrigin | None = None, known: KnownFiles | None = None
+    annotations: Annotations,
+    out: Path,
+    origin: ListOrigin | None = None,
+    known: KnownFiles | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> dict[str, int]:
     """How many different "videos" and "texts" of a list a cache holds already; 0 where there is no cache. Writes nothing."""
     if not written(out / "store.json"):
         return {"videos": 0, "texts": 0}
     library = open_library(out)
-    made = list_of(annotations, known or KnownFiles.read(out), origin or ListOrigin(), library).made
+    made = list_of(annotations, known or KnownFiles.read(out), origin or ListOrigin(), library, progress=progress).made
     return {"videos": _answered(library, "video", made.video_key), "texts": _answered(library, "text", made.text_key)}
 
 
@@ -166,7 +175,7 @@ class _Extraction:
         self.annotations, self.out, self.settings = annotations, out, settings
         self.backbone, self.device, self.progress = backbone, device, progress
         self.part = Part.parse(settings.part)
-        self.origin = dataclasses.replace(origin, name=settings.list or origin.name).of(annotations.dataset)
+        self.origin = dataclasses.replace(origin, name=settings.list or origin.name).named(annotations.dataset)
         self.known = KnownFiles.read(out)
         self.is_verified = self.is_current = False  # that this backbone made the cache; that the list counts already
         self.finished_here = False
@@ -180,7 +189,12 @@ class _Extraction:
     def open(self) -> None:
         """Open the cache or make it. A backbone is loaded only where the cache does not say that this one made it."""
         fresh = not written(self.out / "store.json")
-        _require_videos(self.annotations, fresh=fresh, strict=self.settings.strict)
+        if not self.annotations.videos:
+            raise InputError(f"{self.annotations.dataset} lists no video", hint="Check the annotations with `dry_run`")
+        if fresh:  # said before a model is loaded; an older cache may know videos without their files
+            missing = [video.id for video in self.annotations.videos if video.path is None]
+            total, strict = len(self.annotations.videos), self.settings.strict
+            _require_found(self.annotations.dataset, missing, among=total, strict=strict)
         alike = None if self.backbone or fresh else _made_alike(self.out, self._in_force(), self.origin, self.known)
         if alike is None:
             self._load()
@@ -198,13 +212,20 @@ class _Extraction:
             settings=as_dict(self._in_force()),
             progress=self.progress,
         )
-        made = self.listing.made
+        made, s = self.listing.made, self.settings
+        with contextlib.suppress(StorageError):  # a memo saves time; who may only read loses nothing else
+            self._remember()
         without = [id for id, there in zip(made.video_ids, has_key(made.video_key)) if not there]
-        if self.settings.strict and without:
-            raise NotFoundError(f"{len(without)} videos are missing, the first is {without[0]!r} (`strict`)")
+        if len(without) == len(made.video_ids) == len(made.unreadable):
+            raise StorageError(
+                f"None of the {len(without)} videos can be read; {without[0]!r}: {made.unreadable[without[0]]}"
+            )
+        _require_found(made.dataset, without, among=len(made.video_ids), strict=s.strict)
+        if s.strict:
+            require_apart(made)
         before = current_list(self.library, made.name)
-        self.changes = changes_since(before, made)
-        self.is_current = before is not None and before.hash == made.hash
+        self.changes, self.previous = changes_since(before, made), None if before is None else before.hash
+        self.is_current = self.previous == made.hash
         self.reused = {
             "videos": _answered(self.library, "video", made.video_key),
             "texts": _answered(self.library, "text", made.text_key),
@@ -230,7 +251,6 @@ class _Extraction:
     def fill(self) -> None:
         """Write the list, encode what is missing, and let the list count once everything of it is there."""
         with filling(self.library, self.listing.made, part=(self.part.index, self.part.count)) as outcome:
-            self._remember()
             clock = time.perf_counter()
             self._extract_captions()
             self.seconds_texts = time.perf_counter() - clock
@@ -299,9 +319,6 @@ class _Extraction:
 
     def summary(self, *, seconds: float) -> ExtractionSummary:
         """What was done. Raises DecodeError where all is there and no video gave frames."""
-        if self.nothing_to_do:
-            with contextlib.suppress(StorageError):  # a memo saves time; who may only read loses nothing else
-                self._remember()
         self.library.refresh()
         store, watch = Store(self.library, self.listing.made), self.watch
         return ExtractionSummary(
@@ -315,8 +332,10 @@ class _Extraction:
             part=None if self.part.whole else str(self.part),
             encoded={**self.encoded, "frames": watch.frames},
             reused=self.reused,
-            changes=self.changes.as_dict(),
+            previous=self.previous,
+            changes=self.changes._asdict(),
             missing=self.changes.without_file,
+            left=0 if store.complete else sum(self._work(stream).left for stream in STREAMS),
             **counted(store),
             notes=list(store.list.notes),
             seconds={
@@ -337,7 +356,9 @@ def _made_alike(root: Path, settings: ExtractSettings, origin: ListOrigin, known
     What is loaded for it is then a backbone less. Whatever is encoded is encoded by one that was compared.
     """
     library = open_library(root)
-    if library.is_flat or any(known.stat_of(path) != Stat.of(path) for path in _weight_files(settings)):
+    if library.header["format"] != settings.format or any(
+        known.stat_of(path) != Stat.of(path) for path in _weight_files(settings)
+    ):
         return None
     for name in list_names(root):
         for version in versions_of(root, name):
@@ -409,12 +430,10 @@ def counted(store: Store) -> dict[str, Any]:
             hint=Hint("See all reasons", "inspect", {"": store.path}),
         )
     owners = store.list.text_video
-    there = store.numbers["video"][usable]
-    rows = read_arrays(store.library, "video", ["offsets"], np.unique(there))["offsets"]
     return {
         "videos": int(usable.sum()),
         "texts": int((store.numbers["text"] >= 0).sum()),
-        "frames": int(np.diff(rows)[np.searchsorted(np.unique(there), there)].sum()),
+        "frames": store.count_frames(),
         "failed": failed,
         "texts_without_video": int((~np.append(usable, False)[owners]).sum()) if store.complete else None,
         "shards": {
@@ -435,15 +454,12 @@ def _bound_by(watch: Stopwatch, workers: int) -> str | None:
     return f"{slower} (busy {100 * min(1.0, stages[slower] / wall):.0f} % of the time)"
 
 
-def _require_videos(annotations: Annotations, *, fresh: bool, strict: bool) -> None:
-    """Refuse what cannot become anything before a model is loaded; an older cache may know videos without their files."""
-    if not annotations.videos:
-        raise InputError(f"{annotations.dataset} lists no video", hint="Check the annotations with `dry_run`")
-    missing = [video.id for video in annotations.videos if video.path is None]
-    if fresh and len(missing) == len(annotations.videos):
+def _require_found(dataset: str, missing: list[str], *, among: int, strict: bool) -> None:
+    """Raise NotFoundError where no video was found, or with `strict` not every one."""
+    if len(missing) == among:
         raise NotFoundError(
-            f"None of the {len(missing)} videos of {annotations.dataset} was found, for example {missing[0]!r}",
+            f"None of the {among} videos of {dataset} was found, for example {missing[0]!r}",
             hint="Name the folder that holds them with `videos` (`dry_run` shows what is looked for)",
         )
-    if fresh and strict and missing:
+    if strict and missing:
         raise NotFoundError(f"{len(missing)} videos are missing, the first is {missing[0]!r} (`strict`)")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import glscl.cli  # noqa: F401 (registers the commands)
 from glscl.commands.options import COMMANDS
 
 

@@ -24,13 +24,13 @@ _FLETCHER, _SHUFFLE, _DEFLATE, _LZF = (
 )
 
 
-def check_dataset(dataset: h5py.Dataset) -> None:
+def check_dataset(dataset: h5py.Dataset, *, texts: bool = False) -> None:
     """Raise ValueError for a dataset that may not be read.
 
-    That is one of anything but plain numbers; whose numbers lie in other files; that claims far more than it stores
+    That is one of anything but plain numbers (with `texts`, strings of one length too); whose numbers lie in other files; that claims far more than it stores
     (`check_unpacked`); or with a chunk that is packed in an unknown way or does not hold what it should.
     """
-    if dataset.dtype.kind not in "fiu":
+    if dataset.dtype.kind not in ("fiuS" if texts else "fiu"):
         raise ValueError(
             f"it holds {'Python objects' if dataset.dtype.kind == 'O' else dataset.dtype}, expected numbers"
         )

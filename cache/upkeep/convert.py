@@ -160,7 +160,7 @@ class _Items:
         """Raise CacheCorruptError where a shard that holds some of them is damaged: what is read is written with new checksums."""
         for position in np.unique(self._positions(self.numbers)).tolist():
             place = self.about.places[position]
-            commit = self.about.commits[place.addition.name, place.shard]
+            commit = self.about.commit_of(place)
             problems = verify_commit(self.library, commit, place.addition.keys)
             if problems:
                 raise CacheCorruptError(f"{self.library.path}: {problems[0]}", hint=see_damage(self.library.path))

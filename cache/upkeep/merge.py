@@ -187,7 +187,7 @@ class _Merge:
         return not (numbers >= 0).all() or not np.isin(own.status[numbers], _USABLE).all()
 
     def _take_shard(self, part: Library, stream: str, place: Place) -> None:
-        commit = part.stream(stream).commits[place.addition.name, place.shard]
+        commit = part.stream(stream).commit_of(place)
         file = commit_file(part.path, stream, place.addition.name, place.shard)
         told = self._told(part, file, commit, place)
         source, final = part.path / commit.path, self.root / commit.path

@@ -125,7 +125,8 @@ def _counts(library: Library, store: Store | None) -> dict[str, Any]:
         about = library.stream("video")
         usable = np.flatnonzero(np.isin(about.status, _USABLE) & _counting(library, "video"))
         none: dict[str, Any] = {"list": None, "videos": len(usable), "texts": len(library.stream("text").index)}
-        none |= {"frames": _frames(library, usable), "splits": {}, "failed": [], "failed_by_status": {}}
+        frames = int(read_entries(library, "video", ["offsets"], usable)["offsets"][-1])
+        none |= {"frames": frames, "splits": {}, "failed": [], "failed_by_status": {}}
         return none | {"notes": [], "provenance": {}}
     usable = np.isin(store.status(), _USABLE)
     there = {stream: store.numbers[stream] >= 0 for stream in STREAMS}
@@ -134,7 +135,7 @@ def _counts(library: Library, store: Store | None) -> dict[str, Any]:
         "list": f"{made.name}@{made.hash}",
         "videos": int(usable.sum()),
         "texts": int(there["text"].sum()),
-        "frames": _frames(library, np.unique(store.numbers["video"][usable])),
+        "frames": store.count_frames(),
         "splits": _splits(store, usable, there["text"]),
         "failed": [{"id": f["id"], "reason": f["reason"], "status": f["status"]} for f in failed],
         "failed_by_status": dict(Counter(f["status"] for f in failed)),
@@ -188,11 +189,6 @@ def _unlisted(library: Library, stream: str, lists: list[CacheList]) -> int:
         numbers = library.stream(stream).index.find(keys[has_key(keys)])
         unnamed[numbers[numbers >= 0]] = False
     return int(unnamed.sum())
-
-
-def _frames(library: Library, numbers: np.ndarray) -> int:
-    """Frames of some videos, each counted once."""
-    return int(read_entries(library, "video", ["offsets"], numbers)["offsets"][-1])
 
 
 def _stored_frames(library: Library) -> dict[str, Any] | None:

@@ -96,7 +96,7 @@ def _verify_flat(library: Library, progress: Callable[[], None]) -> list[str]:
             problems.append(error.message)
             continue
         for place in about.committed():
-            commit = about.commits[place.addition.name, place.shard]
+            commit = about.commit_of(place)
             problems += _read_or_told(library, commit, place.addition.keys)
             progress()
     return problems

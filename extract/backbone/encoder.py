@@ -78,6 +78,11 @@ class Backbone:
             preprocessing = {**preprocessing, "method": "fast"}
         self.logit_scale = float(model.logit_scale.detach())
         self.text_tower = TextTower(model, self.tokenizer)
+        if not self.text_tower.gives_tokens:
+            self.notes = (
+                *self.notes,
+                f"{self.name} tells no states of tokens: captions are kept as with `tokens=False`",
+            )
         self.words = words = min(WORDS, self.context_length) if words is None else words
         if words > self.context_length:
             raise UsageError(f"`max_words` is {words}; {self.name} reads at most {self.context_length} tokens")

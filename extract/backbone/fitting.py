@@ -112,6 +112,16 @@ def _title(program: str | None) -> str:
 # --- which architecture ------------------------------------------------------------------------------------------------
 
 
+def architecture_of(source: Path) -> str:
+    """The architecture of the backbone in a file or folder. Raises BackboneError where open_clip has none of its shapes."""
+    alike = architectures_of(read_backbone(source).weights)
+    if not alike:
+        raise BackboneError(
+            f"The weights in {source} have the shapes of no architecture of open_clip", hint="Name it with `backbone`"
+        )
+    return alike[0]
+
+
 def architectures_of(weights: Mapping[str, Tensor]) -> list[str]:
     """Architectures of open_clip that have exactly these names and shapes."""
     import open_clip

@@ -17,8 +17,9 @@ from glscl.common.archive_limits import check_zip
 from glscl.common.clip_names import ClipWeights
 from glscl.common.errors import BackboneError, Hint
 from glscl.common.state_dicts import first_words, is_script, weights_file
+from glscl.extract.backbone.catalog import needed_files
 from glscl.extract.backbone.clip_model import ClipModel, is_clip
-from glscl.extract.backbone.fitting import architectures_of, fit, read_backbone
+from glscl.extract.backbone.fitting import architecture_of, fit, read_backbone
 from glscl.extract.backbone.patch_embedding import widen_patch_embedding
 from glscl.extract.backbone.tuned_weights import TunedWeights, read_tuned
 from glscl.extract.backbone.weight_settings import decide, said
@@ -96,7 +97,7 @@ def _load_folder(folder: Path, name: str, asked: ActivationSettings | None, *, f
     if not config.is_file():
         if not (folder / "config.json").is_file():
             raise BackboneError(f"{folder} has no open_clip_config.json", hint="Name a folder with config and weights")
-        return _load_source(_architecture_in(folder), folder, None, asked)
+        return _load_source(architecture_of(folder), folder, None, asked)
     about = _read_config(config)
     text = dict(about["model_cfg"].get("text_cfg") or {})
     if (folder / str(text.get("hf_model_name") or "-")).is_dir():  # what `fetch` writes holds for any place
@@ -125,14 +126,6 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError, OSError):
         pass
     raise BackboneError(f"{path} describes no model: expected JSON with a model_cfg")
-
-
-def _architecture_in(folder: Path) -> str:
-    found = read_backbone(folder)
-    alike = architectures_of(found.weights)
-    if not alike:
-        raise BackboneError(f"The weights in {folder} have the shapes of no architecture of open_clip")
-    return alike[0]
 
 
 def _tokenizer_in(folder: Path) -> Any:
@@ -240,7 +233,7 @@ def _tokenizer_of(name: str, source: Path | None = None) -> Any:
                 return HFTokenizer(str(folder), context_length=length, tokenizer_mode=mode, **options)
             return open_clip.get_tokenizer(name)
     except (ImportError, OSError, ValueError, AttributeError) as error:
-        raise unavailable(name, None, f"The tokenizer of {name} cannot be had", error) from error
+        raise unavailable(name, None, f"Cannot load the tokenizer of {name}", error) from error
 
 
 def _check_tuned(file: Path, tuned: TunedWeights, name: str, across_frames: bool) -> None:
@@ -280,10 +273,28 @@ def stay_offline_where_there_is_no_network() -> None:
 
 
 def unavailable(name: str, pretrained: str | None, message: str, error: Exception) -> BackboneError:
+    """What to say where something cannot be had from the hub: which file, and the ways that need no network here."""
+    if isinstance(error, ImportError):
+        return BackboneError(
+            f"{message}: {first_words(error)}", hint="Install transformers: pip install 'glscl[siglip]'"
+        )
+    missing = [file for file in needed_files(name, pretrained) if file.path is None]
+    offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
+    reason = first_words(error)
+    if missing:
+        listed = " and ".join(f"its {file.what} ({file.names[0]} of {file.source})" for file in missing)
+        verb = "are" if len(missing) > 1 or missing[0].what == "weights" else "is"
+        reason = f"{listed} {verb} not on this machine, and " + ("the hub cannot be reached" if offline else reason)
     return BackboneError(
-        f"{message}: {first_words(error)}",
-        hint="They are downloaded once from the model hub: run where there is a network, or copy the file here and "
-        f"give `backbone={name}` `pretrained=FILE`",
+        f"{message}: {reason}",
+        hint=Hint(
+            "Where there is a network, make a folder of it, which works here as `backbone=local-dir:FOLDER`",
+            "fetch",
+            {"": name, "pretrained": pretrained},
+            otherwise=Hint(
+                "give weights that are here with `pretrained=FILE`, or fill the hub's cache (HF_HOME) there and copy it"
+            ),
+        ),
     )
 
 

@@ -112,7 +112,7 @@ def published(name: str) -> dict[str, dict[str, Any]]:
         about = open_clip.get_pretrained_cfg(name, tag)
         values = {key: about.get(key) or plain[key] for key in PREPROCESSING}
         values = {key: tuple(value) if key in ("mean", "std") else value for key, value in values.items()}
-        found[tag] = values | {"quick_gelu": bool(about.get("quick_gelu"))}
+        found[tag] = values | {"quick_gelu": bool(about.get("quick_gelu")) or plain["quick_gelu"]}
     return found
 
 

@@ -36,7 +36,7 @@ class Distrust(Exception):
 
 
 class Picture(NamedTuple):
-    """One decoded frame: seconds from the first presented frame, and (H, W, 3) uint8 RGB."""
+    """One decoded frame: seconds from the start of the file, and (H, W, 3) uint8 RGB."""
 
     time: float
     pixels: NDArray[np.uint8]
@@ -76,7 +76,7 @@ def decord_pictures(index: VideoIndex, wanted: NDArray[np.int64], *, beat: Beat)
             for i, frame in zip(batch, frames):
                 yield Picture(float(times[i]), frame)
     except (decord.DECORDError, RuntimeError, MemoryError) as error:  # opening raises RuntimeError, decoding the other
-        raise Distrust(f"decord refuses: {_without_source_lines(error)}") from error
+        raise Distrust(f"decord refuses: {_without_source_lines(error, index.path)}") from error
 
 
 def _compare_times(times: NDArray[np.float64], reader: object) -> None:
@@ -86,7 +86,7 @@ def _compare_times(times: NDArray[np.float64], reader: object) -> None:
     theirs = np.asarray(reader.get_frame_timestamp(range(count)), np.float64)[:, 0]  # type: ignore[attr-defined]
     if theirs[0] < 0:
         raise Distrust("decord shows frames before the start (edit list)")
-    apart = np.abs(theirs - theirs[0] - times)
+    apart = np.abs(theirs - theirs[0] - (times - times[0]))
     if (apart > 1e-3 + np.abs(theirs) * 1e-6).any():  # decord keeps float32
         raise Distrust(f"decord times frames {apart.max():.3f} s apart from the packets")
 
@@ -102,9 +102,9 @@ def _batches(wanted: NDArray[np.int64], *, span: int, length: int) -> Iterator[l
         yield batch
 
 
-def _without_source_lines(error: BaseException) -> str:
-    """decord puts the time and the C++ line before its message."""
-    text = re.sub(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ", "", str(error)).strip()
+def _without_source_lines(error: BaseException, path: str) -> str:
+    """decord puts the time and the C++ line before its message, and the file's path into it."""
+    text = re.sub(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ", "", str(error)).replace(path, "the file").strip()
     return text.splitlines()[0][:200] if text else type(error).__name__
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
 
+START_TOLERANCE = 2e-6  # seconds: containers tell their start in microseconds
 MAX_PIXELS = 150_000_000  # of one frame (16k x 8k fits): 450 MB in RGB
 DECORD_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # decord gives wrong frames of AVI and MPEG-TS
 DECORD_CODECS = ("h264", "hevc", "vp8", "vp9")
@@ -41,6 +42,8 @@ class VideoIndex:
             where `irregular` says that packets do not tell.
         irregular: why presentation times must be taken from decoded frames instead, or None.
         decord_doubt: why decord would give wrong frames of this file, or cannot decode it, or None.
+        start: seconds on the clock of `pts` at which the file begins, as a player counts: with its first stream, sound or
+            picture; None where it does not say.
         average_rate: frames a second the file declares, or None.
         stored_frames: frames the header promises (0 where it says nothing); packets: how many there are.
     """
@@ -52,6 +55,7 @@ class VideoIndex:
     height: int
     pixel_format: str
     time_base: Fraction
+    start: float | None
     average_rate: float | None
     stored_frames: int
     packets: int
@@ -61,8 +65,14 @@ class VideoIndex:
 
     @property
     def times(self) -> NDArray[np.float64]:
-        """(n,) seconds from the first presented frame."""
-        return seconds(self.pts, self.time_base)
+        """(n,) seconds from the start of the file."""
+        first = self.pts[:1] * self.time_base.numerator / self.time_base.denominator
+        return seconds(self.pts, self.time_base) + (self.after_start(float(first[0])) if len(first) else 0.0)
+
+    def after_start(self, first: float) -> float:
+        """Seconds from the start of the file to the first frame, which is stamped `first` s; 0 where that is no later."""
+        late = 0.0 if self.start is None else first - self.start
+        return late if late > START_TOLERANCE else 0.0
 
     @property
     def cut_short(self) -> str | None:
@@ -189,6 +199,8 @@ def read_index(path: str, *, beat: Callable[[], None] = lambda: None) -> VideoIn
         elif _interlaced(path, codec):
             doubt = "interlaced"
         rate = stream.average_rate
+        # AVI tells no times of showing: what FFmpeg puts before the first frame is the delay of the decoder
+        start = None if container.format.name == "avi" or container.start_time is None else container.start_time / 1e6
         return VideoIndex(
             path=path,
             container=container.format.name,
@@ -197,6 +209,7 @@ def read_index(path: str, *, beat: Callable[[], None] = lambda: None) -> VideoIn
             height=codec.height,
             pixel_format=codec.pix_fmt or "",
             time_base=stream.time_base or Fraction(1, 1000),
+            start=start,
             average_rate=float(rate) if rate else None,
             stored_frames=stream.frames,
             packets=survey.packets,

@@ -1,6 +1,6 @@
 """Which frames of a video are taken: pure functions from presentation times to frame indices.
 
-n frames of the video, all times in seconds from the first presented frame.
+n frames of the video, all times in seconds from the start of the file.
 """
 
 from __future__ import annotations
@@ -100,6 +100,13 @@ def _nearest(times: NDArray[np.float64], fps: float) -> NDArray[np.int64]:
 def mean_rate(times: NDArray[np.float64]) -> float:
     """Frames a second over the span of `times` (n,); 0.0 for fewer than two frames."""
     return (len(times) - 1) / float(times[-1] - times[0]) if len(times) > 1 else 0.0
+
+
+def first_stamp(raw: Sequence[float | None]) -> float | None:
+    """The stamp of the first frame shown, of stamps in the order of `repair_times`; None where it has none."""
+    if not raw or raw[0] is None:
+        return None
+    return min(stamp for stamp in raw[: MAX_REORDER + 1] if stamp is not None)
 
 
 def repair_times(raw: Sequence[float | None], *, rate: float | None) -> NDArray[np.float64]:

@@ -63,7 +63,7 @@ def frame_pictures(
 
     Args:
         video: whose part [start, end) is decoded.
-        times: seconds from the first frame of the file.
+        times: seconds from the start of the file.
         path: the file.
         sampling: the rule that picked the frames.
 

@@ -30,7 +30,7 @@ from glscl.extract.decode.decoders import (
     planned_pictures,
 )
 from glscl.extract.decode.packets import VideoIndex, describe_error, duration_and_rate, file_stamp, read_index
-from glscl.extract.decode.sampling import TOLERANCE, Sampling, repair_times, select_frames, window
+from glscl.extract.decode.sampling import TOLERANCE, Sampling, first_stamp, repair_times, select_frames, window
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -103,7 +103,7 @@ class FrameChunk(NamedTuple):
     """Some frames of video `item`, prepared as the model wants them.
 
     Attributes:
-        frames: (n, S, S, 3) uint8 RGB. times: (n,) float32 seconds from the first frame of the whole video, ascending.
+        frames: (n, S, S, 3) uint8 RGB. times: (n,) float32 seconds from the start of the file, ascending.
         jpegs: JPEG of each frame, where a decode pool was asked for them; else empty.
     """
 
@@ -184,7 +184,7 @@ def decode_video(
     yield VideoDone(
         item=task.item,
         status=status,
-        reason=reason,
+        reason=_nameless(reason, task.path),
         decoder=part.used,
         duration=part.duration,
         fps=part.fps,
@@ -192,8 +192,13 @@ def decode_video(
         codec=part.codec,
         seconds=time.monotonic() - clock,
         frames=frames,
-        decoder_note=part.note,
+        decoder_note=_nameless(part.note, task.path),
     )
+
+
+def _nameless(text: str | None, path: str) -> str | None:
+    """What is said of a file without its path: it is kept in caches, which name no file."""
+    return None if text is None else text.replace(path, "the file")
 
 
 def prepared(pixels: NDArray[np.uint8], prepare: Prepare | None) -> NDArray[np.uint8]:
@@ -232,7 +237,7 @@ def decode(
         prepare: PIL picture → (S, S, 3) uint8 for every frame, such as `Backbone.transform`; None keeps them as they are.
 
     Returns:
-        Frames and times from the first frame of the file on, in time order. A damaged file gives the frames that it has.
+        Frames, and times from the start of the file (as a player shows them), in time order. A damaged file gives the frames that it has.
 
     Raises:
         NotFoundError: there is no such file.
@@ -326,7 +331,9 @@ class _Attempts:
         raw = decoded_stamps(self.path, self._damage, index.time_base, beat=self.beat)
         if not raw:
             raise DecodeError(str(self._damage) or index.irregular or "the stream holds no frame that can be decoded")
-        times = repair_times(raw, rate=index.average_rate)
+        first = first_stamp(raw)
+        late = 0.0 if first is None else index.after_start(first)
+        times = repair_times(raw, rate=index.average_rate) + late
         wanted = self._choose(times, index.average_rate)
         yield from counted_pictures(self.path, wanted.tolist(), times, beat=self.beat)
 
@@ -343,7 +350,8 @@ class _Attempts:
         part = times[window(times, self.start, self.end)]
         if not len(part):
             between = f"between {self.start or 0:.2f} s and {'the end' if self.end is None else f'{self.end:.2f} s'}"
-            raise DecodeError(f"no frame {between}; the video lasts {duration_and_rate(times, rate)[0]:.2f} s")
+            shown = f"{times[0]:.2f} s to {times[0] + duration_and_rate(times, rate)[0]:.2f} s"
+            raise DecodeError(f"no frame {between}; the picture is there from {shown}")
         self.frames_total = len(part)
         self.duration, self.fps = duration_and_rate(part, rate)
         wanted = select_frames(times, self.sampling, start=self.start, end=self.end, average_rate=rate)

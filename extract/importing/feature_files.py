@@ -1,4 +1,4 @@
-"""Arrays that other programs wrote (`.npy`, `.npz`, `.pt`, `.h5`, `.pkl`), read as input nobody vouches for.
+"""Arrays that other programs wrote (`.npy`, `.npz`, `.pt`, `.h5`, `.pkl`, `.tar`), read as input nobody vouches for.
 
 Nothing that is read can run code: numpy's files are read without pickles, `.pt` by torch's weights-only reader, and
 pickles by an unpickler that knows containers, strings, numbers and numpy arrays, whose bytes it puts together itself.
@@ -12,7 +12,8 @@ import pickle
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,17 +23,26 @@ from glscl.common.archive_limits import check_torch_file, check_unpacked, check_
 from glscl.common.errors import InputError, NotFoundError
 from glscl.extract.datasets.text_files import check_memo, read_bytes, show
 from glscl.extract.datasets.video_files import VideoFiles
-
-Entries = dict[str, Callable[[], Any]]  # name → reads its value; "" is the name of an array that has none
+from glscl.extract.importing.hdf5_texts import read_texts
+from glscl.extract.importing.layouts import Entries, Times, arrange, only
+from glscl.extract.importing.samples import TARS, open_samples
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """Arrays by name, each read when it is asked for. Obtain it from `open_arrays`."""
+    """Arrays by name, each read when it is asked for. Obtain it from `open_arrays`.
+
+    Attributes:
+        files: of a folder: name → file.
+        clocks: name → when its rows are shown, of the entries whose file says so.
+        named: of samples in archives: field of their .json → name of the entry → what the sample is called there.
+    """
 
     path: Path
     entries: Entries
-    files: dict[str, Path]  # of a folder: name → file
+    files: dict[str, Path]
+    clocks: dict[str, Times] = field(default_factory=dict)
+    named: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def where(self, name: str) -> str:
         """How messages call an entry."""
@@ -47,12 +57,7 @@ class Arrays:
             InputError: it cannot be read, holds no floating point numbers, is empty, or has NaN or infinite values.
         """
         where = self.where(name)
-        try:
-            array = _array(self.entries[name](), Budget(self.files.get(name, self.path)))
-        except InputError:
-            raise
-        except Exception as error:  # damaged files raise nearly anything, in five libraries
-            raise InputError(f"{where}: cannot be read: {_reason(error)}") from None
+        array = self._array(name, self.entries[name])
         if array.dtype.kind != "f" or array.itemsize > 8:
             found = "Python objects" if array.dtype.kind == "O" else str(array.dtype)
             raise InputError(
@@ -68,12 +73,40 @@ class Arrays:
             raise InputError(f"{where}: {bad} of {array.size} values are NaN or infinite")
         return array
 
+    def times(self, name: str, rows: int) -> np.ndarray | None:
+        """Seconds at which the rows of an entry are shown, (rows,) rising; None where its file does not say.
+
+        Raises:
+            InputError: they cannot be read, are of another number, or are not numbers from 0 that rise.
+        """
+        clock = self.clocks.get(name)
+        if clock is None:
+            return None
+        array = self._array(name, clock.read)
+        if not array.size and name in self.files:  # a file of features alone
+            return None
+        if array.dtype.kind not in "fiu" or array.size != rows:
+            raise InputError(f"{self.where(name)}: {array.size} times ({array.dtype}) of {rows} frames")
+        times = array.reshape(-1).astype(np.float64) * clock.seconds
+        if not np.isfinite(times).all() or (times < 0).any() or (np.diff(times) <= 0).any():
+            raise InputError(f"{self.where(name)}: its times are not finite numbers from 0 that rise")
+        return times
+
+    def _array(self, name: str, read: Callable[[], Any]) -> np.ndarray:
+        try:
+            return _array(read(), Budget(self.files.get(name, self.path)))
+        except InputError:
+            raise
+        except Exception as error:  # damaged files raise nearly anything, in five libraries
+            raise InputError(f"{self.where(name)}: cannot be read: {_reason(error)}") from None
+
 
 @contextmanager
 def open_arrays(path: Path) -> Iterator[Arrays]:
     """The arrays of one file, or of all files below a folder, which is named as they are (without their extension).
 
-    Nested dictionaries and HDF5 groups give names with slashes, as sub-folders do.
+    Nested dictionaries and HDF5 groups give names with slashes, as sub-folders and archives do. Layouts of other extractors
+    are read as `arrange` says.
 
     Raises:
         NotFoundError: nothing is there.
@@ -83,16 +116,55 @@ def open_arrays(path: Path) -> Iterator[Arrays]:
         raise NotFoundError(f"{path}: no such file or folder", hint=f"Name a file ({_KNOWN}), or a folder of them.")
     with ExitStack() as stack:
         if path.is_dir():
-            files = _files(path)
-            yield Arrays(path, {name: _only_array(file) for name, file in files.items()}, files)
+            yield _of_folder(path, stack)
+        elif _is_tar(path.name):
+            samples = open_samples(path, stack)
+            yield Arrays(path, samples.entries, {}, named=samples.named)
         else:
-            yield Arrays(path, _entries(path, stack), {})
+            entries, clocks = _arranged(path, _entries(path, stack))
+            yield Arrays(path, entries, {}, clocks)
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """name → file: relative paths without extension."""
+def _of_folder(folder: Path, stack: ExitStack) -> Arrays:
+    files, shards = _files(folder)
+    read: Entries = {name: partial(_only_array, file) for name, file in files.items()}
+    entries, clocks = _arranged(folder, read)
+    there = {name: files[name] for name in entries if name in files}
+    for name, file in there.items():
+        if file.suffix.lower() != ".npy" and name not in clocks:
+            clocks[name] = Times(partial(_own_times, file), 1.0)
+    named: dict[str, dict[str, str]] = {}
+    for stem, shard in shards.items():
+        samples = open_samples(shard, stack)
+        entries |= {f"{stem}/{name}": value for name, value in samples.entries.items()}
+        there |= {f"{stem}/{name}": shard for name in samples.entries}
+        for key, names in samples.named.items():
+            named.setdefault(key, {}).update({f"{stem}/{name}": value for name, value in names.items()})
+    return Arrays(folder, entries, there, clocks, named)
+
+
+def _arranged(path: Path, entries: Entries) -> tuple[Entries, dict[str, Times]]:
+    try:
+        return arrange(entries, lambda value: _array(value, Budget(path)))
+    except InputError:
+        raise
+    except Exception as error:  # what is in a damaged file shows when it is read
+        raise InputError(f"{path}: cannot be read: {_reason(error)}") from None
+
+
+def _is_tar(name: str) -> bool:
+    return name.lower().endswith(TARS)
+
+
+def _files(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """name → file: relative paths without extension; those of arrays, and those of archives."""
     files: dict[str, Path] = {}
+    shards: dict[str, Path] = {}
     for relative in VideoFiles(folder).names:
+        if _is_tar(relative):
+            end = next(end for end in TARS if relative.lower().endswith(end))
+            shards[relative[: -len(end)].removesuffix("_clip_embeddings")] = folder / relative
+            continue
         name, dot, suffix = relative.rpartition(".")
         if not dot or f".{suffix.lower()}" not in _READERS:
             continue
@@ -100,23 +172,27 @@ def _files(folder: Path) -> dict[str, Path]:
             both = f"{files[name].name} and {Path(relative).name}"
             raise InputError(f"{folder}: {both} are of one name; expected one file")
         files[name] = folder / relative
-    if not files:
+    if not files and not shards:
         raise InputError(f"{folder}: none of its files is of a known kind: {_KNOWN}")
-    return files
+    return files, shards
 
 
-def _only_array(path: Path) -> Callable[[], np.ndarray]:
-    """Reads the one array of a file; with several, the one named `features`."""
+def _only_array(path: Path) -> np.ndarray:
+    """The one array of a file; with several, the one named `features`."""
+    with ExitStack() as stack:
+        entries, _ = _arranged(path, _entries(path, stack))
+        try:
+            return _array(entries[only(entries)](), Budget(path))
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from None
 
-    def read() -> np.ndarray:
-        with ExitStack() as stack:
-            entries = _entries(path, stack)
-            if len(entries) > 1 and "features" not in entries:
-                names = ", ".join(show(name) for name in list(entries)[:4])
-                raise InputError(f"{path}: {len(entries)} arrays ({names}); expected one, or one named 'features'")
-            return _array(entries["features" if len(entries) > 1 else next(iter(entries))](), Budget(path))
 
-    return read
+def _own_times(path: Path) -> np.ndarray:
+    """Seconds of the frames of a file of one video; (0,) where it holds features alone."""
+    with ExitStack() as stack:
+        _, clocks = _arranged(path, _entries(path, stack))
+        clock = next(iter(clocks.values()), None)
+        return np.zeros(0) if clock is None else _array(clock.read(), Budget(path)) * clock.seconds
 
 
 def _entries(path: Path, stack: ExitStack) -> Entries:
@@ -145,9 +221,24 @@ def _reason(error: Exception) -> str:
 
 
 def _npy(path: Path, stack: ExitStack) -> Entries:
+    """An array, or what `numpy.save` makes of a dictionary: a pickle behind a header."""
     with open(path, "rb") as file:
-        np.lib.format.read_magic(file)  # np.load would also take other kinds of files
-    return {"": lambda: np.load(path, allow_pickle=False)}
+        version = np.lib.format.read_magic(file)  # np.load would also take other kinds of files
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        dtype = read_header(file)[2]
+        if not dtype.hasobject:
+            return {"": lambda: np.load(path, allow_pickle=False)}
+        return _flat(_unpickled(path, file.read()), Budget(path))
+
+
+def _unpickled(path: Path, data: bytes) -> Any:
+    """The dictionary in an array of one Python object. Raises ValueError for other objects."""
+    found = _unpickle(path, data)
+    if isinstance(found, PickledArray) and found.shape == () and isinstance(found.data, list) and len(found.data) == 1:
+        found = found.data[0]
+    if not isinstance(found, dict):
+        raise ValueError("it holds Python objects, expected an array of numbers, or a dictionary of arrays")
+    return found
 
 
 def _npz(path: Path, stack: ExitStack) -> Entries:
@@ -173,13 +264,17 @@ def _h5(path: Path, stack: ExitStack) -> Entries:
     return entries
 
 
-def _dataset(found: Any) -> np.ndarray:
-    """The numbers of an HDF5 dataset, if the library may be asked for them; of what holds others nothing but the type."""
+def _dataset(found: Any) -> Any:
+    """The numbers or strings of an HDF5 dataset, if the library may be asked for them; of what holds others only the type."""
+    import h5py
+
     from glscl.cache.formats.hdf5_checks import check_dataset
 
-    if found.dtype.kind != "f":
+    if h5py.check_string_dtype(found.dtype) is not None and found.dtype.kind == "O":
+        return read_texts(found)
+    if found.dtype.kind not in "fiuS":
         return np.empty(0, found.dtype)
-    check_dataset(found)
+    check_dataset(found, texts=True)
     return found[()]
 
 
@@ -200,18 +295,18 @@ def _torch(path: Path, stack: ExitStack) -> Entries:
 
 
 def _pickle(path: Path, stack: ExitStack) -> Entries:
+    return _flat(_unpickle(path, read_bytes(path)), Budget(path))
+
+
+def _unpickle(path: Path, data: bytes) -> Any:
     try:
-        data = read_bytes(path)
         check_memo(data)
-        value = _ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
-    except InputError:
-        raise
+        return _ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
     except Exception as error:  # a damaged pickle raises nearly anything
         raise InputError(
             f"{path}: not a pickle of plain containers and numpy arrays: {_reason(error)}",
             hint="Save it as .npz where you trust it: numpy.savez(FILE, **arrays).",
         ) from None
-    return _flat(value, Budget(path))
 
 
 _READERS: dict[str, Callable[[Path, ExitStack], Entries]] = {
@@ -224,7 +319,7 @@ _READERS: dict[str, Callable[[Path, ExitStack], Entries]] = {
     ".pkl": _pickle,
     ".pickle": _pickle,
 }
-_KNOWN = ", ".join(_READERS)
+_KNOWN = ", ".join([*_READERS, ".tar"])
 
 
 class Budget:

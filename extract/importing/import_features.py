@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import unicodedata
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,28 +23,34 @@ from glscl.cache.creation import StoreSpec, create_library
 from glscl.cache.encoded_items import EncodedText, EncodedVideo, text_arrays
 from glscl.cache.filling import filling
 from glscl.cache.fingerprint import canonical
-from glscl.cache.keys import as_array, captioned_rows_key, clip, rows_key, text_key
+from glscl.cache.keys import KEY_BYTES, as_array, captioned_rows_key, clip, rows_key, text_key
 from glscl.cache.library import Library, Place
 from glscl.cache.lists import arrange
 from glscl.cache.planning import begin, work_for
 from glscl.cache.schema import Annotations, Status, TextItem, VideoItem
 from glscl.cache.shard_arrays import decode_features, encode_features
 from glscl.cache.store import Store
-from glscl.common.errors import FingerprintError, Hint, InputError, NotFoundError, UsageError
+from glscl.common.errors import FingerprintError, Hint, InputError, UsageError, telling
 from glscl.common.progress import Progress
 from glscl.common.settings import as_dict, check
 from glscl.extract.backbone.encoder import Backbone, load_backbone
 from glscl.extract.captions import extract_captions
-from glscl.extract.datasets.builder import NOT_LOOKED_FOR
-from glscl.extract.datasets.text_files import examples, show
-from glscl.extract.datasets.video_files import split_extension
-from glscl.extract.importing.feature_files import Arrays, open_arrays
+from glscl.extract.datasets.builder import NOT_LOOKED_FOR, plural
+from glscl.extract.datasets.text_files import examples
+from glscl.extract.decode.packets import duration_and_rate
+from glscl.extract.importing.feature_files import open_arrays
+from glscl.extract.importing.pairing import (
+    FrameReaders,
+    Frames,
+    RowReaders,
+    frame_readers,
+    text_readers,
+    without_zeros,
+)
 from glscl.extract.listing import Keyed, ListOrigin, assemble, current_list
 from glscl.extract.pipeline import counted
 from glscl.extract.settings import ImportSettings
 from glscl.extract.videos import commit_videos
-
-Readers = dict[str, Callable[[], np.ndarray]]  # id → reads its float32 rows, (n, D)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,11 +86,11 @@ class FeatureFiles(NamedTuple):
 
     Attributes:
         features: of frames: a folder with one file a video, or one file with one entry a video: (F, D) float16, float32 or
-            float64, further axes of length 1 allowed, (D,) being one frame. Zero rows at the end are padding.
+            float64, further axes of length 1 allowed, (D,) being one frame. All-zero rows are no frames.
         text_features: the same for captions, (D,) by caption id or (n, D) by video id for its n captions; or one array
-            (T, D) in the order of `annotations.texts`. None has them encoded by a backbone.
-        token_features: (L, D) by caption id, or one array (T, L, D) in that order, zero rows at the end being padding;
-            None makes a cache without tokens. Read only together with `text_features`.
+            (T, D) with a row for each caption as they stand in the annotation files. None has them encoded by a backbone.
+        token_features: (L, D) by caption id, or one array (T, L, D) in that order, zero rows being padding; None makes a
+            cache without tokens. Read only together with `text_features`.
     """
 
     features: Path
@@ -150,14 +154,17 @@ def import_features(
         )
     notes: list[str] = list(backbone.notes) if backbone is not None else []
     with ExitStack() as stack:
-        frames_of = _videos(stack.enter_context(open_arrays(features)), annotations, notes)
-        texts_of: Readers = {}
-        tokens_of: Readers = {}
+        stack.enter_context(telling(notes))
+        frames_of = frame_readers(stack.enter_context(open_arrays(features)), annotations, notes)
+        texts_of: RowReaders = {}
+        tokens_of: RowReaders = {}
         if text_features is not None:
-            texts_of = _texts(stack.enter_context(open_arrays(text_features)), annotations.texts, 1)
+            texts_of = text_readers(stack.enter_context(open_arrays(text_features)), annotations, 1, notes)
+        if token_features is not None:
+            tokens_of = text_readers(stack.enter_context(open_arrays(token_features)), annotations, 2, notes)
+        if text_features is not None:
             annotations = _with_features(annotations, texts_of, notes)
         if token_features is not None:
-            tokens_of = _texts(stack.enter_context(open_arrays(token_features)), annotations.texts, 2)
             lacking = [text.id for text in annotations.texts if text.id not in tokens_of]
             if lacking:
                 raise InputError(
@@ -205,14 +212,14 @@ def _create(
 class _Readers(NamedTuple):
     """id → reads its rows, of videos, captions and tokens of captions."""
 
-    frames: Readers
-    texts: Readers
-    tokens: Readers
+    frames: FrameReaders
+    texts: RowReaders
+    tokens: RowReaders
 
     def text_rows(self, id: str) -> np.ndarray:
         """Pooled feature and tokens of a caption, (1 + L, D)."""
         pooled = self.texts[id]()
-        return np.concatenate([pooled, without_padding(self.tokens[id]())]) if self.tokens else pooled
+        return np.concatenate([pooled, without_zeros(self.tokens[id]())]) if self.tokens else pooled
 
 
 def _fill(
@@ -227,8 +234,11 @@ def _fill(
     """Make the list, and commit what of it is not there."""
     origin = dataclasses.replace(origin or ListOrigin(), **({"name": settings.list} if settings.list else {}))
     annotations = arrange(annotations)
-    videos = {video.id: Keyed(_video_key(video, readers.frames, settings.fps)) for video in annotations.videos
-              if video.id in readers.frames}  # fmt: skip
+    videos = {
+        video.id: Keyed(_video_key(video, readers.frames[video.id](), settings.fps))
+        for video in annotations.videos
+        if video.id in readers.frames
+    }
     made, captions = assemble(
         annotations,
         origin,
@@ -278,11 +288,20 @@ def _fill(
     )
 
 
-def _video_key(video: VideoItem, frames_of: Readers, fps: float) -> bytes:
-    """Of its features without padding, or of all of them where they are nothing else."""
-    rows = frames_of[video.id]()
-    frames = without_padding(rows)
-    return rows_key(frames if len(frames) else rows, fps, clip(video.start, None)[0])
+def _video_key(video: VideoItem, frames: Frames, fps: float) -> bytes:
+    """Of its frames and when they are shown."""
+    key, times = rows_key(frames.rows, fps, clip(video.start, None)[0]), _times(video, frames, fps)
+    if np.array_equal(times, (video.start or 0.0) + np.arange(len(times)) / fps):
+        return key
+    return blake2b(key + times.astype("<f8").tobytes(), digest_size=KEY_BYTES).digest()
+
+
+def _times(video: VideoItem, frames: Frames, fps: float) -> np.ndarray:
+    """(F,) seconds from the start of the file: as its features say, or row i at start + i / fps."""
+    start = video.start or 0.0
+    if frames.times is None:
+        return start + frames.place / fps
+    return frames.times if frames.times[0] >= start else start + frames.times  # from the start of the part
 
 
 def _check_sources(annotations: Annotations, files: FeatureFiles, backbone: object | None) -> None:
@@ -302,136 +321,7 @@ def _check_sources(annotations: Annotations, files: FeatureFiles, backbone: obje
         )
 
 
-# --- which entry belongs to whom --------------------------------------------------------------------------------------
-
-
-def match(names: Iterable[str], ids: Iterable[str], where: Path) -> dict[str, str]:
-    """id → name of its entry: the same; failing that, the same but for folders in front, a video extension, or `v_`.
-
-    Raises:
-        InputError: several entries fit one id, or one entry fits several ids.
-    """
-    names, ids = list(names), list(dict.fromkeys(ids))
-    known = set(names)
-    found = {id: id for id in ids if id in known}
-    whole: dict[str, list[str]] = defaultdict(list)  # an id may have more folders in front than the entry …
-    end: dict[str, list[str]] = defaultdict(list)  # … or the entry more than the id
-    for name in names:
-        if name in found:
-            continue
-        for form in _forms(name):
-            whole[form].append(name)
-        parent = name.rpartition("/")[0]  # one array in a group, `video7/features`, stands for the group
-        for tail in dict.fromkeys(form for part in (*_tails(name), *_tails(parent)) for form in _forms(part)):
-            end[tail].append(name)
-    owner: dict[str, str] = {}
-    for id in ids:
-        if id in found:
-            continue
-        candidates = {name: None for form in _forms(id) for name in end.get(form, ())}
-        if not candidates:
-            candidates = {name: None for tail in _tails(id) for form in _forms(tail) for name in whole.get(form, ())}
-        if len(candidates) > 1:
-            raise InputError(
-                f"{where}: {len(candidates)} entries fit {show(id)}: {examples(map(show, candidates))}; expected one",
-                hint="Name one array after each id",
-            )
-        for name in candidates:
-            other = owner.setdefault(name, id)
-            if other != id:
-                raise InputError(
-                    f"{where}: the entry {show(name)} fits both {show(other)} and {show(id)}",
-                    hint="Name one array after each id",
-                )
-            found[id] = name
-    return found
-
-
-def _tails(name: str) -> list[str]:
-    """`a/b/c` → `a/b/c`, `b/c`, `c`."""
-    parts = name.split("/") if name else []
-    return ["/".join(parts[i:]) for i in range(len(parts))]
-
-
-def _forms(name: str) -> list[str]:
-    """A name as it stands, without its video extension, and both without `v_`."""
-    name = unicodedata.normalize("NFC", name)
-    short = split_extension(name)[0]
-    if short == name:
-        short = name.removesuffix(".null").removesuffix(".") or name
-    both = [name, short]
-    return list(dict.fromkeys([*both, *(form.removeprefix("v_") for form in both if len(form) > 2)]))
-
-
-def _videos(arrays: Arrays, annotations: Annotations, notes: list[str]) -> Readers:
-    """Readers of the videos that have features; notes how many entries belong to none."""
-    ids = [video.id for video in annotations.videos]
-    if "" in arrays.entries:
-        raise InputError(
-            f"{arrays.path} holds one array without a name, expected one for each video",
-            hint="Give a folder with a file a video, or a file keyed by video",
-        )
-    found = match(arrays.entries, ids, arrays.path)
-    if not found:
-        raise NotFoundError(
-            f"{arrays.path} has features of none of the {len(ids)} videos of {annotations.dataset}, for example "
-            f"{ids[0]!r}; it has {examples(map(show, arrays.entries))}",
-            hint="Name each file, or each entry, after the id of its video",
-        )
-    used = set(found.values())
-    unused = [name for name in arrays.entries if name not in used]
-    if unused:
-        share = f"{len(unused)} of {len(arrays.entries)} entries of {arrays.path}"
-        notes.append(f"{share} belong to no video that is listed: {examples(unused)}")
-    return {id: partial(_rows, arrays, name) for id, name in found.items()}
-
-
-def _texts(arrays: Arrays, texts: Sequence[TextItem], ndim: int) -> Readers:
-    """Readers of the captions that have features: (1, D) for `ndim` 1, tokens (L, D) for 2."""
-    by_caption = match(arrays.entries, (text.id for text in texts), arrays.path)
-    if by_caption:
-        return {id: partial(_rows, arrays, name) for id, name in by_caption.items()}
-    captions_of: dict[str, list[str]] = defaultdict(list)
-    for text in texts:
-        captions_of[text.video].append(text.id)
-    groups = {name: captions_of[video] for video, name in match(arrays.entries, captions_of, arrays.path).items()}
-    what = "captions of its video"
-    if not groups and len(arrays.entries) == 1:
-        groups = {next(iter(arrays.entries)): [text.id for text in texts]}
-        what = "captions, in the order of the annotations"
-    if not groups:
-        raise NotFoundError(
-            f"{arrays.path} has features of none of the {len(texts)} captions, for example {texts[0].id!r}; it has "
-            f"{examples(map(show, arrays.entries))}",
-            hint="Name each entry after its caption or video, or give one array with a row for each caption",
-        )
-    readers: Readers = {}
-    for name, ids in groups.items():
-        block = arrays.read(name)
-        block = block.reshape(1, *block.shape) if block.ndim == ndim and len(ids) == 1 else block
-        if block.ndim != ndim + 1 or len(block) != len(ids):
-            expected = f"({len(ids)}, {'D' if ndim == 1 else 'L, D'})"
-            raise InputError(f"{arrays.where(name)}: the shape is {block.shape}, expected {expected}: the {what}")
-        readers.update({id: partial(_row, block, i, arrays.where(name)) for i, id in enumerate(ids)})
-    return readers
-
-
-def _row(block: np.ndarray, row: int, where: str) -> np.ndarray:
-    return _two_axes(block[row], f"{where}, row {row}")
-
-
-def _rows(arrays: Arrays, name: str) -> np.ndarray:
-    return _two_axes(arrays.read(name), arrays.where(name))
-
-
-def _two_axes(array: np.ndarray, where: str) -> np.ndarray:
-    """(F, D) from (F, D), (F, 1, D), (1, F, D), … or (D,)."""
-    if array.ndim == 0 or sum(length > 1 for length in array.shape[:-1]) > 1:
-        raise InputError(f"{where}: the shape is {array.shape}, expected (F, D), or that with axes of length 1")
-    return array.reshape(-1, array.shape[-1])
-
-
-def _with_features(annotations: Annotations, readers: Readers, notes: list[str]) -> Annotations:
+def _with_features(annotations: Annotations, readers: RowReaders, notes: list[str]) -> Annotations:
     """Without the captions that have no features."""
     lacking = [text.id for text in annotations.texts if text.id not in readers]
     if not lacking:
@@ -444,37 +334,44 @@ def _with_features(annotations: Annotations, readers: Readers, notes: list[str])
 # --- checked before anything is written -------------------------------------------------------------------------------
 
 
-def _embed_dim(backbone: Backbone | None, texts_of: Readers, frames_of: Readers) -> int:
+def _embed_dim(backbone: Backbone | None, texts_of: RowReaders, frames_of: FrameReaders) -> int:
     """D: the backbone's, else that of the first caption, else of the first video."""
     if backbone is not None:
         return backbone.embed_dim
-    return next(iter((texts_of or frames_of).values()))().shape[1]
+    if texts_of:
+        return next(iter(texts_of.values()))().shape[1]
+    return next(iter(frames_of.values()))().rows.shape[1]
 
 
 class _Checked:
-    """Reads everything once: refuses what a cache must not hold, counts padding, and hashes what remains."""
+    """Reads everything once: refuses what a cache must not hold, counts all-zero rows, and hashes what remains."""
 
     def __init__(self, embed_dim: int, dtype: str, progress: Progress) -> None:
         self.embed_dim, self.dtype, self.progress = embed_dim, dtype, progress
         self.digest = hashlib.sha256()
-        self.padded: list[str] = []
-        self.dropped = 0
+        self.padding: dict[str, int] = {}  # id → all-zero rows behind its frames …
+        self.holes: dict[str, int] = {}  # … and before or between them
 
     def everything(
-        self, annotations: Annotations, frames_of: Readers, texts_of: Readers, tokens_of: Readers, source: str
+        self,
+        annotations: Annotations,
+        frames_of: FrameReaders,
+        texts_of: RowReaders,
+        tokens_of: RowReaders,
+        source: str,
     ) -> str:
         """Hash of all features by id, the same from whatever files they come."""
         usable = 0
         with self.progress.task("check", len(frames_of) + len(texts_of), "entries") as task:
             for video in annotations.videos:
                 if video.id in frames_of:
-                    rows = frames_of[video.id]()
-                    frames = without_padding(rows)
-                    usable += bool(len(frames))
-                    if 0 < len(frames) < len(rows):
-                        self.padded.append(video.id)
-                        self.dropped += len(rows) - len(frames)
-                    self._add("video", video.id, frames)
+                    frames = frames_of[video.id]()
+                    usable += frames.usable
+                    if frames.padding:
+                        self.padding[video.id] = frames.padding
+                    if frames.holes:
+                        self.holes[video.id] = frames.holes
+                    self._add("video", video.id, frames.rows if frames.usable else frames.rows[:0])
                     task.advance()
             for text in annotations.texts if texts_of else ():
                 pooled = texts_of[text.id]()
@@ -483,7 +380,7 @@ class _Checked:
                     raise InputError(f"The text feature of {text.id!r} is {found}, expected one vector")
                 self._add("text", text.id, pooled)
                 if tokens_of:
-                    tokens = without_padding(tokens_of[text.id]())
+                    tokens = without_zeros(tokens_of[text.id]())
                     if not len(tokens):
                         raise InputError(f"The token features of {text.id!r} are zero everywhere")
                     self._add("token", text.id, tokens)
@@ -493,10 +390,20 @@ class _Checked:
         return self.digest.hexdigest()[:16]
 
     def notes(self) -> list[str]:
-        if not self.padded:
-            return []
-        where = f"the end of {len(self.padded)} videos"
-        return [f"took {self.dropped} all-zero frames at {where} for padding: {examples(self.padded)}"]
+        notes = []
+        if self.padding:
+            count, where = (
+                sum(self.padding.values()),
+                f"the end of {len(self.padding)} {plural('video', [*self.padding])}",
+            )
+            notes.append(f"took {count} all-zero frames at {where} for padding: {examples(self.padding)}")
+        if self.holes:
+            count, where = sum(self.holes.values()), f"{len(self.holes)} {plural('video', [*self.holes])}"
+            notes.append(
+                f"left out {count} all-zero frames before or between others of {where}, as of pictures that could not be "
+                f"read: {examples(self.holes)}"
+            )
+        return notes
 
     def _add(self, kind: str, id: str, rows: np.ndarray) -> None:
         if rows.shape[1] != self.embed_dim:
@@ -513,38 +420,35 @@ class _Checked:
         self.digest.update(np.ascontiguousarray(rows, "<f4").data)
 
 
-def without_padding(rows: np.ndarray) -> np.ndarray:
-    """Rows up to the last that is not all zero: no model gives a zero vector, but programs fill up with them."""
-    real = np.flatnonzero(rows.any(axis=1))
-    return rows[: real[-1] + 1] if len(real) else rows[:0]
-
-
 # --- written ----------------------------------------------------------------------------------------------------------
 
 
-def _record(video: VideoItem, frames_of: Readers, fps: float) -> EncodedVideo:
-    rows = frames_of[video.id]()
-    frames = without_padding(rows)
-    if not len(frames):
-        reason = f"its {len(rows)} frame features are zero everywhere, as for a video that could not be read"
-        return EncodedVideo(frames, np.zeros(0, np.float32), Status.DECODE_ERROR, reason)
-    times = (video.start or 0.0) + np.arange(len(frames)) / fps
+def _record(video: VideoItem, frames: Frames, fps: float) -> EncodedVideo:
+    if not frames.usable:
+        reason = f"its {frames.given} frame features are zero everywhere, as for a video that could not be read"
+        return EncodedVideo(frames.rows[:0], np.zeros(0, np.float32), Status.DECODE_ERROR, reason)
+    times = _times(video, frames, fps)
+    if frames.times is None:
+        rate, duration = fps, (int(frames.place[-1]) + 1) / fps
+    else:
+        duration, rate = duration_and_rate(times, fps)
     return EncodedVideo(
-        frames,
+        frames.rows,
         times.astype(np.float32),
-        duration=len(frames) / fps,
-        fps=fps,
-        frames_total=len(frames),
+        duration=duration,
+        fps=rate,
+        frames_total=len(frames.rows),
         ledger={"decoder": "imported"},
     )
 
 
 def _commit_videos(
-    library: Library, places: Sequence[Place], video_of: Mapping[bytes, VideoItem], frames_of: Readers, fps: float
+    library: Library, places: Sequence[Place], video_of: Mapping[bytes, VideoItem], frames_of: FrameReaders, fps: float
 ) -> None:
     for place in places:
         keys = library.stream("video").keys_at(place)
-        commit_videos(library, place, [_record(video_of[key.tobytes()], frames_of, fps) for key in keys])
+        videos = [video_of[key.tobytes()] for key in keys]
+        commit_videos(library, place, [_record(video, frames_of[video.id](), fps) for video in videos])
 
 
 def _commit_texts(

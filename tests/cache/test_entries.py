@@ -104,7 +104,7 @@ def read_naively(library: Library) -> dict[str, dict[bytes, dict[str, Any]]]:
     for stream in STREAMS:
         about = library.stream(stream)
         for place in about.places:
-            with library.format.opened(library.path / about.commits[place.addition.name, place.shard].path) as opened:
+            with library.format.opened(library.path / about.commit_of(place).path) as opened:
                 arrays = {name: opened.read(name) for name in LAYOUT[stream]}
             for row in range(len(place.items)):
                 item = {}

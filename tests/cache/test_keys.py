@@ -70,14 +70,14 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path, monkeypatc
     path, calls = tmp_path / "file", []
     path.write_bytes(b"before")
 
-    def replaced_once(file, size, read=keys._content):
+    def replaced_once(file, size, read=keys.stream_content):
         found = read(file, size)
         if not calls:
             path.write_bytes(b"after it")
         calls.append(size)
         return found
 
-    monkeypatch.setattr(keys, "_content", replaced_once)
+    monkeypatch.setattr(keys, "stream_content", replaced_once)
     stat, content = content_of(path)
     assert calls == [6, 8] and stat.size == 8
     monkeypatch.undo()
@@ -88,12 +88,12 @@ def test_a_file_that_never_stops_changing_is_an_error(tmp_path, monkeypatch):
     path = tmp_path / "file"
     path.write_bytes(b"")
 
-    def growing(file, size, read=keys._content):
+    def growing(file, size, read=keys.stream_content):
         with open(path, "ab") as more:
             more.write(b"x")
         return read(file, size)
 
-    monkeypatch.setattr(keys, "_content", growing)
+    monkeypatch.setattr(keys, "stream_content", growing)
     with pytest.raises(OSError, match="changes while it is read"):
         content_of(path)
     with pytest.raises(FileNotFoundError):

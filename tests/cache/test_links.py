@@ -64,7 +64,7 @@ def resume(box):
 def write_frames(box):
     with hold(box.made.path):
         frames = ShardFrames(box.made.path, SimpleNamespace(encoding="jpeg"))
-        frames.add_stored(0, b"picture", [7])
+        frames.add(SimpleNamespace(item=0, jpegs=(b"picture",)))
         frames.close()
 
 

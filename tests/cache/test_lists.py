@@ -34,7 +34,7 @@ from glscl.cache.lists import (
     write_list,
 )
 from glscl.cache.schema import Annotations, Expected, Split, TextItem, VideoItem
-from glscl.common.errors import CacheCorruptError, GlsclError, InputError, NotFoundError
+from glscl.common.errors import CacheCorruptError, GlsclError, InputError, NotFoundError, StorageError
 
 VIDEOS = [
     VideoItem("a", "train", "/x/a.mp4"),
@@ -212,6 +212,14 @@ def test_a_current_that_is_a_folder_is_one_line(tmp_path):
     (tmp_path / "lists" / "made" / "current").mkdir(parents=True)
     with pytest.raises(CacheCorruptError, match="current cannot be read: Is a directory"):
         current_version(tmp_path, "made")
+    with pytest.raises(StorageError, match="a file stands where a folder is expected, or the reverse"):
+        make_current(tmp_path, listed())
+
+
+def test_a_version_counts_until_another_does(tmp_path):
+    one, other = listed(), listed(content="d")
+    assert [make_current(tmp_path, made) for made in (one, one, other, other, one)] == [True, False, True, False, True]
+    assert current_version(tmp_path, "made") == one.hash
 
 
 def changed_record(made: CacheList, path: tuple, value) -> bytes:

@@ -42,7 +42,7 @@ def own_copy(made, tmp_path):
 def shard_file(store: Store, stream: str, shard: int) -> Path:
     """Where a shard of the one addition lies."""
     about = store.library.stream(stream)
-    return store.path / about.commits[about.additions[0].name, shard].path
+    return store.path / about.commit_of(about.places[shard]).path
 
 
 def test_pieces_read_by_threads_are_what_was_written(made):

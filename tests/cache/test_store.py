@@ -58,14 +58,14 @@ def problems_of(library: Library, stream: str, shards: Container[int] = range(99
         problem
         for place in about.committed()
         if place.shard in shards
-        for problem in verify_commit(library, about.commits[place.addition.name, place.shard], place.addition.keys)
+        for problem in verify_commit(library, about.commit_of(place), place.addition.keys)
     ]
 
 
 def shard_file(library: Library, stream: str, shard: int) -> Path:
-    """Where a shard of the first addition lies."""
+    """Where a shard lies, counted over all additions."""
     about = library.stream(stream)
-    return library.path / about.commits[about.additions[0].name, shard].path
+    return library.path / about.commit_of(about.places[shard]).path
 
 
 def unfinished(made) -> Store:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from made_extraction import Extractor, MadeBackbone, MadePool
 
 from glscl.cache.jpeg import encode_jpeg
 from glscl.cache.schema import Status
@@ -53,3 +59,11 @@ def decoded_here(monkeypatch) -> type[DecodesHere]:
     monkeypatch.setattr(DecodesHere, "decoded", [])
     monkeypatch.setattr(DecodesHere, "failing", {})
     return DecodesHere
+
+
+@pytest.fixture
+def extractor(monkeypatch) -> Extractor:
+    """Extracts what files of a few bytes are, within milliseconds, and counts."""
+    made = Extractor(MadeBackbone(), MadePool())
+    monkeypatch.setattr(pipeline, "DecodePool", made.pool)
+    return made

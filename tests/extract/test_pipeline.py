@@ -140,6 +140,8 @@ def test_broken_and_missing_videos_cost_only_themselves_and_are_named(corpus, ba
     store = open_store(tmp_path / "cache")
     failures = {f["id"]: f for f in store.failures()}
     assert failures["clip1"]["status"] == "decode_error" and failures["clip1"]["reason"]
+    kept = [path.read_text() for path in (tmp_path / "cache" / "commits").rglob("*.json")]
+    assert not [text for text in kept if "clip1" in text or str(tmp_path) in text], "a commit names no file"
     assert failures["clip6"] == {"id": "clip6", "reason": "no file found for this id", "status": "missing"}
     video = store.arrays("video")
     assert np.diff(video["offsets"])[[1, 6]].tolist() == [0, 0]

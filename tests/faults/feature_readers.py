@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,36 @@ def _h5_packed(folder: Path) -> None:
     with h5py.File(folder / "features.h5", "w") as file:
         for i, (name, array) in enumerate(_arrays().items()):
             file.create_dataset(name, data=array, chunks=(max(1, len(array) - 1), *array.shape[1:]), **ways[i % 3])
+
+
+def _h5_listed(folder: Path) -> None:
+    import h5py
+
+    with h5py.File(folder / "features.h5", "w") as file:
+        file["features"], file["video_ids"] = np.stack(list(_arrays().values())), NAMES
+        file["lengths"] = [3, 2, 1, 3]
+
+
+def _npy_dictionary() -> bytes:
+    out = io.BytesIO()
+    np.save(out, _arrays(), allow_pickle=True)  # type: ignore[arg-type]
+    return out.getvalue()
+
+
+def _tar() -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for i, (name, array) in enumerate(_arrays().items()):
+            kept = io.BytesIO()
+            if i % 2:
+                np.savez(kept, clip_embeddings=array, fps=np.ones(1))
+            else:
+                np.save(kept, array)
+            for end, data in (("npz" if i % 2 else "npy", kept.getvalue()), ("json", b'{"videoID": "%d"}' % i)):
+                info = tarfile.TarInfo(f"{name}.{end}")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
 
 
 def _read_arrays(folder: Path, _: Path | None) -> dict[str, Any]:
@@ -167,6 +198,9 @@ FEATURES = [
     Reader("torch-old", _old_pt, _read_arrays, few=40),
     Reader("h5", _h5, _read_arrays),
     Reader("h5-packed", _h5_packed, _read_arrays),
+    Reader("h5-listed", _h5_listed, _read_arrays),
+    Reader("npy-dictionary", {"features.npy": _npy_dictionary()}, _read_arrays),
+    Reader("tar", {"features.tar": _tar()}, _read_arrays),
     Reader("import-features", _import_files, _import, writes=True),
     Reader("checkpoint-torch", _weights_pt, _read_weights, few=40),
     Reader("checkpoint-safetensors", _weights_safetensors, _read_weights),

@@ -36,13 +36,7 @@ from stored_readers import STORED
 GROUPS = {"Annotations": ANNOTATIONS, "Arrays and weights of others": FEATURES, "Our own files": STORED}
 READERS = {reader.name: reader for group in GROUPS.values() for reader in group}
 _PROCESSES = multiprocessing.get_context("fork")
-_HEAVY = (
-    "extract.datasets",
-    "extract.importing.import_features",
-    "cache.upkeep.convert",
-    "train_head.resume_state",
-    "evaluate.report",
-)
+_HEAVY = ("extract.datasets", "extract.importing.import_features", "cache.upkeep.convert", "train_head.resume_state")
 
 
 @dataclass(frozen=True)

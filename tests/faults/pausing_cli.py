@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from glscl.cache.store import Store
+from glscl.cache.library import Library
 
 
 def pause_after_commits(commits: int, mark: Path) -> None:
-    original, made = Store.commit, []
+    original, made = Library.commit, []
 
-    def commit(self: Store, *args: Any, **options: Any) -> bool:
+    def commit(self: Library, *args: Any, **options: Any) -> bool:
         won = original(self, *args, **options)
         made.append(args[:2])
         if len(made) == commits:
@@ -26,7 +26,7 @@ def pause_after_commits(commits: int, mark: Path) -> None:
             time.sleep(120)
         return won
 
-    Store.commit = commit  # type: ignore[method-assign]
+    Library.commit = commit  # type: ignore[method-assign]
 
 
 def pause_after_steps(steps: int, mark: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import shutil
 import zlib
 from dataclasses import replace
@@ -12,9 +14,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
+import msgspec
 import numpy as np
+import torch
 from hostile_reader import Reader
 from msgspec import structs
+
+from glscl.cache import lists
+from glscl.cache.lists import list_arrays
+from glscl.cache.schema import STREAMS
+from glscl.cache.shards import describe_array
+from glscl.common.errors import CacheCorruptError, first_line
 
 DIM, VIDEOS = 16, 6
 
@@ -36,12 +46,14 @@ def _make(kind: str, root: Path) -> None:
     elif kind.startswith("flat"):
         convert(_cache(root / "cache", "hdf5", videos=4).library, root / kind)
         shutil.rmtree(root / "cache")
+    elif kind == "list":
+        _list(root)
     else:
         _run(root)
 
 
 def _cache(out: Path, format: str, *, videos: int) -> Any:
-    """A cache of six videos and twelve captions, in shards of so many videos, and of two captions each."""
+    """A cache of six videos and twelve captions, in shards of so many videos, and of two captions each; with a memo of files."""
     from glscl.cache.schema import Annotations, TextItem, VideoItem
     from glscl.cache.store import open_store
     from glscl.extract.importing.import_features import FeatureFiles, import_features
@@ -66,7 +78,20 @@ def _cache(out: Path, format: str, *, videos: int) -> Any:
             out,
             ImportSettings(format=format, shard_videos=videos, shard_texts=2 * videos),
         )
-    return open_store(out)
+    store = open_store(out)
+    rows = enumerate(store.list.video_key)
+    lines = [json.dumps([f"/videos/video{row}.mp4", 100, 10**18, key.tobytes().hex()]) for row, key in rows]
+    (out / "files.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    return store
+
+
+def _list(root: Path) -> None:
+    """The record and the arrays of a list, as files that are easily changed."""
+    with TemporaryDirectory() as folder:
+        store = _cache(Path(folder), "hdf5", videos=VIDEOS)
+        (record,) = Path(folder).glob("lists/*/*.json")
+        shutil.copy(record, root / "record.json")
+        np.savez(root / "arrays.npz", **list_arrays(store.list))
 
 
 def _run(root: Path) -> None:
@@ -134,43 +159,45 @@ def _files(kind: str) -> Any:
 
 def _read_cache(kind: str) -> Any:
     def read(folder: Path, changed: Path | None) -> dict[str, Any]:
-        from glscl.cache.library import open_library
         from glscl.cache.store import open_store
-        from glscl.cache.table import FeatureTable
-        from glscl.cache.upkeep.summary import summarise
         from glscl.cache.upkeep.verification import verify
 
-        path = folder / kind if kind.startswith("flat") else folder
-        library = open_library(path)
-        told = summarise(library)
-        told["problems"] = verify(library) if changed is None else _problems(library, changed)
-        store = open_store(path)
-        told["plan"] = [structs.asdict(item) for item in (*store.plan.videos, *store.plan.texts)]
-        table = FeatureTable.load(store, "test")
-        table.texts(slice(None)), table.videos(slice(None))
+        store = open_store(folder / kind if kind.startswith("flat") else folder)
+        told = _told(store)
+        told["problems"] = verify(store.library) if changed is None else _problems(store.library, changed)
         told["pieces"] = sorted(store.backbone_tensors())
         return told
 
     return read
 
 
+def _told(store: Any) -> dict[str, Any]:
+    """What a list seen on a library tells, and its test split is read."""
+    from glscl.cache.table import FeatureTable
+    from glscl.cache.upkeep.summary import summarise
+
+    told = summarise(store.library)
+    told["plan"] = [structs.asdict(item) for item in (*store.plan.videos, *store.plan.texts)]
+    told["failures"] = store.failures()
+    table = FeatureTable.load(store, "test")
+    table.texts(slice(None)), table.videos(slice(None)), table.subset(torch.arange(table.num_videos))
+    return told
+
+
 def _problems(library: Any, changed: Path) -> list[str]:
     """What `verify` says of the shard that a file belongs to; where it belongs to none, of the one that its bytes choose."""
     from glscl.cache.upkeep.verification import verify_commit
 
-    streams = [library.stream(name) for name in ("video", "text")]
-    places = [
-        (about.commits[place.addition.name, place.shard], place) for about in streams for place in about.committed()
-    ]
-    own = [(commit, place) for commit, place in places if changed.is_relative_to(library.path / commit.path)]
-    chosen = own or places[zlib.crc32(changed.read_bytes()) % max(1, len(places)) :][:1]
-    return [problem for commit, place in chosen for problem in verify_commit(library, commit, place.addition.keys)]
+    found = []
+    for about in (library.stream("video"), library.stream("text")):
+        found += [(about.commit_of(place), place.addition.keys) for place in about.committed()]
+    own = [each for each in found if changed.is_relative_to(library.path / each[0].path)]
+    chosen = own or found[zlib.crc32(changed.read_bytes()) % max(1, len(found)) :][:1]
+    return [problem for commit, keys in chosen for problem in verify_commit(library, commit, keys)]
 
 
 def _read_signed(folder: Path, changed: Path | None) -> dict[str, Any]:
     """As `_read_cache`, with a head whose fingerprint is that of what now stands in it: made so, not damaged."""
-    import json
-
     from glscl.cache.fingerprint import fingerprint
 
     path = folder / "store.json"
@@ -178,6 +205,47 @@ def _read_signed(folder: Path, changed: Path | None) -> dict[str, Any]:
         head = json.loads(path.read_bytes())
         path.write_text(json.dumps({**head, "fingerprint": fingerprint(head["configuration"])}))
     return _read_cache("hdf5")(folder, changed)
+
+
+def _read_signed_additions(folder: Path, changed: Path | None) -> dict[str, Any]:
+    """As `_read_cache`, with an addition under the name that proves what now stands in it, beside those that the shards are of."""
+    made = folder / "made.txt" if changed is None else changed
+    if changed is None:
+        return _read_cache("hdf5")(folder, None)
+    own, good = changed.read_bytes(), _made("hdf5 parts")[changed.relative_to(folder).as_posix()]
+    signed = made.with_name(f"{hashlib.sha256(own).hexdigest()[:16]}.txt")
+    try:
+        changed.write_bytes(good)
+        signed.write_bytes(own)
+        return _read_cache("hdf5")(folder, signed)
+    finally:
+        signed.unlink()
+        changed.write_bytes(own)
+
+
+def _read_signed_list(folder: Path, _: Path | None) -> dict[str, Any]:
+    """A list of which hashes and checksums are those of what now stands in it, seen on a good cache."""
+    from glscl.cache.library import open_library
+    from glscl.cache.store import Store
+
+    with TemporaryDirectory() as box:
+        for name, data in _made("hdf5").items():
+            Path(box, name).parent.mkdir(parents=True, exist_ok=True)
+            Path(box, name).write_bytes(data)
+        try:
+            record = msgspec.json.decode((folder / "record.json").read_bytes(), type=lists.ListRecord)
+            with np.load(folder / "arrays.npz") as file:
+                arrays = {name: file[name] for name in file.files}
+            told = {name: describe_array(array) for name, array in arrays.items()}
+            hashes = {"annotations": record.annotations, "hash": record.hash}
+            with mock.patch.object(lists, "_hashed", lambda made, _: replace(made, **hashes)):
+                made = lists.from_arrays(structs.replace(record, arrays=told), arrays)
+        except Exception as error:  # as `lists.read_list` does
+            raise CacheCorruptError(f"The list cannot be read: {first_line(error)}") from error
+        store = Store(open_library(box), made)
+        for stream in STREAMS:
+            store.arrays(stream)
+        return _told(store)
 
 
 KNOWN = b"""["/videos/a.mp4",7,1700000000000000000,"00112233445566778899aabbccddeeff"]
@@ -200,8 +268,6 @@ def _read_locks(folder: Path, _: Path | None) -> dict[str, Any]:
 
 
 def _lock_files(folder: Path) -> None:
-    import json
-
     from glscl.cache.lock import hold
 
     with hold(folder, what="extract"):
@@ -276,16 +342,18 @@ def _both(folder: Path, changed: Path | None, *, with_cache: bool) -> list[Any]:
     return [first, second]
 
 
-_TEXT_FILES = ("json", "txt", "current")
+_TOLD = ("json", "jsonl", "txt", "current")
 _OF_REPORT = ("a/result.json", "a/run.json", "a/history.jsonl")
 STORED = [
     Reader("cache-zarr", _files("zarr"), _read_cache("zarr"), few=12),
-    Reader("cache-zarr-json", _files("zarr parts"), _read_cache("zarr"), only=_TEXT_FILES, few=12),
+    Reader("cache-zarr-json", _files("zarr parts"), _read_cache("zarr"), only=_TOLD, few=20),
     Reader("cache-hdf5", _files("hdf5"), _read_cache("hdf5"), few=25),
-    Reader("cache-hdf5-json", _files("hdf5 parts"), _read_cache("hdf5"), only=_TEXT_FILES, few=25),
+    Reader("cache-hdf5-json", _files("hdf5 parts"), _read_cache("hdf5"), only=_TOLD, few=40),
     Reader("cache-flat-hdf5", _files("flat.h5"), _read_cache("flat.h5"), few=25),
     Reader("cache-flat-zarr", _files("flat.zarr"), _read_cache("flat.zarr"), few=15),
     Reader("cache-signed", _files("hdf5 parts"), _read_signed, only=("store.json",), few=25),
+    Reader("cache-additions-signed", _files("hdf5 parts"), _read_signed_additions, only=("txt",), few=25),
+    Reader("list-signed", _files("list"), _read_signed_list, few=40),
     Reader("known-files", {"files.jsonl": KNOWN}, _read_known, refuses=False),
     Reader("lock", _lock_files, _read_locks, refuses=False),
     Reader("run", _files("run"), _read_run, only=("a/run.json", "a/best.safetensors"), few=30),

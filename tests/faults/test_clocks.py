@@ -108,10 +108,11 @@ def test_two_repairs_at_one_time_keep_what_both_set_aside(clock, small_cache, mo
     cache = small_cache("hdf5", videos=4, captions=1)
     for _ in range(2):
         cache.fill()
-        plan = cache.path / "plan" / "video.jsonl"
-        plan.write_bytes(plan.read_bytes()[:-9])
-        assert list(repair(cache.path).aside) == ["plan/video.jsonl"]
-    assert len(list(cache.path.glob("damaged/*/plan/video.jsonl"))) == 2
+        record = cache.path / "lists" / "made" / f"{cache.list.hash}.json"
+        record.write_bytes(record.read_bytes()[:-9])
+        name = record.relative_to(cache.path).as_posix()
+        assert set(repair(cache.path).aside) == {name, "lists/made/current"}
+    assert len(list(cache.path.glob(f"damaged/*/{name}"))) == 2
     assert verify(cache.create()) == []
 
 

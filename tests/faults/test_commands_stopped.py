@@ -148,4 +148,4 @@ def check_what_others_can_do_meanwhile(cache: Path, command: list[str], writer: 
 
     assert main(cli.app, ["train-head", "--cache", str(cache), "--head", "projection"]) == 1
     lines = capsys.readouterr().err.strip().splitlines()
-    assert "is not complete" in lines[-1] and "Finish it: " in lines[-1]
+    assert "was never finished" in lines[-1] and "Finish it: " in lines[-1]

@@ -157,7 +157,10 @@ def test_a_shard_writes_nothing_outside_the_folder_of_videos(tmp_path, name, kin
     except GlsclError as error:
         assert "0.tar" in str(error)
     written = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if not p.is_dir()}
-    assert written <= {"shards/0.tar", *(f"deep/deeper/videos/0/{name}" for name in ("good.mp4", "link/evil.mp4"))}
+    assert written <= {
+        "shards/0.tar",
+        *(f"deep/deeper/videos/0/{name}" for name in (".shard.json", "good.mp4", "link/evil.mp4")),
+    }
     assert not any(p.is_symlink() for p in tmp_path.rglob("*"))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from glscl import cli
-from glscl.cache.store import open_store
+from glscl.cache.library import open_library
 from glscl.commands.options import main
 
 DIM = 128  # of the built-in backbone
@@ -208,12 +208,13 @@ def test_any_sentence_can_be_searched_for(line, data, tmp_path):
 
 def poison(cache: Path, stream: str, name: str, row: int, value: float) -> None:
     """Put a number into a committed shard past all checks, as a failing disk or a foreign writer would."""
-    commit = next(iter(open_store(cache).library.stream(stream).commits.values()))
-    with h5py.File(cache / commit.path, "r") as file:
+    about = open_library(cache).stream(stream)
+    shard = cache / about.commit_of(about.places[0]).path
+    with h5py.File(shard, "r") as file:
         dataset = file[name]
         start = dataset.id.get_chunk_info(0).byte_offset + row * DIM * dataset.dtype.itemsize
         dtype = dataset.dtype
-    with open(cache / commit.path, "r+b") as raw:
+    with open(shard, "r+b") as raw:
         raw.seek(start)
         raw.write(np.array([value], dtype).tobytes())
 
@@ -274,7 +275,7 @@ def test_black_videos_single_frames_and_odd_captions_go_all_the_way(line, undraw
         with av.open(str(tmp_path / "videos" / f"v{i}.mp4"), "w") as container:
             stream = container.add_stream("libx264", rate=2)
             stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-            for _ in range(3):
+            for _ in range(3 if i == 1 else 4):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(black, format="rgb24")))
             container.mux(stream.encode(None))
     words = " ".join(f"word{i}" for i in range(10_000))

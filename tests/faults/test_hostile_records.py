@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
+import shutil
 import zipfile
 from dataclasses import fields
 from pathlib import Path
@@ -18,13 +20,18 @@ from safetensors.torch import save_file
 
 from glscl import cli
 from glscl.cache.fingerprint import fingerprint
+from glscl.cache.keys import content_of
+from glscl.cache.known_files import KnownFiles
 from glscl.cache.library import open_library
-from glscl.cache.lists import write_list
+from glscl.cache.lists import read_list, write_list
 from glscl.cache.lock import FOLDER, hold, locks
-from glscl.cache.store import open_store
+from glscl.cache.store import Store, open_store
 from glscl.cache.table import FeatureTable
+from glscl.cache.upkeep.convert import convert
+from glscl.cache.upkeep.summary import summarise
+from glscl.cache.upkeep.verification import verify
 from glscl.commands.options import main
-from glscl.common.errors import CacheCorruptError, CacheFormatError, CheckpointError, InputError, UsageError
+from glscl.common.errors import CacheCorruptError, CacheFormatError, CheckpointError, GlsclError, InputError, UsageError
 from glscl.common.settings import as_dict
 from glscl.evaluate.evaluated_run import read_evaluated
 from glscl.extract.importing.feature_files import open_arrays
@@ -48,7 +55,7 @@ def change(path: Path, /, **changes: object) -> None:
         *outer, last = key.split("__")
         place = value
         for name in outer:
-            place = place[name]
+            place = place[int(name) if isinstance(place, list) else name]
         place[last] = new
     path.write_text(json.dumps(value))
 
@@ -56,8 +63,7 @@ def change(path: Path, /, **changes: object) -> None:
 def put(cache: Path, stream: str, name: str, index: int, value: int) -> None:
     """Change a number of a committed array of the first shard."""
     about = open_library(cache).stream(stream)
-    where = cache / about.commits[about.additions[0].name, 0].path
-    with h5py.File(where, "r+") as file:
+    with h5py.File(cache / about.commit_of(about.places[0]).path, "r+") as file:
         file[name][index] = value
 
 
@@ -67,13 +73,19 @@ def put(cache: Path, stream: str, name: str, index: int, value: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": "tar"}, "format: invalid enum value 'tar'"),
-        ({"format": []}, "format"),
-        ({"fingerprint": 1}, "does not give its fingerprint"),
-        ({"configuration": None}, "does not give its fingerprint"),
-        ({"stored_frames": []}, r"stored_frames: expected object . null, got array"),
+        ({"format": "parquet"}, "format: invalid enum value 'parquet'"),
+        ({"format": 1}, "format: expected str, got int"),
+        ({"fingerprint": "0" * 16}, "its configuration does not give its fingerprint"),
+        ({"fingerprint": None}, "its configuration does not give its fingerprint"),
+        ({"configuration": []}, "its configuration does not give its fingerprint"),
+        ({"stored_frames": 1}, "stored_frames"),
+        ({"stored_frames": {"encoding": "png", "size": [1, 1]}}, "encoding"),
         ({"stored_frames": {"encoding": "uint8", "size": [0, 8]}}, r"size.*expected int >= 1"),
         ({"stored_frames": {"encoding": "jpeg", "size": [8, 8], "quality": 200}}, "quality: expected int <= 100"),
+        ({"schema": "glscl.cache/3"}, "has schema 'glscl.cache/3'; this version reads 'glscl.cache/2'"),
+        ({"schema": "glscl.cache/1"}, "made by an earlier version. Extract again"),
+        ({"schema": ["glscl.cache/2"]}, "has schema"),
+        ({"commits": {}}, "missing required field items"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -86,12 +98,46 @@ def test_the_head_of_a_cache_is_checked_field_by_field(cache, changes, words):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"items__video": 10**15}, r"items\.video: expected int <= 1000000000"),
+        ({"items__text": True}, "items.text: expected int, got bool"),
+        ({"items": None}, "items: expected object, got null"),
+        ({"commits": []}, "its head lists no commits"),
+        ({"schema": "glscl.cache/1"}, "made by an earlier version. Extract again"),
+        ({"items__video": 10}, "The keys in .* cannot be read|The head of"),
+        ({"commits__video__items": [0, 10]}, "items of shard 0"),
+        ({"commits__text": 1}, "The head of .* cannot be read"),
+        ({"list": None}, "The list in .* cannot be read"),
+        ({"list__hash": "0" * 16}, "its content is that of"),
+        ({"backbone": ["none"]}, "backbone's tensors"),
+        ({"ledger": "x"}, ""),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_head_of_a_flat_file_is_checked_field_by_field(cache, tmp_path, changes, words):
+    flat, told = convert(open_library(cache), tmp_path / "flat.h5"), tmp_path / "head.json"
+    with h5py.File(flat, "r+") as file:
+        told.write_bytes(file["head"][...].tobytes())
+        change(told, **changes)
+        del file["head"]
+        file["head"] = np.frombuffer(told.read_bytes(), np.uint8)
+
+    def read():
+        store = open_store(flat)
+        store.backbone_tensors(), FeatureTable.load(store, "train"), summarise(store.library)
+
+    with pytest.raises((CacheFormatError, CacheCorruptError), match=words) if words else contextlib.nullcontext():
+        read()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
         ({"backbone": 1}, "backbone: expected object, got int"),
         ({"backbone__name": None}, r"backbone\.name: expected str, got null"),
         ({"backbone__preprocessing": {"method": 2}}, "method: expected str, got int"),
         ({"backbone__words": "7"}, "words: expected int, got str"),
         ({"text_backbone": []}, "text_backbone"),
-        ({"sampling": 3}, "sampling: expected object, got int"),
+        ({"sampling": None}, "sampling: expected object, got null"),
         ({"embed_dim": 10**15}, "embed_dim: expected int <= 1000000"),
         ({"dtype": "float64"}, "dtype: invalid enum value 'float64'"),
         ({"tokens": "yes"}, "tokens: expected bool, got str"),
@@ -106,52 +152,85 @@ def test_a_configuration_is_checked_too_where_the_fingerprint_was_made_to_fit(ca
         open_store(cache)
 
 
+@pytest.mark.parametrize("gathered", [False, True], ids=["single", "gathered"])
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"path": "../../elsewhere.h5"}, "expected one below the cache"),
         ({"path": "/etc/passwd"}, "expected one below the cache"),
         ({"path": "shards/\0"}, "expected one below the cache"),
-        ({"items": [0, 3]}, r"items of shard 0 are \(0, 3\), expected 0 to 4"),
-        ({"shard": 1}, "items of shard 1"),
+        ({"items": [0, 3]}, "items of shard 0"),
         ({"shard": 1.5}, "shard: expected int, got float"),
+        ({"shard": 10**6}, "items of shard 1000000|not each of 3 shards"),
         ({"stream": "text"}, "it is of 'text'"),
-        ({"addition": "0" * 16}, f"it is of 'video', '{'0' * 16}'"),
+        ({"addition": "0" * 16}, "it is of 'video', '0000000000000000'"),
         ({"arrays": {}}, "arrays: values is not among them"),
         ({"arrays__values__shape": [-1, 8]}, "shape"),
         ({"arrays__values__shape": [3]}, "shape"),
         ({"arrays__times__shape": [1]}, "expected"),
         ({"arrays__values__dtype": "float64"}, "dtype 'float64'"),
         ({"failures": [{}]}, "failures"),
-        ({"failures": [{"key": "../x", "reason": None, "status": "missing"}]}, "failures.*key"),
         ({"failures": "x"}, "failures"),
+        ({"failures": [{"key": "../x", "reason": None, "status": "missing"}]}, "failures"),
+        ({"failures": [{"key": "0" * 32, "reason": None, "status": "ok"}]}, "failures"),
+        ({"attempt": -1}, "attempt"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_commit_is_checked_field_by_field_alone_and_among_all(cache, changes, words):
-    name = open_library(cache).stream("video").additions[0].name
-    together, alone = (cache / "commits" / "video" / f"{name}{shard}.json" for shard in ("", "-00000"))
-    change(alone, **changes)
-    open_store(cache)  # those together say it
-    about = json.loads(together.read_text())
-    together.unlink()
-    with pytest.raises(CacheCorruptError, match=words):
-        open_store(cache)
-    about["commits"][0] = json.loads(alone.read_text())
-    together.write_text(json.dumps(about))
-    with pytest.raises(CacheCorruptError, match=words):
-        open_store(cache)
+def test_a_commit_is_checked_field_by_field(cache, changes, words, gathered):
+    (all_of_them,) = (path for path in (cache / "commits" / "video").glob("*.json") if "-" not in path.name)
+    if gathered:
+        change(all_of_them, **{f"commits__0__{key}": value for key, value in changes.items()})
+    else:
+        change(all_of_them.with_name(f"{all_of_them.stem}-00000.json"), **changes)
+        assert open_store(cache).complete, "those gathered say it too"
+        all_of_them.unlink()
+    with pytest.raises(CacheCorruptError, match=words) as caught:
+        summarise(open_store(cache).library)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"schema": "glscl.commits/9"}, {"addition": "0" * 16}, {"commits": []}, {"commits": {}}, {"commits": [1]}],
+    "changes", [{"commits": {}}, {"commits": [1]}, {"commits": []}, {"schema": 1}, {"addition": None}], ids=str
 )
-def test_commits_of_something_else_are_refused(cache, changes):
-    name = open_library(cache).stream("video").additions[0].name
-    change(cache / "commits" / "video" / f"{name}.json", **changes)
-    with pytest.raises(CacheCorruptError, match=rf"{name}\.json cannot be read: .*Delete it: the single commits"):
-        open_store(cache)
+def test_gathered_commits_of_other_things_are_refused(cache, changes):
+    (path,) = (path for path in (cache / "commits" / "video").glob("*.json") if "-" not in path.name)
+    change(path, **changes)
+    with pytest.raises(CacheCorruptError, match=rf"{path.name} cannot be read.*Delete it"):
+        summarise(open_store(cache).library)
+    path.unlink()
+    assert summarise(open_store(cache).library)["complete"]
+
+
+@pytest.mark.parametrize("name", ["additions", "commits", "lists", "shards"])
+def test_a_file_in_the_place_of_a_folder_is_one_line(cache, name):
+    shutil.rmtree(cache / name)
+    (cache / name).touch()
+    with pytest.raises(GlsclError) as caught:
+        FeatureTable.load(open_store(cache), "train")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'["/etc/passwd", 1, 2, "%s"]',
+        b'["../../x", -1, 1e400, "%s"]',
+        b'["a\\u0000b", 1, 2, "%s"]',
+        b'["%s", 1, 2, "%s"]' % (b"x" * 100_000, b"%s"),
+        b'["\\ud800", 1, 2, "%s"]',
+        b'["", 1, 2, "%s"]',
+        b"[" * 100_000,
+        b"\xff\x00",
+    ],
+    ids=lambda line: ascii(line[:20]),
+)
+def test_the_memo_of_files_may_hold_anything(cache, line):
+    store = open_store(cache)
+    content = store.list.video_content[0].tobytes().hex().encode()
+    (cache / "files.jsonl").write_bytes((line % content if b"%s" in line else line) + b"\n")
+    assert all(video.path is None for video in store.plan.videos)
+    assert KnownFiles.read(cache).contents([cache / "store.json"])[0] == content_of(cache / "store.json")[1]
 
 
 @pytest.mark.parametrize(("index", "value"), [(0, 5), (1, 10**15), (2, -1), (-1, 3)])
@@ -163,11 +242,19 @@ def test_boundaries_that_do_not_rise_lead_nowhere(cache, index, value):
 
 def test_a_caption_of_a_video_of_another_split_is_refused(small_cache):
     made = small_cache("hdf5")
-    cache, first = made.fill().path, made.annotations.texts[0]
-    made.annotations.texts[0] = structs.replace(first, video=made.annotations.videos[10].id)
-    write_list(cache, made.list, "hdf5")
-    with pytest.raises(CacheCorruptError, match="captions of split train name video 10 of another split"):
-        FeatureTable.load(open_store(cache, made.list.hash), "train")
+    library = made.fill().library
+    texts = [structs.replace(text, video="-v_9.mov") for text in made.annotations.texts[:1]]
+    made.annotations = dataclasses.replace(made.annotations, texts=[*texts, *made.annotations.texts[1:]])
+    write_list(made.path, made.list, "hdf5")  # as nobody who sorts entries by split writes it
+    store = Store(library, read_list(made.path, "made", made.list.hash, "hdf5"))
+    with pytest.raises(CacheCorruptError, match="captions of split train name video 9 of another split"):
+        FeatureTable.load(store, "train")
+
+
+def test_captions_that_are_no_text_are_a_problem_of_their_shard(cache):
+    put(cache, "text", "text_bytes", 0, 0xFF)
+    (problem,) = verify(open_library(cache))
+    assert "text_bytes does not have the checksum" in problem
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from PIL import Image
 
 from glscl.common.errors import BackboneError, DecodeError, NotFoundError, UsageError
 from glscl.extract.backbone import loading
-from glscl.extract.backbone.encoder import Backbone, TokenizedTexts, load_backbone
+from glscl.extract.backbone.encoder import TokenizedTexts, load_backbone
 from glscl.extract.decode.sampling import Sampling
 from glscl.extract.decode.video import Decoding, decode
 
@@ -27,16 +27,12 @@ def loaded(request, tiny_clip):
     return load_backbone(f"local-dir:{tiny_clip(request.param)}")
 
 
-def padded(backbone: Backbone, tokens: TokenizedTexts) -> torch.Tensor:
-    ids = torch.from_numpy(tokens.ids)
-    return torch.nn.functional.pad(ids, (0, backbone.context_length - ids.shape[1]))
-
-
 def test_pooled_text_features_are_open_clips(loaded):
-    tokens = loaded.tokenize(TEXTS)
+    """Its own path from sentence to feature; of the sentence that is cut at 32 tokens, what is left of it."""
+    cut = [TEXTS[0], "two dogs run over the green grass " * 4 + "two dogs", *TEXTS[2:]]
     with torch.no_grad():
-        expected = loaded.model.encode_text(padded(loaded, tokens), normalize=False)
-    np.testing.assert_allclose(loaded.encode_tokens(tokens).text_features, expected, atol=1e-5)
+        expected = loaded.model.encode_text(loaded.tokenizer(cut), normalize=False)
+    np.testing.assert_allclose(loaded.encode_texts(TEXTS).text_features, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["clip_vit", "custom_text"])

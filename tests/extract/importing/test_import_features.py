@@ -34,7 +34,8 @@ from glscl.common.errors import (
 from glscl.extract.backbone.encoder import load_backbone
 from glscl.extract.importing import import_features as importing
 from glscl.extract.importing.feature_files import open_arrays
-from glscl.extract.importing.import_features import FeatureFiles, match, without_padding
+from glscl.extract.importing.import_features import FeatureFiles
+from glscl.extract.importing.pairing import match, without_zeros
 from glscl.extract.settings import ImportSettings
 
 DIM = 16
@@ -302,10 +303,10 @@ def test_what_fits_two_ways_is_refused(names, ids, words):
         match(names, ids, Path("f"))
 
 
-def test_padding_is_what_is_zero_at_the_end_alone():
+def test_rows_that_are_zero_everywhere_are_no_frames_wherever_they_stand():
     rows = np.array([[0, 0], [1, 0], [0, 0], [0, 2], [0, 0], [0, 0]], np.float32)
-    assert without_padding(rows).tolist() == rows[:4].tolist()
-    assert without_padding(np.zeros((3, 2))).shape == (0, 2)
+    assert without_zeros(rows).tolist() == [[1, 0], [0, 2]]
+    assert without_zeros(np.zeros((3, 2))).shape == (0, 2)
 
 
 # --- what is missing --------------------------------------------------------------------------------------------------
@@ -489,7 +490,10 @@ def test_folders_that_are_not_of_features_are_refused(annotations, frames, texts
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t: t[:9], r"texts.npy: the shape is \(9, 16\), expected \(10, D\): the captions, in the order"),
+        (
+            lambda t: t[:9],
+            r"texts.npy: the shape is \(9, 16\), expected \(10, D\): the captions in the order of their files",
+        ),
         (lambda t: t[:, :8], "video features of '-abc_1_5' are 16-d, expected 8-d: .* one model"),
         (lambda t: t * np.where(np.arange(10) == 4, np.nan, 1)[:, None], "texts.npy: 16 of 160 values are NaN"),
         (lambda t: t * (np.arange(10) != 4)[:, None], "text feature of 'vidéo3#0' is zero everywhere"),

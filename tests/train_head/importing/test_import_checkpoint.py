@@ -139,6 +139,27 @@ def test_features_of_its_own_tuned_backbone_are_not_called_frozen(tmp_path, smal
     assert done.backbone == "same" and read_run(done.run)["frozen_backbone"] is frozen
 
 
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        ({"quick_gelu": True, "preprocessing": {"mean": [0.48145466, 0.4578275, 0.40821073], "size": 224}}, None),
+        ({"quick_gelu": False, "preprocessing": {"resize_mode": "shortest"}}, "quick_gelu False instead of True"),
+        ({"quick_gelu": True, "preprocessing": {"mean": [0.5] * 3}}, "mean 0.5,0.5,0.5 instead of 0.481,0.458,0.408"),
+        ({"preprocessing": {"interpolation": "bilinear"}}, "interpolation bilinear instead of bicubic"),
+    ],
+)
+def test_the_same_weights_used_otherwise_are_another_backbone(tmp_path, small_cache, made, told):
+    cache = small_cache(dim=64)
+    cache.spec.configuration["backbone"] |= made
+    store = cache.fill()
+    piece = torch.randn(77, 64)
+    with_backbone(store, {"positional_embedding": piece.numpy()})
+    torch.save({**weights_of(), "clip.positional_embedding": piece}, tmp_path / "f")
+    done = import_checkpoint(tmp_path / "f", store, tmp_path / "run", source="glscl")
+    assert done.backbone == ("different" if told else "same")
+    assert (told in done.notes[0]) if told else "trained on other features" not in "".join(done.notes)
+
+
 @pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])
 def test_a_state_dict_inside_a_training_checkpoint_is_found(tmp_path, key):
     weights = weights_of()

@@ -1,0 +1,133 @@
+"""Every architecture of open_clip against open_clip itself: the same frames and captions, the largest difference.
+
+    python benchmarks/zoo.py --from 200 --to 500            # architectures of so many million parameters
+    python benchmarks/zoo.py ViT-L-14 --out zoo.jsonl       # or by name; a row each is added to a file
+
+Weights are random, so nothing is downloaded; tokenizers and text towers of transformers are small stand-ins with the special
+tokens of the real ones. Compared are `Backbone.encode_frames` and `encode_texts` with open_clip's own transform, tokenizer,
+`encode_image` and `encode_text`. A row takes seconds to minutes and four bytes a parameter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "extract" / "backbone"))
+from stand_ins import text_config, tokenizer_of
+
+from glscl.common.clip_names import clip_weights
+from glscl.extract.backbone.encoder import Backbone
+from glscl.extract.backbone.fitting import fit
+from glscl.extract.backbone.loading import Loaded
+from glscl.extract.backbone.parameters import MILLIONS
+from glscl.extract.backbone.weight_settings import PREPROCESSING, published
+
+TEXTS = ["a man is cooking", "", "two dogs run over the grass"]
+
+
+def kind_of(repository: str) -> str:
+    """Which stand-in has the special tokens of a tokenizer or text tower of the hub."""
+    marks = {"SigLIP2": "gemma", "SigLIP": "siglip", "bert-base-uncased": "bert", "xlm": "xlm-roberta", "mt5": "mt5"}
+    marks |= {"nllb": "m2m_100", "roberta": "roberta"}
+    return next(kind for mark, kind in marks.items() if mark in repository)
+
+
+@contextlib.contextmanager
+def stand_ins() -> Iterator[None]:
+    """No hub: what open_clip asks transformers for is made here."""
+    with (
+        patch("transformers.AutoTokenizer.from_pretrained", lambda name, **_: tokenizer_of(kind_of(name))),
+        patch("open_clip.hf_model.AutoConfig.from_pretrained", lambda name: text_config(kind_of(name))),
+    ):
+        yield
+
+
+def pictures() -> list[Image.Image]:
+    """Two frames of different shapes, lying and standing."""
+    rng = np.random.default_rng(0)
+    coarse = [rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), rng.integers(0, 256, (9, 5, 3), dtype=np.uint8)]
+    sizes = [(320, 240), (180, 324)]
+    return [Image.fromarray(c).resize(s, Image.Resampling.BICUBIC) for c, s in zip(coarse, sizes)]
+
+
+def compare(name: str) -> dict[str, Any]:
+    """Largest differences of frames and captions, relative to the largest value, and how the architecture is used."""
+    import open_clip
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    tags = published(name)
+    used = next(iter(tags.values())) if tags else {}
+    with stand_ins():
+        torch.manual_seed(0)
+        options = {"force_preprocess_cfg": {key: used[key] for key in PREPROCESSING}} if used else {}
+        model: Any = open_clip.create_model(name, pretrained_text=False, **options).eval()
+        tokenizer = open_clip.get_tokenizer(name)
+        fit(
+            model, clip_weights(model.state_dict()), Path(name), name
+        )  # names and shapes go through the reader of files
+    backbone = Backbone(
+        Loaded(model, tokenizer, name, "random"), words=None, device=torch.device("cpu"), precision="fp32"
+    )
+    transform: Any = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+    with torch.no_grad():
+        frames = model.encode_image(torch.stack([transform(picture) for picture in pictures()]), normalize=False)
+        texts = model.encode_text(tokenizer(TEXTS), normalize=False)  # CoCa's would normalise by default
+    ours = backbone.encode_frames(np.stack([backbone.transform(picture) for picture in pictures()]))
+    encoded = backbone.encode_texts(TEXTS)
+    return {
+        "architecture": name,
+        "millions": MILLIONS.get(name),
+        "frames": difference(torch.from_numpy(ours), frames),
+        "texts": difference(encoded.text_features, texts),
+        "tokens": encoded.token_features is not None,
+        "words": backbone.words,
+        "context": backbone.context_length,
+    }
+
+
+def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def main() -> None:
+    import open_clip
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--from", dest="low", type=float, default=0.0)
+    parser.add_argument("--to", dest="high", type=float, default=200.0)
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    done = (
+        {json.loads(line)["architecture"] for line in asked.out.read_text().splitlines()}
+        if asked.out and asked.out.exists()
+        else set()
+    )
+    for name in asked.names or open_clip.list_models():
+        if name in done or not (asked.names or asked.low <= MILLIONS.get(name, 0) < asked.high):
+            continue
+        try:
+            row = compare(name)
+        except Exception as error:
+            row = {"architecture": name, "millions": MILLIONS.get(name), "error": str(error).splitlines()[0][:200]}
+        print(json.dumps(row), flush=True)
+        if asked.out:
+            with asked.out.open("a") as out:
+                out.write(json.dumps(row) + "\n")
+        gc.collect()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""A backbone as a folder that holds all it needs, for a machine without a network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from glscl.cache.files import dump_json, write_atomically
+from glscl.common.errors import BackboneError, UsageError
+from glscl.extract.backbone.encoder import Backbone, load_backbone
+from glscl.extract.backbone.loading import as_backbone_error
+from glscl.extract.settings import ActivationSettings
+
+TEXT_FOLDER = "text"  # configuration of a text tower of transformers
+_SAMPLE = ["a man is cooking", "Zwei Hunde rennen, schnell!", "犬が走る"]
+_FOLDER_CONFIG = "open_clip_config.json"
+
+
+class Fetched(NamedTuple):
+    """What `fetch` wrote.
+
+    Attributes:
+        folder: for `backbone=local-dir:FOLDER`, or `pretrained` beside the architecture's name.
+        name, pretrained, weights: as a cache keeps them, whichever of the two is used.
+        files, bytes: what is in it.
+    """
+
+    folder: Path
+    name: str
+    pretrained: str
+    weights: str
+    files: tuple[str, ...]
+    bytes: int
+
+
+def fetch(name: str, pretrained: str | None, out: Path, *, asked: ActivationSettings | None = None) -> Fetched:
+    """Write weights, configuration, preprocessing and tokenizer of a backbone into a folder, and load it from there.
+
+    Args:
+        name, pretrained, asked: as in `load_backbone`. What is not on this machine is downloaded.
+
+    Raises:
+        BackboneError: it cannot be had, or the folder does not give the same again.
+        UsageError: the folder holds something else.
+        StorageError: it cannot be written.
+    """
+    from safetensors.torch import save
+
+    if name == "demo":
+        raise UsageError("demo is built in: there is nothing to fetch")
+    if out.is_dir() and any(out.iterdir()) and not _is_fetched(out):
+        raise UsageError(f"{out} holds other files", hint="Choose another folder with `out`")
+    backbone = load_backbone(name, pretrained, precision="fp32", asked=asked)
+    out.mkdir(parents=True, exist_ok=True)
+    weights = {key: value.detach().cpu().contiguous().clone() for key, value in backbone.model.state_dict().items()}
+    write_atomically(out / "open_clip_model.safetensors", save(weights, {"format": "pt"}))
+    _save_tokenizer(backbone, out)
+    write_atomically(out / _FOLDER_CONFIG, dump_json(_config(backbone, name, out)))
+    again = load_backbone(f"local-dir:{out}", None, precision="fp32")
+    if again.description != backbone.description:
+        raise BackboneError(
+            f"{out} does not give the same backbone again: {again.description}, not {backbone.description}"
+        )
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    about = backbone.description
+    size = sum(path.stat().st_size for path in files)
+    names = tuple(str(path.relative_to(out)) for path in files)
+    return Fetched(out, about.name, about.pretrained, about.weights, names, size)
+
+
+def _config(backbone: Backbone, name: str, out: Path) -> dict[str, Any]:
+    """`open_clip_config.json`, with what a cache keeps of the backbone beside what open_clip reads."""
+    import open_clip
+
+    config = open_clip.get_model_config(name if ":" in name else backbone.name)
+    assert config is not None, "it was loaded by this name"
+    config["quick_gelu"] = backbone.description.quick_gelu
+    text = config["text_cfg"]
+    if "hf_model_name" in text:
+        backbone.text_tower.tower.config.save_pretrained(out / TEXT_FOLDER)
+        text["hf_model_name"] = TEXT_FOLDER
+    about = {key: value for key, value in backbone.description.preprocessing.items() if key != "method"}
+    return {
+        "model_cfg": config,
+        "preprocess_cfg": about,
+        "glscl": {"name": backbone.name, "pretrained": backbone.pretrained},
+    }
+
+
+def _save_tokenizer(backbone: Backbone, out: Path) -> None:
+    """Files of a tokenizer of transformers; open_clip's own needs none."""
+    inner = getattr(backbone.tokenizer, "tokenizer", None)
+    if inner is not None and hasattr(inner, "save_pretrained"):
+        with as_backbone_error(f"Cannot write the tokenizer of {backbone.name}"):
+            inner.save_pretrained(out)
+
+
+def _is_fetched(folder: Path) -> bool:
+    try:
+        return "glscl" in json.loads((folder / _FOLDER_CONFIG).read_bytes())
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False

@@ -1,0 +1,82 @@
+"""The commands about backbones: the list, a folder for a machine without a network, a whole model judged in one command."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+CONFIG = {
+    "embed_dim": 64,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 8, "head_width": 32},
+    "text_cfg": {"context_length": 20, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def whole_model(tmp_path_factory):
+    """An X-Pool checkpoint as its trainer saves it: backbone, head, where the training stood. (architecture, file)."""
+    import open_clip
+
+    folder = tmp_path_factory.mktemp("xpool")
+    (folder / "tiny-adopted.json").write_text(json.dumps(CONFIG))
+    open_clip.add_model_config(folder / "tiny-adopted.json")
+    torch.manual_seed(0)
+    weights = {f"clip.{key}": value for key, value in open_clip.create_model("tiny-adopted").state_dict().items()}
+    for name in ("cross_attn.q_proj", "cross_attn.k_proj", "cross_attn.v_proj", "cross_attn.out_proj", "linear_proj"):
+        weights |= {f"pool_frames.{name}.weight": torch.eye(64), f"pool_frames.{name}.bias": torch.zeros(64)}
+    for number in (1, 2, 3):
+        norm = f"pool_frames.layer_norm{number}"
+        weights |= {f"{norm}.weight": torch.ones(64), f"{norm}.bias": torch.zeros(64)}
+    file = folder / "model_best.pth"
+    torch.save({"epoch": 4, "state_dict": weights, "optimizer": {"state": {}, "param_groups": [{"lr": 1e-6}]}}, file)
+    return "tiny-adopted", file
+
+
+def test_backbones_are_listed_with_what_is_at_hand(glscl):
+    status, out, _ = glscl("backbones", "pe-core-b")
+    assert status == 0 and "PE-Core-B-16" in out and "no weights" in out and "glscl fetch BACKBONE" in out
+    status, out, _ = glscl("backbones", "SigLIP", "--json")
+    (one, *_), found = (
+        [row for row in json.loads(out)["backbones"] if row["backbone"] == "ViT-SO400M-14-SigLIP"],
+        json.loads(out),
+    )
+    assert status == 0 and len(found["backbones"]) > 20
+    assert (one["words"], one["embed_dim"], one["at_hand"], one["quick_gelu"]) == (16, 1152, False, False)
+    status, out, _ = glscl("backbones", "no-such", "--offline")
+    assert status == 0 and out.startswith("0 published weights")
+
+
+def test_fetch_asks_which_weights_where_there_are_several(glscl, one_line):
+    one_line(glscl("fetch", "ViT-B-32"), "openai", "laion2b_e16", "Choose one with --pretrained", status=2)
+    one_line(
+        glscl("fetch", "PE-Core-B-16"), "timm/PE-Core-B-16", "glscl fetch PE-Core-B-16 --pretrained meta", status=1
+    )
+
+
+def test_a_whole_model_is_extracted_with_imported_and_judged_in_one_command(glscl, whole_model, clips, tmp_path):
+    name, file = whole_model
+    data = ("--dataset", "csv", "--annotations", clips / "captions.csv", "--videos", clips / "videos", "--workers", "1")
+    status, out, err = glscl("adopt", file, *data, "--out", tmp_path / "run", "--json")
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["imported"]["head"] == "xpool" and found["imported"]["backbone"] == "same"
+    assert found["judged"]["counts"]["videos"] > 0 and found["judged"]["frozen_backbone"] is False
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    made = record["cache_configuration"]["backbone"]
+    assert (made["name"], made["pretrained"], made["quick_gelu"]) == (name, file.name, True)
+    assert made["words"] == 20, "the tower reads no more"
+    head = torch.load(file, weights_only=True)["state_dict"]["clip.logit_scale"]
+    assert found["imported"]["options"]["logit_scale"] and float(head) > 0
+
+
+def test_adopting_a_bare_backbone_or_a_bare_head_is_refused(glscl, one_line, whole_model, clips, tmp_path):
+    weights = torch.load(whole_model[1], weights_only=True)["state_dict"]
+    data = ("--dataset", "csv", "--annotations", clips / "captions.csv", "--videos", clips / "videos")
+    torch.save({key: value for key, value in weights.items() if key.startswith("pool_frames.")}, tmp_path / "head.pth")
+    one_line(
+        glscl("adopt", tmp_path / "head.pth", *data), "the head of X-Pool alone", "glscl import-checkpoint", status=1
+    )
+    one_line(glscl("adopt", tmp_path / "none.pth", *data), "There is no checkpoint", status=1)
+    one_line(glscl("adopt", whole_model[1], *data, "--pretrained", "x"), "--pretrained", status=2)

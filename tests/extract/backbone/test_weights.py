@@ -1,0 +1,289 @@
+"""Weights from files of every kind, used as they were trained; what does not fit is refused with what it looks like."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from stand_ins import VISION
+from torch import nn
+
+from glscl.common.clip_names import OPENAI_SETTINGS, ClipWeights
+from glscl.common.errors import BackboneError, UsageError
+from glscl.extract.backbone.encoder import backbone_of_cache, load_backbone
+from glscl.extract.backbone.fitting import architectures_of
+from glscl.extract.backbone.loading import load_model
+from glscl.extract.backbone.weight_settings import decide
+from glscl.extract.settings import WeightSettings
+
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
+CONFIG = {"embed_dim": 48, "vision_cfg": VISION, "text_cfg": TEXT}
+TEXTS = ["a man is cooking", "two dogs run"]
+PLAIN = ClipWeights({}, "open_clip", "", (), None)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The name of a small architecture, as open_clip knows its own."""
+    path = tmp_path_factory.mktemp("architectures") / "tiny-weights.json"
+    path.write_text(json.dumps(CONFIG))
+    open_clip.add_model_config(path)
+    return path.stem
+
+
+@pytest.fixture(scope="module")
+def weights(tiny):
+    torch.manual_seed(0)
+    return open_clip.create_model(tiny).state_dict()
+
+
+def frames_of(backbone) -> np.ndarray:
+    frames = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    return backbone.encode_frames(frames)
+
+
+FORMS = {
+    "model": lambda w: {"model": w},
+    "model_state_dict": lambda w: {"model_state_dict": w},
+    "compiled": lambda w: {f"_orig_mod.{key}": value for key, value in w.items()},
+    "of a whole model": lambda w: (
+        {f"clip.{key}": value for key, value in w.items()} | {"spatial_queries": torch.ones(8, 48)}
+    ),
+    "half": lambda w: {key: value.half() for key, value in w.items()},
+    "with OpenAI's numbers": lambda w: w | {"attn_mask": torch.zeros(77, 77)},
+    "as a custom text model": lambda w: {
+        key if key.startswith(("visual.", "logit")) else f"text.{key}": value for key, value in w.items()
+    },
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_are_the_same_whatever_they_come_in(tmp_path, tiny, weights, form):
+    torch.save(FORMS[form](weights), tmp_path / "best.pth")
+    found = load_model(tiny, str(tmp_path / "best.pth")).model.state_dict()
+    for name, value in weights.items():
+        expected = value.half().float() if form == "half" else value
+        assert torch.equal(found[name], expected), name
+
+
+def test_a_whole_model_of_a_public_program_is_used_as_openai_uses_its_weights(tmp_path, tiny, weights):
+    torch.save(
+        {f"module.clip.{k}": v for k, v in weights.items()} | {"global_mat_weight": torch.eye(48)}, tmp_path / "f"
+    )
+    torch.save(weights, tmp_path / "bare")
+    whole, bare = (load_backbone(tiny, str(tmp_path / name)) for name in ("f", "bare"))
+    assert whole.description.quick_gelu and not whole.notes
+    assert not bare.description.quick_gelu
+    (note,) = bare.notes
+    assert (
+        "does not say its mean, deviation, interpolation, resizing and activation" in note
+        and "quick_gelu=False" in note
+    )
+    assert not np.allclose(frames_of(whole), frames_of(bare), atol=1e-3)
+
+
+class Script(nn.Module):
+    """What OpenAI published: a TorchScript archive with three numbers beside the weights."""
+
+    def __init__(self, model) -> None:
+        super().__init__()
+        self.visual, self.transformer, self.token_embedding = model.visual, model.transformer, model.token_embedding
+        self.ln_final, self.positional_embedding = model.ln_final, model.positional_embedding
+        self.text_projection, self.logit_scale = model.text_projection, model.logit_scale
+        self.register_buffer("input_resolution", torch.tensor(32))
+
+    def forward(self, pixels):
+        return self.visual(pixels) * self.logit_scale + self.input_resolution + self.positional_embedding.sum()
+
+
+def test_openais_archive_is_loaded_exactly_and_with_quickgelu(tmp_path, tiny, weights):
+    model = open_clip.create_model(tiny)
+    model.load_state_dict(weights)
+    traced = torch.jit.trace(Script(model).eval(), torch.zeros(1, 3, 32, 32), check_trace=False)
+    torch.jit.save(traced, tmp_path / "ViT.pt")
+    backbone = load_backbone(tiny, str(tmp_path / "ViT.pt"))
+    for name, value in weights.items():
+        assert torch.equal(backbone.model.state_dict()[name], value), name
+    assert backbone.description.quick_gelu and backbone.notes == ()
+
+
+# --- Hugging Face ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hugging_face(tmp_path_factory, tiny):
+    """A folder as transformers saves a CLIPModel with its preprocessing, and the model."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: nothing to compare with")
+    tower = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(
+        text_config=tower | {"vocab_size": 49408, "max_position_embeddings": 77, "eos_token_id": 49407},
+        vision_config=tower | {"image_size": 32, "patch_size": 8},
+        projection_dim=48,
+    )
+    torch.manual_seed(1)
+    model = transformers.CLIPModel(config).eval()
+    folder = tmp_path_factory.mktemp("hugging") / "clip-tiny"
+    model.save_pretrained(folder)
+    pictures = {
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.25, 0.25, 0.25],
+        "resample": 2,
+        "size": {"shortest_edge": 32},
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(pictures))
+    return folder, model
+
+
+@pytest.mark.parametrize("how", ["folder", "file", "local-dir"])
+def test_a_clip_model_of_hugging_face_is_encoded_as_transformers_does(hugging_face, tiny, how):
+    folder, model = hugging_face
+    sources = {
+        "folder": (tiny, folder),
+        "file": (tiny, folder / "model.safetensors"),
+        "local-dir": (f"local-dir:{folder}", "-"),
+    }
+    name, source = sources[how]
+    backbone = load_backbone(name, str(source))
+    frames = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    pixels = (torch.from_numpy(frames).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
+    with torch.no_grad():
+        expected = model.get_image_features(pixel_values=pixels)
+        expected = getattr(expected, "pooler_output", expected)
+        np.testing.assert_allclose(backbone.encode_frames(frames), expected, atol=2e-6)
+        ids = open_clip.get_tokenizer(tiny)(TEXTS)
+        expected = model.get_text_features(input_ids=ids)
+        expected = getattr(expected, "pooler_output", expected)
+        np.testing.assert_allclose(backbone.encode_texts(TEXTS).text_features, expected, atol=2e-6)
+    about = backbone.description
+    assert about.quick_gelu and about.name == tiny and backbone.notes == ()
+    kept = {key: about.preprocessing[key] for key in ("mean", "interpolation", "resize_mode")}
+    assert kept == {"mean": [0.5] * 3, "interpolation": "bilinear", "resize_mode": "shortest"}
+
+
+def test_a_folder_of_two_towers_without_a_temperature_has_the_usual_one(hugging_face, tiny, tmp_path):
+    """As Searchium published its CLIP4Clip."""
+    from safetensors.torch import load_file, save_file
+
+    folder, _ = hugging_face
+    shutil.copytree(folder, tmp_path / "towers")
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {name: value for name, value in weights.items() if name != "logit_scale"},
+        tmp_path / "towers" / "model.safetensors",
+    )
+    whole, towers = load_backbone(tiny, str(folder)), load_backbone(tiny, str(tmp_path / "towers"))
+    np.testing.assert_array_equal(frames_of(towers), frames_of(whole))
+    assert towers.logit_scale == pytest.approx(np.log(100)) and towers.notes == ()
+
+
+# --- what does not fit -------------------------------------------------------------------------------------------------
+
+
+def test_weights_of_another_architecture_are_refused_with_the_one_they_fit(tmp_path, tiny, weights, hugging_face):
+    other = json.loads(json.dumps(CONFIG)) | {"embed_dim": 40}
+    (tmp_path / "tiny-other.json").write_text(json.dumps(other))
+    open_clip.add_model_config(tmp_path / "tiny-other.json")
+    torch.save(weights, tmp_path / "w.pt")
+    with pytest.raises(BackboneError) as caught:
+        load_backbone("tiny-other", str(tmp_path / "w.pt"))
+    assert re.search(r"do not fit tiny-other: \S+ has shape \(\d+, 48\), expected \(\d+, 40\)", caught.value.message)
+    assert f"look like open_clip weights of {tiny}" in caught.value.message
+    assert caught.value.hint.text == f"Use `backbone={tiny}`"
+    with pytest.raises(BackboneError, match=f"a Hugging Face CLIPModel of {tiny}"):
+        load_backbone("tiny-other", str(hugging_face[0]))
+
+
+def test_missing_and_unknown_names_are_told_without_torchs_own_words(tmp_path, tiny, weights):
+    odd = {key: value for key, value in weights.items() if not key.startswith("visual.")} | {"surprise": torch.ones(1)}
+    torch.save({"model": odd}, tmp_path / "w.pt")
+    with pytest.raises(BackboneError, match=r"it lacks visual\.class_embedding and \d+ more and it has the unknown surprise; "
+                                            "they look like the tower for captions alone") as caught:  # fmt: skip
+        load_backbone(tiny, str(tmp_path / "w.pt"))
+    assert "\n" not in str(caught.value) and "state_dict" not in str(caught.value)
+
+
+def test_a_head_alone_is_sent_to_where_heads_are_read(tmp_path, tiny):
+    torch.save({"spatial_queries": torch.ones(8, 48), "transformerClip.x": torch.ones(1)}, tmp_path / "head.bin")
+    with pytest.raises(BackboneError, match="looks like the head of GLSCL alone") as caught:
+        load_backbone(tiny, str(tmp_path / "head.bin"))
+    assert caught.value.hint.command == "import-checkpoint"
+
+
+def test_an_architecture_is_known_by_its_shapes(weights, tiny):
+    assert architectures_of(weights)[0] == tiny
+
+
+# --- how they are used -------------------------------------------------------------------------------------------------
+
+
+def used(name: str, tmp_path, asked: WeightSettings | None = None, found: ClipWeights = PLAIN, script: bool = False):
+    return decide(name, tmp_path / "w.pt", found, asked=asked, is_script=script)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ViT-B-16-SigLIP", {"mean": (0.5,) * 3, "std": (0.5,) * 3, "resize_mode": "squash", "quick_gelu": False}),
+        ("PE-Core-B-16", {"mean": (0.5,) * 3, "resize_mode": "squash", "interpolation": "bilinear"}),
+        ("MobileCLIP-B", {"mean": (0.0,) * 3, "std": (1.0,) * 3, "interpolation": "bilinear"}),
+        ("RN50x4", {"quick_gelu": True}),
+    ],
+)
+def test_where_all_published_weights_agree_a_file_is_used_like_them(tmp_path, name, expected):
+    decided = used(name, tmp_path)
+    assert {key: decided.values[key] for key in expected} == expected
+    assert decided.notes == []
+
+
+def test_where_published_weights_differ_a_note_names_the_choice(tmp_path):
+    decided = used("ViT-B-32", tmp_path)
+    assert decided.values["mean"] == OPENAI_SETTINGS["mean"] and "quick_gelu" not in decided.values
+    (note,) = decided.notes
+    assert "its activation (QuickGELU or not)" in note and "`quick_gelu=False`" in note and "openai" in note
+
+
+def test_what_the_user_says_wins_and_leaves_nothing_open(tmp_path):
+    decided = used("ViT-B-32", tmp_path, WeightSettings(quick_gelu=True, mean="0.5", resize_mode="squash"))
+    assert decided.values["quick_gelu"] and decided.values["mean"] == (0.5, 0.5, 0.5)
+    assert decided.values["resize_mode"] == "squash" and decided.values["interpolation"] == "bicubic"
+    assert decided.notes == []
+    for text in ("a", "0.1,0.2", "2", ""):
+        with pytest.raises(UsageError, match="no mean or deviation of pixels"):
+            used("ViT-B-32", tmp_path, WeightSettings(std=text))
+
+
+def test_a_configuration_beside_the_file_counts_where_it_is_of_the_same_model(tmp_path):
+    config = {"model_cfg": {"embed_dim": 512, "quick_gelu": True}, "preprocess_cfg": {"mean": [0.4, 0.4, 0.4]}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    decided = used("ViT-B-32", tmp_path)
+    assert decided.values["quick_gelu"] and decided.values["mean"] == (0.4, 0.4, 0.4) and decided.notes == []
+    assert not used("ViT-L-14", tmp_path).values.get("quick_gelu"), "features of another size: of another model"
+    (tmp_path / "open_clip_config.json").write_text("{")
+    with pytest.raises(BackboneError, match="open_clip_config.json cannot be read"):
+        used("ViT-B-32", tmp_path)
+
+
+def test_openais_archives_and_whole_models_are_used_as_openai_does(tmp_path):
+    assert used("ViT-B-32", tmp_path, script=True) == (OPENAI_SETTINGS, [])
+    assert used("ViT-B-32", tmp_path, found=PLAIN._replace(program="xpool")) == (OPENAI_SETTINGS, [])
+
+
+def test_what_is_said_of_weights_is_in_the_fingerprint_and_comes_back_with_the_cache(tmp_path, tiny, weights):
+    torch.save(weights, tmp_path / "w.pt")
+    plain = load_backbone(tiny, str(tmp_path / "w.pt"))
+    asked = WeightSettings(quick_gelu=True, std="0.3", resize_mode="squash", interpolation="bilinear")
+    told = load_backbone(tiny, str(tmp_path / "w.pt"), asked=asked)
+    assert told.notes == () or "quick_gelu" not in told.notes[0]
+    assert told.description.weights == plain.description.weights and told.description != plain.description
+    assert told.description.preprocessing["std"] == [0.3, 0.3, 0.3]
+    again = backbone_of_cache(
+        {"backbone": dataclasses.asdict(told.description)}, tmp_path, str(tmp_path / "w.pt"), precision="fp32"
+    )
+    assert again.description == told.description
+    np.testing.assert_array_equal(frames_of(again), frames_of(told))

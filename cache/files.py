@@ -79,7 +79,7 @@ def refuse_unread(error: BaseException, path: os.PathLike[str] | str) -> None:
     link: BaseException | None = error
     while link is not None:
         code = errno.ENOMEM if isinstance(link, MemoryError) else _code(link)
-        if code in _FIRST:
+        if code is not None and code in _FIRST:
             where = getattr(link, "filename", None) or path
             raise StorageError(f"Cannot read {os.fsdecode(where)}: {os.strerror(code)}", first=_FIRST[code]) from error
         link = link.__cause__ or link.__context__

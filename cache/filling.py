@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 from glscl.cache.commits import all_commits_file
-from glscl.cache.files import written
+from glscl.cache.files import remove, written
 from glscl.cache.library import Library
 from glscl.cache.lists import CacheList, make_current, write_list
 from glscl.cache.lock import hold
@@ -39,6 +40,8 @@ def filling(
     """
     with hold(library.path, part=part, what=what):
         library.refresh()
+        if part[1] == 1:
+            sweep(library.path)
         write_list(library.path, made, library.header["format"])
         outcome = Filling()
         yield outcome
@@ -48,3 +51,9 @@ def filling(
                 if not written(all_commits_file(library.path, stream, addition.name)):
                     library.settle(addition)
         outcome.finished = Store(library, made).complete and make_current(library.path, made)
+
+
+def sweep(root: Path) -> None:
+    """Delete what killed writers had not written to its end; for who holds all of a cache."""
+    for path in (root / "partial").glob("*"):
+        remove(path, root)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -58,11 +59,15 @@ def _news(done: Any) -> list[str]:
 
 
 def print_failures(run: Run, out: Path, done: Any) -> None:
-    """How many videos failed, and which command names them; nothing where none did."""
-    if done.failed:
-        lost = done.texts_without_video or 0
-        captions = f"; {amount(lost, 'caption')} lost {'its' if lost == 1 else 'their'} video" if lost else ""
-        run.say(f"{amount(len(done.failed), 'video')} with failures{captions}. Reasons: glscl inspect {out}")
+    """How many videos failed in which way, and which command names them; nothing where none did."""
+    if not done.failed:
+        return
+    words = {"missing": "missing", "decode_error": "not decoded", "partial": "cut short", "timed_out": "timed out"}
+    kinds = Counter(row["status"] for row in done.failed)
+    told = ", ".join(f"{kinds[status]:,} {word}" for status, word in words.items() if kinds[status])
+    lost = done.texts_without_video or 0
+    captions = f"; {amount(lost, 'caption')} lost {'its' if lost == 1 else 'their'} video" if lost else ""
+    run.say(f"{amount(len(done.failed), 'video')} with failures ({told}){captions}. Reasons: glscl inspect {out}")
 
 
 def amount(count: int, word: str) -> str:

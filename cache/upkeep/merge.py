@@ -32,6 +32,7 @@ from glscl.cache.files import (
     sync_tree,
     written,
 )
+from glscl.cache.filling import sweep
 from glscl.cache.fingerprint import differences
 from glscl.cache.known_files import KnownFiles
 from glscl.cache.library import Library, Place, Stream, open_library
@@ -111,6 +112,7 @@ def merge(parts: Sequence[Path], out: Path, *, copy: bool = False) -> MergeSumma
     target = create_library(out, spec_of(libraries[0]), libraries[0].header["format"])
     others = [library for library in libraries if library.path.resolve() != out.resolve()]
     with hold(out, what="merge"):
+        sweep(out)
         target.refresh()
         return _Merge(target, copy=copy).run(others)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_extraction import ORIGIN, Extractor, MadeBackbone, named, require_equal, require_reads, write
+from made_extraction import ORIGIN, Extractor, MadeBackbone, MadePool, named, require_equal, require_reads, write
 
 from glscl.cache import known_files
 from glscl.cache.filling import filling
@@ -30,7 +30,7 @@ from glscl.common.errors import CacheBusyError, FingerprintError, InputError, No
 from glscl.common.progress import Progress
 from glscl.extract import pipeline
 from glscl.extract.datasets import dataset_entry
-from glscl.extract.pipeline import count_encoded
+from glscl.extract.pipeline import ExtractionSummary, count_encoded
 from glscl.extract.videos import CHANGED
 
 # --- a folder that changes --------------------------------------------------------------------------------------------
@@ -364,17 +364,24 @@ def test_where_lists_disagree_on_a_deleted_video_the_own_current_one_counts_and_
     require_reads(open_store(tmp_path / "cache", asking), gone, clips(gone) | {"video0": expected})
 
 
-def test_a_version_that_was_never_encoded_says_nothing_of_a_deleted_video(extractor, benchmark, tmp_path, monkeypatch):
+def test_what_counts_in_another_list_is_more_than_what_counted_before(extractor, benchmark, tmp_path):
     one = benchmark("0-1", "2-2")
     extractor(one, tmp_path / "cache", named("msrvtt-9k", "msrvtt"))
     write(tmp_path / "videos" / "video0.mp4", b"another")
-    with monkeypatch.context() as patch:
-        patch.setattr(Library, "commit", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            extractor(one, tmp_path / "cache", named("msrvtt-9k", "msrvtt"))
+    extractor(one, tmp_path / "cache", named("msrvtt-9k", "msrvtt"))
     gone = benchmark("0-1", "2-2", missing=("video0",))
     extractor(gone, tmp_path / "cache", named("msrvtt-7k", "msrvtt"))
-    require_reads(open_store(tmp_path / "cache", "msrvtt-7k"), gone, clips(gone))
+    require_reads(open_store(tmp_path / "cache", "msrvtt-7k"), gone, clips(gone) | {"video0": b"another"})
+
+
+def test_a_version_that_was_not_encoded_says_nothing_of_a_deleted_video(extractor, benchmark, tmp_path, monkeypatch):
+    one = benchmark("0-1", "2-2")
+    assert killed_after(monkeypatch, 0, lambda: extractor(one, tmp_path / "cache"))
+    write(tmp_path / "videos" / "video0.mp4", b"another")
+    assert killed_after(monkeypatch, 3, lambda: extractor(one, tmp_path / "cache")), "all but the last shard"
+    gone = benchmark("0-1", "2-2", missing=("video0",))
+    extractor(gone, tmp_path / "cache")
+    require_reads(open_store(tmp_path / "cache"), gone, clips(gone) | {"video0": b"another"})
 
 
 def test_a_dry_run_counts_what_is_there(extractor, benchmark, tmp_path):
@@ -493,18 +500,20 @@ def loaded(extractor, monkeypatch) -> list[str]:
     return found
 
 
-def test_no_backbone_is_loaded_where_there_is_nothing_to_encode(extractor, loaded, folder, tmp_path):
-    wanted = read(folder)
-    extractor(wanted, tmp_path / "cache", load=True)
+@pytest.mark.parametrize("asked", ["made", "hf-hub:somebody/made"])
+def test_no_backbone_is_loaded_where_there_is_nothing_to_encode(extractor, loaded, folder, tmp_path, asked):
+    """Whatever the backbone calls itself."""
+    wanted, options = read(folder), {"load": True, "backbone": asked}
+    extractor(wanted, tmp_path / "cache", **options)
     assert len(loaded) == 1
-    assert extractor(wanted, tmp_path / "cache", load=True).already_complete
+    assert extractor(wanted, tmp_path / "cache", **options).already_complete
     move(folder, "train/a", "train/z")
     remove(folder, "test/d")
-    done = extractor(read(folder), tmp_path / "cache", load=True, shard_videos=7, batch_frames=1, workers=3)
+    done = extractor(read(folder), tmp_path / "cache", **options, shard_videos=7, batch_frames=1, workers=3)
     assert (done.changes["moved"], done.changes["gone"], done.finished_here) == (1, 2, True)
     assert len(loaded) == 1
     put(folder, "train/new", b"new")
-    extractor(read(folder), tmp_path / "cache", load=True)
+    extractor(read(folder), tmp_path / "cache", **options)
     assert len(loaded) == 2 and extractor.spent == ([b"new"], ["a caption of train/new"])
 
 
@@ -694,38 +703,61 @@ def test_machines_that_have_different_files_are_merged_and_find_the_rest_by_thei
     require_reads(open_store(tmp_path / "all"), wanted, contents(wanted))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_parts_at_the_same_time_encode_each_item_once(folder, tmp_path, monkeypatch, seed):
-    """In threads of one process: each has a lock of its own, as processes have."""
-    wanted, out = read(folder), tmp_path / "cache"
-    from made_extraction import MadePool
-
+@pytest.fixture
+def at_once(monkeypatch):
+    """`at_once(lists, out)`: each list as a part, all at the same time, in threads; each has a lock, as processes have."""
     pools = threading.local()
-    monkeypatch.setattr(pipeline, "DecodePool", lambda *a, **k: pools.pool)
-    found: dict[int, tuple] = {}
 
-    def part(number: int) -> None:
-        pools.pool = MadePool()
-        made = Extractor(MadeBackbone(), pools.pool)
-        try:
-            done = made(wanted, out, part=f"{number}/3", shard_videos=1, shard_texts=1)
-            found[number] = done, made.items
-        except BaseException as error:  # an assertion below tells it
-            found[number] = error, []
+    def run(lists: list[Annotations], out: Path) -> tuple[list[ExtractionSummary], list[bytes | str]]:
+        found: list[ExtractionSummary | BaseException] = []
+        spent: list[bytes | str] = []
 
-    threads = [threading.Thread(target=part, args=(number,)) for number in (1, 2, 3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    results = [done for done, _ in found.values()]
-    assert not [each for each in results if isinstance(each, BaseException)], results
-    assert sorted(each.finished_here for each in results) == [False, False, True]
-    spent = [item for _, items in found.values() for item in items]
+        def part(number: int) -> None:
+            pools.pool = MadePool()
+            made = Extractor(MadeBackbone(), pools.pool)
+            try:
+                found.append(made(lists[number], out, part=f"{number + 1}/{len(lists)}", shard_videos=1, shard_texts=1))
+                spent.extend(made.items)
+            except BaseException as error:  # an assertion below tells it
+                found.append(error)
+
+        threads = [threading.Thread(target=part, args=(number,)) for number in range(len(lists))]
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline, "DecodePool", lambda *_, **__: pools.pool)
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        done = [each for each in found if isinstance(each, ExtractionSummary)]
+        assert len(done) == len(lists), found
+        return done, spent
+
+    return run
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_parts_of_equal_sight_at_the_same_time_encode_each_item_once(at_once, folder, tmp_path, count):
+    wanted, out = read(folder), tmp_path / "cache"
+    results, spent = at_once([wanted] * count, out)
+    assert [each.finished_here for each in results].count(True) == 1
     assert len(spent) == len(set(spent)) == 10
     assert {each.list_hash for each in results} == {current_version(out, "made")} == {*versions_of(out, "made")}
     require_reads(open_store(out), wanted, contents(wanted))
     assert verify(open_library(out)) == []
+
+
+def test_parts_of_unequal_sight_at_the_same_time_do_nothing_wrong(at_once, extractor, folder, tmp_path):
+    wanted, out = read(folder), tmp_path / "cache"
+    unseen = ["train/a.mp4", "train/c.mp4", "test/d.mp4"]
+    lists = [
+        replace(wanted, videos=[VideoItem(v.id, v.split, None) if v.id == id else v for v in wanted.videos])
+        for id in unseen
+    ]
+    _, spent = at_once(lists, out)
+    assert extractor(wanted, out).complete
+    assert set(spent) | set(extractor.items) == {*CLIPS.values(), *(f"a caption of {name}" for name in CLIPS)}
+    require_reads(open_store(out), wanted, contents(wanted))
+    assert verify(open_library(out)) == [] and extractor(wanted, out).already_complete
 
 
 # --- asking again -----------------------------------------------------------------------------------------------------
@@ -793,7 +825,7 @@ def said(extractor, tmp_path, glscl, monkeypatch):
 
 def test_what_is_said_is_good_english(folder, said):
     run, said = said, lambda *more: run("--dataset", "folder", "--videos", folder, *more)
-    last = "1 video with failures; 1 caption lost its video. Reasons: glscl inspect cache"
+    last = "1 video with failures (1 not decoded); 1 caption lost its video. Reasons: glscl inspect cache"
     assert said() == [
         "cache: 4 videos, 14 frames, 5 captions in the list folder-videos in no time",
         "  encoded 5 videos and 5 captions",

@@ -1,14 +1,16 @@
-"""Extractions that are killed or whose disk fails, many of them: all is imported once, each one is a forked process.
+"""Commands on a cache that are killed or whose disk fails, many of them: all is imported once, each one is a forked process.
 
-    python crash_harness.py WORK FORMAT SEED KIND=ROUNDS…
+    python crash_harness.py WORK FORMAT SEED STAGE:KIND=ROUNDS…
 
-A round begins a cache, dies at one point, is looked at, and is finished by another process. Points are the calls that
-make data durable or visible (`call`, before the n-th), lines of the code that writes (`line`, before the n-th), and
-moments (`time`). `commit` finds its calls by itself: every place in the code where something becomes visible or vanishes;
-to die before each is to die in every state that others can see. With the kind `disk` it lives on, and that call fails
-once or from then on, as on a full, failing or read-only disk; with `size` no file may grow beyond some bytes. Prints one
-JSON object: {"rounds": {kind: how many}, "stopped": {kind: rounds that ended before the work was done},
-"commit_points": [...], "messages": [...], "problems": [...]}.
+A stage is a command on what stands there before: the extraction of a list into a new cache (`first`), of a longer list with
+a renamed, a copied and a replaced file and repeated captions into that (`second`), another attempt at videos that failed
+(`retry`), and `merge` and `convert` of such caches. A round lets it die at one point, looks at the cache, and finishes the
+work in another process; in half of the rounds another list is extracted in between. Points are the calls that make data
+durable or visible (`call`, before the n-th), lines of the code that writes (`line`, before the n-th), and moments (`time`).
+`commit` finds its calls by itself: every place in the code where something becomes visible or vanishes; to die before each
+is to die in every state that others can see. With the kind `disk` it lives on, and that call fails once or from then on, as on
+a full, failing or read-only disk; with `size` no file may grow beyond some bytes. Prints one JSON object: {STAGE: {"rounds":
+{kind: how many}, "stopped": {kind: rounds that ended before the work was done}, "commit_points", "messages", "problems"}}.
 
 What dies is a process, never the machine: nothing here waits for the disk.
 
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import importlib
 import io
 import json
 import os
@@ -31,29 +34,48 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from glscl.cache import files, library, lock
-from glscl.cache.schema import STREAMS, Annotations, TextItem, VideoItem
-from glscl.cache.store import open_store
+import numpy as np
+
+from glscl.cache import files, lock
+from glscl.cache.formats import STORES
+from glscl.cache.keys import from_array
+from glscl.cache.library import open_library
+from glscl.cache.lists import current_version, list_names
+from glscl.cache.schema import STREAMS, Annotations, Status, TextItem, VideoItem
+from glscl.cache.store import Store, open_store
+from glscl.cache.upkeep.convert import convert
+from glscl.cache.upkeep.merge import merge
+from glscl.cache.upkeep.repair import repair
 from glscl.cache.upkeep.verification import verify
-from glscl.common.errors import StorageError
+from glscl.common.errors import StorageError, UsageError
 from glscl.extract import pipeline
 from glscl.extract.backbone.encoder import Backbone, load_backbone
 from glscl.extract.decode.video import Decoding, FrameChunk, VideoDone, VideoTask, decode_video
+from glscl.extract.listing import ListOrigin
 from glscl.extract.settings import ExtractSettings
 
-VIDEOS = 8
+VIDEOS = 8  # of the first list
+CLIPS = 10  # files that there must be
 DURABLE = ("fsync", "link", "replace", "rename", "unlink", "mkdir", "open", "rmdir")
 VISIBLE = ("link", "replace", "rename", "unlink")  # those after which others see something else
 KILLS = ("call", "line", "time")
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT, errno.EACCES)
 WRITES = ("fsync", "link", "replace", "rename", "mkdir", "open")
+TOLERANCE = 2e-3  # of float16 features that were encoded in other batches
 
 
 class DecodeHere:
-    """Stands for the pool: decodes in this process, one video after another."""
+    """Stands for the pool: decodes in this process, one video after another.
+
+    Attributes:
+        failing: names of files that give nothing, as where a machine is too busy.
+    """
+
+    failing: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, decoding: Decoding, **_: Any) -> None:
         self.decoding = decoding
@@ -66,7 +88,10 @@ class DecodeHere:
 
     def decode(self, tasks: Iterable[VideoTask]) -> Iterator[FrameChunk | VideoDone]:
         for task in tasks:
-            yield from decode_video(task, self.decoding)
+            if Path(task.path).name in self.failing:
+                yield VideoDone(task.item, Status.TIMED_OUT, "no progress for 60 s")
+            else:
+                yield from decode_video(task, self.decoding)
 
 
 def corpus(folder: Path) -> Annotations:
@@ -80,12 +105,118 @@ def corpus(folder: Path) -> Annotations:
     return Annotations(dataset="csv", videos=videos, texts=texts)
 
 
-def extract(out: Path, clips: Path, format: str, backbone: Backbone) -> None:
-    pipeline.DecodePool = DecodeHere
+def longer_corpus(folder: Path) -> Annotations:
+    """The first list and more: clip 0 renamed, clip 1 under two ids, clip 2 replaced, a new clip 8, captions that stand twice."""
+    more, found = folder.parent / "more", corpus(folder)
+    if not more.exists():
+        more.mkdir()
+        for source, name in ((0, "renamed"), (1, "copy"), (9, "clip2")):
+            shutil.copy(folder / f"clip{source}.mp4", more / f"{name}.mp4")
+    path = {"clip0": more / "renamed.mp4", "clip2": more / "clip2.mp4"}
+    videos = [VideoItem(v.id, v.split, str(path[v.id]) if v.id in path else v.path) for v in found.videos]
+    videos += [
+        VideoItem("copy", "train", str(more / "copy.mp4")),
+        VideoItem("clip8", "test", str(folder / "clip8.mp4")),
+    ]
+    texts = found.texts + [
+        TextItem(f"{id}#{k}", id, split, text)
+        for id, split in (("copy", "train"), ("clip8", "test"))
+        for k, text in enumerate(("a red square moves ", f"{id} is new", f"{id} is new"))
+    ]
+    return Annotations(dataset="csv", videos=videos, texts=texts)
+
+
+def other_corpus(folder: Path) -> Annotations:
+    """Another list, of some of the clips and captions."""
+    found = corpus(folder)
+    chosen = {f"clip{i}" for i in (1, 3, 7)}
+    videos = [video for video in found.videos if video.id in chosen] + [
+        VideoItem("9", "test", str(folder / "clip9.mp4"))
+    ]
+    texts = [text for text in found.texts if text.video in chosen] + [TextItem("9#0", "9", "test", "another list asks")]
+    return Annotations(dataset="other", videos=videos, texts=texts)
+
+
+def extract(
+    out: Path,
+    clips: Path,
+    format: str,
+    backbone: Backbone,
+    *,
+    listed: Callable[[Path], Annotations] = corpus,
+    failing: Iterable[str] = (),
+    **more: Any,
+) -> None:
+    pipeline.DecodePool, DecodeHere.failing = DecodeHere, frozenset(failing)
     settings = ExtractSettings(
-        fps=2.0, format=format, shard_videos=2, shard_texts=8, batch_frames=8, batch_texts=8, workers=1, decoder="pyav"
+        fps=2.0,
+        format=format,
+        shard_videos=2,
+        shard_texts=8,
+        batch_frames=8,
+        batch_texts=8,
+        workers=1,
+        decoder="pyav",
+        **more,
     )
-    pipeline.extract(corpus(clips), out, settings, backbone=backbone)
+    annotations = listed(clips)
+    pipeline.extract(annotations, out, settings, origin=ListOrigin(name=annotations.dataset), backbone=backbone)
+
+
+# --- what is killed ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command, and what stands there before it; `box` is the folder in which all of it stands, `box / "cache"` the cache.
+
+    Attributes:
+        begin: makes what stands there before.
+        run: the command.
+        another: whether another list may be extracted into the cache before the command is given again.
+        once: whether nothing usable is made again.
+        repeats: whether the command, given again, has more to do: what fails for good is tried again.
+    """
+
+    begin: Callable[[Path], object]
+    run: Callable[[Path], object]
+    another: bool = True
+    once: bool = True
+    repeats: bool = False
+
+
+def stages(clips: Path, format: str, backbone: Backbone) -> dict[str, Stage]:
+    other = next(name for name in STORES if name != format)
+
+    def into(name: str, **more: Any) -> Callable[[Path], object]:
+        return lambda box: extract(box / name, clips, format, backbone, **more)
+
+    def parts(box: Path) -> None:
+        for name, more in {"a": {"part": "1/2"}, "b": {"part": "2/2"}, "c": {"listed": longer_corpus}}.items():
+            into(name, **more)(box)
+
+    def several(box: Path) -> None:
+        for listed in (corpus, longer_corpus, other_corpus):
+            into("a", listed=listed)(box)
+
+    def united(box: Path) -> None:
+        merge([box / name for name in "abc"], box / "cache")
+
+    def converted(box: Path) -> None:
+        try:
+            convert(open_library(box / "a"), box / "cache", format=other)
+        except UsageError:  # it exists already
+            if len(tables(box / "cache")) < len(tables(box / "a")):
+                raise
+
+    failing = ("clip1.mp4", "clip6.mp4", "clip7.mp4")
+    return {
+        "first": Stage(lambda box: None, into("cache")),
+        "second": Stage(into("cache"), into("cache", listed=longer_corpus)),
+        "retry": Stage(into("cache", failing=failing), into("cache", retry_failed=True), repeats=True),
+        "merge": Stage(parts, united, once=False),
+        "convert": Stage(several, converted, another=False),
+    }
 
 
 # --- dying at a chosen point -------------------------------------------------------------------------------------------
@@ -143,15 +274,17 @@ def count_calls(tick: Callable[[str], None]) -> None:
         setattr(os, name, wrapped(name, getattr(os, name)))
 
 
+WRITERS = ("additions", "commits", "creation", "files", "filling", "known_files", "library", "lists", "lock")
+
+
 def count_lines(tick: Callable[[], None], watched: frozenset[str] | None = None) -> None:
     """Calls `tick` before each line of the files `watched`: of what writes a cache, with the library's file access."""
     if watched is None:
         import zarr.storage._local
 
-        stores = (Path(library.__file__).parent / "formats" / name for name in ("hdf5_store.py", "zarr_store.py"))
-        watched = frozenset(
-            [library.__file__, files.__file__, lock.__file__, zarr.storage._local.__file__, *map(str, stores)]
-        )
+        names = (*WRITERS, "formats.hdf5_store", "formats.zarr_store", "upkeep.merge", "upkeep.convert")
+        modules = [importlib.import_module(f"glscl.cache.{name}") for name in names]
+        watched = frozenset(str(module.__file__) for module in (*modules, zarr.storage._local))
 
     def lines(frame: Any, event: str, _: Any) -> Any:
         if event == "line":
@@ -231,69 +364,144 @@ def in_child(work: Callable[[], Any], *, kill_after: float | None = None) -> tup
 # --- what must be true afterwards --------------------------------------------------------------------------------------
 
 
-def records(path: Path) -> dict[str, dict[int, Any]]:
+def records(path: Path) -> dict[tuple[str, str, int], Any]:
     """What the commits of a cache say: items, shapes, checksums and failures of every shard."""
-    opened = open_store(path)
-    return {s: {n: (c.items, c.arrays, c.failures) for n, c in opened.commits(s).items()} for s in STREAMS}
+    library = open_library(path)
+    return {
+        (stream, *shard): (c.items, c.arrays, c.failures)
+        for stream in STREAMS
+        for shard, c in library.stream(stream).commits.items()
+    }
 
 
-def look(path: Path, reference: Path) -> list[str]:
-    """Problems of a cache whose writer was killed: what is committed must be whole, and what it should be."""
+def tables(path: Path) -> dict[str, Store]:
+    """The lists of a cache that count."""
+    names = list_names(path) if (path / "store.json").exists() else []
+    return {name: open_store(path, name) for name in names if current_version(path, name)}
+
+
+def entries(store: Store) -> dict[tuple[str, str], tuple[np.ndarray, ...]]:
+    """(stream, id) → status, features and pooled feature, of every entry of a list."""
+    found = {}
+    for stream in STREAMS:
+        arrays, bounds = store.arrays(stream), store.arrays(stream, ["offsets"])["offsets"]
+        for row, id in enumerate(store.ids(stream)):
+            values = arrays["values"][bounds[row] : bounds[row + 1]]
+            found[stream, id] = arrays["status"][row], values, arrays["pooled"][row]
+    return found
+
+
+def alike(one: tuple[np.ndarray, ...], other: tuple[np.ndarray, ...], tolerance: float = 0.0) -> bool:
+    return all(a.shape == b.shape and np.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in zip(one, other))
+
+
+def look(path: Path, reference: Path, before: Path | None = None) -> list[str]:
+    """Problems of a cache whose writer was killed: what is committed must be whole, and what it should be.
+
+    Args:
+        before: the cache as it stood before the command: lists that counted then count still, and each entry reads as it
+            did then, or as it will at the end.
+    """
     if not (path / "store.json").exists():
         return []
-    expected = records(reference)
-    return verify(open_store(path)) + [
-        f"{stream} shard {shard} is not that of an uninterrupted run"
-        for stream, shards in records(path).items()
-        for shard, found in shards.items()
-        if found != expected[stream][shard]
-    ]
+    expected, problems = records(reference), verify(open_library(path))
+    for shard, found in records(path).items():
+        if found != expected.get(shard):
+            problems.append(f"shard {shard} is not that of an uninterrupted run")
+    finished, now = tables(reference), tables(path)
+    for name, store in (tables(before) if before else {}).items():
+        if name not in now or now[name].list_hash not in (store.list_hash, finished[name].list_hash):
+            problems.append(f"the list {name} counts no more")
+            continue
+        then, end = entries(store), entries(finished[name])
+        for entry, found in entries(now[name]).items():
+            if not any(alike(found, known[entry]) for known in (then, end) if entry in known):
+                problems.append(f"{entry} of the list {name} reads as neither before nor at the end")
+    return problems
 
 
 def finish(path: Path, clips: Path, format: str, backbone: Backbone, reference: Path) -> list[str]:
-    """Problems of going on to the end: an error, another result, or something left behind."""
+    """Problems of extracting the first list to its end: an error, another result, or something left behind."""
+    return ended(path, Stage(lambda _: None, lambda _: extract(path, clips, format, backbone)), reference)
+
+
+def ended(path: Path, stage: Stage, reference: Path, another: Callable[[], object] | None = None) -> list[str]:
+    """Problems of giving the command of a stage again, perhaps after another list was extracted. `path`: of the cache."""
     committed = {p: p.stat().st_mtime_ns for p in path.glob("commits/*/*.json")}
-    extract(path, clips, format, backbone)
-    problems = verify(open_store(path))
-    if records(path) != records(reference) or not open_store(path).complete:
+    if another is not None:
+        another()
+    stage.run(path.parent)
+    problems = verify(open_library(path))
+    found, expected = records(path), records(reference)
+    if another is None and (found != expected if not stage.repeats else not expected.items() <= found.items()):
         problems.append("it is not the cache of an uninterrupted run")
+    now, tolerance = tables(path), 0.0 if another is None else TOLERANCE
+    for name, store in tables(reference).items():
+        if name not in now or now[name].list_hash != store.list_hash:
+            problems.append(f"the list {name} does not count")
+            continue
+        found = entries(now[name])
+        wrong = [entry for entry, end in entries(store).items() if not alike(found[entry], end, tolerance)]
+        problems += [f"{len(wrong)} entries of the list {name} read otherwise, {wrong[0]} is one"] if wrong else []
     problems += [f"{p} was written again" for p, when in committed.items() if p.stat().st_mtime_ns != when]
+    for stream in STREAMS:
+        if stage.once and (count := twice(path, stream)):
+            problems.append(f"{count} {stream} items were made twice")
     # who dies with the work done leaves a lock that is nobody's; there is nothing to write, so nobody has removed it
     problems += [f"{p.file.name} still locks the cache" for p in lock.locks(path) if not p.stale]
-    return problems + [f"{p.name} was left behind" for p in path.glob("partial/*")]
+    problems += [f"{p.name} was left behind" for p in path.glob("partial/*")]
+    report = repair(path, dry_run=True)
+    wrong = [*report.damaged, *report.aside, *report.restored, *report.withdrawn]
+    return problems + [f"there is something to repair: {each}" for each in wrong]
 
 
-def one_round(kind: str, place: float, sizes: dict[str, float], setting: dict[str, Any]) -> dict[str, Any]:
+def twice(path: Path, stream: str) -> int:
+    """How many items were made although they were there, usable."""
+    about = open_library(path).stream(stream)
+    usable = np.isin(about.status, [int(status) for status in Status if status.usable])
+    return int(usable.sum()) - len({*from_array(about.keys[usable])})
+
+
+def one_round(stage: str, kind: str, place: float, sizes: dict[str, float], setting: dict[str, Any]) -> dict[str, Any]:
     """Stop at `place` (0 to 1 of the whole run), look, finish. Returns whether it stopped there, what it said, problems."""
-    out = setting["work"] / "cache"
-    shutil.rmtree(out, ignore_errors=True)
-    run = {name: setting[name] for name in ("clips", "format", "backbone")}
+    work, command = setting["work"], setting["stages"][stage]
+    box, start, reference = work / "box", work / stage / "start", work / stage / "end" / "cache"
+    shutil.rmtree(box, ignore_errors=True)
+    shutil.copytree(start, box)
     at = int(place * sizes[kind])
-    where = f"stopped at {place:.4f} of {sizes[kind]:g} ({kind})"
+    between = command.another and setting["rng"].random() < 0.5
+    where = f"{stage} stopped at {place:.4f} of {sizes[kind]:g} ({kind})"
 
     def begin() -> str | None:
         if kind == "disk":
             FailingDisk(1 + at, ERRORS[at % len(ERRORS)], lasting=at % 2 == 0).install()
         elif kind == "size":
-            run["backbone"].pieces = dict  # they are the largest file and would always be the one that fails
+            # they are the largest file and would always be the one that fails
+            setting["backbone"].tensors_for_heads = dict
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (at, resource.RLIM_INFINITY))
         elif kind in HOOKS:
             HOOKS[kind](Countdown(1 + at))
         try:
-            extract(out, **run)
+            command.run(box)
         except StorageError as error:
             return str(error)
         return None
+
+    def go_on() -> list[str]:
+        cache, before = box / "cache", start / "cache"
+        problems = look(cache, reference, before if before.exists() else None)
+        other = (lambda: setting["other"](cache)) if between else None
+        problems += ended(cache, command, reference, other)
+        return [f"{line}{', another list between' if between else ''}" for line in problems]
 
     status, answer = in_child(begin, kill_after=0.7 * place * sizes["time"] if kind == "time" else None)
     if isinstance(answer, dict):
         return {"stopped": False, "said": None, "problems": [f"{where}: {answer['raised']}"]}
     problems = []
-    if answer is not None and ("\n" in answer or str(out) not in answer):
+    if answer is not None and ("\n" in answer or str(box) not in answer):
         problems.append(f"{where}: not one line that names the place: {answer}")
-    reference = setting["reference"]
-    code, found = in_child(lambda: look(out, reference) + finish(out, reference=reference, **run))
+    code, found = in_child(go_on)
     if code != 0 or isinstance(found, dict):
         problems.append(f"{where}: the next process ended with {code}: {found and found['raised']}")
     else:
@@ -314,71 +522,86 @@ def at_commit_points(calls: dict[str, list[int]], total: int, each: int, seed: i
     return [(n + 0.5) / total for n in sorted(chosen)]
 
 
-def measure(setting: dict[str, Any], kinds: Iterable[str]) -> tuple[dict[str, float], dict[str, list[int]]]:
+def measure(stage: str, setting: dict[str, Any], kinds: Iterable[str]) -> tuple[dict[str, float], dict[str, list[int]]]:
     """How many calls, lines, seconds and bytes (of its largest file) a whole run takes, and the calls of its commit points.
 
-    The cache of the first run is the reference.
+    What stands there before is made first; the cache at the end of the first run is the reference.
     """
-    run = {name: setting[name] for name in ("clips", "format", "backbone")}
+    work, command = setting["work"] / stage, setting["stages"][stage]
+
+    def start() -> dict[str, float]:
+        (work / "start").mkdir(parents=True)
+        command.begin(work / "start")
+        return {}
 
     def plain() -> dict[str, float]:
-        began, out = time.perf_counter(), setting["reference"]
-        extract(out, **run)
+        shutil.copytree(work / "start", work / "end")
+        began = time.perf_counter()
+        command.run(work / "end")
         seconds = time.perf_counter() - began
-        sizes = [p.stat().st_size for p in out.rglob("*") if p.is_file() and p.parent.name != "backbone"]
+        sizes = [
+            p.stat().st_size for p in (work / "end" / "cache").rglob("*") if p.is_file() and p.parent.name != "backbone"
+        ]
         return {"time": seconds, "size": max(sizes)}
 
     def counted() -> dict[str, Any]:
+        shutil.copytree(work / "start", work / "counted")
         calls, disk = CommitPoints(Path(files.__file__).parent), FailingDisk(None, 0, lasting=False)
         count_calls(calls)
         disk.install()
-        extract(setting["work"] / "counted", **run)
+        command.run(work / "counted")
         return {"call": calls.count, "commit": calls.count, "disk": disk.count, "points": calls.calls}
 
     def traced() -> dict[str, float]:
+        shutil.copytree(work / "start", work / "traced")
         lines = Countdown(None)
         count_lines(lines)
-        extract(setting["work"] / "traced", **run)
+        command.run(work / "traced")
         return {"line": lines.count}
 
     found: dict[str, Any] = {}
-    for whole in (plain, counted, *([traced] if "line" in kinds else [])):
+    for whole in (start, plain, counted, *([traced] if "line" in kinds else [])):
         status, answer = in_child(whole)
         if status != 0 or "raised" in answer:
-            raise SystemExit(f"an uninterrupted run ends with {status}: {answer}")
+            raise SystemExit(f"an uninterrupted run of {stage} ends with {status}: {answer}")
         found |= answer
     return found, found.pop("points")
 
 
-def main(work: str, format: str, seed: str, *kinds: str) -> None:
+def all_rounds(stage: str, asked: dict[str, int], setting: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The rounds of a stage, and what came of them."""
+    sizes, points = measure(stage, setting, asked)
+    chosen = [("commit", at) for at in at_commit_points(points, int(sizes["call"]), asked.pop("commit", 0), seed)]
+    chosen += places(asked, seed)
+    rounds = Counter(kind for kind, _ in chosen)
+    report: dict[str, Any] = {"rounds": rounds, "stopped": dict.fromkeys(rounds, 0), "sizes": sizes}
+    report |= {"commit_points": sorted(points), "messages": [], "problems": []}
+    for kind, place in chosen:
+        found = one_round(stage, kind, place, sizes, setting)
+        report["stopped"][kind] += found["stopped"]
+        report["messages"] += [found["said"].replace(str(setting["work"]), "")] if found["said"] else []
+        report["problems"] += found["problems"]
+    return report
+
+
+def main(work: str, format: str, seed: str, *words: str) -> None:
     os.fsync = lambda _: None
     folder = Path(work)
+    clips = folder / "clips"
+    backbone = load_backbone("demo", None, words=12, device="cpu", precision="fp32")
     setting = {
         "work": folder,
-        "reference": folder / "reference",
-        "clips": folder / "clips",
-        "format": format,
-        "backbone": load_backbone("demo", None, words=12, device="cpu", precision="fp32"),
+        "stages": stages(clips, format, backbone),
+        "other": lambda cache: extract(cache, clips, format, backbone, listed=other_corpus),
+        "backbone": backbone,
+        "rng": random.Random(seed),
     }
-    asked = {kind: int(rounds) for kind, _, rounds in (word.partition("=") for word in kinds)}
-    sizes, points = measure(setting, asked)
-    chosen = [("commit", at) for at in at_commit_points(points, sizes["call"], asked.pop("commit", 0), int(seed))]
-    chosen += places(asked, int(seed))
-    rounds = Counter(kind for kind, _ in chosen)
-    report = {
-        "rounds": rounds,
-        "stopped": dict.fromkeys(rounds, 0),
-        "sizes": sizes,
-        "commit_points": sorted(points),
-        "messages": [],
-        "problems": [],
-    }
-    for kind, place in chosen:
-        found = one_round(kind, place, sizes, setting)
-        report["stopped"][kind] += found["stopped"]
-        report["messages"] += [found["said"].replace(str(folder), "")] if found["said"] else []
-        report["problems"] += found["problems"]
-    print(json.dumps(report))
+    asked: dict[str, dict[str, int]] = {}
+    for word in words:
+        stage, _, rounds = word.partition(":")
+        kind, _, count = rounds.partition("=")
+        asked.setdefault(stage, {})[kind] = int(count)
+    print(json.dumps({stage: all_rounds(stage, rounds, setting, int(seed)) for stage, rounds in asked.items()}))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import crash_harness as crash
 
+from glscl.cache.library import Library
 from glscl.cache.lock import hold, locks
 from glscl.cache.schema import TextFeatures, VideoFeatures
-from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable
 from glscl.cache.upkeep.repair import repair
 from glscl.cache.upkeep.verification import verify
@@ -68,18 +68,18 @@ def test_an_extraction_gives_the_same_cache_whatever_the_clock_does(clock, tmp_p
     monkeypatch.setattr(pipeline, "DecodePool", crash.DecodeHere)
     backbone = load_backbone("demo", None, words=12, device="cpu", precision="fp32")
     crash.extract(tmp_path / "whole", tmp_path / "clips", "zarr", backbone)
-    committing, committed = Store.commit, []
+    committing, committed = Library.commit, []
 
-    def commit(self, stream, shard, *args, **options):
+    def commit(self, addition, shard, *args, **options):
         clock.jump()
-        won = committing(self, stream, shard, *args, **options)
+        won = committing(self, addition, shard, *args, **options)
         clock.jump()
-        committed.append((stream, shard))
+        committed.append((addition.name, shard))
         if len(committed) == 3:
             raise KeyboardInterrupt  # the rest is for the next run, at another time
         return won
 
-    monkeypatch.setattr(Store, "commit", commit)
+    monkeypatch.setattr(Library, "commit", commit)
     with pytest.raises(KeyboardInterrupt):
         crash.extract(tmp_path / "cache", tmp_path / "clips", "zarr", backbone)
     assert crash.finish(tmp_path / "cache", tmp_path / "clips", "zarr", backbone, tmp_path / "whole") == []

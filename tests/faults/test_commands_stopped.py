@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from glscl import cli
+from glscl.cache.library import open_library
 from glscl.cache.lock import locks
 from glscl.cache.schema import STREAMS
 from glscl.cache.store import open_store
@@ -119,7 +120,7 @@ def test_whatever_ends_an_extraction_the_same_command_finishes_it(endings, video
             assert run.process.returncode == 130
             assert "the same command again goes on from there" in run.err and "Traceback" not in run.err
             assert locks(cache) == []
-        assert verify(open_store(cache)) == []
+        assert verify(open_library(cache)) == []
         now = committed(cache)
         assert len(now) == len(before) + commits and before.items() <= now.items()
         before = now
@@ -129,7 +130,7 @@ def test_whatever_ends_an_extraction_the_same_command_finishes_it(endings, video
     assert (last.process.returncode, last.left()) == (0, []), err
     assert before.items() <= committed(cache).items()
     ours, theirs = open_store(cache), open_store(tmp_path / "whole")
-    assert ours.complete and verify(ours) == [] and locks(cache) == []
+    assert ours.complete and verify(ours.library) == [] and locks(cache) == []
     for stream in STREAMS:
         for name, array in theirs.arrays(stream).items():
             np.testing.assert_array_equal(ours.arrays(stream)[name], array, err_msg=f"{stream} {name}")

@@ -16,7 +16,7 @@ from glscl.commands.options import COMMANDS, OneOf, Run, Stopped, command, comma
 from glscl.commands.printing import TrainingLines, backbone_line, print_rows, settings_line
 from glscl.commands.shared import ListOption, RunFolderOption, let_import, open_cache
 from glscl.commands.wording import hint_text
-from glscl.common.errors import StorageError, UsageError
+from glscl.common.errors import NotFoundError, StorageError, UsageError
 from glscl.common.progress import duration
 from glscl.common.settings import setting
 from glscl.train_head.finetuning.settings import FinetuneSettings
@@ -83,7 +83,7 @@ def _going_on(out: Path, sweep: bool) -> str:
     typed = command_line()
     words = shlex.split(typed)
     more = [] if any(word.partition("=")[0] == "--out" for word in words) else ["--out", str(out)]
-    more += [] if sweep or "--resume" in words else ["--resume"]
+    more += ["--resume"] if not sweep and "--resume" not in words and (out / "run.json").exists() else []
     return " ".join([typed, shlex.join(more)]).strip()
 
 
@@ -153,10 +153,14 @@ def _named(store: Store) -> str:
 
 
 def _run_to_resume(resume: bool, out: Path | None) -> Path | None:
-    """The run that --resume goes on with; None where there is none yet."""
-    if resume and out is None:
+    """The run that --resume goes on with; None without it."""
+    if not resume:
+        return None
+    if out is None:
         raise UsageError("--resume goes on with the run in --out", hint="Name it: --out RUN")
-    return out if resume and out is not None and (out / "run.json").exists() else None
+    if not (out / "run.json").exists():
+        raise NotFoundError(f"{out} holds no run to go on with", hint="Begin one: leave out --resume")
+    return out
 
 
 def _settings_of(run: Path | None) -> dict[str, Any] | None:

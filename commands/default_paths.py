@@ -56,7 +56,12 @@ def newest_run() -> Path:
     return found[-1].parent
 
 
-def result_file(cache: Path, run: Path | None, head: str, split: str) -> Path:
-    """`result.json` of a run on test, `result-<split>.json` otherwise; zero-shot results stand beside the runs."""
-    name = "result.json" if split == "test" else f"result-{split}.json"
-    return (run or home() / "runs" / f"zero-shot-{head}-{cache.name}") / name
+def result_file(cache: Path, run: Path | None, head: str, split: str, list: str | None = None) -> Path:
+    """Where a result goes: into the folder of its run; zero-shot results stand beside the runs.
+
+    Args:
+        list: name of the list that was judged on, where it is not the run's own: its result replaces no other.
+    """
+    from glscl.evaluate.run_names import result_name
+
+    return (run or home() / "runs" / f"zero-shot-{head}-{cache.name}") / result_name(split, list)

@@ -13,7 +13,9 @@ from glscl.commands.options import OneOf, Run, command, command_line
 from glscl.commands.printing import print_result
 from glscl.commands.shared import (
     CacheOption,
+    ListOption,
     MovedCacheOption,
+    ResultsListOption,
     ResultsOption,
     RunsArgument,
     VideosOption,
@@ -43,6 +45,7 @@ def eval(
         bool, typer.Option("--zero-shot", help="Judge the untrained --head instead of a run.", rich_help_panel="What")
     ] = False,
     cache: CacheOption = None,
+    list: ListOption = None,
     videos: Annotated[
         Path | None,
         typer.Option(
@@ -59,12 +62,16 @@ def eval(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Result file. Default: result.json in the run's folder.", rich_help_panel="Output"),
+        typer.Option(
+            help="Result file. Default: result.json in the run's folder; result@LIST.json for another list than its own.",
+            rich_help_panel="Output",
+        ),
     ] = None,
 ) -> None:
     """Report R@1, R@5, R@10, median and mean rank in both directions, from stored features alone."""
     from glscl.commands.default_paths import newest_run, result_file
-    from glscl.evaluate.evaluation import check_zero_shot, checked, write_result
+    from glscl.evaluate.evaluation import check_zero_shot, checked, evaluate_run, write_result
+    from glscl.train_head.checkpoint import read_run
 
     folders, asked = run_folders or [], _without_training(asked)
     if zero_shot and folders:
@@ -84,24 +91,26 @@ def eval(
         check_zero_shot(settings.head)
     run.in_force(settings)
     device = run.device()
-    folder = None if zero_shot else folders[0] if folders else newest_run()
-    store = open_cache(cache, folder)
+    folders = [] if zero_shot else folders or [newest_run()]
+    at = folders[0] if folders else None
     if len(folders) > 1:
-        from glscl.evaluate.ensemble import evaluate_ensemble
+        from glscl.evaluate.ensemble import evaluate_ensemble, sharing_list
 
+        store = open_cache(cache, at if list else sharing_list(folders), list)
         judge = partial(evaluate_ensemble, store, folders, settings)
-        folder = home() / "runs" / f"ensemble-{'+'.join(each.resolve().name for each in folders)}"
-    elif videos is not None and folder is not None:
-        from glscl.evaluate.from_pixels import evaluate_from_pixels
-
-        judge = partial(evaluate_from_pixels, store, folder, settings, videos=videos)
+        at = home() / "runs" / f"ensemble-{'+'.join(each.resolve().name for each in folders)}"
     else:
-        from glscl.evaluate.evaluation import evaluate_run
+        store = open_cache(cache, at, list)
+        judge = partial(evaluate_run, store, at, settings)
+        if videos is not None and at is not None:
+            from glscl.evaluate.from_pixels import evaluate_from_pixels
 
-        judge = partial(evaluate_run, store, folder, settings)
+            judge = partial(evaluate_from_pixels, store, at, settings, videos=videos)
     with counted(run.progress, "score", "pairs") as pairs:
         evaluation = judge(device=device, command=command_line(), progress=pairs, note=run.note)
-    path = out or result_file(store.path, folder, settings.head, settings.split)
+    own = {read_run(each).get("list_hash") for each in folders} == {store.list_hash}
+    other = store.list_name if list and not own else None
+    path = out or result_file(store.path, at, settings.head, settings.split, other)
     write_result(path, evaluation)
     print_result(run, evaluation.result)
     file = settings.save_similarity
@@ -140,6 +149,7 @@ def compare(
         int, typer.Option(help="Captions listed that improved most, and worsened.", min=0, rich_help_panel="Output")
     ] = 5,
     split: ResultsOption = "test",
+    list: ResultsListOption = None,
     cache: MovedCacheOption = None,
     resamples: Annotated[
         int, typer.Option(help="Draws of the paired tests.", min=1, rich_help_panel="Statistics")
@@ -150,7 +160,7 @@ def compare(
     from glscl.evaluate.compare.comparison import compare_runs
     from glscl.evaluate.evaluated_run import open_cache_of, read_evaluated
 
-    found = [open_cache_of(read_evaluated(path, split=split), cache)[1] for path in runs]
+    found = [open_cache_of(read_evaluated(path, split=split, list=list), cache)[1] for path in runs]
     comparison = compare_runs(found, published=published, top=top, resamples=resamples, seed=run.seed)
     run.say("\n".join(render(table, format) for table in comparison.tables()).rstrip())
     run.result(comparison.as_dict())
@@ -167,10 +177,21 @@ def report(
     title: Annotated[str | None, typer.Option(help="Heading of the page.", rich_help_panel="Output")] = None,
     videos: VideosOption = None,
     split: ResultsOption = "test",
+    list: ResultsListOption = None,
     cache: MovedCacheOption = None,
     examples: Annotated[
         int, typer.Option(help="Best captions shown a run, and as many worst.", min=0, rich_help_panel="Examples")
     ] = 3,
+    heads: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--head",
+            help="Head of a run where it is from outside this package, to let it be imported: package.module:Class; "
+            "repeat for several.",
+            metavar="NAME",
+            rich_help_panel="What",
+        ),
+    ] = None,
 ) -> None:
     """Write one self-contained HTML page: tables, curves, hubs, examples with their frames, failures, commands."""
     from glscl.evaluate.evaluated_run import open_cache_of, read_evaluated
@@ -180,9 +201,11 @@ def report(
 
     if videos is not None and not videos.is_dir():
         raise NotFoundError(f"--videos is {videos}, where there is no folder")
+    for head in heads or []:
+        let_import(head)
     found, thumbnails = [], None
     for path in runs:
-        store, judged = open_cache_of(read_evaluated(path, split=split), cache)
+        store, judged = open_cache_of(read_evaluated(path, split=split, list=list), cache)
         if store is not None:
             with counted(run.progress, f"look at {path}", "pairs") as pairs:
                 judged = examine(judged, store, examples=examples, device=run.device(), progress=pairs)

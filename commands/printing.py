@@ -240,9 +240,12 @@ _ARROWS = {"text_to_video": "text → video", "video_to_text": "video → text"}
 
 def print_result(run: Run, result: dict[str, Any]) -> None:
     """The table of `eval`: each direction with its interval, and what normalisations make of it below."""
+    from glscl.evaluate.run_names import seen_in_training
+
     counts = result["counts"]
+    of_list = "" if result["list"] == result["dataset"] else f" of {result['list']}"
     run.say(
-        f"{_judged(result)} on {result['dataset']}/{result['split']}: {counts['texts']:,} captions, "
+        f"{_judged(result)} on {result['dataset']}/{result['split']}{of_list}: {counts['texts']:,} captions, "
         f"{counts['videos']:,} videos, {'frozen' if result['frozen_backbone'] else 'fine-tuned'} "
         f"{result['backbone']}/{result['pretrained']}, {_selected(result)}"
     )
@@ -258,6 +261,8 @@ def print_result(run: Run, result: dict[str, Any]) -> None:
         run.say("* sees all test queries at once: not what a query gets that comes alone")
     for bank in dict.fromkeys(found["bank"] for found in normalised.values() if found["bank"] != "none"):
         run.say(f"extra data of {', '.join(n for n, found in normalised.items() if found['bank'] == bank)}: {bank}")
+    if seen := seen_in_training(result):
+        run.say(f"warning: {seen}")
     if result["selection"] == "test" and result["split"] == "test":
         run.say("warning: the epoch was selected on these test queries, so the numbers are optimistic")
 

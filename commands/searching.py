@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 
 from glscl.commands.options import OneOf, Run, command, command_line
 from glscl.commands.printing import lines_of, print_hits
-from glscl.commands.shared import CacheOption, HeadOfRunOption, let_import, open_cache
+from glscl.commands.shared import CacheOption, HeadOfRunOption, ListOption, let_import, open_cache
 from glscl.common.errors import Hint, NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def search(
         Path | None,
         typer.Option(help="Cache to search. Default: the run's own, or the only one.", rich_help_panel="Data"),
     ] = None,
+    list: ListOption = None,
     split: Annotated[
         str | None, typer.Option(help="Search one split only. Default: all.", rich_help_panel="Data")
     ] = None,
@@ -62,7 +64,7 @@ def search(
         raise NotFoundError(f"There is no video file {video}")
     run.device()  # one that is not there is said first
     let_import(head)
-    store = open_cache(cache, run_folder)
+    store = open_cache(cache, run_folder, list)
     if video is not None and "text_backbone" in store.configuration:
         raise UsageError(f"{store.path} holds imported frame features: how they were made from pixels is not known")
     if normalise is not None and "train" not in store.splits:
@@ -74,13 +76,13 @@ def search(
     model.load_backbone(pretrained)
     search = model.searching(split, normalise)
     name = model.record.get("head", "mean_pool")
-    about = {"head": name, "run": run_folder, "cache": store.path, "split": split}
+    about = {"head": name, "run": run_folder, "cache": store.path, "list": store.list_name, "split": split}
     table = search.table
     count = f"{table.num_videos:,} videos" if video is None else f"{table.num_texts:,} captions"
     by = f"zero-shot {name}" if run_folder is None else f"{name} ({run_folder})"
     run.say(f"{count} of {store.path}{f', split {split}' if split else ''}, by {by}")
 
-    def answered(query: str) -> list[dict[str, Any]]:
+    def answered(query: str) -> Sequence[dict[str, Any]]:
         hits = model.search(query, top=top, split=split, normalise=normalise)
         print_hits(run, hits, search)
         return [hit._asdict() for hit in hits]
@@ -122,8 +124,9 @@ def export(
     ] = False,
     head: HeadOfRunOption = None,
     cache: CacheOption = None,
+    list: ListOption = None,
     split: Annotated[
-        str, typer.Option(help="Split to make vectors of; all takes the whole cache.", rich_help_panel="Data")
+        str, typer.Option(help="Split to make vectors of; all takes the whole list.", rich_help_panel="Data")
     ] = "test",
     to: Annotated[
         str, typer.Option(help="How vectors are written.", rich_help_panel="Output"), OneOf(("npy", "safetensors"))
@@ -132,6 +135,7 @@ def export(
     """Write one vector a video and one a caption for any index; their dot products are the similarities of the head."""
     from glscl.commands.default_paths import newest_run
     from glscl.evaluate.exporting.vectors import check_indexable, export_vectors
+    from glscl.evaluate.judged_lists import about_list
     from glscl.train_head.checkpoint import read_run
 
     if zero_shot and run_folder is not None:
@@ -139,7 +143,7 @@ def export(
     run.device()  # one that is not there is said first
     let_import(head)
     folder = None if zero_shot else run_folder or newest_run()
-    store = open_cache(cache, folder)
+    store = open_cache(cache, folder, list)
     model = _model(run, store, folder)
     check_indexable(model.head)
     done = export_vectors(
@@ -152,6 +156,7 @@ def export(
             "run": None if folder is None else str(folder),
             "cache": str(store.path),
             "cache_fingerprint": store.fingerprint,
+            **about_list(store.list),
             "split": split,
             "command": command_line(),
         },

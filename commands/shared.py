@@ -61,6 +61,15 @@ RunsArgument = Annotated[
     list[Path], typer.Argument(help="Run folders or result files; the first is what others are compared with.")
 ]
 ResultsOption = Annotated[str, typer.Option(help="Which results of the folders.", rich_help_panel="Data")]
+ResultsListOption = Annotated[
+    str | None,
+    typer.Option(
+        "--list",
+        help="Which results of the folders: those on this list. Default: those on each run's own.",
+        metavar="NAME",
+        rich_help_panel="Data",
+    ),
+]
 MovedCacheOption = Annotated[
     Path | None, typer.Option(help="Where the cache is now. Default: where it was.", rich_help_panel="Data")
 ]

@@ -246,6 +246,7 @@ _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     ">": r"\textgreater{}",
     "–": "--",
     "†": r"\dag{}",
+    "‡": r"\ddag{}",
 }
 
 

@@ -1,30 +1,32 @@
 """From features and a trained head to ranks, metrics, tables and answers.
 
 In reading order:
-    ranks           rank of every query of a similarity matrix, or of its tiles
-    metrics         metrics of ranks, one entry each
-    similarity      similarity of every text with every video, tile by tile
-    neighbours      the nearest neighbours of every query
-    query_banks     banks of training queries
-    hubness         normalisations against hubs
-    confidence      bootstrap intervals
-    settings        what an evaluation can be told
-    evaluation      a head on one split of a cache: the result file
-    ensemble        several runs judged as one
-    from_pixels     a second pass judged from pixels
-    result_record   what stands in a result file, checked
-    run_names       how a result is called, with a dagger where it is optimistic
-    evaluated_run   what is known about one evaluated run, read back
-    paired          two lists of ranks, query by query
-    paired_runs     evaluated runs against the first of them
-    published       published results to print beside one's own
-    result_tables   tables of results, one's own and published ones
+    ranks             rank of every query of a similarity matrix, or of its tiles
+    metrics           metrics of ranks, one entry each
+    similarity        similarity of every text with every video, tile by tile
+    neighbours        the nearest neighbours of every query
+    query_banks       banks of training queries
+    hubness           normalisations against hubs
+    confidence        bootstrap intervals
+    settings          what an evaluation can be told
+    seen_in_training  videos that are judged on and were trained on
+    judged_lists      which list a result was judged on, and which were judged on the same
+    run_names         how a result is called, with a mark where it is optimistic
+    evaluation        a head on one split of a cache: the result file
+    ensemble          several runs judged as one
+    from_pixels       a second pass judged from pixels
+    result_record     what stands in a result file, checked
+    evaluated_run     what is known about one evaluated run, read back
+    paired            two lists of ranks, query by query
+    paired_runs       evaluated runs against the first of them
+    published         published results to print beside one's own
+    result_tables     tables of results, one's own and published ones
 
 Wings, which an evaluation never loads:
-    compare/        runs side by side
-    report/         one HTML page about some runs
-    search/         from a sentence to videos
-    exporting/      vectors for an index
+    compare/          runs side by side
+    report/           one HTML page about some runs
+    search/           from a sentence to videos
+    exporting/        vectors for an index
 """
 
 from glscl.common.callable_room import let_call

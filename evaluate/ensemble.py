@@ -18,6 +18,7 @@ from glscl.cache.store import Store
 from glscl.cache.table import Counts, FeatureTable, FramePosition
 from glscl.common.errors import FingerprintError, Hint, UsageError
 from glscl.evaluate.evaluation import Evaluation, JudgedHead, OpenedRun, checked, judge, open_run
+from glscl.evaluate.judged_lists import version_of
 from glscl.evaluate.settings import COMBINATIONS, EvaluateSettings
 from glscl.evaluate.similarity import PairsDone
 from glscl.train_head.checkpoint import read_run
@@ -97,7 +98,7 @@ class JointTable:
         self.tables, first = list(tables), tables[0]
         self.num_texts, self.num_videos = first.num_texts, first.num_videos
         self.text_ids, self.video_ids, self.video_of_text = first.text_ids, first.video_ids, first.video_of_text
-        self.token_offsets, self.frame_mask = first.token_offsets, first.frame_mask
+        self.token_count, self.frame_mask = first.token_count, first.frame_mask
         self.counts: Counts = first.counts
         self.device = first.device
 
@@ -122,8 +123,8 @@ def evaluate_ensemble(
     """Judge the average of the similarities of several runs, each with the frames it was trained on.
 
     Args:
-        store: an open cache.
-        runs: two run folders or more, trained on one cache.
+        store: an open cache, at the list to judge on.
+        runs: two run folders or more, trained on features of one kind; their lists may differ.
         settings: `combine` says how similarities are averaged, see `Ensemble`.
         The others: as in `glscl.evaluate.evaluation.evaluate_run`, also what is raised.
 
@@ -165,8 +166,8 @@ def evaluate_ensemble(
         "selection": _selection(members),
         "frozen_backbone": all(member.frozen_backbone for member in members),
     }
-    judged = JudgedHead(ensemble, load, facts)
-    return judge(judged, store, settings, started=started, device=device, command=command, progress=progress)
+    judged = JudgedHead(ensemble, load, facts, runs)
+    return judge(judged, store, settings, started=started, device=device, command=command, progress=progress, note=note)
 
 
 def check_same_cache(runs: Sequence[Path]) -> None:
@@ -184,6 +185,23 @@ def check_same_cache(runs: Sequence[Path]) -> None:
                 f"to {records[0]['cache']} ({records[0]['cache_fingerprint']}): their similarities cannot be averaged",
                 hint=Hint("Train them on the same cache", "train-head", {"cache": "CACHE"}),
             )
+
+
+def sharing_list(runs: Sequence[Path]) -> Path:
+    """The first of some runs that says which list it was trained on, else the first: they are judged on its list.
+
+    Raises:
+        UsageError: they were trained on different lists.
+        NotFoundError, CheckpointError: see `read_run`.
+    """
+    known = [(run, record) for run in runs if (record := read_run(run)).get("list_hash")]
+    for run, record in known[1:]:
+        if record["list_hash"] != known[0][1]["list_hash"]:
+            raise UsageError(
+                f"{known[0][0]} was trained on the list {version_of(known[0][1])}, {run} on {version_of(record)}",
+                hint="Choose the one to judge them on with `list`",
+            )
+    return known[0][0] if known else runs[0]
 
 
 def _selection(members: Sequence[OpenedRun]) -> str:

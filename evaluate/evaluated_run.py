@@ -14,12 +14,22 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from glscl.cache.store import Store, open_store
+from glscl.cache.store import Store
 from glscl.common.archive_limits import check_zip
-from glscl.common.errors import CacheError, CheckpointError, Hint, InputError, NotFoundError, StorageError
+from glscl.common.errors import (
+    CacheError,
+    CheckpointError,
+    Hint,
+    InputError,
+    NotFoundError,
+    StorageError,
+    UsageError,
+)
+from glscl.evaluate.judged_lists import split_hash, version_of
 from glscl.evaluate.ranks import DIRECTIONS, RANKINGS, TEXT_TO_VIDEO
 from glscl.evaluate.result_record import result_problem
-from glscl.evaluate.run_names import marked
+from glscl.evaluate.run_names import marked, result_name
+from glscl.train_head.checkpoint import open_recorded
 
 if TYPE_CHECKING:
     from glscl.evaluate.evaluation import Evaluation
@@ -90,18 +100,19 @@ class EvaluatedRun:
         return self.video_of_text if direction == TEXT_TO_VIDEO else None
 
 
-def read_evaluated(path: Path, *, split: str = "test") -> EvaluatedRun:
+def read_evaluated(path: Path, *, split: str = "test", list: str | None = None) -> EvaluatedRun:
     """What an evaluation has left of a run.
 
     Args:
         path: a run folder, the folder of a zero-shot result, or a result file.
         split: which result of a folder.
+        list: of which list, by name; None is the run's own.
 
     Raises:
-        NotFoundError: there is no such path, or it was never evaluated on that split.
+        NotFoundError: there is no such path, or it was never evaluated on that split and list.
         InputError: the result file is not one. What lacks beside it (ranks, history) becomes a note instead.
     """
-    file = _result_path(path, split)
+    file = _result_path(path, split, list)
     result = _read_result(file)
     made = _with_ranks(EvaluatedRun(result=result), file.with_suffix(".ranks.npz"))
     recorded = result.get("run")
@@ -118,17 +129,17 @@ def with_cache(run: EvaluatedRun, store: Store) -> EvaluatedRun:
         return run.with_notes(f"The cache {store.path} has no split {split}, so captions and failures are not shown.")
     span = store.splits[split]
     captions = dict(zip(store.ids("text", span.texts), store.captions(span.texts)))
-    videos = {video.id for video in store.plan.videos[span.videos.start : span.videos.stop]}
+    videos = set(store.ids("video", span.videos))
     return replace(
         run,
         captions=captions,
         failures=[failure for failure in store.failures() if failure["id"] in videos],
-        extraction={**store.header.get("provenance", {}), "created": store.header.get("created")},
+        extraction={key: getattr(store.list, key) for key in ("command", "versions", "created")},
     )
 
 
 def open_cache_of(run: EvaluatedRun, cache: Path | None = None) -> tuple[Store | None, EvaluatedRun]:
-    """The cache a result was made from, opened, and the run with a note where that cannot be.
+    """The cache a result was made from, opened at its list, and the run with a note where that cannot be.
 
     Args:
         cache: where the cache is now; None looks where the result says.
@@ -141,15 +152,27 @@ def open_cache_of(run: EvaluatedRun, cache: Path | None = None) -> tuple[Store |
             "extraction are not shown."
         )
     try:
-        store = open_store(where)
+        store = open_recorded({**run.result, "cache": recorded or str(where)}, where)
         if store.fingerprint != run.result.get("cache_fingerprint"):
             return None, run.with_notes(
                 f"The cache {where} is another one than {run.title} was judged on "
                 f"(fingerprint {store.fingerprint}, then {run.result.get('cache_fingerprint')}), so it was not read."
             )
+        if not _holds_what_was_judged(store, run.result):
+            return None, run.with_notes(
+                f"The cache {where} holds other videos or captions than {run.title} was judged on "
+                f"({store.list_name}@{store.list_hash}, then {version_of(run.result)}), so it was not read."
+            )
         return store, with_cache(run, store)
-    except (CacheError, NotFoundError, StorageError) as error:
+    except (CacheError, NotFoundError, StorageError, UsageError) as error:
         return None, run.with_notes(f"The cache {where} cannot be read: {error.message}.")
+
+
+def _holds_what_was_judged(store: Store, result: Mapping[str, Any]) -> bool:
+    """Whether the split of a list is the one that a result is about; that of a result which does not say may be."""
+    judged, split = result.get("split_annotations"), result["split"]
+    same_list = store.list_hash == result.get("list_hash")
+    return not judged or same_list or split not in store.splits or split_hash(store.list, split) == judged
 
 
 def with_distinct_names(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
@@ -173,18 +196,22 @@ def with_distinct_names(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
     return [replace(run, name=marked(name, run.result)) for run, name in zip(runs, final)]
 
 
-def _result_path(path: Path, split: str) -> Path:
+def _result_path(path: Path, split: str, list: str | None) -> Path:
     if path.is_file():
         return path
     if not path.exists():
         raise NotFoundError(f"There is no run at {path}", hint="Name a run folder or a result file")
-    file = path / ("result.json" if split == "test" else f"result-{split}.json")
-    if not file.is_file():
-        settings = {"run": path} if split == "test" else {"run": path, "split": split}
-        raise NotFoundError(
-            f"{path} has no {file.name}: it was not judged on the split {split}", hint=Hint("Do", "eval", settings)
-        )
-    return file
+    own, other = path / result_name(split), path / result_name(split, list)
+    if other.is_file():
+        return other
+    if list is not None and own.is_file() and _read_result(own).get("list") == list:
+        return own
+    asked = {"split": split if split != "test" else None, "list": list}
+    what = f"the split {split}" + (f" of the list {list}" if list else "")
+    raise NotFoundError(
+        f"{path} has no {other.name}: it was not judged on {what}",
+        hint=Hint("Do", "eval", {"run": path, **{name: value for name, value in asked.items() if value}}),
+    )
 
 
 def _read_result(path: Path) -> dict[str, Any]:

@@ -20,19 +20,22 @@ import torch
 from torch import Tensor
 
 from glscl.cache.files import dump_json, write_atomically
-from glscl.cache.store import Store
+from glscl.cache.store import Store, choose_list, open_store
 from glscl.cache.table import Counts, FeatureTable, FramePosition
 from glscl.common.errors import Hint, InputError, UsageError
 from glscl.common.settings import as_dict, check
 from glscl.common.versions import versions
 from glscl.evaluate.confidence import confidence_of_directions
 from glscl.evaluate.hubness import NORMALISATIONS, known_normalisations, normalised_ranks
+from glscl.evaluate.judged_lists import about_list
 from glscl.evaluate.metrics import summarise
 from glscl.evaluate.query_banks import Banks, TableOnDevice
 from glscl.evaluate.ranks import DIRECTIONS, RANKINGS, TEXT_TO_VIDEO, VIDEO_TO_TEXT, query_videos, retrieval_ranks
+from glscl.evaluate.run_names import seen_in_training
+from glscl.evaluate.seen_in_training import training_of, videos_seen
 from glscl.evaluate.settings import ZERO_SHOT_HEADS, EvaluateSettings
 from glscl.evaluate.similarity import PairsDone, Scoring, ranks, similarity_matrix
-from glscl.train_head.checkpoint import backbone_of, check_cache, load_run
+from glscl.train_head.checkpoint import backbone_of, check_cache, load_run, open_recorded, read_run
 from glscl.train_head.heads import build_head, head_class
 from glscl.train_head.heads.base import Head, VectorHead
 from glscl.train_head.recipes import RECIPES
@@ -79,18 +82,21 @@ class JudgedHead(NamedTuple):
             normalisation needs a bank.
         facts: what the result says of the head: `head`, `run`, `selection`, `frozen_backbone`, and for several runs
             `runs` and `combine`.
+        runs: folders of the runs that it comes from; none where it is untrained.
     """
 
     head: Scoring
     load: Callable[[str], JudgedTable]
     facts: Mapping[str, Any]
+    runs: Sequence[Path] = ()
 
 
 def evaluate_run(
-    store: Store,
-    run: Path | str | None = None,
+    cache: Store | os.PathLike[str] | str | None,
+    run: os.PathLike[str] | str | None = None,
     settings: EvaluateSettings | None = None,
     *,
+    list: str | None = None,
     device: torch.device | str = "cpu",
     command: str = "",
     progress: PairsDone | None = None,
@@ -99,9 +105,11 @@ def evaluate_run(
     """Judge a trained head, or one that needs no training.
 
     Args:
-        store: an open cache.
+        cache: an open cache, or its path; None is the one that the run was trained on.
         run: folder of a run; None takes the zero-shot `settings.head`.
         settings: what to judge on and how; None is the defaults.
+        list: which list of the cache (see `glscl.cache.store.open_store`); None is that of an open cache, else the version
+            that the run was trained on, else the only one.
         device: where to compute.
         command: for the result.
         progress: called with pairs done and pairs in all.
@@ -109,12 +117,15 @@ def evaluate_run(
 
     Raises:
         FingerprintError: the run's head cannot understand this cache.
-        UsageError: a head that means nothing untrained, an unknown normalisation, or settings out of bounds.
+        UsageError: a head that means nothing untrained, an unknown normalisation, settings out of bounds, or several
+            lists to choose from.
         NotFoundError, CheckpointError, InputError, NonFiniteError: see what is called.
     """
     started, settings = time.perf_counter(), checked(settings)
-    if run is not None:
-        opened = open_run(Path(run), store, settings, note=note)
+    folder = None if run is None else Path(run)
+    store = seen_at(cache, folder, list)
+    if folder is not None:
+        opened = open_run(folder, store, settings, note=note)
     else:
         recipe = RECIPES.get(store.recipe, RECIPES["default"])
         opened = OpenedRun(zero_shot_head(settings.head, store), settings.head, "last", True, recipe.frames, "uniform")
@@ -131,12 +142,31 @@ def evaluate_run(
 
     facts = {
         "head": opened.name,
-        "run": None if run is None else str(run),
+        "run": None if folder is None else str(folder),
         "selection": opened.selection,
         "frozen_backbone": opened.frozen_backbone,
     }
-    judged = JudgedHead(head, load, facts)
-    return judge(judged, store, settings, started=started, device=device, command=command, progress=progress)
+    judged = JudgedHead(head, load, facts, () if folder is None else (folder,))
+    return judge(judged, store, settings, started=started, device=device, command=command, progress=progress, note=note)
+
+
+def seen_at(cache: Store | os.PathLike[str] | str | None, run: Path | None, list: str | None = None) -> Store:
+    """A cache at one of its lists: the one that is named, that of an open cache, of the run, or the only one.
+
+    Args:
+        cache: None is the one that the run was trained on.
+
+    Raises:
+        UsageError: there are several lists, or neither a cache nor a run is named.
+        Others: see `glscl.train_head.checkpoint.open_recorded`.
+    """
+    if isinstance(cache, Store):
+        return cache if list is None else Store(cache.library, choose_list(cache.library, list))
+    if run is not None:
+        return open_recorded(read_run(run), None if cache is None else Path(cache), list)
+    if cache is None:
+        raise UsageError("neither a cache nor a run is named")
+    return open_store(cache, list)
 
 
 def checked(settings: EvaluateSettings | None) -> EvaluateSettings:
@@ -156,11 +186,13 @@ def judge(
     device: torch.device | str = "cpu",
     command: str = "",
     progress: PairsDone | None = None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Evaluation:
     """Judge a head, or several as one, on a split of a cache: the numbers, and all that a result says beside them.
 
     Args:
         started: `time.perf_counter()` when the caller began to read.
+        The others: see `evaluate_run`.
 
     Raises:
         UsageError: an unknown normalisation, or one that the head or the cache has nothing for.
@@ -168,6 +200,13 @@ def judge(
     """
     check_normalisations(settings.normalise, judged.head, store)
     table = judged.load(settings.split)
+    training = training_of(judged.runs, store)
+    seen = videos_seen(store.list, settings.split, table.video_ids, training)
+    counts = {**asdict(table.counts), "videos_seen_in_training": seen}
+    if seen is None:
+        note(f"not known how many of the judged videos were seen in training: {'; '.join(training.unknown)}")
+    elif warning := seen_in_training({"counts": counts}):
+        note(f"warning: {warning}")
     evaluation = evaluate_head(
         judged.head,
         table,
@@ -179,16 +218,17 @@ def judge(
     )
     backbone, pretrained = backbone_of(store.configuration)
     about = {
-        "dataset": store.configuration.get("dataset", ""),
+        "dataset": store.dataset,
         "split": settings.split,
         **judged.facts,
         "backbone": backbone,
         "pretrained": pretrained,
         "cache": str(store.path),
         "cache_fingerprint": store.fingerprint,
+        **about_list(store.list, settings.split),
     }
     tail = {"settings": as_dict(settings), "versions": versions(), "command": command}
-    return replace(evaluation, result={**about, **evaluation.result, **tail})
+    return replace(evaluation, result={**about, **evaluation.result, "counts": counts, **tail})
 
 
 class OpenedRun(NamedTuple):

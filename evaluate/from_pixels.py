@@ -51,7 +51,9 @@ def evaluate_from_pixels(
         return tuned_table(run, store, split, which=settings.weights, videos=videos, device=device)[1]
 
     facts = {"head": record["head"], "run": str(run), "selection": selection, "frozen_backbone": False}
-    judged = JudgedHead(head, encoded, facts)
-    evaluation = judge(judged, store, settings, started=started, device=device, command=command, progress=progress)
+    judged = JudgedHead(head, encoded, facts, (run,))
+    evaluation = judge(
+        judged, store, settings, started=started, device=device, command=command, progress=progress, note=note
+    )
     backbone = record["weights"][settings.weights]["backbone"]
     return replace(evaluation, result={**evaluation.result, "pretrained": backbone})

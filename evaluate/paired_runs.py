@@ -9,6 +9,7 @@ import numpy as np
 
 from glscl.common.errors import InputError
 from glscl.evaluate.evaluated_run import EvaluatedRun, with_distinct_names
+from glscl.evaluate.judged_lists import by_judged_data, version_of
 from glscl.evaluate.paired import Change, Paired, common_queries, most_changed, paired_test
 from glscl.evaluate.ranks import DIRECTIONS, TEXT_TO_VIDEO
 
@@ -90,6 +91,9 @@ def _why_not(first: EvaluatedRun, other: EvaluatedRun) -> str | None:
     ours, theirs = ((run.result["dataset"], run.result["split"]) for run in (first, other))
     if ours != theirs:
         return f"they were judged on {'/'.join(ours)} and {'/'.join(theirs)}"
+    if len(by_judged_data([first.result, other.result])) > 1:
+        lists = (version_of(run.result) for run in (first, other))
+        return f"they were judged on other videos or captions, {' and '.join(lists)}"
     if not set(first.text_ids) & set(other.text_ids) or not set(first.video_ids) & set(other.video_ids):
         return "they share no query"
     return None

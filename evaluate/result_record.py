@@ -1,96 +1,98 @@
-"""Whether the content of a result file is one (docs/result.schema.json): it may be damaged, old, or anybody's."""
+"""What stands in a result file (docs/result.schema.json), as types: it may be damaged, old, or anybody's."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
+import msgspec
+from msgspec import Meta, Struct
+
+from glscl.cache.records import Count, checked
 from glscl.evaluate.metrics import METRICS
-from glscl.evaluate.ranks import DIRECTIONS, VIDEO_TO_TEXT_CAPTION
+from glscl.evaluate.ranks import RANKINGS
 
-_STRINGS = ("dataset", "split", "head", "backbone", "selection")
-_SELECTIONS = ("validation", "last", "test")
-_STRINGS_OR_NULL = ("run", "pretrained", "cache", "cache_fingerprint", "command", "combine")
+MOST = 10**12  # queries; more is no evaluation
+
+Size = Annotated[int, Meta(ge=1, le=MOST)]
+Metrics = dict[str, Any]  # by the names of `METRICS`, which may have grown since: `_metrics_problem` looks at them
+End = Annotated[float, Meta(ge=-MOST, le=MOST)]
+
+
+class Sizes(Struct):
+    texts: Size
+    videos: Size
+    texts_without_video: Count = 0
+    videos_failed: Count = 0
+    expected_texts: Count | None = None
+    expected_videos: Count | None = None
+    videos_seen_in_training: Count | None = None
+
+
+class Normalised(Struct):
+    bank: str = ""
+    transductive: bool = False
+    text_to_video: Metrics | None = None
+    video_to_text: Metrics | None = None
+    video_to_text_caption: Metrics | None = None
+
+
+class ResultRecord(Struct, kw_only=True):
+    """The fields of a result file that a reader uses. Results of earlier versions do not say their list."""
+
+    dataset: str
+    split: str
+    head: str
+    backbone: str
+    selection: Literal["validation", "last", "test"]
+    frozen_backbone: bool
+    counts: Sizes
+    text_to_video: Metrics
+    video_to_text: Metrics
+    video_to_text_caption: Metrics | None = None
+    run: str | None = None
+    runs: Sequence[str] | None = None
+    combine: str | None = None
+    pretrained: str | None = None
+    cache: str | None = None
+    cache_fingerprint: str | None = None
+    list: str | None = None
+    list_hash: str | None = None
+    annotations: str | None = None
+    split_annotations: str | None = None
+    confidence_95: dict[str, dict[str, tuple[End, End]]] | None = None
+    tags: dict[str, Metrics] | None = None
+    normalised: dict[str, Normalised] | None = None
+    seconds: dict[str, Annotated[float, Meta(ge=0, le=MOST)]] | None = None
+    settings: dict[str, Any] | None = None
+    versions: dict[str, str] | None = None
+    command: str | None = None
 
 
 def result_problem(result: Mapping[str, Any]) -> str | None:
-    """What is not as it should be, in words; None where nothing is."""
-    lacking = [key for key in (*_STRINGS, "frozen_backbone", "counts", *DIRECTIONS) if key not in result]
-    if lacking:
-        return f"it lacks {', '.join(lacking)}"
-    for key in (*_STRINGS, *_STRINGS_OR_NULL):
-        if not isinstance(result.get(key), str) and (key in _STRINGS or result.get(key) is not None):
-            return f"{key} is not a string"
-    if result["selection"] not in _SELECTIONS:
-        return f"selection is none of {', '.join(_SELECTIONS)}"
-    if not isinstance(result["frozen_backbone"], bool):
-        return "frozen_backbone is neither true nor false"
-    return (
-        _counts(result["counts"])
-        or next(filter(None, (_metrics(result[direction], direction) for direction in DIRECTIONS)), None)
-        or (
-            _metrics(result[VIDEO_TO_TEXT_CAPTION], VIDEO_TO_TEXT_CAPTION)
-            if result.get(VIDEO_TO_TEXT_CAPTION) is not None
-            else None
-        )
-        or _optional(result)
-    )
+    """What in the content of a result file is not as it should be, in words; None where nothing is."""
+    try:
+        record = checked(ResultRecord, result)
+    except (ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+        return str(error)
+    judged = {direction: getattr(record, direction) for direction in RANKINGS}
+    judged |= {f"tag {tag[:40]}": metrics for tag, metrics in (record.tags or {}).items()}
+    for name, found in (record.normalised or {}).items():
+        judged |= {f"{name[:40]}, {direction}": getattr(found, direction) for direction in RANKINGS}
+    problems = (_metrics_problem(metrics, where) for where, metrics in judged.items() if metrics is not None)
+    return next(filter(None, problems), None)
 
 
-def _counts(counts: Any) -> str | None:
-    if not isinstance(counts, dict):
-        return "counts is not an object"
-    for key, value in counts.items():
-        low = 1 if key in ("texts", "videos") else 0
-        if not (value is None and low == 0) and not _number(value, low, 1e12, whole=True):
-            return f"counts has no whole number from {low} for {key[:40]}"
-    return next((f"counts lacks {key}" for key in ("texts", "videos") if key not in counts), None)
-
-
-def _metrics(metrics: Any, where: str) -> str | None:
-    if not isinstance(metrics, dict):
-        return f"{where} is not an object"
+def _metrics_problem(metrics: Metrics, where: str) -> str | None:
     expected = [name for name, metric in METRICS.items() if metric.always or (metric.function and name in metrics)]
     wrong = [name for name in expected if not _number(metrics.get(name), *METRICS[name].bounds)]
-    if not _number(metrics.get("queries"), 1, 1e12, whole=True):
+    if not isinstance(metrics.get("queries"), int) or not _number(metrics["queries"], 1, MOST):
         wrong.append("queries")
     return f"{where} has no number for {', '.join(wrong)}" if wrong else None
 
 
-def _optional(result: Mapping[str, Any]) -> str | None:
-    for key in ("confidence_95", "tags", "normalised", "seconds", "settings", "versions"):
-        if not isinstance(result.get(key), dict | None):
-            return f"{key} is not an object"
-    for direction, spreads in (result.get("confidence_95") or {}).items():
-        if not isinstance(spreads, dict) or not all(_interval(spread) for spread in spreads.values()):
-            return f"confidence_95 of {direction[:40]} is not made of intervals"
-    for tag, metrics in (result.get("tags") or {}).items():
-        if problem := _metrics(metrics, f"tag {tag[:40]}"):
-            return problem
-    for name, found in (result.get("normalised") or {}).items():
-        if not isinstance(found, dict) or not isinstance(found.get("bank", ""), str):
-            return f"normalised {name[:40]} is not an object with a bank"
-        for direction in (*DIRECTIONS, VIDEO_TO_TEXT_CAPTION):
-            if found.get(direction) is not None and (
-                problem := _metrics(found[direction], f"{name[:40]}, {direction}")
-            ):
-                return problem
-    if not all(_number(spent, 0, 1e12) for spent in (result.get("seconds") or {}).values()):
-        return "seconds are not numbers"
-    if not all(isinstance(version, str) for version in (result.get("versions") or {}).values()):
-        return "versions are not strings"
-    runs = result.get("runs")
-    if runs is not None and not (isinstance(runs, list) and all(isinstance(run, str) for run in runs)):
-        return "runs is not a list of strings"
-    return None
-
-
-def _interval(spread: Any) -> bool:
-    return isinstance(spread, list) and len(spread) == 2 and all(_number(end, -1e12, 1e12) for end in spread)
-
-
-def _number(value: Any, low: float, high: float, *, whole: bool = False) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-        return False
-    return low <= value <= high and (isinstance(value, int) or math.isfinite(value))
+def _number(value: Any, low: float, high: float) -> bool:
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high and math.isfinite(value)
+    )

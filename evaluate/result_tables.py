@@ -7,11 +7,12 @@ from typing import Any
 
 from glscl.common.errors import UsageError
 from glscl.common.tables import Cell, Measured, Table, TableRow, p_value
+from glscl.evaluate.judged_lists import by_judged_data, list_notes
 from glscl.evaluate.metrics import METRICS, main_metrics, metric_cells
 from glscl.evaluate.paired import Paired
 from glscl.evaluate.published import FINE_TUNED, FROZEN, PUBLISHED, TEST_VIDEOS, Published
 from glscl.evaluate.ranks import TEXT_TO_VIDEO, VIDEO_TO_TEXT
-from glscl.evaluate.run_names import default_names, selected_on_test, selection_note
+from glscl.evaluate.run_names import default_names, mark_notes
 
 SHORT_NAMES = {TEXT_TO_VIDEO: "t2v", VIDEO_TO_TEXT: "v2t"}
 OURS = {True: "Frozen backbone", False: "Fine-tuned backbone"}
@@ -26,7 +27,7 @@ def results_tables(
     names: Sequence[str] | None = None,
     p_values: Mapping[str, Mapping[str, float]] | None = None,
 ) -> list[Table]:
-    """One table for each dataset and split; frozen and fine-tuned backbones stand in sections of their own.
+    """One table for each dataset and split, or several where these hold other videos or captions; frozen and fine-tuned backbones stand in sections of their own.
 
     Args:
         results: contents of `result.json` files.
@@ -44,17 +45,13 @@ def results_tables(
         raise UsageError(f"{len(names)} names for {len(results)} results")
     columns = ("Method", "Backbone", "Weights", "Direction", *main_metrics(), *(() if p_values is None else ("p",)))
     tables = []
-    for dataset, split in dict.fromkeys((result["dataset"], result["split"]) for result in results):
+    for data in by_judged_data(results):
         rows: list[TableRow] = []
         notes = ["t2v: text to video; v2t: video to text, group convention. R@K in percent."]
         if p_values is not None:
             notes.append(f"p: R@1 against {names[0]}, a permutation test paired by query.")
-        members = [
-            (name, result)
-            for name, result in zip(names, results)
-            if (result["dataset"], result["split"]) == (dataset, split)
-        ]
-        notes += coverage_notes(members)
+        members = [(names[i], results[i]) for i in data.members]
+        notes += [*list_notes(members), *coverage_notes(members)]
         for name, result in members:
             ours, said = _result_rows(name, result, p_values)
             rows += ours
@@ -64,13 +61,13 @@ def results_tables(
             notes.append("*: not what a query gets that comes alone.")
         rows.sort(key=lambda row: list(OURS.values()).index(row.section))
         if published:
-            theirs = published_rows(dataset, (result for _, result in members))
+            theirs = published_rows(members[0][1]["dataset"], (result for _, result in members))
             rows += [row for kind, known in theirs for row in _published_rows(kind, known, p_values is not None)]
             protocols = dict.fromkeys(known.protocol for _, known in theirs)
             notes += [f"Published rows: protocol {name}." for name in protocols]
         if {FROZEN, FINE_TUNED} <= {row.cells[2] for row in rows}:
             notes.append(NOT_COMPARABLE)
-        tables.append(Table(f"{dataset}, {split}", columns, tuple(rows), tuple(dict.fromkeys(notes))))
+        tables.append(Table(data.title, columns, tuple(rows), tuple(dict.fromkeys(notes))))
     return tables
 
 
@@ -135,8 +132,8 @@ def coverage_notes(results: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str
 
 
 def result_notes(name: str, result: Mapping[str, Any]) -> list[str]:
-    """What must be said beside the numbers of a result: how it was selected, what its normalisations have seen."""
-    notes = [selection_note(name)] if selected_on_test(result) else []
+    """What must be said beside the numbers of a result: how it was selected, what it and its normalisations have seen."""
+    notes = mark_notes(name, result)
     alike: dict[tuple[str, str, str], list[str]] = {}
     for normalisation, found in (result.get("normalised") or {}).items():
         if found.get("transductive"):

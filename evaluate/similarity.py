@@ -56,7 +56,7 @@ class Scoring(Protocol):
 class Pairs(Protocol):
     """Texts and videos to score with each other; `glscl.cache.table.FeatureTable` holds such.
 
-    `frame_mask` (V, F) and `token_offsets` (T + 1,), where there are such, tell how long items are.
+    `frame_mask` (V, F) and `token_count` (T,), where there are such, tell how long items are.
     """
 
     @property
@@ -375,12 +375,12 @@ def _map(function: Callable[[Tensor], Tensor], side: Any) -> Any:
 
 def _words(table: Pairs) -> Tensor:
     """(T,) tokens of every caption, on the CPU; zeros without tokens."""
-    offsets = getattr(table, "token_offsets", None)
-    if offsets is not None:
-        return offsets.diff().cpu()
+    counts = getattr(table, "token_count", None)
+    if counts is not None:
+        return counts.cpu()
     masks = (table.texts(slice(*texts)).token_mask for texts in spans(table.num_texts, 256))
-    counts = [mask.sum(1).cpu() for mask in masks if mask is not None]
-    return torch.cat(counts) if counts else torch.zeros(table.num_texts, dtype=torch.int64)
+    found = [mask.sum(1).cpu() for mask in masks if mask is not None]
+    return torch.cat(found) if found else torch.zeros(table.num_texts, dtype=torch.int64)
 
 
 def _frames(table: Pairs) -> Tensor | None:

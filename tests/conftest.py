@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from glscl.cache.creation import StoreSpec, create_library
 from glscl.cache.encoded_items import EncodedText, EncodedVideo, text_arrays, video_arrays
 from glscl.cache.keys import as_array, clip, text_key, video_key
 from glscl.cache.library import Library
-from glscl.cache.lists import CacheList, make_current, make_list, write_list
+from glscl.cache.lists import CacheList, arrange, make_current, make_list, write_list
 from glscl.cache.schema import STREAMS, Annotations, Expected, Status, TextItem, VideoItem
 from glscl.cache.store import Store, open_store
 
@@ -141,6 +141,34 @@ class SmallCache:
             command=self.command,
             created="2026-11-28T12:00:00Z",
         )
+
+    def add_list(self, name: str, split_of: Mapping[str, str], *, prefix: str = "", **about: Any) -> CacheList:
+        """Another list of the same videos and captions, which counts from now on.
+
+        Args:
+            split_of: id → split, of those it has.
+            prefix: of all ids in this list.
+            about: other fields of the list than would follow.
+        """
+        found = Annotations(
+            dataset="made",
+            videos=[VideoItem(prefix + id, split, None) for id, split in split_of.items()],
+            texts=[
+                TextItem(prefix + text.id, prefix + text.video, split_of[text.video], text.text)
+                for text in self.annotations.texts
+                if text.video in split_of
+            ],
+            expected={},
+            notes=[],
+        )
+        found, own = arrange(found), self.list
+        rows = [own.video_ids.index(video.id.removeprefix(prefix)) for video in found.videos]
+        fields = {"video_key": own.video_key[rows], "video_content": own.video_content[rows]}
+        fields["text_key"] = as_array(text_key(text.text) for text in found.texts)
+        made = make_list(found, **{"name": name, "family": "made", "recipe": "", **fields, **about})
+        write_list(self.path, made, self.format)
+        make_current(self.path, made)
+        return made
 
     def create(self) -> Library:
         """The cache with its list and additions, and without any shard where it is new."""

@@ -12,7 +12,7 @@ from glscl.evaluate.metrics import main_metrics
 from glscl.evaluate.paired_runs import Against, against_first
 from glscl.evaluate.ranks import DIRECTIONS, TEXT_TO_VIDEO
 from glscl.evaluate.result_tables import paired_table, published_rows, results_tables
-from glscl.evaluate.run_names import DAGGER, selection_note
+from glscl.evaluate.run_names import mark_notes, plain_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,20 +30,21 @@ class Comparison:
     def tables(self) -> list[Table]:
         """The table of results, one of paired tests a later run, one of the captions it moved."""
         first, shown = self.runs[0].name, main_metrics()
+        results = {run.name: run.result for run in self.runs}
         p_values = {
             other.name: {direction: metrics["R@1"].p for direction, metrics in other.tests.items()}
             for other in self.against
         }
         tables = results_tables(
-            [run.result for run in self.runs],
+            [*results.values()],
             published=self.published,
-            names=[run.name for run in self.runs],
+            names=[*results],
             p_values=p_values if len(self.runs) > 1 else None,
         )
         if self.notes:
             tables[0] = tables[0]._replace(notes=(*tables[0].notes, *self.notes))
         for other in self.against:
-            marks = tuple(selection_note(name) for name in (first, other.name) if name.endswith(DAGGER))
+            marks = tuple(said for name in (first, other.name) for said in mark_notes(name, results[name]))
             tested = {
                 direction: {name: metrics[name] for name in shown if name in metrics}
                 for direction, metrics in other.tests.items()
@@ -60,9 +61,9 @@ class Comparison:
         results = [run.result for run in self.runs]
         datasets = dict.fromkeys(result["dataset"] for result in results)
         return {
-            "first": self.runs[0].name.removesuffix(DAGGER),
-            "runs": {run.name.removesuffix(DAGGER): run.result for run in self.runs},
-            "against_first": {other.name.removesuffix(DAGGER): _against_dict(other) for other in self.against},
+            "first": plain_name(self.runs[0].name),
+            "runs": {plain_name(run.name): run.result for run in self.runs},
+            "against_first": {plain_name(other.name): _against_dict(other) for other in self.against},
             "published": [
                 {
                     "weights": kind,

@@ -17,6 +17,7 @@ from glscl.cache.files import write_atomically
 from glscl.common.errors import InputError
 from glscl.common.tables import Difference, Measured, Table, TableRow, cell_text, minus, number, p_value, signed
 from glscl.evaluate.evaluated_run import EvaluatedRun, with_distinct_names
+from glscl.evaluate.judged_lists import version_of
 from glscl.evaluate.metrics import METRICS, directions_of_better, further_metrics, main_metrics
 from glscl.evaluate.report.examples import Pictures, Thumbnails, examples_context
 from glscl.evaluate.report.figures import TITLES
@@ -45,8 +46,8 @@ def write_report(
     """Write the page.
 
     Args:
-        results: the runs; those of one dataset and split share tables and figures, and each later one is tested against
-            the first. What a run lacks (ranks, history, cache, examination) is left out with a sentence that says so.
+        results: the runs; those of one split with the same videos and captions share tables and figures, and each later
+            one is tested against the first. What a run lacks (ranks, history, cache, examination) is left out with a sentence that says so.
         out: the HTML file.
         title: heading; by default what was judged.
         chance: a result, or just its "text_to_video" and "video_to_text", of a head that knows nothing, shown with the
@@ -96,13 +97,13 @@ def _explained(name: str) -> str:
 
 
 def _failures_context(runs: Sequence[EvaluatedRun]) -> list[dict[str, Any]]:
-    """One entry a cache and split."""
+    """One entry a cache, list and split."""
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for run in runs:
         if run.failures is None:
             continue
         result = run.result
-        key = (result.get("cache_fingerprint"), result["dataset"], result["split"])
+        key = (result.get("cache_fingerprint"), result.get("list_hash"), result["dataset"], result["split"])
         found.setdefault(
             key,
             {
@@ -139,8 +140,10 @@ def _provenance_context(run: EvaluatedRun) -> dict[str, Any]:
         ("Backbone", backbone_name(result)),
         ("Cache", result.get("cache")),
         ("Fingerprint", result.get("cache_fingerprint")),
+        ("List", version_of(result)),
         ("Cache made", run.extraction.get("created")),
         ("Trained on", _trained_on(trained)),
+        ("Judged videos seen in training", _seen(result) if trained or result.get("runs") else None),
         ("Epoch selected on", _SELECTIONS[result["selection"]] if trained or result.get("runs") else None),
         ("Parameters", f"{trained['parameters']:,}" if isinstance(trained.get("parameters"), int) else None),
         ("Device", trained.get("device")),
@@ -166,7 +169,13 @@ def _provenance_context(run: EvaluatedRun) -> dict[str, Any]:
 def _trained_on(trained: Mapping[str, Any]) -> str | None:
     sizes = trained.get("training") or {}
     known = {"texts", "videos"} <= sizes.keys()
-    return f"{sizes['texts']:,} captions of {sizes['videos']:,} videos" if known else None
+    of = f", of the list {version_of(trained)}" if trained.get("list_hash") else ""
+    return f"{sizes['texts']:,} captions of {sizes['videos']:,} videos{of}" if known else None
+
+
+def _seen(result: Mapping[str, Any]) -> str:
+    seen = result["counts"].get("videos_seen_in_training")
+    return "not known" if seen is None else f"{seen:,}"
 
 
 def _setting(value: Any) -> str:

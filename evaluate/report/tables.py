@@ -8,6 +8,7 @@ from typing import Any
 
 from glscl.common.tables import Difference, Table, TableRow, number
 from glscl.evaluate.evaluated_run import EvaluatedRun
+from glscl.evaluate.judged_lists import by_judged_data, list_notes
 from glscl.evaluate.metrics import (
     METRICS,
     best_values,
@@ -22,6 +23,7 @@ from glscl.evaluate.report.examination import examination_of
 from glscl.evaluate.report.figures import TITLES, figures_of, hub_tables
 from glscl.evaluate.report.plots import Plot
 from glscl.evaluate.result_tables import NOT_COMPARABLE, OURS, THEIRS, coverage_notes, published_rows, result_notes
+from glscl.evaluate.run_names import seen_in_training
 
 
 @dataclass(frozen=True)
@@ -50,25 +52,25 @@ class Group:
 def groups_of(
     runs: Sequence[EvaluatedRun], given_chance: Mapping[str, Any] | None, *, resamples: int, seed: int
 ) -> list[Group]:
-    """Runs by dataset and split, in the order given.
+    """Runs by dataset, split and what these hold, in the order given.
 
     Args:
         given_chance: what chance scores on the first group; None computes it, as for the others.
         resamples, seed: of the paired tests.
     """
-    keys = list(dict.fromkeys((run.result["dataset"], run.result["split"]) for run in runs))
-    groups = []
-    for i, (dataset, split) in enumerate(keys):
-        members = [run for run in runs if (run.result["dataset"], run.result["split"]) == (dataset, split)]
+    judged, groups = by_judged_data([run.result for run in runs]), []
+    for i, data in enumerate(judged):
+        members = [runs[row] for row in data.members]
+        dataset = members[0].result["dataset"]
         random = given_chance if i == 0 and given_chance is not None else _chance(members[0].result)
         tested = against_first(members, top=3, resamples=resamples, seed=seed)
-        suffix = "" if len(keys) == 1 else f"-{i + 1}"
+        suffix = "" if len(judged) == 1 else f"-{i + 1}"
         further = further_metrics()
         examined = [found for run in members if (found := examination_of(run)) is not None]
         groups.append(
             Group(
                 key=f"g{i + 1}",
-                title=f"{dataset}, {split}" if dataset else str(split),
+                title=data.title,
                 summary=_summary(members),
                 notes=_group_notes(members, tested.notes),
                 tables={direction: _results(members, direction, random, main_metrics()) for direction in DIRECTIONS},
@@ -110,7 +112,8 @@ def backbone_name(result: Mapping[str, Any]) -> str:
 
 def _group_notes(members: Sequence[EvaluatedRun], from_tests: Sequence[str]) -> tuple[str, ...]:
     named = [(run.name, run.result) for run in members]
-    notes = [*coverage_notes(named), *(note for name, result in named for note in result_notes(name, result))]
+    notes = [*list_notes(named), *coverage_notes(named)]
+    notes += [note for name, result in named for note in result_notes(name, result)]
     if len({bool(run.result["frozen_backbone"]) for run in members}) > 1:
         notes.append(NOT_COMPARABLE)
     own = {f"{run.name}: {note}" for run in members for note in run.notes}
@@ -167,6 +170,8 @@ def _marks(run: EvaluatedRun) -> tuple[tuple[str, str], ...]:
         marks.append(("selected on test", "warn"))
     else:
         marks.append(("last epoch" if result["selection"] == "last" else f"selected on {result['selection']}", "plain"))
+    if seen_in_training(result):
+        marks.append(("seen in training", "warn"))
     return tuple(marks)
 
 

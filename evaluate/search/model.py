@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from glscl.cache.schema import TextFeatures
-from glscl.cache.store import Store, open_store
+from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable
 from glscl.common.errors import UsageError
-from glscl.evaluate.evaluation import zero_shot_head
+from glscl.evaluate.evaluation import seen_at, zero_shot_head
 from glscl.evaluate.search.search import CaptionHit, Search, VideoHit
 from glscl.train_head.checkpoint import check_cache
 from glscl.train_head.checkpoint import load_run as load_weights
@@ -33,6 +33,7 @@ def load_run(
     run: os.PathLike[str] | str,
     cache: Store | os.PathLike[str] | str | None = None,
     *,
+    list: str | None = None,
     weights: str = "best",
     device: str | torch.device = "cpu",
 ) -> Model:
@@ -41,16 +42,19 @@ def load_run(
     Args:
         run: folder of a run.
         cache: what it searches; None is the cache that it was trained on.
+        list: which list of the cache; None is that of an open cache, else the version that the run was trained on, else
+            the only one.
         weights: "best" or "last".
         device: where to compute.
 
     Raises:
         NotFoundError, CheckpointError: there is no such run, or it cannot be read.
         FingerprintError: its head cannot understand this cache.
+        UsageError: the cache has several lists, and none of them is the run's.
     """
     folder = Path(run)
     head, record = load_weights(folder, which=weights)
-    store = cache if isinstance(cache, Store) else open_store(record["cache"] if cache is None else cache)
+    store = seen_at(cache, folder, list)
     check_cache(folder, record, store)
     settings = record["settings"]
     frames, position = settings.get("max_frames"), settings.get("frame_position", "uniform")
@@ -106,7 +110,7 @@ class Model:
         return found
 
     def table(self, split: str | None = None) -> FeatureTable:
-        """Features of a split as this head wants them; None is the whole cache."""
+        """Features of a split as this head wants them; None is the whole list."""
         return self.cache.table(
             split,
             frames=self.frames,
@@ -123,7 +127,7 @@ class Model:
 
     @torch.inference_mode()
     def similarity(self, texts: Sequence[str] | TextFeatures, table: FeatureTable | None = None) -> Tensor:
-        """(T, V) float32: how well each sentence fits each video of a table; the whole cache by default."""
+        """(T, V) float32: how well each sentence fits each video of a table; the whole list by default."""
         text = texts if isinstance(texts, TextFeatures) else self.encode_texts(texts)
         search = self.searching(None) if table is None else Search(self.head, table)
         return search.similarity(text)

@@ -12,7 +12,7 @@ import torch
 from glscl.cache.store import Store
 from glscl.evaluate.evaluation import evaluate_run, write_result
 from glscl.evaluate.settings import EvaluateSettings
-from glscl.train_head.checkpoint import save_weights, write_run
+from glscl.train_head.checkpoint import read_run, save_weights, write_run
 from glscl.train_head.heads import build_head
 
 DIM = 16
@@ -45,6 +45,9 @@ def make_run(folder: Path, store: Store, *, head: str = "glscl", selection: str 
             "cache": str(store.path),
             "cache_fingerprint": store.fingerprint,
             "cache_configuration": store.configuration,
+            "list": store.list_name,
+            "list_hash": store.list_hash,
+            "annotations": store.list.annotations,
             "selection": selection,
             "frozen_backbone": True,
             "training": {"texts": 45, "videos": 22},
@@ -54,6 +57,18 @@ def make_run(folder: Path, store: Store, *, head: str = "glscl", selection: str 
         },
     )
     return folder
+
+
+@pytest.fixture
+def untrained_run(tmp_path):
+    """`untrained_run(store, name, **changes)`: a run as if it had been trained on a list, with changes of its run.json."""
+
+    def make(store: Store, name: str = "run", *, seed: int = 0, **changes: object) -> Path:
+        folder = make_run(tmp_path / "runs" / name, store, head="mean_pool", selection="last", seed=seed)
+        write_run(folder, {**read_run(folder), **changes})
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -29,8 +29,8 @@ from glscl.train_head.settings import resolve
 from glscl.train_head.train import train
 
 CONTRACT = {
-    "dataset", "split", "head", "run", "backbone", "pretrained", "cache", "cache_fingerprint", "selection",
-    "frozen_backbone", "counts", "text_to_video", "video_to_text", "video_to_text_caption", "confidence_95", "seconds",
+    "dataset", "split", "head", "run", "backbone", "pretrained", "cache", "cache_fingerprint", "list", "list_hash",
+    "annotations", "split_annotations", "selection", "frozen_backbone", "counts", "text_to_video", "video_to_text", "video_to_text_caption", "confidence_95", "seconds",
     "settings", "versions", "command",
 }  # fmt: skip
 METRICS = {"R@1", "R@5", "R@10", "R@50", "MdR", "MnR", "queries"}
@@ -70,7 +70,10 @@ def test_a_zero_shot_result_holds_everything_the_contract_names(store):
         assert low <= result[direction]["R@1"] <= high
     assert result["counts"].keys() == {
         "texts", "videos", "texts_without_video", "videos_failed", "expected_texts", "expected_videos",
+        "videos_seen_in_training",
     }  # fmt: skip
+    assert (result["list"], result["list_hash"]) == ("made", store.list_hash)
+    assert result["annotations"] == store.list.annotations and result["counts"]["videos_seen_in_training"] == 0
     assert result["counts"]["expected_texts"] == 100 and result["text_to_video"]["queries"] == result["counts"]["texts"]
     assert result["seconds"].keys() == {"load", "encode", "score", "metrics"}
     json.dumps(result, allow_nan=False)

@@ -64,7 +64,7 @@ def test_what_is_not_a_run_is_refused(judged, tmp_path, copied):
     for content, message in (
         ("{", "cannot be read as a result"),
         ("[]", "found a list"),
-        (json.dumps({k: v for k, v in result.items() if k != "counts"}), "lacks counts"),
+        (json.dumps({k: v for k, v in result.items() if k != "counts"}), "missing required field counts"),
         (json.dumps({**result, "text_to_video": {"R@1": "high"}}), "no number for R@1"),
     ):
         (copied / "result.json").write_text(content)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from glscl.cache.reading import ragged_rows, read_arrays, unique_numbers
 from glscl.cache.schema import Status
-from glscl.cache.shard_arrays import decode_features
 from glscl.cache.store import Store
 from glscl.common.errors import InputError, NonFiniteError
 
@@ -48,9 +47,7 @@ class FrameIndex:
     units: Tensor
 
     @classmethod
-    def load(
-        cls, store: Store, entries: np.ndarray | None = None, *, device: torch.device | str = "cpu"
-    ) -> FrameIndex:
+    def load(cls, store: Store, entries: np.ndarray | None = None, *, device: torch.device | str = "cpu") -> FrameIndex:
         """Read the frames of some entries of a list, all of them by default; each item once, however often it is listed.
 
         Args:
@@ -126,9 +123,7 @@ class FrameIndex:
         found = frames @ F.normalize(query.to(frames.device).float(), dim=-1)
         return np.split(found.cpu().numpy(), np.cumsum(counts)[:-1])
 
-    def search(
-        self, query: Tensor, *, top: int, best: int = BEST_FRAMES, minimum: float = -np.inf
-    ) -> list[Found]:
+    def search(self, query: Tensor, *, top: int, best: int = BEST_FRAMES, minimum: float = -np.inf) -> list[Found]:
         """The videos whose frames fit a query (D,) best, by exact scores, best first; equals keep the list's order.
 
         Every frame is looked at. Exact scores are taken of the videos that come first by the scan, until the scan's

@@ -14,12 +14,12 @@ GAP = 2  # frames below it in a row that do not end a moment
 
 
 class Moment(NamedTuple):
-    """A part of a video, in seconds from the start of the file, and the cosine of its best frame, which is at `best`."""
+    """A part of a video, in seconds from the start of the file, and the cosine of its best frame, which is at `time`."""
 
     start: float
     end: float
     score: float
-    best: float
+    time: float
 
 
 def moments_of(cosines: np.ndarray, times: np.ndarray, duration: float = 0.0, *, count: int = 1) -> list[Moment]:

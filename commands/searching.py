@@ -105,7 +105,7 @@ def search(
     if video is not None and not video.is_file():
         raise NotFoundError(f"There is no video file {video}")
     if text is None and (also or without):
-        raise UsageError("`also` and `without` go with a sentence")
+        raise UsageError("`and` and `not` go with a sentence")
     settings = build(SearchSettings, asked)
     run.device()  # one that is not there is said first
     let_import(head)
@@ -179,7 +179,13 @@ def _check_search(settings: SearchSettings, store: Store, *, imported_frames: bo
             f"`normalise` needs a bank of training captions and {store.path} has no split train",
             hint="Search without `normalise`",
         )
-    narrowed = [name for name in ("folder", "shortest", "longest", "minimum") if getattr(settings, name) is not None]
+    asked = {
+        "folder": settings.folder,
+        "shortest": settings.shortest,
+        "longest": settings.longest,
+        "min": settings.minimum,
+    }
+    narrowed = [name for name, value in asked.items() if value is not None]
     if (settings.normalise or settings.max_frames) and (narrowed or settings.by == "moment"):
         raise UsageError(
             f"`{narrowed[0] if narrowed else 'by'}` goes with a search of every frame, not with "

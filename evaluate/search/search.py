@@ -5,7 +5,7 @@ V videos, T texts, F frames, D embed_dim; G is V or T.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +27,7 @@ class Ranked(NamedTuple):
 
     rows: list[int]
     scores: list[float]
-    normalised: list[float | None]
+    normalised: Sequence[float | None]
 
 
 class Search:

@@ -85,7 +85,9 @@ def test_the_same_annotations_with_other_files_are_told(made, lists):
     own = lists["made"].list
     other = own.video_key.copy()
     other[0] = other[13]
-    made.add_list("made", {id: "train" if row < 12 else "test" for row, id in enumerate(own.video_ids)}, video_key=other)
+    made.add_list(
+        "made", {id: "train" if row < 12 else "test" for row, id in enumerate(own.video_ids)}, video_key=other
+    )
     newer = open_store(made.path, "made")
     assert newer.list.annotations == own.annotations and newer.list_hash != own.hash
     runs = [judged(lists["made"], name="a"), judged(newer, name="b")]
@@ -182,7 +184,9 @@ def test_a_cache_whose_list_has_other_captions_is_not_shown_beside_a_result(list
     moved.fill()
     store, noted = open_cache_of(run, moved.path)
     assert store is None
-    assert f"other videos or captions than mean_pool was judged on (made@{moved.list.hash}, then full@" in noted.notes[0]
+    assert (
+        f"other videos or captions than mean_pool was judged on (made@{moved.list.hash}, then full@" in noted.notes[0]
+    )
     moved.add_list("second", {moved.list.video_ids[0]: "test"})
     store, noted = open_cache_of(run, moved.path)
     assert store is None and "has several lists: made, second" in noted.notes[0]

@@ -23,7 +23,14 @@ from glscl.cache.schema import Annotations, Status, TextItem, VideoItem
 from glscl.cache.store import Store, open_store
 from glscl.cache.upkeep.verification import verify
 from glscl.commands.options import main
-from glscl.common.errors import CacheIncompleteError, FingerprintError, GlsclError, InputError, NotFoundError, UsageError
+from glscl.common.errors import (
+    CacheIncompleteError,
+    FingerprintError,
+    GlsclError,
+    InputError,
+    NotFoundError,
+    UsageError,
+)
 from glscl.extract.backbone.encoder import load_backbone
 from glscl.extract.importing import import_features as importing
 from glscl.extract.importing.feature_files import open_arrays

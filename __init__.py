@@ -134,7 +134,7 @@ def train(
     """Train a head on a cache, validate every epoch, and keep best and last in a run folder.
 
     Args:
-        cache: from `open_cache`.
+        cache: from `open_cache`, at the list to train on.
         settings: what to train and how; None is `glscl` by the recipe of the cache's data set.
         out: the run folder; it must hold no run yet.
         device: where to train.

@@ -55,6 +55,11 @@ class Addition(NamedTuple):
         start = shard * self.shard_items
         return range(start, min(start + self.shard_items, len(self.keys)))
 
+    def keys_of(self, shard: int) -> np.ndarray:
+        """(n, 16) uint8, keys of the items of a shard."""
+        items = self.shard_range(shard)
+        return self.keys[items.start : items.stop]
+
     def __repr__(self) -> str:
         return f"Addition({self.name}, {self.stream}, {len(self.keys)} items in {self.num_shards} shards)"
 
@@ -137,9 +142,7 @@ class KeyIndex:
         order = np.argsort(words[:, 0], kind="stable")
         words, there = words[order], there[order]
         equal = np.flatnonzero(words[1:, 0] == words[:-1, 0])
-        if len(
-            equal
-        ):  # the same key again, or keys that share their first eight bytes: put in order by all that counts
+        if len(equal):  # one key again, or keys that share their first eight bytes: in order by all that counts
             runs = np.unique(np.concatenate([equal, equal + 1]))
             inner = np.lexsort((there[runs], rank[there[runs]], words[runs, 1], words[runs, 0]))
             words[runs], there[runs] = words[runs][inner], there[runs][inner]

@@ -8,16 +8,26 @@ from collections.abc import Iterator
 from glscl.cache.commits import all_commits_file
 from glscl.cache.files import written
 from glscl.cache.library import Library
-from glscl.cache.lists import CacheList, current_version, make_current, write_list
+from glscl.cache.lists import CacheList, make_current, write_list
 from glscl.cache.lock import hold
 from glscl.cache.schema import STREAMS
 from glscl.cache.store import Store
 
 
+class Filling:
+    """What came of a block of `filling`, once it is left.
+
+    Attributes:
+        finished: whether it was this writer that let the list count.
+    """
+
+    finished = False
+
+
 @contextlib.contextmanager
 def filling(
     library: Library, made: CacheList, *, part: tuple[int, int] = (1, 1), what: str = "extract"
-) -> Iterator[None]:
+) -> Iterator[Filling]:
     """Be the one writer of a cache while its items are encoded within the block.
 
     Args:
@@ -30,11 +40,11 @@ def filling(
     with hold(library.path, part=part, what=what):
         library.refresh()
         write_list(library.path, made, library.header["format"])
-        yield
+        outcome = Filling()
+        yield outcome
         library.refresh()
         for stream in STREAMS:
             for addition in library.stream(stream).additions:
                 if not written(all_commits_file(library.path, stream, addition.name)):
                     library.settle(addition)
-        if Store(library, made).complete and current_version(library.path, made.name) != made.hash:
-            make_current(library.path, made)
+        outcome.finished = Store(library, made).complete and make_current(library.path, made)

@@ -1,16 +1,14 @@
 """The fingerprint: a hash of everything that decides the values in a cache, and of nothing else.
 
-In: backbone and weights, preprocessing, tokenizer, sampling, dtype, annotations. Out: host, time, GPU, paths, workers.
+In: backbone and weights, preprocessing, tokenizer, sampling, dtype. Out: lists, host, time, GPU, paths, workers.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-from glscl.cache.schema import TextItem, VideoItem
 
 
 def canonical(value: Any) -> bytes:
@@ -21,17 +19,6 @@ def canonical(value: Any) -> bytes:
 def fingerprint(configuration: Mapping[str, Any]) -> str:
     """First 16 hex digits of the SHA-256 of the canonical configuration."""
     return hashlib.sha256(canonical(configuration)).hexdigest()[:16]
-
-
-def annotation_hash(videos: Iterable[VideoItem], texts: Iterable[TextItem]) -> str:
-    """Hash of ids, clip boundaries, splits and captions in order; where the files lie does not matter."""
-    digest = hashlib.sha256()
-    for video in videos:
-        digest.update(canonical([video.id, video.split, video.start, video.end]) + b"\n")
-    digest.update(b"\n")
-    for text in texts:
-        digest.update(canonical([text.id, text.video, text.split, text.text]) + b"\n")
-    return digest.hexdigest()[:16]
 
 
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -15,10 +15,8 @@ import numpy as np
 
 KEY_BYTES = 16
 WHOLE_BYTES = 2 << 20  # up to here the whole file is hashed
-PIECES, PIECE_BYTES = (
-    16,
-    128 << 10,
-)  # of a larger one these: few enough to be quick, enough to see holes of a broken download
+# Of a larger one so many pieces, evenly spread: few enough to be quick, enough to see the holes of a broken download.
+PIECES, PIECE_BYTES = 16, 128 << 10
 ATTEMPTS = 3  # at a file that changes while it is read
 
 _HEX = np.full(256, 255, np.uint8)  # byte of a lower-case hexadecimal digit → its value
@@ -105,11 +103,14 @@ def as_array(keys: Iterable[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES).copy()
 
 
+def from_array(keys: np.ndarray) -> list[bytes]:
+    """The reverse of `as_array`."""
+    return np.ascontiguousarray(keys).view(f"V{KEY_BYTES}")[:, 0].tolist()
+
+
 def to_lines(keys: np.ndarray) -> bytes:
     """(n, 16) uint8 → n lines of 32 hexadecimal digits."""
-    return b"".join(
-        key.hex().encode() + b"\n" for key in np.ascontiguousarray(keys).view(f"V{KEY_BYTES}")[:, 0].tolist()
-    )
+    return b"".join(key.hex().encode() + b"\n" for key in from_array(keys))
 
 
 def from_lines(data: bytes) -> np.ndarray:

@@ -44,8 +44,8 @@ from glscl.cache.files import (
 from glscl.cache.fingerprint import fingerprint
 from glscl.cache.formats import STORES
 from glscl.cache.formats.blocks import Blocks
-from glscl.cache.keys import from_lines
-from glscl.cache.records import Commit, parse_commit, parse_header
+from glscl.cache.keys import from_array, from_lines
+from glscl.cache.records import Commit, Failure, parse_commit, parse_header
 from glscl.cache.schema import SCHEMA, STREAMS, Status
 from glscl.cache.shard_arrays import LAYOUT, numpy_dtype
 from glscl.cache.shards import Shard, describe_array
@@ -384,18 +384,23 @@ class Stream:
         return np.concatenate(found) if found else np.zeros((0, 16), np.uint8)
 
     @cached_property
+    def failures(self) -> dict[int, Failure]:
+        """Number of a committed item without features, or with fewer than it should have → what was noted of it."""
+        found: dict[int, Failure] = {}
+        for place in self.committed():
+            noted = self.commits[place.addition.name, place.shard].failures
+            if noted:
+                by_key = {bytes.fromhex(failure["key"]): failure for failure in noted}
+                keys = zip(place.items, from_array(self.keys_at(place)))
+                found |= {number: by_key[key] for number, key in keys if key in by_key}
+        return found
+
+    @cached_property
     def status(self) -> np.ndarray:
         """(N,) uint8 `Status`, of what is not committed MISSING."""
-        status = np.full(self.num_items, int(Status.MISSING), np.uint8)
-        for place in self.committed():
-            status[place.items.start : place.items.stop] = int(Status.OK)
-            failures = self.commits[place.addition.name, place.shard].failures
-            if failures:
-                told = {bytes.fromhex(failure["key"]): Status[failure["status"].upper()] for failure in failures}
-                keys = place.addition.keys[place.addition.shard_range(place.shard).start :][: len(place.items)]
-                for row, key in enumerate(keys):
-                    if (found := told.get(key.tobytes())) is not None:
-                        status[place.items.start + row] = int(found)
+        status = np.where(self.is_committed, np.uint8(Status.OK), np.uint8(Status.MISSING))
+        for number, failure in self.failures.items():
+            status[number] = int(Status[failure["status"].upper()])
         return status
 
     @cached_property
@@ -426,7 +431,7 @@ class Stream:
 
     def keys_at(self, place: Place) -> np.ndarray:
         """(n, 16) uint8, keys of the items of a shard."""
-        return place.addition.keys[place.addition.shard_range(place.shard).start :][: len(place.items)]
+        return place.addition.keys_of(place.shard)
 
 
 def _last(boundaries: np.ndarray | Blocks) -> int:

@@ -40,7 +40,6 @@ from glscl.common.errors import CacheCorruptError, InputError, NotFoundError, fi
 
 SCHEMA = "glscl.list/1"
 NO_TIME = -1  # microseconds: the file's own beginning or end
-MAX_ITEMS = 10**9
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _HASH = re.compile(r"[0-9a-f]{16}")
 _ARRAYS: dict[str, tuple[str, Literal["V", "T", "V+1", "T+1", "bytes"], bool]] = {  # name → dtype, length, keys
@@ -268,13 +267,21 @@ def read_list(root: Path, name: str, hash: str, format: str) -> CacheList:
     try:
         if record.path != f"lists/{name}/{hash}{STORES[format].suffix}":
             raise ValueError(f"its arrays are said to be {record.path!r}")
-        with STORES[format].opened(root / record.path) as opened:
-            made = from_arrays(record, {key: opened.read(key) for key in _ARRAYS})
+        made = from_arrays(record, _read_arrays(root / record.path, record, format))
     except CacheCorruptError:
         raise
     except Exception as error:  # libraries raise whatever they like on damaged files
         raise CacheCorruptError(f"The list {path} cannot be read: {first_line(error)}") from error
     return made
+
+
+def _read_arrays(path: Path, record: ListRecord, format: str) -> dict[str, np.ndarray]:
+    """The arrays of a list, of the sizes that its record tells. Raises ValueError, and whatever damaged files provoke."""
+    readers = STORES[format].rows(path, [*_ARRAYS])
+    for name, reader in readers.items():
+        if record.arrays[name]["shape"] != [*reader.shape]:
+            raise ValueError(f"{name} has the shape {[*reader.shape]}, expected {record.arrays[name]['shape']}")
+    return {name: reader.read(0, reader.shape[0]) for name, reader in readers.items()}
 
 
 def read_record(path: Path) -> ListRecord:
@@ -346,8 +353,7 @@ def read_flat_list(root: Path, head: Any, format: str) -> CacheList:
     """The list of a flat file. Raises CacheCorruptError."""
     try:
         record = msgspec.convert(head.get("list"), ListRecord)
-        with STORES[format].opened(root / "list") as opened:
-            return from_arrays(record, {key: opened.read(key) for key in _ARRAYS})
+        return from_arrays(record, _read_arrays(root / "list", record, format))
     except CacheCorruptError:
         raise
     except Exception as error:  # libraries raise whatever they like on damaged files
@@ -380,9 +386,15 @@ def current_version(root: Path, name: str) -> str | None:
     return text
 
 
-def make_current(root: Path, made: CacheList) -> None:
-    """Let a version count, in one step. Raises StorageError."""
-    write_atomically(root / "lists" / made.name / "current", f"{made.hash}\n".encode())
+def make_current(root: Path, made: CacheList) -> bool:
+    """Let a version count, in one step; False where it does already. Raises StorageError."""
+    path, data = root / "lists" / made.name / "current", f"{made.hash}\n".encode()
+    if put_if_absent(path, data):
+        return True
+    if path.read_bytes() == data:
+        return False
+    write_atomically(path, data)
+    return True
 
 
 def keys_by_id(lists: Sequence[CacheList]) -> Iterator[tuple[tuple[str, int, int], bytes, bytes]]:

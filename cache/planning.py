@@ -37,33 +37,40 @@ def work_for(library: Library, stream: str, wanted: np.ndarray, *, parts: int = 
     Args:
         wanted: (n, 16) uint8; a key that stands more than once is wanted once.
         parts: of how many launches beside each other this is one: what others may be at work on is left to them.
-        retry_failed: also try again what gave no frames, unless a retry that was begun is not done yet: that comes first.
+        retry_failed: also try again what gave no frames. Where that was begun and not brought to its end, only what was begun.
     """
     about = library.stream(stream)
     wanted = _each_once(wanted)
-    retry = retry_failed and not any(place.addition.attempt for place in about.pending())
-    missing = ~_had(about, wanted, retry)
-    index = KeyIndex(wanted[missing], np.zeros(int(missing.sum()), np.uint8))
-    finish, left, taken = [], 0, np.zeros(len(index), bool)
-    for place in about.pending():
-        rows = index.find(about.keys_at(place))
-        if (rows >= 0).all():
+    index = KeyIndex(wanted, np.zeros(len(wanted), np.uint8))
+    pending = [(place, index.find(about.keys_at(place))) for place in about.pending()]
+    status = _status(about, wanted)
+    lacking = status == int(Status.MISSING)  # (n,), of `wanted`
+    if retry_failed:
+        failed, begun = np.isin(status, _RETRIED), np.zeros(len(wanted), bool)
+        for _, rows in pending:
+            if np.append(lacking | failed, False)[rows].all():  # a row of −1 takes the last
+                begun[rows] = True
+        lacking |= failed & begun if (failed & begun).any() else failed
+    finish, left = [], 0
+    ours, others = np.zeros(len(wanted), bool), np.zeros(len(wanted), bool)  # in a pending shard, to be finished or not
+    for place, rows in pending:
+        asked = np.append(lacking & ~ours, False)[rows]
+        if asked.all():
             finish.append(place)
-        elif (rows >= 0).any():
+            ours[rows] = True
+        elif asked.any():
             left += 1
-        if (rows >= 0).all() or parts > 1:
-            taken[rows[rows >= 0]] = True
-    new = wanted[missing][~taken]
-    return Work(finish, new, _attempt(about, new), int(len(wanted) - missing.sum()), left)
+            others[rows[asked]] = True
+    new = wanted[lacking & ~ours & ~others] if parts > 1 else wanted[lacking & ~ours]
+    return Work(finish, new, _attempt(about, new), int((~lacking).sum()), left)
 
 
-def _had(about: Stream, wanted: np.ndarray, retry: bool) -> np.ndarray:
-    """(n,) bool, whether a committed item of each key is there that need not be made again."""
+def _status(about: Stream, wanted: np.ndarray) -> np.ndarray:
+    """(n,) uint8 `Status` of the item that counts of each key; MISSING where there is none."""
     numbers = about.index.find(wanted)
     status = np.full(len(wanted), int(Status.MISSING), np.uint8)
     status[numbers >= 0] = about.status[numbers[numbers >= 0]]
-    had = status != int(Status.MISSING)
-    return had & ~np.isin(status, _RETRIED) if retry else had
+    return status
 
 
 def _attempt(about: Stream, new: np.ndarray) -> int:

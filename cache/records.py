@@ -1,4 +1,4 @@
-"""What stands in a cache's JSON files, as types: the head and the commits. (Lines of the plan: `glscl.cache.schema`.)
+"""What stands in a cache's JSON files, as types: the head and the commits. (Lists: `glscl.cache.lists`.)
 
 These files may have been damaged, or made by anybody: whatever is not as it should be is a ValueError naming the field,
 which whoever reads them turns into one line naming the file.
@@ -12,12 +12,12 @@ from typing import Annotated, Any, Literal, TypedDict, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from glscl.cache.additions import Addition
+from glscl.cache.additions import MAX_ITEMS, Addition
 from glscl.cache.frame_format import FrameSpec
 from glscl.cache.shard_arrays import LAYOUT, numpy_dtype
 
 # More is no cache but an attempt to fill the memory.
-MAX_ITEMS, MAX_SHARDS, MAX_DIM = 10**9, 10**7, 10**6
+MAX_SHARDS, MAX_DIM = 10**7, 10**6
 
 Count = Annotated[int, Meta(ge=0, le=MAX_ITEMS)]
 Positive = Annotated[int, Meta(ge=1, le=MAX_ITEMS)]

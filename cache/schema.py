@@ -1,4 +1,4 @@
-"""The records that cross the walls between rooms: items of a plan, features in batches, and the status of an item.
+"""The records that cross the walls between rooms: entries of a list, features in batches, and the status of an item.
 
 T texts, V videos, L tokens, F frames, D embed_dim.
 """

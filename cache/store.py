@@ -256,21 +256,14 @@ class Store:
 
     def failures(self) -> list[dict[str, Any]]:
         """`{"id", "reason", "status"}` of every video without features, or with fewer than it should have."""
-        reasons: dict[bytes, str | None] = {}
-        about = self.library.stream("video")
-        for commit in about.commits.values():
-            reasons |= {bytes.fromhex(failure["key"]): failure["reason"] for failure in commit.failures}
         imported = self.configuration.get("sampling", {}).get("source") == "imported"
         nothing = f"no {'features' if imported else 'file found'} for this id"
-        status, found = self.status(), []
+        noted, status, found = self.library.stream("video").failures, self.status(), []
         for row in np.flatnonzero(status != int(Status.OK)).tolist():
-            id = self.list.video_ids[row]
-            if self.numbers["video"][row] == NO_KEY:
-                reason: str | None = self.list.unreadable.get(id, nothing)
-            elif self.numbers["video"][row] == PENDING:
+            id, number = self.list.video_ids[row], int(self.numbers["video"][row])
+            if number == PENDING:
                 continue
-            else:
-                reason = reasons.get(self.list.video_key[row].tobytes())
+            reason = self.list.unreadable.get(id, nothing) if number == NO_KEY else noted[number]["reason"]
             found.append({"id": id, "reason": reason, "status": Status(int(status[row])).name.lower()})
         return found
 

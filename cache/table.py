@@ -299,19 +299,7 @@ class FeatureTable:
         token_values = token_first = token_count = None
         if self.token_values is not None and self.token_first is not None and self.token_count is not None:
             token_count = self.token_count[kept]
-            needed = self.token_values.new_zeros(
-                len(self.token_values) + 1, dtype=torch.int64
-            )  # +1 at each first row …
-            spans = token_count > 0
-            needed.index_add_(0, self.token_first[kept][spans], torch.ones_like(token_count[spans]))
-            needed.index_add_(0, (self.token_first[kept] + token_count)[spans], -torch.ones_like(token_count[spans]))
-            chosen = needed[:-1].cumsum(0) > 0  # … and −1 behind each last one: above 0 where any text has the row
-            token_values = self.token_values[chosen]
-            token_first = (
-                (chosen.cumsum(0) - 1).clamp(min=0)[self.token_first[kept].clamp(max=max(0, len(chosen) - 1))]
-                if len(chosen)
-                else torch.zeros_like(token_count)
-            )
+            token_values, token_first = _used_rows(self.token_values, self.token_first[kept], token_count)
         return replace(
             self,
             text_features=self.text_features[kept],
@@ -403,6 +391,19 @@ def _frame_view(
         rows[same] = first[same, None] + padded
         mask[same, : len(chosen)] = True
     return rows, mask
+
+
+def _used_rows(values: torch.Tensor, first: torch.Tensor, count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the rows (R, D) those that texts have, each once and in order, and where each text's begin among them, (T,).
+
+    Args:
+        first, count: (T,) int64, each text's first row and how many it has; several texts may have the same.
+    """
+    users = count.new_zeros(len(values) + 1)  # of each row: one more where a text begins, one fewer behind its end
+    users.index_add_(0, first, torch.ones_like(first)).index_add_(0, first + count, torch.ones_like(first), alpha=-1)
+    used = users.cumsum(0)[:-1] > 0  # (R,)
+    before = torch.nn.functional.pad(used.cumsum(0), (1, 0))  # (R + 1,), used rows before each row
+    return values[used], before[first]
 
 
 class _Videos(NamedTuple):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,15 +74,10 @@ MovedCacheOption = Annotated[
 
 
 def let_import(head: str | None) -> None:
-    """Import the head that a user names as package.module:Class: naming it is the word to run it, for runs that have it too.
-
-    Its module is looked for below the current folder as well, as `python -m` does.
-    """
+    """Import the head that a user names as package.module:Class: naming it is the word to run it, for runs that have it too."""
     if head is not None and ":" in head:
         from glscl.train_head.heads import head_class
 
-        if "" not in sys.path and os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())
         head_class(head)
 
 

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from importlib import import_module
 from importlib.metadata import entry_points
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 from glscl.common.errors import UsageError, first_line
 
-
-class FromOutside(NamedTuple):
-    """Attributes:
-    name: short, for folders: what stands behind the colon, or the name of the entry point.
-    module, attribute: where it was found.
-    value: what it is.
-    """
-
-    name: str
-    module: str
-    attribute: str
-    value: Any
+_NAMED = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 
 
-def from_outside(name: str, *, setting: str, group: str) -> FromOutside | None:
-    """What `package.module:attribute` names, or the entry point of that name in a group; None for any other name.
+def installed(group: str) -> dict[str, str]:
+    """Name → `package.module:attribute` of what other installed packages offer in a group of entry points."""
+    return {entry.name: re.sub(r"\s|\[.*", "", entry.value) for entry in entry_points(group=group)}
 
-    A module is also looked for in the current folder, as `python -m` does.
+
+def outside_name(name: str, group: str) -> str | None:
+    """`package.module:attribute` itself, or that of an entry point's name; None for any other name. Imports nothing."""
+    return name if _NAMED.fullmatch(name) else installed(group).get(name)
+
+
+def load(name: str, *, setting: str) -> Any:
+    """What `package.module:attribute` names. A module is also looked for in the current folder, as `python -m` does.
 
     Args:
         setting: that the name was given for, for messages.
@@ -36,24 +34,14 @@ def from_outside(name: str, *, setting: str, group: str) -> FromOutside | None:
     Raises:
         UsageError: it cannot be imported, or has no such attribute.
     """
-    if ":" in name:
-        module, _, path = name.partition(":")
-        short = path.rpartition(".")[2] or module.rpartition(".")[2]
-    else:
-        entry = next(iter(entry_points(group=group, name=name)), None)
-        if entry is None:
-            return None
-        module, _, path = entry.value.partition(":")
-        short = name
-    module, path = module.strip(), path.split("[")[0].strip()
+    module, _, path = name.partition(":")
     try:
-        found = attribute(_imported(module), path)
+        return attribute(_imported(module), path)
     except Exception as error:  # foreign code raises anything
         raise UsageError(
             f"`{setting}` is {name!r}, which cannot be imported: {type(error).__name__}: {first_line(error)}",
             hint="Write `package.module:name` of something that Python finds, from here or installed",
         ) from error
-    return FromOutside(short, module, path, found)
 
 
 def attribute(module: ModuleType, path: str) -> Any:

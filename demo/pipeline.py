@@ -18,6 +18,7 @@ import torch
 from glscl.cache.files import dump_json, refuse_links, write_atomically
 from glscl.cache.schema import Annotations
 from glscl.cache.store import Store, open_store
+from glscl.common.errors import UsageError
 from glscl.common.progress import Progress
 from glscl.common.settings import build
 from glscl.common.versions import versions
@@ -29,8 +30,10 @@ from glscl.evaluate.report.page import write_report
 from glscl.evaluate.settings import EvaluateSettings
 from glscl.extract.datasets import DATASETS
 from glscl.extract.decode.thumbnails import thumbnails_of
+from glscl.extract.listing import ListOrigin
 from glscl.extract.pipeline import extract
 from glscl.extract.settings import ExtractSettings
+from glscl.train_head.checkpoint import list_differences, read_run
 from glscl.train_head.finetuning.settings import resolve_finetune
 from glscl.train_head.settings import resolve
 from glscl.train_head.train import Reporter, train
@@ -100,6 +103,7 @@ def run_demo(
 
     Raises:
         StorageError: `out` cannot be written, or a link stands in it.
+        UsageError: the runs in it were trained on other videos, of another seed or number.
     """
     for folder in (out, out / "runs"):
         refuse_links(folder, depth=1)
@@ -155,15 +159,21 @@ class _Demo:
         if weights is not None:
             asked["pretrained"] = weights
         with self.stage(stage):
-            extract(
+            done = extract(
                 annotations,
                 self.out / cache,
                 build(ExtractSettings, DATASET.defaults, asked),
+                origin=ListOrigin(
+                    name=DATASET.name,
+                    family=DATASET.name,
+                    recipe=DATASET.recipe,
+                    command=self.command,
+                    versions=versions(),
+                ),
                 device=self.device,
                 progress=self.progress,
-                provenance={"command": self.command, "versions": versions(), "recipe": DATASET.recipe},
             )
-            return open_store(self.out / cache)
+            return open_store(self.out / cache, f"{done.list}@{done.list_hash}")
 
     def judge(self, store: Store, *, name: str, title: str, run: Path | None) -> None:
         """Evaluate on the test split, write the result into the run's folder, and look closer for the report."""
@@ -182,6 +192,8 @@ class _Demo:
 
     def train(self, head: str, store: Store) -> None:
         folder = self.out / "runs" / head
+        if (folder / "run.json").exists() and list_differences(read_run(folder), store):
+            raise UsageError(f"{self.out} holds runs on other videos", hint="Choose another folder with `out`")
         with self.stage(head):
             asked = {"head": head, "epochs": self.settings.epochs, "seed": self.settings.seed}
             settings = resolve(asked, dataset="demo", device_type=self.device.type)

@@ -192,8 +192,9 @@ def sharing_list(runs: Sequence[Path]) -> Path:
 
     Raises:
         UsageError: they were trained on different lists.
-        NotFoundError, CheckpointError: see `read_run`.
+        Others: see `check_same_cache`.
     """
+    check_same_cache(runs)
     known = [(run, record) for run in runs if (record := read_run(run)).get("list_hash")]
     for run, record in known[1:]:
         if record["list_hash"] != known[0][1]["list_hash"]:

@@ -246,7 +246,7 @@ def open_run(run: Path, store: Store, settings: EvaluateSettings, *, note: Calla
     """The head of a run, checked to understand a cache; errors as in `evaluate_run`."""
     head, record = load_run(run, settings.weights)
     for line in check_cache(run, record, store, which=settings.weights):
-        note(f"the cache is not the one {run} was trained on: {line}")
+        note(f"not what {run} was trained on: {line}")
     for line in record.get("imported", {}).get("notes", ()):
         note(f"{run}: {line}")
     trained = record["settings"]

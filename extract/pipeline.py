@@ -126,10 +126,9 @@ def extract(
     )
     run.open()
     run.plan()
-    already = run.nothing_left and run.is_current
-    if not already:
+    if not run.nothing_to_do:
         run.fill()
-    return run.summary(already, seconds=time.perf_counter() - started)
+    return run.summary(seconds=time.perf_counter() - started)
 
 
 def count_encoded(annotations: Annotations, out: Path, origin: ListOrigin | None = None) -> dict[str, int]:
@@ -164,6 +163,7 @@ class _Extraction:
         self.origin = dataclasses.replace(origin, name=settings.list or origin.name).of(annotations.dataset)
         self.known = KnownFiles.read(out)
         self.is_verified = self.is_current = False  # that this backbone made the cache; that the list counts already
+        self.finished_here = False
         self.watch = Stopwatch()
         self.encoded = {"videos": 0, "texts": 0}
         self.seconds_texts = 0.0
@@ -203,7 +203,8 @@ class _Extraction:
             "videos": _answered(self.library, "video", made.video_key),
             "texts": _answered(self.library, "text", made.text_key),
         }
-        self.nothing_left = not any(self._is_left(stream) for stream in STREAMS)
+        awaited = made.hash in versions_of(self.out, made.name) and not Store(self.library, made).complete
+        self.nothing_to_do = not any(map(self._is_left, STREAMS)) and (self.is_current or awaited)
 
     def _work(self, stream: str) -> Work:
         retry = self.settings.retry_failed and stream == "video"
@@ -222,12 +223,13 @@ class _Extraction:
 
     def fill(self) -> None:
         """Write the list, encode what is missing, and let the list count once everything of it is there."""
-        with filling(self.library, self.listing.made, part=(self.part.index, self.part.count)):
+        with filling(self.library, self.listing.made, part=(self.part.index, self.part.count)) as outcome:
             self._remember()
             clock = time.perf_counter()
             self._extract_captions()
             self.seconds_texts = time.perf_counter() - clock
             self._extract_videos()
+        self.finished_here = outcome.finished or (self.is_current and self.part.index == 1)
 
     def _extract_captions(self) -> None:
         if self._is_left("text"):
@@ -286,9 +288,9 @@ class _Extraction:
             self.known.unite(KnownFiles.read(self.out))
             self.known.save(self.out)
 
-    def summary(self, already: bool, *, seconds: float) -> ExtractionSummary:
+    def summary(self, *, seconds: float) -> ExtractionSummary:
         """What was done. Raises DecodeError where all is there and no video gave frames."""
-        if already:
+        if self.nothing_to_do:
             with contextlib.suppress(StorageError):  # a memo saves time; who may only read loses nothing else
                 self._remember()
         self.library.refresh()
@@ -298,9 +300,9 @@ class _Extraction:
             list=store.list_name,
             list_hash=store.list_hash,
             fingerprint=store.fingerprint,
-            already_complete=already,
+            already_complete=self.nothing_to_do,
             complete=store.complete,
-            finished_here=store.complete and not already and (not self.is_current or self.part.index == 1),
+            finished_here=self.finished_here,
             part=None if self.part.whole else str(self.part),
             encoded={**self.encoded, "frames": watch.frames},
             reused=self.reused,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from glscl.cache.store import open_store
+from glscl.common.errors import UsageError
 from glscl.demo.pipeline import DemoSettings, chance, run_demo, table
 from glscl.evaluate.metrics import retrieval_metrics
 
@@ -70,6 +71,13 @@ def test_the_second_pass_goes_on_from_the_glscl_head_and_its_backbone_extracts_a
     np.testing.assert_array_equal(old.arrays("video", ["values"])["values"], new.arrays("video", ["values"])["values"])
     assert not np.array_equal(old.arrays("text", ["pooled"])["pooled"], new.arrays("text", ["pooled"])["pooled"])
     assert table(tuned.results)[-1][0] == "glscl, fine-tuned" and "fine-tuned" in (out / "report.html").read_text()
+
+
+def test_a_demo_of_other_videos_wants_another_folder(demo):
+    out, _ = demo
+    other = DemoSettings(sizes={"train": 21, "val": 10, "test": 10}, epochs=1, workers=1)
+    with pytest.raises(UsageError, match="holds runs on other videos. Choose another folder with `out`"):
+        run_demo(out, other)
 
 
 def test_chance_is_what_random_scores_give_on_average(demo):

@@ -64,6 +64,8 @@ def test_the_page_runs_from_top_to_bottom(folder, monkeypatch, capsys):
         exec(compile(block, f"docs/python.md, block {number + 1}", "exec"), space)
     table, text, similarity = space["table"], space["text"], space["similarity"]
     assert table.num_videos == 12 and similarity.shape == (2, 6) and len(text.text_features) == 1
+    assert space["cache"].list_name == space["model"].cache.list_name == space["judged"].result["list"] == "test-only"
+    assert space["judged"].result["counts"]["videos_seen_in_training"] == 0
     assert space["done"].failed == [] and (folder / "runs" / "mine" / "best.safetensors").exists()
     assert space["frames"].ndim == 4 and len(space["features"]) == len(space["times"])
     loop = blocks[1].split("optimizer =")[1]

@@ -41,7 +41,7 @@ from glscl.cache.lists import (
 )
 from glscl.cache.lock import hold
 from glscl.cache.reading import read_entries
-from glscl.cache.schema import STREAMS, Status
+from glscl.cache.schema import STREAMS
 from glscl.cache.shard_arrays import LAYOUT
 from glscl.cache.shards import describe_array, see_damage
 from glscl.cache.store import Store, choose_list
@@ -176,14 +176,8 @@ class _Items:
 
     def failures(self, run: slice) -> list[dict[str, Any]]:
         """What the commits say of those that failed, in order."""
-        numbers = self.numbers[run]
-        failed = numbers[self.about.status[numbers] != int(Status.OK)]
-        found = []
-        for number, position in zip(failed.tolist(), self._positions(failed).tolist()):
-            place, key = self.about.places[position], self.about.keys[number].tobytes().hex()
-            told = self.about.commits[place.addition.name, place.shard].failures
-            found += [dict(failure) for failure in told if failure["key"] == key][:1]
-        return found
+        noted = self.about.failures
+        return [dict(noted[number]) for number in self.numbers[run].tolist() if number in noted]
 
     def ledger(self, run: slice) -> list[dict[str, Any]]:
         """How each was decoded; empty where that was noted of none."""

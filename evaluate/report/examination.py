@@ -119,7 +119,7 @@ def examine(
         table = FeatureTable.load(store, run.result["split"], tokens=head.needs_tokens, **settings)
     except GlsclError as error:
         return run.with_notes(
-            f"The head of {run.title} cannot be had again ({error.message}), so hubs and examples are not shown."
+            f"The head of {run.title} cannot be had again ({error}), so hubs and examples are not shown."
         )
     table, head = table.to(device), head.to(device)
     found = nearest_neighbours(head, table, NEIGHBOURS, device=device, progress=progress)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glscl.common.errors import UsageError
-from glscl.common.outside import attribute, from_outside
+from glscl.common.outside import attribute, load, outside_name
 
 if TYPE_CHECKING:
     from glscl.cache.schema import Annotations, Expected
@@ -106,19 +106,20 @@ def dataset_entry(name: str) -> DatasetEntry:
     """
     if name in DATASETS:
         return replace(DATASETS[name], name=name)
-    found = from_outside(name, setting="dataset", group=GROUP)
-    if found is None:
+    full_name = outside_name(name, GROUP)
+    if full_name is None:
         raise UsageError(
             f"`dataset` is {name!r}; expected one of {', '.join(DATASETS)}",
             hint="One of your own is `package.module:reader`; see docs/datasets.md",
         )
-    if isinstance(found.value, DatasetEntry):
-        return replace(found.value, name=found.value.name or found.name)
-    if not callable(found.value):
-        raise UsageError(
-            f"`dataset` is {name!r}, which is {type(found.value).__name__}, expected a function that reads"
-        )
-    return DatasetEntry(name=found.name, module=found.module, reader=found.attribute)
+    found = load(full_name, setting="dataset")
+    module, _, path = full_name.partition(":")
+    short = path.rpartition(".")[2] if name == full_name else name
+    if isinstance(found, DatasetEntry):
+        return replace(found, name=found.name or short)
+    if not callable(found):
+        raise UsageError(f"`dataset` is {name!r}, which is {type(found).__name__}, expected a function that reads")
+    return DatasetEntry(name=short, module=module, reader=path)
 
 
 GROUP = "glscl.datasets"  # of entry points

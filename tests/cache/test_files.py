@@ -10,6 +10,7 @@ import pytest
 
 from glscl.cache import files
 from glscl.cache.files import put_if_absent
+from glscl.cache.library import open_library
 from glscl.cache.store import open_store
 from glscl.cache.upkeep.verification import verify
 
@@ -70,12 +71,13 @@ def test_a_cache_whose_writer_died_within_any_commit_is_read_and_finished(
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", killed)
-    for _ in range(20):
+    for _ in range(40):
         try:
             made.fill()
             break
         except Killed:
             if (made.path / "store.json").stat().st_size:
-                assert verify(open_store(made.path)) == []
-    assert (made.path / "manifest.json").stat().st_size
-    assert open_store(made.path).complete and verify(open_store(made.path)) == []
+                assert verify(open_library(made.path)) == []
+    assert open_store(made.path).complete and verify(open_library(made.path)) == []
+    for pattern in ("commits/*/*.json", "lists/*/*.json", "additions/*/*.txt"):
+        assert all(path.stat().st_size for path in made.path.glob(pattern))

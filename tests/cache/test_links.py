@@ -27,7 +27,7 @@ from glscl.cache.upkeep.repair import repair
 from glscl.cache.upkeep.summary import summarise
 from glscl.cache.upkeep.verification import verify
 from glscl.common.errors import CacheCorruptError, GlsclError, StorageError
-from glscl.extract.frame_spool import FrameSpool
+from glscl.extract.shard_frames import ShardFrames
 
 FORMATS = ("zarr", "hdf5")
 
@@ -63,9 +63,9 @@ def resume(box):
 
 def write_frames(box):
     with hold(box.made.path):
-        spool = FrameSpool(box.made.path, SimpleNamespace(encoding="jpeg"))
-        spool.add_stored(0, b"picture", [7])
-        spool.close()
+        frames = ShardFrames(box.made.path, SimpleNamespace(encoding="jpeg"))
+        frames.add_stored(0, b"picture", [7])
+        frames.close()
 
 
 COMMANDS = {

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from glscl import cache
 from glscl.cache.frames import StoredFrames
+from glscl.cache.known_files import KnownFiles
 from glscl.cache.library import open_library
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.store import open_store
@@ -119,7 +120,7 @@ def test_an_unknown_split_and_missing_tokens_are_named(small_cache):
     store = small_cache().fill()
     with pytest.raises(InputError, match="no split 'dev'; it has train, test"):
         FeatureTable.load(store, "dev")
-    store.has_tokens = False
+    store.library.has_tokens = False
     with pytest.raises(UsageError, match="without token features"):
         FeatureTable.load(store, "test")
     assert FeatureTable.load(store, "test", tokens=False).texts(slice(0, 2)).token_features is None
@@ -152,7 +153,8 @@ def test_a_store_gives_a_split_as_a_table(small_cache):
     assert store.table(None, tokens=False).token_values is None
     without = small_cache(name="without")
     without.spec = dataclasses.replace(without.spec, tokens=False)
-    store = without.create()
+    without.create()
+    store = open_store(without.path, without.list.hash)
     assert FeatureTable.load.__kwdefaults__["tokens"] and not store.has_tokens
     with pytest.raises(CacheIncompleteError):  # not that the cache holds no tokens
         store.table("train")
@@ -207,7 +209,9 @@ def test_what_a_cache_gives_shows_itself_in_one_line(small_cache):
     store = made.fill()
     table = store.table("test", frames=3)
     shown = [store, open_library(store.path), store.plan, store.splits["test"], made.spec, table, table.dataset()]
-    shown += [StoredFrames(store), table.texts(slice(2)), table.videos(slice(2)), store.shard("video", 0), table.counts]
+    shown += [StoredFrames(store), table.texts(slice(2)), table.videos(slice(2)), table.counts, store.list]
+    about = store.library.stream("video")
+    shown += [about, about.additions[0], store.library.shard("video", about.places[0]), KnownFiles.read(store.path)]
     for value in shown:
         assert "\n" not in repr(value) and len(repr(value)) < 200 and type(value).__name__ in repr(value)
     assert repr(table) == "FeatureTable(12 texts, 4 videos, 3 frames, 72 tokens, 8-d float16 on cpu)"

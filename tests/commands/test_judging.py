@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
+import pytest
 import torch
 
 from glscl.cache.store import open_store
@@ -137,7 +140,93 @@ def test_what_cannot_be_judged_as_one_is_refused(glscl, two_runs, small_cache, t
     a, b = two_runs
     one_line(glscl("eval", "--run", a, "--combine", "mean"), "--combine", "--run", status=2)
     one_line(glscl("eval", "--run", a, "--run", b, "--zero-shot"), "exclude", status=2)
-    small_cache(name="elsewhere", videos=30).fill()
+    elsewhere = small_cache(name="elsewhere", videos=30)
+    elsewhere.spec = replace(elsewhere.spec, configuration={"backbone": {"name": "another", "pretrained": "seed"}})
+    elsewhere.fill()
     train = ("train-head", "--head", "projection", *QUICK, "--cache", tmp_path / "elsewhere", "--out", tmp_path / "c")
     assert glscl(*train)[0] == 0
     one_line(glscl("eval", "--run", a, "--run", tmp_path / "c"), "cannot be averaged", "elsewhere", status=1)
+
+
+# --- lists ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_full(cache, two_runs):
+    """The list "full" in the cache of two runs, whose test split has five of the fifteen training videos."""
+    ids = cache.list.video_ids
+    made = cache.add_list("full", dict.fromkeys(ids[:10], "train") | dict.fromkeys(ids[10:], "test"))
+    return two_runs, made
+
+
+def test_another_list_is_judged_beside_the_own_one_and_what_was_seen_is_warned_about(glscl, with_full, tmp_path):
+    (a, b), full = with_full
+    assert glscl("eval", "--run", a)[0] == glscl("eval", "--run", b)[0] == 0
+    own = (a / "result.json").read_text()
+    status, out, err = glscl("eval", "--run", a, "--list", "full")
+    assert status == 0 and f"not what {a} was trained on: list: found full@{full.hash}" in out, err
+    assert out.startswith("note: ") and "projection" in out and "on made/test of full: " in out
+    assert out.splitlines()[-2] == (
+        "warning: 5 of the 14 videos were seen in training: the numbers do not tell how it does on others"
+    )
+    assert out.splitlines()[-1] == f"written to {a / 'result@full.json'}" and (a / "result.json").read_text() == own
+    result = json.loads((a / "result@full.json").read_text())
+    SCHEMA.validate(result)
+    assert (result["list"], result["list_hash"], result["annotations"]) == ("full", full.hash, full.annotations)
+
+    assert glscl("eval", "--run", a, "--list", "made")[0] == 0  # its own by name
+    assert not (a / "result@made.json").exists()
+    status, out, _ = glscl("compare", "--list", "full", a, "--json")
+    assert status == 0 and json.loads(out)["runs"]["projection"]["list"] == "full"
+    status, out, _ = glscl("compare", a / "result@full.json", b, "--resamples", 10)
+    assert status == 0 and "projection ‡" in out and "judged on other videos or captions" in out
+    status, out, err = glscl("compare", "--list", "full", a, b)
+    assert status == 1 and f"glscl eval --run {b} --list full" in err
+
+
+def test_a_list_must_be_named_where_there_are_several_and_no_run_says_one(glscl, with_full, one_line, tmp_path):
+    (a, b), _ = with_full
+    one_line(glscl("eval", "--zero-shot"), "several lists: full, made", "--list", status=2)
+    one_line(glscl("search", "a dog"), "several lists: full, made", "--list", status=2)
+    one_line(glscl("export", "--zero-shot", "--out", tmp_path / "v"), "several lists: full, made", "--list", status=2)
+    one_line(glscl("eval", "--run", a, "--list", "nothing"), "no list nothing", status=1)
+    status, out, _ = glscl("eval", "--zero-shot", "--list", "full", "--json")
+    assert status == 0 and json.loads(out)["counts"]["videos_seen_in_training"] == 0
+    assert (tmp_path / "home/runs/zero-shot-mean_pool-made/result@full.json").exists()
+
+    status, out, _ = glscl("export", "--run", b, "--list", "full", "--out", tmp_path / "v", "--json")
+    ids = json.loads((tmp_path / "v/ids.json").read_text())
+    assert status == 0 and json.loads(out)["videos"] == 14 and ids["list"] == "full"
+
+
+def test_runs_of_two_lists_are_judged_as_one_on_the_list_that_is_named(glscl, with_full, one_line, tmp_path):
+    (a, _), _ = with_full
+    train = ("train-head", "--list", "full", "--head", "projection", *QUICK, "--out", tmp_path / "c")
+    assert glscl(*train)[0] == 0
+    one_line(glscl("eval", "--run", a, "--run", tmp_path / "c"), "made@", "full@", "--list", status=2)
+    status, out, err = glscl("eval", "--run", a, "--run", tmp_path / "c", "--list", "full")
+    assert status == 0 and "warning: 5 of the 14 videos were seen in training" in out, err
+    assert (tmp_path / "home/runs/ensemble-a+c/result@full.json").exists()
+
+
+# --- heads from outside -----------------------------------------------------------------------------------------------
+
+
+def test_a_report_of_a_head_from_outside_shows_examples_where_it_is_named(glscl, undrawn, cache, tmp_path, monkeypatch):
+    (tmp_path / "outside_head.py").write_text(
+        "from glscl.train_head.heads.projection import Projection\n\n\nclass Own(Projection): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    run, head = tmp_path / "run", ("--head", "outside_head:Own")
+    assert glscl("train-head", *head, *QUICK, "--out", run)[0] == 0
+    assert glscl("eval", "--run", run, *head)[0] == 0
+    page = tmp_path / "report.html"
+    del sys.modules["outside_head"]  # as in another process
+    status, out, _ = glscl("compare", run)  # which needs no weights
+    assert status == 0 and "outside_head:Own" in out
+    status, out, _ = glscl("report", run, "--out", page)
+    assert status == 0 and "If you trust it, name it: --head outside_head:Own" in out
+    assert 'id="examples"' not in page.read_text() and "outside_head" not in sys.modules
+    status, out, _ = glscl("report", run, *head, "--out", page)
+    assert status == 0 and "note: " not in out and 'id="examples"' in page.read_text()
+    del sys.modules["outside_head"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -138,9 +139,10 @@ def planted_table():
 
 
 def test_runs_of_different_caches_are_refused(store, runs, small_cache, tmp_path):
-    elsewhere = small_cache(name="elsewhere", videos=15).fill()
+    elsewhere = small_cache(name="elsewhere", videos=15)
+    elsewhere.spec = replace(elsewhere.spec, configuration={"backbone": {"name": "another", "pretrained": "seed"}})
     settings = resolve({"head": "projection", "epochs": 1, "batch_size": 4, "select": "last"}, dataset="made")
-    stranger = train(elsewhere, tmp_path / "stranger", settings).run
+    stranger = train(elsewhere.fill(), tmp_path / "stranger", settings).run
     with pytest.raises(FingerprintError, match="stranger.*cannot be averaged"):
         evaluate_ensemble(store, [*runs, stranger])
 

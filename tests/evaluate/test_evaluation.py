@@ -205,10 +205,12 @@ def test_a_cache_of_another_backbone_is_refused(small_cache, run, tmp_path):
         evaluate_run(other.fill(), run)
 
 
-def test_another_corpus_through_the_same_backbone_is_judged_and_told(small_cache, run):
-    notes = []
-    done = evaluate_run(small_cache(name="other", videos=10).fill(), run, note=notes.append)
-    assert done.result["run"] == str(run) and any("annotations" in line for line in notes)
+def test_another_corpus_through_the_same_backbone_is_judged_and_told(small_cache, store, run):
+    notes, other = [], small_cache(name="other", videos=10).fill()
+    done = evaluate_run(other, run, note=notes.append)
+    assert done.result["run"] == str(run) and done.result["list_hash"] == other.list_hash
+    said = f"not what {run} was trained on: list: found made@{other.list_hash}, expected made@{store.list_hash}"
+    assert notes[0] == said
 
 
 def test_scores_that_are_not_finite_are_an_error():

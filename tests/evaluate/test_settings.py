@@ -77,4 +77,4 @@ def test_a_head_is_named_for_a_zero_shot_evaluation_or_to_let_a_run_import_its_o
     status, told, _ = eval_json("--head", "mean_pool")
     assert status == 2 and "--head goes with --zero-shot" in told["error"]
     status, told, _ = eval_json("--head", "no_such_module:Head")
-    assert status == 2 and "no_such_module:Head cannot be imported" in told["error"]
+    assert status == 2 and "'no_such_module:Head', which cannot be imported" in told["error"]

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import ClassVar
 
 import pytest
 
 from glscl.cache.jpeg import encode_jpeg
+from glscl.cache.schema import Status
 from glscl.extract import pipeline
 from glscl.extract.decode.video import Decoding, FrameChunk, VideoDone, VideoTask, decode_video
 
 
 class DecodesHere:
-    """Stands for `DecodePool`: one video after another."""
+    """Stands for `DecodePool`: one video after another.
+
+    Attributes:
+        decoded: paths, in the order in which they were asked for.
+        failing: path → why nothing comes of it, as where a machine is too busy or short of memory.
+    """
+
+    decoded: ClassVar[list[str]] = []
+    failing: ClassVar[dict[str, str]] = {}
 
     def __init__(self, decoding: Decoding, **_: object) -> None:
         self.decoding = decoding
@@ -26,6 +36,10 @@ class DecodesHere:
     def decode(self, tasks: Iterable[VideoTask]) -> Iterator[FrameChunk | VideoDone]:
         quality = self.decoding.jpeg_quality
         for task in tasks:
+            self.decoded.append(task.path)
+            if task.path in self.failing:
+                yield VideoDone(task.item, Status.TIMED_OUT, self.failing[task.path])
+                continue
             for event in decode_video(task, self.decoding):
                 if quality is not None and isinstance(event, FrameChunk):
                     event = event._replace(jpegs=tuple(encode_jpeg(frame, quality) for frame in event.frames))
@@ -33,6 +47,9 @@ class DecodesHere:
 
 
 @pytest.fixture
-def decoded_here(monkeypatch):
-    """Extraction decodes in this process."""
+def decoded_here(monkeypatch) -> type[DecodesHere]:
+    """Extraction decodes in this process; what tells which files were asked for, and can make them fail."""
     monkeypatch.setattr(pipeline, "DecodePool", DecodesHere)
+    monkeypatch.setattr(DecodesHere, "decoded", [])
+    monkeypatch.setattr(DecodesHere, "failing", {})
+    return DecodesHere

@@ -15,10 +15,12 @@ import pytest
 import torch
 
 from glscl.cache import creation
-from glscl.cache.creation import StoreSpec, create_store
+from glscl.cache.creation import StoreSpec, create_library
 from glscl.cache.frames import StoredFrames
+from glscl.cache.library import Library, open_library
+from glscl.cache.lists import current_version
 from glscl.cache.lock import locks
-from glscl.cache.schema import Annotations, TextItem, VideoItem
+from glscl.cache.schema import STREAMS, Annotations, TextItem, VideoItem
 from glscl.cache.store import open_store
 from glscl.cache.upkeep.merge import merge
 from glscl.cache.upkeep.verification import verify
@@ -85,14 +87,14 @@ def test_parts_on_one_folder_give_the_cache_that_one_run_gives(corpus, backbone,
     first = run(corpus, tmp_path / "parts", backbone, part="1/3")
     assert not first.complete and not first.finished_here and first.texts_without_video is None
     assert first.shards == {"video": {"committed": 2, "planned": 4}, "text": {"committed": 1, "planned": 3}}
-    assert (first.videos, first.texts) == (3, 5) and not (tmp_path / "parts" / "manifest.json").exists()
+    assert (first.videos, first.texts) == (3, 5) and current_version(tmp_path / "parts", "csv") is None
     again = run(corpus, tmp_path / "parts", backbone, part="1/3")
     assert again.already_complete and not again.complete
     assert not run(corpus, tmp_path / "parts", backbone, part="3/3").complete
     last = run(corpus, tmp_path / "parts", backbone, part="2/3")
     assert last.complete and last.finished_here
     assert_equal_caches(open_store(tmp_path / "whole"), open_store(tmp_path / "parts"))
-    assert verify(open_store(tmp_path / "parts")) == [] and locks(tmp_path / "parts") == []
+    assert verify(open_library(tmp_path / "parts")) == [] and locks(tmp_path / "parts") == []
     assert run(corpus, tmp_path / "parts", backbone).already_complete
 
 
@@ -116,37 +118,48 @@ def test_parts_in_folders_of_their_own_are_merged(corpus, backbone, tmp_path):
     np.testing.assert_equal(merged.backbone_tensors(), whole.backbone_tensors())
 
 
-@pytest.mark.usefixtures("decoded_here")
-def test_each_part_asks_again_for_its_own_failed_videos(corpus, backbone, tmp_path, make_video):
-    for broken in (1, 2):  # shards 0 and 1
-        (tmp_path / "videos" / f"clip{broken}.mp4").write_text("not a video")
+@pytest.mark.parametrize("begun", [False, True], ids=["", "killed"])
+def test_each_part_asks_again_for_its_own_failed_videos(corpus, backbone, tmp_path, monkeypatch, decoded_here, begun):
+    failing = [corpus.videos[i].path for i in (1, 2, 4)]  # shards 0, 1 and 2; asked for again in two
+    decoded_here.failing.update(dict.fromkeys(failing, "no progress for 60 s"))
     run(corpus, tmp_path / "cache", backbone)
-    for mended in (1, 2):
-        make_video(tmp_path / "videos" / f"clip{mended}.mp4", frames=LENGTHS[mended], seed=mended)
+    decoded_here.failing.clear()
+    decoded_here.decoded.clear()
+    if begun:  # a launch that is killed before its first commit leaves an addition, and the parts finish that
+        with monkeypatch.context() as patch:
+            patch.setattr(Library, "commit", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                run(corpus, tmp_path / "cache", backbone, part="1/2", retry_failed=True)
+        decoded_here.decoded.clear()
     first = run(corpus, tmp_path / "cache", backbone, part="1/2", retry_failed=True)
-    assert [failure["id"] for failure in first.failed] == ["clip2"]
-    assert run(corpus, tmp_path / "cache", backbone, part="2/2", retry_failed=True).failed == []
-    assert open_store(tmp_path / "cache").failures() == []
+    assert [failure["id"] for failure in first.failed] == ["clip4"] and first.encoded["videos"] == 2
+    last = run(corpus, tmp_path / "cache", backbone, part="2/2", retry_failed=True)
+    assert last.failed == [] and last.encoded["videos"] == 1
+    assert open_store(tmp_path / "cache").failures() == [] and sorted(decoded_here.decoded) == failing
+    assert len(open_library(tmp_path / "cache").stream("video").additions) == 2
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.usefixtures("decoded_here")
-def test_of_two_runs_that_begin_a_cache_together_the_first_decides_the_plan(corpus, backbone, tmp_path, monkeypatch):
+def test_of_two_runs_that_begin_a_cache_together_the_first_decides_how(corpus, backbone, tmp_path, monkeypatch):
     """The second finds no store.json, and has lost by the time it writes one."""
-    other = Annotations(dataset="csv", videos=corpus.videos[:2], texts=[])
-    spec = StoreSpec(configuration={"backbone": {"name": "b", "pretrained": "p"}}, annotations=corpus, embed_dim=4)
+    spec = StoreSpec(configuration={"backbone": {"name": "b", "pretrained": "p"}}, embed_dim=4)
     put = creation.put_if_absent
 
     def meanwhile(path, data):
         if path.name == "store.json":
             monkeypatch.setattr(creation, "put_if_absent", put)
-            run(other, tmp_path / "cache", backbone)
+            run(corpus, tmp_path / "cache", backbone)
         return put(path, data)
 
     monkeypatch.setattr(creation, "put_if_absent", meanwhile)
-    with pytest.raises(FingerprintError, match="holds another cache"):
-        create_store(tmp_path / "cache", spec)
+    with pytest.raises(FingerprintError, match="made by another encoder"):
+        create_library(tmp_path / "cache", spec)
     store = open_store(tmp_path / "cache")
-    assert [video.id for video in store.plan.videos] == ["clip0", "clip1"] and store.complete and verify(store) == []
+    assert store.ids("video")[:2] == ["clip0", "clip1"] and store.complete and verify(store.library) == []
 
 
 # --- as commands ----------------------------------------------------------------------------------------------
@@ -169,7 +182,7 @@ def whole_cache(table, out, backbone):
     from glscl.extract.datasets import DATASETS
 
     found = DATASETS["csv"].read(table, table.parent / "videos", splits=None)
-    run(found, out, backbone, shard_videos=1, shard_texts=3)
+    run(found, out, backbone, shard_videos=1, shard_texts=3, list="csv-table")
     return open_store(out)
 
 
@@ -186,8 +199,7 @@ def test_processes_of_one_launch_share_the_work_and_speak_with_one_voice(table, 
     said = ended[0][1] + ended[1][1]
     lines = ("cache: 7 videos", "captions: 8/8 captions in", "videos: 4/4 videos in")  # bars of process 0's share
     assert [said.count(line) for line in lines] == [1, 1, 1], said
-    header = json.loads((out / "store.json").read_text())
-    assert "--part" not in header["provenance"]["command"] and locks(out) == []
+    assert "--part" not in open_store(out).list.command and locks(out) == []
 
 
 @pytest.mark.slow
@@ -201,11 +213,10 @@ def test_a_killed_part_loses_nothing_that_the_other_did(table, backbone, tmp_pat
     parts[1].communicate(timeout=300)
     assert (parts[0].returncode, parts[1].returncode) == (0, -signal.SIGKILL), errors
     assert "part 1/2 is done" in said and "not complete until the other parts are done" in said
-    begun = open_store(out)
-    assert (
-        set(begun.commits("video")) >= {0, 2, 4, 6} and set(begun.commits("text")) >= {0, 2, 4} and not begun.complete
-    )
+    begun = open_library(out)
+    video, text = ({shard for _, shard in begun.stream(stream).commits} for stream in STREAMS)
+    assert video >= {0, 2, 4, 6} and text >= {0, 2, 4} and current_version(out, "csv-table") is None
     whole = whole_cache(table, tmp_path / "whole", backbone)
     whole_cache(table, out, backbone)  # the same once more without --part
     assert_equal_caches(whole, open_store(out))
-    assert verify(open_store(out)) == [] and locks(out) == [] and not (out / "partial").exists()
+    assert verify(open_library(out)) == [] and locks(out) == [] and [*(out / "partial").iterdir()] == []

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from glscl.cache.schema import Annotations, Status, TextItem, VideoItem
+from glscl.cache.library import Library, open_library
+from glscl.cache.schema import STREAMS, Annotations, Status, TextItem, VideoItem
 from glscl.cache.store import Store, open_store
-from glscl.common.errors import DecodeError, InputError, NotFoundError
+from glscl.common.errors import CacheIncompleteError, DecodeError, InputError, NotFoundError
 from glscl.common.settings import build
 from glscl.extract import pipeline
 from glscl.extract.backbone.encoder import load_backbone
@@ -78,7 +79,7 @@ def test_features_are_those_of_the_frames_and_captions_one_by_one(corpus, backbo
         np.testing.assert_allclose(text["values"][rows], encoded.token_features[0, : tokens.lengths[0]], atol=1e-5)
         np.testing.assert_allclose(text["pooled"][i], encoded.text_features[0], atol=1e-5)
         np.testing.assert_array_equal(text["token_ids"][rows], tokens.ids[0, : tokens.lengths[0]])
-        assert text["video_index"][i] == i // 2
+    assert store.list.text_video.tolist() == [i // 2 for i in range(len(corpus.texts))]
     assert {"logit_scale", "positional_embedding", "black_frame"} < set(store.backbone_tensors())
 
 
@@ -95,7 +96,7 @@ def test_format_and_number_of_workers_do_not_change_a_bit(corpus, backbone, tmp_
 def test_an_interrupted_run_goes_on_and_ends_in_the_same_bits(corpus, backbone, tmp_path, monkeypatch, after):
     run(corpus, tmp_path / "whole", backbone)
     commits = 0
-    original = Store.commit
+    original = Library.commit
 
     def stop_soon(self, *args, **options):
         nonlocal commits
@@ -105,12 +106,13 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bits(corpus, backbone, 
         return original(self, *args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "commit", stop_soon)
+        patch.setattr(Library, "commit", stop_soon)
         with pytest.raises(KeyboardInterrupt):
             run(corpus, tmp_path / "cut", backbone)
-    begun = open_store(tmp_path / "cut")
-    assert not begun.complete
-    assert len(begun.commits("video")) + len(begun.commits("text")) == after
+    with pytest.raises(CacheIncompleteError, match="never finished"):
+        open_store(tmp_path / "cut")
+    begun = open_library(tmp_path / "cut")
+    assert sum(len(begun.stream(stream).commits) for stream in STREAMS) == after
     run(corpus, tmp_path / "cut", backbone)
     assert_equal_caches(open_store(tmp_path / "whole"), open_store(tmp_path / "cut"))
 
@@ -143,26 +145,33 @@ def test_broken_and_missing_videos_cost_only_themselves_and_are_named(corpus, ba
     assert np.diff(video["offsets"])[[1, 6]].tolist() == [0, 0]
     assert video["status"].tolist() == [0, 2, 0, 0, 0, 0, 1, 0]
     assert np.isfinite(video["values"]).all()
-    assert store.arrays("text")["video_index"].tolist() == [0, 0, -1, -1, 2, 2, 3, 3, 4, 4, 5, 5, -1, -1, 7, 7]
+    assert store.list.text_video.tolist() == [i // 2 for i in range(16)]
+    assert np.flatnonzero(store.status("text") == Status.MISSING).tolist() == [12, 13], "captions of no file"
 
 
-@HERE
-def test_failed_videos_are_asked_again_and_the_others_kept(corpus, backbone, tmp_path, make_video):
-    run(spoil(corpus, tmp_path, make_video), tmp_path / "cache", backbone)
-    before, ledger = open_store(tmp_path / "cache").arrays("video"), open_store(tmp_path / "cache").ledger(0)
-    make_video(tmp_path / "videos" / "clip1.mp4", frames=LENGTHS[1], seed=1)
+def test_failed_videos_are_asked_again_and_the_others_kept(corpus, backbone, tmp_path, decoded_here):
+    failing = corpus.videos[1].path
+    decoded_here.failing[failing] = "no progress for 60 s"
+    summary = run(corpus, tmp_path / "cache", backbone)
+    assert [(f["id"], f["reason"]) for f in summary.failed] == [("clip1", "no progress for 60 s")]
+    before = open_store(tmp_path / "cache").arrays("video")
+    decoded_here.decoded.clear()
+    decoded_here.failing.clear()
     assert run(corpus, tmp_path / "cache", backbone).already_complete
     summary = run(corpus, tmp_path / "cache", backbone, retry_failed=True)
     assert summary.failed == [] and summary.videos == 8 and not summary.already_complete
+    assert decoded_here.decoded == [failing] and (summary.encoded["videos"], summary.encoded["texts"]) == (1, 0)
     after = open_store(tmp_path / "cache")
     video = after.arrays("video")
     assert (video["status"] == Status.OK).all()
-    for i in (0, 2, 3, 4, 5, 7):
+    for i in (0, 2, 3, 4, 5, 6, 7):
         old = before["values"][before["offsets"][i] : before["offsets"][i + 1]]
         np.testing.assert_array_equal(video["values"][video["offsets"][i] : video["offsets"][i + 1]], old)
-    assert (after.arrays("text")["video_index"] >= 0).all()
-    assert after.commits("video")[0].revision == 1 and after.commits("video")[1].revision == 0
-    assert after.ledger(0)[0] == ledger[0] and ledger[0]["decoder"] != "none"
+    about = after.library.stream("video")
+    assert sorted((each.attempt, len(each.keys)) for each in about.additions) == [(0, 8), (1, 1)]
+    assert all(row["decoder"] != "none" for place in about.places for row in after.library.ledger("video", place)
+               if place.addition.attempt)  # fmt: skip
+    assert run(corpus, tmp_path / "cache", backbone, retry_failed=True).already_complete, "nothing failed any more"
 
 
 @HERE
@@ -232,7 +241,7 @@ def test_settings_in_force_are_kept_in_the_cache_and_leave_the_fingerprint_alone
     run(corpus, tmp_path / "a", backbone, max_frames=1, part="1/1")
     run(corpus, tmp_path / "b", backbone, max_frames=1, batch_frames=8, decoder="auto")
     a, b = open_store(tmp_path / "a"), open_store(tmp_path / "b")
-    kept = a.header["provenance"]["settings"]
+    kept = a.list.settings
     assert build(ExtractSettings, kept).max_frames == 1 and kept["batch_frames"] == 7 and kept["part"] is None
     assert (kept["backbone"], kept["max_words"], kept["precision"]) == (backbone.name, 12, "fp32")
     assert a.fingerprint == b.fingerprint

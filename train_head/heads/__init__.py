@@ -7,12 +7,11 @@ A head from outside this package is named `package.module:Class`, or by the name
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
-import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from glscl.common.errors import UsageError, first_line
+from glscl.common.errors import UsageError
+from glscl.common.outside import installed, load, outside_name
 
 if TYPE_CHECKING:
     from glscl.train_head.heads.base import Head, HeadOutput
@@ -48,14 +47,8 @@ __all__ = [
     "full_name",
     "head_class",
     "head_options",
-    "installed_heads",
     "recorded_head_class",
 ]
-
-
-def installed_heads() -> dict[str, str]:
-    """Name → `package.module:Class` of the heads that other installed packages offer."""
-    return {entry.name: f"{entry.module}:{entry.attr}" for entry in importlib.metadata.entry_points(group=GROUP)}
 
 
 def full_name(name: str) -> str:
@@ -64,15 +57,13 @@ def full_name(name: str) -> str:
     Raises:
         UsageError: it is neither of these nor an entry point.
     """
-    if name in _CLASSES or re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", name):
-        return name
-    installed = installed_heads()
-    if name not in installed:
+    found = name if name in _CLASSES else outside_name(name, GROUP)
+    if found is None:
         raise UsageError(
-            f"there is no head {name!r}; choose from {', '.join([*HEAD_NAMES, *installed])}, or name one of your own as "
-            "package.module:Class"
+            f"there is no head {name!r}; choose from {', '.join([*HEAD_NAMES, *installed(GROUP)])}, or name one of your own "
+            "as package.module:Class"
         )
-    return installed[name]
+    return found
 
 
 def head_class(name: str) -> type[Head]:
@@ -87,11 +78,7 @@ def head_class(name: str) -> type[Head]:
         return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
     from glscl.train_head.heads.base import Head
 
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a module of somebody else raises what it likes
-        raise UsageError(f"the head {name} cannot be imported: {first_line(error)}") from error
+    found = load(name, setting="head")
     if not (isinstance(found, type) and issubclass(found, Head)):
         raise UsageError(f"{name} is no head: expected a subclass of glscl.train_head.heads.base.Head")
     return found
@@ -111,7 +98,7 @@ def recorded_head_class(name: str, source: object) -> type[Head]:
     """
     name = full_name(name)
     module = name.partition(":")[0]
-    if name not in _CLASSES and module not in sys.modules and name not in installed_heads().values():
+    if name not in _CLASSES and module not in sys.modules and name not in installed(GROUP).values():
         raise UsageError(
             f"{source} has the head {name}, which is not part of glscl, and loading it would run its code",
             hint=f"If you trust it, name it: `head={name}`",

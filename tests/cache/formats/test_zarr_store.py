@@ -61,7 +61,7 @@ def test_a_cache_of_ours_is_opened_and_read_without_importing_zarr(small_cache):
         "from glscl.cache.store import open_store\n"
         "from glscl.cache.upkeep.summary import summarise\n"
         f"store = open_store({str(made.path)!r})\n"
-        "summarise(store), store.arrays('text'), store.arrays('video'), store.captions()\n"
+        "summarise(store.library), store.arrays('text'), store.arrays('video'), store.captions()\n"
         "print('zarr' in sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

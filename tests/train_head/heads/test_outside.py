@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 
+from glscl.common import outside
 from glscl.common.errors import CheckpointError, UsageError
 from glscl.evaluate.evaluation import evaluate_run, validation_metrics
 from glscl.evaluate.settings import EvaluateSettings
@@ -115,7 +116,7 @@ def test_a_module_that_is_gone_is_one_line(trained, module, tmp_path):
     (tmp_path / "theirs" / "their_heads.py").unlink()
     del sys.modules[module]
     importlib.invalidate_caches()
-    with pytest.raises(UsageError, match=f"the head {module}:Scaled cannot be imported: No module named"):
+    with pytest.raises(UsageError, match=f"`head` is '{module}:Scaled', which cannot be imported: .*No module named"):
         head_class(f"{module}:Scaled")
     with pytest.raises(UsageError, match="is not part of glscl"):
         load_run(trained[1])
@@ -131,7 +132,7 @@ def test_weights_of_another_class_are_refused(trained):
 
 def test_an_installed_head_has_a_name_and_needs_no_word(trained, module, monkeypatch):
     offered = importlib.metadata.EntryPoint("scaled", f"{module}:Scaled", "glscl.heads")
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [offered])
+    monkeypatch.setattr(outside, "entry_points", lambda *, group: [offered])
     assert full_name("scaled") == f"{module}:Scaled"
     assert resolve({"head": "scaled"}, dataset="made").head == f"{module}:Scaled"
     del sys.modules[module]
@@ -170,6 +171,6 @@ def test_the_command_line_trains_a_head_of_the_current_folder(small_cache, tmp_p
         assert main(app, ["train-head", "--head", "here:Scaled", "--out", str(out), *options]) == 0
         assert json.loads((out / "run.json").read_text())["head"] == "here:Scaled"
         assert main(app, ["train-head", "--head", "here:Nothing", "--out", str(out), *options]) == 2
-        assert "the head here:Nothing cannot be imported" in capsys.readouterr().err
+        assert "--head is 'here:Nothing', which cannot be imported" in capsys.readouterr().err
     finally:
         sys.modules.pop("here", None)

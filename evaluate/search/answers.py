@@ -22,7 +22,7 @@ class VideoHit(NamedTuple):
 
     Attributes:
         path: where the file was last seen; None where it is not there any more.
-        score: the head's similarity, before the logit scale; without a run the mean of the best cosines.
+        score: the head's similarity, before the logit scale; without a run the cosine of the best frame.
         normalised: what the answer is ordered by where scores are normalised.
         time: seconds from the start of the file, of the frame nearest to the query.
         moments: the parts of it that fit best, best first.

@@ -18,7 +18,7 @@ from glscl.cache.schema import Status
 from glscl.cache.store import Store
 from glscl.common.errors import InputError, NonFiniteError
 
-BEST_FRAMES = 3  # a video's score is the mean cosine of so many of its frames (see `best_frames`)
+BEST_FRAMES = 1  # of a video make its score: on the built-in corpus R@1 is 33.6 with one, 28.7 with two, 22.7 with three
 BLOCK = 1 << 16  # rows a product
 CHUNK = 128  # videos whose exact scores are taken at once
 # A product of unit vectors rounded to bfloat16 (8 bits), summed in float32 and rounded once more, is off by at most this:

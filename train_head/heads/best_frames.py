@@ -1,4 +1,4 @@
-"""The mean of a video's best cosines with the caption: a video is found by the moment that fits, however long it is.
+"""A video's best cosine with the caption, or the mean of its best: it is found by the moment that fits, however long it is.
 
 T texts, V videos, F frames, D embed_dim.
 """
@@ -30,10 +30,10 @@ class BestFrames(Head):
 
     Args:
         embed_dim: D.
-        count: 1 is the best frame alone.
+        count: 1 is the best frame alone; more are steadier where what is looked for lasts.
     """
 
-    def __init__(self, *, embed_dim: int, count: int = 3, **common: Any) -> None:
+    def __init__(self, *, embed_dim: int, count: int = 1, **common: Any) -> None:
         super().__init__(embed_dim=embed_dim, **common)
         if count < 1:
             raise UsageError(f"count must be at least 1, found {count}")

@@ -48,6 +48,7 @@ class Configuration(Backbones, frozen=True, kw_only=True):
     tokens: bool
     embed_dim: Annotated[int, Meta(ge=1, le=MAX_DIM)]
     dtype: Literal["float16", "float32", "bfloat16"]
+    sampling: dict[str, Any] = {}
 
 
 class Header(Struct):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -71,7 +72,7 @@ def choose_list(library: Library, asked: str | None) -> CacheList:
         return only
     names = list_names(root)
     name, _, version = (asked or "").partition("@")
-    if asked is not None and name not in names and not version:  # a hash alone
+    if asked is not None and name not in names and re.fullmatch("[0-9a-f]{16}", asked):
         name = next((each for each in names if (root / "lists" / each / f"{asked}.json").is_file()), name)
         version = asked if name in names else ""
     if asked is None:

@@ -69,6 +69,7 @@ def eval(
     ] = None,
 ) -> None:
     """Report R@1, R@5, R@10, median and mean rank in both directions, from stored features alone."""
+    from glscl.cache.lists import valid_name
     from glscl.commands.default_paths import newest_run, result_file
     from glscl.evaluate.evaluation import check_zero_shot, checked, evaluate_run, write_result
     from glscl.train_head.checkpoint import read_run
@@ -109,7 +110,7 @@ def eval(
     with counted(run.progress, "score", "pairs") as pairs:
         evaluation = judge(device=device, command=command_line(), progress=pairs, note=run.note)
     own = {read_run(each).get("list_hash") for each in folders} == {store.list_hash}
-    other = store.list_name if list and not own else None
+    other = valid_name(store.list_name) if list and not own else None
     path = out or result_file(store.path, at, settings.head, settings.split, other)
     write_result(path, evaluation)
     print_result(run, evaluation.result)

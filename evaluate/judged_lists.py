@@ -39,7 +39,7 @@ def split_hash(made: CacheList, split: str) -> str:
 def by_judged_data(results: Sequence[Mapping[str, Any]]) -> list[JudgedData]:
     """Results by what they were judged on, in the order given; one that does not say stands with the first of its split."""
     places = [(result["dataset"], result["split"]) for result in results]
-    said = [result.get("split_annotations") or "" for result in results]
+    said = [result.get("split_annotations") or result.get("annotations") or "" for result in results]
     first = {place: content for place, content in reversed([*zip(places, said)]) if content}
     found: dict[tuple[tuple[str, str], str], list[int]] = {}
     for position, (place, content) in enumerate(zip(places, said)):
@@ -62,8 +62,8 @@ def list_notes(results: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
         known = {result["list_hash"]: result for _, result in results if result.get("list_hash")}
         where = "; ".join(f"{', '.join(names)} on {version_of(known[hash])}" for hash, names in by_version.items())
         alike = len({result.get("annotations") for result in known.values()}) == 1
-        what = "the same annotations and other files" if alike else "other annotations but for this split"
-        notes.append(f"Judged on lists with {what}: {where}.")
+        what = "of the same annotations with other files" if alike else "that differ, but not in this split"
+        notes.append(f"Judged on lists {what}: {where}.")
     return notes
 
 

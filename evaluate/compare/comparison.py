@@ -8,6 +8,7 @@ from typing import Any
 
 from glscl.common.tables import Table, TableRow
 from glscl.evaluate.evaluated_run import EvaluatedRun
+from glscl.evaluate.judged_lists import by_judged_data, list_notes
 from glscl.evaluate.metrics import main_metrics
 from glscl.evaluate.paired_runs import Against, against_first
 from glscl.evaluate.ranks import DIRECTIONS, TEXT_TO_VIDEO
@@ -77,8 +78,13 @@ class Comparison:
                 for dataset in datasets
                 for kind, row in (published_rows(dataset, results) if self.published else ())
             ],
-            "notes": self.notes,
+            "notes": [*self._list_notes(), *self.notes],
         }
+
+    def _list_notes(self) -> list[str]:
+        named = [(run.name, run.result) for run in self.runs]
+        together = by_judged_data([result for _, result in named])
+        return [note for data in together for note in list_notes([named[i] for i in data.members])]
 
 
 def compare_runs(

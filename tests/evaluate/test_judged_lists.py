@@ -77,7 +77,8 @@ def test_lists_with_one_test_split_share_a_table_that_names_them(lists):
     assert [other.name for other in comparison.against] == ["b", "c"]
     first = comparison.tables()[0]
     where = f"a, c on made@{lists['made'].list_hash}; b on short@{lists['short'].list_hash}"
-    assert f"Judged on lists with other annotations but for this split: {where}." in first.notes
+    said = f"Judged on lists that differ, but not in this split: {where}."
+    assert said in first.notes and said in comparison.as_dict()["notes"]
     assert not any("lists" in note for note in compare_runs(runs[::2], published=False).tables()[0].notes)
 
 
@@ -92,7 +93,7 @@ def test_the_same_annotations_with_other_files_are_told(made, lists):
     assert newer.list.annotations == own.annotations and newer.list_hash != own.hash
     runs = [judged(lists["made"], name="a"), judged(newer, name="b")]
     table = compare_runs(runs, published=False, resamples=20).tables()[0]
-    said = f"lists with the same annotations and other files: a on made@{own.hash}; b on made@{newer.list_hash}"
+    said = f"lists of the same annotations with other files: a on made@{own.hash}; b on made@{newer.list_hash}"
     assert any(said in note for note in table.notes)
     assert said in render(table, "terminal")
 

@@ -36,7 +36,13 @@ from stored_readers import STORED
 GROUPS = {"Annotations": ANNOTATIONS, "Arrays and weights of others": FEATURES, "Our own files": STORED}
 READERS = {reader.name: reader for group in GROUPS.values() for reader in group}
 _PROCESSES = multiprocessing.get_context("fork")
-_HEAVY = ("extract.datasets", "extract.import_features", "cache.convert", "train_head.standing", "evaluate.report")
+_HEAVY = (
+    "extract.datasets",
+    "extract.importing.import_features",
+    "cache.upkeep.convert",
+    "train_head.resume_state",
+    "evaluate.report",
+)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def _make(kind: str, root: Path) -> None:
     if kind.startswith(("zarr", "hdf5")):
         _cache(root, kind.split()[0], videos=4 if "parts" in kind else VIDEOS)
     elif kind.startswith("flat"):
-        convert(_cache(root / "cache", "hdf5", videos=4), root / kind)
+        convert(_cache(root / "cache", "hdf5", videos=4).library, root / kind)
         shutil.rmtree(root / "cache")
     else:
         _run(root)
@@ -75,7 +75,7 @@ def _run(root: Path) -> None:
 
     from glscl.evaluate.evaluation import evaluate_run, write_result
     from glscl.evaluate.settings import EvaluateSettings
-    from glscl.train_head.checkpoint import Resume, save_resume, save_weights, write_run
+    from glscl.train_head.checkpoint import Resume, cache_record, save_resume, save_weights, write_run
     from glscl.train_head.heads import build_head
 
     store = _cache(root / "cache", "hdf5", videos=VIDEOS)
@@ -105,9 +105,7 @@ def _run(root: Path) -> None:
                 "embed_dim": DIM,
                 "parameters": 1234,
                 "settings": {"head": "seq_transf", "epochs": 2, "max_frames": 6, "frame_position": "uniform"},
-                "cache": str(store.path),
-                "cache_fingerprint": store.fingerprint,
-                "cache_configuration": store.configuration,
+                **cache_record(store),
                 "selection": "validation",
                 "frozen_backbone": True,
                 "training": {"texts": 4, "videos": 3},
@@ -135,16 +133,18 @@ def _files(kind: str) -> Any:
 
 def _read_cache(kind: str) -> Any:
     def read(folder: Path, changed: Path | None) -> dict[str, Any]:
+        from glscl.cache.library import open_library
         from glscl.cache.store import open_store
         from glscl.cache.table import FeatureTable
         from glscl.cache.upkeep.summary import summarise
         from glscl.cache.upkeep.verification import verify
 
-        store = open_store(folder / kind if kind.startswith("flat") else folder)
-        told = summarise(store)
-        told["problems"] = verify(store) if changed is None else _problems(store, changed)
-        if not kind.startswith("flat"):
-            told["plan"] = [structs.asdict(item) for item in (*store.plan.videos, *store.plan.texts)]
+        path = folder / kind if kind.startswith("flat") else folder
+        library = open_library(path)
+        told = summarise(library)
+        told["problems"] = verify(library) if changed is None else _problems(library, changed)
+        store = open_store(path)
+        told["plan"] = [structs.asdict(item) for item in (*store.plan.videos, *store.plan.texts)]
         table = FeatureTable.load(store, "test")
         table.texts(slice(None)), table.videos(slice(None))
         told["pieces"] = sorted(store.backbone_tensors())
@@ -153,14 +153,17 @@ def _read_cache(kind: str) -> Any:
     return read
 
 
-def _problems(store: Any, changed: Path) -> list[str]:
+def _problems(library: Any, changed: Path) -> list[str]:
     """What `verify` says of the shard that a file belongs to; where it belongs to none, of the one that its bytes choose."""
     from glscl.cache.upkeep.verification import verify_commit
 
-    commits = [commit for stream in ("video", "text") for commit in store.commits(stream).values()]
-    own = [commit for commit in commits if changed.is_relative_to(store.path / commit.path)]
-    chosen = own or commits[zlib.crc32(changed.read_bytes()) % max(1, len(commits)) :][:1]
-    return [problem for commit in chosen for problem in verify_commit(store, commit)]
+    streams = [library.stream(name) for name in ("video", "text")]
+    places = [
+        (about.commits[place.addition.name, place.shard], place) for about in streams for place in about.committed()
+    ]
+    own = [(commit, place) for commit, place in places if changed.is_relative_to(library.path / commit.path)]
+    chosen = own or places[zlib.crc32(changed.read_bytes()) % max(1, len(places)) :][:1]
+    return [problem for commit, place in chosen for problem in verify_commit(library, commit, place.addition.keys)]
 
 
 def _read_signed(folder: Path, changed: Path | None) -> dict[str, Any]:
@@ -173,8 +176,20 @@ def _read_signed(folder: Path, changed: Path | None) -> dict[str, Any]:
     with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError):
         head = json.loads(path.read_bytes())
         path.write_text(json.dumps({**head, "fingerprint": fingerprint(head["configuration"])}))
-        (folder / "manifest.json").unlink(missing_ok=True)
     return _read_cache("hdf5")(folder, changed)
+
+
+KNOWN = b"""["/videos/a.mp4",7,1700000000000000000,"00112233445566778899aabbccddeeff"]
+["/videos/b c.mp4",123456789,1700000000123456789,"ffeeddccbbaa99887766554433221100"]
+"""
+
+
+def _read_known(folder: Path, _: Path | None) -> dict[str, Any]:
+    from glscl.cache.known_files import KnownFiles
+
+    known = KnownFiles.read(folder)
+    content = bytes.fromhex("00112233445566778899aabbccddeeff")
+    return {"path": known.path_of(content), "stat": known.stat_of("/videos/a.mp4"), "files": repr(known)}
 
 
 def _read_locks(folder: Path, _: Path | None) -> dict[str, Any]:
@@ -195,11 +210,10 @@ def _lock_files(folder: Path) -> None:
 
 
 def _read_run(folder: Path, _: Path | None) -> dict[str, Any]:
-    from glscl.cache.store import open_store
-    from glscl.train_head.checkpoint import check_cache, load_run
+    from glscl.train_head.checkpoint import check_cache, load_run, open_recorded
 
     head, run = load_run(folder / "a")
-    return {"run": run, "notes": check_cache(folder / "a", run, open_store(folder / "cache"))}
+    return {"run": run, "notes": check_cache(folder / "a", run, open_recorded(run, folder / "cache"))}
 
 
 def _take_up(folder: Path, _: Path | None) -> dict[str, Any]:
@@ -260,15 +274,17 @@ def _both(folder: Path, changed: Path | None, *, with_cache: bool) -> list[Any]:
     return [first, second]
 
 
+_TEXT_FILES = ("json", "txt", "current")
 _OF_REPORT = ("a/result.json", "a/run.json", "a/history.jsonl")
 STORED = [
     Reader("cache-zarr", _files("zarr"), _read_cache("zarr"), few=12),
-    Reader("cache-zarr-json", _files("zarr parts"), _read_cache("zarr"), only=("json", "jsonl"), few=12),
+    Reader("cache-zarr-json", _files("zarr parts"), _read_cache("zarr"), only=_TEXT_FILES, few=12),
     Reader("cache-hdf5", _files("hdf5"), _read_cache("hdf5"), few=25),
-    Reader("cache-hdf5-json", _files("hdf5 parts"), _read_cache("hdf5"), only=("json", "jsonl"), few=25),
+    Reader("cache-hdf5-json", _files("hdf5 parts"), _read_cache("hdf5"), only=_TEXT_FILES, few=25),
     Reader("cache-flat-hdf5", _files("flat.h5"), _read_cache("flat.h5"), few=25),
     Reader("cache-flat-zarr", _files("flat.zarr"), _read_cache("flat.zarr"), few=15),
     Reader("cache-signed", _files("hdf5 parts"), _read_signed, only=("store.json",), few=25),
+    Reader("known-files", {"files.jsonl": KNOWN}, _read_known, refuses=False),
     Reader("lock", _lock_files, _read_locks, refuses=False),
     Reader("run", _files("run"), _read_run, only=("a/run.json", "a/best.safetensors"), few=30),
     Reader("standing", _files("run"), _take_up, only=("a/resume.safetensors",), few=30),

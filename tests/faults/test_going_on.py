@@ -69,7 +69,7 @@ def test_where_there_is_no_permission_another_folder_stays_the_advice(last_line,
 def test_places_whose_names_are_no_utf8_hold_caches_and_runs_like_others(last_line, small_cache, tmp_path):
     odd = tmp_path / os.fsdecode(b"a b\n\xff\xc3\xbc")
     cache = small_cache(name=f"{odd.name}/cache", videos=24).fill()
-    cache.write_backbone_tensors({"positions": np.ones((2, 8), np.float32)})
+    cache.library.write_backbone_tensors({"positions": np.ones((2, 8), np.float32)})
     run, out = odd / "run", odd / "converted"
     assert last_line("convert", cache.path, out)[0] == 0
     assert last_line("inspect", out, "--verify", "--json")[0] == 0

@@ -208,8 +208,7 @@ def test_any_sentence_can_be_searched_for(line, data, tmp_path):
 
 def poison(cache: Path, stream: str, name: str, row: int, value: float) -> None:
     """Put a number into a committed shard past all checks, as a failing disk or a foreign writer would."""
-    store = open_store(cache)
-    commit = store.commits(stream)[0]
+    commit = next(iter(open_store(cache).library.stream(stream).commits.values()))
     with h5py.File(cache / commit.path, "r") as file:
         dataset = file[name]
         start = dataset.id.get_chunk_info(0).byte_offset + row * DIM * dataset.dtype.itemsize

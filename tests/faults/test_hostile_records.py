@@ -13,14 +13,16 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 from safetensors.torch import save_file
 
 from glscl import cli
 from glscl.cache.fingerprint import fingerprint
+from glscl.cache.library import open_library
+from glscl.cache.lists import write_list
 from glscl.cache.lock import FOLDER, hold, locks
 from glscl.cache.store import open_store
 from glscl.cache.table import FeatureTable
-from glscl.cache.upkeep.summary import summarise
 from glscl.commands.options import main
 from glscl.common.errors import CacheCorruptError, CacheFormatError, CheckpointError, InputError, UsageError
 from glscl.common.settings import as_dict
@@ -53,7 +55,8 @@ def change(path: Path, /, **changes: object) -> None:
 
 def put(cache: Path, stream: str, name: str, index: int, value: int) -> None:
     """Change a number of a committed array of the first shard."""
-    where = cache / open_store(cache).commits(stream)[0].path
+    about = open_library(cache).stream(stream)
+    where = cache / about.commits[about.additions[0].name, 0].path
     with h5py.File(where, "r+") as file:
         file[name][index] = value
 
@@ -64,16 +67,13 @@ def put(cache: Path, stream: str, name: str, index: int, value: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"streams__video__items": 10**15}, r"streams\.video\.items: expected int <= 1000000000"),
-        ({"streams__text__shard_items": 0}, "shard_items: expected int >= 1"),
-        ({"streams__video__items": True}, "items: expected int, got bool"),
-        ({"splits__test__videos": [0, 99]}, "split 'test'"),
-        ({"splits__test__texts": [5, 1]}, "split 'test'"),
-        ({"splits__test__expected_videos": "x"}, "expected_videos"),
-        ({"notes": [1]}, "notes"),
-        ({"provenance": []}, "provenance"),
-        ({"provenance": {"recipe": ["x"]}}, "recipe"),
-        ({"streams": None}, "streams"),
+        ({"format": "tar"}, "format: invalid enum value 'tar'"),
+        ({"format": []}, "format"),
+        ({"fingerprint": 1}, "does not give its fingerprint"),
+        ({"configuration": None}, "does not give its fingerprint"),
+        ({"stored_frames": []}, r"stored_frames: expected object . null, got array"),
+        ({"stored_frames": {"encoding": "uint8", "size": [0, 8]}}, r"size.*expected int >= 1"),
+        ({"stored_frames": {"encoding": "jpeg", "size": [8, 8], "quality": 200}}, "quality: expected int <= 100"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -91,10 +91,14 @@ def test_the_head_of_a_cache_is_checked_field_by_field(cache, changes, words):
         ({"backbone__preprocessing": {"method": 2}}, "method: expected str, got int"),
         ({"backbone__words": "7"}, "words: expected int, got str"),
         ({"text_backbone": []}, "text_backbone"),
+        ({"sampling": 3}, "sampling: expected object, got int"),
+        ({"embed_dim": 10**15}, "embed_dim: expected int <= 1000000"),
+        ({"dtype": "float64"}, "dtype: invalid enum value 'float64'"),
+        ({"tokens": "yes"}, "tokens: expected bool, got str"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_backbones_are_checked_too_where_the_fingerprint_was_made_to_fit(cache, changes, words):
+def test_a_configuration_is_checked_too_where_the_fingerprint_was_made_to_fit(cache, changes, words):
     head = cache / "store.json"
     change(head, **{f"configuration__{key}": value for key, value in changes.items()})
     change(head, fingerprint=fingerprint(json.loads(head.read_text())["configuration"]))
@@ -103,54 +107,51 @@ def test_backbones_are_checked_too_where_the_fingerprint_was_made_to_fit(cache, 
 
 
 @pytest.mark.parametrize(
-    "line", ["[]", '{"id": 1}', '{"id": "a"}', '{"id":"a","split":"b","path":[]}', "{", "[" * 99_999]
-)
-def test_a_line_of_the_plan_that_is_no_video_is_named(cache, line):
-    path = cache / "plan" / "video.jsonl"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([lines[0], line, *lines[2:]]))
-    with pytest.raises(CacheCorruptError, match=r"video\.jsonl, line 2 cannot be read"):
-        open_store(cache).plan  # noqa: B018 (read when it is asked for)
-
-
-def test_a_plan_of_another_length_is_refused(cache):
-    path = cache / "plan" / "text.jsonl"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(CacheCorruptError, match="has 32 lines, expected 33"):
-        open_store(cache).plan  # noqa: B018
-
-
-@pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"path": "../../elsewhere.h5"}, "expected one below the cache"),
         ({"path": "/etc/passwd"}, "expected one below the cache"),
         ({"path": "shards/\0"}, "expected one below the cache"),
-        ({"items": [0, 3]}, "items of shard 0"),
+        ({"items": [0, 3]}, r"items of shard 0 are \(0, 3\), expected 0 to 4"),
+        ({"shard": 1}, "items of shard 1"),
         ({"shard": 1.5}, "shard: expected int, got float"),
-        ({"stream": "text"}, "stream is 'text'"),
+        ({"stream": "text"}, "it is of 'text'"),
+        ({"addition": "0" * 16}, f"it is of 'video', '{'0' * 16}'"),
         ({"arrays": {}}, "arrays: values is not among them"),
         ({"arrays__values__shape": [-1, 8]}, "shape"),
         ({"arrays__values__shape": [3]}, "shape"),
         ({"arrays__times__shape": [1]}, "expected"),
         ({"arrays__values__dtype": "float64"}, "dtype 'float64'"),
         ({"failures": [{}]}, "failures"),
+        ({"failures": [{"key": "../x", "reason": None, "status": "missing"}]}, "failures.*key"),
         ({"failures": "x"}, "failures"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_commit_is_checked_field_by_field(cache, changes, words):
-    (cache / "manifest.json").unlink()
-    change(cache / "commits" / "video" / "00000.json", **changes)
+def test_a_commit_is_checked_field_by_field_alone_and_among_all(cache, changes, words):
+    name = open_library(cache).stream("video").additions[0].name
+    together, alone = (cache / "commits" / "video" / f"{name}{shard}.json" for shard in ("", "-00000"))
+    change(alone, **changes)
+    open_store(cache)  # those together say it
+    about = json.loads(together.read_text())
+    together.unlink()
     with pytest.raises(CacheCorruptError, match=words):
-        summarise(open_store(cache))
+        open_store(cache)
+    about["commits"][0] = json.loads(alone.read_text())
+    together.write_text(json.dumps(about))
+    with pytest.raises(CacheCorruptError, match=words):
+        open_store(cache)
 
 
-@pytest.mark.parametrize("manifest", [{"streams": []}, {"streams": {"video": [1], "text": []}}, {"streams": {}}])
-def test_a_manifest_of_other_things_is_refused(cache, manifest):
-    change(cache / "manifest.json", **manifest)
-    with pytest.raises(CacheCorruptError, match=r"manifest\.json cannot be read"):
-        summarise(open_store(cache))
+@pytest.mark.parametrize(
+    "changes",
+    [{"schema": "glscl.commits/9"}, {"addition": "0" * 16}, {"commits": []}, {"commits": {}}, {"commits": [1]}],
+)
+def test_commits_of_something_else_are_refused(cache, changes):
+    name = open_library(cache).stream("video").additions[0].name
+    change(cache / "commits" / "video" / f"{name}.json", **changes)
+    with pytest.raises(CacheCorruptError, match=rf"{name}\.json cannot be read: .*Delete it: the single commits"):
+        open_store(cache)
 
 
 @pytest.mark.parametrize(("index", "value"), [(0, 5), (1, 10**15), (2, -1), (-1, 3)])
@@ -160,22 +161,13 @@ def test_boundaries_that_do_not_rise_lead_nowhere(cache, index, value):
         FeatureTable.load(open_store(cache), "train", tokens=False)
 
 
-def test_a_caption_of_a_video_that_is_not_there_is_refused(cache):
-    put(cache, "text", "video_index", 0, 99)
-    with pytest.raises(CacheCorruptError, match="names videos that are not there"):
-        FeatureTable.load(open_store(cache), "train")
-
-
-def test_a_caption_of_a_video_of_another_split_is_refused(cache):
-    put(cache, "text", "video_index", 0, 10)
+def test_a_caption_of_a_video_of_another_split_is_refused(small_cache):
+    made = small_cache("hdf5")
+    cache, first = made.fill().path, made.annotations.texts[0]
+    made.annotations.texts[0] = structs.replace(first, video=made.annotations.videos[10].id)
+    write_list(cache, made.list, "hdf5")
     with pytest.raises(CacheCorruptError, match="captions of split train name video 10 of another split"):
-        FeatureTable.load(open_store(cache), "train")
-
-
-def test_captions_that_are_no_text_are_refused(cache):
-    put(cache, "text", "text_bytes", 0, 0xFF)
-    with pytest.raises(CacheCorruptError, match="not UTF-8"):
-        FeatureTable.load(open_store(cache), "train")
+        FeatureTable.load(open_store(cache, made.list.hash), "train")
 
 
 @pytest.mark.parametrize(
@@ -237,6 +229,7 @@ def run(tmp_path) -> Path:
             "cache_configuration lacks name, preprocessing, words",
         ),
         ({"training": {"texts": "x", "videos": 3}}, "training.texts: expected int, got str"),
+        ({"list_hash": 3}, "list_hash: expected str, got int"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -5,7 +5,7 @@ V videos of a list.
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,7 +98,7 @@ class Where(NamedTuple):
         run = store.everything.videos if self.split is None else store.splits[self.split].videos
         rows = np.arange(run.start, run.stop)
         if self.folder is not None:
-            rows = np.array([row for row in rows.tolist() if self._lies_below(store, files, row)], np.int64)
+            rows = np.array([row for row in rows.tolist() if _lies_below(self.folder, store, files, row)], np.int64)
         if self.shortest is not None or self.longest is not None:
             seconds = store.arrays("video", ["duration"])["duration"][rows]
             low, high = self.shortest or 0.0, np.inf if self.longest is None else self.longest
@@ -106,13 +106,6 @@ class Where(NamedTuple):
         if not len(rows):
             raise UsageError(f"No video of the list {store.list_name} is among those asked for")
         return rows
-
-    def _lies_below(self, store: Store, files: Files, row: int) -> bool:
-        folder = (self.folder or "").rstrip("/")
-        if store.list.video_ids[row].startswith(f"{folder}/"):
-            return True
-        path = files.path_of(row)
-        return path is not None and Path(folder).absolute() in Path(path).parents
 
 
 class Files:
@@ -128,3 +121,11 @@ class Files:
             path = self._known.path_of(made.video_content[row].tobytes(), like=made.video_ids[row])
             self._found[row] = None if path is None else str(path)
         return self._found[row]
+
+
+def _lies_below(folder: str, store: Store, files: Files, row: int) -> bool:
+    """Whether the id of a video, or its file's path, lies below a folder. No file is looked at but those of the list."""
+    if store.list.video_ids[row].startswith(folder.rstrip("/") + "/"):
+        return True
+    path = files.path_of(row)
+    return path is not None and path.startswith(os.path.join(os.path.abspath(folder), ""))

@@ -5,7 +5,7 @@ V videos, R frames of all of them together, D embed_dim.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,9 @@ from glscl.cache.schema import Status
 from glscl.cache.store import Store
 from glscl.common.errors import InputError, NonFiniteError
 
-BEST_FRAMES = 1  # of a video make its score: on the built-in corpus R@1 is 33.6 with one, 28.7 with two, 22.7 with three
+BEST_FRAMES = (
+    1  # of a video make its score: on the built-in corpus R@1 is 33.6 with one, 28.7 with two, 22.7 with three
+)
 BLOCK = 1 << 16  # rows a product
 CHUNK = 128  # videos whose exact scores are taken at once
 # A product of unit vectors rounded to bfloat16 (8 bits), summed in float32 and rounded once more, is off by at most this:
@@ -37,6 +39,7 @@ class FrameIndex:
         times: (R,) float32, seconds from the start of the file.
         durations: (V,) float32 seconds of the file, or of the part of it; 0 where unknown.
         units: (R, D) rows of length 1 that the scan multiplies: bfloat16 where the processor multiplies it, else float32.
+        chosen: (V,) bool, which videos may be an answer; None: all.
     """
 
     entries: np.ndarray
@@ -45,6 +48,7 @@ class FrameIndex:
     times: np.ndarray
     durations: np.ndarray
     units: Tensor
+    chosen: np.ndarray | None = None
 
     @classmethod
     def load(cls, store: Store, entries: np.ndarray | None = None, *, device: torch.device | str = "cpu") -> FrameIndex:
@@ -93,6 +97,13 @@ class FrameIndex:
     def num_frames(self) -> int:
         return len(self.features)
 
+    def among(self, entries: np.ndarray) -> FrameIndex:
+        """The same frames, of which only those of some entries (n,) are answers. Raises InputError where none has frames."""
+        chosen = np.isin(self.entries, entries)
+        if not chosen.any():
+            raise InputError("there are no videos to search: none of those chosen gave frames")
+        return replace(self, chosen=chosen)
+
     def rows_of(self, video: int) -> slice:
         """Rows of the frames of a video."""
         return slice(int(self.offsets[video]), int(self.offsets[video + 1]))
@@ -136,6 +147,7 @@ class FrameIndex:
         """
         nearly = _best_of_each(self.scan(query), self.offsets, best)  # (V,)
         order = np.argsort(-nearly, kind="stable")
+        order = order if self.chosen is None else order[self.chosen[order]]
         found: list[Found] = []
         for start in range(0, len(order), CHUNK):
             bound = nearly[order[start]] + ROUNDING  # of what follows

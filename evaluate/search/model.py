@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 REORDERED = 100  # videos found by their frames that a head puts in order
 EVERYWHERE = Where()
+CHOICES_KEPT = 32  # of videos among those of an index, for the next query
 
 
 def load_run(
@@ -92,6 +93,11 @@ class Query(NamedTuple):
     sentences: tuple[tuple[TextFeatures, float], ...] = ()
     frames: Tensor | None = None
     itself: int | None = None
+
+    @classmethod
+    def of_frames(cls, frames: Tensor) -> Query:
+        """A clip by the features of its frames (n, D)."""
+        return cls(F.normalize(frames, dim=-1).mean(0), frames=frames)
 
     def __repr__(self) -> str:
         what = (
@@ -167,9 +173,21 @@ class Model:
     def index(self, where: Where = EVERYWHERE) -> FrameIndex:
         """Every stored frame of the videos chosen, read once. Raises InputError, UsageError where there are none."""
         if where not in self._indexes:
-            rows = where.entries(self.cache, self.files)
-            self._indexes[where] = FrameIndex.load(self.cache, rows, device=self.device)
+            whole, rows = self._indexes.get(EVERYWHERE), where.entries(self.cache, self.files)
+            if whole is None:
+                self._indexes[where] = FrameIndex.load(self.cache, rows, device=self.device)
+            else:
+                for oldest in [each for each in self._indexes if each != EVERYWHERE][:-CHOICES_KEPT]:
+                    del self._indexes[oldest]
+                self._indexes[where] = whole.among(rows)
         return self._indexes[where]
+
+    def share(self, other: Model) -> Model:
+        """Look at what another model of the same list has read: its frames, its files, its backbone. Returns itself."""
+        self._indexes, self.files = other._indexes, other.files
+        if "backbone" in other.__dict__:
+            self.__dict__["backbone"] = other.backbone
+        return self
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Sentences → (T, D) and (T, L, D) features as the cache holds them, white space folded."""
@@ -206,7 +224,7 @@ class Model:
     def clip(self, path: os.PathLike[str] | str, *, start: float | None = None, end: float | None = None) -> Query:
         """A video file, or its part from `start` to `end` seconds. Raises NotFoundError, DecodeError."""
         frames, _ = self._encode_clip(Path(path), start, end)
-        return _of_frames(torch.from_numpy(frames).to(self.device))
+        return Query.of_frames(torch.from_numpy(frames).to(self.device))
 
     def listed(self, video: str, *, time: float | None = None) -> Query:
         """A video of the list, or what it shows at a time in seconds. Raises NotFoundError."""
@@ -217,7 +235,7 @@ class Model:
         index = FrameIndex.load(self.cache, np.array([row]), device=self.device)
         frames = index.features.float()
         if time is None:
-            return _of_frames(frames)._replace(itself=row)
+            return Query.of_frames(frames)._replace(itself=row)
         return Query(frames[int(np.abs(index.times - time).argmin())])
 
     # --- answers -----------------------------------------------------------------------------------------------
@@ -385,11 +403,6 @@ class Model:
     ) -> VideoHit:
         id, path = self.cache.list.video_ids[row], self.files.path_of(row)
         return VideoHit(rank, id, path, score, normalised, moments[0].time, moments)
-
-
-def _of_frames(frames: Tensor) -> Query:
-    """A clip by its frames (n, D)."""
-    return Query(F.normalize(frames, dim=-1).mean(0), frames=frames)
 
 
 @torch.inference_mode()

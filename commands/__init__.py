@@ -13,5 +13,6 @@ In reading order:
     training        train-head, finetune, import-checkpoint
     judging         eval, compare, report
     searching       search, export
+    serving         serve
     demo            demo
 """

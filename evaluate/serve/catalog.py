@@ -26,6 +26,7 @@ from glscl.train_head.checkpoint import check_cache, read_run
 
 UNTRAINED = ("best_frames", "mean_pool", "query_scoring")  # heads that every cache has
 FOLDERS = 200  # of a list that are named
+EXAMPLES, SHORT = 4, 80  # captions of a list that are shown to those who do not know what to ask, and their length
 
 Note = Callable[[str], None]
 
@@ -134,7 +135,18 @@ class Collection:
             "without_file": sum(each["status"] == missing for each in self.failures),
             "splits": {name: len(split.videos) for name, split in self.store.splits.items()},
             "folders": sorted(folder for folder, _ in parents.most_common(FOLDERS)),
+            "examples": self._examples(),
         }
+
+    def _examples(self) -> list[str]:
+        """A few short captions from all over the list."""
+        captions = self.store.list.captions
+        part = max(1, len(captions) // EXAMPLES)
+        chosen = [
+            next((text for text in captions[start : start + part] if len(text) <= SHORT), None)
+            for start in range(0, len(captions), part)
+        ]
+        return [text for text in dict.fromkeys(chosen) if text is not None][:EXAMPLES]
 
 
 class Encoder:

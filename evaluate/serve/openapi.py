@@ -135,6 +135,7 @@ _LIST = _object(
     without_file=_WHOLE,
     splits={"type": "object", "additionalProperties": _WHOLE},
     folders=_list(_TEXT),
+    examples=_list(_TEXT),
 )
 _CACHE = _object(
     name=_TEXT,

@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Future, TimeoutError
+from concurrent.futures import CancelledError, Future, InvalidStateError, TimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, ParamSpec, TypeVar
 
@@ -43,6 +43,7 @@ class JobPool:
         self._lock = threading.Lock()
         self._pool: ProcessPool | None = None
         self._closed = False
+        self._answers: set[Future[Any]] = set()  # that somebody may wait for
 
     def __repr__(self) -> str:
         return f"<JobPool of {self.workers} workers>"
@@ -55,6 +56,9 @@ class JobPool:
             pool, self._pool, self._closed = self._pool, None, True
         if pool is not None:
             end_pool(pool)
+        for answer in [*self._answers]:  # pebble does not answer for jobs that waited
+            with contextlib.suppress(InvalidStateError):
+                answer.set_exception(DecodeError("given up"))
 
     def warm(self) -> None:
         """Starts the workers now, which takes a second, and not with the first job."""
@@ -83,6 +87,8 @@ class JobPool:
                     end_pool(self._pool)
                 self._pool = self._start()
                 job = self._pool.schedule(function, args=list(arguments), timeout=limit)
+        self._answers.add(answer)
+        answer.add_done_callback(self._answers.discard)
         job.add_done_callback(functools.partial(_hand_on, answer=answer, limit=limit))
         answer.add_done_callback(lambda asked: job.cancel() if asked.cancelled() else None)
         return answer
@@ -112,7 +118,7 @@ def _end_with_server() -> None:
 
 def _hand_on(job: Future[Any], *, answer: Future[Any], limit: float) -> None:
     """What came of a job, as `JobPool.submit` promises it."""
-    if not answer.set_running_or_notify_cancel():
+    if answer.done() or not answer.set_running_or_notify_cancel():
         return
     try:
         answer.set_result(job.result())

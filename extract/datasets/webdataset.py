@@ -230,7 +230,7 @@ def _members(archive: tarfile.TarFile, shard: Path, unused: _Unused) -> Iterator
     """The files of a shard with their checked names; what is no file is counted."""
     size = shard.stat().st_size
     for member in archive:
-        archive.members.clear()  # which grow with every header, however many there are
+        archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue] (grows with every header)
         _check_growth(member, size, shard)
         if member.isdir():
             continue

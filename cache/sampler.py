@@ -42,7 +42,8 @@ class CaptionSampler:
 
     Raises:
         InputError: there are no captions.
-        UsageError: an unknown `same_video`, sizes below 1, or fewer distinct videos (captions) than `multiple_of`.
+        UsageError: an unknown `same_video`, sizes below 1, fewer distinct videos (captions) than `multiple_of`, or batches
+            in which no caption has a negative: of one caption, or of one video's.
     """
 
     def __init__(
@@ -71,6 +72,12 @@ class CaptionSampler:
         self._seed = seed
         self._separate = same_video == "separate"
         self.batch_size, self.steps = self._sizes(batch_size, multiple_of)
+        if self.batch_size < 2 or (len(counts) < 2 and same_video != "negative"):
+            raise UsageError(
+                f"Nothing can be learnt from batches of {self.batch_size} out of {counts.sum()} captions of {len(counts)} "
+                "videos: a caption needs that of another video beside it",
+                hint="Take a larger `batch_size`, or train on more videos",
+            )
 
     def epoch(self, number: int) -> np.ndarray:
         """Rows of the captions of each batch of one epoch, (S, B) int64."""
@@ -140,7 +147,8 @@ class CaptionSampler:
         steps = self._full_batches(most)
         if steps * most >= _SEATED * total:
             return most, steps
-        plans = [(size, self._full_batches(size)) for size in range(most, 0, -multiple)]
+        sizes = [size for size in range(most, 0, -multiple) if size > 1] or [most]  # of one caption nothing is learnt
+        plans = [(size, self._full_batches(size)) for size in sizes]
         return max(plans, key=lambda plan: plan[0] ** 2 * plan[1])
 
     def _full_batches(self, size: int) -> int:

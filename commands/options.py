@@ -21,7 +21,6 @@ import shlex
 import sys
 import types
 import typing
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from glscl.common.errors import GlsclError, UsageError
 from glscl.common.launch import launch
 from glscl.common.progress import Progress
 from glscl.common.settings import as_dict, build, check, read_settings_file, setting
+from glscl.common.tables import steers
 
 
 def parse_device(text: str) -> str:
@@ -95,10 +95,18 @@ class Run:
             raise UsageError(f"`device` is {name!r}, which this machine does not have", hint="Use `device=auto`")
         return device
 
-    def say(self, text: str = "") -> None:
-        """A line for people: standard output, or standard error when standard output carries JSON."""
+    def say(self, text: str = "", *, link: tuple[str, str] | None = None) -> None:
+        """A line for people: standard output, or standard error when standard output carries JSON.
+
+        Args:
+            link: words of it, and where they lead to in a terminal that knows links (OSC 8).
+        """
         if self.speaks:
-            print(_visible(text), file=sys.stderr if self.common.json else sys.stdout, flush=True)
+            out, text = sys.stderr if self.common.json else sys.stdout, _visible(text)
+            if link is not None and out.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+                words, target = map(_visible, link)
+                text = text.replace(words, f"\x1b]8;;{target}\x1b\\{words}\x1b]8;;\x1b\\", 1)
+            print(text, file=out, flush=True)
 
     def note(self, text: str) -> None:
         """A remark of the library, in the words of the command line."""
@@ -413,6 +421,8 @@ def _rank() -> int:
 def _print_json(value: Any) -> None:
     """One JSON object on standard output, in ASCII where that cannot print all of it (half surrogates, other encodings)."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if not text.isprintable():
+        text = "".join(f"\\u{ord(c):04x}" if steers(c) else c for c in text)  # within strings: equal to any reader
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
@@ -421,10 +431,10 @@ def _print_json(value: Any) -> None:
 
 
 def _visible(text: str) -> str:
-    """Text that cannot steer a terminal nor fail to print: control characters and half surrogates as `\\x1b`, `\\ud800`."""
+    """Text that cannot steer a terminal nor fail to print: what could is shown as `\\x1b`, `\\u202e`, `\\ud800`."""
     if text.isprintable():
         return text
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else ascii(c)[1:-1] for c in text)
+    return "".join(c if c in "\n\t" or not steers(c) else ascii(c)[1:-1] for c in text)
 
 
 def _terminate_like_interrupt() -> None:

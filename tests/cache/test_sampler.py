@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from glscl.cache.sampler import CaptionSampler
 from glscl.common.errors import InputError, UsageError
 
-corpora = st.lists(st.integers(1, 12), min_size=1, max_size=40)  # captions of each video
+corpora = st.lists(st.integers(1, 12), min_size=2, max_size=40)  # captions of each video
 
 
 def video_of_text(counts, seed=0):
@@ -19,7 +19,7 @@ def video_of_text(counts, seed=0):
 
 
 @settings(deadline=None)
-@given(corpora, st.integers(1, 50), st.integers(0, 3), st.none() | st.integers(1, 5))
+@given(corpora, st.integers(2, 50), st.integers(0, 3), st.none() | st.integers(1, 5))
 def test_no_video_stands_twice_in_a_batch_and_no_caption_twice_in_an_epoch(counts, size, epoch, limit):
     video = video_of_text(counts)
     sampler = CaptionSampler(video, size, seed=1, captions_per_video=limit)
@@ -34,7 +34,7 @@ def test_no_video_stands_twice_in_a_batch_and_no_caption_twice_in_an_epoch(count
 
 
 @settings(deadline=None)
-@given(st.integers(1, 30), st.integers(1, 10), st.integers(1, 40))
+@given(st.integers(2, 30), st.integers(1, 10), st.integers(2, 40))
 def test_equal_videos_lose_fewer_captions_than_a_tenth_or_a_batch(videos, captions, size):
     video = np.repeat(np.arange(videos), captions)
     sampler = CaptionSampler(video, size)
@@ -96,8 +96,6 @@ def test_drawing_one_caption_a_video_draws_another_each_epoch():
     ("counts", "asked", "size", "steps"),
     [
         ([20] * 10, 128, 10, 20),  # never more captions a batch than videos
-        ([1], 128, 1, 1),  # a single pair
-        ([20], 8, 1, 20),  # one video: nothing to contrast, but it runs
         ([1] * 100, 60, 50, 2),  # rather two halves than three fifths
         ([1] * 100, 128, 100, 1),  # the only batch may be incomplete
         ([20] * 9000, 128, 128, 1406),  # MSR-VTT
@@ -127,6 +125,21 @@ def test_a_batch_can_be_shared_by_processes():
     assert sampler.batch_size == 8
     with pytest.raises(UsageError, match="shared by 4 processes"):
         CaptionSampler(np.arange(3), 128, multiple_of=4)
+
+
+@pytest.mark.parametrize(
+    ("counts", "size", "same_video"),
+    [
+        ([1], 128, "separate"),
+        ([20], 8, "separate"),
+        ([20], 8, "mask"),
+        ([1] * 9, 1, "separate"),
+        ([5] * 9, 1, "negative"),
+    ],
+)
+def test_batches_without_a_negative_are_refused(counts, size, same_video):
+    with pytest.raises(UsageError, match=r"Nothing can be learnt from batches of .* captions of .* videos"):
+        CaptionSampler(np.repeat(np.arange(len(counts)), counts), size, same_video=same_video)
 
 
 def test_what_cannot_be_sampled_is_refused():

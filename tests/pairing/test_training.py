@@ -1,0 +1,39 @@
+"""A training says what cannot work, and goes on with the run and the cache that it was."""
+
+from __future__ import annotations
+
+import pytest
+
+QUICK = ("--head", "projection", "--epochs", 1, "--device", "cpu", "--validation", 0)
+
+
+def line_of(answer):
+    status, _, err = answer
+    assert status
+    return " ".join(line for line in err.splitlines() if line.startswith("glscl: "))
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_a_batch_of_one_has_nothing_to_learn_from(glscl, small_cache, tmp_path, size):
+    cache = small_cache(videos=24 if size == 1 else 1).fill()
+    answer = glscl("train-head", *QUICK, "--cache", cache.path, "--out", tmp_path / "run", "--batch-size", size)
+    assert "Nothing can be learnt from batches of 1" in line_of(answer)
+    assert "--batch-size" in line_of(answer)
+
+
+def test_there_must_be_a_run_to_go_on_with(glscl, small_cache, tmp_path):
+    cache = small_cache(videos=24).fill()
+    arguments = ("train-head", *QUICK, "--cache", cache.path, "--out", tmp_path / "typo", "--resume")
+    assert "typo holds no run to go on with. Begin one: leave out --resume" in line_of(glscl(*arguments))
+    (tmp_path / "typo").mkdir()
+    assert "holds no run to go on with" in line_of(glscl(*arguments))
+    assert glscl(*arguments[:-1])[0] == 0
+    assert glscl(*arguments)[0] == 0
+
+
+def test_a_run_goes_on_with_its_own_cache_though_there_are_others(glscl, small_cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("GLSCL_HOME", str(tmp_path / "home"))
+    caches = [small_cache(name=f"home/caches/{name}", videos=24).fill() for name in ("a", "b")]
+    assert glscl("train-head", *QUICK, "--cache", caches[1].path, "--out", tmp_path / "run")[0] == 0
+    status, out, err = glscl("train-head", "--resume", "--out", tmp_path / "run")
+    assert status == 0 and "is finished already" in out, err

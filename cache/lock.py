@@ -208,7 +208,7 @@ def locks(root: os.PathLike[str] | str) -> list[Lock]:
 
 def _locks_in(folder: Path) -> list[Lock]:
     found = []
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for name in sorted(os.listdir(folder)):
             match = _NAME.fullmatch(name)
             if match is None:

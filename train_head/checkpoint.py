@@ -193,7 +193,7 @@ def _check_told(path: Path, metadata: Mapping[str, str], run: Mapping[str, Any],
     if told is None:
         return
     record, epoch = path.with_name("run.json"), metadata.get("epoch", "")
-    if metadata.get("run") != run.get("run_id"):
+    if metadata.get("run", "") != run.get("run_id", ""):
         raise CheckpointError(
             f"{path} is of another training than {record} tells of: found {short(metadata.get('run'))}, expected "
             f"{short(run.get('run_id'))}",

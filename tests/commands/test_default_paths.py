@@ -93,7 +93,7 @@ def test_a_folder_that_is_being_written_is_refused_by_every_command_that_writes_
         who = f"{out} is being written by glscl finetune (process {os.getpid()} on "
         small = ("--head", "projection", "--epochs", "1", "--batch-size", "2", "--device", "cpu")
         one_line(glscl("train-head", "--cache", cache, "--out", out, *small), who, "Wait until", status=1)
-        one_line(glscl("train-head", "--cache", cache, "--out", out, *small, "--resume"), who, status=1)
+        one_line(glscl("train-head", "--cache", cache, "--out", out, *small, "--resume"), "holds no run", status=1)
         one_line(glscl("train-head", "--cache", cache, "--out", out, *small, "--sweep", "lr=0.1,0.2"), who, status=1)
         one_line(glscl("demo", "--out", out), who, status=1)
         one_line(glscl("export", "--zero-shot", "--cache", cache, "--out", out), who, status=1)

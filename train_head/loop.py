@@ -112,11 +112,7 @@ def fit_learner(
         learner.groups(settings.weight_decay), lr=settings.lr, betas=settings.betas, eps=settings.eps
     )
     state = TrainingState(
-        epochs=settings.epochs,
-        steps=sampler.steps,
-        batch_size=sampler.batch_size,
-        seed=settings.seed,
-        run_id=(record or {}).get("run_id", ""),
+        epochs=settings.epochs, steps=sampler.steps, batch_size=sampler.batch_size, seed=settings.seed
     )
     if resume:
         if main and out is not None:

@@ -1,7 +1,6 @@
-"""One writer at a time: a file under <folder>/locks/ says who writes there, and is recognised as stale once they are gone.
+"""One writer at a time: a file under <cache>/locks/ says who writes a cache, and is recognised as stale once they are gone.
 
-So it is with a cache (`hold`), any other folder that is written (`hold_folder`: a run, a demo, exported vectors), and a
-single file, whose locks lie beside it (`hold_file`). Every writer puts a file of its own name first and looks at the others afterwards, so of two that begin at the same
+Every writer puts a file of its own name first and looks at the others afterwards, so of two that begin at the same
 moment at least one sees the other. A file name is never used twice, so removing a stale one can never hit a live writer.
 """
 
@@ -18,10 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glscl.cache.files import dump_json, load_json, refuse_link, refuse_links, remove, write_atomically
+from glscl.cache.files import dump_json, load_json, refuse_links, remove, write_atomically
 from glscl.cache.schema import DEPTH
-from glscl.common.errors import BusyError, CacheBusyError, CacheFormatError, StorageError
-from glscl.common.launch import launch
+from glscl.common.errors import CacheBusyError, CacheFormatError, StorageError
 
 FOLDER = "locks"
 PROGRAM = "glscl"  # what a lock names its writer by, with the name of the command
@@ -91,69 +89,7 @@ def hold(root: os.PathLike[str] | str, *, part: tuple[int, int] = (1, 1), what: 
     if not 1 <= part[0] <= part[1]:
         raise ValueError(f"part {part[0]} of {part[1]}")
     refuse_links(root, depth=DEPTH)
-    with _held(root / FOLDER, root, part, what, CacheBusyError) as own:
-        yield own
-
-
-@contextlib.contextmanager
-def hold_folder(folder: os.PathLike[str] | str, *, what: str) -> Iterator[None]:
-    """Be the one writer of a folder that is no cache, until the block is left; nothing of the lock stays behind.
-
-    Of a launch of several processes the first holds it for all of them.
-
-    Args:
-        folder: made where it is not there, and removed again if it then stays empty.
-        what: as in `hold`.
-
-    Raises:
-        BusyError: somebody else writes it.
-        StorageError: the lock cannot be written, or a link stands in its place.
-    """
-    folder = Path(folder)
-    there = folder.exists()
-    try:
-        with _hold_output(folder / FOLDER, folder, what):
-            yield
-    finally:
-        if not there and launch().speaks:
-            with contextlib.suppress(OSError):  # not empty
-                folder.rmdir()
-
-
-def require_free(folder: os.PathLike[str] | str) -> None:
-    """Raise BusyError where `hold_folder` would, before a command has begun anything."""
-    if launch().speaks:
-        for lock in _locks_in(Path(folder) / FOLDER):
-            if not lock.stale:
-                raise BusyError(f"{folder} is being written by {lock.describe()}", hint=lock.hint())
-
-
-@contextlib.contextmanager
-def hold_file(file: os.PathLike[str] | str, *, what: str) -> Iterator[None]:
-    """Be the one writer of a file, which need not be there; all else as in `hold_folder`."""
-    file = Path(file)
-    with _hold_output(file.with_name(f".{file.name}.{FOLDER}"), file, what):
-        yield
-
-
-@contextlib.contextmanager
-def _hold_output(folder: Path, written: Path, what: str) -> Iterator[None]:
-    if not launch().speaks:
-        yield
-        return
-    refuse_link(folder)
-    try:
-        with _held(folder, written, (1, 1), what, BusyError):
-            yield
-    finally:
-        with contextlib.suppress(OSError):  # another writer has come
-            folder.rmdir()
-
-
-@contextlib.contextmanager
-def _held(folder: Path, written: Path, part: tuple[int, int], what: str, refusal: type[BusyError]) -> Iterator[Path]:
-    """Hold a lock in `folder`; of `written` the refusal speaks."""
-    own = _take(folder, written, part, what, refusal)
+    own = _take(root, part, what)
     owner = os.getpid()
     try:
         yield own
@@ -162,17 +98,17 @@ def _held(folder: Path, written: Path, part: tuple[int, int], what: str, refusal
             _give_back(own)
 
 
-def _take(folder: Path, written: Path, part: tuple[int, int], what: str, refusal: type[BusyError]) -> Path:
+def _take(root: Path, part: tuple[int, int], what: str) -> Path:
     """Put a lock file and stay if nobody is in the way, else take it back and try again a few times."""
     attempts = ATTEMPTS
     while True:
-        own = folder / f"{part[0]}-of-{part[1]}-{uuid.uuid4().hex[:8]}.json"
+        own = root / FOLDER / f"{part[0]}-of-{part[1]}-{uuid.uuid4().hex[:8]}.json"
         try:
-            _put(own, dump_json(_holder(what)))  # no other ever has this name
-            others = [lock for lock in _locks_in(folder) if lock.file != own]
+            write_atomically(own, dump_json(_holder(what)))  # no other ever has this name
+            others = [lock for lock in locks(root) if lock.file != own]
             for lock in others:
                 if lock.stale:
-                    remove(lock.file, folder.parent, strict=True)
+                    remove(lock.file, root, strict=True)
             blocking = [lock for lock in others if lock.conflicts(part) and not lock.stale]
         except BaseException:
             _give_back(own)
@@ -182,18 +118,8 @@ def _take(folder: Path, written: Path, part: tuple[int, int], what: str, refusal
         _give_back(own)
         attempts -= 1
         if not attempts:
-            raise refusal(f"{written} is being written by {blocking[0].describe()}", hint=blocking[0].hint())
+            raise CacheBusyError(f"{root} is being written by {blocking[0].describe()}", hint=blocking[0].hint())
         time.sleep(random.Random().uniform(0.02, 0.1))  # leaves the seeded generator alone
-
-
-def _put(own: Path, data: bytes) -> None:
-    """Write a lock file, though another writer that gives its own back may remove the folder at this moment."""
-    for left in reversed(range(ATTEMPTS)):
-        try:
-            return write_atomically(own, data)
-        except StorageError as error:
-            if not left or not isinstance(error.__cause__, FileNotFoundError):
-                raise
 
 
 def _give_back(own: Path) -> None:
@@ -203,18 +129,14 @@ def _give_back(own: Path) -> None:
 
 def locks(root: os.PathLike[str] | str) -> list[Lock]:
     """The locks of a cache, stale ones included, in the order of their names."""
-    return _locks_in(Path(root) / FOLDER)
-
-
-def _locks_in(folder: Path) -> list[Lock]:
-    found = []
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    folder, found = Path(root) / FOLDER, []
+    with contextlib.suppress(FileNotFoundError):
         for name in sorted(os.listdir(folder)):
             match = _NAME.fullmatch(name)
             if match is None:
                 continue
             try:
-                holder = load_json(folder / name, "a lock of glscl")
+                holder = load_json(folder / name, "a lock of a glscl cache")
             except FileNotFoundError:  # given back meanwhile
                 continue
             except CacheFormatError:

@@ -21,6 +21,7 @@ import shlex
 import sys
 import types
 import typing
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,6 @@ from glscl.common.errors import GlsclError, UsageError
 from glscl.common.launch import launch
 from glscl.common.progress import Progress
 from glscl.common.settings import as_dict, build, check, read_settings_file, setting
-from glscl.common.tables import steers
 
 
 def parse_device(text: str) -> str:
@@ -421,8 +421,6 @@ def _rank() -> int:
 def _print_json(value: Any) -> None:
     """One JSON object on standard output, in ASCII where that cannot print all of it (half surrogates, other encodings)."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    if not text.isprintable():
-        text = "".join(f"\\u{ord(c):04x}" if steers(c) else c for c in text)  # within strings: equal to any reader
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
@@ -431,10 +429,10 @@ def _print_json(value: Any) -> None:
 
 
 def _visible(text: str) -> str:
-    """Text that cannot steer a terminal nor fail to print: what could is shown as `\\x1b`, `\\u202e`, `\\ud800`."""
+    """Text that cannot steer a terminal nor fail to print: control characters and half surrogates as `\\x1b`, `\\ud800`."""
     if text.isprintable():
         return text
-    return "".join(c if c in "\n\t" or not steers(c) else ascii(c)[1:-1] for c in text)
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else ascii(c)[1:-1] for c in text)
 
 
 def _terminate_like_interrupt() -> None:

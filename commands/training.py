@@ -71,8 +71,7 @@ def _resumable(out: Path, *, sweep: bool = False) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        saved = out.exists() and any(out.iterdir())
-        stands = f"{out} keeps what is done" if saved else "nothing was saved of it yet"
+        stands = f"{out} keeps what is done" if out.exists() else "nothing was saved of it yet"
         raise Stopped(f"Stopped; {stands}. Go on: {_going_on(out, sweep)}") from error
     except StorageError as error:
         raise error.continued(_going_on(out, sweep)) from error
@@ -106,8 +105,7 @@ def train_head(
     ] = None,
 ) -> None:
     """Train a head on cached features. Keeps the best and the last epoch, and how it went, in a run folder."""
-    from glscl.cache.lock import require_free
-    from glscl.commands.default_paths import run_folder
+    from glscl.commands.default_paths import new_run
     from glscl.evaluate.evaluation import validation_metrics
     from glscl.train_head.settings import resolve
     from glscl.train_head.train import check_trainable, earlier_run, train
@@ -122,25 +120,24 @@ def train_head(
     store = open_cache(cache, begun, list)
     settings = settings_by(dataset=store.recipe)
     check_trainable(store, settings.head)
-    with run_folder(out, settings.head) as out:
-        require_free(out)
-        earlier_run(out, store, settings, resume)
-        run.say(f"training {settings.head} on {_named(store)} by the recipe {settings.recipe} → {out}")
-        run.say(settings_line(settings))
-        run.in_force(settings)
-        with _resumable(out):
-            done = train(
-                store,
-                out,
-                settings,
-                device=device,
-                validate=validation_metrics,
-                reporter=TrainingLines(run),
-                resume=resume,
-                command=command_line(),
-            )
-        _say_trained(run, done)
-        run.result(vars(done))
+    out = out or new_run(settings.head)
+    earlier_run(out, store, settings, resume)
+    run.say(f"training {settings.head} on {_named(store)} by the recipe {settings.recipe} → {out}")
+    run.say(settings_line(settings))
+    run.in_force(settings)
+    with _resumable(out):
+        done = train(
+            store,
+            out,
+            settings,
+            device=device,
+            validate=validation_metrics,
+            reporter=TrainingLines(run),
+            resume=resume,
+            command=command_line(),
+        )
+    _say_trained(run, done)
+    run.result(vars(done))
 
 
 def _say_trained(run: Run, done: TrainResult) -> None:
@@ -173,7 +170,7 @@ def _sweep(
     run: Run, asked: dict[str, Any], sweep: list[str], opened: Callable[[Path | None], Store], out: Path | None
 ) -> None:
     """Train a grid; `opened` gives the cache, at the list of a run where one was begun."""
-    from glscl.commands.default_paths import run_folder
+    from glscl.commands.default_paths import new_run
     from glscl.evaluate.evaluation import validation_metrics
     from glscl.train_head.sweeping.sweep import parse_sweep, sweep_points, sweep_table, train_sweep
     from glscl.train_head.train import check_trainable
@@ -190,30 +187,30 @@ def _sweep(
     points = points_by(dataset=store.recipe, embed_dim=store.embed_dim)
     for point in points:
         check_trainable(store, point.settings.head)
-    with run_folder(out, f"sweep-{points[0].settings.head}") as out:
-        run.say(f"{len(points)} trainings on {_named(store)} → {out}")
-        with _resumable(out, sweep=True):
-            rows = train_sweep(
-                store,
-                out,
-                points,
-                device=device,
-                validate=validation_metrics,
-                reporter=TrainingLines(run),
-                announce=run.say,
-                command=command_line(),
-            )
-        run.say()
-        print_rows(run, sweep_table(rows))
-        for row in rows:
-            if row.error is not None:
-                run.say(f"note: {row.point}: {row.error}")
-        best = rows[0]
-        if best.validation is None:
-            run.say("nothing was validated, so the order says nothing")
-        else:
-            run.say(f"sorted by validation R@1; judge the best: glscl eval --run {best.run}")
-        run.result({"out": out, "rows": [row.as_dict() for row in rows]})
+    out = out or new_run(f"sweep-{points[0].settings.head}")
+    run.say(f"{len(points)} trainings on {_named(store)} → {out}")
+    with _resumable(out, sweep=True):
+        rows = train_sweep(
+            store,
+            out,
+            points,
+            device=device,
+            validate=validation_metrics,
+            reporter=TrainingLines(run),
+            announce=run.say,
+            command=command_line(),
+        )
+    run.say()
+    print_rows(run, sweep_table(rows))
+    for row in rows:
+        if row.error is not None:
+            run.say(f"note: {row.point}: {row.error}")
+    best = rows[0]
+    if best.validation is None:
+        run.say("nothing was validated, so the order says nothing")
+    else:
+        run.say(f"sorted by validation R@1; judge the best: glscl eval --run {best.run}")
+    run.result({"out": out, "rows": [row.as_dict() for row in rows]})
 
 
 @command(FinetuneSettings, TypedOptions)
@@ -233,8 +230,7 @@ def finetune(
     ] = None,
 ) -> None:
     """Train backbone and head together from pixels: the second pass. Leaves a run with a backbone to extract with."""
-    from glscl.cache.lock import require_free
-    from glscl.commands.default_paths import run_folder
+    from glscl.commands.default_paths import new_run
     from glscl.evaluate.evaluation import validation_metrics
     from glscl.train_head.finetuning.finetune import finetune as train_both
     from glscl.train_head.finetuning.settings import resolve_finetune
@@ -247,29 +243,28 @@ def finetune(
     store = open_cache(cache, begun or start, list)
     settings = settings_by(dataset=store.recipe)
     check_trainable(store)
-    with run_folder(out, f"finetune-{settings.head}") as out:
-        require_free(out)
-        earlier_run(out, store, settings, resume)
-        run.say(
-            f"training backbone and {settings.head} on the videos of {_named(store)} by the recipe {settings.recipe} → {out}"
+    out = out or new_run(f"finetune-{settings.head}")
+    earlier_run(out, store, settings, resume)
+    run.say(
+        f"training backbone and {settings.head} on the videos of {_named(store)} by the recipe {settings.recipe} → {out}"
+    )
+    run.say(settings_line(settings))
+    run.say(backbone_line(settings))
+    run.in_force(settings)
+    with _resumable(out):
+        done = train_both(
+            store,
+            out,
+            settings,
+            device=device,
+            validate=validation_metrics,
+            reporter=TrainingLines(run),
+            resume=resume,
+            command=command_line(),
         )
-        run.say(settings_line(settings))
-        run.say(backbone_line(settings))
-        run.in_force(settings)
-        with _resumable(out):
-            done = train_both(
-                store,
-                out,
-                settings,
-                device=device,
-                validate=validation_metrics,
-                reporter=TrainingLines(run),
-                resume=resume,
-                command=command_line(),
-            )
-        _say_trained(run, done)
-        _say_what_next(run, store, out, settings)
-        run.result(vars(done))
+    _say_trained(run, done)
+    _say_what_next(run, store, out, settings)
+    run.result(vars(done))
 
 
 def _say_what_next(run: Run, store: Store, out: Path, settings: FinetuneSettings) -> None:
@@ -323,23 +318,22 @@ def import_checkpoint(
     ] = "uniform",
 ) -> None:
     """Make a run from a checkpoint of GLSCL, CLIP4Clip, X-CLIP, X-Pool, DRL or DiCoSA. Unpickles nothing but tensors."""
-    from glscl.commands.default_paths import run_folder
+    from glscl.commands.default_paths import new_run
     from glscl.train_head.importing.import_checkpoint import check_options
     from glscl.train_head.importing.import_checkpoint import import_checkpoint as import_weights
 
     options = option_values(option or ())
     check_options(source, options)
-    with contextlib.ExitStack() as stack:
-        done = import_weights(
-            file,
-            open_cache(cache, list=list),
-            lambda head: stack.enter_context(run_folder(out, head)),
-            source=source,
-            options=options,
-            max_frames=max_frames,
-            frame_position=frame_position,
-            command=command_line(),
-        )
+    done = import_weights(
+        file,
+        open_cache(cache, list=list),
+        out or new_run,
+        source=source,
+        options=options,
+        max_frames=max_frames,
+        frame_position=frame_position,
+        command=command_line(),
+    )
     for line in done.notes:
         run.say(f"note: {line}")
     for key in done.dropped_keys:

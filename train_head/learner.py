@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
 from glscl.common.launch import launch
+from glscl.train_head.checkpoint import save_weights
 from glscl.train_head.compiling import compiled
 from glscl.train_head.distributed import gather_items
 from glscl.train_head.encode_chunks import chunk_that_fits, encode_in_chunks
@@ -105,8 +106,9 @@ class Learner:
         accelerator.backward(loss)
         return loss.detach()
 
-    def save_backbone(self, folder: Path, which: str) -> dict[str, Any]:
-        """Write the backbone as "best" or "last" where it is trained too; what run.json is to say of it."""
+    def save(self, folder: Path, which: str) -> dict[str, Any]:
+        """Write the weights as "best" or "last"; what run.json is to say of them."""
+        save_weights(folder / f"{which}.safetensors", self.head)
         return {}
 
 

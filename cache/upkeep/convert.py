@@ -40,7 +40,7 @@ from glscl.cache.lists import (
     versions_of,
     write_list,
 )
-from glscl.cache.lock import hold, hold_file
+from glscl.cache.lock import hold
 from glscl.cache.reading import read_entries
 from glscl.cache.schema import STREAMS
 from glscl.cache.shard_arrays import LAYOUT
@@ -81,7 +81,7 @@ def convert(library: Library, out: Path, *, format: str | None = None, lists: Se
         NotFoundError: there is no such list.
         UsageError: `out` exists, and is no conversion of these lists that was stopped; or `format` contradicts its name; or a
             flat file is asked for and there are several lists.
-        BusyError: another process writes `out`.
+        CacheBusyError: another process writes `out`.
         StorageError: it cannot be written.
     """
     flat = check_name(out, format)
@@ -93,7 +93,7 @@ def convert(library: Library, out: Path, *, format: str | None = None, lists: Se
     items = {stream: _Items(library, stream, chosen) for stream in STREAMS}
     format = format or next(name for name in STORES if name != library.header["format"])
     if os.path.lexists(out) and (flat or not _was_begun(library, out, format, chosen, items)):
-        raise _there_already(out)
+        raise UsageError(f"{out} exists already", hint="Choose another name, or delete it first")
     for each in items.values():
         each.require_whole()
     if flat:
@@ -284,24 +284,19 @@ def _write_cache(library: Library, out: Path, format: str, chosen: Sequence[Cach
 
 def _write_flat(library: Library, out: Path, format: str, made: CacheList, items: _AllItems) -> Path:
     aside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with storage_errors(out), hold_file(out, what="convert"):
-        if os.path.lexists(out):  # another conversion was faster
-            raise _there_already(out)
-        for path in half_written(out.parent, name=out.name):
-            remove(path, out.parent)
-        try:
+    try:
+        with storage_errors(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            for path in half_written(out.parent, name=out.name):
+                remove(path, out.parent)
             STORES[format].write_groups(aside, _groups(library, format, made, items))
             sync_tree(aside)
             os.rename(aside, out)
             sync_directory(out.parent)
-        except BaseException:
-            remove(aside, out.parent)
-            raise
+    except BaseException:
+        remove(aside, out.parent)
+        raise
     return out
-
-
-def _there_already(out: Path) -> UsageError:
-    return UsageError(f"{out} exists already", hint="Choose another name, or delete it first")
 
 
 def _groups(

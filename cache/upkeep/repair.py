@@ -26,10 +26,8 @@ from glscl.cache.commits import COMMIT_NAME, all_commits_file, commit_file
 from glscl.cache.files import (
     dump_json,
     half_written,
-    listed,
     put_if_absent,
     refuse_links,
-    refuse_unread,
     remove,
     storage_errors,
     sync_directory,
@@ -114,8 +112,7 @@ def repair(
         CacheBusyError: a process writes the cache.
         CacheFormatError, NotFoundError: not a cache, or its head (store.json) is damaged.
         UsageError: a flat file, which has no shards to make again.
-        StorageError: it cannot be written, a link stands in it, or something could not be read for a reason that says nothing
-            of its content (not allowed, too many open files, a network that is gone): nothing is touched then.
+        StorageError: it cannot be written, or a link stands in it.
     """
     root = Path(root)
     refuse_links(root)
@@ -285,24 +282,24 @@ class _Repair:
         self.report.damaged.append(entry | {"problems": problems})
 
     def _shards(self, stream: str, addition: str, number: int | None = None) -> list[Path]:
-        name = f"{addition}-{'' if number is None else f'{number:05d}-'}*"
-        return [path for path in listed(self.root / "shards" / stream, name) if _SHARD_NAME.fullmatch(path.name)]
+        found = (self.root / "shards" / stream).glob(f"{addition}-{'' if number is None else f'{number:05d}-'}*")
+        return sorted(path for path in found if _SHARD_NAME.fullmatch(path.name))
 
     def _remains(self) -> list[Path]:
         """What killed writers left; told in the report."""
         named = {self.root / commit.path for commit in self.good.values()}
         self.moved = list(dict.fromkeys(path for path in self.moved if path not in named))
         kept = named | set(self.moved)
-        partial = listed(self.root / "partial")
+        partial = sorted((self.root / "partial").glob("*"))
         unreferenced = [
             path
             for stream in STREAMS
-            for path in listed(self.root / "shards" / stream, "*-*-*")
+            for path in sorted((self.root / "shards" / stream).glob("*-*-*"))
             if path not in kept and _SHARD_NAME.fullmatch(path.name)
         ]
         names = [f"lists/{name}" for name in list_names(self.root)]
         for name in names:
-            for path in listed(self.root / name):
+            for path in sorted((self.root / name).iterdir()):
                 match = _LIST_ARRAYS.fullmatch(path.name)
                 if match and path not in kept and not written(path.with_name(f"{match[1]}.json")):
                     unreferenced.append(path)
@@ -340,7 +337,7 @@ class _Repair:
     def _hint(self, name: str) -> Hint:
         """How a list is finished, where its record can be read by the command that made it."""
         command = ""
-        for path in listed(self.root / "lists" / name, "*.json"):
+        for path in sorted((self.root / "lists" / name).glob("*.json")):
             with contextlib.suppress(CacheCorruptError):
                 command = read_record(path).command or command
         return resume_hint(self.library, name, "", command=command)
@@ -427,8 +424,7 @@ def rebuilt_addition(library: Library, stream: str, name: str, rows: Mapping[int
             return None
         for row in rows.values():
             parse_commit(library, row, addition)
-    except Exception as error:  # libraries raise whatever they like on damaged files
-        refuse_unread(error, library.path)
+    except Exception:  # libraries raise whatever they like on damaged files
         return None
     return addition
 
@@ -453,7 +449,9 @@ def _is_run(items: Any) -> bool:
 
 def _reserved(folder: Path) -> list[Path]:
     """Names that a killed writer took and did not fill (see `files.written`)."""
-    files = [path for path in listed(folder) if path.suffix in (".txt", ".json") and path.is_file()]
+    if not folder.is_dir():
+        return []
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".txt", ".json") and path.is_file())
     return [path for path in files if not written(path)]
 
 

@@ -104,7 +104,8 @@ class PixelLearner(Learner):
             return super().backward(accelerator, step_module, batch)
         return backward_in_chunks(self.model, *batch, micro_batch=micro_batch, accelerator=accelerator)
 
-    def save_backbone(self, folder: Path, which: str) -> dict[str, Any]:
+    def save(self, folder: Path, which: str) -> dict[str, Any]:
+        super().save(folder, which)
         return export_backbone(folder, which, self.model.backbone)
 
     def augmented(self, clips: Clips) -> Clips:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from glscl.evaluate.evaluation import evaluate_run as evaluate
     from glscl.evaluate.metrics import retrieval_metrics
     from glscl.evaluate.search.model import Model, load_run
+    from glscl.evaluate.serve.client import Client
     from glscl.evaluate.settings import EvaluateSettings
     from glscl.extract.backbone.encoder import Backbone, load_backbone
     from glscl.extract.decode.video import decode
@@ -45,6 +46,7 @@ __all__ = [
     "HEADS",
     "Annotations",
     "Backbone",
+    "Client",
     "EvaluateSettings",
     "Evaluation",
     "ExtractSettings",
@@ -76,6 +78,7 @@ _PLACES = {  # name → module:name in it
     "HEADS": "train_head.heads:HEADS",
     "Annotations": "cache.schema:Annotations",
     "Backbone": "extract.backbone.encoder:Backbone",
+    "Client": "evaluate.serve.client:Client",
     "EvaluateSettings": "evaluate.settings:EvaluateSettings",
     "Evaluation": "evaluate.evaluation:Evaluation",
     "ExtractSettings": "extract.settings:ExtractSettings",

@@ -22,6 +22,7 @@ import torch
 
 from cache import Size, write_cache
 from common import digits, machine, markdown, synchronise, timed
+from glscl.cache.library import open_library
 from glscl.cache.store import open_store
 from glscl.cache.table import FeatureTable
 from glscl.cache.upkeep.summary import summarise
@@ -41,12 +42,12 @@ def measure(videos: int, folder: Path, device: str, repeats: int) -> dict[str, f
     """Seconds of every stage at one size."""
     root = folder / str(videos)
     found = {"write and commit the cache": write_cache(root, Size(videos, videos, DIM), "zarr")}
-    found["open it"] = timed(lambda: open_store(root).complete, repeats=repeats)
-    found["describe it (inspect)"] = timed(lambda: summarise(open_store(root)), repeats=repeats)
+    found["open it"] = timed(lambda: open_store(root, "full").complete, repeats=repeats)
+    found["describe it (inspect)"] = timed(lambda: summarise(open_library(root)), repeats=repeats)
     found["load it"] = timed(
-        lambda: FeatureTable.load(open_store(root), None, device=device), repeats=repeats, device=device
+        lambda: FeatureTable.load(open_store(root, "full"), None, device=device), repeats=repeats, device=device
     )
-    table = FeatureTable.load(open_store(root), None, device=device)
+    table = FeatureTable.load(open_store(root, "full"), None, device=device)
     for name in HEADS:
         torch.manual_seed(0)
         head = build_head(name, embed_dim=DIM).eval().to(device)

@@ -127,8 +127,12 @@ class KnownFiles:
                 self._paths.setdefault(each, []).append(path)
         return self._paths.get(content, [])
 
-    def path_of(self, content: bytes) -> Path | None:
-        """A file with this content that is there still, as it was when it was hashed; None where none is known."""
+    def path_of(self, content: bytes, *, like: str = "") -> Path | None:
+        """A file with this content that is there still, as it was when it was hashed; None where none is known.
+
+        Args:
+            like: of several one whose path has this in it comes first.
+        """
         for path in self.paths_of(content):
             try:
                 if Stat.of(path) == self._seen[path][0]:

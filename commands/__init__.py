@@ -14,5 +14,6 @@ In reading order:
     judging         eval, compare, report
     backbones       backbones, fetch, adopt
     searching       search, export
+    serving         serve
     demo            demo
 """

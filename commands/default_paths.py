@@ -12,13 +12,8 @@ from glscl.common.settings import home
 _CACHE_MARKS = ("store.json", "head/zarr.json")
 
 
-def the_cache() -> Path:
-    """The only cache there is.
-
-    Raises:
-        NotFoundError: there is none.
-        UsageError: there are several; names them.
-    """
+def all_caches() -> list[Path]:
+    """Every cache there is, by name. Raises NotFoundError where there is none."""
     folder = home() / "caches"
     found = sorted(
         p for p in folder.glob("*") if p.suffix == ".h5" or any((p / mark).is_file() for mark in _CACHE_MARKS)
@@ -28,6 +23,17 @@ def the_cache() -> Path:
             f"There is no cache in {folder}",
             hint=Hint("Name one with `cache`, or make one", "extract", {"dataset": "NAME"}),
         )
+    return found
+
+
+def the_cache() -> Path:
+    """The only cache there is.
+
+    Raises:
+        NotFoundError: there is none.
+        UsageError: there are several; names them.
+    """
+    found = all_caches()
     if len(found) > 1:
         raise UsageError(f"There are several caches: {', '.join(map(str, found))}", hint="Choose one with `cache`")
     return found[0]

@@ -95,10 +95,18 @@ class Run:
             raise UsageError(f"`device` is {name!r}, which this machine does not have", hint="Use `device=auto`")
         return device
 
-    def say(self, text: str = "") -> None:
-        """A line for people: standard output, or standard error when standard output carries JSON."""
+    def say(self, text: str = "", *, link: tuple[str, str] | None = None) -> None:
+        """A line for people: standard output, or standard error when standard output carries JSON.
+
+        Args:
+            link: words of it, and where they lead to in a terminal that knows links (OSC 8).
+        """
         if self.speaks:
-            print(_visible(text), file=sys.stderr if self.common.json else sys.stdout, flush=True)
+            out, text = sys.stderr if self.common.json else sys.stdout, _visible(text)
+            if link is not None and out.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+                words, target = map(_visible, link)
+                text = text.replace(words, f"\x1b]8;;{target}\x1b\\{words}\x1b]8;;\x1b\\", 1)
+            print(text, file=out, flush=True)
 
     def note(self, text: str) -> None:
         """A remark of the library, in the words of the command line."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -317,16 +317,38 @@ def _selected(result: dict[str, Any]) -> str:
     return "last epoch" if result["selection"] == "last" else f"selected on {result['selection']}"
 
 
-def print_hits(run: Run, hits: list[Any], searched: Any) -> None:
-    """Answers of `glscl.evaluate.search.search.Search`: videos with the moment that fits best, or captions."""
-    columns = ["rank", "score", *([searched.normalise] if searched.normalise else []), "video"]
-    rows = []
+def print_hits(run: Run, hits: Sequence[Any], normalise: str | None) -> None:
+    """Videos of an answer, or moments: each with its parts that fit, a link where the terminal knows links, and its file."""
+    rows, links = [], []
     for hit in hits:
-        ordered_by = [] if hit.normalised is None else [f"{hit.normalised:.3f}"]
-        shown = clock(hit.time) if hasattr(hit, "time") else hit.caption
-        rows.append([f"{hit.rank}", f"{hit.score:.3f}", *ordered_by, hit.video, shown])
-    last = "at" if hits and hasattr(hits[0], "time") else "caption"
-    print_table(run, plain_table([*columns, last], rows, left=(len(columns) - 1, len(columns))))
+        ordered_by = [] if normalise is None else [f"{hit.normalised:.3f}"]
+        parts = ", ".join(f"{clock(moment.start)}–{clock(moment.end)}" for moment in hit.moments)
+        rows.append(
+            [f"{hit.rank}", f"{hit.score:.3f}", *ordered_by, hit.video, parts, hit.path or "not there any more"]
+        )
+        links.append(None if hit.path is None else _link(hit))
+    columns = ["rank", "score", *([normalise] if normalise else []), "video", "moment", "file"]
+    left = tuple(range(len(columns) - 3, len(columns)))
+    header, *lines = render(plain_table(columns, rows, left=left)).removesuffix("\n").split("\n")
+    run.say(header)
+    for line, hit, link in zip(lines, hits, links):
+        run.say(line, link=None if link is None else (hit.video, link))
+
+
+def _link(hit: Any) -> str:
+    from glscl.evaluate.search.playing import link_to
+
+    return link_to(hit.path, hit.moments[0].start, hit.moments[0].end)
+
+
+def print_captions(run: Run, hits: Sequence[Any], normalise: str | None) -> None:
+    """Captions of an answer."""
+    columns = ["rank", "score", *([normalise] if normalise else []), "video", "caption"]
+    rows = [
+        [f"{h.rank}", f"{h.score:.3f}", *([] if normalise is None else [f"{h.normalised:.3f}"]), h.video, h.caption]
+        for h in hits
+    ]
+    print_table(run, plain_table(columns, rows, left=(len(columns) - 2, len(columns) - 1)))
 
 
 def clock(seconds: float) -> str:

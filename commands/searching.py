@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,107 +12,257 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glscl.commands.options import OneOf, Run, command, command_line
-from glscl.commands.printing import lines_of, print_hits
+from glscl.commands.printing import lines_of, print_captions, print_hits
 from glscl.commands.shared import CacheOption, HeadOfRunOption, ListOption, let_import, open_cache
 from glscl.common.errors import Hint, NotFoundError, UsageError
+from glscl.common.settings import build
+from glscl.evaluate.search.settings import SearchSettings
+from glscl.evaluate.settings import ZERO_SHOT_HEADS
+from glscl.extract.datasets.video_files import split_extension
 
 if TYPE_CHECKING:
     from glscl.cache.store import Store
-    from glscl.evaluate.search.model import Model
+    from glscl.evaluate.search.answers import MomentHit, VideoHit
+    from glscl.evaluate.search.model import Model, Query
 
 
-@command()
+PLAYERS = {"mpv": "--start={start:.3f}", "vlc": "--start-time={start:.3f}", "ffplay": "-ss {start:.3f}"}
+
+
+@command(SearchSettings)
 def search(
     run: Run,
+    asked: dict[str, Any],
     sentence: Annotated[
-        str | None, typer.Argument(help="What to look for, in plain words; - reads a sentence a line.")
+        list[str] | None,
+        typer.Argument(
+            help="What to look for, in plain words and in quotes; - reads a sentence a line.", metavar="SENTENCE"
+        ),
+    ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--and", help="A sentence that should fit too; again for more.", metavar="TEXT", rich_help_panel="What"
+        ),
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--not", help="A sentence that should not fit; again for more.", metavar="TEXT", rich_help_panel="What"
+        ),
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            help="A picture, a video file, or the id of a video of the list, to find what looks like it.",
+            metavar="FILE|ID",
+            rich_help_panel="What",
+        ),
+    ] = None,
+    start: Annotated[
+        float | None, typer.Option(help="Of `like`: from this second on.", min=0, rich_help_panel="What")
+    ] = None,
+    end: Annotated[
+        float | None, typer.Option(help="Of `like`: up to this second.", min=0, rich_help_panel="What")
     ] = None,
     video: Annotated[
         Path | None, typer.Option(help="A video file, to find captions for it instead.", rich_help_panel="What")
     ] = None,
-    top: Annotated[int, typer.Option(help="How many answers.", min=1, rich_help_panel="What")] = 10,
     run_folder: Annotated[
-        Path | None, typer.Option("--run", help="Trained head. Default: zero-shot mean_pool.", rich_help_panel="How")
+        Path | None,
+        typer.Option(
+            "--run", help="Trained head, which orders what the frames find. Default: none.", rich_help_panel="How"
+        ),
     ] = None,
-    head: HeadOfRunOption = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            "--head",
+            help=f"Head that needs no training: {', '.join(ZERO_SHOT_HEADS)}; or the run's own where it is from outside "
+            "this package, package.module:Class, to let it be imported. Default: best_frames.",
+            metavar="NAME",
+            rich_help_panel="How",
+        ),
+    ] = None,
     cache: Annotated[
         Path | None,
         typer.Option(help="Cache to search. Default: the run's own, or the only one.", rich_help_panel="Data"),
     ] = None,
     list: ListOption = None,
-    split: Annotated[
-        str | None, typer.Option(help="Search one split only. Default: all.", rich_help_panel="Data")
-    ] = None,
-    normalise: Annotated[
-        str | None,
-        typer.Option(
-            help="Lower what answers too many queries, as a bank of training captions tells.", rich_help_panel="How"
-        ),
-        OneOf(("nnn", "qb-norm")),
-    ] = None,
     pretrained: Annotated[
         str | None,
         typer.Option(
             help="Weights of the backbone, where the cache was made from a file.", metavar="FILE", rich_help_panel="How"
         ),
     ] = None,
+    play: Annotated[bool, typer.Option("--open", help="Play the best moment.", rich_help_panel="Answers")] = False,
+    m3u: Annotated[
+        Path | None, typer.Option(help="Write a playlist of the moments to this file.", rich_help_panel="Answers")
+    ] = None,
 ) -> None:
-    """Find videos for a sentence, with the moment that fits best; or captions for a video file."""
-    if (sentence is None) == (video is None):
-        raise UsageError("Give either a sentence or `video=FILE`")
-    if sentence is not None and not sentence.strip():
-        raise UsageError("The sentence is empty", hint=Hint("Say what to look for", "search", {"": "a dog runs"}))
+    """Find videos and moments for a sentence, a picture or a clip; or captions for a video file."""
+    from glscl.evaluate.search.playing import write_playlist
+
+    text = _one_sentence(sentence)
+    if sum(each is not None for each in (text, like, video)) != 1:
+        raise UsageError("Give a sentence, `like=FILE` or `video=FILE`")
     if video is not None and not video.is_file():
         raise NotFoundError(f"There is no video file {video}")
+    if text is None and (also or without):
+        raise UsageError("`and` and `not` go with a sentence")
+    settings = build(SearchSettings, asked)
     run.device()  # one that is not there is said first
     let_import(head)
     store = open_cache(cache, run_folder, list)
-    if video is not None and "text_backbone" in store.configuration:
+    _check_search(settings, store, imported_frames=video is not None or (like is not None and Path(like).is_file()))
+    model = _model(run, store, run_folder, head or ("mean_pool" if settings.normalise or video else "best_frames"))
+    if like is None or Path(like).is_file():
+        model.load_backbone(pretrained)
+    if settings.max_frames is not None:
+        model.frames = settings.max_frames
+    about = {
+        "head": model.name,
+        "run": run_folder,
+        "cache": store.path,
+        "list": store.list_name,
+        "split": settings.split,
+    }
+    _say_what_is_searched(run, model, settings, run_folder, captions=video is not None)
+
+    def answered(query: Query) -> Sequence[dict[str, Any]]:
+        hits = model.answer(query, settings)
+        print_hits(run, hits, settings.normalise)
+        if m3u is not None:
+            run.say(f"{write_playlist(m3u, hits)} moments in {m3u}")
+        if play:
+            _play(run, hits)
+        return [hit.as_dict() for hit in hits]
+
+    def bank() -> str:
+        return model.searching(settings.split, settings.normalise).bank if settings.normalise else "none"
+
+    if text == "-":
+        found = []
+        for line in lines_of(sys.stdin, "look for: " if sys.stdin.isatty() else None):
+            _say_doubts(run, model, line)
+            found.append({"query": line, "hits": answered(model.sentence(line))})
+            run.say()
+            if not run.heard:
+                break
+        run.result({"searches": found, **about, "bank": bank()})
+    elif video is not None:
+        hits = model.search_captions(video, top=settings.top, split=settings.split, normalise=settings.normalise)
+        print_captions(run, hits, settings.normalise)
+        run.result({"query": video, "hits": [hit._asdict() for hit in hits], **about, "bank": bank()})
+    else:
+        _say_doubts(run, model, *([text] if text else []), *(also or []), *(without or []))
+        query = model.sentence(text, also=also or (), without=without or ()) if text else _likeness(
+            model, str(like), start, end
+        )  # fmt: skip
+        run.result({"query": text or like, "hits": answered(query), **about, "bank": bank()})
+
+
+def _say_doubts(run: Run, model: Model, *sentences: str) -> None:
+    """What of the sentences may not be understood."""
+    for line in dict.fromkeys(line for sentence in sentences for line in model.backbone.doubts(sentence)):
+        run.note(line)
+
+
+def _one_sentence(words: list[str] | None) -> str | None:
+    """The sentence that was typed. Raises UsageError for none, and for several words without quotes."""
+    if words is None or not words:
+        return None
+    if len(words) > 1:
+        raise UsageError(
+            f"{len(words)} words were given one by one",
+            hint=Hint("Put the sentence in quotes", "search", {"": " ".join(words)}),
+        )
+    if not words[0].strip():
+        raise UsageError("The sentence is empty", hint=Hint("Say what to look for", "search", {"": "a dog runs"}))
+    return words[0]
+
+
+def _check_search(settings: SearchSettings, store: Store, *, imported_frames: bool) -> None:
+    """Raise UsageError for what cannot be searched so, before a model is loaded."""
+    if imported_frames and "text_backbone" in store.configuration:
         raise UsageError(f"{store.path} holds imported frame features: how they were made from pixels is not known")
-    if normalise is not None and "train" not in store.splits:
+    if settings.normalise is not None and "train" not in store.splits:
         raise UsageError(
             f"`normalise` needs a bank of training captions and {store.path} has no split train",
             hint="Search without `normalise`",
         )
-    model = _model(run, store, run_folder)
-    model.load_backbone(pretrained)
-    search = model.searching(split, normalise)
-    name = model.record.get("head", "mean_pool")
-    about = {"head": name, "run": run_folder, "cache": store.path, "list": store.list_name, "split": split}
-    table = search.table
-    count = f"{table.num_videos:,} videos" if video is None else f"{table.num_texts:,} captions"
-    by = f"zero-shot {name}" if run_folder is None else f"{name} ({run_folder})"
-    run.say(f"{count} of {store.path}{f', split {split}' if split else ''}, by {by}")
-
-    def answered(query: str) -> Sequence[dict[str, Any]]:
-        for line in model.backbone.doubts(query):
-            run.note(line)
-        hits = model.search(query, top=top, split=split, normalise=normalise)
-        print_hits(run, hits, search)
-        return [hit._asdict() for hit in hits]
-
-    if sentence == "-":
-        prompt = "look for: " if sys.stdin.isatty() else None
-        found = []
-        for line in lines_of(sys.stdin, prompt):
-            found.append({"query": line, "hits": answered(line)})
-            run.say()
-            if not run.heard:
-                break
-        run.result({"searches": found, **about, "bank": search.bank})
-    elif sentence is not None:
-        run.result({"query": sentence, "hits": answered(sentence), **about, "bank": search.bank})
-    elif video is not None:
-        hits = model.search_captions(video, top=top, split=split, normalise=normalise)
-        print_hits(run, hits, search)
-        run.result({"query": video, "hits": [hit._asdict() for hit in hits], **about, "bank": search.bank})
+    asked = {
+        "folder": settings.folder,
+        "shortest": settings.shortest,
+        "longest": settings.longest,
+        "min": settings.minimum,
+    }
+    narrowed = [name for name, value in asked.items() if value is not None]
+    if (settings.normalise or settings.max_frames) and (narrowed or settings.by == "moment"):
+        raise UsageError(
+            f"`{narrowed[0] if narrowed else 'by'}` goes with a search of every frame, not with "
+            f"`{'normalise' if settings.normalise else 'max_frames'}`"
+        )
 
 
-def _model(run: Run, store: Store, folder: Path | None) -> Model:
-    """The head of a run, or zero-shot mean_pool, on a cache."""
+def _likeness(model: Model, like: str, start: float | None, end: float | None) -> Query:
+    """What a picture, a clip or a video of the list shows."""
+    from PIL import Image
+
+    path = Path(like)
+    if not path.is_file():
+        return model.listed(like, time=start)
+    known = {*Image.registered_extensions()}
+    if path.suffix.lower() in known and split_extension(path.name)[1] == "":
+        return model.picture(path)
+    return model.clip(path, start=start, end=end)
+
+
+def _say_what_is_searched(
+    run: Run, model: Model, settings: SearchSettings, folder: Path | None, *, captions: bool
+) -> None:
+    from glscl.evaluate.search.answers import Where
+
+    if captions or settings.normalise or settings.max_frames:
+        table = model.searching(settings.split, settings.normalise).table
+        count = f"{table.num_texts:,} captions" if captions else f"{table.num_videos:,} videos"
+    else:
+        index = model.index(Where.of(settings))
+        count = f"{index.num_videos:,} videos with {index.num_frames:,} frames"
+    by = f"zero-shot {model.name}" if folder is None else f"{model.name} ({folder})"
+    run.say(f"{count} of {model.cache.path}{f', split {settings.split}' if settings.split else ''}, by {by}")
+
+
+def _player_for(path: str, start: float) -> list[str] | None:
+    """The command that plays a file from a second on, with the first player there is; else the system's own, from its
+    beginning; None where there is none."""
+    for name, option in PLAYERS.items():
+        if program := shutil.which(name):
+            return [program, *option.format(start=start).split(), path]
+    opener = shutil.which("open" if sys.platform == "darwin" else "xdg-open")
+    return None if opener is None else [opener, path]
+
+
+def _play(run: Run, hits: Sequence[VideoHit | MomentHit]) -> None:
+    """Play the best moment whose file is there."""
+    hit = next((hit for hit in hits if hit.path is not None), None)
+    if hit is None or hit.path is None:
+        run.note("none of the files is there to be played")
+        return
+    command = _player_for(hit.path, hit.moments[0].start)
+    if command is None:
+        run.note("no player was found; mpv, vlc and ffplay begin at the moment")
+        return
+    subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _model(run: Run, store: Store, folder: Path | None, head: str) -> Model:
+    """The head of a run, or one that needs no training, on a cache."""
     from glscl.evaluate.search.model import load_run, zero_shot
 
-    return zero_shot(store, device=run.device()) if folder is None else load_run(folder, store, device=run.device())
+    if folder is None:
+        return zero_shot(store, head, device=run.device())
+    return load_run(folder, store, device=run.device())
 
 
 @command()
@@ -146,7 +298,7 @@ def export(
     let_import(head)
     folder = None if zero_shot else run_folder or newest_run()
     store = open_cache(cache, folder, list)
-    model = _model(run, store, folder)
+    model = _model(run, store, folder, "mean_pool")
     check_indexable(model.head)
     done = export_vectors(
         model.head,

@@ -22,7 +22,8 @@ PROGRAMS = {
     "dicosa": r"weight_fc\.",
     "clip4clip": r"(transformerClip|lstm_visual|cross|similarity_dense|frame_position_embeddings)\.",
 }
-# How OpenAI's weights are used, from which all these programs start: pixels, and the activation.
+# The architectures of OpenAI's weights, from which all these programs start, and how they are used: pixels, and the activation.
+OPENAI_MODELS = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336")
 OPENAI_SETTINGS = {
     "mean": (0.48145466, 0.4578275, 0.40821073),
     "std": (0.26862954, 0.26130258, 0.27577711),

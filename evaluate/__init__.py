@@ -26,6 +26,7 @@ Wings, which an evaluation never loads:
     compare/          runs side by side
     report/           one HTML page about some runs
     search/           from a sentence to videos
+    serve/            a page and an API to search with
     exporting/        vectors for an index
 """
 

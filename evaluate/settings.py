@@ -9,7 +9,12 @@ from typing import Literal
 from glscl.common.errors import UsageError
 from glscl.common.settings import setting
 
-ZERO_SHOT_HEADS = ("mean_pool", "query_scoring", "projection")  # those whose start is the backbone's own score
+ZERO_SHOT_HEADS = (
+    "mean_pool",
+    "query_scoring",
+    "best_frames",
+    "projection",
+)  # those whose start is the backbone's own score
 WEIGHTS = ("best", "last")
 COMBINATIONS = ("mean", "scaled")
 

@@ -173,7 +173,8 @@ class _Extraction:
         progress: Progress,
     ) -> None:
         self.annotations, self.out, self.settings = annotations, out, settings
-        self.backbone, self.device, self.progress = backbone, device, progress
+        self.backbone = self.given = backbone
+        self.device, self.progress = device, progress
         self.part = Part.parse(settings.part)
         self.origin = dataclasses.replace(origin, name=settings.list or origin.name).named(annotations.dataset)
         self.known = KnownFiles.read(out)
@@ -306,13 +307,11 @@ class _Extraction:
         return self.backbone
 
     def _in_force(self) -> ExtractSettings:
-        """The settings as a list keeps them: of what is the same for all parts, with what the backbone decides."""
-        s = dataclasses.replace(self.settings, part=None, precision=_precision(self.settings.precision, self.device))
-        if self.backbone is None:
-            return s
-        return dataclasses.replace(
-            s, backbone=self.backbone.name, max_words=self.backbone.words, precision=self.backbone.precision
-        )
+        """The settings as a list keeps them: the same for all parts, and true of a backbone that was given."""
+        s, given = dataclasses.replace(self.settings, part=None), self.given
+        if given is None:
+            return dataclasses.replace(s, precision=_precision(s.precision, self.device))
+        return dataclasses.replace(s, backbone=given.name, max_words=given.words, precision=given.precision)
 
     def _remember(self) -> None:
         """Keep what was hashed, beside what others have hashed meanwhile."""

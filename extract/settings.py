@@ -26,16 +26,24 @@ def parse_rate(rate: float | str) -> float | None:
 
 
 def parse_channels(text: str) -> tuple[float, float, float]:
-    """Three numbers, separated by commas, or one for all three channels. Raises UsageError."""
+    """Three numbers from 0 to 1, separated by commas, or one for all three channels. Raises UsageError."""
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
         numbers = []
     if len(numbers) == 1:
         numbers *= 3
-    if len(numbers) != 3 or not all(0 < number < 1 for number in numbers):
+    if len(numbers) != 3 or not all(0 <= number <= 1 for number in numbers):
         raise UsageError(f"{text!r} is no mean or deviation of pixels; expected 0.5, or three such as 0.48,0.46,0.41")
     return numbers[0], numbers[1], numbers[2]
+
+
+def parse_deviations(text: str) -> tuple[float, float, float]:
+    """As `parse_channels`, and none of them 0."""
+    numbers = parse_channels(text)
+    if not all(numbers):
+        raise UsageError(f"`std` is {text!r}; pixels are divided by it")
+    return numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +75,7 @@ class WeightSettings(ActivationSettings):
         "Standard deviation of the pixels, likewise.",
         group="Weights",
         metavar="R,G,B",
-        parse=parse_channels,
+        parse=parse_deviations,
         default_from="what they say themselves",
     )
     interpolation: str | None = setting(
@@ -221,7 +229,10 @@ class ExtractSettings(WeightSettings):
         4.0, "GB of memory that decoding one video may take.", group="Decoding", min=0.25, affects_result=False
     )
     strict: bool = setting(
-        False, "Stop at the first missing or undecodable video.", group="Decoding", affects_result=False
+        False,
+        "Stop at the first missing or undecodable video, and at one content in two splits.",
+        group="Decoding",
+        affects_result=False,
     )
     retry_failed: bool = setting(
         False, "Ask again for the videos that failed before.", group="Decoding", affects_result=False

@@ -114,9 +114,11 @@ def fit_learner(
     state = TrainingState(
         epochs=settings.epochs, steps=sampler.steps, batch_size=sampler.batch_size, seed=settings.seed
     )
+    if (
+        main and out is not None
+    ):  # a training that was killed before its first epoch has nothing to go on with, but remains
+        clear(out, finished=False)
     if resume:
-        if main and out is not None:
-            clear(out, finished=False)
         restore(accelerator, state, learner.module, optimizer, out)
     training = _Training(
         settings=settings,

@@ -1,32 +1,44 @@
-"""A trained head with the cache it searches and the backbone that encodes more: ask it in sentences.
+"""A trained head with the cache it searches and the backbone that encodes more: ask it in sentences, pictures and clips.
 
-T sentences, V videos, L tokens, D embed_dim.
+T sentences, V videos, L tokens, n frames, D embed_dim.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from glscl.cache.schema import TextFeatures
+from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable
-from glscl.common.errors import UsageError
+from glscl.common.errors import NotFoundError, UsageError
 from glscl.evaluate.evaluation import seen_at, zero_shot_head
-from glscl.evaluate.search.search import CaptionHit, Search, VideoHit
+from glscl.evaluate.search.answers import CaptionHit, Files, MomentHit, VideoHit, Where
+from glscl.evaluate.search.frame_index import BEST_FRAMES, Found, FrameIndex
+from glscl.evaluate.search.moments import Moment, around_best, moments_of
+from glscl.evaluate.search.search import Search
+from glscl.evaluate.search.settings import SearchSettings
 from glscl.train_head.checkpoint import load_run as load_weights
 from glscl.train_head.heads.base import Head
+from glscl.train_head.heads.best_frames import BestFrames
 from glscl.train_head.recipes import RECIPES
 from glscl.train_head.run_cache import check_cache
 
 if TYPE_CHECKING:
     from glscl.extract.backbone.encoder import Backbone
+
+REORDERED = 100  # videos found by their frames that a head puts in order
+EVERYWHERE = Where()
+CHOICES_KEPT = 32  # of videos among those of an index, for the next query
 
 
 def load_run(
@@ -61,20 +73,50 @@ def load_run(
     return Model(head, store, record=record, frames=frames, frame_position=position, device=device)
 
 
-def zero_shot(store: Store, head: str = "mean_pool", *, device: str | torch.device = "cpu") -> Model:
-    """A head that needs no training, on the frames that the recipe of the cache's data set names."""
+def zero_shot(store: Store, head: str = "best_frames", *, device: str | torch.device = "cpu") -> Model:
+    """A head that needs no training; where it looks at few frames, at as many as the recipe of the data set names."""
     frames = RECIPES.get(store.recipe, RECIPES["default"]).frames
-    return Model(zero_shot_head(head, store), store, frames=frames, device=device)
+    return Model(zero_shot_head(head, store), store, record={"head": head}, frames=frames, device=device)
+
+
+class Query(NamedTuple):
+    """What is looked for.
+
+    Attributes:
+        vector: (D,) that frames are compared with.
+        sentences: features of one caption each, with the weight of its scores; empty for pictures and clips.
+        frames: (n, D) of a clip.
+        itself: row of the list that is not an answer, for it is the question.
+    """
+
+    vector: Tensor
+    sentences: tuple[tuple[TextFeatures, float], ...] = ()
+    frames: Tensor | None = None
+    itself: int | None = None
+
+    @classmethod
+    def of_frames(cls, frames: Tensor) -> Query:
+        """A clip by the features of its frames (n, D)."""
+        return cls(F.normalize(frames, dim=-1).mean(0), frames=frames)
+
+    def __repr__(self) -> str:
+        what = (
+            f"{len(self.sentences)} sentences" if self.sentences else "a picture" if self.frames is None else "a clip"
+        )
+        return f"Query({what})"
 
 
 class Model:
-    """Obtain it from `load_run`.
+    """Obtain it from `load_run`, or `zero_shot`.
+
+    Every stored frame is looked at: videos are found by their best frames, and a trained head re-orders the best of
+    them, each on the frames around its best moment.
 
     Attributes:
         head: scores encoded sides.
         cache: what is searched.
-        record: run.json; empty without a run.
-        frames, frame_position: which frames of a video it looks at.
+        record: run.json; without a run the name of the head alone.
+        frames, frame_position: which frames of a video the head looks at where it is not told the moment.
         device: where it computes.
     """
 
@@ -91,10 +133,17 @@ class Model:
         self.device = torch.device(device)
         self.head, self.cache, self.record = head.to(self.device).eval(), cache, record or {}
         self.frames, self.frame_position = frames, frame_position
+        self.files = Files(cache)
         self._searches: dict[tuple[str | None, str | None], Search] = {}
+        self._indexes: dict[Where, FrameIndex] = {}
 
     def __repr__(self) -> str:
-        return f"Model({self.record.get('head', 'zero-shot')}, {str(self.cache.path)!r}, on {self.device})"
+        return f"Model({self.name}, {str(self.cache.path)!r}, on {self.device})"
+
+    @property
+    def name(self) -> str:
+        """Of the head."""
+        return self.record.get("head", type(self.head).__name__)
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -109,6 +158,8 @@ class Model:
         self.__dict__["backbone"] = found
         return found
 
+    # --- features and scores -----------------------------------------------------------------------------------
+
     def table(self, split: str | None = None) -> FeatureTable:
         """Features of a split as this head wants them; None is the whole list."""
         return self.cache.table(
@@ -118,6 +169,25 @@ class Model:
             tokens=self.head.needs_tokens,
             device=self.device,
         )
+
+    def index(self, where: Where = EVERYWHERE) -> FrameIndex:
+        """Every stored frame of the videos chosen, read once. Raises InputError, UsageError where there are none."""
+        if where not in self._indexes:
+            whole, rows = self._indexes.get(EVERYWHERE), where.entries(self.cache, self.files)
+            if whole is None:
+                self._indexes[where] = FrameIndex.load(self.cache, rows, device=self.device)
+            else:
+                for oldest in [each for each in self._indexes if each != EVERYWHERE][:-CHOICES_KEPT]:
+                    del self._indexes[oldest]
+                self._indexes[where] = whole.among(rows)
+        return self._indexes[where]
+
+    def share(self, other: Model) -> Model:
+        """Look at what another model of the same list has read: its frames, its files, its backbone. Returns itself."""
+        self._indexes, self.files = other._indexes, other.files
+        if "backbone" in other.__dict__:
+            self.__dict__["backbone"] = other.backbone
+        return self
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Sentences → (T, D) and (T, L, D) features as the cache holds them, white space folded."""
@@ -132,37 +202,212 @@ class Model:
         search = self.searching(None) if table is None else Search(self.head, table)
         return search.similarity(text)
 
+    # --- what is looked for ------------------------------------------------------------------------------------
+
+    def sentence(self, text: str, *, also: Sequence[str] = (), without: Sequence[str] = ()) -> Query:
+        """A sentence, with others that count as much, and others that count against it by half.
+
+        Raises:
+            UsageError: a sentence is empty.
+        """
+        weighted = [(text, 1.0), *((each, 1.0) for each in also), *((each, -0.5) for each in without)]
+        if not all(each.strip() for each, _ in weighted):
+            raise UsageError("The sentence is empty")
+        features = [(self.encode_texts([each]), weight) for each, weight in weighted]
+        vector = torch.stack([weight * F.normalize(t.text_features[0], dim=-1) for t, weight in features]).sum(0)
+        return Query(vector, tuple(features))
+
+    def picture(self, path: os.PathLike[str] | str) -> Query:
+        """A picture file. Raises NotFoundError, InputError."""
+        return Query(torch.from_numpy(self.backbone.encode_picture(Path(path))).to(self.device))
+
+    def clip(self, path: os.PathLike[str] | str, *, start: float | None = None, end: float | None = None) -> Query:
+        """A video file, or its part from `start` to `end` seconds. Raises NotFoundError, DecodeError."""
+        frames, _ = self._encode_clip(Path(path), start, end)
+        return Query.of_frames(torch.from_numpy(frames).to(self.device))
+
+    def listed(self, video: str, *, time: float | None = None) -> Query:
+        """A video of the list, or what it shows at a time in seconds. Raises NotFoundError."""
+        try:
+            row = self.cache.list.video_ids.index(video)
+        except ValueError:
+            raise NotFoundError(f"The list {self.cache.list_name} has no video {video!r}") from None
+        index = FrameIndex.load(self.cache, np.array([row]), device=self.device)
+        frames = index.features.float()
+        if time is None:
+            return Query.of_frames(frames)._replace(itself=row)
+        return Query(frames[int(np.abs(index.times - time).argmin())])
+
+    # --- answers -----------------------------------------------------------------------------------------------
+
+    def answer(self, query: Query, settings: SearchSettings) -> Sequence[VideoHit | MomentHit]:
+        """What settings ask for: `find`, `find_moments` or `find_as_judged`."""
+        minimum = -math.inf if settings.minimum is None else settings.minimum
+        if settings.normalise is not None or settings.max_frames is not None:
+            return self.find_as_judged(
+                query, settings.normalise, top=settings.top, split=settings.split, moments=settings.moments
+            )
+        where = Where.of(settings)
+        if settings.by == "moment":
+            return self.find_moments(query, top=settings.top, where=where, minimum=minimum)
+        return self.find(query, top=settings.top, where=where, moments=settings.moments, minimum=minimum)
+
     def search(
         self, sentence: str, *, top: int = 10, split: str | None = None, normalise: str | None = None
     ) -> list[VideoHit]:
-        """The videos that fit a sentence best, each with the moment that fits best.
+        """The videos that fit a sentence best, each with the moment that fits best; see `find`.
 
         Raises:
             UsageError: the sentence is empty, or `normalise` (see `glscl.evaluate.hubness.ONLINE`) cannot be.
         """
-        if not sentence.strip():
-            raise UsageError("The sentence is empty")
-        return self.searching(split, normalise).videos(self.encode_texts([sentence]), top=top)
+        query = self.sentence(sentence)
+        return self.find(query, top=top, where=Where(split)) if normalise is None else self.find_as_judged(
+            query, normalise, top=top, split=split
+        )  # fmt: skip
+
+    def find(
+        self,
+        query: Query,
+        *,
+        top: int = 10,
+        where: Where = EVERYWHERE,
+        moments: int = 1,
+        minimum: float = -math.inf,
+    ) -> list[VideoHit]:
+        """The videos that fit best, with their best moments.
+
+        Args:
+            top: how many at most.
+            where: which videos are searched.
+            moments: how many a video at most.
+            minimum: only those whose score is at least this.
+        """
+        index = self.index(where)
+        best = self.head.count if isinstance(self.head, BestFrames) else BEST_FRAMES
+        if query.frames is None and not query.sentences:  # a picture is found where it is seen
+            best = 1
+        reorder = self._reordering(query)
+        found = index.search(
+            query.vector,
+            top=top + 1 if reorder is None else max(top + 1, REORDERED),
+            best=best,
+            minimum=minimum if reorder is None else -math.inf,
+        )
+        found = [each for each in found if index.entries[each.video] != query.itself]
+        if reorder is not None:
+            scores = reorder(index, found)
+            found = [each._replace(score=score) for each, score in zip(found, scores.tolist()) if score >= minimum]
+            found.sort(key=lambda each: -each.score)
+        return [
+            self._hit(rank, int(index.entries[each.video]), each.score, None, self._moments(index, each, moments))
+            for rank, each in enumerate(found[:top], 1)
+        ]
+
+    def find_moments(
+        self, query: Query, *, top: int = 10, where: Where = EVERYWHERE, minimum: float = -math.inf
+    ) -> list[MomentHit]:
+        """The moments of all videos that fit best; a score is the cosine of a moment's best frame. Arguments as in `find`."""
+        index = self.index(where)
+        found = [
+            (moment, int(index.entries[each.video]))
+            for each in index.search(query.vector, top=top + 1, best=1, minimum=minimum)
+            if index.entries[each.video] != query.itself
+            for moment in self._moments(index, each, top)
+            if moment.score >= minimum
+        ]
+        found.sort(key=lambda each: -each[0].score)
+        return [
+            MomentHit(rank, self.cache.list.video_ids[row], self.files.path_of(row), moment.score, (moment,))
+            for rank, (moment, row) in enumerate(found[:top], 1)
+        ]
+
+    def find_as_judged(
+        self, query: Query, normalise: str | None, *, top: int = 10, split: str | None = None, moments: int = 1
+    ) -> list[VideoHit]:
+        """The videos of a split as an evaluation ranks them: by the head on the frames it was trained with, normalised or not.
+
+        Raises:
+            UsageError: the query is not one sentence, or see `search`.
+        """
+        if len(query.sentences) != 1:
+            raise UsageError("Only one sentence can be judged as in an evaluation")
+        search = self.searching(split, normalise)
+        ranked = search.videos(query.sentences[0][0], top=top)
+        row_of = {id: row for row, id in enumerate(self.cache.list.video_ids)}
+        rows = np.array([row_of[search.table.video_ids[each]] for each in ranked.rows])
+        index = FrameIndex.load(self.cache, np.sort(rows), device=self.device)
+        videos = np.searchsorted(index.entries, rows)
+        found = [Found(v, 0.0, c) for v, c in zip(videos.tolist(), index.cosines(query.vector, videos))]
+        return [
+            self._hit(rank, int(row), score, normalised, self._moments(index, each, moments))
+            for rank, (row, each, score, normalised) in enumerate(zip(rows, found, *ranked[1:]), 1)
+        ]
 
     def search_captions(
         self, video: os.PathLike[str] | str, *, top: int = 10, split: str | None = None, normalise: str | None = None
     ) -> list[CaptionHit]:
         """The captions that fit a video file best. Raises NotFoundError, DecodeError."""
-        from glscl.cache.schema import VideoFeatures
         from glscl.cache.table import frame_positions
-        from glscl.extract.decode.video import Decoding
 
         search = self.searching(split, normalise)
-        frames, _ = self.backbone.encode_video(Path(video), Decoding.of_cache(self.cache.configuration["sampling"]))
+        frames, _ = self._encode_clip(Path(video), None, None)
         chosen = frame_positions(len(frames), search.table.frame_features.shape[1], "uniform")
         features = torch.from_numpy(frames[chosen]).to(self.device)[None]  # (1, F, D)
         mask = torch.ones(features.shape[:2], dtype=torch.bool, device=self.device)
         return search.captions(VideoFeatures(features, mask), top=top)
 
     def searching(self, split: str | None, normalise: str | None = None) -> Search:
-        """The search of a split, its gallery encoded once."""
+        """The head on the table of a split, its gallery encoded once."""
         key = split, normalise
         if key not in self._searches:
             train: Callable[[], FeatureTable] | None = (lambda: self.table("train")) if normalise else None
             self._searches[key] = Search(self.head, self.table(split), normalise=normalise, train=train)
         return self._searches[key]
+
+    def _encode_clip(self, path: Path, start: float | None, end: float | None) -> tuple[np.ndarray, np.ndarray]:
+        from glscl.extract.decode.video import Decoding
+
+        decoding = Decoding.of_cache(self.cache.configuration["sampling"])
+        return self.backbone.encode_video(path, decoding, start=start, end=end)
+
+    def _reordering(self, query: Query) -> Callable[[FrameIndex, list[Found]], Tensor] | None:
+        """What scores the videos found by their frames anew, (n,); None where they are in order already."""
+        if query.frames is not None:
+            frames = query.frames
+            return lambda index, found: _likeness(index, found, frames)
+        if query.sentences and not isinstance(self.head, BestFrames):
+            return lambda index, found: self._scores(index, found, query)
+        return None
+
+    @torch.inference_mode()
+    def _scores(self, index: FrameIndex, found: list[Found], query: Query) -> Tensor:
+        """(n,) scores of the head, of each video on the frames around its best moment."""
+        positions = [around_best(each.cosines, self.frames or len(each.cosines)) for each in found]
+        width = max(map(len, positions), default=1)
+        features = torch.zeros(len(found), width, index.features.shape[1], device=self.device)
+        mask = torch.zeros(len(found), width, dtype=torch.bool, device=self.device)
+        for row, (each, chosen) in enumerate(zip(found, positions)):
+            features[row, : len(chosen)] = index.features[index.rows_of(each.video)][torch.from_numpy(chosen)].float()
+            mask[row, : len(chosen)] = True
+        encoded = self.head.encode_video(VideoFeatures(features, mask))
+        return torch.stack(
+            [weight * self.head.score(self.head.encode_text(text), encoded)[0] for text, weight in query.sentences]
+        ).sum(0)
+
+    def _moments(self, index: FrameIndex, found: Found, count: int) -> tuple[Moment, ...]:
+        times, duration = index.times_of(found.video), float(index.durations[found.video])
+        return tuple(moments_of(found.cosines, times, duration, count=count))
+
+    def _hit(
+        self, rank: int, row: int, score: float, normalised: float | None, moments: tuple[Moment, ...]
+    ) -> VideoHit:
+        id, path = self.cache.list.video_ids[row], self.files.path_of(row)
+        return VideoHit(rank, id, path, score, normalised, moments[0].time, moments)
+
+
+@torch.inference_mode()
+def _likeness(index: FrameIndex, found: list[Found], frames: Tensor) -> Tensor:
+    """(n,) how much of a clip is in each video: the mean over its frames of the highest cosine with one of the video's."""
+    ours = F.normalize(frames.float(), dim=-1)
+    theirs = (F.normalize(index.features[index.rows_of(each.video)].float(), dim=-1) for each in found)
+    return torch.stack([(ours @ each.T).amax(1).mean() for each in theirs]) if found else torch.zeros(0)

@@ -1,15 +1,14 @@
-"""From one sentence to videos, with the moment that fits best; and from one video to captions.
+"""A head on a table of features, one query at a time: the videos of a sentence, the captions of a video, normalised or not.
 
-V videos, T texts, N queries of a bank, F frames, D embed_dim.
+V videos, T texts, F frames, D embed_dim; G is V or T.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
@@ -17,29 +16,18 @@ from glscl.cache.table import FeatureTable
 from glscl.common.errors import Hint, InputError, NonFiniteError, UsageError
 from glscl.evaluate.hubness import ONLINE, online
 from glscl.evaluate.query_banks import Banks
+from glscl.evaluate.search.answers import CaptionHit
 from glscl.train_head.heads.base import Head
 
 BATCH = 512
 
 
-class VideoHit(NamedTuple):
-    """One video of an answer, best first."""
+class Ranked(NamedTuple):
+    """Rows of a table, best first, with their scores and, where they are normalised, what they are ordered by."""
 
-    rank: int
-    video: str
-    score: float  # the head's similarity, before the logit scale
-    normalised: float | None  # what the answer is ordered by where scores are normalised
-    time: float  # seconds from the start of the file: the frame nearest to the sentence
-
-
-class CaptionHit(NamedTuple):
-    """One caption of an answer, best first."""
-
-    rank: int
-    caption: str
-    video: str
-    score: float
-    normalised: float | None
+    rows: list[int]
+    scores: list[float]
+    normalised: Sequence[float | None]
 
 
 class Search:
@@ -94,7 +82,7 @@ class Search:
         return torch.cat([self.head.score(encoded, part) for part in gallery], dim=1)
 
     @torch.inference_mode()
-    def videos(self, text: TextFeatures, *, top: int = 10) -> list[VideoHit]:
+    def videos(self, text: TextFeatures, *, top: int = 10) -> Ranked:
         """The videos of the table that fit one sentence best.
 
         Args:
@@ -105,18 +93,7 @@ class Search:
             InputError: the table holds no videos.
             NonFiniteError: a score is NaN or infinite.
         """
-        table = self.table
-        scores = self.similarity(text)[0]  # (V,)
-        ordered_by, best = self._best(scores, "text_to_video", top)
-        frames = table.videos(best)
-        sentence = F.normalize(text.text_features[0].to(frames.frame_features.device), dim=-1)  # (D,)
-        fit = F.normalize(frames.frame_features, dim=-1) @ sentence  # (top, F)
-        moments = fit.masked_fill(~frames.frame_mask, -torch.inf).argmax(1)
-        times = table.frame_times[best].gather(1, moments[:, None])[:, 0]
-        return [
-            VideoHit(rank, table.video_ids[row], float(scores[row]), _at(ordered_by, row), float(time))
-            for rank, (row, time) in enumerate(zip(best.tolist(), times.tolist()), 1)
-        ]
+        return self._best(self.similarity(text)[0], "text_to_video", top)
 
     @torch.inference_mode()
     def captions(self, video: VideoFeatures, *, top: int = 10) -> list[CaptionHit]:
@@ -131,12 +108,11 @@ class Search:
             )
         encoded = self.head.encode_video(video)
         gallery = self._gallery("video_to_text", lambda span: self.head.encode_text(table.texts(span)), table.num_texts)
-        scores = torch.cat([self.head.score(part, encoded)[:, 0] for part in gallery])  # (T,)
-        ordered_by, best = self._best(scores, "video_to_text", top)
-        owners = table.video_of_text[best].tolist()
+        best = self._best(torch.cat([self.head.score(part, encoded)[:, 0] for part in gallery]), "video_to_text", top)
+        owners = table.video_of_text.cpu()[best.rows].tolist()
         return [
-            CaptionHit(rank, table.captions[row], table.video_ids[owner], float(scores[row]), _at(ordered_by, row))
-            for rank, (row, owner) in enumerate(zip(best.tolist(), owners), 1)
+            CaptionHit(rank, table.captions[row], table.video_ids[owner], score, normalised)
+            for rank, (row, owner, score, normalised) in enumerate(zip(best.rows, owners, *best[1:]), 1)
         ]
 
     def _gallery(self, direction: str, encode: Callable[[slice], Any], size: int) -> list[Any]:
@@ -145,13 +121,14 @@ class Search:
             self._galleries[direction] = [encode(slice(start, start + BATCH)) for start in range(0, size, BATCH)]
         return self._galleries[direction]
 
-    def _best(self, scores: Tensor, direction: str, top: int) -> tuple[Tensor | None, Tensor]:
-        """Normalised scores (G,) where they are normalised, and the rows of the `top` best, best first."""
+    def _best(self, scores: Tensor, direction: str, top: int) -> Ranked:
+        """The rows of the `top` best of scores (G,)."""
         if not torch.isfinite(scores).all():
             raise NonFiniteError(f"{int((~torch.isfinite(scores)).sum())} of {len(scores)} scores are NaN or infinite")
-        ordered_by = None if self.normalise is None else self._normaliser(direction)(scores)
-        order = torch.argsort(scores if ordered_by is None else ordered_by, descending=True, stable=True)
-        return ordered_by, order[:top]
+        ordered_by = scores if self.normalise is None else self._normaliser(direction)(scores)
+        rows = torch.argsort(ordered_by, descending=True, stable=True)[:top]
+        values = [None] * len(rows) if self.normalise is None else ordered_by[rows].tolist()
+        return Ranked(rows.tolist(), scores[rows].tolist(), values)
 
     def _normaliser(self, direction: str) -> Callable[[Tensor], Tensor]:
         """The normalisation of a direction, fitted once."""
@@ -162,7 +139,3 @@ class Search:
             bank = self._banks.scores(direction, ["bank"])["bank"]
             self._normalisers[direction] = online(self.normalise, bank, direction=direction)
         return self._normalisers[direction]
-
-
-def _at(scores: Tensor | None, row: int) -> float | None:
-    return None if scores is None else float(scores[row])

@@ -17,7 +17,15 @@ import torch
 from torch import nn
 
 from glscl.cache.schema import TextFeatures
-from glscl.common.errors import BackboneError, DecodeError, FingerprintError, NotFoundError, UsageError
+from glscl.common.errors import (
+    BackboneError,
+    DecodeError,
+    FingerprintError,
+    InputError,
+    NotFoundError,
+    UsageError,
+    first_line,
+)
 from glscl.extract.backbone.loading import Loaded, load_model
 from glscl.extract.backbone.patch_embedding import temporal_embedding
 from glscl.extract.backbone.picture_transform import PictureTransform
@@ -167,6 +175,19 @@ class Backbone:
         if not features:
             raise DecodeError(f"{path} gives no frames: {reason}")
         return np.concatenate(features), np.concatenate(times)
+
+    def encode_picture(self, path: Path) -> np.ndarray:
+        """A picture file, upright → (D,) float32, as a frame is encoded. Raises NotFoundError, InputError."""
+        from PIL import Image, ImageOps
+
+        try:
+            with Image.open(path) as picture:
+                upright = ImageOps.exif_transpose(picture.convert("RGB"))
+        except FileNotFoundError:
+            raise NotFoundError(f"There is no picture {path}") from None
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise InputError(f"{path} cannot be read as a picture: {first_line(error)}") from error
+        return self.encode_frames(self.transform(upright)[None])[0]
 
     # --- captions ----------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Activation and preprocessing belong to the weights: what says how a file of weights wants to be used.
 
-In this order: what the user says; what stands in the file or beside it; that a public program or OpenAI wrote it; what all
-published weights of the architecture agree on. What is open then is taken as open_clip has it by default, and a note says so.
+In this order: what the user says; what stands in the file or beside it; that a public program or OpenAI wrote it, of an
+architecture of OpenAI's; what all published weights of the architecture agree on. What is open then is taken as open_clip has it by default, and a note says so.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glscl.common.clip_names import OPENAI_SETTINGS, ClipWeights
+from glscl.common.clip_names import OPENAI_MODELS, OPENAI_SETTINGS, ClipWeights
 from glscl.common.errors import BackboneError
-from glscl.extract.settings import ActivationSettings, WeightSettings, parse_channels
+from glscl.extract.settings import ActivationSettings, WeightSettings, parse_channels, parse_deviations
 
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 KEYS = (*PREPROCESSING, "quick_gelu")
@@ -23,8 +23,8 @@ CONFIG_FILES = ("open_clip_config.json", "config.json", "preprocessor_config.jso
 def said(asked: ActivationSettings | None) -> dict[str, Any]:
     """What a user says, by name, as open_clip has it."""
     values = {name: getattr(asked, name, None) for name in KEYS}
-    read = {name: parse_channels(v) if name in ("mean", "std") else v for name, v in values.items() if v is not None}
-    return read
+    read = {"mean": parse_channels, "std": parse_deviations}
+    return {name: read[name](v) if name in read else v for name, v in values.items() if v is not None}
 
 
 def recorded(configuration: Mapping[str, Any]) -> WeightSettings:
@@ -62,9 +62,10 @@ def decide(
         beside: what stands in the file itself, KEYS → values; None looks beside it.
     """
     values = said_beside(name, source, found) if beside is None else dict(beside)
-    if not values.keys() & set(KEYS) and (found.program or is_script):
-        values = dict(OPENAI_SETTINGS)
     tags = published(name)
+    is_openais = name.removesuffix("-quickgelu") in OPENAI_MODELS or not tags
+    if not values.keys() & set(KEYS) and (found.program or is_script) and is_openais:
+        values = dict(OPENAI_SETTINGS)
     agreed = {key: next(iter(tags.values()))[key] for key in KEYS if len({str(tag[key]) for tag in tags.values()}) == 1}
     values = {**agreed, **{key: value for key, value in values.items() if value is not None}, **said(asked)}
     open_ones = [key for key in KEYS if key not in values]

@@ -50,9 +50,7 @@ def read(
     names = files.videos()
     if not names:
         known = ", ".join(sorted(VIDEO_EXTENSIONS))
-        raise InputError(
-            f"{root}: no video among {amount(len(files.names), 'file')}; known extensions: {known}"
-        )
+        raise InputError(f"{root}: no video among {amount(len(files.names), 'file')}; known extensions: {known}")
     notes: list[str] = []
     if annotations is not None and not annotations.is_dir():
         notes.append(f"no folder {annotations}: captions were looked for beside the videos")

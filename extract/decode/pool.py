@@ -110,7 +110,7 @@ class DecodePool:
                 self._pool = self._spool = self._lock = None
                 try:
                     if pool is not None:
-                        _end(pool)
+                        end_pool(pool)
                 finally:
                     if lock is not None:
                         lock.release()
@@ -189,7 +189,7 @@ class DecodePool:
         context: Any = multiprocessing.get_context(method)
         if method == "forkserver":
             context.set_forkserver_preload(self._preload)
-            _start_fork_server()
+            start_fork_server()
         return ProcessPool(
             max_workers=self.workers,
             max_tasks=TASKS_PER_WORKER,
@@ -220,7 +220,7 @@ class DecodePool:
                 hint='A script of your own that extracts must do so below `if __name__ == "__main__":`, because they import it',
             ) from error
         with self._interrupts.held():
-            _end(self._pool)
+            end_pool(self._pool)
             self._pool = self._start()
             for future, job in list(running.items()):
                 if not future.done() or future.cancelled() or future.exception() is not None:
@@ -370,7 +370,7 @@ def _sweep(folder: Path) -> None:
         return  # of another user, or in use
 
 
-def _start_fork_server() -> None:
+def start_fork_server() -> None:
     """Lets the process that forks workers come up deaf to Ctrl-C, which a terminal sends to all of a group.
 
     It would end with a traceback while it imports; its children ignore the signal anyway.
@@ -385,7 +385,7 @@ def _start_fork_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end(pool: Any) -> None:
+def end_pool(pool: Any) -> None:
     """Stop a pool and its workers, which have nothing to put in order: within a moment, even where native code hangs.
 
     It waits in a thread of its own, for END_SECONDS, because pebble waits for its threads without end.

@@ -28,7 +28,7 @@ def test_a_search_normalises_one_sentence_at_a_time_or_a_list_of_them(glscl, cac
     monkeypatch.setattr(Model, "load_backbone", lambda self, weights=None: self.backbone)
     status, out, err = glscl("search", "a dog", "--normalise", "nnn", "--top", 3)
     said = out.splitlines()
-    assert status == 0 and said[1].split() == ["rank", "score", "nnn", "video", "at"], err
+    assert status == 0 and said[1].split() == ["rank", "score", "nnn", "video", "moment", "file"], err
     assert said[0] == f"23 videos of {cache.path}, by zero-shot mean_pool"  # one of 24 gave no frames
     alone = json.loads(glscl("search", "a dog", "--normalise", "nnn", "--top", 3, "--json")[1])
     about = {"head": "mean_pool", "run": None, "cache": str(cache.path), "split": None}
@@ -40,6 +40,33 @@ def test_a_search_normalises_one_sentence_at_a_time_or_a_list_of_them(glscl, cac
     assert found["searches"][1]["hits"] == alone["hits"] and "first caption of" in found["bank"] == alone["bank"]
     one_line(glscl("search", "  "), "empty", status=2)
     one_line(glscl("search", "--video", "nowhere.mp4"), "nowhere.mp4", status=1)
+
+
+def test_every_frame_is_searched_and_answers_can_be_opened(glscl, cache, monkeypatch, one_line, tmp_path):
+    class Backbone:
+        def encode_texts(self, texts):
+            return TextFeatures(torch.randn(1, 8, generator=torch.Generator().manual_seed(len(texts[0]))))
+
+    monkeypatch.setattr(Model, "backbone", Backbone())
+    monkeypatch.setattr(Model, "load_backbone", lambda self, weights=None: self.backbone)
+    status, out, err = glscl("search", "a dog", "--top", 3, "--moments", 2)
+    said = out.splitlines()
+    assert status == 0 and said[1].split() == ["rank", "score", "video", "moment", "file"], err
+    assert (
+        "23 videos with" in said[0] and said[0].endswith("by zero-shot best_frames") and "not there any more" in said[2]
+    )
+    found = json.loads(glscl("search", "a dog", "--top", 3, "--json")[1])
+    assert found["list"] == "made" and [hit["rank"] for hit in found["hits"]] == [1, 2, 3]
+    assert set(found["hits"][0]) == {"rank", "video", "path", "score", "normalised", "time", "moments"}
+    moments = json.loads(glscl("search", "a dog", "--by", "moment", "--json")[1])["hits"]
+    assert [hit["score"] for hit in moments] == sorted((hit["score"] for hit in moments), reverse=True)
+    assert glscl("search", "a dog", "--min", 2)[1].count("\n") == 2  # nothing is so near
+    assert glscl("search", "a dog", "--m3u", tmp_path / "found.m3u", "--open")[0] == 0
+    assert (tmp_path / "found.m3u").read_text() == "#EXTM3U\n"
+    one_line(glscl("search", "a", "dog", "runs"), "quotes", "glscl search 'a dog runs'", status=2)
+    one_line(glscl("search", "a dog", "--normalise", "nnn", "--min", 0.1), "--min", "--normalise", status=2)
+    one_line(glscl("search", "--like", "nobody"), "no video 'nobody'", status=1)
+    one_line(glscl("search", "--and", "a cat"), "Give a sentence", status=2)
 
 
 def test_vectors_of_a_run_reproduce_its_similarities(glscl, two_runs, tmp_path):

@@ -500,18 +500,20 @@ def loaded(extractor, monkeypatch) -> list[str]:
     return found
 
 
-def test_no_backbone_is_loaded_where_there_is_nothing_to_encode(extractor, loaded, folder, tmp_path):
-    wanted = read(folder)
-    extractor(wanted, tmp_path / "cache", load=True)
+@pytest.mark.parametrize("asked", ["made", "hf-hub:somebody/made"])
+def test_no_backbone_is_loaded_where_there_is_nothing_to_encode(extractor, loaded, folder, tmp_path, asked):
+    """Whatever the backbone calls itself."""
+    wanted, options = read(folder), {"load": True, "backbone": asked}
+    extractor(wanted, tmp_path / "cache", **options)
     assert len(loaded) == 1
-    assert extractor(wanted, tmp_path / "cache", load=True).already_complete
+    assert extractor(wanted, tmp_path / "cache", **options).already_complete
     move(folder, "train/a", "train/z")
     remove(folder, "test/d")
-    done = extractor(read(folder), tmp_path / "cache", load=True, shard_videos=7, batch_frames=1, workers=3)
+    done = extractor(read(folder), tmp_path / "cache", **options, shard_videos=7, batch_frames=1, workers=3)
     assert (done.changes["moved"], done.changes["gone"], done.finished_here) == (1, 2, True)
     assert len(loaded) == 1
     put(folder, "train/new", b"new")
-    extractor(read(folder), tmp_path / "cache", load=True)
+    extractor(read(folder), tmp_path / "cache", **options)
     assert len(loaded) == 2 and extractor.spent == ([b"new"], ["a caption of train/new"])
 
 

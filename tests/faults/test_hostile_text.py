@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from glscl.commands.options import _fail, _print_json, _visible, plain
 from glscl.common.errors import GlsclError, InputError
 from glscl.extract.datasets.text_files import check_id, check_relative_path, fold, parse_json, show, table_records
-from glscl.extract.importing.import_features import match
+from glscl.extract.importing.pairing import match
 
 QUICK = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TEXT = st.text(st.characters(), max_size=40)  # half surrogates and control characters included

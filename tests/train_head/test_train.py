@@ -135,14 +135,21 @@ def test_masked_captions_of_one_video_do_not_count_as_negatives(planted):
     assert losses["mask"] < losses["negative"]
 
 
-@pytest.mark.parametrize(("videos", "captions"), [(1, 1), (1, 3), (2, 1)])
+@pytest.mark.parametrize("captions", [1, 3])
+def test_one_video_has_no_other_to_be_told_from(planted, captions):
+    table = planted(videos=1, captions=captions)
+    with pytest.raises(UsageError, match=f"batches of 1 out of {captions} captions of 1 videos"):
+        fit(new_head("glscl", table), table, TrainSettings(epochs=2))
+
+
+@pytest.mark.parametrize(("videos", "captions"), [(2, 1), (2, 3)])
 def test_tiny_corpora_train(planted, videos, captions):
     table = planted(videos=videos, captions=captions)
     head = new_head("glscl", table)
     heard = Listen()
     fitted = fit(head, table, TrainSettings(epochs=2), validate=lambda h: validation_metrics(h, table), reporter=heard)
     assert all(math.isfinite(loss) for loss in fitted.losses)
-    assert len(fitted.history) == 2 and any(f"{min(videos, 2)} captions, not 128" in note for note in heard.notes)
+    assert len(fitted.history) == 2 and any(f"{videos} captions, not 128" in note for note in heard.notes)
 
 
 # --- determinism and resuming ------------------------------------------------------------------------------------------

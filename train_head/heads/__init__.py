@@ -33,6 +33,7 @@ _CLASSES = {
     "ti": "wti:Ti",
     "attention_pool": "attention_pool:AttentionPool",
     "query_scoring": "query_scoring:QueryScoring",
+    "best_frames": "best_frames:BestFrames",
 }
 HEAD_NAMES = tuple(_CLASSES)
 GROUP = "glscl.heads"  # of entry points

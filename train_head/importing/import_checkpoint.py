@@ -19,7 +19,7 @@ from torch import Tensor
 from glscl.cache.files import refuse_links
 from glscl.cache.schema import FramePosition
 from glscl.cache.store import Store
-from glscl.common.clip_names import OPENAI_SETTINGS, clip_weights
+from glscl.common.clip_names import OPENAI_MODELS, OPENAI_SETTINGS, clip_weights
 from glscl.common.errors import NonFiniteError, UsageError
 from glscl.common.state_dicts import read_state_dict, weights_file
 from glscl.common.versions import versions
@@ -203,10 +203,12 @@ def compare_backbone(weights: Mapping[str, Tensor], store: Store) -> str:
 def used_otherwise(configuration: Mapping[str, Any]) -> list[str]:
     """What a cache did to its backbone's pictures and activations that no public program does, in words.
 
-    All of them start from OpenAI's weights, and use them as OpenAI does. Nothing is said of what a cache does not tell.
+    All of them start from OpenAI's weights, and use them as OpenAI does. Nothing is said of what a cache does not tell, nor
+    of other architectures, on which somebody built with a program of theirs.
     """
-    made = configuration.get("backbone")
-    told = dict(made) if isinstance(made, Mapping) else {}
+    if backbone_of(configuration)[0].removesuffix("-quickgelu") not in OPENAI_MODELS:
+        return []
+    told = dict(configuration["backbone"])
     told |= told.get("preprocessing") or {}
     found = []
     for key, expected in OPENAI_SETTINGS.items():

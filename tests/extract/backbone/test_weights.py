@@ -19,7 +19,7 @@ from glscl.common.errors import BackboneError, UsageError
 from glscl.extract.backbone.encoder import backbone_of_cache, load_backbone
 from glscl.extract.backbone.fitting import architectures_of
 from glscl.extract.backbone.loading import load_model
-from glscl.extract.backbone.weight_settings import decide
+from glscl.extract.backbone.weight_settings import PREPROCESSING, decide, published, recorded, said
 from glscl.extract.settings import WeightSettings
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
@@ -256,6 +256,15 @@ def test_what_the_user_says_wins_and_leaves_nothing_open(tmp_path):
     for text in ("a", "0.1,0.2", "2", ""):
         with pytest.raises(UsageError, match="no mean or deviation of pixels"):
             used("ViT-B-32", tmp_path, WeightSettings(std=text))
+    with pytest.raises(UsageError, match="`std` is '0'; pixels are divided by it"):
+        used("ViT-B-32", tmp_path, WeightSettings(std="0"))
+
+
+def test_every_published_preprocessing_comes_back_from_a_cache():
+    for name in ("MobileCLIP-B", "ViT-B-16-SigLIP", "ViT-H-14-CLIPA", "ViT-L-14"):
+        for use in published(name).values():
+            made = {key: list(use[key]) if key in ("mean", "std") else use[key] for key in PREPROCESSING}
+            assert said(recorded({"quick_gelu": use["quick_gelu"], "preprocessing": made})) == use
 
 
 def test_a_configuration_beside_the_file_counts_where_it_is_of_the_same_model(tmp_path):
@@ -272,6 +281,8 @@ def test_a_configuration_beside_the_file_counts_where_it_is_of_the_same_model(tm
 def test_openais_archives_and_whole_models_are_used_as_openai_does(tmp_path):
     assert used("ViT-B-32", tmp_path, script=True) == (OPENAI_SETTINGS, [])
     assert used("ViT-B-32", tmp_path, found=PLAIN._replace(program="xpool")) == (OPENAI_SETTINGS, [])
+    built_on = used("ViT-B-16-SigLIP", tmp_path, found=PLAIN._replace(program="clip4clip"))
+    assert built_on.values["mean"] == (0.5,) * 3, "a program of theirs on an architecture that is not OpenAI's"
 
 
 def test_what_is_said_of_weights_is_in_the_fingerprint_and_comes_back_with_the_cache(tmp_path, tiny, weights):

@@ -393,6 +393,7 @@ def test_sequences_longer_than_the_head_are_refused(name, options, message):
         ("ti", 12_648_960),
         ("attention_pool", 263_169),
         ("query_scoring", 0),
+        ("best_frames", 0),
     ],
 )
 def test_number_of_parameters_at_512(name, expected):

@@ -137,7 +137,7 @@ def test_an_installed_head_has_a_name_and_needs_no_word(trained, module, monkeyp
     assert resolve({"head": "scaled"}, dataset="made").head == f"{module}:Scaled"
     del sys.modules[module]
     assert type(load_run(trained[1])[0]).__name__ == "Scaled"
-    with pytest.raises(UsageError, match="query_scoring, scaled, or name one of your own as package.module:Class"):
+    with pytest.raises(UsageError, match="best_frames, scaled, or name one of your own as package.module:Class"):
         full_name("sacled")
 
 

@@ -275,6 +275,15 @@ def test_query_scoring():
     check(head, pair)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_best_frames(count):
+    def pair(t, tokens, frames):
+        cosines = sorted((float(unit(t) @ unit(x)) for x in frames), reverse=True)[:count]
+        return torch.tensor(sum(cosines) / len(cosines))
+
+    check(make_head("best_frames", count=count), pair)
+
+
 @pytest.mark.parametrize("kind", ["seq_lstm", "none"])
 @pytest.mark.parametrize("name", ["glscl", "dicosa", "xclip", "wti", "ti"])
 def test_other_aggregators_see_one_unpadded_video_alike(name, kind):

@@ -146,11 +146,12 @@ def test_features_of_its_own_tuned_backbone_are_not_called_frozen(tmp_path, smal
         ({"quick_gelu": False, "preprocessing": {"resize_mode": "shortest"}}, "quick_gelu False instead of True"),
         ({"quick_gelu": True, "preprocessing": {"mean": [0.5] * 3}}, "mean 0.5,0.5,0.5 instead of 0.481,0.458,0.408"),
         ({"preprocessing": {"interpolation": "bilinear"}}, "interpolation bilinear instead of bicubic"),
+        ({"name": "ViT-B-16-SigLIP", "quick_gelu": False, "preprocessing": {"mean": [0.5] * 3}}, None),
     ],
 )
 def test_the_same_weights_used_otherwise_are_another_backbone(tmp_path, small_cache, made, told):
     cache = small_cache(dim=64)
-    cache.spec.configuration["backbone"] |= made
+    cache.spec.configuration["backbone"] |= {"name": "ViT-B-32", **made}
     store = cache.fill()
     piece = torch.randn(77, 64)
     with_backbone(store, {"positional_embedding": piece.numpy()})

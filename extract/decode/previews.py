@@ -1,0 +1,163 @@
+"""A part of a video in a form that browsers play: its packets in another container, or encoded anew and small.
+
+A function for the processes of a `JobPool`.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from glscl.common.errors import DecodeError, NotFoundError
+from glscl.extract.decode.decoders import upright_rgb
+from glscl.extract.decode.packets import MAX_PIXELS, describe_error, open_video
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+PLAYED = ("h264", "vp8", "vp9", "av1")  # that browsers decode, with 8 bits and half the colours
+PLAYED_PIXELS = ("yuv420p", "yuvj420p")
+ENCODERS = (("libx264", ".mp4"), ("libopenh264", ".mp4"), ("libvpx", ".webm"))  # the first there is
+RATE = 30  # frames a second at most
+SIZE = 640  # pixels, the longer side
+
+
+class Preview(NamedTuple):
+    """A part of a video that was made playable.
+
+    Attributes:
+        file: name of the file with it, in the folder that was given.
+        start, end: seconds from the first presented frame of the video; its own clock begins at 0.
+        how: what was done, in words.
+    """
+
+    file: str
+    start: float
+    end: float
+    how: str
+
+
+def make_preview(path: str, folder: str, name: str, start: float, seconds: float) -> Preview:
+    """Write the part of a video from `start` on, so many seconds of it at most, without sound.
+
+    Raises:
+        DecodeError: it gives no frame there, or nothing here can encode it.
+    """
+    try:
+        container, stream = open_video(path)
+        with container:
+            codec = stream.codec_context
+            if codec.width * codec.height > MAX_PIXELS:
+                raise DecodeError(f"frames of {codec.width} x {codec.height} pixels are too large")
+            kind = codec.codec.canonical_name if hasattr(codec.codec, "canonical_name") else codec.name
+            if kind in PLAYED and codec.pix_fmt in PLAYED_PIXELS:
+                try:
+                    return _copied(container, stream, Path(folder), name, start, seconds)
+                except (OSError, ValueError):  # packets that no other container takes
+                    pass
+        container, stream = open_video(path)
+        with container:
+            return _encoded(container, stream, Path(folder), name, start, seconds, kind)
+    except (DecodeError, NotFoundError):
+        raise
+    except Exception as error:  # whatever one file provokes
+        raise DecodeError(describe_error(error)) from error
+
+
+def _seek(container: InputContainer, stream: VideoStream, start: float) -> tuple[int, Fraction]:
+    """Go to the key frame before a time; the stamp of the first presented frame, and the clock."""
+    if stream.time_base is None:
+        raise DecodeError("the stream has no clock")
+    first = stream.start_time or 0
+    if start > 0:
+        container.seek(int(start / stream.time_base) + first, stream=stream)
+    return first, stream.time_base
+
+
+def _copied(
+    container: InputContainer, stream: VideoStream, folder: Path, name: str, start: float, seconds: float
+) -> Preview:
+    import av
+
+    first, clock = _seek(container, stream, start)
+    file, base, end = folder / f"{name}.mp4", None, start
+    with av.open(str(file), "w", options={"movflags": "faststart"}) as out:
+        copy = out.add_stream_from_template(stream)
+        for packet in container.demux(stream):
+            if packet.pts is None or packet.dts is None:
+                if packet.size:
+                    raise ValueError("packets without times")
+                continue
+            if base is None:
+                if not packet.is_keyframe:
+                    continue
+                base = packet.pts
+            at = float((packet.pts - first) * clock)
+            if packet.is_keyframe and at >= start + seconds:
+                break
+            end = max(end, at + float((packet.duration or 0) * clock))
+            packet.pts, packet.dts, packet.stream = packet.pts - base, packet.dts - base, copy
+            out.mux(packet)
+    if base is None:
+        raise DecodeError("the video gives no frame there")
+    return Preview(file.name, float((base - first) * clock), end, "its frames in another container, without sound")
+
+
+def _encoded(
+    container: InputContainer, stream: VideoStream, folder: Path, name: str, start: float, seconds: float, kind: str
+) -> Preview:
+    import av
+
+    encoder, suffix = _encoder()
+    first, clock = _seek(container, stream, start)
+    file, began, last, out, made = folder / f"{name}{suffix}", None, start, None, None
+    try:
+        for frame in container.decode(stream):
+            if frame.pts is None:
+                continue
+            at = float((frame.pts - first) * clock)
+            if at < start - 1e-3:
+                continue
+            if at >= start + seconds:
+                break
+            if began is not None and at - last < 0.9 / RATE:
+                continue
+            scale = min(1.0, SIZE / max(frame.width, frame.height))
+            width, height = (max(16, round(side * scale / 2) * 2) for side in (frame.width, frame.height))
+            pixels = upright_rgb(frame.reformat(width=width, height=height))
+            if out is None or made is None:
+                began = at
+                out = av.open(str(file), "w", options={"movflags": "faststart"} if suffix == ".mp4" else {})
+                made = _video_stream(out, encoder, pixels.shape[1], pixels.shape[0])
+            if pixels.shape[:2] != (made.height, made.width):
+                continue
+            picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            picture.pts, picture.time_base = round((at - (began or 0)) * 1000), Fraction(1, 1000)
+            last = at
+            out.mux(made.encode(picture))
+        if out is None or made is None or began is None:
+            raise DecodeError("the video gives no frame there")
+        out.mux(made.encode(None))
+    finally:
+        if out is not None:
+            out.close()
+    return Preview(file.name, began, last + 1 / RATE, f"{kind} encoded anew, small and without sound")
+
+
+def _video_stream(out: Any, encoder: str, width: int, height: int) -> Any:
+    options = {"libx264": {"preset": "ultrafast", "crf": "26"}, "libvpx": {"deadline": "realtime", "cpu-used": "8"}}
+    made = out.add_stream(encoder, rate=RATE, options=options.get(encoder, {}))
+    made.width, made.height, made.pix_fmt = width, height, "yuv420p"
+    made.time_base = made.codec_context.time_base = Fraction(1, 1000)
+    return made
+
+
+def _encoder() -> tuple[str, str]:
+    import av
+
+    for name, suffix in ENCODERS:
+        if name in av.codecs_available:
+            return name, suffix
+    raise DecodeError("nothing here encodes videos for browsers")

@@ -67,7 +67,7 @@ class TextTower:
         """How many captions are longer than what was kept of them."""
         words = tokenized.ids.shape[1]
         full = np.flatnonzero(tokenized.lengths >= words - 1)  # SigLIP ends a cut caption with what it pads with
-        longer = self.tokenize([texts[row] for row in full], words + 1).lengths if len(full) else 0
+        longer = self.tokenize([texts[row] for row in full.tolist()], words + 1).lengths if len(full) else 0
         return int((longer > tokenized.lengths[full]).sum())
 
     def hardly_knows(self, text: str) -> bool:

@@ -19,6 +19,9 @@ def test_a_search_normalises_one_sentence_at_a_time_or_a_list_of_them(glscl, cac
     shapes = {"text_features": (1, 8), "token_features": (1, 3, 8)}
 
     class Backbone:
+        def doubts(self, sentence):
+            return []
+
         def encode_texts(self, texts):
             g = torch.Generator().manual_seed(len(texts[0]))
             made = {name: torch.randn(*shape, generator=g) for name, shape in shapes.items()}
@@ -44,6 +47,9 @@ def test_a_search_normalises_one_sentence_at_a_time_or_a_list_of_them(glscl, cac
 
 def test_every_frame_is_searched_and_answers_can_be_opened(glscl, cache, monkeypatch, one_line, tmp_path):
     class Backbone:
+        def doubts(self, sentence):
+            return []
+
         def encode_texts(self, texts):
             return TextFeatures(torch.randn(1, 8, generator=torch.Generator().manual_seed(len(texts[0]))))
 

@@ -18,6 +18,7 @@ import torch
 from glscl.cache.schema import Annotations, TextItem, VideoItem
 from glscl.cache.store import open_store
 from glscl.common.errors import InputError, NotFoundError
+from glscl.common.tables import amount
 from glscl.extract.importing.feature_files import open_arrays
 from glscl.extract.importing.import_features import FeatureFiles, import_features
 from glscl.extract.importing.pairing import frame_readers
@@ -190,7 +191,7 @@ def test_zero_rows_are_no_frames_wherever_they_stand_and_the_others_keep_their_t
     np.testing.assert_array_equal(video["values"][:count], rows[kept])
     assert video["times"][:count].tolist() == [i / 2 for i in kept]
     front = [i for i in zeros if i < kept[-1]]
-    assert any(note.startswith(f"left out {len(front)} all-zero frames before or between others of 1 video")
+    assert any(note.startswith(f"left out {amount(len(front), 'all-zero frame')} before or between others of 1 video")
                for note in done.notes)  # fmt: skip
 
 

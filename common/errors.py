@@ -8,6 +8,7 @@
     ├── DecodeError           (RuntimeError)       one video gives no frames
     ├── StorageError          (OSError)            the disk is full, read-only or failing
     ├── BusyError             (RuntimeError)       another process writes there at the moment
+    ├── OutOfMemoryError      (MemoryError)        what the machine, a limit or a GPU leaves does not suffice
     ├── CacheError            (RuntimeError)
     │   ├── CacheFormatError  (ValueError)         not a cache, or a cache of a schema this version cannot read
     │   ├── CacheCorruptError (ValueError)         checksums, shapes or offsets that contradict the commit
@@ -123,6 +124,9 @@ class StorageError(GlsclError, OSError):
 
 
 class BusyError(GlsclError, RuntimeError): ...
+
+
+class OutOfMemoryError(GlsclError, MemoryError): ...
 
 
 class CacheError(GlsclError, RuntimeError): ...

@@ -23,6 +23,7 @@ from glscl.cache.files import dump_json, write_atomically
 from glscl.cache.store import Store, choose_list, open_store
 from glscl.cache.table import Counts, FeatureTable, FramePosition
 from glscl.common.errors import Hint, InputError, UsageError
+from glscl.common.memory import available
 from glscl.common.settings import as_dict, check
 from glscl.common.versions import versions
 from glscl.evaluate.confidence import confidence_of_directions
@@ -340,17 +341,14 @@ def _check_room(table: JudgedTable, *, bytes_a_pair: int) -> None:
     if there is not None and needed > there:
         raise InputError(
             f"the similarities of {table.num_texts:,} texts with {table.num_videos:,} videos take {needed / 1e9:,.0f} GB, "
-            f"this machine has {there / 1e9:,.0f} GB",
+            f"{there / 1e9:,.0f} GB can be had",
             hint="Leave out `normalise` and `save_similarity`: ranks need no matrix",
         )
 
 
 def _physical_memory() -> int | None:
-    """Bytes of this machine; None where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
+    """Bytes that a limit or the machine leaves to this process; None where the system does not say."""
+    return available()
 
 
 def validation_metrics(head: Scoring, table: JudgedTable) -> dict[str, dict[str, float]]:

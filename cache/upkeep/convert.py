@@ -24,7 +24,6 @@ import numpy as np
 from glscl.cache.additions import Addition, addition_of, write_addition
 from glscl.cache.creation import StoreSpec, create_library
 from glscl.cache.files import dump_json, half_written, remove, storage_errors, sync_directory, sync_tree, written
-from glscl.cache.filling import sweep
 from glscl.cache.formats import STORES
 from glscl.cache.formats.blocks import Blocks
 from glscl.cache.frame_format import FrameSpec
@@ -42,6 +41,7 @@ from glscl.cache.lists import (
 )
 from glscl.cache.lock import hold, hold_file
 from glscl.cache.reading import read_entries
+from glscl.cache.remains import sweep
 from glscl.cache.schema import STREAMS
 from glscl.cache.shard_arrays import LAYOUT
 from glscl.cache.shards import describe_array, see_damage
@@ -257,7 +257,8 @@ def _was_begun(library: Library, out: Path, format: str, chosen: Sequence[CacheL
 def _write_cache(library: Library, out: Path, format: str, chosen: Sequence[CacheList], items: _AllItems) -> Path:
     target = create_library(out, spec_of(library), format)
     with hold(out, what="convert"):
-        sweep(out)
+        target.refresh()
+        sweep(target)
         target.write_backbone_tensors(library.backbone_tensors())
         for made in chosen:
             write_list(out, made, format)

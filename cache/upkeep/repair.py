@@ -41,6 +41,7 @@ from glscl.cache.lists import list_names, read_record
 from glscl.cache.lock import FOLDER as LOCKS
 from glscl.cache.lock import hold, locks
 from glscl.cache.records import Commit
+from glscl.cache.remains import SHARD_NAME, record_folders, temporary_files, unreferenced
 from glscl.cache.schema import STREAMS
 from glscl.cache.shard_arrays import unpack_strings
 from glscl.cache.store import resume_hint
@@ -48,9 +49,6 @@ from glscl.cache.upkeep.contents import Contents, ShardName, is_gathered, parse_
 from glscl.cache.upkeep.summary import bytes_on_disk
 from glscl.cache.upkeep.verification import verify_commit
 from glscl.common.errors import CacheBusyError, CacheCorruptError, Hint, UsageError
-
-_SHARD_NAME = re.compile(r"([0-9a-f]{16})-(\d{5,8})-[^/]+")
-_LIST_ARRAYS = re.compile(r"([0-9a-f]{16})(\.h5)?")
 
 
 @dataclass(kw_only=True)
@@ -286,35 +284,22 @@ class _Repair:
 
     def _shards(self, stream: str, addition: str, number: int | None = None) -> list[Path]:
         name = f"{addition}-{'' if number is None else f'{number:05d}-'}*"
-        return [path for path in listed(self.root / "shards" / stream, name) if _SHARD_NAME.fullmatch(path.name)]
+        return [path for path in listed(self.root / "shards" / stream, name) if SHARD_NAME.fullmatch(path.name)]
 
     def _remains(self) -> list[Path]:
         """What killed writers left; told in the report."""
         named = {self.root / commit.path for commit in self.good.values()}
         self.moved = list(dict.fromkeys(path for path in self.moved if path not in named))
         kept = named | set(self.moved)
-        partial = listed(self.root / "partial")
-        unreferenced = [
-            path
-            for stream in STREAMS
-            for path in listed(self.root / "shards" / stream, "*-*-*")
-            if path not in kept and _SHARD_NAME.fullmatch(path.name)
-        ]
-        names = [f"lists/{name}" for name in list_names(self.root)]
-        for name in names:
-            for path in listed(self.root / name):
-                match = _LIST_ARRAYS.fullmatch(path.name)
-                if match and path not in kept and not written(path.with_name(f"{match[1]}.json")):
-                    unreferenced.append(path)
-        own = [f"{kind}/{stream}" for kind in ("additions", "commits") for stream in STREAMS]
-        temporary = [p for each in (".", "backbone", LOCKS, *own, *names) for p in half_written(self.root / each)]
+        partial, forgotten = listed(self.root / "partial"), unreferenced(self.root, kept)
+        temporary = [*temporary_files(self.root), *half_written(self.root / LOCKS)]
         written_again = {*self.commits, *self.gathered, *map(self._file, self.additions)}
-        reserved = [path for each in (*own, *names) for path in _reserved(self.root / each)]
+        reserved = [path for each in record_folders(self.root) for path in _reserved(self.root / each)]
         temporary += [path for path in reserved if path not in written_again]
         self.report.partial, self.report.unreferenced, self.report.temporary = (
-            [self._name(path) for path in paths] for paths in (partial, unreferenced, temporary)
+            [self._name(path) for path in paths] for paths in (partial, forgotten, temporary)
         )
-        found = [*partial, *unreferenced, *temporary]
+        found = [*partial, *forgotten, *temporary]
         self.report.freed_bytes = sum(bytes_on_disk(path) for path in found)
         return found
 

@@ -208,31 +208,36 @@ def half_written(folder: Path, *, name: str | None = None) -> list[Path]:
     return [path for path in found if name is None or path.name[1:-13] == name]
 
 
-def _write_aside(path: Path, data: bytes) -> Path:
+def _write_aside(path: Path, data: bytes, *, durable: bool = True) -> Path:
     refuse_link(path)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with open(aside, "xb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
     return aside
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Replace `path` by `data`: a reader sees the old content or the new, never half of it.
+
+    Args:
+        durable: wait for the disk, so that it is also there after the power fails.
 
     Raises:
         StorageError: it cannot be written, or a link stands there.
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = _write_aside(path, data)
+        aside = _write_aside(path, data, durable=durable)
         os.replace(aside, path)
-        sync_directory(path.parent)
+        if durable:
+            sync_directory(path.parent)
 
 
 def put_if_absent(path: Path, data: bytes) -> bool:

@@ -39,7 +39,11 @@ class Lock(NamedTuple):
     @property
     def stale(self) -> bool:
         """Whether the process that wrote it is certainly gone; False where that cannot be told from here."""
-        if self.holder is None or self.holder["host"] != socket.gethostname():
+        if self.holder is None:
+            return False
+        if _is_earlier_start(self.holder.get("job"), _job()):
+            return True
+        if self.holder["host"] != socket.gethostname():
             return False
         if self.holder.get("boot") != _boot():
             return self.holder.get("boot") is not None and _boot() is not None  # the machine was started anew
@@ -239,7 +243,23 @@ def _holder(what: str) -> dict[str, Any]:
         "boot": _boot(),
         "namespace": _namespace(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "job": _job(),
     }
+
+
+def _job() -> list[Any] | None:
+    """The job of Slurm that this is, and how often it was started again; None outside of one."""
+    job, restarts = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT", "0")
+    if not job or not restarts.isdecimal():
+        return None
+    return [os.environ.get("SLURM_CLUSTER_NAME", ""), job, int(restarts)]
+
+
+def _is_earlier_start(job: Any, own: list[Any] | None) -> bool:
+    """Whether a job is this one before it was started again: Slurm runs a job once at a time, on whatever machine."""
+    if own is None or not isinstance(job, list) or len(job) != 3 or type(job[2]) is not int:
+        return False
+    return job[:2] == own[:2] and job[2] < own[2]
 
 
 def _boot() -> str | None:

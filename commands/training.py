@@ -42,6 +42,11 @@ class TypedOptions:
         default_from="none",
     )
     resume: bool = setting(False, "Go on where the run in --out stopped.", group="Training")
+    requeue: bool = setting(
+        False,
+        "Begin the run in --out, or go on with it: for jobs that are started again by the same command.",
+        group="Training",
+    )
 
 
 def _settings_asked(asked: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +88,8 @@ def _going_on(out: Path, sweep: bool) -> str:
     typed = command_line()
     words = shlex.split(typed)
     more = [] if any(word.partition("=")[0] == "--out" for word in words) else ["--out", str(out)]
-    more += ["--resume"] if not sweep and "--resume" not in words and (out / "run.json").exists() else []
+    again = sweep or {"--resume", "--requeue"} & set(words)
+    more += ["--resume"] if not again and (out / "run.json").exists() else []
     return " ".join([typed, shlex.join(more)]).strip()
 
 
@@ -112,11 +118,10 @@ def train_head(
     from glscl.train_head.settings import resolve
     from glscl.train_head.train import check_trainable, earlier_run, train
 
-    resume = bool(asked.get("resume"))
     if sweep:
         _sweep(run, asked, sweep, partial(open_cache, cache, list=list), out)
         return
-    begun, device = _run_to_resume(resume, out), run.device()
+    begun, device = _run_to_resume(asked, out), run.device()
     settings_by = partial(resolve, _settings_asked(asked), device_type=device.type, stored=_settings_of(begun))
     settings_by(dataset="default")  # wrong usage is said before any cache is looked for
     store = open_cache(cache, begun, list)
@@ -124,7 +129,7 @@ def train_head(
     check_trainable(store, settings.head)
     with run_folder(out, settings.head) as out:
         require_free(out)
-        earlier_run(out, store, settings, resume)
+        earlier_run(out, store, settings, begun is not None)
         run.say(f"training {settings.head} on {_named(store)} by the recipe {settings.recipe} → {out}")
         run.say(settings_line(settings))
         run.in_force(settings)
@@ -136,7 +141,7 @@ def train_head(
                 device=device,
                 validate=validation_metrics,
                 reporter=TrainingLines(run),
-                resume=resume,
+                resume=begun is not None,
                 command=command_line(),
             )
         _say_trained(run, done)
@@ -146,19 +151,26 @@ def train_head(
 def _say_trained(run: Run, done: TrainResult) -> None:
     best = f"; best epoch {done.best['epoch']} by {done.selection}" if done.best else ""
     run.say(f"{done.run}: {len(done.history)} epochs in {duration(done.seconds)}{best}")
+    for doubt in done.doubts:
+        run.say(f"warning: {doubt}")
 
 
 def _named(store: Store) -> str:
     return f"list {store.list_name} of {store.path}"
 
 
-def _run_to_resume(resume: bool, out: Path | None) -> Path | None:
-    """The run that --resume goes on with; None without it."""
-    if not resume:
+def _run_to_resume(asked: dict[str, Any], out: Path | None) -> Path | None:
+    """The run that --resume goes on with, and --requeue where there is one; None where one begins."""
+    resume, requeue = bool(asked.get("resume")), bool(asked.get("requeue"))
+    if not resume and not requeue:
         return None
     if out is None:
-        raise UsageError("--resume goes on with the run in --out", hint="Name it: --out RUN")
+        raise UsageError(
+            f"--{'resume' if resume else 'requeue'} goes on with the run in --out", hint="Name it: --out RUN"
+        )
     if not (out / "run.json").exists():
+        if requeue:
+            return None
         raise NotFoundError(f"{out} holds no run to go on with", hint="Begin one: leave out --resume")
     return out
 
@@ -240,8 +252,7 @@ def finetune(
     from glscl.train_head.finetuning.settings import resolve_finetune
     from glscl.train_head.train import check_trainable, earlier_run
 
-    resume = bool(asked.get("resume"))
-    begun, device = _run_to_resume(resume, out), run.device()
+    begun, device = _run_to_resume(asked, out), run.device()
     settings_by = partial(resolve_finetune, _settings_asked(asked), device_type=device.type, stored=_settings_of(begun))
     start = settings_by(dataset="default").start  # wrong usage is said before any cache is looked for
     store = open_cache(cache, begun or start, list)
@@ -249,7 +260,7 @@ def finetune(
     check_trainable(store)
     with run_folder(out, f"finetune-{settings.head}") as out:
         require_free(out)
-        earlier_run(out, store, settings, resume)
+        earlier_run(out, store, settings, begun is not None)
         run.say(
             f"training backbone and {settings.head} on the videos of {_named(store)} by the recipe {settings.recipe} → {out}"
         )
@@ -264,7 +275,7 @@ def finetune(
                 device=device,
                 validate=validation_metrics,
                 reporter=TrainingLines(run),
-                resume=resume,
+                resume=begun is not None,
                 command=command_line(),
             )
         _say_trained(run, done)

@@ -27,7 +27,9 @@ def is_full(error: BaseException) -> bool:
     """Whether an error says that memory does not suffice, in whatever words."""
     if isinstance(error, MemoryError):
         return True
-    return isinstance(error, RuntimeError | OSError | ImportError) and any(each in str(error).lower() for each in _SAYINGS)
+    return isinstance(error, RuntimeError | OSError | ImportError) and any(
+        each in str(error).lower() for each in _SAYINGS
+    )
 
 
 def require_memory(needed: int, what: str, *, hint: Hint | str) -> None:

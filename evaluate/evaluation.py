@@ -36,7 +36,9 @@ from glscl.evaluate.run_names import seen_in_training
 from glscl.evaluate.seen_in_training import training_of, videos_seen
 from glscl.evaluate.settings import ZERO_SHOT_HEADS, EvaluateSettings
 from glscl.evaluate.similarity import PairsDone, Scoring, ranks, similarity_matrix
+from glscl.evaluate.watched import Watched
 from glscl.train_head.checkpoint import load_run, read_run
+from glscl.train_head.doubts import score_doubts
 from glscl.train_head.heads import build_head, head_class
 from glscl.train_head.heads.base import Head, VectorHead
 from glscl.train_head.recipes import RECIPES
@@ -296,14 +298,14 @@ def evaluate_head(
     for stage in ("load", "encode", "score", "metrics"):
         seconds.setdefault(stage, 0.0)
     check_normalisations(settings.normalise, head)
-    similarity = None
+    similarity, watched = None, Watched(head)
     if settings.normalise or settings.save_similarity is not None:
         _check_room(table, bytes_a_pair=4 + 20 * bool(settings.normalise))
-        similarity = similarity_matrix(head, table, device=device, seconds=seconds, progress=progress)
+        similarity = similarity_matrix(watched, table, device=device, seconds=seconds, progress=progress)
         with _timed(seconds, "metrics"):
             found = retrieval_ranks(similarity, table.video_of_text)
     else:
-        found = ranks(head, table, device=device, seconds=seconds, progress=progress)
+        found = ranks(watched, table, device=device, seconds=seconds, progress=progress)
     video = table.video_of_text.cpu().numpy()
     queries = query_videos(video)
     result: dict[str, Any] = {"counts": asdict(table.counts)}
@@ -321,6 +323,10 @@ def evaluate_head(
         result["normalised"] = _normalised(settings.normalise, similarity, table.video_of_text, banks, seconds)
     if similarity is not None and settings.save_similarity is not None:
         save_similarity_matrix(settings.save_similarity, similarity, table)
+    summary = watched.summary(table.num_videos)
+    doubts = score_doubts(summary, table.video_ids[summary.hub])
+    if doubts:
+        result["doubts"] = doubts
     result["seconds"] = {stage: round(spent, 4) for stage, spent in seconds.items()}
     return Evaluation(
         result=result,

@@ -17,6 +17,8 @@ In reading order:
     reports           what a training tells
     determinism       seeds and kernels that repeat
     resume_state      taken up where it was stopped
+    doubts            numbers that look like a result and are none
+    heartbeat         progress.json, for scripts that watch
     divergence        a loss that is no number ends the training
     loop              the training loop
     train             a head on a cache, from the tables to the run folder

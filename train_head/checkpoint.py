@@ -5,6 +5,7 @@
     best.safetensors     weights of the head, of the selected epoch
     last.safetensors     weights of the head, of the last epoch
     backbone.safetensors, backbone-last.safetensors    the same of the backbone, where `finetune` trained it
+    progress.json        how far it is, for scripts that watch (`glscl.train_head.heartbeat`)
     resume.safetensors   while training: weights, optimizer moments, and (as its metadata) how far the run is
 
 Every file is replaced in one step, so a killed run leaves the files of its last finished epoch. Weights name the training

@@ -51,7 +51,7 @@ Validate = Callable[[Head, FeatureTable], Mapping[str, Mapping[str, float]]]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What came of a run; `history` and `best` as in `FitResult`."""
+    """What came of a run; `history`, `best` and `doubts` as in `FitResult`."""
 
     run: Path
     head: str
@@ -60,6 +60,7 @@ class TrainResult:
     history: list[dict[str, Any]] = field(repr=False)
     seconds: float
     already_complete: bool = False
+    doubts: list[str] = field(default_factory=list)
 
 
 class TrainingData(NamedTuple):
@@ -176,10 +177,11 @@ def trained(out: Path, record: Mapping[str, Any], fitted: FitResult, started: fl
     return TrainResult(
         run=out,
         head=record["head"],
-        selection=record["selection"],
+        selection="last" if fitted.best is None else record["selection"],
         best=fitted.best,
         history=fitted.history,
         seconds=time.perf_counter() - started,
+        doubts=fitted.doubts,
     )
 
 

@@ -373,6 +373,7 @@ def test_a_broken_video_and_one_that_is_gone_are_said_to_be(page, made, served):
     page.goto(f"{served.url}/?play=nobody")
     page.wait_for_selector("#problem:not([hidden])")
     page.click("#failures")
+    page.wait_for_selector("#failures-rows tr")
     assert page.locator("#failures-rows tr").count() == 1 and "broken" in page.inner_text("#failures-rows")
 
 

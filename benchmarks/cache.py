@@ -5,10 +5,10 @@
     python benchmarks/cache.py --folder /data     on another disk
 
 Standard output is the result, in Markdown. The features are random numbers, written through `filling` and `Library.commit` as an
-extraction writes them: a first list of nine tenths of the videos, then one of all of them in another order. Raw is what the same bytes cost without us: plain files written with fsync, every file of the cache
-read one after another into one array. A table that is loaded lies in memory that the system had to find and clear first, so what
-it is compared with is the raw read into fresh memory too; the raw read into memory that was used before stands beside it. All of
-a table's rows are measured in one run.
+extraction writes them: a first list of nine tenths of the videos, then one of all of them in another order. Raw is what the same
+bytes cost without us: plain files written with fsync, every file of the cache read one after another into one array. A table that
+is loaded lies in memory that the system had to find and clear first, so what it is compared with is the raw read into fresh memory
+too; the raw read into memory that was used before stands beside it. All of a table's rows are measured in one run.
 """
 
 from __future__ import annotations
@@ -112,25 +112,32 @@ def shard_arrays(library: Library, place: Place, captions: dict[bytes, str]) -> 
 
 def write_cache(root: Path, size: Size, format: str) -> float:
     """Write a cache with two lists, "first" and "full"; seconds spent in `Library.commit` and around it."""
-    spec = StoreSpec(configuration={"backbone": {"name": "random", "pretrained": "none"}}, embed_dim=size.dim)
-    library, whole = create_library(root, spec, format), annotations(size)
+    library, whole = new_library(root, size.dim, format), annotations(size)
     few = int(0.9 * size.videos)
     first = dataclasses.replace(whole, videos=whole.videos[:few], texts=whole.texts[: few * size.captions_of_video])
     backwards = dataclasses.replace(whole, videos=whole.videos[::-1], texts=whole.texts[::-1])
-    seconds = 0.0
-    for name, found in (("first", first), ("full", backwards)):
-        made = listed(found, name)
-        captions = {key.tobytes(): text.text for key, text in zip(made.text_key, found.texts)}
-        started = time.perf_counter()
-        with filling(library, made):
-            for stream, keys, items in (("text", made.text_key, 2048), ("video", made.video_key, 128)):
-                for place in begin(library, work_for(library, stream, keys), stream, shard_items=items):
-                    seconds += time.perf_counter() - started
-                    arrays = shard_arrays(library, place, captions)
-                    started = time.perf_counter()
-                    library.commit(place.addition, place.shard, arrays)
-        seconds += time.perf_counter() - started
-    return seconds
+    return extend(library, first, "first") + extend(library, backwards, "full")
+
+
+def new_library(root: Path, dim: int, format: str) -> Library:
+    """A cache without items."""
+    spec = StoreSpec(configuration={"backbone": {"name": "random", "pretrained": "none"}}, embed_dim=dim)
+    return create_library(root, spec, format)
+
+
+def extend(library: Library, found: Annotations, name: str) -> float:
+    """Write a list and the items of it that are not there; seconds spent in `Library.commit` and around it."""
+    made, seconds = listed(found, name), 0.0
+    captions = {key.tobytes(): text.text for key, text in zip(made.text_key, found.texts)}
+    started = time.perf_counter()
+    with filling(library, made):
+        for stream, keys, items in (("text", made.text_key, 2048), ("video", made.video_key, 128)):
+            for place in begin(library, work_for(library, stream, keys), stream, shard_items=items):
+                seconds += time.perf_counter() - started
+                arrays = shard_arrays(library, place, captions)
+                started = time.perf_counter()
+                library.commit(place.addition, place.shard, arrays)
+    return seconds + time.perf_counter() - started
 
 
 def data_files(root: Path) -> list[Path]:

@@ -229,7 +229,10 @@ class ExtractSettings(WeightSettings):
         4.0, "GB of memory that decoding one video may take.", group="Decoding", min=0.25, affects_result=False
     )
     strict: bool = setting(
-        False, "Stop at the first missing or undecodable video.", group="Decoding", affects_result=False
+        False,
+        "Stop at the first missing or undecodable video, and at one content in two splits.",
+        group="Decoding",
+        affects_result=False,
     )
     retry_failed: bool = setting(
         False, "Ask again for the videos that failed before.", group="Decoding", affects_result=False

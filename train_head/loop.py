@@ -122,9 +122,11 @@ def fit_learner(
         seed=settings.seed,
         run_id=(record or {}).get("run_id", ""),
     )
+    if (
+        main and out is not None
+    ):  # a training that was killed before its first epoch has nothing to go on with, but remains
+        clear(out, finished=False)
     if resume:
-        if main and out is not None:
-            clear(out, finished=False)
         restore(accelerator, state, learner.module, optimizer, out)
     training = _Training(
         settings=settings,

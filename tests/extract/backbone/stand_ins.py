@@ -20,7 +20,9 @@ SPECIAL = {
     "xlm-roberta": (1, 0, 2),
     "mt5": (0, None, 1),
     "m2m_100": (1, 3, 2),
+    "xlm-v": (1, 0, 2),
 }
+OF_OPEN_CLIP = ("siglip", "gemma", "bert", "xlm-v")  # kinds whose tower is open_clip's own
 
 
 def tokenizer_of(kind: str) -> Any:

@@ -6,7 +6,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from stand_ins import SPECIAL, TEXTS, folder_of
+from stand_ins import OF_OPEN_CLIP, SPECIAL, TEXTS, folder_of
 
 from glscl.extract.backbone.encoder import load_backbone
 
@@ -30,7 +30,7 @@ def open_clips(folder) -> torch.Tensor:
 @pytest.mark.parametrize("cut", [True, False], ids=["fewer words than the tower reads", "all words"])
 def test_pooled_features_are_those_of_open_clips_own_path(folders, kind, cut):
     expected = open_clips(folders[kind])
-    words = 20 if cut else 24 if kind in ("siglip", "gemma", "bert") else 77
+    words = 20 if cut else 24 if kind in OF_OPEN_CLIP else 77
     backbone = load_backbone(f"local-dir:{folders[kind]}", words=words)
     found = backbone.encode_texts(TEXTS).text_features
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
@@ -67,6 +67,7 @@ def test_padding_that_a_tower_sees_is_part_of_the_fingerprint_where_it_was_wrong
     assert described("siglip", 12) == "HFTokenizer, padded with 1 to 24"
     assert described("siglip", 24) == "HFTokenizer", "nothing was padded, so these values were right before"
     assert described("gemma", 12) == "HFTokenizer", "its padding is what was always taken"
+    assert described("xlm-v", 12) == "HFTokenizer", "nothing sees what stands behind it"
 
 
 def test_a_tower_without_states_gives_pooled_features_alone(folders, monkeypatch):

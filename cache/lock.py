@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glscl.cache.files import dump_json, load_json, refuse_link, refuse_links, remove, write_atomically
+from glscl.cache.files import dump_json, half_written, load_json, refuse_link, refuse_links, remove, write_atomically
 from glscl.cache.schema import DEPTH
 from glscl.common.errors import BusyError, CacheBusyError, CacheFormatError, StorageError
 from glscl.common.launch import launch
@@ -150,7 +150,9 @@ def _hold_output(folder: Path, written: Path, what: str) -> Iterator[None]:
         with _held(folder, written, (1, 1), what, BusyError):
             yield
     finally:
-        with contextlib.suppress(OSError):  # another writer has come
+        with contextlib.suppress(OSError, StorageError):  # another writer has come
+            for left in half_written(folder):  # of a killed one; who is just beginning writes it again, see `_put`
+                left.unlink(missing_ok=True)
             folder.rmdir()
 
 

@@ -62,6 +62,7 @@ def test_a_folder_in_use_is_refused_with_who_and_since_when_and_not_touched(stor
         "best.safetensors",
         "history.jsonl",
         "last.safetensors",
+        "progress.json",
         "run.json",
     ], "nothing of the lock stays behind"
 

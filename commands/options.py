@@ -395,7 +395,7 @@ _FULL = "There is not enough memory for this. Free some, give the job more, or a
 
 def _told_by_the_system(error: OSError | MemoryError) -> str:
     """What the system says of a path or of the memory, as a line of ours."""
-    if is_full(error):
+    if isinstance(error, MemoryError) or is_full(error):
         return _FULL
     names = [os.fsdecode(name)[:200] for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
     return f"Cannot use {' or '.join(names) or 'a file'}: {error.strerror or ' '.join(str(error).split())[:200]}"

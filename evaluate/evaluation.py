@@ -299,13 +299,14 @@ def evaluate_head(
         seconds.setdefault(stage, 0.0)
     check_normalisations(settings.normalise, head)
     similarity, watched = None, Watched(head)
+    scoring: Any = watched  # all that a head has, by delegation
     if settings.normalise or settings.save_similarity is not None:
         _check_room(table, bytes_a_pair=4 + 20 * bool(settings.normalise))
-        similarity = similarity_matrix(watched, table, device=device, seconds=seconds, progress=progress)
+        similarity = similarity_matrix(scoring, table, device=device, seconds=seconds, progress=progress)
         with _timed(seconds, "metrics"):
             found = retrieval_ranks(similarity, table.video_of_text)
     else:
-        found = ranks(watched, table, device=device, seconds=seconds, progress=progress)
+        found = ranks(scoring, table, device=device, seconds=seconds, progress=progress)
     video = table.video_of_text.cpu().numpy()
     queries = query_videos(video)
     result: dict[str, Any] = {"counts": asdict(table.counts)}

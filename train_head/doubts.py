@@ -41,8 +41,8 @@ def summary_of(scores: Tensor) -> ScoreSummary:
     """Of (t, v) scores."""
     low, high = torch.aminmax(scores)
     first = torch.bincount(scores.argmax(1), minlength=scores.shape[1])
-    hub = int(first.argmax())
-    return ScoreSummary(float(low), float(high), *scores.shape, hub, int(first[hub]))
+    (queries, gallery), hub = scores.shape, int(first.argmax())
+    return ScoreSummary(float(low), float(high), queries, gallery, hub, int(first[hub]))
 
 
 @torch.no_grad()
@@ -59,11 +59,12 @@ def sampled_scores(head: Head, table: FeatureTable, size: int) -> ScoreSummary:
     rows = torch.linspace(0, table.num_texts - 1, min(size, table.num_texts)).long().to(table.device)
     gallery = table.video_of_text[rows].unique()
     text, video = table.texts(rows), table.videos(gallery)
-    if not head.needs_tokens:
-        text = TextFeatures(text.text_features)
+    tokens = (text.token_features, text.token_mask) if head.needs_tokens else ()
     try:
         head.eval()
-        encoded_text = head.encode_text(TextFeatures(*(f if f is None else f.to(device) for f in text)))
+        encoded_text = head.encode_text(
+            TextFeatures(text.text_features.to(device), *(each if each is None else each.to(device) for each in tokens))
+        )
         encoded_video = head.encode_video(VideoFeatures(*(field.to(device) for field in video)))
         found = summary_of(head.score(encoded_text, encoded_video).float())
         return found._replace(hub=int(gallery[found.hub]))

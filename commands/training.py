@@ -220,6 +220,8 @@ def _sweep(
         for row in rows:
             if row.error is not None:
                 run.say(f"note: {row.point}: {row.error}")
+            for doubt in row.doubts:
+                run.say(f"warning: {row.point}: {doubt}")
         best = rows[0]
         if best.validation is None:
             run.say("nothing was validated, so the order says nothing")

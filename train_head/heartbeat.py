@@ -63,7 +63,7 @@ class Heartbeat:
             "schema": SCHEMA,
             "state": state,
             "epoch": min(epoch + 1, self._about["epochs"]),
-            "step": step,
+            "step": step if epoch < self._about["epochs"] else self._about["steps"],
             **self._about,
             "done": done,
             "captions_per_second": round(rate * self._batch_size, 1),

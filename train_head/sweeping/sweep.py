@@ -62,6 +62,7 @@ class Outcome:
         seconds: of training, summed over epochs.
         skipped: whether it was finished before.
         error: why it has no result; None where it has.
+        doubts: as in `FitResult`.
     """
 
     point: str
@@ -73,9 +74,10 @@ class Outcome:
     seconds: float = 0.0
     skipped: bool = False
     error: str | None = None
+    doubts: Sequence[str] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        return {**vars(self), "changes": dict(self.changes), "run": str(self.run)}
+        return {**vars(self), "changes": dict(self.changes), "run": str(self.run), "doubts": [*self.doubts]}
 
 
 def parse_sweep(pairs: Sequence[str]) -> dict[str, list[str]]:
@@ -287,6 +289,7 @@ def _outcome(point: Point, done: TrainResult) -> Outcome:
         loss=done.history[-1]["loss"] if done.history else None,
         seconds=sum(row["seconds"] for row in done.history),
         skipped=done.already_complete,
+        doubts=done.doubts,
     )
 
 

@@ -25,6 +25,7 @@ In reading order:
     table             one split as tensors
     store             a list seen on a library
     creation          a cache, begun
+    remains           what killed writers left
     filling           what every writer does: the list first, the items, at last the list counts
     frames            frames that a cache holds, read a video at a time
 

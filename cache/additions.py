@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import msgspec
 import numpy as np
 
-from glscl.cache.files import dump_json, put_if_absent, written
+from glscl.cache.files import dump_json, listed, put_if_absent, refuse_unread, written
 from glscl.cache.keys import KEY_BYTES, from_lines, to_lines
 from glscl.common.errors import CacheCorruptError, StorageError, first_line
 
@@ -114,13 +114,14 @@ def read_addition(path: Path, stream: str) -> Addition:
     except (msgspec.DecodeError, ValueError) as error:
         raise CacheCorruptError(f"{path} cannot be read: {first_line(error)}") from error
     except OSError as error:
+        refuse_unread(error, path)
         raise StorageError(f"Cannot read {path}: {error.strerror}") from error
     return Addition(path.stem, stream, head.shard_items, head.attempt, keys)
 
 
 def read_additions(root: Path, stream: str) -> list[Addition]:
     """All additions of a stream, by name. Raises as `read_addition`."""
-    return [read_addition(path, stream) for path in sorted(folder(root, stream).glob("*.txt")) if written(path)]
+    return [read_addition(path, stream) for path in listed(folder(root, stream), "*.txt") if written(path)]
 
 
 def _name(data: bytes) -> str:

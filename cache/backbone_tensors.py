@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from glscl.cache.files import put_if_absent, utf8_name, written
+from glscl.cache.files import put_if_absent, refuse_unread, utf8_name, written
 from glscl.cache.shard_arrays import checksum
 from glscl.common.errors import CacheCorruptError, first_line
 
@@ -41,6 +41,7 @@ def read_tensors(cache: Path) -> dict[str, np.ndarray]:
         with utf8_name(path) as name:
             return load_file(name)
     except Exception as error:  # safetensors raises its own, undocumented type
+        refuse_unread(error, path)
         raise CacheCorruptError(f"{path} cannot be read: {first_line(error)}") from error
 
 
@@ -56,5 +57,6 @@ def damage(cache: Path) -> str | None:
             expected = json.loads((file.metadata() or {}).get(_CHECKSUMS, "null"))
             given = {key: checksum(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
     except Exception as error:  # safetensors raises its own, undocumented type
+        refuse_unread(error, path)
         return f"it cannot be read: {str(error)[:200]}"
     return None if expected is None or expected == given else "it does not have the checksums it was written with"

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from glscl.cache.additions import Addition
-from glscl.cache.files import dump_json, load_json, put_if_absent, written
+from glscl.cache.files import dump_json, listed, load_json, put_if_absent, written
 from glscl.cache.records import Commit, Header, parse_commit
 from glscl.common.errors import CacheCorruptError, first_line
 
@@ -54,7 +54,7 @@ def read_commits(root: Path, additions: Sequence[Addition], header: Header, stre
 def single_commits(root: Path, stream: str) -> dict[str, list[Path]]:
     """Name of an addition → the files of its single commits, in order."""
     found: dict[str, list[Path]] = {}
-    for path in sorted(commit_folder(root, stream).glob("*-*.json")):
+    for path in listed(commit_folder(root, stream), "*-*.json"):
         if match := COMMIT_NAME.fullmatch(path.name):
             found.setdefault(match[1], []).append(path)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import json
 import os
 import re
@@ -18,9 +19,20 @@ from typing import Any
 
 from glscl.common.errors import CacheFormatError, StorageError
 
-_ERRNO = re.compile(r"errno = (\d+)")
+_ERRNO = re.compile(r"(?:errno =|os error) (\d+)")  # as HDF5 and safetensors quote the system
 _ASIDE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # as `_write_aside` names them
 RESERVED_SECONDS = 1.0  # after which a name that was reserved and not filled is nobody's any more
+# What the system says of a file that tells nothing of its content, and what is to be done first.
+_UNREAD = {
+    "Ask its owner for permission to read it": ("EACCES", "EPERM"),
+    "Allow more open files (ulimit -n)": ("EMFILE", "ENFILE"),
+    "Free some memory": ("ENOMEM",),
+    "See that the disk or the network drive is well": (
+        "EIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "ECONNRESET", "ECONNABORTED", "ECONNREFUSED", "EHOSTDOWN", "EHOSTUNREACH",
+        "ENETDOWN", "ENETUNREACH", "ENETRESET", "EREMOTEIO", "ENOLINK", "ENODEV", "ENXIO", "EPIPE",
+    ),
+}  # fmt: skip
+_FIRST = {getattr(errno, name): first for first, names in _UNREAD.items() for name in names if hasattr(errno, name)}
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -36,9 +48,8 @@ def storage_errors(path: os.PathLike[str] | str, doing: str = "write") -> Iterat
 
 
 def _explain(error: OSError, path: os.PathLike[str] | str, doing: str) -> StorageError:
-    text = str(error)
-    told = _ERRNO.search(text)  # HDF5 tells the number within several lines of its own
-    code = int(told[1]) if told else error.errno
+    text, code = str(error), _code(error)
+    told = _ERRNO.search(text)
     reason = os.strerror(int(told[1])) if told else (error.strerror or text or type(error).__name__).splitlines()[0]
     place, elsewhere = f"Cannot {doing} {os.fspath(path)}", "Choose another folder with `out`"
     if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
@@ -48,6 +59,46 @@ def _explain(error: OSError, path: os.PathLike[str] | str, doing: str) -> Storag
     if code in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         return StorageError(f"{place}: a file stands where a folder is expected, or the reverse", hint=elsewhere)
     return StorageError(f"{place}: {reason}", first="See that the disk is well")
+
+
+def _code(error: BaseException) -> int | None:
+    """The system's number of an error, which HDF5 and safetensors tell within lines of their own."""
+    told = _ERRNO.search(str(error))
+    return int(told[1]) if told else getattr(error, "errno", None)
+
+
+def refuse_unread(error: BaseException, path: os.PathLike[str] | str) -> None:
+    """Raise StorageError where a file could not be read for a reason that says nothing of what is in it.
+
+    Not allowed, too many open files, no memory, a network that is gone: whoever catches all that libraries raise on damaged
+    files asks this first.
+
+    Args:
+        path: of the file, where the error names none.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        code = errno.ENOMEM if isinstance(link, MemoryError) else _code(link)
+        if code is not None and code in _FIRST:
+            where = getattr(link, "filename", None) or path
+            raise StorageError(f"Cannot read {os.fsdecode(where)}: {os.strerror(code)}", first=_FIRST[code]) from error
+        link = link.__cause__ or link.__context__
+
+
+def listed(folder: Path, pattern: str = "*") -> list[Path]:
+    """What is in a folder by that pattern, in order of the names; nothing where there is no folder.
+
+    Raises:
+        StorageError: it cannot be listed, which `Path.glob` takes for empty.
+    """
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        refuse_unread(error, folder)
+        raise StorageError(f"Cannot list {folder}: {error.strerror or error}") from error
+    return [folder / name for name in sorted(fnmatch.filter(names, pattern))]
 
 
 def links_below(root: Path, *, depth: int = sys.maxsize) -> Iterator[Path]:
@@ -78,6 +129,12 @@ def refuse_links(root: Path, *, depth: int = sys.maxsize) -> None:
     """Raise StorageError, before anything is written or deleted below `root`, where a link there could lead elsewhere."""
     for link in links_below(root, depth=depth):
         raise _link_refused(link)
+
+
+def refuse_link(path: Path) -> None:
+    """Raise StorageError where a link stands at `path` itself."""
+    if path.is_symlink():
+        raise _link_refused(path)
 
 
 def _link_refused(link: Path) -> StorageError:
@@ -147,36 +204,40 @@ def _sync_file(path: Path) -> None:
 
 def half_written(folder: Path, *, name: str | None = None) -> list[Path]:
     """Files in `folder` that somebody was still writing when they were killed, or are writing now; all, or those of a name."""
-    found = (path for path in folder.glob(".*.tmp") if _ASIDE.fullmatch(path.name))
-    return sorted(path for path in found if name is None or path.name[1:-13] == name)
+    found = [path for path in listed(folder, ".*.tmp") if _ASIDE.fullmatch(path.name)]
+    return [path for path in found if name is None or path.name[1:-13] == name]
 
 
-def _write_aside(path: Path, data: bytes) -> Path:
-    if path.is_symlink():
-        raise _link_refused(path)
+def _write_aside(path: Path, data: bytes, *, durable: bool = True) -> Path:
+    refuse_link(path)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with open(aside, "xb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
     return aside
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Replace `path` by `data`: a reader sees the old content or the new, never half of it.
+
+    Args:
+        durable: wait for the disk, so that it is also there after the power fails.
 
     Raises:
         StorageError: it cannot be written, or a link stands there.
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = _write_aside(path, data)
+        aside = _write_aside(path, data, durable=durable)
         os.replace(aside, path)
-        sync_directory(path.parent)
+        if durable:
+            sync_directory(path.parent)
 
 
 def put_if_absent(path: Path, data: bytes) -> bool:
@@ -206,6 +267,9 @@ def written(path: Path) -> bool:
         return path.stat().st_size > 0
     except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError as error:
+        refuse_unread(error, path)
+        raise
 
 
 def _take_name(aside: Path, path: Path) -> bool:
@@ -288,6 +352,7 @@ def load_json(path: Path, what: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except OSError as error:
+        refuse_unread(error, path)
         raise StorageError(f"Cannot read {path}: {error.strerror or error}") from error
     if not isinstance(value, dict):
         raise CacheFormatError(f"{path} is not {what}: found a {type(value).__name__}, expected an object")

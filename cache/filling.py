@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 from glscl.cache.commits import all_commits_file
-from glscl.cache.files import remove, written
+from glscl.cache.files import written
 from glscl.cache.library import Library
 from glscl.cache.lists import CacheList, make_current, write_list
 from glscl.cache.lock import hold
+from glscl.cache.remains import sweep
 from glscl.cache.schema import STREAMS
 from glscl.cache.store import Store
 
@@ -29,7 +29,7 @@ class Filling:
 def filling(
     library: Library, made: CacheList, *, part: tuple[int, int] = (1, 1), what: str = "extract"
 ) -> Iterator[Filling]:
-    """Be the one writer of a cache while its items are encoded within the block.
+    """Be the one writer of a cache while its items are encoded within the block; what killed ones left goes first.
 
     Args:
         made: the list that asks for them: written before, and made the one that counts afterwards if all of it is there.
@@ -41,7 +41,7 @@ def filling(
     with hold(library.path, part=part, what=what):
         library.refresh()
         if part[1] == 1:
-            sweep(library.path)
+            sweep(library)
         write_list(library.path, made, library.header["format"])
         outcome = Filling()
         yield outcome
@@ -51,9 +51,3 @@ def filling(
                 if not written(all_commits_file(library.path, stream, addition.name)):
                     library.settle(addition)
         outcome.finished = Store(library, made).complete and make_current(library.path, made)
-
-
-def sweep(root: Path) -> None:
-    """Delete what killed writers had not written to its end; for who holds all of a cache."""
-    for path in (root / "partial").glob("*"):
-        remove(path, root)

@@ -36,6 +36,7 @@ from glscl.cache.files import (
     dump_json,
     load_json,
     put_if_absent,
+    refuse_unread,
     remove,
     storage_errors,
     sync_directory,
@@ -102,6 +103,7 @@ def _flat_header(path: Path) -> dict[str, Any] | None:
         with format.opened(path) as opened:
             header = json.loads(opened.read("head").tobytes())
     except Exception as error:  # libraries raise whatever they like on foreign files
+        refuse_unread(error, path)
         raise CacheFormatError(f"{path} is not a glscl cache: {first_line(error)}") from error
     if not isinstance(header, dict) or not isinstance(header.get("commits"), dict):
         raise CacheFormatError(f"{path} is not a glscl cache: its head lists no commits")
@@ -200,6 +202,7 @@ class Library:
             elif path.exists():
                 rows = load_json(path, "a commit of a glscl cache").get("ledger", [])
         except Exception as error:  # libraries raise whatever they like on damaged files
+            refuse_unread(error, path)
             raise CacheCorruptError(f"The ledger in {path} cannot be read: {first_line(error)}") from error
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise CacheCorruptError(f"The ledger in {path} cannot be read: it is no list of objects")
@@ -220,6 +223,7 @@ class Library:
             with self.format.opened(self.path / "backbone") as opened:
                 return {name: opened.read(name) for name in names}
         except Exception as error:  # libraries raise whatever they like on damaged files
+            refuse_unread(error, self.path)
             raise CacheCorruptError(
                 f"The backbone's tensors in {self.path} cannot be read: {first_line(error)}"
             ) from error

@@ -22,7 +22,9 @@ import numpy as np
 
 from glscl.cache.files import (
     dump_json,
+    listed,
     put_if_absent,
+    refuse_unread,
     remove,
     storage_errors,
     sync_directory,
@@ -271,6 +273,7 @@ def read_list(root: Path, name: str, hash: str, format: str) -> CacheList:
     except CacheCorruptError:
         raise
     except Exception as error:  # libraries raise whatever they like on damaged files
+        refuse_unread(error, path)
         raise CacheCorruptError(f"The list {path} cannot be read: {first_line(error)}") from error
     return made
 
@@ -291,6 +294,7 @@ def read_record(path: Path) -> ListRecord:
         if (record.name, record.hash) != (path.parent.name, path.stem):
             raise ValueError(f"it is {record.name}@{record.hash}")
     except (OSError, msgspec.DecodeError, ValueError) as error:
+        refuse_unread(error, path)
         raise CacheCorruptError(f"The list {path} cannot be read: {first_line(error)}") from error
     return record
 
@@ -357,19 +361,19 @@ def read_flat_list(root: Path, head: Any, format: str) -> CacheList:
     except CacheCorruptError:
         raise
     except Exception as error:  # libraries raise whatever they like on damaged files
+        refuse_unread(error, root)
         raise CacheCorruptError(f"The list in {root} cannot be read: {first_line(error)}") from error
 
 
 def list_names(root: Path) -> list[str]:
     """Names of the lists of a cache, in order."""
-    folder = root / "lists"
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and _NAME.fullmatch(p.name)) if folder.is_dir() else []
+    return [path.name for path in listed(root / "lists") if path.is_dir() and _NAME.fullmatch(path.name)]
 
 
 def versions_of(root: Path, name: str) -> list[str]:
     """Hashes of the versions of a list that are there, in order of the hashes."""
-    found = (root / "lists" / name).glob("*.json")
-    return sorted(p.stem for p in found if _HASH.fullmatch(p.stem) and written(p))
+    found = listed(root / "lists" / name, "*.json")
+    return [p.stem for p in found if _HASH.fullmatch(p.stem) and written(p)]
 
 
 def current_version(root: Path, name: str) -> str | None:
@@ -380,6 +384,7 @@ def current_version(root: Path, name: str) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:
+        refuse_unread(error, path)
         raise CacheCorruptError(f"{path} cannot be read: {error.strerror}") from error
     if not _HASH.fullmatch(text):
         raise CacheCorruptError(f"{path} holds {text[:40]!r}, expected 16 hexadecimal digits")

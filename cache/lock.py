@@ -1,6 +1,7 @@
-"""One writer at a time: a file under <cache>/locks/ says who writes a cache, and is recognised as stale once they are gone.
+"""One writer at a time: a file under <folder>/locks/ says who writes there, and is recognised as stale once they are gone.
 
-Every writer puts a file of its own name first and looks at the others afterwards, so of two that begin at the same
+So it is with a cache (`hold`), any other folder that is written (`hold_folder`: a run, a demo, exported vectors), and a
+single file, whose locks lie beside it (`hold_file`). Every writer puts a file of its own name first and looks at the others afterwards, so of two that begin at the same
 moment at least one sees the other. A file name is never used twice, so removing a stale one can never hit a live writer.
 """
 
@@ -17,9 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glscl.cache.files import dump_json, load_json, refuse_links, remove, write_atomically
+from glscl.cache.files import dump_json, half_written, load_json, refuse_link, refuse_links, remove, write_atomically
 from glscl.cache.schema import DEPTH
-from glscl.common.errors import CacheBusyError, CacheFormatError, StorageError
+from glscl.common.errors import BusyError, CacheBusyError, CacheFormatError, StorageError
+from glscl.common.launch import launch
 
 FOLDER = "locks"
 PROGRAM = "glscl"  # what a lock names its writer by, with the name of the command
@@ -37,7 +39,11 @@ class Lock(NamedTuple):
     @property
     def stale(self) -> bool:
         """Whether the process that wrote it is certainly gone; False where that cannot be told from here."""
-        if self.holder is None or self.holder["host"] != socket.gethostname():
+        if self.holder is None:
+            return False
+        if _is_earlier_start(self.holder.get("job"), _job()):
+            return True
+        if self.holder["host"] != socket.gethostname():
             return False
         if self.holder.get("boot") != _boot():
             return self.holder.get("boot") is not None and _boot() is not None  # the machine was started anew
@@ -89,7 +95,71 @@ def hold(root: os.PathLike[str] | str, *, part: tuple[int, int] = (1, 1), what: 
     if not 1 <= part[0] <= part[1]:
         raise ValueError(f"part {part[0]} of {part[1]}")
     refuse_links(root, depth=DEPTH)
-    own = _take(root, part, what)
+    with _held(root / FOLDER, root, part, what, CacheBusyError) as own:
+        yield own
+
+
+@contextlib.contextmanager
+def hold_folder(folder: os.PathLike[str] | str, *, what: str) -> Iterator[None]:
+    """Be the one writer of a folder that is no cache, until the block is left; nothing of the lock stays behind.
+
+    Of a launch of several processes the first holds it for all of them.
+
+    Args:
+        folder: made where it is not there, and removed again if it then stays empty.
+        what: as in `hold`.
+
+    Raises:
+        BusyError: somebody else writes it.
+        StorageError: the lock cannot be written, or a link stands in its place.
+    """
+    folder = Path(folder)
+    there = folder.exists()
+    try:
+        with _hold_output(folder / FOLDER, folder, what):
+            yield
+    finally:
+        if not there and launch().speaks:
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
+
+
+def require_free(folder: os.PathLike[str] | str) -> None:
+    """Raise BusyError where `hold_folder` would, before a command has begun anything."""
+    if launch().speaks:
+        for lock in _locks_in(Path(folder) / FOLDER):
+            if not lock.stale:
+                raise BusyError(f"{folder} is being written by {lock.describe()}", hint=lock.hint())
+
+
+@contextlib.contextmanager
+def hold_file(file: os.PathLike[str] | str, *, what: str) -> Iterator[None]:
+    """Be the one writer of a file, which need not be there; all else as in `hold_folder`."""
+    file = Path(file)
+    with _hold_output(file.with_name(f".{file.name}.{FOLDER}"), file, what):
+        yield
+
+
+@contextlib.contextmanager
+def _hold_output(folder: Path, written: Path, what: str) -> Iterator[None]:
+    if not launch().speaks:
+        yield
+        return
+    refuse_link(folder)
+    try:
+        with _held(folder, written, (1, 1), what, BusyError):
+            yield
+    finally:
+        with contextlib.suppress(OSError, StorageError):  # another writer has come
+            for left in half_written(folder):  # of a killed one; who is just beginning writes it again, see `_put`
+                left.unlink(missing_ok=True)
+            folder.rmdir()
+
+
+@contextlib.contextmanager
+def _held(folder: Path, written: Path, part: tuple[int, int], what: str, refusal: type[BusyError]) -> Iterator[Path]:
+    """Hold a lock in `folder`; of `written` the refusal speaks."""
+    own = _take(folder, written, part, what, refusal)
     owner = os.getpid()
     try:
         yield own
@@ -98,17 +168,17 @@ def hold(root: os.PathLike[str] | str, *, part: tuple[int, int] = (1, 1), what: 
             _give_back(own)
 
 
-def _take(root: Path, part: tuple[int, int], what: str) -> Path:
+def _take(folder: Path, written: Path, part: tuple[int, int], what: str, refusal: type[BusyError]) -> Path:
     """Put a lock file and stay if nobody is in the way, else take it back and try again a few times."""
     attempts = ATTEMPTS
     while True:
-        own = root / FOLDER / f"{part[0]}-of-{part[1]}-{uuid.uuid4().hex[:8]}.json"
+        own = folder / f"{part[0]}-of-{part[1]}-{uuid.uuid4().hex[:8]}.json"
         try:
-            write_atomically(own, dump_json(_holder(what)))  # no other ever has this name
-            others = [lock for lock in locks(root) if lock.file != own]
+            _put(own, dump_json(_holder(what)))  # no other ever has this name
+            others = [lock for lock in _locks_in(folder) if lock.file != own]
             for lock in others:
                 if lock.stale:
-                    remove(lock.file, root, strict=True)
+                    remove(lock.file, folder.parent, strict=True)
             blocking = [lock for lock in others if lock.conflicts(part) and not lock.stale]
         except BaseException:
             _give_back(own)
@@ -118,8 +188,18 @@ def _take(root: Path, part: tuple[int, int], what: str) -> Path:
         _give_back(own)
         attempts -= 1
         if not attempts:
-            raise CacheBusyError(f"{root} is being written by {blocking[0].describe()}", hint=blocking[0].hint())
+            raise refusal(f"{written} is being written by {blocking[0].describe()}", hint=blocking[0].hint())
         time.sleep(random.Random().uniform(0.02, 0.1))  # leaves the seeded generator alone
+
+
+def _put(own: Path, data: bytes) -> None:
+    """Write a lock file, though another writer that gives its own back may remove the folder at this moment."""
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            return write_atomically(own, data)
+        except StorageError as error:
+            if not left or not isinstance(error.__cause__, FileNotFoundError):
+                raise
 
 
 def _give_back(own: Path) -> None:
@@ -129,14 +209,18 @@ def _give_back(own: Path) -> None:
 
 def locks(root: os.PathLike[str] | str) -> list[Lock]:
     """The locks of a cache, stale ones included, in the order of their names."""
-    folder, found = Path(root) / FOLDER, []
-    with contextlib.suppress(FileNotFoundError):
+    return _locks_in(Path(root) / FOLDER)
+
+
+def _locks_in(folder: Path) -> list[Lock]:
+    found = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for name in sorted(os.listdir(folder)):
             match = _NAME.fullmatch(name)
             if match is None:
                 continue
             try:
-                holder = load_json(folder / name, "a lock of a glscl cache")
+                holder = load_json(folder / name, "a lock of glscl")
             except FileNotFoundError:  # given back meanwhile
                 continue
             except CacheFormatError:
@@ -161,7 +245,23 @@ def _holder(what: str) -> dict[str, Any]:
         "boot": _boot(),
         "namespace": _namespace(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "job": _job(),
     }
+
+
+def _job() -> list[Any] | None:
+    """The job of Slurm that this is, and how often it was started again; None outside of one."""
+    job, restarts = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT", "0")
+    if not job or not restarts.isdecimal():
+        return None
+    return [os.environ.get("SLURM_CLUSTER_NAME", ""), job, int(restarts)]
+
+
+def _is_earlier_start(job: Any, own: list[Any] | None) -> bool:
+    """Whether a job is this one before it was started again: Slurm runs a job once at a time, on whatever machine."""
+    if own is None or not isinstance(job, list) or len(job) != 3 or type(job[2]) is not int:
+        return False
+    return job[:2] == own[:2] and job[2] < own[2]
 
 
 def _boot() -> str | None:

@@ -5,6 +5,7 @@ n items asked for, R rows of all of them together, D embed_dim.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -17,10 +18,12 @@ from glscl.cache.library import Library
 from glscl.cache.schema import Status
 from glscl.cache.shard_arrays import LAYOUT, numpy_dtype
 from glscl.cache.shards import Shard
+from glscl.common.memory import require_memory
 
 # Reading waits for the disk, or for the system to find and copy pages: it is not the interpreter that works.
 THREADS = 4
 PIECE_BYTES = 8 << 20  # one thread's share
+LARGE_BYTES = 64 << 20  # from which on it is asked whether there is so much
 SMALL_BYTES = 1 << 20  # below it, handing work to a thread costs more than the work
 
 Numbers = range | np.ndarray  # numbers of items in a library: a run, or (n,) int64 that rise
@@ -76,6 +79,7 @@ def read_arrays(library: Library, stream: str, names: list[str], numbers: Number
     Raises:
         CacheCorruptError: a shard contradicts its commit.
         KeyError: an item that is not committed.
+        OutOfMemoryError: they are more than can be held.
     """
     shares = list(_shares(library, stream, names, numbers))
     found = {}
@@ -89,7 +93,7 @@ def read_arrays(library: Library, stream: str, names: list[str], numbers: Number
                 continue
             rows = [share.rows(name) for share in shares]
             columns = (library.embed_dim,) if spec.columns else ()
-            found[name] = np.empty((sum(map(_count, rows)), *columns), numpy_dtype(spec, library.dtype))
+            found[name] = _room((sum(map(_count, rows)), *columns), numpy_dtype(spec, library.dtype), library, stream)
             at = 0
             for share, wanted in zip(shares, rows):
                 stop = at + _count(wanted)
@@ -146,7 +150,7 @@ def read_rows(library: Library, stream: str, name: str, rows: np.ndarray, number
     """
     spec = LAYOUT[stream][name]
     columns = (library.embed_dim,) if spec.columns else ()
-    out = np.empty((len(rows), *columns), numpy_dtype(spec, library.dtype))
+    out = _room((len(rows), *columns), numpy_dtype(spec, library.dtype), library, stream)
     base = done = 0
     with _Filling() as filling:
         for share in list(_shares(library, stream, [name], numbers)):
@@ -219,6 +223,18 @@ def _shares(library: Library, stream: str, names: list[str], numbers: Numbers) -
             whole = shard.boundaries(name)
             bounds[name] = whole[:-1][local], np.diff(whole)[local]
         yield _Share(shard, local, bounds)
+
+
+def _room(shape: tuple[int, ...], dtype: np.dtype, library: Library, stream: str) -> np.ndarray:
+    """An array to fill, where there is memory for it: the system would give what it does not have, and end us later."""
+    needed = math.prod(shape) * dtype.itemsize
+    if needed > LARGE_BYTES:
+        require_memory(
+            needed,
+            f"what is asked for of the {stream} features of {library.path}",
+            hint="Free some, give the job more, or take fewer frames with `max_frames`",
+        )
+    return np.empty(shape, dtype)
 
 
 def _count(rows: slice | np.ndarray) -> int:

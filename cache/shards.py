@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from glscl.cache.files import refuse_unread
 from glscl.cache.formats import ShardFormat
 from glscl.cache.formats.blocks import Blocks
 from glscl.cache.formats.rows import RowReader
@@ -82,12 +83,18 @@ class Shard:
         return found
 
     def read(self, read: Callable[[], Result]) -> Result:
-        """What `read` gives; CacheCorruptError where it fails, for libraries raise whatever they like on damaged files."""
+        """What `read` gives.
+
+        Raises:
+            CacheCorruptError: it fails, for libraries raise whatever they like on damaged files.
+            StorageError: the file may be whole, but could not be read.
+        """
         try:
             return read()
         except FileNotFoundError as error:
             raise CacheCorruptError(f"{self._path} is committed but not there", hint=see_damage(self._cache)) from error
         except Exception as error:
+            refuse_unread(error, self._path)
             raise CacheCorruptError(
                 f"{self._path} cannot be read: {first_line(error)}", hint=see_damage(self._cache)
             ) from error

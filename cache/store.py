@@ -32,6 +32,7 @@ from glscl.cache.reading import read_entries
 from glscl.cache.schema import STREAMS, Annotations, Expected, Split, Status, TextItem, VideoItem
 from glscl.cache.shard_arrays import FLOAT, LAYOUT, decode_features, pack_strings
 from glscl.common.errors import CacheCorruptError, CacheIncompleteError, Hint, NotFoundError, UsageError
+from glscl.common.settings import recorded_command
 
 if TYPE_CHECKING:
     import torch
@@ -95,9 +96,10 @@ def resume_hint(library: Library, name: str, text: str = "Finish it", *, command
     """What goes on with a list: the command that was typed, with the folder and format that are true now.
 
     Args:
-        command: the one that the list was made with; by default that of its newest version.
+        command: the one that the list was made with; by default that of its newest version. One that glscl cannot have
+            recorded is not told.
     """
-    command = command or _typed(library.path, name)
+    command = recorded_command(command or _typed(library.path, name)) or ""
     settings = {"out": library.path, "format": library.header["format"]}
     return Hint(text, command, settings) if command else Hint(text, "extract", {**settings, "list": name})
 

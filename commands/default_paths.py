@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from glscl.cache.files import storage_errors
 from glscl.common.errors import Hint, NotFoundError, UsageError
+from glscl.common.launch import launch
 from glscl.common.settings import home
 
 _CACHE_MARKS = ("store.json", "head/zarr.json")
@@ -39,15 +44,35 @@ def the_cache() -> Path:
     return found[0]
 
 
-def new_run(head: str) -> Path:
-    """`runs/<head>-<time>`, not there yet; of package.module:Class the class."""
-    name = re.sub(r"[\w.]+:", "", head)
-    base = home() / "runs" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path, count = base, 1
-    while path.exists():
-        count += 1
-        path = base.with_name(f"{base.name}-{count}")
-    return path
+@contextlib.contextmanager
+def run_folder(given: Path | None, head: str) -> Iterator[Path]:
+    """The folder of a run: the one that was named, else `runs/<head>-<time>`, of package.module:Class the class.
+
+    A folder that is named here is made at once, so that no other process gets its name; it goes again where nothing was
+    written into it.
+    """
+    path = given or _reserved(re.sub(r"[\w.]+:", "", head))
+    try:
+        yield path
+    finally:
+        if given is None and launch().speaks:
+            with contextlib.suppress(OSError):  # not empty, as it should be
+                path.rmdir()
+
+
+def _reserved(name: str) -> Path:
+    """A run's folder that nobody else has: the first process of a launch makes it, the others only need its name."""
+    first = home() / "runs" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if not launch().speaks:
+        return first
+    with storage_errors(first):
+        first.parent.mkdir(parents=True, exist_ok=True)
+        for count in itertools.count(1):
+            path = first if count == 1 else first.with_name(f"{first.name}-{count}")
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                return path
+    raise AssertionError("numbers do not end")
 
 
 def newest_run() -> Path:

@@ -21,7 +21,6 @@ import shlex
 import sys
 import types
 import typing
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,10 @@ from glscl.commands.streams import standard_streams
 from glscl.commands.wording import error_text, worded
 from glscl.common.errors import GlsclError, UsageError
 from glscl.common.launch import launch
+from glscl.common.memory import is_full
 from glscl.common.progress import Progress
 from glscl.common.settings import as_dict, build, check, read_settings_file, setting
+from glscl.common.tables import steers
 
 
 def parse_device(text: str) -> str:
@@ -381,16 +382,21 @@ def _run(app: typer.Typer, arguments: list[str]) -> int:
             return _fail("Stopped", 130, as_json)
         if debug:
             raise
+        if is_full(error):
+            return _fail(_FULL, 1, as_json)
         text = " ".join(str(error).split())[:500]
         return _fail(
             f"Unexpected {type(error).__name__}: {text}. The same command with --debug shows where", 1, as_json
         )
 
 
+_FULL = "There is not enough memory for this. Free some, give the job more, or ask for less at once"
+
+
 def _told_by_the_system(error: OSError | MemoryError) -> str:
     """What the system says of a path or of the memory, as a line of ours."""
-    if isinstance(error, MemoryError):
-        return "There is not enough memory for this"
+    if isinstance(error, MemoryError) or is_full(error):
+        return _FULL
     names = [os.fsdecode(name)[:200] for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
     return f"Cannot use {' or '.join(names) or 'a file'}: {error.strerror or ' '.join(str(error).split())[:200]}"
 
@@ -421,6 +427,8 @@ def _rank() -> int:
 def _print_json(value: Any) -> None:
     """One JSON object on standard output, in ASCII where that cannot print all of it (half surrogates, other encodings)."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if not text.isprintable():
+        text = "".join(f"\\u{ord(c):04x}" if steers(c) else c for c in text)  # within strings: equal to any reader
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
@@ -429,10 +437,10 @@ def _print_json(value: Any) -> None:
 
 
 def _visible(text: str) -> str:
-    """Text that cannot steer a terminal nor fail to print: control characters and half surrogates as `\\x1b`, `\\ud800`."""
+    """Text that cannot steer a terminal nor fail to print: what could is shown as `\\x1b`, `\\u202e`, `\\ud800`."""
     if text.isprintable():
         return text
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else ascii(c)[1:-1] for c in text)
+    return "".join(c if c in "\n\t" or not steers(c) else ascii(c)[1:-1] for c in text)
 
 
 def _terminate_like_interrupt() -> None:

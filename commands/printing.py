@@ -278,6 +278,8 @@ def print_result(run: Run, result: dict[str, Any]) -> None:
         run.say(f"extra data of {', '.join(n for n, found in normalised.items() if found['bank'] == bank)}: {bank}")
     if seen := seen_in_training(result):
         run.say(f"warning: {seen}")
+    for doubt in result.get("doubts", ()):
+        run.say(f"warning: {doubt}")
     if result["selection"] == "test" and result["split"] == "test":
         run.say("warning: the epoch was selected on these test queries, so the numbers are optimistic")
 

@@ -42,6 +42,11 @@ class TypedOptions:
         default_from="none",
     )
     resume: bool = setting(False, "Go on where the run in --out stopped.", group="Training")
+    requeue: bool = setting(
+        False,
+        "Begin the run in --out, or go on with it: for jobs that are started again by the same command.",
+        group="Training",
+    )
 
 
 def _settings_asked(asked: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +76,8 @@ def _resumable(out: Path, *, sweep: bool = False) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        stands = f"{out} keeps what is done" if out.exists() else "nothing was saved of it yet"
+        saved = out.exists() and any(out.iterdir())
+        stands = f"{out} keeps what is done" if saved else "nothing was saved of it yet"
         raise Stopped(f"Stopped; {stands}. Go on: {_going_on(out, sweep)}") from error
     except StorageError as error:
         raise error.continued(_going_on(out, sweep)) from error
@@ -82,7 +88,8 @@ def _going_on(out: Path, sweep: bool) -> str:
     typed = command_line()
     words = shlex.split(typed)
     more = [] if any(word.partition("=")[0] == "--out" for word in words) else ["--out", str(out)]
-    more += ["--resume"] if not sweep and "--resume" not in words and (out / "run.json").exists() else []
+    again = sweep or {"--resume", "--requeue"} & set(words)
+    more += ["--resume"] if not again and (out / "run.json").exists() else []
     return " ".join([typed, shlex.join(more)]).strip()
 
 
@@ -105,57 +112,65 @@ def train_head(
     ] = None,
 ) -> None:
     """Train a head on cached features. Keeps the best and the last epoch, and how it went, in a run folder."""
-    from glscl.commands.default_paths import new_run
+    from glscl.cache.lock import require_free
+    from glscl.commands.default_paths import run_folder
     from glscl.evaluate.evaluation import validation_metrics
     from glscl.train_head.settings import resolve
     from glscl.train_head.train import check_trainable, earlier_run, train
 
-    resume = bool(asked.get("resume"))
     if sweep:
         _sweep(run, asked, sweep, partial(open_cache, cache, list=list), out)
         return
-    begun, device = _run_to_resume(resume, out), run.device()
+    begun, device = _run_to_resume(asked, out), run.device()
     settings_by = partial(resolve, _settings_asked(asked), device_type=device.type, stored=_settings_of(begun))
     settings_by(dataset="default")  # wrong usage is said before any cache is looked for
     store = open_cache(cache, begun, list)
     settings = settings_by(dataset=store.recipe)
     check_trainable(store, settings.head)
-    out = out or new_run(settings.head)
-    earlier_run(out, store, settings, resume)
-    run.say(f"training {settings.head} on {_named(store)} by the recipe {settings.recipe} → {out}")
-    run.say(settings_line(settings))
-    run.in_force(settings)
-    with _resumable(out):
-        done = train(
-            store,
-            out,
-            settings,
-            device=device,
-            validate=validation_metrics,
-            reporter=TrainingLines(run),
-            resume=resume,
-            command=command_line(),
-        )
-    _say_trained(run, done)
-    run.result(vars(done))
+    with run_folder(out, settings.head) as out:
+        require_free(out)
+        earlier_run(out, store, settings, begun is not None)
+        run.say(f"training {settings.head} on {_named(store)} by the recipe {settings.recipe} → {out}")
+        run.say(settings_line(settings))
+        run.in_force(settings)
+        with _resumable(out):
+            done = train(
+                store,
+                out,
+                settings,
+                device=device,
+                validate=validation_metrics,
+                reporter=TrainingLines(run),
+                resume=begun is not None,
+                command=command_line(),
+            )
+        _say_trained(run, done)
+        run.result(vars(done))
 
 
 def _say_trained(run: Run, done: TrainResult) -> None:
     best = f"; best epoch {done.best['epoch']} by {done.selection}" if done.best else ""
     run.say(f"{done.run}: {len(done.history)} epochs in {duration(done.seconds)}{best}")
+    for doubt in done.doubts:
+        run.say(f"warning: {doubt}")
 
 
 def _named(store: Store) -> str:
     return f"list {store.list_name} of {store.path}"
 
 
-def _run_to_resume(resume: bool, out: Path | None) -> Path | None:
-    """The run that --resume goes on with; None without it."""
-    if not resume:
+def _run_to_resume(asked: dict[str, Any], out: Path | None) -> Path | None:
+    """The run that --resume goes on with, and --requeue where there is one; None where one begins."""
+    resume, requeue = bool(asked.get("resume")), bool(asked.get("requeue"))
+    if not resume and not requeue:
         return None
     if out is None:
-        raise UsageError("--resume goes on with the run in --out", hint="Name it: --out RUN")
+        raise UsageError(
+            f"--{'resume' if resume else 'requeue'} goes on with the run in --out", hint="Name it: --out RUN"
+        )
     if not (out / "run.json").exists():
+        if requeue:
+            return None
         raise NotFoundError(f"{out} holds no run to go on with", hint="Begin one: leave out --resume")
     return out
 
@@ -170,7 +185,7 @@ def _sweep(
     run: Run, asked: dict[str, Any], sweep: list[str], opened: Callable[[Path | None], Store], out: Path | None
 ) -> None:
     """Train a grid; `opened` gives the cache, at the list of a run where one was begun."""
-    from glscl.commands.default_paths import new_run
+    from glscl.commands.default_paths import run_folder
     from glscl.evaluate.evaluation import validation_metrics
     from glscl.train_head.sweeping.sweep import parse_sweep, sweep_points, sweep_table, train_sweep
     from glscl.train_head.train import check_trainable
@@ -187,30 +202,32 @@ def _sweep(
     points = points_by(dataset=store.recipe, embed_dim=store.embed_dim)
     for point in points:
         check_trainable(store, point.settings.head)
-    out = out or new_run(f"sweep-{points[0].settings.head}")
-    run.say(f"{len(points)} trainings on {_named(store)} → {out}")
-    with _resumable(out, sweep=True):
-        rows = train_sweep(
-            store,
-            out,
-            points,
-            device=device,
-            validate=validation_metrics,
-            reporter=TrainingLines(run),
-            announce=run.say,
-            command=command_line(),
-        )
-    run.say()
-    print_rows(run, sweep_table(rows))
-    for row in rows:
-        if row.error is not None:
-            run.say(f"note: {row.point}: {row.error}")
-    best = rows[0]
-    if best.validation is None:
-        run.say("nothing was validated, so the order says nothing")
-    else:
-        run.say(f"sorted by validation R@1; judge the best: glscl eval --run {best.run}")
-    run.result({"out": out, "rows": [row.as_dict() for row in rows]})
+    with run_folder(out, f"sweep-{points[0].settings.head}") as out:
+        run.say(f"{len(points)} trainings on {_named(store)} → {out}")
+        with _resumable(out, sweep=True):
+            rows = train_sweep(
+                store,
+                out,
+                points,
+                device=device,
+                validate=validation_metrics,
+                reporter=TrainingLines(run),
+                announce=run.say,
+                command=command_line(),
+            )
+        run.say()
+        print_rows(run, sweep_table(rows))
+        for row in rows:
+            if row.error is not None:
+                run.say(f"note: {row.point}: {row.error}")
+            for doubt in row.doubts:
+                run.say(f"warning: {row.point}: {doubt}")
+        best = rows[0]
+        if best.validation is None:
+            run.say("nothing was validated, so the order says nothing")
+        else:
+            run.say(f"sorted by validation R@1; judge the best: glscl eval --run {best.run}")
+        run.result({"out": out, "rows": [row.as_dict() for row in rows]})
 
 
 @command(FinetuneSettings, TypedOptions)
@@ -230,41 +247,42 @@ def finetune(
     ] = None,
 ) -> None:
     """Train backbone and head together from pixels: the second pass. Leaves a run with a backbone to extract with."""
-    from glscl.commands.default_paths import new_run
+    from glscl.cache.lock import require_free
+    from glscl.commands.default_paths import run_folder
     from glscl.evaluate.evaluation import validation_metrics
     from glscl.train_head.finetuning.finetune import finetune as train_both
     from glscl.train_head.finetuning.settings import resolve_finetune
     from glscl.train_head.train import check_trainable, earlier_run
 
-    resume = bool(asked.get("resume"))
-    begun, device = _run_to_resume(resume, out), run.device()
+    begun, device = _run_to_resume(asked, out), run.device()
     settings_by = partial(resolve_finetune, _settings_asked(asked), device_type=device.type, stored=_settings_of(begun))
     start = settings_by(dataset="default").start  # wrong usage is said before any cache is looked for
     store = open_cache(cache, begun or start, list)
     settings = settings_by(dataset=store.recipe)
     check_trainable(store)
-    out = out or new_run(f"finetune-{settings.head}")
-    earlier_run(out, store, settings, resume)
-    run.say(
-        f"training backbone and {settings.head} on the videos of {_named(store)} by the recipe {settings.recipe} → {out}"
-    )
-    run.say(settings_line(settings))
-    run.say(backbone_line(settings))
-    run.in_force(settings)
-    with _resumable(out):
-        done = train_both(
-            store,
-            out,
-            settings,
-            device=device,
-            validate=validation_metrics,
-            reporter=TrainingLines(run),
-            resume=resume,
-            command=command_line(),
+    with run_folder(out, f"finetune-{settings.head}") as out:
+        require_free(out)
+        earlier_run(out, store, settings, begun is not None)
+        run.say(
+            f"training backbone and {settings.head} on the videos of {_named(store)} by the recipe {settings.recipe} → {out}"
         )
-    _say_trained(run, done)
-    _say_what_next(run, store, out, settings)
-    run.result(vars(done))
+        run.say(settings_line(settings))
+        run.say(backbone_line(settings))
+        run.in_force(settings)
+        with _resumable(out):
+            done = train_both(
+                store,
+                out,
+                settings,
+                device=device,
+                validate=validation_metrics,
+                reporter=TrainingLines(run),
+                resume=begun is not None,
+                command=command_line(),
+            )
+        _say_trained(run, done)
+        _say_what_next(run, store, out, settings)
+        run.result(vars(done))
 
 
 def _say_what_next(run: Run, store: Store, out: Path, settings: FinetuneSettings) -> None:
@@ -318,22 +336,23 @@ def import_checkpoint(
     ] = "uniform",
 ) -> None:
     """Make a run from a checkpoint of GLSCL, CLIP4Clip, X-CLIP, X-Pool, DRL or DiCoSA. Unpickles nothing but tensors."""
-    from glscl.commands.default_paths import new_run
+    from glscl.commands.default_paths import run_folder
     from glscl.train_head.importing.import_checkpoint import check_options
     from glscl.train_head.importing.import_checkpoint import import_checkpoint as import_weights
 
     options = option_values(option or ())
     check_options(source, options)
-    done = import_weights(
-        file,
-        open_cache(cache, list=list),
-        out or new_run,
-        source=source,
-        options=options,
-        max_frames=max_frames,
-        frame_position=frame_position,
-        command=command_line(),
-    )
+    with contextlib.ExitStack() as stack:
+        done = import_weights(
+            file,
+            open_cache(cache, list=list),
+            lambda head: stack.enter_context(run_folder(out, head)),
+            source=source,
+            options=options,
+            max_frames=max_frames,
+            frame_position=frame_position,
+            command=command_line(),
+        )
     for line in done.notes:
         run.say(f"note: {line}")
     for key in done.dropped_keys:

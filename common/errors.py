@@ -7,11 +7,13 @@
     ├── BackboneError         (RuntimeError)       weights or architecture of the backbone cannot be had
     ├── DecodeError           (RuntimeError)       one video gives no frames
     ├── StorageError          (OSError)            the disk is full, read-only or failing
+    ├── BusyError             (RuntimeError)       another process writes there at the moment
+    ├── OutOfMemoryError      (MemoryError)        what the machine, a limit or a GPU leaves does not suffice
     ├── CacheError            (RuntimeError)
     │   ├── CacheFormatError  (ValueError)         not a cache, or a cache of a schema this version cannot read
     │   ├── CacheCorruptError (ValueError)         checksums, shapes or offsets that contradict the commit
     │   ├── CacheIncompleteError                   extraction has not finished
-    │   ├── CacheBusyError                         another process writes it at the moment
+    │   ├── CacheBusyError    (BusyError)          another process writes it at the moment
     │   └── FingerprintError  (ValueError)         two things that were made with different configurations
     ├── CheckpointError       (ValueError)         a checkpoint that does not fit the head, or foreign weights with unknown names
     └── NonFiniteError        (ArithmeticError)    NaN or infinity in features, scores or the loss
@@ -121,6 +123,12 @@ class StorageError(GlsclError, OSError):
         return Exception.__str__(self)
 
 
+class BusyError(GlsclError, RuntimeError): ...
+
+
+class OutOfMemoryError(GlsclError, MemoryError): ...
+
+
 class CacheError(GlsclError, RuntimeError): ...
 
 
@@ -133,7 +141,7 @@ class CacheCorruptError(CacheError, ValueError): ...
 class CacheIncompleteError(CacheError): ...
 
 
-class CacheBusyError(CacheError): ...
+class CacheBusyError(BusyError, CacheError): ...
 
 
 class FingerprintError(CacheError, ValueError): ...

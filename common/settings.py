@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shlex
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from typing import Any, TypedDict, TypeVar, Unpack
 from glscl.common.errors import InputError, NotFoundError, UsageError
 
 Kind = TypeVar("Kind")
+_OPTION = re.compile(r"-v$|-?\d|--[a-z][a-z-]*(=|$)")  # or a negative number
 
 
 class About(TypedDict, total=False):
@@ -164,6 +166,26 @@ def with_option(command: str, option: str, value: str | None) -> str:
             continue
         kept += [] if value is None else [option, value]
     return shlex.join(kept)
+
+
+_COMMAND_LINE = ("extract", "import-features", "demo")  # that make lists, which record how they were made
+
+
+def recorded_command(text: str) -> str | None:
+    """A command line that a list records, written anew with every word quoted; None where it is none of ours.
+
+    A list may be anybody's, and people type what they are told: what begins with another program, or with another command
+    than those that make lists, is not told, and nor is what would be shown as something else than it is.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        return None
+    if words[:1] != ["glscl"] or words[1:2] not in [[command] for command in _COMMAND_LINE]:
+        return None
+    if not text.isprintable() or any(word.startswith("-") and not _OPTION.match(word) for word in words[2:]):
+        return None
+    return shlex.join(words)
 
 
 def home() -> Path:

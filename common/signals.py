@@ -21,10 +21,27 @@ SIGNALS = tuple(
 )  # that ask a process to stop
 
 
+class Deferred(threading.Event):
+    """Set by the first signal that asks to stop; see `interrupts_deferred`."""
+
+    acts = False
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Work that may be given up at any moment: within the block the signal raises KeyboardInterrupt, or has before it."""
+        self.acts = True
+        try:
+            if self.is_set():
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self.acts = False
+
+
 @contextlib.contextmanager
-def interrupts_deferred() -> Iterator[threading.Event]:
+def interrupts_deferred() -> Iterator[Deferred]:
     """The first SIGINT, SIGTERM or SIGHUP only sets the event, so that a step ends before the run stops; a second one acts."""
-    event = threading.Event()
+    event = Deferred()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
@@ -36,6 +53,8 @@ def interrupts_deferred() -> Iterator[threading.Event]:
         event.set()
         for each, handler in before.items():
             signal.signal(each, handler)
+        if event.acts:
+            raise KeyboardInterrupt
 
     for number in before:
         signal.signal(number, note)

@@ -12,6 +12,7 @@ from glscl.common.errors import UsageError
 
 INTERVAL_LABEL = "  95 %"
 INDENT = "  "
+_BIDIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 WIDEST = 76  # characters of a cell in a terminal; the other styles give all
 
 
@@ -118,8 +119,12 @@ def render(table: Table, style: str = "terminal") -> str:
 
 def one_line(text: str) -> str:
     """Text that cannot break a line or steer a terminal: white space folded, control characters made visible."""
-    folded = " ".join(text.split())
-    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in ("Cc", "Cs") else c for c in folded)
+    return "".join("\N{REPLACEMENT CHARACTER}" if steers(c) else c for c in " ".join(text.split()))
+
+
+def steers(character: str) -> bool:
+    """Whether a character moves the cursor, turns the order of what is read (bidirectional controls), or is none at all."""
+    return unicodedata.category(character) in ("Cc", "Cs") or character in _BIDIRECTIONAL
 
 
 def number(value: float, digits: int = 1) -> str:
@@ -229,18 +234,24 @@ def _csv(table: Table) -> str:
     def expand(cell: Cell, with_interval: bool) -> list[Any]:
         if isinstance(cell, Measured | Difference):
             return [cell.value, cell.low, cell.high] if with_interval else [cell.value]
-        plain = "" if cell is None else one_line(cell) if isinstance(cell, str) else cell
+        plain = "" if cell is None else _no_formula(cell) if isinstance(cell, str) else cell
         return [plain, "", ""] if with_interval else [plain]
 
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    header = [name for column, with_interval in zip(table.columns, spread)
+    header = [_no_formula(name) for column, with_interval in zip(table.columns, spread)
               for name in ([column, f"{column} low", f"{column} high"] if with_interval else [column])]  # fmt: skip
     writer.writerow(["Table", "Section", *header])
     for row in table.rows:
         cells = [value for cell, with_interval in zip(row.cells, spread) for value in expand(cell, with_interval)]
-        writer.writerow([table.title, row.section, *cells])
+        writer.writerow([_no_formula(table.title), _no_formula(row.section), *cells])
     return file.getvalue()
+
+
+def _no_formula(text: str) -> str:
+    """A text that a spreadsheet does not take for something to compute: ids and captions may be anybody's."""
+    line = one_line(text)
+    return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
 
 
 _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from glscl.cache.files import dump_json, refuse_links, write_atomically
+from glscl.cache.lock import hold_folder
 from glscl.cache.schema import Annotations
 from glscl.cache.store import Store, open_store
 from glscl.common.errors import UsageError
@@ -103,6 +104,7 @@ def run_demo(
         command: for provenance.
 
     Raises:
+        BusyError: another process writes `out`.
         StorageError: `out` cannot be written, or a link stands in it.
         UsageError: the runs in it were trained on other videos, of another seed or number.
     """
@@ -111,16 +113,17 @@ def run_demo(
     demo = _Demo(
         out, settings or DemoSettings(), torch.device(device), progress or Progress(quiet=True), reporter, say, command
     )
-    annotations = demo.render()
-    store = demo.extract(annotations)
-    demo.judge_zero_shot(store)
-    for head in HEADS:
-        demo.train(head, store)
-    if demo.settings.finetune:
-        demo.finetune(annotations, store)
-    demo.report(store)
-    write_atomically(out / "results.json", dump_json(demo.results))
-    write_atomically(out / "seconds.json", dump_json(demo.seconds))
+    with hold_folder(out, what="demo"):
+        annotations = demo.render()
+        store = demo.extract(annotations)
+        demo.judge_zero_shot(store)
+        for head in HEADS:
+            demo.train(head, store)
+        if demo.settings.finetune:
+            demo.finetune(annotations, store)
+        demo.report(store)
+        write_atomically(out / "results.json", dump_json(demo.results))
+        write_atomically(out / "seconds.json", dump_json(demo.seconds))
     return DemoDone(demo.results, demo.seconds)
 
 

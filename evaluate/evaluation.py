@@ -23,6 +23,7 @@ from glscl.cache.files import dump_json, write_atomically
 from glscl.cache.store import Store, choose_list, open_store
 from glscl.cache.table import Counts, FeatureTable, FramePosition
 from glscl.common.errors import Hint, InputError, UsageError
+from glscl.common.memory import available
 from glscl.common.settings import as_dict, check
 from glscl.common.versions import versions
 from glscl.evaluate.confidence import confidence_of_directions
@@ -35,7 +36,9 @@ from glscl.evaluate.run_names import seen_in_training
 from glscl.evaluate.seen_in_training import training_of, videos_seen
 from glscl.evaluate.settings import ZERO_SHOT_HEADS, EvaluateSettings
 from glscl.evaluate.similarity import PairsDone, Scoring, ranks, similarity_matrix
+from glscl.evaluate.watched import Watched
 from glscl.train_head.checkpoint import load_run, read_run
+from glscl.train_head.doubts import score_doubts
 from glscl.train_head.heads import build_head, head_class
 from glscl.train_head.heads.base import Head, VectorHead
 from glscl.train_head.recipes import RECIPES
@@ -295,14 +298,15 @@ def evaluate_head(
     for stage in ("load", "encode", "score", "metrics"):
         seconds.setdefault(stage, 0.0)
     check_normalisations(settings.normalise, head)
-    similarity = None
+    similarity, watched = None, Watched(head)
+    scoring: Any = watched  # all that a head has, by delegation
     if settings.normalise or settings.save_similarity is not None:
         _check_room(table, bytes_a_pair=4 + 20 * bool(settings.normalise))
-        similarity = similarity_matrix(head, table, device=device, seconds=seconds, progress=progress)
+        similarity = similarity_matrix(scoring, table, device=device, seconds=seconds, progress=progress)
         with _timed(seconds, "metrics"):
             found = retrieval_ranks(similarity, table.video_of_text)
     else:
-        found = ranks(head, table, device=device, seconds=seconds, progress=progress)
+        found = ranks(scoring, table, device=device, seconds=seconds, progress=progress)
     video = table.video_of_text.cpu().numpy()
     queries = query_videos(video)
     result: dict[str, Any] = {"counts": asdict(table.counts)}
@@ -320,6 +324,10 @@ def evaluate_head(
         result["normalised"] = _normalised(settings.normalise, similarity, table.video_of_text, banks, seconds)
     if similarity is not None and settings.save_similarity is not None:
         save_similarity_matrix(settings.save_similarity, similarity, table)
+    summary = watched.summary(table.num_videos)
+    doubts = score_doubts(summary, table.video_ids[summary.hub])
+    if doubts:
+        result["doubts"] = doubts
     result["seconds"] = {stage: round(spent, 4) for stage, spent in seconds.items()}
     return Evaluation(
         result=result,
@@ -340,17 +348,14 @@ def _check_room(table: JudgedTable, *, bytes_a_pair: int) -> None:
     if there is not None and needed > there:
         raise InputError(
             f"the similarities of {table.num_texts:,} texts with {table.num_videos:,} videos take {needed / 1e9:,.0f} GB, "
-            f"this machine has {there / 1e9:,.0f} GB",
+            f"{there / 1e9:,.0f} GB can be had",
             hint="Leave out `normalise` and `save_similarity`: ranks need no matrix",
         )
 
 
 def _physical_memory() -> int | None:
-    """Bytes of this machine; None where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
+    """Bytes that a limit or the machine leaves to this process; None where the system does not say."""
+    return available()
 
 
 def validation_metrics(head: Scoring, table: JudgedTable) -> dict[str, dict[str, float]]:

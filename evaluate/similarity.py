@@ -187,6 +187,7 @@ class Scorer:
     ) -> None:
         self.head, self.table, self.device, self.max_bytes = head, table, device, max_bytes
         self.seconds, self.progress = seconds, progress
+        self.watch: Callable[[Tensor, Span, Span], None] | None = getattr(head, "watch", None)
         self.pairing = pair(table.video_of_text, num_texts=table.num_texts, num_videos=table.num_videos)
         # A quarter of the memory is for a batch being encoded, a quarter for a tile and the three like it that its
         # comparison takes, half for what is kept.
@@ -217,6 +218,8 @@ class Scorer:
             require_finite(
                 scores, lambda row: self._name_text(texts[0] + row), lambda row: self._name_video(videos[0] + row)
             )
+        if self.watch is not None:
+            self.watch(scores, texts, videos)
         number = texts[0] // self.text_spans[0][1] * len(self.video_spans) + videos[0] // self.video_spans[0][1]
         if self.progress is not None and not self.seen[number]:
             self.seen[number] = 1

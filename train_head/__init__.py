@@ -12,11 +12,13 @@ In reading order:
     optim             parameter groups, AdamW, the learning rate
     distributed       one batch over several processes
     encode_chunks     large batches in bounded memory
+    doubts            numbers that look like a result and are none
     compiling         the step as compiled code
     learner           what is trained, and its batches
     reports           what a training tells
     determinism       seeds and kernels that repeat
     resume_state      taken up where it was stopped
+    heartbeat         progress.json, for scripts that watch
     divergence        a loss that is no number ends the training
     loop              the training loop
     train             a head on a cache, from the tables to the run folder

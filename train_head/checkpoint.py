@@ -5,14 +5,17 @@
     best.safetensors     weights of the head, of the selected epoch
     last.safetensors     weights of the head, of the last epoch
     backbone.safetensors, backbone-last.safetensors    the same of the backbone, where `finetune` trained it
+    progress.json        how far it is, for scripts that watch (`glscl.train_head.heartbeat`)
     resume.safetensors   while training: weights, optimizer moments, and (as its metadata) how far the run is
 
-Every file is replaced in one step, so a killed run leaves the files of its last finished epoch.
+Every file is replaced in one step, so a killed run leaves the files of its last finished epoch. Weights name the training
+they are of and their epoch, run.json tells the hash of their tensors, and `load_run` takes none that it does not tell of.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -23,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from glscl.cache.files import dump_json, utf8_name, write_atomically
+from glscl.cache.files import dump_json, refuse_unread, utf8_name, write_atomically
 from glscl.common.errors import CheckpointError, Hint, NotFoundError
 from glscl.train_head.heads import build_head, recorded_head_class
 from glscl.train_head.heads.base import Head
@@ -31,6 +34,15 @@ from glscl.train_head.run_record import run_problem, short
 
 RUN_SCHEMA = "glscl.run/1"
 WHICH = ("best", "last")
+_HEADER = (
+    8  # bytes at the head of a file of tensors that tell how long its JSON is; what follows stands at multiples of them
+)
+
+
+# What of run.json decides the weights.
+_DECIDING = (
+    "head", "options", "embed_dim", "settings", "cache_fingerprint", "list_hash", "training", "start", "imported"
+)  # fmt: skip
 
 
 class Resume(NamedTuple):
@@ -48,6 +60,12 @@ def write_run(folder: Path, run: Mapping[str, Any]) -> None:
     write_atomically(folder / "history.jsonl", b"".join(dump_json(row, indent=None) for row in run["history"]))
     write_atomically(folder / "run.json", dump_json({"schema": RUN_SCHEMA, **run}))
     _date_last(folder / "run.json")
+
+
+def run_id(run: Mapping[str, Any]) -> str:
+    """What tells trainings apart, in run.json and in all weights of a run: a hash of what decides them. 16 hex digits."""
+    decided = {name: run.get(name) for name in _DECIDING}
+    return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _date_last(path: Path) -> None:
@@ -74,6 +92,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     try:
         run = json.loads(path.read_bytes())
     except (ValueError, RecursionError, OSError) as error:
+        refuse_unread(error, path)
         raise CheckpointError(f"{path} is not JSON: {error}") from error
     found = run.get("schema") if isinstance(run, dict) else type(run).__name__
     if found != RUN_SCHEMA:
@@ -87,9 +106,29 @@ def read_run(folder: Path) -> dict[str, Any]:
 # --- weights -----------------------------------------------------------------------------------------------------------
 
 
-def save_weights(path: Path, head: Head) -> None:
-    """Write the state dict of a head. Raises StorageError."""
-    _save(path, head.state_dict(), {"format": "pt"})
+def save_weights(path: Path, head: Head, *, run: str = "", epoch: int = 0) -> dict[str, Any]:
+    """Write the state dict of a head.
+
+    Args:
+        run: the training it is of, from `run_id`.
+        epoch: after which it is, counted from 1.
+
+    Returns:
+        What run.json is to say of it, for `load_run` to compare. The same weights give the same bytes.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    from safetensors.torch import save
+
+    data = memoryview(save(_ready(head.state_dict()), {"format": "pt"}))
+    start = _HEADER + int.from_bytes(data[:_HEADER], "little")
+    header = json.loads(bytes(data[_HEADER:start]))
+    header["__metadata__"] |= {"run": run, "epoch": str(epoch)}  # here: safetensors writes several in any order
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _HEADER)
+    write_atomically(path, b"".join((len(text).to_bytes(_HEADER, "little"), text, data[start:])))
+    return {"epoch": epoch, "sha256": hashlib.sha256(data[start:]).hexdigest()}
 
 
 def load_weights(path: Path, head: Head) -> None:
@@ -114,7 +153,7 @@ def load_run(
 
     Raises:
         NotFoundError: no run, or none with such weights yet.
-        CheckpointError: files that cannot be read or do not belong together.
+        CheckpointError: files that cannot be read, or weights that run.json does not tell of.
         UsageError: a head from outside this package that nobody asked for; see `recorded_head_class`.
     """
     if which not in WHICH:
@@ -124,7 +163,8 @@ def load_run(
     if ":" in run["head"]:
         recorded_head_class(run["head"], folder)
     path = folder / f"{which}.safetensors"
-    tensors, _ = _load(path)
+    tensors, metadata = _load(path)
+    _check_told(path, metadata, run, which)
     for name, value in run["options"].items():
         if name.endswith("layers") and isinstance(value, int) and value > len(tensors):
             raise CheckpointError(
@@ -142,6 +182,40 @@ def load_run(
         raise CheckpointError(f"{folder / 'run.json'} describes no head of this version: {reason}") from error
     head.load_state_dict(tensors)
     return head.to(device).eval(), run
+
+
+def _check_told(path: Path, metadata: Mapping[str, str], run: Mapping[str, Any], which: str) -> None:
+    """Refuse weights that run.json does not tell of: of another training or epoch, or changed since.
+
+    A training that was killed may have written the weights of an epoch and not yet what tells of it. A run of an earlier
+    version tells nothing.
+    """
+    told = run.get("checkpoints", {}).get(which)
+    if told is None:
+        return
+    record, epoch = path.with_name("run.json"), metadata.get("epoch", "")
+    if metadata.get("run", "") != run.get("run_id", ""):
+        raise CheckpointError(
+            f"{path} is of another training than {record} tells of: found {short(metadata.get('run'))}, expected "
+            f"{short(run.get('run_id'))}",
+            hint="Put back the file that belongs there, or train again into another folder with `out`",
+        )
+    if epoch != str(told["epoch"]):
+        newer = epoch.isdecimal() and len(epoch) < 10 and int(epoch) > told["epoch"]
+        if run.get("complete") or not newer:
+            raise CheckpointError(f"{path} is of epoch {short(epoch)}; {record} tells of epoch {told['epoch']}")
+    elif _tensors_hash(path) != told["sha256"]:
+        raise CheckpointError(
+            f"{path} is damaged: its tensors are not those that {record} tells of",
+            hint="Train again into another folder with `out`, or put back a copy of the file",
+        )
+
+
+def _tensors_hash(path: Path) -> str:
+    """SHA-256 of what follows the header of a file of tensors."""
+    with open(path, "rb") as file:
+        file.seek(_HEADER + int.from_bytes(file.read(_HEADER), "little"))
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_tensors(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
@@ -205,8 +279,11 @@ class _Unfilled(TorchFunctionMode):
 def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     from safetensors.torch import save
 
-    ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_atomically(path, save(ready, metadata))
+    write_atomically(path, save(_ready(tensors), metadata))
+
+
+def _ready(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -218,4 +295,5 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with utf8_name(path) as name, safe_open(name, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except Exception as error:  # safetensors raises its own, undocumented type
+        refuse_unread(error, path)
         raise CheckpointError(f"{path} cannot be read: {str(error)[:200]}") from error

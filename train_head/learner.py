@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
 from glscl.common.launch import launch
-from glscl.train_head.checkpoint import save_weights
 from glscl.train_head.compiling import compiled
 from glscl.train_head.distributed import gather_items
+from glscl.train_head.doubts import sampled_scores, score_doubts
 from glscl.train_head.encode_chunks import chunk_that_fits, encode_in_chunks
 from glscl.train_head.heads.base import Head
 from glscl.train_head.losses import contrastive_loss
@@ -106,9 +106,17 @@ class Learner:
         accelerator.backward(loss)
         return loss.detach()
 
-    def save(self, folder: Path, which: str) -> dict[str, Any]:
-        """Write the weights as "best" or "last"; what run.json is to say of them."""
-        save_weights(folder / f"{which}.safetensors", self.head)
+    def smaller(self) -> str:
+        """What takes less memory."""
+        return "Lower `batch_size` or `max_frames`"
+
+    def doubts(self, size: int) -> list[str]:
+        """What there is to doubt in the scores of some captions of the table, `size` at most, with numbers that show it."""
+        found = sampled_scores(self.head, self.table, size)
+        return score_doubts(found, self.table.video_ids[found.hub])
+
+    def save_backbone(self, folder: Path, which: str) -> dict[str, Any]:
+        """Write the backbone as "best" or "last" where it is trained too; what run.json is to say of it."""
         return {}
 
 

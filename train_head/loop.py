@@ -9,7 +9,6 @@ that was stopped goes on as if it had not been.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,15 +18,19 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, reduce
 
 from glscl.cache.sampler import CaptionSampler
 from glscl.cache.table import FeatureTable
-from glscl.common.signals import interrupts_deferred
+from glscl.common.errors import GlsclError, OutOfMemoryError, first_line
+from glscl.common.memory import is_full
+from glscl.common.signals import Deferred, interrupts_deferred
 from glscl.train_head.determinism import deterministic, step_seed
 from glscl.train_head.distributed import make_accelerator
 from glscl.train_head.divergence import check_losses, check_weights
+from glscl.train_head.doubts import loss_doubt
 from glscl.train_head.heads.base import Head
+from glscl.train_head.heartbeat import Heartbeat
 from glscl.train_head.learner import Learner
 from glscl.train_head.optim import build_optimizer, clamp_logit_scale, warmup_cosine
 from glscl.train_head.reports import FitResult, Reporter, StepReport
@@ -88,6 +91,7 @@ def fit_learner(
     Raises:
         NonFiniteError: the loss became NaN or infinite; names epoch, step and captions. Checkpoints stay as they were.
         CheckpointError: what is to be resumed is unreadable or of another training.
+        OutOfMemoryError: a step does not fit; names the batch and what to lower.
         KeyboardInterrupt: on SIGINT, SIGTERM and SIGHUP, after the step under way and after saving how far the run is.
     """
     accelerator = make_accelerator(device, settings.precision, tracker=settings.tracker, folder=out)
@@ -112,7 +116,11 @@ def fit_learner(
         learner.groups(settings.weight_decay), lr=settings.lr, betas=settings.betas, eps=settings.eps
     )
     state = TrainingState(
-        epochs=settings.epochs, steps=sampler.steps, batch_size=sampler.batch_size, seed=settings.seed
+        epochs=settings.epochs,
+        steps=sampler.steps,
+        batch_size=sampler.batch_size,
+        seed=settings.seed,
+        run_id=(record or {}).get("run_id", ""),
     )
     if (
         main and out is not None
@@ -162,7 +170,14 @@ class _Training:
         self.result = FitResult(history=self.state.history, best=self.state.best)
         self.tracked = self.settings.tracker != "none"
         self._losses = torch.empty(0)  # of the epoch under way
-        self._interrupted = threading.Event()
+        self._interrupted = Deferred()
+        self._heartbeat = Heartbeat(
+            self.folder,
+            epochs=self.state.epochs,
+            steps=self.state.steps,
+            done=self.state.epoch * self.state.steps + self.state.step,
+            batch_size=self.state.batch_size,
+        )
         self._step_module, self._updates = accelerator.prepare(self.learner.begin(self.device), self.optimizer)
         if self.tracked:
             accelerator.init_trackers("logs")
@@ -176,13 +191,28 @@ class _Training:
                     self._epoch()
                     ended = self._end_epoch()
                     if not ended:
-                        self._heed_interrupts()
+                        self._heed_interrupts(agreed=True)
             except KeyboardInterrupt:
                 self._save_interrupted()
+                self._beat("stopped", reason="it was asked to stop")
                 raise
+            except Exception as error:
+                self._beat("failed", reason=error.message if isinstance(error, GlsclError) else first_line(error))
+                raise
+        self._beat("finished")
+        if self.accelerator.is_main_process:
+            self.result.doubts = self._doubts()
         if self.tracked:
             self.accelerator.end_training()
         return self.result
+
+    def _beat(self, state: str, *, loss: float | None = None, reason: str | None = None) -> None:
+        self._heartbeat.beat(state, epoch=self.state.epoch, step=self.state.step, loss=loss, reason=reason)
+
+    def _doubts(self) -> list[str]:
+        """What there is to doubt in the run as a whole, each with the numbers that show it."""
+        loss = loss_doubt(self.state.history, self.result.losses, self.state.batch_size)
+        return [*([loss] if loss else []), *self.learner.doubts(self.state.batch_size)]
 
     def _epoch(self) -> None:
         """The steps of an epoch that are left."""
@@ -195,7 +225,7 @@ class _Training:
         self._losses[: state.step] = torch.tensor(state.losses, device=self.device)
         reported, clock = state.step, time.perf_counter()
         while state.step < steps:
-            self._step(batches)
+            self._guarded_step(batches)
             last = state.step == steps
             every = self.settings.checkpoint_every
             keep = every is not None and state.step % every == 0
@@ -205,8 +235,25 @@ class _Training:
                     check_weights(self.learner.module, self.learner.table, rows, state, out=self.folder)
                     self._save_between_steps()
                 reported, clock = state.step, time.perf_counter()
+                self._heed_interrupts(agreed=True)
+            self._beat("training")
             self._heed_interrupts()
         check_weights(self.learner.module, self.learner.table, rows, state, out=self.folder)
+
+    def _guarded_step(self, batches: Any) -> None:
+        """A step; where memory does not suffice for it, what was tried and what to lower are said."""
+        state, device = self.state, self.device
+        try:
+            self._step(batches)
+        except Exception as error:
+            if not is_full(error) or isinstance(error, GlsclError):
+                raise
+            where = "This machine" if device.type == "cpu" else f"The device {device}"
+            raise OutOfMemoryError(
+                f"{where} has not enough memory for step {state.step + 1} of {state.steps} in epoch {state.epoch + 1}: "
+                f"{state.batch_size} captions with {self.learner.table.frame_features.shape[1]} frames a video",
+                hint=self.learner.smaller(),
+            ) from None  # the frames of the error hold the tensors of the step
 
     def _step(self, batches: Any) -> None:
         """One batch: loss, gradients, update. The loss stays on the device."""
@@ -252,6 +299,7 @@ class _Training:
             values = {"loss": report.loss, "learning_rate": report.learning_rate}
             self.accelerator.log(values, step=state.epoch * state.steps + state.step)
         self.reporter.step(report)
+        self._beat("training", loss=report.loss)
 
     def _end_epoch(self) -> bool:
         """Validate, keep what is to be kept; whether the training ends for want of anything better."""
@@ -259,11 +307,14 @@ class _Training:
         row = self._row()
         due = (state.epoch + 1) % self.settings.eval_every == 0 or state.epoch + 1 == state.epochs
         if self.validate and due and self.accelerator.is_main_process:
-            row["validation"] = self._validated(self.validate, row["step"])
+            self._try_to_validate(self.validate, row)
         self.accelerator.wait_for_everyone()
         better = self.validate is None or ("validation" in row and _is_better(row, state.best))
+        if state.epoch + 1 == state.epochs and self.validate and state.best is None and not better:
+            self.reporter.note("no validation succeeded, so the last epoch is kept as the best")
+            better, self.record = True, {**self.record, "selection": "last"}
         state.consistent = False
-        if better and self.validate:
+        if "validation" in row and better:
             state.best = row
         state.history.append(row)
         state.begin(state.epoch + 1)
@@ -301,6 +352,21 @@ class _Training:
             "captions_per_second": state.steps * state.batch_size / max(state.seconds, 1e-9),
         }
 
+    def _try_to_validate(self, validate: Judge, row: dict[str, Any]) -> None:
+        """Metrics of the epoch into its row; a validation that fails is said, and the training goes on without it.
+
+        It may take long, so it is given up at once where the training is to stop: it is done anew when that goes on.
+        """
+        self._beat("validating")
+        try:
+            with self._interrupted.at_once():
+                row["validation"] = self._validated(validate, row["step"])
+        except Exception as error:
+            reason = error.message if isinstance(error, GlsclError) else f"{type(error).__name__}: {first_line(error)}"
+            row["validation_failed"] = reason
+            self.learner.module.train()
+            self.reporter.note(f"the validation of epoch {row['epoch']} failed, and the training goes on: {reason}")
+
     def _validated(self, validate: Judge, step: int) -> dict[str, dict[str, float]]:
         metrics = validate(self.learner.head)
         found = {direction: dict(metrics[direction]) for direction in ("text_to_video", "video_to_text")}
@@ -316,14 +382,20 @@ class _Training:
         since = sum("validation" in row for row in self.state.history if row["epoch"] > best)
         return bool(broadcast(torch.tensor([since >= patience], device=self.device).int())[0])
 
-    def _heed_interrupts(self) -> None:
-        if self._interrupted.is_set():
+    def _heed_interrupts(self, *, agreed: bool = False) -> None:
+        """Stop where that was asked for; several processes together, where all of them are (`agreed`)."""
+        asked = self._interrupted.is_set()
+        if self.accelerator.num_processes > 1:
+            if not agreed:
+                return
+            asked = bool(reduce(torch.tensor([int(asked)], device=self.device), "sum")[0])
+        if asked:
             raise KeyboardInterrupt
 
     def _save_interrupted(self) -> None:
         """Save how far an interrupted training is, if it is between two steps."""
         state = self.state
-        if not state.consistent or self.accelerator.num_processes > 1 or state.epoch == state.epochs:
+        if not state.consistent or state.epoch == state.epochs:
             return
         if self.folder is None:
             return

@@ -42,8 +42,10 @@ class FitResult:
         history: one row an epoch: epoch, step, loss, learning_rate, logit_scale, seconds, captions_per_second, and
             where it was validated "validation" with both directions.
         best: the row whose weights are the best; None where nothing was validated.
+        doubts: why the numbers may be none: a loss that did not fall, scores that are all alike, …; a line each.
     """
 
     losses: list[float] = field(default_factory=list, repr=False)
     history: list[dict[str, Any]] = field(default_factory=list, repr=False)
     best: dict[str, Any] | None = None
+    doubts: list[str] = field(default_factory=list)

@@ -18,6 +18,7 @@ from glscl.train_head.checkpoint import (
     check_tensors,
     load_resume,
     save_resume,
+    save_weights,
     write_run,
 )
 from glscl.train_head.learner import Learner
@@ -38,8 +39,16 @@ class TrainingState:
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None
-    saved: dict[str, Any] = field(default_factory=dict)  # what run.json says of the best and the last weights
+    run_id: str = ""
+    checkpoints: dict[str, Any] = field(default_factory=dict)  # what run.json says of the best and the last weights,
+    saved: dict[str, Any] = field(default_factory=dict)  # and of the backbone of each where that is trained too
     consistent: bool = True  # False between the first and the last change that a step or an end of an epoch makes
+
+    def save(self, out: Path, which: str, learner: Learner) -> None:
+        """Write the weights of the epoch that has just ended as "best" or "last"."""
+        path = out / f"{which}.safetensors"
+        self.checkpoints[which] = save_weights(path, learner.head, run=self.run_id, epoch=self.epoch)
+        self.saved[which] = learner.save_backbone(out, which)
 
     def begin(self, epoch: int) -> None:
         self.epoch, self.step, self.losses, self.seconds = epoch, 0, [], 0.0
@@ -47,7 +56,7 @@ class TrainingState:
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW keeps of a parameter
 _SAME = ("epochs", "steps", "batch_size", "seed")
-_MOVING = ("epoch", "step", "losses", "seconds", "history", "best", "saved")
+_MOVING = ("epoch", "step", "losses", "seconds", "history", "best", "saved", "checkpoints")
 
 
 def snapshot(
@@ -59,7 +68,7 @@ def snapshot(
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{key}.{name}"] = value
     scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-    return Resume(tensors, {**{key: getattr(state, key) for key in (*_SAME, *_MOVING)}, "scaler": scaler})
+    return Resume(tensors, {**{key: getattr(state, key) for key in ("run_id", *_SAME, *_MOVING)}, "scaler": scaler})
 
 
 def restore(
@@ -90,6 +99,9 @@ def restore(
         )
     if resume is None or path is None:
         return
+    if resume.state.get("run_id", state.run_id) != state.run_id:  # an earlier version tells none
+        found = short(resume.state["run_id"])
+        raise CheckpointError(f"{path} is of another training: found {found}, expected {state.run_id}")
     for key in _SAME:
         if resume.state.get(key) != getattr(state, key):
             found = short(resume.state.get(key))
@@ -147,8 +159,8 @@ def save_epoch(
     """
     complete = ended or state.epoch == state.epochs
     if better:
-        state.saved["best"] = learner.save(out, "best")
-    state.saved["last"] = learner.save(out, "last")
+        state.save(out, "best", learner)
+    state.save(out, "last", learner)
     if not complete:
         save_resume(out, snapshot(state, learner.module, optimizer, accelerator))
     write_run(out, _record(run, state, complete))
@@ -178,6 +190,7 @@ def clear(out: Path, *, finished: bool) -> None:
 
 
 def _record(run: Mapping[str, Any], state: TrainingState, complete: bool) -> dict[str, Any]:
-    """run.json; what `Learner.save` tells of the weights stands under `weights`, where it tells something."""
+    """run.json; what `Learner.save_backbone` tells stands under `weights`, where it tells something."""
     weights = {"weights": state.saved} if any(state.saved.values()) else {}
-    return {**run, **weights, "history": state.history, "best": state.best, "complete": complete}
+    told = {"checkpoints": state.checkpoints} if state.checkpoints else {}
+    return {**run, **weights, **told, "history": state.history, "best": state.best, "complete": complete}

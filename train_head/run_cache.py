@@ -13,6 +13,7 @@ from glscl.cache.library import Library, open_library
 from glscl.cache.lists import current_version, list_names
 from glscl.cache.store import Store, choose_list
 from glscl.common.errors import FingerprintError, Hint, NotFoundError
+from glscl.common.settings import recorded_command
 
 # Parts of a cache's configuration that decide whether a head understands its features. The others (sampling, numbers of
 # words, dtype) may differ, and so may the list: a head may be judged on another corpus.
@@ -151,7 +152,7 @@ def extraction_hint(store: Store, weights: Path | str) -> Hint:
     By the command that made the cache, as it was typed, where an extraction did.
     """
     new = {"pretrained": weights, "out": "CACHE"}
-    typed = store.list.command
+    typed = recorded_command(store.list.command) or ""
     if typed.split(" ")[:2] == ["glscl", "extract"]:
         return Hint("Extract again", typed, new)
     about = store.configuration

@@ -48,6 +48,13 @@ class BackboneFile(Struct):
     weights: str
 
 
+class Checkpoint(Struct):
+    """Weights that were saved: their epoch, and the hash of their tensors."""
+
+    epoch: Annotated[int, Meta(ge=0)]
+    sha256: str
+
+
 class RunRecord(Struct):
     """The fields of run.json that a reader uses."""
 
@@ -69,6 +76,9 @@ class RunRecord(Struct):
     annotations: str = ""
     best: HistoryRow | None = None
     weights: dict[str, BackboneFile] = {}
+    run_id: str = ""
+    checkpoints: dict[str, Checkpoint] = {}
+    complete: bool = True
 
 
 class StateRecord(Struct):
@@ -82,6 +92,8 @@ class StateRecord(Struct):
     best: HistoryRow | None
     scaler: dict[str, Any] | None
     saved: dict[str, Any] = {}
+    checkpoints: dict[str, Checkpoint] = {}
+    run_id: str = ""
 
 
 def run_problem(run: Mapping[str, Any]) -> str | None:

@@ -14,13 +14,14 @@ import torch
 from accelerate.utils import set_seed
 
 from glscl.cache.files import refuse_links
+from glscl.cache.lock import hold_folder
 from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable, require_tokens
 from glscl.common.errors import FingerprintError, Hint, InputError, UsageError
 from glscl.common.launch import launch
 from glscl.common.settings import as_dict, differences
 from glscl.common.versions import versions
-from glscl.train_head.checkpoint import read_run
+from glscl.train_head.checkpoint import read_run, run_id
 from glscl.train_head.heads import build_head, head_class, head_options
 from glscl.train_head.heads.base import Head
 from glscl.train_head.holdout import hold_out
@@ -50,7 +51,7 @@ Validate = Callable[[Head, FeatureTable], Mapping[str, Mapping[str, float]]]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What came of a run; `history` and `best` as in `FitResult`."""
+    """What came of a run; `history`, `best` and `doubts` as in `FitResult`."""
 
     run: Path
     head: str
@@ -59,6 +60,7 @@ class TrainResult:
     history: list[dict[str, Any]] = field(repr=False)
     seconds: float
     already_complete: bool = False
+    doubts: list[str] = field(default_factory=list)
 
 
 class TrainingData(NamedTuple):
@@ -127,6 +129,7 @@ def train(
         command: the command line, for run.json.
 
     Raises:
+        BusyError: another process writes `out`.
         UsageError: `out` holds a run and `resume` is not set, or settings that do not fit the cache.
         FingerprintError: the run to resume was trained on another cache.
         Others: see `FeatureTable.load`, `build_head`, `fit_learner`.
@@ -135,27 +138,28 @@ def train(
     reporter = reporter if reporter is not None and launch().speaks else Reporter()
     out, splits = Path(out), store if isinstance(store, LoadedSplits) else LoadedSplits(store)
     store = splits.store
-    earlier = earlier_run(out, store, settings, resume)
-    if earlier and earlier.get("complete"):
-        return finished(out, earlier, reporter)
-    data = choose_data(splits, settings, validate is not None, reporter)
-    head = start_head(settings, store, data, reporter)
-    record = run_record(settings, head, store, data, device, command)
-    require_same_sizes(out, earlier, record)
-    judge = None
-    if validate is not None and data.validation is not None:
-        judge = partial(_judge, validate, resident(data.validation, torch.device(device)))
-    learner = Learner(head, data.train, compile=settings.compile)
-    fitted = fit_learner(
-        learner,
-        settings,
-        device=device,
-        validate=judge,
-        reporter=reporter,
-        out=out,
-        record=record,
-        resume=resume,
-    )
+    with hold_folder(out, what="train-head"):
+        earlier = earlier_run(out, store, settings, resume)
+        if earlier and earlier.get("complete"):
+            return finished(out, earlier, reporter)
+        data = choose_data(splits, settings, validate is not None, reporter)
+        head = start_head(settings, store, data, reporter)
+        record = run_record(settings, head, store, data, device, command)
+        record = begun_as(out, earlier, record)
+        judge = None
+        if validate is not None and data.validation is not None:
+            judge = partial(_judge, validate, resident(data.validation, torch.device(device)))
+        learner = Learner(head, data.train, compile=settings.compile)
+        fitted = fit_learner(
+            learner,
+            settings,
+            device=device,
+            validate=judge,
+            reporter=reporter,
+            out=out,
+            record=record,
+            resume=resume,
+        )
     return trained(out, record, fitted, started)
 
 
@@ -173,22 +177,24 @@ def trained(out: Path, record: Mapping[str, Any], fitted: FitResult, started: fl
     return TrainResult(
         run=out,
         head=record["head"],
-        selection=record["selection"],
+        selection="last" if fitted.best is None else record["selection"],
         best=fitted.best,
         history=fitted.history,
         seconds=time.perf_counter() - started,
+        doubts=fitted.doubts,
     )
 
 
-def require_same_sizes(out: Path, earlier: Mapping[str, Any] | None, record: Mapping[str, Any]) -> None:
-    """Refuse to go on where the list gives more than when the run was begun: what could not be read then was read since.
+def begun_as(out: Path, earlier: Mapping[str, Any] | None, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a run with the `run_id` that it was begun with.
 
     Args:
-        earlier: run.json of the run in `out`, from `earlier_run`.
+        earlier: run.json of the run in `out`, from `earlier_run`; None where it begins now.
         record: what run.json would say now, from `run_record`.
 
     Raises:
-        UsageError: it would have other batches than a run that was never stopped.
+        UsageError: the list gives more than it did then, as what could not be read was read since: there would be other
+            batches than in a run that was never stopped.
     """
     for part in ("training", "validation"):
         then, now = ({} if run is None else run.get(part) or {} for run in (earlier, record))
@@ -201,6 +207,7 @@ def require_same_sizes(out: Path, earlier: Mapping[str, Any] | None, record: Map
                 "have features",
                 hint="Train into another folder with `out`",
             )
+    return {**record, "run_id": (earlier or {}).get("run_id") or run_id(record)}
 
 
 def finished(out: Path, run: Mapping[str, Any], reporter: Reporter) -> TrainResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -15,10 +16,11 @@ import numpy as np
 
 from glscl.cache.formats.blocks import Blocks, Groups, chunk_shape
 from glscl.cache.formats.rows import Chunk, LibraryRows, RawRows, RowReader
-from glscl.common.archive_limits import FLOOR, check_unpacked
 
 if TYPE_CHECKING:
     import zarr
+    from zarr.abc.buffer import Buffer
+    from zarr.storage import LocalStore
 
 # The library is imported where it is needed: our own shards are read as raw bytes, which takes less time than the import.
 _PLAIN_TYPES = {"uint8", "uint16", "int32", "int64", "float16", "float32", "float64"}
@@ -31,7 +33,7 @@ class _OpenGroup:
         self._path, self._group = path, group
 
     def array(self, name: str) -> zarr.Array:
-        """An array of which every chunk is there."""
+        """An array of plain numbers of which every chunk is there."""
         import zarr
 
         array = self._group[name]
@@ -58,25 +60,20 @@ class ZarrShards:
     @staticmethod
     def prepare_root(root: Path, streams: tuple[str, ...]) -> None:
         """Make the cache itself a Zarr group, with groups down to each shard."""
-        import zarr
         from zarr.errors import ContainsGroupError
 
         for folder in (root, root / "shards", *(root / "shards" / stream for stream in streams)):
             if not (folder / "zarr.json").exists():
                 with contextlib.suppress(ContainsGroupError):  # another launch was a moment faster
-                    zarr.create_group(folder, zarr_format=3)
+                    _new_group(folder)
 
     @staticmethod
     def write(path: Path, arrays: Mapping[str, np.ndarray | Blocks], attributes: Mapping[str, str]) -> None:
-        import zarr
-
-        _write_arrays(zarr.create_group(path, zarr_format=3, attributes=dict(attributes)), arrays)
+        _write_arrays(_new_group(path, attributes), arrays)
 
     @staticmethod
     def write_groups(path: Path, groups: Groups) -> None:
-        import zarr
-
-        root = zarr.create_group(path, zarr_format=3)
+        root = _new_group(path)
         for name, arrays in groups:
             _write_arrays(root if name == "/" else root.create_group(name), arrays)
 
@@ -85,13 +82,36 @@ class ZarrShards:
     def opened(path: Path) -> Iterator[_OpenGroup]:
         import zarr
 
-        yield _OpenGroup(path, zarr.open_group(path, mode="r"))
+        yield _OpenGroup(path, zarr.open_group(path, mode="r", zarr_format=3, use_consolidated=False))
 
     @staticmethod
     def rows(path: Path, names: list[str]) -> dict[str, RowReader]:
         if json.loads((path / "zarr.json").read_bytes())["node_type"] != "group":
             raise ValueError(f"{path} is not a Zarr group")
         return {name: _raw_rows(path / name) or _library_rows(path, name) for name in names}
+
+
+def _new_group(path: Path, attributes: Mapping[str, str] | None = None) -> zarr.Group:
+    import zarr
+
+    return zarr.create_group(_linkless()(path), zarr_format=3, attributes=dict(attributes or {}))
+
+
+@functools.cache
+def _linkless() -> type[LocalStore]:
+    from zarr.storage import LocalStore
+
+    class Linkless(LocalStore):
+        """Makes no hard links, which vfat, exFAT, and many FUSE and SMB mounts refuse.
+
+        The library makes them to spare what another writer has put meanwhile; who writes a group here is alone.
+        """
+
+        async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+            if not await self.exists(key):
+                await self.set(key, value)
+
+    return Linkless
 
 
 def _library_rows(path: Path, name: str) -> LibraryRows:
@@ -123,13 +143,39 @@ def _write_arrays(group: zarr.Group, arrays: Mapping[str, np.ndarray | Blocks]) 
 
 
 def _require_chunks(path: Path, array: zarr.Array) -> None:
-    if array.nbytes > FLOOR:
-        check_unpacked(array.nbytes, array.nbytes_stored())
-    # A missing chunk would read as zeros without a word.
-    if array.size and array.nchunks_initialized != array.nchunks:
-        raise OSError(
-            f"array {array.name} of {path} lacks {array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks"
+    """Raise ValueError or OSError for an array that the library must not be asked to read.
+
+    That is one of anything but numbers; one whose chunks are more than its numbers and their checksums, for what is packed may
+    unpack to any size; and one that lacks a chunk, which would read as zeros without a word.
+    """
+    from zarr.codecs import BytesCodec, Crc32cCodec
+    from zarr.core.metadata import ArrayV3Metadata
+
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"array {array.name} of {path} holds {array.dtype}, expected numbers")
+    chunks = [
+        Path(folder, name)
+        for folder, _, names in os.walk(path / array.path, onerror=_raise)  # what may not be listed is not missing
+        for name in names
+        if name != "zarr.json"
+    ]
+    codecs = array.metadata.codecs if isinstance(array.metadata, ArrayV3Metadata) else ()
+    packed = next((codec for codec in codecs if not isinstance(codec, BytesCodec | Crc32cCodec)), None)
+    if packed is not None and chunks:
+        raise ValueError(
+            f"array {array.name} of {path} is packed by {type(packed).__name__}; expected plain numbers, as glscl writes them"
         )
+    expected = math.prod(array.chunks) * array.dtype.itemsize + 4 * (len(codecs) - 1)
+    for chunk in chunks:
+        if _size(chunk) != expected:
+            raise ValueError(f"{chunk} has {_size(chunk)} bytes, expected {expected}")
+    there = array.nchunks_initialized if len(chunks) >= array.nchunks else len(chunks)
+    if array.size and there != array.nchunks:
+        raise OSError(f"array {array.name} of {path} lacks {array.nchunks - there} of {array.nchunks} chunks")
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _raw_rows(folder: Path) -> RawRows | None:

@@ -13,7 +13,7 @@ import numpy as np
 from glscl.cache import backbone_tensors
 from glscl.cache.additions import Addition, folder, read_addition
 from glscl.cache.commits import COMMIT_NAME, SCHEMA, all_commits_file, commit_folder
-from glscl.cache.files import load_json, written
+from glscl.cache.files import listed, load_json, written
 from glscl.cache.keys import has_key, text_key
 from glscl.cache.library import Library
 from glscl.cache.lists import CacheList, current_version, list_names, read_list, versions_of
@@ -47,13 +47,13 @@ def read_contents(library: Library) -> Contents:
     """Read everything in a cache folder but the shards. Raises StorageError where the disk fails."""
     found = Contents()
     for stream in STREAMS:
-        for path in sorted(folder(library.path, stream).glob("*.txt")):
+        for path in listed(folder(library.path, stream), "*.txt"):
             if written(path):
                 try:
                     found.additions[stream, path.stem] = read_addition(path, stream)
                 except CacheCorruptError as error:
                     found.damaged[path] = _wrong(error, path)
-        for path in sorted(commit_folder(library.path, stream).glob("*.json")):
+        for path in listed(commit_folder(library.path, stream), "*.json"):
             if written(path):
                 _read_commits(library, stream, path, found)
     _read_lists(library, found)

@@ -24,7 +24,6 @@ import numpy as np
 from glscl.cache.additions import Addition, addition_of, write_addition
 from glscl.cache.creation import StoreSpec, create_library
 from glscl.cache.files import dump_json, half_written, remove, storage_errors, sync_directory, sync_tree, written
-from glscl.cache.filling import sweep
 from glscl.cache.formats import STORES
 from glscl.cache.formats.blocks import Blocks
 from glscl.cache.frame_format import FrameSpec
@@ -40,8 +39,9 @@ from glscl.cache.lists import (
     versions_of,
     write_list,
 )
-from glscl.cache.lock import hold
+from glscl.cache.lock import hold, hold_file
 from glscl.cache.reading import read_entries
+from glscl.cache.remains import sweep
 from glscl.cache.schema import STREAMS
 from glscl.cache.shard_arrays import LAYOUT
 from glscl.cache.shards import describe_array, see_damage
@@ -81,7 +81,7 @@ def convert(library: Library, out: Path, *, format: str | None = None, lists: Se
         NotFoundError: there is no such list.
         UsageError: `out` exists, and is no conversion of these lists that was stopped; or `format` contradicts its name; or a
             flat file is asked for and there are several lists.
-        CacheBusyError: another process writes `out`.
+        BusyError: another process writes `out`.
         StorageError: it cannot be written.
     """
     flat = check_name(out, format)
@@ -93,7 +93,7 @@ def convert(library: Library, out: Path, *, format: str | None = None, lists: Se
     items = {stream: _Items(library, stream, chosen) for stream in STREAMS}
     format = format or next(name for name in STORES if name != library.header["format"])
     if os.path.lexists(out) and (flat or not _was_begun(library, out, format, chosen, items)):
-        raise UsageError(f"{out} exists already", hint="Choose another name, or delete it first")
+        raise _there_already(out)
     for each in items.values():
         each.require_whole()
     if flat:
@@ -257,7 +257,8 @@ def _was_begun(library: Library, out: Path, format: str, chosen: Sequence[CacheL
 def _write_cache(library: Library, out: Path, format: str, chosen: Sequence[CacheList], items: _AllItems) -> Path:
     target = create_library(out, spec_of(library), format)
     with hold(out, what="convert"):
-        sweep(out)
+        target.refresh()
+        sweep(target)
         target.write_backbone_tensors(library.backbone_tensors())
         for made in chosen:
             write_list(out, made, format)
@@ -284,19 +285,24 @@ def _write_cache(library: Library, out: Path, format: str, chosen: Sequence[Cach
 
 def _write_flat(library: Library, out: Path, format: str, made: CacheList, items: _AllItems) -> Path:
     aside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with storage_errors(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            for path in half_written(out.parent, name=out.name):
-                remove(path, out.parent)
+    with storage_errors(out), hold_file(out, what="convert"):
+        if os.path.lexists(out):  # another conversion was faster
+            raise _there_already(out)
+        for path in half_written(out.parent, name=out.name):
+            remove(path, out.parent)
+        try:
             STORES[format].write_groups(aside, _groups(library, format, made, items))
             sync_tree(aside)
             os.rename(aside, out)
             sync_directory(out.parent)
-    except BaseException:
-        remove(aside, out.parent)
-        raise
+        except BaseException:
+            remove(aside, out.parent)
+            raise
     return out
+
+
+def _there_already(out: Path) -> UsageError:
+    return UsageError(f"{out} exists already", hint="Choose another name, or delete it first")
 
 
 def _groups(

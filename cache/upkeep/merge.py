@@ -32,13 +32,13 @@ from glscl.cache.files import (
     sync_tree,
     written,
 )
-from glscl.cache.filling import sweep
 from glscl.cache.fingerprint import differences
 from glscl.cache.known_files import KnownFiles
 from glscl.cache.library import Library, Place, Stream, open_library
 from glscl.cache.lists import CacheList, current_version, list_names, make_current, read_list, versions_of, write_list
 from glscl.cache.lock import hold
 from glscl.cache.records import Commit
+from glscl.cache.remains import sweep
 from glscl.cache.schema import STREAMS, Status
 from glscl.cache.shards import see_damage
 from glscl.cache.store import PENDING, Store, resume_hint
@@ -112,8 +112,8 @@ def merge(parts: Sequence[Path], out: Path, *, copy: bool = False) -> MergeSumma
     target = create_library(out, spec_of(libraries[0]), libraries[0].header["format"])
     others = [library for library in libraries if library.path.resolve() != out.resolve()]
     with hold(out, what="merge"):
-        sweep(out)
         target.refresh()
+        sweep(target)
         return _Merge(target, copy=copy).run(others)
 
 

@@ -26,8 +26,10 @@ from glscl.cache.commits import COMMIT_NAME, all_commits_file, commit_file
 from glscl.cache.files import (
     dump_json,
     half_written,
+    listed,
     put_if_absent,
     refuse_links,
+    refuse_unread,
     remove,
     storage_errors,
     sync_directory,
@@ -39,6 +41,7 @@ from glscl.cache.lists import list_names, read_record
 from glscl.cache.lock import FOLDER as LOCKS
 from glscl.cache.lock import hold, locks
 from glscl.cache.records import Commit
+from glscl.cache.remains import SHARD_NAME, record_folders, temporary_files, unreferenced
 from glscl.cache.schema import STREAMS
 from glscl.cache.shard_arrays import unpack_strings
 from glscl.cache.store import resume_hint
@@ -46,9 +49,6 @@ from glscl.cache.upkeep.contents import Contents, ShardName, is_gathered, parse_
 from glscl.cache.upkeep.summary import bytes_on_disk
 from glscl.cache.upkeep.verification import verify_commit
 from glscl.common.errors import CacheBusyError, CacheCorruptError, Hint, UsageError
-
-_SHARD_NAME = re.compile(r"([0-9a-f]{16})-(\d{5,8})-[^/]+")
-_LIST_ARRAYS = re.compile(r"([0-9a-f]{16})(\.h5)?")
 
 
 @dataclass(kw_only=True)
@@ -112,7 +112,8 @@ def repair(
         CacheBusyError: a process writes the cache.
         CacheFormatError, NotFoundError: not a cache, or its head (store.json) is damaged.
         UsageError: a flat file, which has no shards to make again.
-        StorageError: it cannot be written, or a link stands in it.
+        StorageError: it cannot be written, a link stands in it, or something could not be read for a reason that says nothing
+            of its content (not allowed, too many open files, a network that is gone): nothing is touched then.
     """
     root = Path(root)
     refuse_links(root)
@@ -282,36 +283,23 @@ class _Repair:
         self.report.damaged.append(entry | {"problems": problems})
 
     def _shards(self, stream: str, addition: str, number: int | None = None) -> list[Path]:
-        found = (self.root / "shards" / stream).glob(f"{addition}-{'' if number is None else f'{number:05d}-'}*")
-        return sorted(path for path in found if _SHARD_NAME.fullmatch(path.name))
+        name = f"{addition}-{'' if number is None else f'{number:05d}-'}*"
+        return [path for path in listed(self.root / "shards" / stream, name) if SHARD_NAME.fullmatch(path.name)]
 
     def _remains(self) -> list[Path]:
         """What killed writers left; told in the report."""
         named = {self.root / commit.path for commit in self.good.values()}
         self.moved = list(dict.fromkeys(path for path in self.moved if path not in named))
         kept = named | set(self.moved)
-        partial = sorted((self.root / "partial").glob("*"))
-        unreferenced = [
-            path
-            for stream in STREAMS
-            for path in sorted((self.root / "shards" / stream).glob("*-*-*"))
-            if path not in kept and _SHARD_NAME.fullmatch(path.name)
-        ]
-        names = [f"lists/{name}" for name in list_names(self.root)]
-        for name in names:
-            for path in sorted((self.root / name).iterdir()):
-                match = _LIST_ARRAYS.fullmatch(path.name)
-                if match and path not in kept and not written(path.with_name(f"{match[1]}.json")):
-                    unreferenced.append(path)
-        own = [f"{kind}/{stream}" for kind in ("additions", "commits") for stream in STREAMS]
-        temporary = [p for each in (".", "backbone", LOCKS, *own, *names) for p in half_written(self.root / each)]
+        partial, forgotten = listed(self.root / "partial"), unreferenced(self.root, kept)
+        temporary = [*temporary_files(self.root), *half_written(self.root / LOCKS)]
         written_again = {*self.commits, *self.gathered, *map(self._file, self.additions)}
-        reserved = [path for each in (*own, *names) for path in _reserved(self.root / each)]
+        reserved = [path for each in record_folders(self.root) for path in _reserved(self.root / each)]
         temporary += [path for path in reserved if path not in written_again]
         self.report.partial, self.report.unreferenced, self.report.temporary = (
-            [self._name(path) for path in paths] for paths in (partial, unreferenced, temporary)
+            [self._name(path) for path in paths] for paths in (partial, forgotten, temporary)
         )
-        found = [*partial, *unreferenced, *temporary]
+        found = [*partial, *forgotten, *temporary]
         self.report.freed_bytes = sum(bytes_on_disk(path) for path in found)
         return found
 
@@ -337,7 +325,7 @@ class _Repair:
     def _hint(self, name: str) -> Hint:
         """How a list is finished, where its record can be read by the command that made it."""
         command = ""
-        for path in sorted((self.root / "lists" / name).glob("*.json")):
+        for path in listed(self.root / "lists" / name, "*.json"):
             with contextlib.suppress(CacheCorruptError):
                 command = read_record(path).command or command
         return resume_hint(self.library, name, "", command=command)
@@ -424,7 +412,8 @@ def rebuilt_addition(library: Library, stream: str, name: str, rows: Mapping[int
             return None
         for row in rows.values():
             parse_commit(library, row, addition)
-    except Exception:  # libraries raise whatever they like on damaged files
+    except Exception as error:  # libraries raise whatever they like on damaged files
+        refuse_unread(error, library.path)
         return None
     return addition
 
@@ -449,9 +438,7 @@ def _is_run(items: Any) -> bool:
 
 def _reserved(folder: Path) -> list[Path]:
     """Names that a killed writer took and did not fill (see `files.written`)."""
-    if not folder.is_dir():
-        return []
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".txt", ".json") and path.is_file())
+    files = [path for path in listed(folder) if path.suffix in (".txt", ".json") and path.is_file()]
     return [path for path in files if not written(path)]
 
 

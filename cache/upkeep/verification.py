@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from glscl.cache.files import links_below
+from glscl.cache.files import links_below, refuse_unread
 from glscl.cache.formats import OpenShard
 from glscl.cache.keys import to_lines
 from glscl.cache.library import Library
@@ -18,7 +18,7 @@ from glscl.cache.schema import STREAMS, Status
 from glscl.cache.shard_arrays import FLOAT, LAYOUT, checksum, decode_features, unpack_strings
 from glscl.cache.shards import shard_path
 from glscl.cache.upkeep.contents import Contents, is_gathered, keys_tell_texts, read_contents, wrong_keys
-from glscl.common.errors import CacheCorruptError, first_line
+from glscl.common.errors import CacheCorruptError, StorageError, first_line
 
 
 def count_shards(library: Library) -> int:
@@ -49,9 +49,17 @@ def verify(library: Library, *, progress: Callable[[], None] = lambda: None) -> 
         problems.append(f"additions/{stream}/{name}.txt is not there or damaged; {len(files)} commits are of it")
     for (stream, name, _), files in sorted(contents.commits.items()):
         for commit in _different(files):
-            problems += verify_commit(library, commit, contents.additions[stream, name].keys)
+            problems += _read_or_told(library, commit, contents.additions[stream, name].keys)
         progress()
     return problems + _without_version(contents)
+
+
+def _read_or_told(library: Library, commit: Commit, keys: np.ndarray) -> list[str]:
+    """`verify_commit`, with a shard that could not be read as one problem among the others."""
+    try:
+        return verify_commit(library, commit, keys)
+    except StorageError as error:
+        return [error.message]
 
 
 def _different(files: Mapping[Path, Commit]) -> list[Commit]:
@@ -89,7 +97,7 @@ def _verify_flat(library: Library, progress: Callable[[], None]) -> list[str]:
             continue
         for place in about.committed():
             commit = about.commit_of(place)
-            problems += verify_commit(library, commit, place.addition.keys)
+            problems += _read_or_told(library, commit, place.addition.keys)
             progress()
     return problems
 
@@ -99,6 +107,9 @@ def verify_commit(library: Library, commit: Commit, keys: np.ndarray) -> list[st
 
     Args:
         keys: (n, 16) uint8, of all items of its addition.
+
+    Raises:
+        StorageError: it could not be read, which says nothing of what is in it.
     """
     try:
         with library.format.opened(shard_path(library.path, commit)) as shard:
@@ -108,6 +119,7 @@ def verify_commit(library: Library, commit: Commit, keys: np.ndarray) -> list[st
             own = keys[commit.items[0] : commit.items[1]]
             problems += _wrong_keys(library, commit, own, arrays) or _wrong_failures(commit, own, arrays["status"])
     except Exception as error:  # libraries raise whatever they like on damaged files
+        refuse_unread(error, library.path / commit.path)
         return [f"{commit.path} cannot be read: {first_line(error)}"]
     return [f"{commit.path}: {problem}" for problem in problems]
 
@@ -142,6 +154,7 @@ def _read_back(commit: Commit, shard: OpenShard) -> tuple[list[str], dict[str, n
                 continue
             array = shard.read(name)
         except Exception as error:  # libraries raise whatever they like on damaged files
+            refuse_unread(error, commit.path)
             problems.append(f"{name} cannot be read: {first_line(error)}")
             continue
         if list(array.shape) != expected["shape"] or array.dtype.name != expected["dtype"]:

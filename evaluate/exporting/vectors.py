@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from glscl.cache.files import dump_json, write_atomically
+from glscl.cache.lock import hold_folder
 from glscl.cache.table import FeatureTable
 from glscl.common.errors import NonFiniteError, UsageError
 from glscl.common.versions import versions
@@ -61,34 +62,36 @@ def export_vectors(
 
     Raises:
         UsageError: a head whose video vector depends on the caption, or no such format.
+        BusyError: another process writes `out`.
         NonFiniteError: a vector has NaN or infinity; names the item.
         StorageError: the disk is full or failing.
     """
     if to not in FORMATS:
         raise UsageError(f"`to` is {to!r}; expected one of {', '.join(FORMATS)}")
-    arrays = vectors_of(check_indexable(head), table)
     out = Path(out)
-    if to == "npy":
-        for name, values in arrays.items():
-            buffer = io.BytesIO()
-            np.save(buffer, values.numpy())
-            write_atomically(out / f"{name}.npy", buffer.getvalue())
-        files = [f"{name}.npy" for name in arrays]
-    else:
-        from safetensors.torch import save
+    with hold_folder(out, what="export"):
+        arrays = vectors_of(check_indexable(head), table)
+        if to == "npy":
+            for name, values in arrays.items():
+                buffer = io.BytesIO()
+                np.save(buffer, values.numpy())
+                write_atomically(out / f"{name}.npy", buffer.getvalue())
+            files = [f"{name}.npy" for name in arrays]
+        else:
+            from safetensors.torch import save
 
-        write_atomically(out / "vectors.safetensors", save(arrays, {"format": "pt"}))
-        files = ["vectors.safetensors"]
-    ids = {
-        **(about or {}),
-        "vectors": {name: list(values.shape) for name, values in arrays.items()},
-        "versions": versions(),
-        "video_ids": list(table.video_ids),
-        "text_ids": list(table.text_ids),
-        "captions": list(table.captions),
-        "video_of_text": table.video_of_text.tolist(),
-    }
-    write_atomically(out / "ids.json", dump_json(ids))
+            write_atomically(out / "vectors.safetensors", save(arrays, {"format": "pt"}))
+            files = ["vectors.safetensors"]
+        ids = {
+            **(about or {}),
+            "vectors": {name: list(values.shape) for name, values in arrays.items()},
+            "versions": versions(),
+            "video_ids": list(table.video_ids),
+            "text_ids": list(table.text_ids),
+            "captions": list(table.captions),
+            "video_of_text": table.video_of_text.tolist(),
+        }
+        write_atomically(out / "ids.json", dump_json(ids))
     return Exported(
         out=out, files=(*files, "ids.json"), texts=table.num_texts, videos=table.num_videos, dim=table.embed_dim
     )

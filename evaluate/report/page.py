@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import jinja2
 
 from glscl.cache.files import write_atomically
+from glscl.cache.lock import hold_file, hold_folder
 from glscl.common.errors import InputError
 from glscl.common.tables import Difference, Measured, Table, TableRow, cell_text, minus, number, p_value, signed
 from glscl.evaluate.evaluated_run import EvaluatedRun, with_distinct_names
@@ -61,31 +63,33 @@ def write_report(
 
     Raises:
         InputError: there are no results.
+        BusyError: another process writes `out` or `plots_dir`.
         StorageError: the disk is full or failing.
     """
     if not results:
         raise InputError("there is nothing to report: no results were given")
-    runs = with_distinct_names(results)
-    groups = groups_of(runs, chance, resamples=resamples, seed=seed)
-    pictures = Pictures(thumbnails)
-    context = {
-        "title": title or "Text-video retrieval: " + "; ".join(group.title for group in groups),
-        "groups": groups,
-        "directions": TITLES,
-        "further": " and ".join(map(_explained, further_metrics())),
-        "meanings": [(name, METRICS[name].meaning) for name in main_metrics() if METRICS[name].meaning],
-        "better": directions_of_better(),
-        "examples": examples_context(runs, pictures),
-        "failures": _failures_context(runs),
-        "provenance": [_provenance_context(run) for run in runs],
-        "missing": [(run.name, note) for run in runs for note in run.notes] + pictures.notes(runs),
-        "long_caption": _LONG_CAPTION,
-    }
-    page = _environment().get_template("report.html").render(context).lstrip()
-    write_atomically(out, _printable(page).encode("utf-8", "replace"))
-    if plots_dir is not None:
-        for plot in (plot for group in groups for _, plots in group.figures for plot in plots):
-            plot.write(plots_dir)
+    with hold_file(out, what="report"), hold_folder(plots_dir, what="report") if plots_dir else nullcontext():
+        runs = with_distinct_names(results)
+        groups = groups_of(runs, chance, resamples=resamples, seed=seed)
+        pictures = Pictures(thumbnails)
+        context = {
+            "title": title or "Text-video retrieval: " + "; ".join(group.title for group in groups),
+            "groups": groups,
+            "directions": TITLES,
+            "further": " and ".join(map(_explained, further_metrics())),
+            "meanings": [(name, METRICS[name].meaning) for name in main_metrics() if METRICS[name].meaning],
+            "better": directions_of_better(),
+            "examples": examples_context(runs, pictures),
+            "failures": _failures_context(runs),
+            "provenance": [_provenance_context(run) for run in runs],
+            "missing": [(run.name, note) for run in runs for note in run.notes] + pictures.notes(runs),
+            "long_caption": _LONG_CAPTION,
+        }
+        page = _environment().get_template("report.html").render(context).lstrip()
+        write_atomically(out, _printable(page).encode("utf-8", "replace"))
+        if plots_dir is not None:
+            for plot in (plot for group in groups for _, plots in group.figures for plot in plots):
+                plot.write(plots_dir)
     return out
 
 

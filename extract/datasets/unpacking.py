@@ -112,7 +112,7 @@ def content_of_member(shard: Path, member: tarfile.TarInfo) -> bytes:
     from glscl.cache.keys import stream_content  # loads numpy
 
     try:
-        with tarfile.open(shard) as archive:
+        with tarfile.open(shard) as archive:  # whose headers `read` has seen
             return stream_content(member_content(archive, member), member.size)
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise InputError(f"{shard}: {member.name} cannot be read: {error}") from None

@@ -30,6 +30,7 @@ from glscl.extract.datasets.unpacking import Unpacked, content_of_member, make_f
 from glscl.extract.datasets.video_files import VIDEO_EXTENSIONS, VideoFiles, split_extension
 
 SHARDS = (".tar", ".tar.gz", ".tgz")
+HEADER_LIMIT = 2**17  # bytes of the names and attributes of a member
 TEXT_LIMIT = 4 * 2**20  # bytes of one caption file; more is no caption
 TEXTS = (
     "txt",
@@ -49,6 +50,34 @@ class _Sample(NamedTuple):
     captions: list[str]
     split: str | None
     archived: Archived | None  # where its video is as long as it is not unpacked
+
+
+class _Header(tarfile.TarInfo):
+    """What stands before a member: refused where reading it alone would take more memory than names need.
+
+    tarfile reads long names, attributes and the map of a sparse member whole, and packed they are as small as one likes.
+    """
+
+    _NAMES = (
+        tarfile.GNUTYPE_LONGNAME,
+        tarfile.GNUTYPE_LONGLINK,
+        tarfile.XHDTYPE,
+        tarfile.XGLTYPE,
+        tarfile.SOLARIS_XHDTYPE,
+    )
+    _CONTINUED = 482  # of a sparse member: whether its map goes on in further blocks
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in cls._NAMES and header.size > HEADER_LIMIT:
+            raise ValueError(f"a header of {header.size} bytes; at most {HEADER_LIMIT} are taken")
+        if header.type == tarfile.GNUTYPE_SPARSE and buf[cls._CONTINUED]:
+            raise ValueError(f"{show(header.name)} is sparse, in many pieces")
+        return header
+
+    def _proc_gnusparse_10(self, *_: object) -> None:
+        raise ValueError("a sparse member, in many pieces")
 
 
 class _Unused:
@@ -199,6 +228,7 @@ def _members(archive: tarfile.TarFile, shard: Path, unused: _Unused) -> Iterator
     """The files of a shard with their checked names; what is no file is counted."""
     size = shard.stat().st_size
     for member in archive:
+        archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue] (grows with every header)
         _check_growth(member, size, shard)
         if member.isdir():
             continue
@@ -216,11 +246,20 @@ def _members(archive: tarfile.TarFile, shard: Path, unused: _Unused) -> Iterator
 def _opened(shard: Path) -> Iterator[tarfile.TarFile]:
     """An archive; whatever is wrong with it is an InputError."""
     try:
-        with tarfile.open(shard) as archive:
+        with tarfile.open(shard, tarinfo=_Header) as archive:
             yield archive
     except GlsclError:
         raise
-    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError) as error:
+    except (
+        tarfile.TarError,
+        OSError,
+        EOFError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+        zlib.error,
+        lzma.LZMAError,
+    ) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(":")
         raise InputError(f"{shard}: a damaged or truncated shard: {reason}", hint="Fetch or write it again.") from None
 

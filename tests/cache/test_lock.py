@@ -10,12 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
-from glscl.cache.lock import hold, locks
-from glscl.common.errors import CacheBusyError, StorageError
+from glscl.cache.lock import hold, hold_file, hold_folder, locks, require_free
+from glscl.common.errors import BusyError, CacheBusyError, StorageError
 
 HOLDER = """
 import sys, time
@@ -204,3 +205,100 @@ def test_a_folder_that_cannot_be_written_is_said_so(tmp_path):
             pass
     finally:
         tmp_path.chmod(0o700)
+
+
+# --- other folders, and files -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("holding", [hold_folder, hold_file])
+def test_nothing_of_a_lock_stays_beside_what_was_written(tmp_path, holding):
+    out = tmp_path / "out"
+    with holding(out, what="report"):
+        refusal = rf"out is being written by glscl report \(process {os.getpid()} on"
+        with pytest.raises(BusyError, match=refusal), holding(out, what="report"):
+            raise AssertionError("the lock was given twice")
+        assert any(tmp_path.rglob("1-of-1-*.json"))
+    assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize("holding", [hold_folder, hold_file])
+def test_what_killed_writers_left_of_locks_goes_with_the_next(tmp_path, holding, other_process):
+    out = tmp_path / "out"
+    folder = out / "locks" if holding is hold_folder else tmp_path / ".out.locks"
+    folder.mkdir(parents=True)
+    (folder / ".1-of-1-01234567.json.89abcdef.tmp").write_text('{"half')
+    process = other_process()
+    (lock,) = (tmp_path / "locks").iterdir()
+    process.kill()
+    process.wait()
+    lock.rename(folder / lock.name)
+    (tmp_path / "locks").rmdir()
+    with holding(out, what="train-head"):
+        pass
+    assert not folder.exists()
+
+
+def test_a_writer_that_is_just_beginning_survives_that_the_folder_of_locks_goes(tmp_path):
+    """Two that come and go in turn: each sees the folder vanish between making it and writing into it."""
+    failed = []
+
+    def write():
+        for _ in range(60):
+            try:
+                with hold_folder(tmp_path / "run", what="train-head"):
+                    pass
+            except BusyError:
+                pass
+            except Exception as error:
+                failed.append(error)
+
+    (tmp_path / "run").mkdir()
+    racing = [threading.Thread(target=write) for _ in range(3)]
+    for each in racing:
+        each.start()
+    for each in racing:
+        each.join()
+    assert failed == [] and list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_link_in_place_of_the_folder_of_locks_is_refused(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "locks").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / ".page.html.locks").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match="is a link"), hold_folder(tmp_path / "run", what="train-head"):
+        raise AssertionError
+    with pytest.raises(StorageError, match="is a link"), hold_file(tmp_path / "page.html", what="report"):
+        raise AssertionError
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_whether_a_folder_is_free_is_asked_without_touching_it(tmp_path):
+    require_free(tmp_path / "nothing")
+    with hold_folder(tmp_path / "run", what="finetune"), pytest.raises(BusyError, match="glscl finetune"):
+        require_free(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_several_processes_of_a_launch_the_first_holds_for_all(tmp_path, monkeypatch):
+    with hold_folder(tmp_path / "run", what="train-head"):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", "1")
+        with hold_folder(tmp_path / "run", what="train-head"):
+            require_free(tmp_path / "run")
+        monkeypatch.undo()
+
+
+def test_a_job_of_slurm_that_was_requeued_elsewhere_takes_over_its_own_lock(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    with hold(tmp_path) as file:
+        rewrite(file, host="elsewhere", pid=1)
+        for job, restarts in (("4711", "0"), ("4712", "1")):
+            monkeypatch.setenv("SLURM_JOB_ID", job)
+            monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+            with pytest.raises(CacheBusyError), hold(tmp_path):
+                raise AssertionError("the lock of another job was overrun")
+        monkeypatch.setenv("SLURM_JOB_ID", "4711")
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        with hold(tmp_path):
+            assert not file.exists()

@@ -100,3 +100,19 @@ def test_a_difference_says_its_interval_and_how_likely_it_is_by_chance():
 def test_an_unknown_style_is_refused():
     with pytest.raises(UsageError, match="terminal, markdown, csv, latex"):
         render(TABLE, "html")
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", " ="])
+def test_a_text_is_no_formula_to_a_spreadsheet(start):
+    hostile = f'{start}HYPERLINK("http://example.org")'
+    table = Table(hostile, (hostile, "R@1"), (TableRow(hostile, (hostile, Measured(-1.5))),))
+    header, row = csv.reader(io.StringIO(render(table, "csv")))
+    for cell in (header[2], *row[:3]):
+        assert cell.startswith("'") and cell.endswith('HYPERLINK("http://example.org")')
+    assert row[3] == "-1.5", "numbers stay numbers"
+
+
+def test_no_text_turns_the_order_of_what_is_read():
+    for character in "\u202e\u2066\u2069\u200f":
+        table = Table("t", ("id",), (TableRow("", (f"video{character}4pm.exe",)),))
+        assert all(character not in render(table, style) for style in ("terminal", "markdown", "csv", "latex"))

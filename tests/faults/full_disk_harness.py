@@ -151,6 +151,19 @@ class Rounds:
         if not matrix.exists():
             self.problem("save-similarity", SIZE, "no matrix")
 
+    def telling(self, cache: Path, trained: Path) -> None:
+        """A page and vectors: with no room at all, and with room for little of them."""
+        page, vectors = self.disk.folder / "report.html", self.disk.folder / "vectors"
+        commands = {
+            "report": ["report", str(trained), "--out", str(page), "--cache", str(cache)],
+            "export": ["export", "--zero-shot", "--cache", str(cache), "--split", "all", "--out", str(vectors)],
+        }
+        for name, command in commands.items():
+            for room in (0, 400):
+                self.short(name, room, lambda command=command: run([*command, "--device", "cpu"]))
+                if page.exists() or (vectors / "ids.json").exists():
+                    self.problem(name, room, "half of it stands there as if it were whole")
+
 
 def run(arguments: list[str]) -> None:
     """As `training.run`, but what a command says at its end is all of the error."""
@@ -176,7 +189,9 @@ def all_commands(found: Rounds) -> dict[str, Any]:
     for format in ("zarr", "hdf5"):
         found.extraction(format, backbone)
     cache = found.work / "whole zarr"
-    found.judging(cache, found.training(cache))
+    trained = found.training(cache)
+    found.judging(cache, trained)
+    found.telling(cache, trained)
     return found.report
 
 

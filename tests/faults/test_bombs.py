@@ -118,6 +118,69 @@ def test_a_sparse_member_that_claims_a_terabyte_is_refused(tmp_path):
         webdataset.read(tmp_path, tmp_path / "videos")
 
 
+HEADERS = {
+    "long name": tarfile.GNUTYPE_LONGNAME,
+    "long link": tarfile.GNUTYPE_LONGLINK,
+    "attributes": tarfile.XHDTYPE,
+    "attributes of all": tarfile.XGLTYPE,
+}
+
+
+def header(kind: bytes, size: int) -> bytes:
+    member = tarfile.TarInfo("clip.mp4")
+    member.type, member.size = kind, size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize("kind", HEADERS.values(), ids=HEADERS.keys())
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_header_that_would_take_all_memory_is_refused_unread(tmp_path, kind, behind, monkeypatch):
+    """Half a gigabyte of zeros, in half a megabyte of .tar.gz: within the limit of what a shard may grow to."""
+    with gzip.open(tmp_path / "000.tar.gz", "wb", compresslevel=1) as file:
+        if behind:
+            file.write(header(tarfile.REGTYPE, 512) + bytes(512))
+        file.write(header(kind, 2**29))
+        for _ in range(2**9):
+            file.write(bytes(2**20))
+    read = gzip.GzipFile.read
+    monkeypatch.setattr(gzip.GzipFile, "read", lambda self, size=-1: read(self, size) if 0 <= size < 2**22 else 1 / 0)
+    with pytest.raises(
+        InputError, match=f"a header of {2**29} bytes; at most {webdataset.HEADER_LIMIT} are taken"
+    ) as error:
+        webdataset.read(tmp_path, tmp_path / "videos")
+    assert "\n" not in str(error.value)
+
+
+def test_long_names_that_are_names_are_read(tmp_path):
+    for number, format in enumerate((tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)):
+        name = "folder/" * 30 + f"clïp{number}.mp4"
+        with tarfile.open(tmp_path / f"{number}.tar", "w", format=format) as archive:
+            member = tarfile.TarInfo(name)
+            member.size = 5
+            archive.addfile(member, io.BytesIO(b"bytes"))
+    assert len(webdataset.read(tmp_path, None).videos) == 2
+
+
+def test_headers_without_end_are_refused(tmp_path):
+    (tmp_path / "0.tar").write_bytes(header(tarfile.GNUTYPE_LONGNAME, 0) * 5000)
+    with pytest.raises(InputError, match="damaged or truncated shard"):
+        webdataset.read(tmp_path, None)
+
+
+def test_a_map_of_a_sparse_member_is_not_read_on_and_on(tmp_path):
+    block = bytearray(header(tarfile.GNUTYPE_SPARSE, 512))
+    block[482] = 1  # the map goes on
+    block[148:156] = b"%06o\0 " % (sum(block[:148]) + 8 * 32 + sum(block[156:512]))
+    (tmp_path / "0.tar").write_bytes(bytes(block) + bytes(512 * 4))
+    with pytest.raises(InputError, match="sparse, in many pieces"):
+        webdataset.read(tmp_path, None)
+    pax = tarfile.TarInfo("clip.mp4")
+    pax.size, pax.pax_headers = 512, {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "clip.mp4"}
+    (tmp_path / "0.tar").write_bytes(pax.tobuf(tarfile.PAX_FORMAT) + b"99999999\n" * 56 + bytes(512 * 4))
+    with pytest.raises(InputError, match="sparse member, in many pieces"):
+        webdataset.read(tmp_path, None)
+
+
 def test_the_limit_is_stated_and_files_that_are_no_archives_are_left_to_their_readers(tmp_path):
     (tmp_path / "text").write_text("no archive")
     check_zip(tmp_path / "text")

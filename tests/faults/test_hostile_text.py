@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from glscl.extract.datasets.text_files import check_id, check_relative_path, fol
 from glscl.extract.importing.pairing import match
 
 QUICK = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+BIDIRECTIONAL = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 TEXT = st.text(st.characters(), max_size=40)  # half surrogates and control characters included
 HERE = Path("captions.csv")
 
@@ -89,9 +91,11 @@ def test_captions_fold_into_one_line_and_stay_folded(text):
 @given(TEXT)
 @example("\x1b[2J\x1b]0;title\x07")
 @example("\udc80")
+@example("".join(map(chr, (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)))))
 def test_what_is_printed_cannot_steer_a_terminal(text):
     visible = _visible(text)
     assert all(c in "\n\t" or (ord(c) >= 32 and not 0x7F <= ord(c) < 0xA0) for c in visible)
+    assert not any(unicodedata.bidirectional(c) in BIDIRECTIONAL or c in "\u200e\u200f\u061c" for c in visible)
     visible.encode(), show(text).encode()
 
 

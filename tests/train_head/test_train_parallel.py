@@ -44,3 +44,54 @@ def test_two_processes_make_the_same_steps_as_one(tmp_path, launched, same_weigh
     assert one.keys() == two.keys() and len(one) == 4
     for head, weights in one.items():
         same_weights(two[head], weights)
+
+
+STOPPED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+sys.path.insert(0, sys.argv[2])
+from conftest import planted_table
+from glscl.train_head.checkpoint import load_resume
+from glscl.train_head.heads import build_head
+from glscl.train_head.learner import Learner
+from glscl.train_head.settings import TrainSettings
+from glscl.train_head.train import fit
+
+rank, table, backward, steps = int(os.environ["RANK"]), planted_table(videos=16, captions=2), Learner.backward, []
+settings = TrainSettings(epochs=3, batch_size=4, lr=1e-3, log_every=3)
+
+def stopping(self, *given):
+    steps.append(0)
+    if len(steps) == 4 and rank == 1:
+        os.kill(os.getpid(), signal.SIGTERM)  # one process alone is told, in the middle of a step
+    return backward(self, *given)
+
+def trained(name, **options):
+    torch.manual_seed(0)
+    head = build_head("projection", embed_dim=16)
+    fit(head, table, settings, out=Path(sys.argv[1]).with_name(name), **options)
+    return head.state_dict()
+
+whole = trained("whole")
+Learner.backward = stopping
+try:
+    trained("stopped")
+    raise SystemExit("nobody stopped")
+except KeyboardInterrupt:
+    pass
+Learner.backward = backward
+torch.distributed.barrier()
+at = load_resume(Path(sys.argv[1]).with_name("stopped")).state
+resumed = trained("stopped", resume=True)
+if rank == 0:
+    torch.save({"whole": whole, "resumed": resumed, "at": torch.tensor([at["epoch"], at["step"]])}, sys.argv[1])
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_processes_stop_together_where_one_is_told_to_and_go_on(tmp_path, launched, same_weights):
+    found = launched(STOPPED, tmp_path, 2, Path(__file__).parent)
+    assert found["at"].tolist() == [0, 6], "at the next report, two steps after it was told"
+    same_weights(found["resumed"], found["whole"])

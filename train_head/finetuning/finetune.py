@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 from accelerate.utils import set_seed
 
+from glscl.cache.lock import hold_folder
 from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable
-from glscl.common.errors import Hint, UsageError
+from glscl.common.errors import CheckpointError, Hint, UsageError
 from glscl.common.launch import launch
 from glscl.extract.backbone.encoder import backbone_of_cache, load_backbone
 from glscl.train_head.checkpoint import load_run
@@ -38,10 +39,10 @@ from glscl.train_head.train import (
     TrainingData,
     TrainResult,
     Validate,
+    begun_as,
     choose_data,
     earlier_run,
     finished,
-    require_same_sizes,
     run_record,
     start_head,
     trained,
@@ -78,34 +79,35 @@ def finetune(
     started = time.perf_counter()
     reporter = reporter if reporter is not None and launch().speaks else Reporter()
     out = Path(out)
-    earlier = earlier_run(out, store, settings, resume)
-    if earlier and earlier.get("complete"):
-        return finished(out, earlier, reporter)
-    data = choose_data(LoadedSplits(store), settings, validate is not None, reporter)
-    head = _started_head(store, settings, data, reporter)
-    model, parameters = _trainable(store, settings, head, reporter)
-    record = {
-        **run_record(settings, head, store, data, device, command),
-        "frozen_backbone": False,
-        "start": None if settings.start is None else str(settings.start),
-        "backbone_parameters_trained": parameters,
-    }
-    require_same_sizes(out, earlier, record)
-    frames = _frames(store, settings, model, data, reporter)
-    with frames or contextlib.nullcontext():
-        judge = None
-        if validate is not None and data.validation is not None:
-            judge = partial(_judge_from_pixels, validate, model, data.validation, store, frames)
-        fitted = fit_learner(
-            PixelLearner(model, data.train, store, frames, settings),
-            settings,
-            device=device,
-            validate=judge,
-            reporter=reporter,
-            out=out,
-            record=record,
-            resume=resume,
-        )
+    with hold_folder(out, what="finetune"):
+        earlier = earlier_run(out, store, settings, resume)
+        if earlier and earlier.get("complete"):
+            return finished(out, earlier, reporter)
+        data = choose_data(LoadedSplits(store), settings, validate is not None, reporter)
+        head = _started_head(store, settings, data, reporter)
+        model, parameters = _trainable(store, settings, head, reporter)
+        record = {
+            **run_record(settings, head, store, data, device, command),
+            "frozen_backbone": False,
+            "start": None if settings.start is None else str(settings.start),
+            "backbone_parameters_trained": parameters,
+        }
+        record = begun_as(out, earlier, record)
+        frames = _frames(store, settings, model, data, reporter)
+        with frames or contextlib.nullcontext():
+            judge = None
+            if validate is not None and data.validation is not None:
+                judge = partial(_judge_from_pixels, validate, model, data.validation, store, frames)
+            fitted = fit_learner(
+                PixelLearner(model, data.train, store, frames, settings),
+                settings,
+                device=device,
+                validate=judge,
+                reporter=reporter,
+                out=out,
+                record=record,
+                resume=resume,
+            )
     return trained(out, record, fitted, started)
 
 
@@ -180,6 +182,7 @@ def tuned_table(
 
     Raises:
         UsageError: the run has no backbone of its own.
+        CheckpointError: the backbone is not the one that run.json tells of.
         Others: see `load_run`, `Frames`.
     """
     head, record = load_run(run, which, device=device)
@@ -197,6 +200,11 @@ def tuned_table(
         preprocess=made["preprocessing"].get("method", "open_clip"),
         across_frames=True,
     )
+    if record.get("complete") and backbone.description.weights != record["weights"][which]["weights"]:
+        raise CheckpointError(
+            f"{run / FILES[which]} is not the backbone that {run / 'run.json'} tells of: its weights are "
+            f"{backbone.description.weights}, expected {record['weights'][which]['weights']}"
+        )
     seen = {name: value for name, value in record["settings"].items() if name in ("max_frames", "frame_position")}
     settings = FinetuneSettings(**{"max_frames": None, **seen}, videos=videos, workers=workers, frame_memory=0)
     table = FeatureTable.load(

@@ -104,8 +104,13 @@ class PixelLearner(Learner):
             return super().backward(accelerator, step_module, batch)
         return backward_in_chunks(self.model, *batch, micro_batch=micro_batch, accelerator=accelerator)
 
-    def save(self, folder: Path, which: str) -> dict[str, Any]:
-        super().save(folder, which)
+    def smaller(self) -> str:
+        return "Set `micro_batch` or lower it, use `gradient_checkpointing`, or lower `max_frames` or `batch_size`"
+
+    def doubts(self, size: int) -> list[str]:
+        return []  # its scores need all pixels anew; the loss is looked at
+
+    def save_backbone(self, folder: Path, which: str) -> dict[str, Any]:
         return export_backbone(folder, which, self.model.backbone)
 
     def augmented(self, clips: Clips) -> Clips:

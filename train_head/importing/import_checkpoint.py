@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from glscl.cache.files import refuse_links
+from glscl.cache.lock import hold_folder
 from glscl.cache.schema import FramePosition
 from glscl.cache.store import Store
 from glscl.common.clip_names import OPENAI_MODELS, OPENAI_SETTINGS, clip_weights
 from glscl.common.errors import NonFiniteError, UsageError
 from glscl.common.state_dicts import read_state_dict, weights_file
 from glscl.common.versions import versions
-from glscl.train_head.checkpoint import save_weights, write_run
+from glscl.train_head.checkpoint import WHICH, run_id, save_weights, write_run
 from glscl.train_head.importing.foreign_weights import SOURCES, head_from_state_dict, head_of, source_of
 from glscl.train_head.recipes import RECIPES
 from glscl.train_head.run_cache import backbone_of, cache_record
@@ -100,6 +101,7 @@ def import_checkpoint(
         InputError: it is no checkpoint, or holds more than tensors.
         CheckpointError: names or shapes that do not fit a head of that program on features of this size.
         UsageError: an unknown source or option, or `out` holds a run.
+        BusyError: another process writes `out`.
         NonFiniteError: NaN or infinity among the weights.
         StorageError: `out` cannot be written, or a link stands in it.
     """
@@ -117,49 +119,49 @@ def import_checkpoint(
             raise NonFiniteError(f"{file} has NaN or infinity in what becomes {key} of head {name}")
     folder = Path(out(name) if callable(out) else out)
     refuse_links(folder, depth=1)
-    if (folder / "run.json").exists():
-        raise UsageError(f"{folder} holds a run already", hint="Choose another folder with `out`")
-
     backbone = compare_backbone(weights, store)
     cautions = _backbone_notes(backbone, store)
     _, pretrained = backbone_of(store.configuration)
     recipe = store.recipe if store.recipe in RECIPES else "default"
-    save_weights(folder / "last.safetensors", head)
-    save_weights(folder / "best.safetensors", head)
-    write_run(
-        folder,
-        {
+    record = {
+        "head": name,
+        "options": head.options,
+        "embed_dim": head.embed_dim,
+        "parameters": sum(p.numel() for p in head.parameters()),
+        "settings": {
             "head": name,
             "options": head.options,
-            "embed_dim": head.embed_dim,
-            "parameters": sum(p.numel() for p in head.parameters()),
-            "settings": {
-                "head": name,
-                "options": head.options,
-                "recipe": recipe,
-                "max_frames": max_frames or RECIPES[recipe].frames,
-                "frame_position": frame_position,
-            },
-            **cache_record(store),
-            "selection": "last",
-            "frozen_backbone": not (backbone == SAME and _from_a_file(pretrained)),
-            "training": None,
-            "validation": None,
-            "imported": {
-                "source": source,
-                "file": str(file),
-                "sha256": _sha256(file),
-                "backbone": backbone,
-                "dropped_keys": list(head.dropped_keys),
-                "notes": cautions,
-            },
-            "history": [],
-            "best": None,
-            "complete": True,
-            "versions": versions(),
-            "command": command,
+            "recipe": recipe,
+            "max_frames": max_frames or RECIPES[recipe].frames,
+            "frame_position": frame_position,
         },
-    )
+        **cache_record(store),
+        "selection": "last",
+        "frozen_backbone": not (backbone == SAME and _from_a_file(pretrained)),
+        "training": None,
+        "validation": None,
+        "imported": {
+            "source": source,
+            "file": str(file),
+            "sha256": _sha256(file),
+            "backbone": backbone,
+            "dropped_keys": list(head.dropped_keys),
+            "notes": cautions,
+        },
+        "history": [],
+        "best": None,
+        "complete": True,
+        "versions": versions(),
+        "command": command,
+    }
+    record["run_id"] = run_id(record)
+    with hold_folder(folder, what="import-checkpoint"):
+        if (folder / "run.json").exists():
+            raise UsageError(f"{folder} holds a run already", hint="Choose another folder with `out`")
+        checkpoints = {
+            which: save_weights(folder / f"{which}.safetensors", head, run=record["run_id"]) for which in WHICH
+        }
+        write_run(folder, record | {"checkpoints": checkpoints})
     return Imported(
         run=folder,
         head=name,

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from glscl.cache.files import dump_json, refuse_links, write_atomically
+from glscl.cache.lock import hold_folder
 from glscl.cache.store import Store
 from glscl.common.errors import GlsclError, NonFiniteError, UsageError
 from glscl.common.launch import launch
@@ -61,6 +62,7 @@ class Outcome:
         seconds: of training, summed over epochs.
         skipped: whether it was finished before.
         error: why it has no result; None where it has.
+        doubts: as in `FitResult`.
     """
 
     point: str
@@ -72,9 +74,10 @@ class Outcome:
     seconds: float = 0.0
     skipped: bool = False
     error: str | None = None
+    doubts: Sequence[str] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        return {**vars(self), "changes": dict(self.changes), "run": str(self.run)}
+        return {**vars(self), "changes": dict(self.changes), "run": str(self.run), "doubts": [*self.doubts]}
 
 
 def parse_sweep(pairs: Sequence[str]) -> dict[str, list[str]]:
@@ -185,32 +188,33 @@ def train_sweep(
     refuse_links(out, depth=1)
     if (out / "run.json").exists():
         raise UsageError(f"{out} is a run, so no sweep can be put there", hint="Choose another folder with `out`")
-    for point in points:
-        earlier_run(out / point.name, store, point.settings, True)
-    splits = LoadedSplits(store, tokens=any(head_class(point.settings.head).needs_tokens for point in points))
-    rows = []
-    for number, point in enumerate(points, 1):
-        announce(f"point {number} of {len(points)}: {point.name}")
-        try:
-            done = train(
-                splits,
-                out / point.name,
-                point.settings,
-                device=device,
-                validate=validate,
-                reporter=reporter,
-                resume=True,
-                command=command,
-            )
-        except NonFiniteError as error:
-            if launch().world > 1:  # the other processes may not have met it
-                raise
-            rows.append(Outcome(point=point.name, changes=point.changes, run=out / point.name, error=str(error)))
-        else:
-            rows.append(_outcome(point, done))
-        rows.sort(key=sort_key)
-        if launch().speaks:
-            write_atomically(out / "sweep.json", dump_json(_record(store, points, rows, command)))
+    with hold_folder(out, what="train-head"):
+        for point in points:
+            earlier_run(out / point.name, store, point.settings, True)
+        splits = LoadedSplits(store, tokens=any(head_class(point.settings.head).needs_tokens for point in points))
+        rows = []
+        for number, point in enumerate(points, 1):
+            announce(f"point {number} of {len(points)}: {point.name}")
+            try:
+                done = train(
+                    splits,
+                    out / point.name,
+                    point.settings,
+                    device=device,
+                    validate=validate,
+                    reporter=reporter,
+                    resume=True,
+                    command=command,
+                )
+            except NonFiniteError as error:
+                if launch().world > 1:  # the other processes may not have met it
+                    raise
+                rows.append(Outcome(point=point.name, changes=point.changes, run=out / point.name, error=str(error)))
+            else:
+                rows.append(_outcome(point, done))
+            rows.sort(key=sort_key)
+            if launch().speaks:
+                write_atomically(out / "sweep.json", dump_json(_record(store, points, rows, command)))
     return rows
 
 
@@ -285,6 +289,7 @@ def _outcome(point: Point, done: TrainResult) -> Outcome:
         loss=done.history[-1]["loss"] if done.history else None,
         seconds=sum(row["seconds"] for row in done.history),
         skipped=done.already_complete,
+        doubts=done.doubts,
     )
 
 

@@ -16,6 +16,8 @@ from glscl import cli
 from glscl.cache.lists import CacheList, make_current, write_list
 from glscl.commands import training
 from glscl.commands.options import main
+from glscl.commands.printing import TrainingLines
+from glscl.train_head.doubts import ScoreSummary
 from glscl.train_head.heads import build_head
 
 QUICK = ("--epochs", 1, "--batch-size", 8, "--validation", 4)
@@ -217,3 +219,40 @@ def test_a_checkpoint_with_more_than_tensors_is_one_clear_line(glscl, cache, tmp
     torch.save(public_state_dict(embed_dim=16), tmp_path / "wide.pt")
     one_line(glscl("import-checkpoint", tmp_path / "wide.pt", "--source", "clip4clip"), "lstm", "expects", status=1)
     assert not (tmp_path / "home" / "runs").exists()
+
+
+def test_a_job_that_is_started_again_is_one_command(glscl, cache, tmp_path, one_line, monkeypatch):
+    run, stop = tmp_path / "run", [True]
+    quick = ("--epochs", 3, "--batch-size", 4, "--validation", 0, "--device", "cpu")
+    arguments = ("train-head", "--head", "projection", *quick, "--out", run, "--requeue")
+    heard = TrainingLines.epoch
+
+    def epoch(self, row, **more):
+        heard(self, row, **more)
+        if stop and row["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingLines, "epoch", epoch)
+    status, _, err = glscl(*arguments)
+    line = err.strip().splitlines()[-1]
+    assert status == 130 and f"{run} keeps what is done. Go on: " in line and line.endswith("--requeue")
+    stop.clear()
+    status, out, err = glscl(*arguments)
+    assert status == 0, err
+    assert "epoch 1 " not in out and "epoch 3 " in out
+    status, out, _ = glscl(*arguments)
+    assert status == 0 and "is finished already" in out
+    one_line(glscl(*arguments[:-3], "--requeue"), "--requeue goes on with the run in --out", status=2)
+    one_line(glscl(*arguments, "--epochs", 9), "epochs", status=2)
+
+
+def test_a_training_ends_with_what_there_is_to_doubt(glscl, cache, tmp_path, monkeypatch):
+    alike = ScoreSummary(low=0.5, high=0.5, queries=99, gallery=99, hub=0, hits=99)
+    monkeypatch.setattr("glscl.train_head.learner.sampled_scores", lambda *_: alike)
+    arguments = ("train-head", "--head", "projection", *QUICK, "--out")
+    status, out, _ = glscl(*arguments, tmp_path / "a")
+    assert status == 0 and "warning: the head scores all alike: the scores of 99 captions" in out
+    status, out, _ = glscl(*arguments, tmp_path / "b", "--json")
+    assert any("scores all alike" in line for line in json.loads(out)["doubts"])
+    status, out, _ = glscl(*arguments, tmp_path / "c", "--sweep", "lr=1e-2,1e-3")
+    assert status == 0 and "warning: lr=0.001: the head scores all alike" in out

@@ -396,6 +396,7 @@ async function play(hit, time, { start = true } = {}) {
     video.poster = thumbAt(hit, time);
     video.src = hit.links.video;
     if (!hit.there) note("The file is not where it was last seen.");
+    $("said").textContent = `${shown(hit.video)} from ${clock(time)}`;
   }
   seek(time, start);
 }
@@ -871,7 +872,7 @@ async function copy(button, text) {
     prompt("The link:", text);
     return;
   }
-  $("status").textContent = "The link was copied.";
+  $("said").textContent = "The link was copied.";
   setTimeout(() => { words.textContent = before; }, 1500);
 }
 

@@ -64,14 +64,14 @@ def text_config(kind: str) -> Any:
 def model_config(folder: Path, kind: str) -> dict[str, Any]:
     """`model_cfg` of a small model with a text tower of the kind."""
     text: dict[str, Any] = {"hf_tokenizer_name": str(folder)}
-    if kind in (
-        "siglip",
-        "gemma",
-        "bert",
-    ):  # a transformer of open_clip that attends both ways and pools the last position
+    if kind in OF_OPEN_CLIP:
         text |= {"context_length": 24, "vocab_size": 100, "width": 64, "heads": 2, "layers": 2}
-        text |= {"no_causal_mask": True, "pool_type": "last"}
-        return {"embed_dim": 64, "vision_cfg": VISION, "text_cfg": text, "custom_text": kind != "bert"}
+        if kind == "xlm-v":  # MetaCLIP 2
+            text |= {"pool_type": "eos", "eos_id": 2}
+        else:  # SigLIP, SigLIP 2, CLIPA: they attend both ways and pool the last position
+            text |= {"no_causal_mask": True, "pool_type": "last"}
+        custom = kind in ("siglip", "gemma")
+        return {"embed_dim": 64, "vision_cfg": VISION, "text_cfg": text, "custom_text": custom}
     pooler = "cls_pooler" if kind == "m2m_100" else "mean_pooler"
     text |= {"hf_model_name": str(folder / "text"), "hf_pooler_type": pooler, "context_length": 77}
     return {"embed_dim": 64, "vision_cfg": VISION, "text_cfg": text}

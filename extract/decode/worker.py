@@ -137,7 +137,10 @@ def _end_with_reader(spool: str) -> None:
     reader: Any = multiprocessing.parent_process()
     if reader is not None:
         reader.join()
-        shutil.rmtree(spool, ignore_errors=True)  # nobody will read, nobody else cleans up
+        for _ in range(100):  # nobody will read, nobody else cleans up; videos under way still write there
+            shutil.rmtree(spool, ignore_errors=True)
+            if not os.path.exists(spool):
+                break
         os._exit(1)
 
 

@@ -256,24 +256,26 @@ def _h5(path: Path, stack: ExitStack) -> Entries:
     file = stack.enter_context(h5py.File(path, "r"))
     entries: Entries = {}
 
-    def visit(name: str, found: Any) -> None:
-        if isinstance(found, h5py.Dataset):
-            entries[name] = lambda: _dataset(found)
+    def visit(name: bytes, about: Any) -> None:
+        if about.type == h5py.h5o.TYPE_DATASET:  # opened when it is read: an open one takes 15 kB
+            entries[name.decode("utf-8", "surrogateescape")] = partial(_dataset, file, name)
 
-    file.visititems(visit)
+    h5py.h5o.visit(file.id, visit, info=True)
     return entries
 
 
-def _dataset(found: Any) -> Any:
+def _dataset(file: Any, name: bytes) -> Any:
     """The numbers or strings of an HDF5 dataset, if the library may be asked for them; of what holds others only the type."""
     import h5py
 
     from glscl.cache.formats.hdf5_checks import check_dataset
 
-    if h5py.check_string_dtype(found.dtype) is not None and found.dtype.kind == "O":
+    found = h5py.Dataset(h5py.h5d.open(file.id, name))
+    dtype = found.dtype
+    if h5py.check_string_dtype(dtype) is not None and dtype.kind == "O":
         return read_texts(found)
-    if found.dtype.kind not in "fiuS":
-        return np.empty(0, found.dtype)
+    if dtype.kind not in "fiuS":
+        return np.empty(0, dtype)
     check_dataset(found, texts=True)
     return found[()]
 

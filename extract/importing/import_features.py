@@ -21,7 +21,6 @@ import torch
 
 from glscl.cache.creation import StoreSpec, create_library, require_format
 from glscl.cache.encoded_items import EncodedText, EncodedVideo, text_arrays
-from glscl.cache.files import written
 from glscl.cache.filling import filling
 from glscl.cache.fingerprint import canonical
 from glscl.cache.keys import KEY_BYTES, as_array, captioned_rows_key, clip, rows_key, text_key
@@ -145,8 +144,7 @@ def import_features(
     _check_sources(annotations, files, backbone or settings.backbone)
     if not np.isfinite(settings.fps):
         raise UsageError(f"`fps` is {settings.fps}; expected a number of frames a second above 0")
-    if written(Path(out) / "store.json"):  # said before a model is loaded
-        require_format(Path(out), settings.format)
+    require_format(Path(out), settings.format)  # said before a model is loaded
     if backbone is None and settings.backbone is not None:
         backbone = load_backbone(
             settings.backbone,

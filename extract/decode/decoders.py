@@ -10,6 +10,7 @@ import ctypes
 import functools
 import itertools
 import re
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -174,8 +175,31 @@ class Damage:
         return "; ".join(parts)
 
 
+class Feeding(NamedTuple):
+    """What of a stream is fed to the decoder.
+
+    Attributes:
+        needed: presentation stamps that must come; other frames may be left out where nothing refers to them.
+        runs: packets that are fed, as [first, last) numbers in the order of decoding, each from where a closed group
+            begins; None feeds all.
+    """
+
+    needed: Collection[int]
+    runs: list[tuple[int, int]] | None
+
+    @classmethod
+    def of(cls, index: VideoIndex, targets: list[int]) -> Feeding:
+        """The packets that frames at some stamps depend on: of each group that has one, from its key to the last of them."""
+        if not len(index.keys):
+            return cls(frozenset(targets), None)
+        places = np.flatnonzero(np.isin(index.fed, targets))
+        groups = np.searchsorted(index.keys, places, side="right") - 1
+        last = {int(group): int(place) for group, place in zip(groups, places)}  # rising, so the last stays
+        return cls(frozenset(targets), [(int(index.keys[group]), place + 1) for group, place in last.items()])
+
+
 def stream_frames(
-    path: str, damage: Damage, *, beat: Beat, needed: Collection[int] | None = None
+    path: str, damage: Damage, *, beat: Beat, feeding: Feeding | None = None
 ) -> Iterator[VideoFrame]:
     """Frames of the video stream in presentation order, decoded from the beginning without seeking.
 
@@ -184,29 +208,29 @@ def stream_frames(
 
     Args:
         damage: receives every error; none is raised for a stream that could be opened.
-        needed: presentation stamps that must come; other frames may be left out where nothing refers to them, which
-            saves a third of the time on H.264 with B-frames.
+        feeding: what is needed of a sound stream; the rest is left out. None decodes all.
     """
     container, stream = open_video(path)
     with container:
         codec = stream.codec_context
         # only these containers keep presentation times of their own, so that a hole in the frames goes unnoticed
         keeps_times = codec.name == "h264" and container.format.name in DECORD_CONTAINERS
-        kept = needed if keeps_times else None
+        kept = feeding.needed if feeding and keeps_times else None
+        runs = feeding.runs if feeding else None
         skipping = False
         seek_key = lost = False  # after an error: until the next key packet, until the first whole key frame
-        for packet in _packets(container.demux(stream), damage):
+        for packet in _of_runs(_packets(container.demux(stream), damage), runs):
             beat()
-            if seek_key and packet.size and not packet.is_keyframe:
+            if seek_key and packet is not None and packet.size and not packet.is_keyframe:
                 continue
             seek_key = False
-            if kept is not None and (packet.size and packet.pts not in kept) != skipping:
+            if kept is not None and (packet is not None and packet.size and packet.pts not in kept) != skipping:
                 skipping = not skipping
                 codec.skip_frame = "NONREF" if skipping else "DEFAULT"
             try:
-                frames = packet.decode()
+                frames = codec.decode(packet)
             except (OSError, ValueError, ArithmeticError) as error:  # FFmpegError members are OSError or ValueError
-                damage.errors.append(_at(packet, describe_error(error)))
+                damage.errors.append(describe_error(error) if packet is None else _at(packet, describe_error(error)))
                 codec.flush_buffers()
                 seek_key = lost = True
                 continue
@@ -216,6 +240,23 @@ def stream_frames(
                 lost = False
                 damage.concealed += frame.is_corrupt
                 yield frame
+            if packet is None:
+                codec.flush_buffers()
+
+
+def _of_runs(packets: Iterator[Packet], runs: Sequence[tuple[int, int]] | None) -> Iterator[Packet | None]:
+    """The packets of some runs, and None behind each: what the decoder holds back must come, and it starts anew."""
+    if runs is None:
+        yield from packets
+        return
+    numbered = enumerate(packet for packet in packets if packet.size)
+    for first, last in runs:
+        for number, packet in numbered:
+            if number >= first:
+                yield packet
+            if number == last - 1:
+                break
+        yield None
 
 
 def _packets(packets: Iterator[Packet], damage: Damage) -> Iterator[Packet]:
@@ -254,10 +295,8 @@ def planned_pictures(
     times, damage, previous = index.times, Damage(), None
     queue = iter(zip(targets, wanted.tolist()))
     target, i = next(queue)
-    # frames may be left out of a sound stream alone: around holes the decoder makes up frames from all it has seen
-    steps = np.diff(times)
-    sound = not suspect and index.decord_doubt is None and len(steps) > 0 and steps.max() < 1.5 * np.median(steps)
-    for frame in stream_frames(index.path, damage, beat=beat, needed=frozenset(targets) if sound else None):
+    sound = not suspect and index.can_be_planned
+    for frame in stream_frames(index.path, damage, beat=beat, feeding=Feeding.of(index, targets) if sound else None):
         if damage:
             raise Distrust(str(damage))
         if frame.pts is None or (previous is not None and frame.pts <= previous):

@@ -28,6 +28,7 @@ START_TOLERANCE = 2e-6  # seconds: containers tell their start in microseconds
 MAX_PIXELS = 150_000_000  # of one frame (16k x 8k fits): 450 MB in RGB
 DECORD_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # decord gives wrong frames of AVI and MPEG-TS
 DECORD_CODECS = ("h264", "hevc", "vp8", "vp9")
+CLOSED_CODECS = (*DECORD_CODECS, "av1")  # of which a key frame with all later packets behind it makes the decoder start anew
 DECORD_PIXEL_FORMATS = ("yuv420p", "yuvj420p", "yuv444p", "yuvj444p")  # of others decord rounds colours differently
 H264_IDR, H264_SPS = (5,), 7
 HEVC_IDR, HEVC_SPS = (19, 20), 33
@@ -44,6 +45,9 @@ class VideoIndex:
         decord_doubt: why decord would give wrong frames of this file, or cannot decode it, or None.
         start: seconds on the clock of `pts` at which the file begins, as a player counts: with its first stream, sound or
             picture; None where it does not say.
+        fed: (m,) int64 stamps of all packets in the order in which they are decoded; empty where they are irregular.
+        keys: (g,) int64 positions in `fed` at which a group begins that refers to nothing before it and that nothing before
+            refers to, the first at 0; empty where that is not so of every group.
         average_rate: frames a second the file declares, or None.
         stored_frames: frames the header promises (0 where it says nothing); packets: how many there are.
     """
@@ -62,6 +66,8 @@ class VideoIndex:
     pts: NDArray[np.int64]
     irregular: str | None
     decord_doubt: str | None
+    fed: NDArray[np.int64]
+    keys: NDArray[np.int64]
 
     @property
     def times(self) -> NDArray[np.float64]:
@@ -73,6 +79,15 @@ class VideoIndex:
         """Seconds from the start of the file to the first frame, which is stamped `first` s; 0 where that is no later."""
         late = 0.0 if self.start is None else first - self.start
         return late if late > START_TOLERANCE else 0.0
+
+    @property
+    def can_be_planned(self) -> bool:
+        """Whether a frame depends on nothing but what its group holds before it, so that all else may be left out.
+
+        Of closed groups alone, and of frames without a hole: around one the decoder makes up frames from all it has seen.
+        """
+        steps = np.diff(self.times)
+        return len(self.keys) > 0 and len(steps) > 0 and bool(steps.max() < 1.5 * np.median(steps))
 
     @property
     def cut_short(self) -> str | None:
@@ -187,7 +202,8 @@ def read_index(path: str, *, beat: Callable[[], None] = lambda: None) -> VideoIn
         irregular = survey.irregular()
         if container.format.name == "avi" and codec.has_b_frames:
             irregular = irregular or "AVI keeps the order of decoding, not of showing"
-        doubt = irregular or survey.decord_doubt()
+        doubt = irregular or survey.doubt()
+        closed = doubt is None and container.format.name in DECORD_CONTAINERS and name in CLOSED_CODECS
         if container.format.name not in DECORD_CONTAINERS:
             doubt = f"container {container.format.name}"
         elif name not in DECORD_CODECS:
@@ -216,6 +232,8 @@ def read_index(path: str, *, beat: Callable[[], None] = lambda: None) -> VideoIn
             pts=np.zeros(0, np.int64) if irregular else np.sort(np.array(survey.shown, np.int64)),
             irregular=irregular,
             decord_doubt=doubt,
+            fed=np.array([] if irregular else survey.shown, np.int64),
+            keys=np.array([position for position, _ in survey.keys] if closed else [], np.int64),
         )
 
 
@@ -280,7 +298,7 @@ class _PacketSurvey:
         self.shown: list[int] = []
         self.hidden = self.unstamped = self.corrupt = 0
         self.broken: str | None = None
-        self._keys: list[tuple[int, int]] = []  # position in decoding order, pts
+        self.keys: list[tuple[int, int]] = []  # position in decoding order, pts
         self._first_is_key = False
         self._keys_restart = True  # every key frame makes the decoder forget what was before
         self._parameter_sets: set[bytes] = set()
@@ -300,7 +318,7 @@ class _PacketSurvey:
             self.unstamped += 1
             return
         if packet.is_keyframe:
-            self._keys.append((len(self.shown), packet.pts))
+            self.keys.append((len(self.shown), packet.pts))
             if self.codec in ("h264", "hevc"):
                 self._look_into_key(bytes(packet))
         self.shown.append(packet.pts)
@@ -325,8 +343,9 @@ class _PacketSurvey:
             return self.broken or "no packet of the video stream is shown"
         return None
 
-    def decord_doubt(self) -> str | None:
-        """Why decord's index or its seeking would go wrong; each found by comparing its frames with painted numbers."""
+    def doubt(self) -> str | None:
+        """Why a group of pictures cannot be decoded by itself, so that decord's seeking would go wrong too; each found by
+        comparing frames with painted numbers."""
         if self.broken:
             return self.broken
         if self.hidden:
@@ -338,7 +357,7 @@ class _PacketSurvey:
         order = np.argsort(np.array(self.shown), kind="stable")
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
-        if any(rank[position] != position for position, _ in self._keys):
+        if any(rank[position] != position for position, _ in self.keys):
             return "open groups of pictures"
         if not self._keys_restart:
             return "key frames that are no restart (open groups or gradual refresh)"

@@ -300,7 +300,8 @@ class _Attempts:
 
     def _attempts(self, index: VideoIndex) -> Iterator[Picture | None]:
         doubts = []
-        if self.decoder != "pyav":
+        planned = self.decoder != "decord" and index.can_be_planned
+        if self.decoder != "pyav" and not planned:
             try:
                 if index.decord_doubt is not None:
                     raise Distrust(index.decord_doubt)

@@ -322,7 +322,8 @@ def index(
     with run.progress.task("index", frames, "frames") as task:
         about = make_index(library, recall=recall, encode=encode, added=task.advance)
     run.say(
-        f"{about.frames:,} frames in {about.count:,} cells, {len(about.segments)} segment{'s' * (len(about.segments) > 1)}; a query looks into {about.probes:,}"
+        f"{about.frames:,} frames in {about.count:,} cells, {len(about.segments)} segment"
+        f"{'s' * (len(about.segments) > 1)}; a query looks into {about.probes:,}"
     )
     run.say(
         f"recall@10 {about.recall:.3f} of the exact answer, on {about.queries}; {about.milliseconds:.2f} ms a query, "

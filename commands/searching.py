@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glscl.commands.options import COMMANDS, OneOf, Run, command, command_line
+from glscl.commands.options import OneOf, Run, command, command_line
 from glscl.commands.printing import lines_of, print_captions, print_hits
-from glscl.commands.shared import CacheOption, HeadOfRunOption, ListOption, let_import, open_cache
-from glscl.commands.wording import hint_text
+from glscl.commands.shared import CacheOption, HeadOfRunOption, ListOption, let_import, open_cache, without_index
 from glscl.common.errors import Hint, NotFoundError, UsageError
 from glscl.common.settings import build
 from glscl.evaluate.search.settings import SearchSettings
@@ -235,17 +234,10 @@ def _say_what_is_searched(
         count = f"{index.num_videos:,} videos with {index.num_frames:,} frames"
         count += "" if exact else " in an approximate index"
         if model.indexes.problem is not None:
-            run.note(f"every frame is looked at: {_problem(model)}")
+            run.note(without_index(model.indexes.problem))
     by = f"zero-shot {model.name}" if folder is None else f"{model.name} ({folder})"
     run.say(f"{count} of {model.cache.path}{f', split {settings.split}' if settings.split else ''}, by {by}")
     return exact
-
-
-def _problem(model: Model) -> str:
-    error = model.indexes.problem
-    assert error is not None
-    hint = error.hint if isinstance(error.hint, str) else hint_text(error.hint, COMMANDS) if error.hint else ""
-    return f"{error.message}{f'. {hint}' if hint else ''}"
 
 
 def _player_for(path: str, start: float) -> list[str] | None:

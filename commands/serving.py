@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from glscl.commands.options import Run, Stopped, command
-from glscl.commands.shared import let_import
+from glscl.commands.shared import let_import, without_index
 from glscl.common.errors import UsageError
 from glscl.common.settings import build
 from glscl.evaluate.serve.settings import ServeSettings
@@ -82,6 +82,8 @@ def serve(
     )
     site = Site(catalog, settings, paths=not place.public, note=_aside(run))
     site.answers.warm()
+    if (problem := catalog.first.model().indexes.problem) is not None:
+        _aside(run)(without_index(problem))
 
     def ready() -> None:
         run.say(f"serving {place.url}")

@@ -23,7 +23,7 @@ BEST_FRAMES = (
     1  # of a video make its score: on the built-in corpus R@1 is 33.6 with one, 28.7 with two, 22.7 with three
 )
 BLOCK = 1 << 16  # rows a product
-CHUNK = 128  # videos whose exact scores are taken at once
+CHUNK = 128  # videos whose exact scores are taken at once, at most
 # A product of unit vectors rounded to bfloat16 (8 bits), summed in float32 and rounded once more, is off by at most this:
 # 2 · 2⁻⁹ for the factors, by Cauchy-Schwarz, their product, and 2⁻⁹ for the result.
 ROUNDING = 3 * 2.0**-9 + 2.0**-16
@@ -140,8 +140,9 @@ class FrameIndex:
         if not len(videos):
             return []
         found = [self.rows.of(int(video)) for video in videos]
-        frames = F.normalize(torch.cat(found).float(), dim=-1)
-        cosines = frames @ F.normalize(query.to(frames.device).float(), dim=-1)
+        frames = torch.cat(found).float()
+        lengths = torch.linalg.vector_norm(frames, dim=-1).clamp_min(1e-12)
+        cosines = frames @ F.normalize(query.to(frames.device).float(), dim=-1) / lengths
         return np.split(cosines.cpu().numpy(), np.cumsum([len(each) for each in found])[:-1])
 
     def search(self, query: Tensor, *, top: int, best: int = BEST_FRAMES, minimum: float = -np.inf) -> list[Found]:
@@ -157,11 +158,12 @@ class FrameIndex:
         """
         videos, nearly = self.finder.candidates(query, best=best, among=self.chosen, enough=top)
         found: list[Found] = []
-        for start in range(0, len(videos), CHUNK):
+        chunk = min(CHUNK, 2 * top)
+        for start in range(0, len(videos), chunk):
             bound = nearly[start] + ROUNDING  # of what follows
             if bound < minimum or (len(found) == top and found[-1].score > bound):
                 break
-            part = videos[start : start + CHUNK]
+            part = videos[start : start + chunk]
             found += [Found(v, best_frames(c, best), c) for v, c in zip(part.tolist(), self.cosines(query, part))]
             found = sorted((each for each in found if each.score >= minimum), key=lambda f: (-f.score, f.video))[:top]
         return found

@@ -49,7 +49,7 @@ def stand_ins() -> Iterator[None]:
     """No hub: what open_clip asks transformers for is made here."""
     with (
         patch("transformers.AutoTokenizer.from_pretrained", lambda name, **_: tokenizer_of(kind_of(name))),
-        patch("open_clip.hf_model.AutoConfig.from_pretrained", lambda name: text_config(kind_of(name))),
+        patch("transformers.AutoConfig.from_pretrained", lambda name: text_config(kind_of(name))),
     ):
         yield
 

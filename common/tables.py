@@ -214,7 +214,9 @@ def _terminal(table: Table) -> str:
 
     def line(cells: Sequence[str]) -> str:
         blanks = [" " * (width - _width(cell)) for cell, width in zip(cells, widths)]
-        padded = [cell + blank if left else blank + cell for cell, blank, left in zip(cells, blanks, table.aligned_left)]
+        padded = [
+            cell + blank if left else blank + cell for cell, blank, left in zip(cells, blanks, table.aligned_left)
+        ]
         return "  ".join(padded).rstrip()
 
     rule = ["─" * (sum(widths) + 2 * (len(widths) - 1))] if table.title else []

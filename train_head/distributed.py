@@ -20,6 +20,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor
+from torch.distributed.distributed_c10d import Store
 from torch.distributed.nn.functional import all_gather
 
 from glscl.common.errors import UsageError
@@ -84,7 +85,7 @@ def wait_for_all() -> None:
         dist.barrier(device_ids=[torch.cuda.current_device()] if dist.get_backend() == "nccl" else None)
 
 
-def refuse_shared_gpus(store: dist.Store, rank: int, world: int, own: str) -> None:
+def refuse_shared_gpus(store: Store, rank: int, world: int, own: str) -> None:
     """Let each process see which GPU the others use; collective.
 
     Args:

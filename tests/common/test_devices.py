@@ -99,7 +99,9 @@ def test_full_float32_is_for_its_block_and_for_gpus_alone():
 
 def test_bf16_is_chosen_where_the_gpu_computes_in_it(monkeypatch):
     native = [True]
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native[0])
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native[0]
+    )
     assert precision_on("cuda") == "bf16"
     native[0] = False  # Turing: torch emulates it
     assert precision_on("cuda") == "fp16"

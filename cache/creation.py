@@ -18,7 +18,7 @@ from glscl.cache.schema import DEPTH, SCHEMA, STREAMS
 from glscl.cache.shard_arrays import FEATURE_DTYPES
 from glscl.common.errors import CacheFormatError, FingerprintError, Hint, UsageError
 
-_FOLDERS = ("additions", "shards", "commits", "lists", "backbone", "partial", "locks", "damaged")
+_FOLDERS = ("additions", "shards", "commits", "lists", "backbone", "partial", "locks", "damaged", "index")
 _OWN_NAMES = {*_FOLDERS, "store.json", "zarr.json", "files.jsonl"}
 
 
@@ -52,7 +52,8 @@ class StoreSpec:
 
 
 def require_format(root: Path, format: str) -> None:
-    """Raise UsageError where the cache in `root` is of another format."""
+    """Raise UsageError where the cache in `root` is of another format, StorageError where a link stands in it."""
+    refuse_links(root, depth=DEPTH)
     there = open_library(root).header["format"]
     if there != format:
         raise UsageError(

@@ -82,7 +82,7 @@ class Answers:
     ) -> dict[str, Any]:
         began = time.perf_counter()
         hits = model.answer(query, asked.settings)
-        index = model.index(Where.of(asked.settings))
+        index = model.index(Where.of(asked.settings), exact=asked.settings.exact)
         rows = np.array([where.rows[hit.video] for hit in hits], np.int64)
         videos = np.searchsorted(index.entries, rows)
         cosines = index.cosines(query.vector, videos) if len(videos) else []
@@ -111,6 +111,7 @@ class Answers:
             "searched": {
                 "videos": len(index.entries[chosen]),
                 "frames": int(np.diff(index.offsets)[chosen].sum()),
+                "exact": index.is_exact,
             },
             "hits": shown,
             "seconds": round(time.perf_counter() - began, 4),

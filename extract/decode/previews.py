@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glscl.common.errors import DecodeError, NotFoundError
-from glscl.extract.decode.decoders import upright_rgb
+from glscl.extract.decode.decoders import UprightRgb
 from glscl.extract.decode.packets import MAX_PIXELS, describe_error, open_video, stamp_of_start
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _encoded(
                 continue
             scale = min(1.0, SIZE / max(frame.width, frame.height))
             width, height = (max(16, round(side * scale / 2) * 2) for side in (frame.width, frame.height))
-            pixels = upright_rgb(frame.reformat(width=width, height=height))
+            pixels = UprightRgb()(frame.reformat(width=width, height=height))
             if out is None or made is None:
                 if seek and at > start + 1 / LOWEST_RATE:
                     raise _WentPastError

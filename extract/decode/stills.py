@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glscl.common.errors import DecodeError, NotFoundError
-from glscl.extract.decode.decoders import upright_rgb
+from glscl.extract.decode.decoders import UprightRgb
 from glscl.extract.decode.packets import MAX_PIXELS, describe_error, file_stamp, open_video, stamp_of_start
 from glscl.extract.decode.video import Decoding, FrameChunk, VideoTask, decode_video, prepared
 
@@ -50,7 +50,7 @@ def still(path: str, time: float, size: int, stamp: tuple[int, int] | None = Non
         width, height = (max(2, round(side * scale)) for side in (frame.width, frame.height))
         # a frame of millions of pixels is made small before it becomes RGB
         small = frame.reformat(width=width, height=height) if scale < 1 else frame
-        return jpeg_of(upright_rgb(small))
+        return jpeg_of(UprightRgb()(small))
 
 
 def jpeg_of(pixels: NDArray[np.uint8], quality: int = 82) -> bytes:

@@ -35,7 +35,7 @@ def check_dataset(dataset: h5py.Dataset, *, texts: bool = False) -> None:
         raise ValueError(f"it holds {'Python objects' if dtype.kind == 'O' else dtype}, expected numbers")
     if layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count():
         raise ValueError("its numbers lie in other files")
-    check_unpacked(dataset.nbytes, dataset.id.get_storage_size())
+    check_unpacked(math.prod(dataset.shape or ()) * dtype.itemsize, dataset.id.get_storage_size())
     if layout.get_layout() != h5py.h5d.CHUNKED:
         return
     filters = [layout.get_filter(i) for i in range(layout.get_nfilters())]

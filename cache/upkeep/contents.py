@@ -142,10 +142,6 @@ def is_gathered(path: Path) -> bool:
     return ALL_COMMITS_NAME.fullmatch(path.name) is not None
 
 
-def gathered_file(root: Path, shard: ShardName) -> Path:
-    return all_commits_file(root, shard[0], shard[1])
-
-
 def _wrong(error: Exception, path: Path) -> str:
     """What an error says, without the name of the file that it is said of."""
     text = error.message if isinstance(error, CacheCorruptError) else first_line(error)

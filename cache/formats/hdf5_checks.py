@@ -27,8 +27,9 @@ _FLETCHER, _SHUFFLE, _DEFLATE, _LZF = (
 def check_dataset(dataset: h5py.Dataset, *, texts: bool = False) -> None:
     """Raise ValueError for a dataset that may not be read.
 
-    That is one of anything but plain numbers (with `texts`, strings of one length too); whose numbers lie in other files; that claims far more than it stores
-    (`check_unpacked`); or with a chunk that is packed in an unknown way or does not hold what it should.
+    That is one of anything but plain numbers (with `texts`, strings of one length too); whose numbers lie in other files;
+    that claims far more than it stores (`check_unpacked`); or with a chunk that is packed in an unknown way or does not
+    hold what it should.
     """
     dtype, layout = dataset.dtype, dataset.id.get_create_plist()
     if dtype.kind not in ("fiuS" if texts else "fiu"):

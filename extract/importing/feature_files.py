@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -252,27 +253,26 @@ def _npz(path: Path, stack: ExitStack) -> Entries:
 
 def _h5(path: Path, stack: ExitStack) -> Entries:
     import h5py
-    from h5py import h5o
 
+    objects: Any = import_module("h5py.h5o")  # typed stubs leave it out
     file = stack.enter_context(h5py.File(path, "r"))
     entries: Entries = {}
 
     def visit(name: bytes, about: Any) -> None:
-        if about.type == h5o.TYPE_DATASET:  # opened when it is read: an open one takes 15 kB
+        if about.type == objects.TYPE_DATASET:  # opened when it is read: an open one takes 15 kB
             entries[name.decode("utf-8", "surrogateescape")] = partial(_dataset, file, name)
 
-    h5o.visit(file.id, visit, info=True)
+    objects.visit(file.id, visit, info=True)
     return entries
 
 
 def _dataset(file: Any, name: bytes) -> Any:
-    """The numbers or strings of an HDF5 dataset, if the library may be asked for them; of what holds others only the type."""
+    """The numbers or strings of an HDF5 dataset, if the library may be asked for them; of others only the type."""
     import h5py
-    from h5py import h5d, h5s
 
     from glscl.cache.formats.hdf5_checks import check_dataset
 
-    found = h5py.Dataset(h5d.open(file.id, name))
+    found = h5py.Dataset(h5py.h5d.open(file.id, name))
     dtype = found.dtype
     if h5py.check_string_dtype(dtype) is not None and dtype.kind == "O":
         return read_texts(found)
@@ -282,7 +282,7 @@ def _dataset(file: Any, name: bytes) -> Any:
     if found.shape is None:
         return np.empty(0, dtype)
     array = np.empty(found.shape, dtype)  # as found[()], for half the price
-    found.id.read(h5s.ALL, h5s.ALL, array)
+    found.id.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
     return array
 
 

@@ -243,7 +243,7 @@ def test_token_features_are_stored_with_their_own_lengths(annotations, frames, t
         marks.append(open_store(out).fingerprint)
     assert marks[0] == marks[1]
     lost = one_file(tmp_path / "lost.npz", {id: tokens[id] for id in ids[1:]})
-    with pytest.raises(InputError, match="no token features of 1 captions, for example '-abc_1_5#0'"):
+    with pytest.raises(InputError, match="no token features of 1 caption, for example '-abc_1_5#0'"):
         import_features(annotations, given, tmp_path / "x", text_features=tmp_path / "texts.npy", token_features=lost)
 
 

@@ -17,6 +17,7 @@ from glscl.cache.library import Library, open_library
 from glscl.cache.schema import DEPTH, SCHEMA, STREAMS
 from glscl.cache.shard_arrays import FEATURE_DTYPES
 from glscl.common.errors import CacheFormatError, FingerprintError, Hint, UsageError
+from glscl.common.places import local_path
 
 _FOLDERS = ("additions", "shards", "commits", "lists", "backbone", "partial", "locks", "damaged", "index")
 _OWN_NAMES = {*_FOLDERS, "store.json", "zarr.json", "files.jsonl"}
@@ -76,7 +77,7 @@ def create_library(path: os.PathLike[str] | str, spec: StoreSpec, format: str = 
         CacheFormatError: the folder holds something else.
         StorageError: it cannot be written, or holds links.
     """
-    root = Path(path)
+    root = local_path(path, "out")
     if format not in STORES:
         raise UsageError(f"Unknown cache format {format!r}; there are {', '.join(STORES)}")
     if spec.dtype not in FEATURE_DTYPES:

@@ -17,6 +17,7 @@ from glscl.commands.shared import CacheOption, HeadOfRunOption, ListOption, let_
 from glscl.commands.wording import hint_text
 from glscl.common.errors import Hint, NotFoundError, UsageError
 from glscl.common.settings import build
+from glscl.common.tables import amount
 from glscl.evaluate.search.settings import SearchSettings
 from glscl.evaluate.settings import ZERO_SHOT_HEADS
 from glscl.extract.datasets.video_files import split_extension
@@ -134,7 +135,7 @@ def search(
         hits = model.answer(query, settings)
         print_hits(run, hits, settings.normalise)
         if m3u is not None:
-            run.say(f"{write_playlist(m3u, hits)} moments in {m3u}")
+            run.say(f"{amount(write_playlist(m3u, hits), 'moment')} in {m3u}")
         if play:
             _play(run, hits)
         return [hit.as_dict() for hit in hits]
@@ -228,11 +229,11 @@ def _say_what_is_searched(
     exact = True
     if captions or settings.normalise or settings.max_frames:
         table = model.searching(settings.split, settings.normalise).table
-        count = f"{table.num_texts:,} captions" if captions else f"{table.num_videos:,} videos"
+        count = f"{amount(table.num_texts, 'caption')}" if captions else f"{amount(table.num_videos, 'video')}"
     else:
         index = model.index(Where.of(settings), exact=settings.exact)
         exact = index.is_exact
-        count = f"{index.num_videos:,} videos with {index.num_frames:,} frames"
+        count = f"{amount(index.num_videos, 'video')} with {amount(index.num_frames, 'frame')}"
         count += "" if exact else " in an approximate index"
         if model.indexes.problem is not None:
             run.note(f"every frame is looked at: {_problem(model)}")
@@ -400,7 +401,9 @@ def export(
             "command": command_line(),
         },
     )
-    run.say(f"{out}: {done.videos:,} videos and {done.texts:,} captions, {done.dim}-d, in {', '.join(done.files)}")
+    run.say(
+        f"{out}: {amount(done.videos, 'video')} and {amount(done.texts, 'caption')}, {done.dim}-d, in {', '.join(done.files)}"
+    )
     run.result(done.as_dict())
 
 

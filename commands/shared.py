@@ -68,6 +68,9 @@ ResultsListOption = Annotated[
         rich_help_panel="Data",
     ),
 ]
+JudgeOption = Annotated[
+    bool, typer.Option("--judge", help="Judge first what was not judged so.", rich_help_panel="Data")
+]
 MovedCacheOption = Annotated[
     Path | None, typer.Option(help="Where the cache is now. Default: where it was.", rich_help_panel="Data")
 ]

@@ -27,6 +27,7 @@ from glscl.common.devices import full_float32
 from glscl.common.errors import GlsclError, OutOfMemoryError, first_line
 from glscl.common.memory import is_full
 from glscl.common.signals import Deferred, interrupts_deferred
+from glscl.common.tables import amount
 from glscl.train_head.determinism import deterministic, step_seed
 from glscl.train_head.distributed import make_accelerator, wait_for_all
 from glscl.train_head.divergence import check_losses, check_weights
@@ -111,8 +112,8 @@ def fit_learner(
     )
     if sampler.batch_size < settings.batch_size:
         reporter.note(
-            f"batches have {sampler.batch_size} captions, not {settings.batch_size}: there are {table.num_texts} captions "
-            f"of {len(np.unique(video_of_text))} videos"
+            f"batches have {amount(sampler.batch_size, 'caption')}, not {settings.batch_size}: there are {amount(table.num_texts, 'caption')} "
+            f"of {amount(len(np.unique(video_of_text)), 'video')}"
         )
     optimizer = build_optimizer(
         learner.groups(settings.weight_decay), lr=settings.lr, betas=settings.betas, eps=settings.eps

@@ -12,7 +12,7 @@ import numpy as np
 
 from glscl.cache import backbone_tensors
 from glscl.cache.additions import Addition, folder, read_addition
-from glscl.cache.commits import COMMIT_NAME, SCHEMA, all_commits_file, commit_folder
+from glscl.cache.commits import COMMIT_NAME, SCHEMA, commit_folder
 from glscl.cache.files import listed, load_json, written
 from glscl.cache.keys import has_key, text_key
 from glscl.cache.library import Library

@@ -70,8 +70,10 @@ class VideoColbert(Head):
         self.aggregator = TransformerAggregator(
             embed_dim, layers=aggregator_layers, heads=aggregator_heads, positions=positions
         )
-        self.video_tokens = nn.Parameter(embed_dim**-0.5 * torch.randn(video_expansion, embed_dim))
-        self.query_tokens = nn.Parameter(embed_dim**-0.5 * torch.randn(query_expansion, embed_dim))
+        self.video_tokens = nn.Parameter(torch.empty(video_expansion, embed_dim))
+        self.query_tokens = nn.Parameter(torch.empty(query_expansion, embed_dim))
+        for learned in (self.video_tokens, self.query_tokens):
+            nn.init.normal_(learned, std=embed_dim**-0.5)
 
     def text_side(self, text: TextFeatures) -> Vectors:
         tokens, mask = tokens_of(text)

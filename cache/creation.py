@@ -53,8 +53,11 @@ class StoreSpec:
 
 
 def require_format(root: Path, format: str) -> None:
-    """Raise UsageError where the cache in `root` is of another format, StorageError where a link stands in it."""
-    refuse_links(root, depth=DEPTH)
+    """Raise UsageError where there is a cache in `root` of another format, StorageError where links stand in it."""
+    if root.is_dir():
+        refuse_links(root, depth=DEPTH)
+    if not written(root / "store.json"):
+        return
     there = open_library(root).header["format"]
     if there != format:
         raise UsageError(

@@ -219,6 +219,14 @@ def test_without_tokens_only_pooled_text_is_stored(corpus, backbone, tmp_path):
     assert np.isfinite(text["pooled"]).all() and text["pooled"].any(axis=1).all()
 
 
+def test_what_bounds_a_run_is_what_the_others_waited_for():
+    decode = Stopwatch(waiting=6.0, encoding=3.0, writing=1.0, decoding=6.0, frames=5)
+    encode = Stopwatch(waiting=1.0, encoding=6.0, writing=1.0, decoding=30.0, frames=5)
+    assert _bound_by(decode) == "decode (60 % of the time)"
+    assert _bound_by(encode) == "encode (75 % of the time)", "decoding that takes long beside it holds nothing up"
+    assert _bound_by(Stopwatch(writing=1.0)) is None
+
+
 @HERE
 def test_clips_of_one_file_are_videos_of_their_own(corpus, backbone, tmp_path):
     path = corpus.videos[4].path  # 41 frames at 4 a second

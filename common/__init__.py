@@ -8,7 +8,7 @@ In reading order:
     launch          which process of a launch this is; the only reader of RANK and its like
     devices         which device a process takes, and full float32 on it
     signals         Ctrl-C and its like wait until a step is done
-    memory          what can be had of it, and an error where it does not suffice
+    memory          what can be had of it, an error where it does not suffice; what was freed is kept
     progress        tasks with rate and remaining time
     archive_limits  compressed files that claim to unpack to far more than they store
     state_dicts     checkpoints of every kind, read without unpickling or running anything but tensors

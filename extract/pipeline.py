@@ -25,6 +25,7 @@ from glscl.cache.planning import Work, begin, work_for
 from glscl.cache.schema import STREAMS, Annotations, Status
 from glscl.cache.store import Store
 from glscl.common.errors import DecodeError, GlsclError, Hint, InputError, NotFoundError, StorageError
+from glscl.common.memory import keep_freed_memory
 from glscl.common.progress import Progress
 from glscl.common.settings import as_dict, build, check, differences
 from glscl.common.tables import amount
@@ -32,7 +33,7 @@ from glscl.extract.backbone.encoder import Backbone, load_backbone
 from glscl.extract.backbone.weight_settings import CONFIG_FILES
 from glscl.extract.batching import Stopwatch
 from glscl.extract.captions import cut_note, extract_captions
-from glscl.extract.decode.pool import DecodePool
+from glscl.extract.decode.pool import WORKER_MODULES, DecodePool, wake
 from glscl.extract.decode.sampling import Sampling
 from glscl.extract.decode.video import Decoding
 from glscl.extract.listing import Changes, Listing, ListOrigin, changes_since, current_list, list_of, require_apart
@@ -202,6 +203,7 @@ class _Extraction:
             require_format(self.out, self.settings.format)
         alike = None if self.backbone or fresh else _made_alike(self.out, self._in_force(), self.origin, self.known)
         if alike is None:
+            self._wake_workers()
             self._load()
         else:
             self.library = alike
@@ -253,9 +255,17 @@ class _Extraction:
 
     # --- what is missing ---------------------------------------------------------------------------------------
 
+    def _wake_workers(self) -> None:
+        """Let what decoding processes need be imported while the backbone is loaded."""
+        if self.given is None:
+            how = "fast_transform" if self.settings.preprocess == "fast" else "picture_transform"
+            wake([*WORKER_MODULES, f"glscl.extract.backbone.{how}", "torchvision.transforms"])
+
     def fill(self) -> None:
         """Write the list, encode what is missing, and let the list count once everything of it is there."""
         with filling(self.library, self.listing.made, part=(self.part.index, self.part.count)) as outcome:
+            if self._is_left("video"):
+                self._wake_workers()
             clock = time.perf_counter()
             self._extract_captions()
             self.seconds_texts = time.perf_counter() - clock
@@ -288,6 +298,8 @@ class _Extraction:
     def _load(self) -> Backbone:
         """The backbone, loaded where it was not given; and the cache opened as one that it made, or made now."""
         s = self.settings
+        if self.device.type == "cpu":
+            keep_freed_memory()
         if self.backbone is None:
             self.backbone = load_backbone(
                 s.backbone,
@@ -349,7 +361,7 @@ class _Extraction:
                 "writing": watch.writing,
                 "decoding_in_workers": watch.decoding,
             },
-            bound_by=_bound_by(watch, self.workers),
+            bound_by=_bound_by(watch),
         )
 
 
@@ -447,14 +459,13 @@ def counted(store: Store) -> dict[str, Any]:
     }
 
 
-def _bound_by(watch: Stopwatch, workers: int) -> str | None:
-    """Which stage set the pace, and how much of the wall time it was busy."""
+def _bound_by(watch: Stopwatch) -> str | None:
+    """Which stage the others waited for, and for how much of the time: decoding, where the encoder found no frames."""
     if not watch.frames:
         return None
-    wall = watch.waiting + watch.encoding + watch.writing
-    stages = {"decode": watch.decoding / workers, "encode": watch.encoding}
-    slower = max(stages, key=lambda name: stages[name])
-    return f"{slower} (busy {100 * min(1.0, stages[slower] / wall):.0f} % of the time)"
+    stages = {"decode": watch.waiting, "encode": watch.encoding, "write": watch.writing}
+    slowest = max(stages, key=lambda name: stages[name])
+    return f"{slowest} ({100 * stages[slowest] / sum(stages.values()):.0f} % of the time)"
 
 
 def _require_found(dataset: str, missing: list[str], *, among: int, strict: bool) -> None:

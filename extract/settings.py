@@ -136,7 +136,7 @@ class ExtractSettings(WeightSettings):
     )
     precision: str = setting(
         "auto",
-        "Arithmetic of the backbone; auto is fp16 on a GPU, fp32 elsewhere.",
+        "Arithmetic of the backbone; auto is fp16 on a GPU, fp32 elsewhere. On processors with AMX bf16 is 3 times as fast.",
         group="Backbone",
         choices=("auto", "fp32", "fp16", "bf16"),
     )
@@ -214,9 +214,9 @@ class ExtractSettings(WeightSettings):
     batch_texts: int = setting(256, "Captions encoded at once.", group="Speed", min=1, affects_result=False)
     decoder: str = setting(
         "auto",
-        "auto: PyAV, of whose packets only those are decoded that the frames depend on. The frames are the same.",
+        "auto: PyAV, which decodes only what the frames depend on. The others give the same frames, or refuse a file.",
         group="Decoding",
-        choices=("auto", "decord", "pyav"),
+        choices=("auto", "pyav", "decord", "torchcodec"),
     )
     time_limit: float = setting(
         60.0,
@@ -260,7 +260,7 @@ class ImportSettings(ActivationSettings):
     )
     precision: str = setting(
         "auto",
-        "Arithmetic of the backbone; auto is fp16 on a GPU, fp32 elsewhere.",
+        "Arithmetic of the backbone; auto is fp16 on a GPU, fp32 elsewhere. On processors with AMX bf16 is 3 times as fast.",
         group="Captions",
         choices=("auto", "fp32", "fp16", "bf16"),
     )

@@ -25,7 +25,7 @@ from glscl.cache.sampler import CaptionSampler
 from glscl.cache.table import FeatureTable
 from glscl.common.devices import full_float32
 from glscl.common.errors import GlsclError, OutOfMemoryError, first_line
-from glscl.common.memory import is_full
+from glscl.common.memory import is_full, keep_freed_memory
 from glscl.common.signals import Deferred, interrupts_deferred
 from glscl.common.tables import amount
 from glscl.train_head.determinism import deterministic, step_seed
@@ -61,7 +61,7 @@ def fit(
         head: where to start; `settings.head` and its options are not looked at.
         table: what to train on.
     """
-    learner = Learner(head, table, compile=settings.compile)
+    learner = Learner(head, table, loss=settings.loss, compile=settings.compile)
     return fit_learner(learner, settings, device=device, validate=validate, reporter=reporter, out=out, resume=resume)
 
 
@@ -97,6 +97,8 @@ def fit_learner(
         OutOfMemoryError: a step does not fit; names the batch and what to lower.
         KeyboardInterrupt: on SIGINT, SIGTERM and SIGHUP, after the step under way and after saving how far the run is.
     """
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()
     accelerator = make_accelerator(device, settings.precision, tracker=settings.tracker, folder=out)
     main, table = accelerator.is_main_process, learner.table
     reporter = reporter if reporter is not None and main else Reporter()

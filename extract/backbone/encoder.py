@@ -6,6 +6,7 @@ T texts, L tokens, D embed_dim, n frames, S side of the model's input in pixels.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -104,10 +105,13 @@ class Backbone:
             preprocessing=preprocessing,
             tokenizer=_tokenizer_description(self.text_tower, words),
             words=words,
-            precision=precision,
+            precision="bf16 weights" if device.type == "cpu" and precision == "bf16" else precision,
         )
         self.model.to(device)
         self._amp = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+        self._frozen = self.model, self.text_tower  # what encodes
+        if device.type == "cpu" and precision == "bf16":
+            self._frozen = _lowered(self.text_tower)
         black = np.zeros((1, *self.transform.size, 3), np.uint8)
         self.black_frame = self.encode_frames(black)[0]
         self.embed_dim = len(self.black_frame)
@@ -134,15 +138,20 @@ class Backbone:
 
     @torch.inference_mode()
     def _encode_batch(self, frames: torch.Tensor) -> np.ndarray:
+        model, _ = self._frozen
         with self._autocast():
-            features = self.image_features(frames.to(self.device, non_blocking=True))
+            pixels = self._pixels(frames.to(self.device, non_blocking=True))
+            features = model.encode_image(pixels.to(_weight_type(model)), normalize=False)
         return features.float().cpu().numpy()
 
     def image_features(self, frames: torch.Tensor) -> torch.Tensor:
         """(n, S, S, 3) uint8 on the device → (n, D), with gradients where they are wanted; autocast is the caller's."""
-        pixels = frames.permute(0, 3, 1, 2).contiguous().float().div_(255)  # (n, 3, S, S): what ToTensor does
-        pixels = (pixels - self._mean.to(pixels.device)) / self._std.to(pixels.device)
-        return self.model.encode_image(pixels, normalize=False)
+        return self.model.encode_image(self._pixels(frames), normalize=False)
+
+    def _pixels(self, frames: torch.Tensor) -> torch.Tensor:
+        """(n, S, S, 3) uint8 → (n, 3, S, S) float32 as the model wants them: what ToTensor and Normalize do."""
+        pixels = frames.permute(0, 3, 1, 2).contiguous().float().div_(255)
+        return pixels.sub_(self._mean.to(pixels.device)).div_(self._std.to(pixels.device))
 
     def encode_video(
         self,
@@ -218,7 +227,7 @@ class Backbone:
         longest = int(tokens.lengths.max(initial=1))
         ids = torch.from_numpy(tokens.ids).to(self.device)
         with self._autocast():
-            pooled, states = self.text_states(ids, longest)
+            pooled, states = self._frozen[1].states(ids, longest)
         mask = torch.arange(longest) < torch.from_numpy(tokens.lengths)[:, None]  # (T, L)
         if states is None:
             return TextFeatures(pooled.float().cpu(), None, None)
@@ -248,7 +257,24 @@ class Backbone:
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self._amp is None:
             return full_float32(self.device)
+        if self._frozen[0] is not self.model:
+            return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self._amp)
+
+
+def _lowered(tower: TextTower) -> tuple[ClipModel, TextTower]:
+    """A model and its text tower with weights in bfloat16, for a processor.
+
+    Autocast casts every weight again for every batch, and turns off torch's own path through an attention layer.
+    """
+    lowered = copy.copy(tower)
+    lowered.model = copy.deepcopy(tower.model).to(torch.bfloat16)
+    lowered.tower = getattr(lowered.model, "text", lowered.model)
+    return lowered.model, lowered
+
+
+def _weight_type(model: ClipModel) -> torch.dtype:
+    return next(model.parameters()).dtype
 
 
 def load_backbone(

@@ -1,7 +1,7 @@
-"""The two decoders: decord where its frames can be trusted, and PyAV reading a stream from its beginning.
+"""PyAV, which decodes what a plan says, and decord and torchcodec for whoever asks for them.
 
-Both give native pixels: RGB of the stored size, turned upright, pixel aspect left alone. On 8-bit video the two agree
-to the last bit.
+All give native pixels: RGB of the stored size, turned upright, pixel aspect left alone. On 8-bit video they agree to the last
+bit.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 WORTH_SEEKING = 300  # packets before the first wanted group: reading over fewer costs no more than seeking
 Beat = Callable[[], None]
-DECORD_SPAN = 256  # frames decord may have to decode within one call, so that a call stays short
-DECORD_BATCH_BYTES = 64 << 20
+CALL_SPAN = 256  # frames decord and torchcodec may have to decode within one call, so that a call stays short
+CALL_BYTES = 64 << 20
 DECORD_REOPEN_BYTES = 512 << 20  # a reader asked for every frame decodes ahead without limit: 3 MB a frame at 1080p
 
 
@@ -70,7 +70,7 @@ def decord_pictures(index: VideoIndex, wanted: NDArray[np.int64], *, beat: Beat)
         reader = decord.VideoReader(index.path, num_threads=1)
         _compare_times(times, reader)
         size, read = max(1, index.width * index.height * 3), 0
-        for batch in _batches(wanted, span=DECORD_SPAN, length=max(1, DECORD_BATCH_BYTES // size)):
+        for batch in _batches(wanted, span=CALL_SPAN, length=max(1, CALL_BYTES // size)):
             beat()
             if read * size > DECORD_REOPEN_BYTES:
                 reader, read = None, 0
@@ -155,6 +155,39 @@ def _decord_complaints() -> _Complaints:
 
 
 _KEPT_ALIVE: list[object] = []  # callbacks that native code holds
+
+
+# ------------------------------------------------------------------------------------------------------ torchcodec
+
+
+def torchcodec_pictures(index: VideoIndex, wanted: NDArray[np.int64], *, beat: Beat) -> Iterator[Picture]:
+    """Frames `wanted` (k,) of the presented frames, through torchcodec with one thread.
+
+    Raises:
+        Distrust: torchcodec is not there, refuses, or counts or stamps the frames differently. Pictures given before that
+            are right.
+    """
+    try:
+        from torchcodec.decoders import VideoDecoder
+    except (ImportError, OSError, RuntimeError) as error:  # the last two where FFmpeg's libraries are not found
+        raise Distrust(f"torchcodec is not installed ({describe_error(error)})") from error
+    times, stamps = index.times, index.pts * float(index.time_base)
+    try:
+        beat()
+        reader = VideoDecoder(index.path, dimension_order="NHWC", num_ffmpeg_threads=1)
+        if len(reader) != len(times):
+            raise Distrust(f"torchcodec counts {len(reader)} frames, the packets {len(times)}")
+        length = max(1, CALL_BYTES // max(1, index.width * index.height * 3))
+        for batch in _batches(wanted, span=CALL_SPAN, length=length):
+            beat()
+            found = reader.get_frames_at(batch)
+            apart = np.abs(found.pts_seconds.numpy() - stamps[batch])
+            if (apart > 1e-3).any():
+                raise Distrust(f"torchcodec stamps frames {apart.max():.3f} s apart from the packets")
+            for i, frame in zip(batch, found.data.numpy()):
+                yield Picture(float(times[i]), frame)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise Distrust(f"torchcodec refuses: {describe_error(error)}") from error
 
 
 # ------------------------------------------------------------------------------------------------------------ PyAV

@@ -41,6 +41,7 @@ class VideoIndex:
             where `irregular` says that packets do not tell.
         irregular: why presentation times must be taken from decoded frames instead, or None.
         decord_doubt: why decord would give wrong frames of this file, or cannot decode it, or None.
+        seek_doubt: why seeking to a key frame may give other pictures than decoding all before it, or None.
         unplanned: why every packet must be decoded, whatever is wanted, or None.
         start: seconds on the clock of `pts` at which the file begins, as a player counts: with its first stream, sound or
             picture; None where it does not say.
@@ -68,6 +69,7 @@ class VideoIndex:
     pts: NDArray[np.int64]
     irregular: str | None
     decord_doubt: str | None
+    seek_doubt: str | None
     unplanned: str | None
     fed: NDArray[np.int64]
     groups: NDArray[np.int64]
@@ -84,6 +86,11 @@ class VideoIndex:
     def after_start(self, first: float) -> float:
         """Seconds from the start of the file to the first frame, which is stamped `first` s; 0 where that is no later."""
         return _late(self.start, first)
+
+    @property
+    def colour_doubt(self) -> str | None:
+        """Why others than PyAV would give other colours, or None."""
+        return None if self.pixel_format in DECORD_PIXEL_FORMATS else f"pixel format {self.pixel_format or None}"
 
     @property
     def cut_short(self) -> str | None:
@@ -202,7 +209,7 @@ def read_index(path: str, *, beat: Callable[[], None] = lambda: None) -> VideoIn
         unplanned = irregular or survey.unplanned()
         if container.format.name not in PLANNED_CONTAINERS:
             unplanned = unplanned or f"container {container.format.name}"
-        doubt = irregular or survey.doubt(groups)
+        doubt = seek_doubt = irregular or survey.doubt(groups)
         if container.format.name not in DECORD_CONTAINERS:
             doubt = f"container {container.format.name}"
         elif name not in DECORD_CODECS:
@@ -227,6 +234,7 @@ def read_index(path: str, *, beat: Callable[[], None] = lambda: None) -> VideoIn
             pts=np.zeros(0, np.int64) if irregular else np.sort(np.array(survey.shown, np.int64)),
             irregular=irregular,
             decord_doubt=doubt,
+            seek_doubt=seek_doubt,
             unplanned=unplanned,
             fed=np.array(survey.fed, np.int64),
             groups=groups[:0] if unplanned else groups,
@@ -399,7 +407,8 @@ class _PacketSurvey:
         return np.append(0, restarts[before[restarts - 1] < behind[restarts]]), leading, unused
 
     def doubt(self, groups: NDArray[np.int64]) -> str | None:
-        """Why decord's index or its seeking would go wrong; each found by comparing its frames with painted numbers."""
+        """Why an index of frames or seeking in it would go wrong; each found by comparing decord's frames with painted
+        numbers."""
         if self.hidden:
             return f"{self.hidden} hidden packets before the start (edit list)"
         if self.headless or self.unplanned():

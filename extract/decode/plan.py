@@ -47,9 +47,9 @@ class DecodePlan(NamedTuple):
         group_of = np.searchsorted(index.groups, np.arange(count), side="right") - 1  # (m,)
         firsts = index.groups[np.maximum(group_of[places] - index.leading[places], 0)]  # (k,)
         runs: list[tuple[int, int]] = []
-        for first, last in zip(firsts.tolist(), places.tolist()):
+        for first, last in sorted(zip(firsts.tolist(), places.tolist())):
             if runs and first <= runs[-1][1] + 1:
-                runs[-1] = (runs[-1][0], last)
+                runs[-1] = (runs[-1][0], max(last, runs[-1][1]))
             else:
                 runs.append((first, last))
         feeds = np.zeros(count, bool)

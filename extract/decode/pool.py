@@ -31,6 +31,7 @@ from glscl.extract.decode.video import Decoding, FrameChunk, VideoDone, VideoTas
 from glscl.extract.decode.worker import SPOOL_WINDOW, DecodeFunction, Spool, WorkerSettings, decode_task, initialise
 
 POLL_SECONDS = 0.02
+WORKER_MODULES = ("glscl.extract.decode.worker", "av", "PIL.Image")
 SPOOL_PREFIX = "glscl-frames-"
 TASKS_PER_WORKER = 500  # then a fresh process takes over, so that what decoders leak stays small
 AHEAD_BYTES = 256 << 20  # decoded frames that may lie ready while the reader is busy
@@ -188,8 +189,7 @@ class DecodePool:
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         context: Any = multiprocessing.get_context(method)
         if method == "forkserver":
-            context.set_forkserver_preload(self._preload)
-            start_fork_server()
+            wake(self._preload)
         return ProcessPool(
             max_workers=self.workers,
             max_tasks=TASKS_PER_WORKER,
@@ -329,7 +329,7 @@ def _modules_of(packed: bytes) -> list[str]:
 
     Without it every worker would import torch by itself, for the transforms of torchvision in the preprocessing.
     """
-    modules = ["glscl.extract.decode.worker", "av", "decord", "PIL.Image"]
+    modules = [*WORKER_MODULES]
 
     class Recorder(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
@@ -368,6 +368,13 @@ def _sweep(folder: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     except (OSError, Timeout):
         return  # of another user, or in use
+
+
+def wake(modules: Iterable[str]) -> None:
+    """Starts the process that workers are forked from, where there is none yet; it imports what they need meanwhile."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        multiprocessing.get_context("forkserver").set_forkserver_preload([*modules])
+        start_fork_server()
 
 
 def start_fork_server() -> None:

@@ -28,6 +28,7 @@ from glscl.extract.decode.decoders import (
     decoded_stamps,
     decord_pictures,
     planned_pictures,
+    torchcodec_pictures,
     with_true_head,
 )
 from glscl.extract.decode.packets import (
@@ -44,7 +45,8 @@ from glscl.extract.decode.sampling import TOLERANCE, Sampling, first_stamp, repa
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-DECODERS = ("auto", "decord", "pyav")
+BY_SEEKING = {"decord": decord_pictures, "torchcodec": torchcodec_pictures}
+DECODERS = ("auto", "pyav", *BY_SEEKING)
 Prepare = Callable[["Image"], "Image | NDArray[np.uint8]"]  # what a model does to a picture, until (S, S, 3) uint8
 
 
@@ -56,8 +58,8 @@ class Decoding:
         sampling: which frames are taken.
         prepare: PIL picture → (S, S, 3) uint8, what the model does to a picture before it becomes a tensor; None keeps
             native sizes (a chunk then ends where the size changes).
-        decoder: of `DECODERS`: "auto" and "pyav" decode with PyAV what the wanted frames depend on; "decord" asks decord, and
-            refuses files that it is known to get wrong. Frames are the same.
+        decoder: of `DECODERS`: "auto" and "pyav" decode with PyAV what the wanted frames depend on; "decord" and "torchcodec" ask
+            those packages, and refuse files that they are known to get wrong. Frames are the same.
         jpeg_quality: of the JPEG that comes with every frame, 1 to 100; None makes none.
         chunk_frames, chunk_bytes: a chunk ends at whichever comes first.
         time_limit: seconds that a video may stand still. Slow progress, however long, is no reason to give up.
@@ -82,7 +84,7 @@ class Decoding:
 
     def __post_init__(self) -> None:
         if self.decoder not in DECODERS:
-            raise UsageError(f"decoder is {self.decoder!r}; expected 'auto', 'decord' or 'pyav'")
+            raise UsageError(f"decoder is {self.decoder!r}; expected one of {', '.join(DECODERS)}")
         if not (self.time_limit > 0 and self.video_limit > 0):
             raise UsageError(f"time limits are {self.time_limit} s and {self.video_limit} s; expected more than 0")
 
@@ -243,7 +245,7 @@ def decode(
     Args:
         fps: frames a second, those presented nearest to start + 0, 1/fps, 2/fps, … seconds; None takes every frame.
         start, end: seconds; only frames with start <= time < end.
-        decoder: "auto", "decord" or "pyav", see `Decoding`.
+        decoder: see `Decoding`.
         prepare: PIL picture → (S, S, 3) uint8 for every frame, such as `Backbone.transform`; None keeps them as they are.
 
     Returns:
@@ -309,15 +311,16 @@ class _Attempts:
                 yield picture
 
     def _attempts(self, index: VideoIndex) -> Iterator[Picture | None]:
-        if self.decoder == "decord":
-            self.used = "decord"
+        if self.decoder in BY_SEEKING:
+            self.used, pictures = self.decoder, BY_SEEKING[self.decoder]
             try:
-                doubt = index.decord_doubt or ("interlaced" if interlaced(self.path) else None)
+                doubt = index.decord_doubt if self.decoder == "decord" else index.seek_doubt or index.colour_doubt
+                doubt = doubt or ("interlaced" if interlaced(self.path) else None)
                 if doubt:
                     raise Distrust(doubt)
-                yield from decord_pictures(index, self._choose(index.times, index.average_rate), beat=self.beat)
+                yield from pictures(index, self._choose(index.times, index.average_rate), beat=self.beat)
             except Distrust as doubt:
-                raise DecodeError(f"decord cannot be trusted with this file: {doubt}") from doubt
+                raise DecodeError(f"{self.decoder} cannot be trusted with this file: {doubt}") from doubt
             return
         self.used, self.note = "pyav", index.unplanned
         if index.irregular is None:

@@ -106,3 +106,21 @@ def test_a_command_under_a_limit_of_address_space_ends_in_one_line(small_cache, 
     assert ran.returncode == 1 and "Traceback" not in ran.stderr and "Unexpected" not in ran.stderr, ran.stderr
     lines = [line for line in ran.stderr.splitlines() if line.startswith("glscl: ")]
     assert len(lines) == 1 and "memory" in lines[0], ran.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_a_batch_reuses_the_memory_of_the_one_before():
+    program = """
+import resource, numpy, glscl.common.memory as memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        numpy.ones(5_000_000), numpy.ones(9_000_000)  # 40 and 72 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+before, kept = faults(), memory.keep_freed_memory()
+faults()
+print(before, faults(), kept)
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    before, after, kept = int(said[0]), int(said[1]), said[2] == "True"
+    assert not kept or after < before / 20, said

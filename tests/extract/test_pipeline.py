@@ -15,9 +15,10 @@ from glscl.common.errors import CacheIncompleteError, DecodeError, InputError, N
 from glscl.common.settings import build
 from glscl.extract import pipeline
 from glscl.extract.backbone.encoder import load_backbone
+from glscl.extract.batching import Stopwatch
 from glscl.extract.datasets import first_videos
 from glscl.extract.decode.video import decode
-from glscl.extract.pipeline import extract
+from glscl.extract.pipeline import _bound_by, extract
 from glscl.extract.settings import ExtractSettings
 
 HERE = pytest.mark.usefixtures("decoded_here")
@@ -217,6 +218,14 @@ def test_without_tokens_only_pooled_text_is_stored(corpus, backbone, tmp_path):
     text = open_store(tmp_path / "cache").arrays("text")
     assert text["values"].shape == (0, 64) and len(text["token_ids"]) == 0
     assert np.isfinite(text["pooled"]).all() and text["pooled"].any(axis=1).all()
+
+
+def test_what_bounds_a_run_is_what_the_others_waited_for():
+    decode = Stopwatch(waiting=6.0, encoding=3.0, writing=1.0, decoding=6.0, frames=5)
+    encode = Stopwatch(waiting=1.0, encoding=6.0, writing=1.0, decoding=30.0, frames=5)
+    assert _bound_by(decode) == "decode (60 % of the time)"
+    assert _bound_by(encode) == "encode (75 % of the time)", "decoding that takes long beside it holds nothing up"
+    assert _bound_by(Stopwatch(writing=1.0)) is None
 
 
 @HERE

@@ -176,6 +176,22 @@ def test_bf16_stays_near_float32(tiny_clip):
     cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
     assert (cosine > 0.999).all() and not np.array_equal(a, b)
     assert exact.description != rough.description
+    near, far = exact.encode_texts(TEXTS), rough.encode_texts(TEXTS)
+    assert (torch.cosine_similarity(near.text_features, far.text_features) > 0.999).all()
+    assert (torch.cosine_similarity(near.token_features, far.token_features, dim=-1)[near.token_mask] > 0.999).all()
+
+
+def test_bf16_on_a_processor_multiplies_weights_that_were_cast_once(tiny_clip):
+    rough = load_backbone(f"local-dir:{tiny_clip()}", precision="bf16")
+    assert {weight.dtype for weight in rough.model.parameters()} == {torch.float32}, "heads start from those"
+    seen = []
+    rough._frozen[0].visual.transformer.register_forward_pre_hook(
+        lambda _, given: seen.append((given[0].dtype, torch.is_autocast_enabled("cpu")))
+    )
+    rough.encode_frames(np.zeros((2, 32, 32, 3), np.uint8))
+    assert seen == [(torch.bfloat16, False)]
+    # what autocast once gave under this name differs by rounding: caches of both never mix
+    assert rough.description.precision == "bf16 weights"
 
 
 def test_sentences_are_encoded_in_one_call_with_the_mask_of_their_tokens(loaded):

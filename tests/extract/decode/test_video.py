@@ -227,6 +227,31 @@ def test_without_decord_everything_is_decoded_unless_it_is_asked_for(plain, monk
     assert done.status is Status.DECODE_ERROR and "not installed" in done.reason
 
 
+def test_torchcodec_is_refused_where_it_is_not_there(plain, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    _, _, done = decode(plain, EACH_SECOND, decoder="torchcodec")
+    assert done.status is Status.DECODE_ERROR and "torchcodec is not installed" in done.reason
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 270])
+def test_torchcodec_gives_the_same_frames_or_refuses(tmp_path, plain, degrees):
+    try:
+        import torchcodec.decoders  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        pytest.skip(f"torchcodec does not work here: {str(error).splitlines()[0]}")
+    clip = make_clip(tmp_path / "r.mp4", frames=range(100), options=SHORT_GROUPS)
+    if degrees:
+        turn(clip, degrees)
+    for sampling in (EACH_SECOND, NATIVE):
+        ours, times, _ = decode(clip, sampling)
+        theirs, same, done = decode(clip, sampling, decoder="torchcodec")
+        assert (done.status, done.decoder, same) == (Status.OK, "torchcodec", times)
+        assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
+    cut = cut_without_encoding(plain, tmp_path / "cut.mp4", first_frame=41)
+    _, _, done = decode(cut, EACH_SECOND, decoder="torchcodec")
+    assert done.status is Status.DECODE_ERROR and "hidden packets" in done.reason
+
+
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_rotation_is_applied_alike_by_both_decoders(tmp_path, degrees):
     clip = turn(make_clip(tmp_path / "r.mp4", frames=range(30)), degrees)

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from glscl.cache.schema import TextFeatures
+from glscl.common.devices import full_float32
 from glscl.common.errors import (
     BackboneError,
     DecodeError,
@@ -254,7 +255,9 @@ class Backbone:
         }
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self._amp is None or self._frozen[0] is not self.model:
+        if self._amp is None:
+            return full_float32(self.device)
+        if self._frozen[0] is not self.model:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self._amp)
 

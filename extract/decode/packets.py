@@ -85,8 +85,7 @@ class VideoIndex:
 
     def after_start(self, first: float) -> float:
         """Seconds from the start of the file to the first frame, which is stamped `first` s; 0 where that is no later."""
-        late = 0.0 if self.start is None else first - self.start
-        return late if late > START_TOLERANCE else 0.0
+        return _late(self.start, first)
 
     @property
     def colour_doubt(self) -> str | None:
@@ -220,8 +219,6 @@ def read_index(path: str, *, beat: Callable[[], None] = lambda: None) -> VideoIn
         elif len(container.streams.video) > 1:
             doubt = "several video streams"
         rate = stream.average_rate
-        # AVI tells no times of showing: what FFmpeg puts before the first frame is the delay of the decoder
-        start = None if container.format.name == "avi" or container.start_time is None else container.start_time / 1e6
         return VideoIndex(
             path=path,
             container=container.format.name,
@@ -230,7 +227,7 @@ def read_index(path: str, *, beat: Callable[[], None] = lambda: None) -> VideoIn
             height=codec.height,
             pixel_format=codec.pix_fmt or "",
             time_base=stream.time_base or Fraction(1, 1000),
-            start=start,
+            start=_start(container),
             average_rate=float(rate) if rate else None,
             stored_frames=stream.frames,
             packets=survey.packets,
@@ -245,6 +242,23 @@ def read_index(path: str, *, beat: Callable[[], None] = lambda: None) -> VideoIn
             unused=unused,
             headless=survey.headless,
         )
+
+
+def _start(container: InputContainer) -> float | None:
+    """See `VideoIndex.start`."""
+    # AVI tells no times of showing: what FFmpeg puts before the first frame is the delay of the decoder
+    return None if container.format.name == "avi" or container.start_time is None else container.start_time / 1e6
+
+
+def _late(start: float | None, first: float) -> float:
+    late = 0.0 if start is None else first - start
+    return late if late > START_TOLERANCE else 0.0
+
+
+def stamp_of_start(container: InputContainer, stream: VideoStream, first: int) -> int:
+    """The stamp of the start of a file, from which a player counts; `first` is that of its first presented frame."""
+    clock = stream.time_base or Fraction(1, 1000)
+    return first - round(_late(_start(container), float(first * clock)) / clock)
 
 
 def interlaced(path: str) -> bool:

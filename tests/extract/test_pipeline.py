@@ -15,9 +15,10 @@ from glscl.common.errors import CacheIncompleteError, DecodeError, InputError, N
 from glscl.common.settings import build
 from glscl.extract import pipeline
 from glscl.extract.backbone.encoder import load_backbone
+from glscl.extract.batching import Stopwatch
 from glscl.extract.datasets import first_videos
 from glscl.extract.decode.video import decode
-from glscl.extract.pipeline import extract
+from glscl.extract.pipeline import _bound_by, extract
 from glscl.extract.settings import ExtractSettings
 
 HERE = pytest.mark.usefixtures("decoded_here")

@@ -21,8 +21,9 @@ from glscl.train_head.distributed import gather_items
 from glscl.train_head.doubts import sampled_scores, score_doubts
 from glscl.train_head.encode_chunks import chunk_that_fits, encode_in_chunks
 from glscl.train_head.heads.base import Head
-from glscl.train_head.losses import contrastive_loss
+from glscl.train_head.losses import LOSSES, distillation_loss
 from glscl.train_head.optim import parameter_groups
+from glscl.train_head.teaching import Teacher
 
 _RESIDENT_SHARE = 0.6  # of a GPU's free memory that features may take
 
@@ -32,16 +33,22 @@ class ContrastiveStep(nn.Module):
 
     Args:
         head: what is trained.
+        loss: key of `LOSSES`; None is the head's own.
+        teacher: what is learnt from; None is nothing.
         chunk: texts and videos encoded at once, see `glscl.train_head.encode_chunks`; None is the whole batch.
 
     Attributes:
         compute: what `forward` calls, `loss` or a compiled version of it.
     """
 
-    def __init__(self, head: Head, *, chunk: int | None = None) -> None:
+    def __init__(
+        self, head: Head, *, loss: str | None = None, teacher: Teacher | None = None, chunk: int | None = None
+    ) -> None:
         super().__init__()
         self.head = head
         self.chunk = chunk
+        self.contrast = LOSSES[loss or head.loss]
+        self._teacher = [] if teacher is None else [teacher]  # in a list: no module of this one
         self.compute: Callable[..., Tensor] = self.loss
 
     def forward(self, text: TextFeatures, video: VideoFeatures, exclude: Tensor | None = None) -> Tensor:
@@ -52,11 +59,20 @@ class ContrastiveStep(nn.Module):
         """As `forward`, never compiled."""
         encoded_text = gather_items(encode_in_chunks(self.head.encode_text, text, self.chunk))
         encoded_video = gather_items(encode_in_chunks(self.head.encode_video, video, self.chunk))
-        similarity = self.head.score(encoded_text, encoded_video)  # (B, B)
-        loss = contrastive_loss(similarity * self.head.logit_scale.exp(), exclude=exclude)
+        contrasts = self.head.contrasts(encoded_text, encoded_video)
+        logits = [self._logits(each.similarity) for each in contrasts]  # (B, B) each
+        losses = [each.weight * self.contrast(found, exclude=exclude) for each, found in zip(contrasts, logits)]
+        loss = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+        for teacher in self._teacher:
+            whole = logits[0] if len(logits) == 1 else self._logits(self.head.score(encoded_text, encoded_video))
+            loss = loss + teacher.weight * distillation_loss(whole, teacher.logits(text, video), exclude=exclude)
         for auxiliary in self.head.auxiliary_losses(encoded_text, encoded_video).values():
             loss = loss + auxiliary
         return loss
+
+    def _logits(self, similarity: Tensor) -> Tensor:
+        scaled = similarity * self.head.logit_scale.exp()
+        return scaled if self.head.logit_bias is None else scaled + self.head.logit_bias
 
 
 class Learner:
@@ -65,6 +81,8 @@ class Learner:
     Args:
         head: where to start.
         table: what to train on.
+        loss: key of `LOSSES`; None is the head's own.
+        teacher: what is learnt from beside the pairs; None is nothing.
         compile: make compiled code of the step, with captions padded to the table's longest, so that shapes stay.
 
     Attributes:
@@ -73,9 +91,18 @@ class Learner:
         table: captions, videos and which belong together.
     """
 
-    def __init__(self, head: Head, table: FeatureTable, *, compile: bool = False) -> None:
+    def __init__(
+        self,
+        head: Head,
+        table: FeatureTable,
+        *,
+        loss: str | None = None,
+        teacher: Teacher | None = None,
+        compile: bool = False,
+    ) -> None:
         self.head, self.table = head, table
         self.module: nn.Module = head
+        self._loss, self._teacher = loss, teacher
         self._compile = compile
 
     def begin(self, device: torch.device) -> nn.Module:
@@ -85,7 +112,7 @@ class Learner:
         longest = 1 if self._lengths is None else max(1, int(self._lengths.max(initial=1)))
         self.table = resident(self.table, device)
         chunk = chunk_that_fits(self.head, words=longest, frames=self.table.frame_features.shape[1])
-        step = ContrastiveStep(self.head, chunk=chunk)
+        step = ContrastiveStep(self.head, loss=self._loss, teacher=self._teacher, chunk=chunk)
         if self._compile:
             step.compute = compiled(step.loss, device, processes=launch().world)
             if self._lengths is not None:

@@ -10,12 +10,13 @@ import contextlib
 import ctypes
 import dataclasses
 import functools
+import importlib
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -168,13 +169,13 @@ def torchcodec_pictures(index: VideoIndex, wanted: NDArray[np.int64], *, beat: B
             are right.
     """
     try:
-        from torchcodec.decoders import VideoDecoder
+        decoders: Any = importlib.import_module("torchcodec.decoders")
     except (ImportError, OSError, RuntimeError) as error:  # the last two where FFmpeg's libraries are not found
         raise Distrust(f"torchcodec is not installed ({describe_error(error)})") from error
     times, stamps = index.times, index.pts * float(index.time_base)
     try:
         beat()
-        reader = VideoDecoder(index.path, dimension_order="NHWC", num_ffmpeg_threads=1)
+        reader = decoders.VideoDecoder(index.path, dimension_order="NHWC", num_ffmpeg_threads=1)
         if len(reader) != len(times):
             raise Distrust(f"torchcodec counts {len(reader)} frames, the packets {len(times)}")
         length = max(1, CALL_BYTES // max(1, index.width * index.height * 3))

@@ -456,9 +456,9 @@ def test_of_copies_one_that_vanished_is_not_the_last_word(extractor, folder, tmp
     extractor.pool.meanwhile = lambda path: Path(path).unlink() if path.endswith("b.mp4") else None
     assert extractor(wanted, tmp_path / "cache").videos == 3
     extractor.pool.meanwhile = lambda path: None
-    assert extractor(wanted, tmp_path / "cache").videos == 4 and extractor.spent[0] == [b"bcdef"]
-    last = extractor(wanted, tmp_path / "cache")
-    assert (last.videos, last.changes["known_by_id"]) == (5, 1) and extractor.items == []
+    again = extractor(wanted, tmp_path / "cache")
+    assert (again.videos, again.changes["known_by_id"]) == (5, 1) and extractor.spent[0] == [b"bcdef"]
+    assert extractor(wanted, tmp_path / "cache").already_complete and extractor.items == []
 
 
 def test_a_file_that_cannot_be_hashed_is_told_with_the_reason(extractor, folder, tmp_path, monkeypatch):

@@ -298,6 +298,7 @@ class History:
         if victim.name == "store.json" or not data:
             return None
         data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
+        victim.unlink()  # a merge may have linked it: the other cache keeps its own
         victim.write_bytes(data)
         repair(cache)
         self.repaired.add(cache)

@@ -43,7 +43,8 @@ def choose_device(name: str, place: Launch) -> torch.device:
             )
         name = f"cuda:{place.local_rank if gpus > 1 else 0}"  # a batch system may show each process its own alone
     device = torch.device(name)
-    there = {"cuda": (device.index or 0) < gpus, "mps": torch.backends.mps.is_available(), "cpu": True}
+    number = int(name.partition(":")[2] or 0)  # torch keeps a byte of it
+    there = {"cuda": number < gpus, "mps": torch.backends.mps.is_available(), "cpu": True}
     if not there.get(device.type, False):
         lost = lost_gpu() if device.type == "cuda" and not gpus else None
         reason = f": {lost}" if lost else ""

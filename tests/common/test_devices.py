@@ -45,6 +45,14 @@ def test_each_process_takes_a_gpu_of_its_own(gpus, count, name, place, taken):
     assert choose_device(name, place) == torch.device(taken)
 
 
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_number_that_torch_would_wrap_is_no_gpu(gpus, count):
+    gpus(count)
+    for name in ("cuda:2", "cuda:256", "cuda:999"):
+        with pytest.raises(UsageError, match=f"'{name}', which this machine does not have"):
+            choose_device(name, Launch())
+
+
 def test_more_processes_than_gpus_are_refused(gpus):
     gpus(2)
     with pytest.raises(UsageError, match=r"^3 processes on this machine, which has 2 GPUs\. Start one process a GPU$"):

@@ -53,13 +53,16 @@ def test_every_file_that_can_be_decoded_gives_frames_and_every_other_its_reason(
         if done[i].frames:
             assert decodable != 0, name
             assert done[i].status in (Status.OK, Status.PARTIAL), name
-            assert done[i].decoder in ("decord", "pyav") and done[i].codec and done[i].frames_total > 0, name
+            assert done[i].decoder == "pyav" and done[i].codec and done[i].frames_total > 0, name
             if not rows[name]["error"] and not name.endswith("nasa_13013.mp4"):  # the table has its other stream
                 assert done[i].frames_total == decodable, name
         else:
             assert not decodable, name
             assert done[i].status is Status.DECODE_ERROR and done[i].reason, name
-        assert done[i].decoder != "pyav" or done[i].decoder_note, name
+    planned = [video for video in done.values() if video.frames and not video.decoder_note]
+    assert len(planned) > 90
+    fed, frames = (sum(getattr(video, what) for video in planned) for what in ("packets", "frames_total"))
+    assert 0 < fed < 0.75 * frames, "the plan leaves out what the wanted frames do not depend on"
 
 
 def late_by(path: Path, stamps: list[float | None]) -> float:

@@ -136,7 +136,7 @@ class ExtractSettings(WeightSettings):
     )
     precision: str = setting(
         "auto",
-        "Arithmetic of the backbone; auto is fp16 on a GPU, fp32 elsewhere. On processors with AMX bf16 is 3 times as fast.",
+        "Arithmetic of the backbone; auto is fp16 on a GPU, fp32 elsewhere.",
         group="Backbone",
         choices=("auto", "fp32", "fp16", "bf16"),
     )
@@ -260,7 +260,7 @@ class ImportSettings(ActivationSettings):
     )
     precision: str = setting(
         "auto",
-        "Arithmetic of the backbone; auto is fp16 on a GPU, fp32 elsewhere. On processors with AMX bf16 is 3 times as fast.",
+        "Arithmetic of the backbone; auto is fp16 on a GPU, fp32 elsewhere.",
         group="Captions",
         choices=("auto", "fp32", "fp16", "bf16"),
     )

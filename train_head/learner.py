@@ -6,6 +6,7 @@ B captions and as many videos a batch, L tokens, F frames, S steps an epoch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -35,28 +36,30 @@ class ContrastiveStep(nn.Module):
         chunk: texts and videos encoded at once, see `glscl.train_head.encode_chunks`; None is the whole batch.
 
     Attributes:
-        compute: what `forward` calls, `loss` or a compiled version of it.
+        compute: what `forward` calls, `losses` or a compiled version of it.
+        latest: the losses of the latest batch, without graph; the next one may overwrite them.
     """
 
     def __init__(self, head: Head, *, chunk: int | None = None) -> None:
         super().__init__()
         self.head = head
         self.chunk = chunk
-        self.compute: Callable[..., Tensor] = self.loss
+        self.compute: Callable[..., dict[str, Tensor]] = self.losses
+        self.latest: dict[str, Tensor] = {}
 
     def forward(self, text: TextFeatures, video: VideoFeatures, exclude: Tensor | None = None) -> Tensor:
         """Scalar loss of this process' share of a batch against the whole batch; `exclude` as in `contrastive_loss`."""
-        return self.compute(text, video, exclude)
+        losses = self.compute(text, video, exclude)
+        self.latest = {name: loss.detach() for name, loss in losses.items()}
+        return reduce(torch.add, losses.values())
 
-    def loss(self, text: TextFeatures, video: VideoFeatures, exclude: Tensor | None = None) -> Tensor:
-        """As `forward`, never compiled."""
+    def losses(self, text: TextFeatures, video: VideoFeatures, exclude: Tensor | None = None) -> dict[str, Tensor]:
+        """What `forward` is the sum of: "contrastive", and the head's auxiliary losses by name. Never compiled."""
         encoded_text = gather_items(encode_in_chunks(self.head.encode_text, text, self.chunk))
         encoded_video = gather_items(encode_in_chunks(self.head.encode_video, video, self.chunk))
         similarity = self.head.score(encoded_text, encoded_video)  # (B, B)
-        loss = contrastive_loss(similarity * self.head.logit_scale.exp(), exclude=exclude)
-        for auxiliary in self.head.auxiliary_losses(encoded_text, encoded_video).values():
-            loss = loss + auxiliary
-        return loss
+        contrastive = contrastive_loss(similarity * self.head.logit_scale.exp(), exclude=exclude)
+        return {"contrastive": contrastive, **self.head.auxiliary_losses(encoded_text, encoded_video)}
 
 
 class Learner:
@@ -71,11 +74,13 @@ class Learner:
         head: scores; its logit scale is clamped after every step.
         module: everything that is trained and taken up again; the head is part of it.
         table: captions, videos and which belong together.
+        step: gives the losses of a batch.
     """
 
     def __init__(self, head: Head, table: FeatureTable, *, compile: bool = False) -> None:
         self.head, self.table = head, table
         self.module: nn.Module = head
+        self.step = ContrastiveStep(head)
         self._compile = compile
 
     def begin(self, device: torch.device) -> nn.Module:
@@ -85,9 +90,9 @@ class Learner:
         longest = 1 if self._lengths is None else max(1, int(self._lengths.max(initial=1)))
         self.table = resident(self.table, device)
         chunk = chunk_that_fits(self.head, words=longest, frames=self.table.frame_features.shape[1])
-        step = ContrastiveStep(self.head, chunk=chunk)
+        step = self.step = ContrastiveStep(self.head, chunk=chunk)
         if self._compile:
-            step.compute = compiled(step.loss, device, processes=launch().world)
+            step.compute = compiled(step.losses, device, processes=launch().world)
             if self._lengths is not None:
                 self._lengths = np.full_like(self._lengths, longest)
         return step

@@ -7,13 +7,14 @@ PYTEST_OPTIONS ?=
 JOBS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo demo-finetune lint test test-all test-lowest test-latest dist docs clean
+.PHONY: help demo demo-finetune browser lint test test-all test-lowest test-latest dist docs clean
 
 help:
 	@echo "make demo    the whole pipeline on the built-in corpus, results in $(OUT)/"
 	@echo "make demo-finetune   the same, then the second pass: text tower and head together"
 	@echo "make test    every promise once, in JOBS=$(JOBS) processes (GLSCL_REAL_DATA=DIR adds tests on real files)"
 	@echo "make test-all   the same and the exhaustive tests: many crashes, many hostile files, real waiting for the disk"
+	@echo "make browser   install Chromium, in which the tests open the page of glscl serve; without it they skip that"
 	@echo "make lint    ruff, its formatting, and a type checker: no error in the product"
 	@echo "make test-lowest   the same with the lowest versions that pyproject.toml admits, in $(VENV)-lowest; test-latest: the newest"
 	@echo "make dist    wheel and source distribution in dist/, checked"
@@ -31,6 +32,10 @@ $(VENV)/.ready: pyproject.toml
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/glscl demo --out $(OUT)
+
+# what the page of `glscl serve` is tested with; needs the rights to install packages
+browser:
+	@command -v chromium > /dev/null || { apt-get update && apt-get install --yes --no-install-recommends chromium; }
 
 demo-finetune: $(VENV)/.ready
 	$(VENV)/bin/glscl demo --finetune --out $(OUT)

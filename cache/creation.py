@@ -52,7 +52,8 @@ class StoreSpec:
 
 
 def require_format(root: Path, format: str) -> None:
-    """Raise UsageError where the cache in `root` is of another format."""
+    """Raise UsageError where the cache in `root` is of another format, StorageError where a link stands in it."""
+    refuse_links(root, depth=DEPTH)
     there = open_library(root).header["format"]
     if there != format:
         raise UsageError(

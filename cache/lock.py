@@ -198,7 +198,7 @@ def _put(own: Path, data: bytes) -> None:
         try:
             return write_atomically(own, data)
         except StorageError as error:
-            if not left or not isinstance(error.__cause__, FileNotFoundError):
+            if not left or not isinstance(error.__cause__, FileNotFoundError | FileExistsError):
                 raise
 
 

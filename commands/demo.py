@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from glscl.commands.options import Run, command, command_line
+from glscl.commands.options import COMMANDS, Run, command, command_line
 from glscl.commands.printing import TrainingLines, print_rows
+from glscl.commands.wording import command_text
 from glscl.common.progress import duration
 from glscl.common.settings import home
 
@@ -57,5 +58,8 @@ def demo(
         if "tags" in result:
             tags = ", ".join(f":{tag} {found['R@1']:.1f}" for tag, found in result["tags"].items())
             run.say(f"text→video R@1 by kind of caption, {name}: {tags}")
-    run.say(f"\n{spent}\nwritten to {out}/results.json")
+    run.say(f"\n{spent}\nwritten to {out}/results.json and report.html")
+    run.say(
+        f"search it on a page: {command_text('serve', {'': out / 'cache', 'run': out / 'runs' / 'glscl'}, COMMANDS)}"
+    )
     run.result(results)

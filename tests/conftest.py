@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -27,6 +28,8 @@ from glscl.cache.schema import STREAMS, Annotations, Expected, Status, TextItem,
 from glscl.cache.store import Store, open_store
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+hypothesis.settings.register_profile("untimed", deadline=None)  # machines are shared
+hypothesis.settings.load_profile("untimed")
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 ):  # as in the background of a shell; commands under test would inherit it

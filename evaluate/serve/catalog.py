@@ -270,7 +270,7 @@ def open_catalog(
             problem = encoders[library.fingerprint].problem
             if problem is not None:
                 note(f"{path} can be searched by its own videos alone: {problem}")
-        wanted = [records[run]["list"] for run in runs]
+        wanted = [records[run].get("list") for run in runs]  # older runs do not say
         stores.sort(key=lambda store: (store.list_name not in wanted, -store.num_items["video"]))
         for store in stores:
             store.require_complete()

@@ -87,7 +87,7 @@ def test_want_of_memory_is_known_in_whatever_words(error, full):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ulimit -v")
 def test_a_command_under_a_limit_of_address_space_ends_in_one_line(small_cache, tmp_path):
-    cache = small_cache(videos=400, captions=20, dim=512).fill().path
+    cache = small_cache(videos=40, captions=15, dim=512).fill().path
     program = (
         "import resource, sys\n"
         "import torch, open_clip\n"

@@ -235,7 +235,7 @@ def test_the_first_videos_of_each_split_keep_their_captions_and_the_result_notes
     assert [v.id for v in few.videos] == ["clip0", "clip1", "clip6", "clip7"]
     assert [t.video for t in few.texts] == [v.id for v in few.videos for _ in range(2)]
     assert few.notes == ["`limit=2`: 4 of 8 videos were taken"]
-    assert run(few, tmp_path / "few", backbone).as_dict()["notes"] == few.notes
+    assert run(few, tmp_path / "few", backbone).as_dict()["notes"][:1] == few.notes
 
 
 @HERE

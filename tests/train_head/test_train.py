@@ -138,7 +138,7 @@ def test_masked_captions_of_one_video_do_not_count_as_negatives(planted):
 @pytest.mark.parametrize("captions", [1, 3])
 def test_one_video_has_no_other_to_be_told_from(planted, captions):
     table = planted(videos=1, captions=captions)
-    with pytest.raises(UsageError, match=f"batches of 1 out of {captions} captions of 1 videos"):
+    with pytest.raises(UsageError, match=f"batches of 1 out of {captions} captions? of 1 video:"):
         fit(new_head("glscl", table), table, TrainSettings(epochs=2))
 
 

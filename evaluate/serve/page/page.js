@@ -155,12 +155,13 @@ async function search({ push = false, remember = false } = {}) {
   showFilters();
   $("problem").hidden = true;
   if (!hasQuestion()) {
+    $("columns").removeAttribute("aria-busy");
     answers = [];
     render();
     return;
   }
   if (remember && question.q.trim() && !question.like && !sent) rememberQuery(question.q.trim());
-  const busy = setTimeout(() => $("columns").setAttribute("aria-busy", "true"), 150);
+  $("columns").setAttribute("aria-busy", "true");
   const began = performance.now();
   try {
     const found = await Promise.all(sources().map((source) => answerOf(source, control.signal)));
@@ -173,7 +174,6 @@ async function search({ push = false, remember = false } = {}) {
     render();
     showProblem(error.message);
   } finally {
-    clearTimeout(busy);
     if (control === asking) $("columns").removeAttribute("aria-busy");
   }
 }
@@ -396,6 +396,7 @@ async function play(hit, time, { start = true } = {}) {
     video.poster = thumbAt(hit, time);
     video.src = hit.links.video;
     if (!hit.there) note("The file is not where it was last seen.");
+    $("said").textContent = `${shown(hit.video)} from ${clock(time)}`;
   }
   seek(time, start);
 }
@@ -871,7 +872,7 @@ async function copy(button, text) {
     prompt("The link:", text);
     return;
   }
-  $("status").textContent = "The link was copied.";
+  $("said").textContent = "The link was copied.";
   setTimeout(() => { words.textContent = before; }, 1500);
 }
 

@@ -329,7 +329,7 @@ def test_hostile_ids_and_captions_are_text(page, served):
             page.click("#frame")
             until(page, f"document.querySelector('.hit')?.hit.video === {json.dumps(id)}")
             page.go_back()
-            until(page, "document.querySelectorAll('.hit').length > 30")
+            until(page, "!location.search.includes('like=') && !document.getElementById('columns').ariaBusy")
             page.keyboard.press("Escape")
     assert page.locator("main script, main [onerror], footer [onerror]").count() == 0
     assert page.title() == "a · glscl"

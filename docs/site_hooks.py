@@ -6,11 +6,14 @@ says how commands are checked, invisible on GitHub, becomes a line below them.
 
 from __future__ import annotations
 
+import ast
 import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import griffe
 
 LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
 WHOLE_PAGE = re.compile(r"^<!-- commands are parsed, not run: (.*?) -->$", re.M)
@@ -63,3 +66,18 @@ def _titles(nav: Any) -> Iterator[tuple[str, str]]:
                 yield place, title
             else:
                 yield from _titles(place)
+
+
+class SettingsSayWhatTheyAre(griffe.Extension):
+    """Fields of settings, `epochs: int = setting(5, "Passes over all captions.", …)`, with that default and that sentence."""
+
+    def on_attribute_instance(self, *, node: Any, attr: griffe.Attribute, agent: Any, **_: Any) -> None:
+        call = getattr(node, "value", None)
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "setting" and len(call.args) == 2:
+            default, sentence = call.args
+            if isinstance(sentence, ast.Constant):
+                attr.docstring = griffe.Docstring(sentence.value, parent=attr)
+            elif isinstance(sentence, ast.JoinedStr):
+                text = "".join(part.value if isinstance(part, ast.Constant) else "…" for part in sentence.values)
+                attr.docstring = griffe.Docstring(text, parent=attr)
+            attr.value = ast.unparse(default)

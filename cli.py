@@ -14,7 +14,7 @@ from glscl.commands.extraction import extract, import_features, merge
 from glscl.commands.judging import compare, eval, report
 from glscl.commands.options import main as run_command_line
 from glscl.commands.options import register
-from glscl.commands.searching import export, search
+from glscl.commands.searching import export, index, search
 from glscl.commands.serving import serve
 from glscl.commands.training import finetune, import_checkpoint, train_head
 
@@ -24,7 +24,7 @@ COMMAND_GROUPS = {  # heading → commands, as `glscl --help` and docs/cli.md li
     "Backbones": (backbones, fetch),
     "Heads": (train_head, finetune, import_checkpoint, adopt),
     "Judging": (eval, compare, report),
-    "Searching": (search, serve, export),
+    "Searching": (search, serve, index, export),
 }
 
 app = typer.Typer(

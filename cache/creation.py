@@ -18,7 +18,7 @@ from glscl.cache.schema import DEPTH, SCHEMA, STREAMS
 from glscl.cache.shard_arrays import FEATURE_DTYPES
 from glscl.common.errors import CacheFormatError, FingerprintError, Hint, UsageError
 
-_FOLDERS = ("additions", "shards", "commits", "lists", "backbone", "partial", "locks", "damaged")
+_FOLDERS = ("additions", "shards", "commits", "lists", "backbone", "partial", "locks", "damaged", "index")
 _OWN_NAMES = {*_FOLDERS, "store.json", "zarr.json", "files.jsonl"}
 
 

@@ -12,6 +12,7 @@ from glscl.commands.printing import print_cache, print_repair
 from glscl.commands.shared import CacheArgument
 from glscl.commands.wording import hint_text
 from glscl.common.errors import CacheCorruptError, Hint
+from glscl.common.tables import amount
 
 
 @command()
@@ -51,7 +52,9 @@ def inspect(
         shards = count_shards(library)
         with run.progress.task("verify", shards, "shards") as task:
             report["problems"] = verify_cache(library, progress=task.advance)
-        run.say(f"verified {shards} shards: {len(report['problems']) or 'no'} problems")
+        run.say(
+            f"verified {amount(shards, 'shard')}: {amount(len(report['problems']), 'problem') if report['problems'] else 'no problems'}"
+        )
         for line in report["problems"]:
             run.say(f"  {line}")
     if report.get("problems"):

@@ -76,9 +76,10 @@ def _reserved(name: str) -> Path:
 
 
 def newest_run() -> Path:
-    """The run that was written last. Raises NotFoundError where there is none."""
+    """The run that was written last, by itself or in a sweep. Raises NotFoundError where there is none."""
     folder = home() / "runs"
-    found = sorted(folder.glob("*/run.json"), key=lambda path: path.stat().st_mtime_ns)
+    found = [*folder.glob("*/run.json"), *folder.glob("*/*/run.json")]
+    found.sort(key=lambda path: path.stat().st_mtime_ns)
     if not found:
         raise NotFoundError(
             f"There is no run in {folder}",

@@ -12,6 +12,7 @@ from glscl.commands.printing import TrainingLines, print_rows
 from glscl.commands.wording import command_text
 from glscl.common.progress import duration
 from glscl.common.settings import home
+from glscl.common.tables import amount
 
 
 @command()
@@ -52,7 +53,9 @@ def demo(
     counts = results["zero_shot"]["counts"]
     spent = ", ".join(f"{stage} {duration(time)}" for stage, time in seconds.items())
     rest = " (fine-tuned in the last row)" if finetune else ""
-    run.say(f"\ntest split: {counts['videos']} videos, {counts['texts']} captions, frozen backbone{rest}\n")
+    run.say(
+        f"\ntest split: {amount(counts['videos'], 'video')}, {amount(counts['texts'], 'caption')}, frozen backbone{rest}\n"
+    )
     print_rows(run, demo_table(results))
     for name, result in results.items():
         if "tags" in result:

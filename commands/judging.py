@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +14,7 @@ from glscl.commands.options import OneOf, Run, command, command_line
 from glscl.commands.printing import print_result
 from glscl.commands.shared import (
     CacheOption,
+    JudgeOption,
     ListOption,
     MovedCacheOption,
     ResultsListOption,
@@ -26,6 +28,10 @@ from glscl.common.errors import NotFoundError, UsageError
 from glscl.common.progress import counted
 from glscl.common.settings import build, home
 from glscl.evaluate.settings import EvaluateSettings
+
+if TYPE_CHECKING:
+    from glscl.cache.store import Store
+    from glscl.evaluate.evaluated_run import EvaluatedRun
 
 
 @command(EvaluateSettings)
@@ -69,10 +75,8 @@ def eval(
     ] = None,
 ) -> None:
     """Report R@1, R@5, R@10, median and mean rank in both directions, from stored features alone."""
-    from glscl.cache.lists import valid_name
     from glscl.commands.default_paths import newest_run, result_file
     from glscl.evaluate.evaluation import check_zero_shot, checked, evaluate_run, write_result
-    from glscl.train_head.checkpoint import read_run
 
     folders, asked = run_folders or [], _without_training(asked)
     if zero_shot and folders:
@@ -109,8 +113,7 @@ def eval(
             judge = partial(evaluate_from_pixels, store, at, settings, videos=videos)
     with counted(run.progress, "score", "pairs") as pairs:
         evaluation = judge(device=device, command=command_line(), progress=pairs, note=run.note)
-    own = {read_run(each).get("list_hash") for each in folders} == {store.list_hash}
-    other = valid_name(store.list_name) if list and not own else None
+    other = _other_list(store, folders) if list else None
     path = out or result_file(store.path, at, settings.head, settings.split, other)
     write_result(path, evaluation)
     print_result(run, evaluation.result)
@@ -118,6 +121,37 @@ def eval(
     matrix = "" if file is None else f", the matrix to {file}, its ids to {file.with_suffix('.json')}"
     run.say(f"written to {path}{matrix}")
     run.result(evaluation.result)
+
+
+def _other_list(store: Store, folders: Sequence[Path]) -> str | None:
+    """Name of the list that is judged on, where it is not the runs' own."""
+    from glscl.cache.lists import valid_name
+    from glscl.train_head.checkpoint import read_run
+
+    own = {read_run(each).get("list_hash") for each in folders} == {store.list_hash}
+    return None if own else valid_name(store.list_name)
+
+
+def _read_judged(
+    run: Run, paths: Sequence[Path], split: str, list: str | None, cache: Path | None, *, judge: bool
+) -> Sequence[EvaluatedRun]:
+    """What evaluations have left of runs; with `judge`, those that were not evaluated are first."""
+    from glscl.commands.default_paths import result_file
+    from glscl.evaluate.evaluated_run import not_judged, read_evaluated_runs
+    from glscl.evaluate.evaluation import checked, evaluate_run, write_result
+
+    for folder in not_judged(paths, split=split, list=list) if judge else ():
+        settings = checked(build(EvaluateSettings, {"seed": run.seed, "split": split}))
+        store = open_cache(cache, folder, list)
+        with counted(run.progress, f"judge {folder}", "pairs") as pairs:
+            evaluation = evaluate_run(
+                store, folder, settings, device=run.device(), command=command_line(), progress=pairs, note=run.note
+            )
+        write_result(
+            result_file(store.path, folder, settings.head, split, _other_list(store, [folder]) if list else None),
+            evaluation,
+        )
+    return read_evaluated_runs(paths, split=split, list=list)
 
 
 def _without_training(asked: dict[str, Any]) -> dict[str, Any]:
@@ -152,6 +186,7 @@ def compare(
     split: ResultsOption = "test",
     list: ResultsListOption = None,
     cache: MovedCacheOption = None,
+    judge: JudgeOption = False,
     resamples: Annotated[
         int, typer.Option(help="Draws of the paired tests.", min=1, rich_help_panel="Statistics")
     ] = 2000,
@@ -159,9 +194,9 @@ def compare(
     """Runs side by side: one table with intervals, each run tested against the first, and the captions they differ on."""
     from glscl.common.tables import render
     from glscl.evaluate.compare.comparison import compare_runs
-    from glscl.evaluate.evaluated_run import open_cache_of, read_evaluated
+    from glscl.evaluate.evaluated_run import open_cache_of
 
-    found = [open_cache_of(read_evaluated(path, split=split, list=list), cache)[1] for path in runs]
+    found = [open_cache_of(judged, cache)[1] for judged in _read_judged(run, runs, split, list, cache, judge=judge)]
     comparison = compare_runs(found, published=published, top=top, resamples=resamples, seed=run.seed)
     run.say("\n".join(render(table, format) for table in comparison.tables()).rstrip())
     run.result(comparison.as_dict())
@@ -180,6 +215,7 @@ def report(
     split: ResultsOption = "test",
     list: ResultsListOption = None,
     cache: MovedCacheOption = None,
+    judge: JudgeOption = False,
     examples: Annotated[
         int, typer.Option(help="Best captions shown a run, and as many worst.", min=0, rich_help_panel="Examples")
     ] = 3,
@@ -195,7 +231,7 @@ def report(
     ] = None,
 ) -> None:
     """Write one self-contained HTML page: tables, curves, hubs, examples with their frames, failures, commands."""
-    from glscl.evaluate.evaluated_run import open_cache_of, read_evaluated
+    from glscl.evaluate.evaluated_run import open_cache_of
     from glscl.evaluate.report.examination import examine
     from glscl.evaluate.report.page import write_report
     from glscl.extract.decode.thumbnails import thumbnails_of
@@ -205,8 +241,8 @@ def report(
     for head in heads or []:
         let_import(head)
     found, thumbnails = [], None
-    for path in runs:
-        store, judged = open_cache_of(read_evaluated(path, split=split, list=list), cache)
+    for path, judged in zip(runs, _read_judged(run, runs, split, list, cache, judge=judge)):
+        store, judged = open_cache_of(judged, cache)
         if store is not None:
             with counted(run.progress, f"look at {path}", "pairs") as pairs:
                 judged = examine(judged, store, examples=examples, device=run.device(), progress=pairs)

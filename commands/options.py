@@ -68,6 +68,7 @@ class Run:
         self.launch = launch()
         self.speaks = self.launch.speaks  # of the processes of one launch the first prints
         self.progress = Progress(quiet=not self.speaks, note=self.note)
+        self._told = False  # that a GPU cannot be used
 
     @property
     def seed(self) -> int:
@@ -77,23 +78,14 @@ class Run:
         """The torch device that --device names; each process of a launch gets a GPU of its own.
 
         Raises:
-            UsageError: it is not there.
+            UsageError: it is not there, or several processes share one.
         """
-        import torch
+        from glscl.common.devices import choose_device, lost_gpu
 
-        name = self.common.device
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        if name == "cuda" and self.launch.world > 1 and torch.cuda.device_count():
-            name = f"cuda:{self.launch.local_rank % torch.cuda.device_count()}"
-        device = torch.device(parse_device(name))
-        there = {
-            "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
-            "mps": torch.backends.mps.is_available(),
-            "cpu": True,
-        }
-        if not there.get(device.type, False):
-            raise UsageError(f"`device` is {name!r}, which this machine does not have", hint="Use `device=auto`")
+        device = choose_device(self.common.device, self.launch)
+        if self.common.device == "auto" and device.type == "cpu" and not self._told and (lost := lost_gpu()):
+            self.note(f"this machine has a GPU that cannot be used ({lost}); all runs on the CPU")
+            self._told = True
         return device
 
     def say(self, text: str = "", *, link: tuple[str, str] | None = None) -> None:

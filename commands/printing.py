@@ -106,7 +106,9 @@ def print_cache(run: Run, report: dict[str, Any], again: dict[str, str]) -> None
         f"{backbone['name']}/{backbone['pretrained']}, "
         f"{report['embed_dim']}-d {report['dtype']}, fingerprint {report['fingerprint']}"
     )
-    run.say(f"{report['videos']:,} videos with {report['frames']:,} frames, {report['texts']:,} captions")
+    run.say(
+        f"{amount(report['videos'], 'video')} with {amount(report['frames'], 'frame')}, {amount(report['texts'], 'caption')}"
+    )
     _print_items(run, report)
     if report["stored_frames"]:
         frames = report["stored_frames"]
@@ -260,8 +262,8 @@ def print_result(run: Run, result: dict[str, Any]) -> None:
     counts = result["counts"]
     of_list = "" if result["list"] == result["dataset"] else f" of {result['list']}"
     run.say(
-        f"{_judged(result)} on {result['dataset']}/{result['split']}{of_list}: {counts['texts']:,} captions, "
-        f"{counts['videos']:,} videos, {'frozen' if result['frozen_backbone'] else 'fine-tuned'} "
+        f"{_judged(result)} on {result['dataset']}/{result['split']}{of_list}: {amount(counts['texts'], 'caption')}, "
+        f"{amount(counts['videos'], 'video')}, {'frozen' if result['frozen_backbone'] else 'fine-tuned'} "
         f"{result['backbone']}/{result['pretrained']}, {_selected(result)}"
     )
     for kind, key in (("videos", "expected_videos"), ("captions", "expected_texts")):
@@ -269,7 +271,7 @@ def print_result(run: Run, result: dict[str, Any]) -> None:
         if counts[key] is not None and have != counts[key]:
             run.say(f"note: {have:,} {kind} of {counts[key]:,} published: not comparable with published numbers")
     if counts["texts_without_video"]:
-        run.say(f"note: {counts['texts_without_video']:,} captions lost their video and are not queries")
+        run.say(f"note: {amount(counts['texts_without_video'], 'caption')} lost their video and are not queries")
     print_table(run, result_table(result))
     normalised = result.get("normalised", {})
     if any(found["transductive"] for found in normalised.values()):

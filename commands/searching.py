@@ -13,9 +13,10 @@ import typer
 
 from glscl.commands.options import OneOf, Run, command, command_line
 from glscl.commands.printing import lines_of, print_captions, print_hits
-from glscl.commands.shared import CacheOption, HeadOfRunOption, ListOption, let_import, open_cache
+from glscl.commands.shared import CacheOption, HeadOfRunOption, ListOption, let_import, open_cache, without_index
 from glscl.common.errors import Hint, NotFoundError, UsageError
 from glscl.common.settings import build
+from glscl.common.tables import amount
 from glscl.evaluate.search.settings import SearchSettings
 from glscl.evaluate.settings import ZERO_SHOT_HEADS
 from glscl.extract.datasets.video_files import split_extension
@@ -127,13 +128,13 @@ def search(
         "list": store.list_name,
         "split": settings.split,
     }
-    _say_what_is_searched(run, model, settings, run_folder, captions=video is not None)
+    about["exact"] = _say_what_is_searched(run, model, settings, run_folder, captions=video is not None)
 
     def answered(query: Query) -> Sequence[dict[str, Any]]:
         hits = model.answer(query, settings)
         print_hits(run, hits, settings.normalise)
         if m3u is not None:
-            run.say(f"{write_playlist(m3u, hits)} moments in {m3u}")
+            run.say(f"{amount(write_playlist(m3u, hits), 'moment')} in {m3u}")
         if play:
             _play(run, hits)
         return [hit.as_dict() for hit in hits]
@@ -220,17 +221,24 @@ def _likeness(model: Model, like: str, start: float | None, end: float | None) -
 
 def _say_what_is_searched(
     run: Run, model: Model, settings: SearchSettings, folder: Path | None, *, captions: bool
-) -> None:
+) -> bool:
+    """Whether every frame, or whatever else is searched, is looked at: True unless an approximate index is used."""
     from glscl.evaluate.search.answers import Where
 
+    exact = True
     if captions or settings.normalise or settings.max_frames:
         table = model.searching(settings.split, settings.normalise).table
-        count = f"{table.num_texts:,} captions" if captions else f"{table.num_videos:,} videos"
+        count = f"{amount(table.num_texts, 'caption')}" if captions else f"{amount(table.num_videos, 'video')}"
     else:
-        index = model.index(Where.of(settings))
-        count = f"{index.num_videos:,} videos with {index.num_frames:,} frames"
+        index = model.index(Where.of(settings), exact=settings.exact)
+        exact = index.is_exact
+        count = f"{amount(index.num_videos, 'video')} with {amount(index.num_frames, 'frame')}"
+        count += "" if exact else " in an approximate index"
+        if model.indexes.problem is not None:
+            run.note(without_index(model.indexes.problem))
     by = f"zero-shot {model.name}" if folder is None else f"{model.name} ({folder})"
     run.say(f"{count} of {model.cache.path}{f', split {settings.split}' if settings.split else ''}, by {by}")
+    return exact
 
 
 def _player_for(path: str, start: float) -> list[str] | None:
@@ -266,6 +274,60 @@ def _model(run: Run, store: Store, folder: Path | None, head: str) -> Model:
 
 
 @command()
+def index(
+    run: Run,
+    cache: Annotated[
+        Path | None, typer.Argument(help="Folder of the cache. Default: the only one there is.", metavar="CACHE")
+    ] = None,
+    recall: Annotated[
+        float,
+        typer.Option(
+            help="Share of the exact best ten videos that it shall find.", min=0, max=1, rich_help_panel="How"
+        ),
+    ] = 0.95,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights of the backbone, where the cache was made from a file.", metavar="FILE", rich_help_panel="How"
+        ),
+    ] = None,
+) -> None:
+    """Make an approximate index of all frames of a cache, for a million of them and more, or add what the cache gained.
+
+    A search and a server use it while it has all videos of the list. Needs faiss: pip install 'glscl[index]'.
+    """
+    from glscl.cache.library import open_library
+    from glscl.commands.default_paths import the_cache
+    from glscl.evaluate.search.approximate import faiss_module, items_with_frames, make_index
+
+    faiss_module()
+    library = open_library(cache or the_cache())
+    device = run.device()
+
+    def encode(sentences: Sequence[str]) -> Any:
+        from glscl.extract.backbone.encoder import backbone_of_cache
+
+        run.note("the cache has too few captions to choose with: built-in sentences are encoded")
+        backbone = backbone_of_cache(library.configuration, library.path, pretrained, device=device)
+        return backbone.encode_texts(sentences).text_features
+
+    frames = int(items_with_frames(library)[1].sum())
+    with run.progress.task("index", frames, "frames") as task:
+        about = make_index(library, recall=recall, encode=encode, added=task.advance)
+    run.say(
+        f"{about.frames:,} frames in {about.count:,} cells, {len(about.segments)} segment"
+        f"{'s' * (len(about.segments) > 1)}; a query looks into {about.probes:,}"
+    )
+    run.say(
+        f"recall@10 {about.recall:.3f} of the exact answer, on {about.queries}; {about.milliseconds:.2f} ms a query, "
+        f"every frame {about.exact_milliseconds:.2f} ms"
+    )
+    if about.recall < recall:
+        run.note(f"the recall is below {recall}: the index finds no more")
+    run.result({"cache": library.path, **about.as_dict()})
+
+
+@command()
 def export(
     run: Run,
     out: Annotated[Path, typer.Option(help="Folder to write to.", rich_help_panel="Output")],
@@ -280,20 +342,36 @@ def export(
     cache: CacheOption = None,
     list: ListOption = None,
     split: Annotated[
-        str, typer.Option(help="Split to make vectors of; all takes the whole list.", rich_help_panel="Data")
-    ] = "test",
+        str | None,
+        typer.Option(
+            help="Split to make vectors of; all takes the whole list. Default: test, of frames all.",
+            rich_help_panel="Data",
+        ),
+    ] = None,
     to: Annotated[
-        str, typer.Option(help="How vectors are written.", rich_help_panel="Output"), OneOf(("npy", "safetensors"))
+        str,
+        typer.Option(
+            help="How vectors are written. npy, safetensors: one a video and one a caption, of a head; faiss, parquet, "
+            "lance: one for every stored frame.",
+            rich_help_panel="Output",
+        ),
+        OneOf(("npy", "safetensors", "faiss", "parquet", "lance")),
     ] = "npy",
 ) -> None:
-    """Write one vector a video and one a caption for any index; their dot products are the similarities of the head."""
+    """Write vectors for any index: of videos and captions, whose dot products are the similarities of a head, or of frames."""
     from glscl.commands.default_paths import newest_run
-    from glscl.evaluate.exporting.vectors import check_indexable, export_vectors
+    from glscl.evaluate.exporting.vectors import FORMATS, check_indexable, export_vectors
     from glscl.evaluate.judged_lists import about_list
     from glscl.train_head.checkpoint import read_run
 
     if zero_shot and run_folder is not None:
         raise UsageError("--run and --zero-shot exclude each other")
+    if to not in FORMATS:
+        if run_folder is not None or head is not None:
+            raise UsageError(f"`to={to}` writes frames as they are stored, without a run or a head")
+        _export_frames(run, open_cache(cache, None, list), out, to, None if split == "all" else split)
+        return
+    split = split or "test"
     run.device()  # one that is not there is said first
     let_import(head)
     folder = None if zero_shot else run_folder or newest_run()
@@ -315,5 +393,24 @@ def export(
             "command": command_line(),
         },
     )
-    run.say(f"{out}: {done.videos:,} videos and {done.texts:,} captions, {done.dim}-d, in {', '.join(done.files)}")
+    run.say(
+        f"{out}: {amount(done.videos, 'video')} and {amount(done.texts, 'caption')}, {done.dim}-d, in {', '.join(done.files)}"
+    )
+    run.result(done.as_dict())
+
+
+def _export_frames(run: Run, store: Store, out: Path, to: str, split: str | None) -> None:
+    from glscl.evaluate.exporting.frames import export_frames
+    from glscl.evaluate.judged_lists import about_list
+
+    about = {
+        "cache": str(store.path),
+        "cache_fingerprint": store.fingerprint,
+        **about_list(store.list),
+        "split": split,
+        "command": command_line(),
+    }
+    with run.progress.task("export", store.count_frames(), "frames") as task:
+        done = export_frames(store, out, to=to, split=split, about=about, progress=task.advance)
+    run.say(f"{out}: {done.frames:,} frames of {done.videos:,} videos, {done.dim}-d, in {', '.join(done.files)}")
     run.result(done.as_dict())

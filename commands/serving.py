@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from glscl.commands.options import Run, Stopped, command
-from glscl.commands.shared import let_import
+from glscl.commands.shared import let_import, without_index
 from glscl.common.errors import UsageError
 from glscl.common.settings import build
+from glscl.common.tables import amount
 from glscl.evaluate.serve.settings import ServeSettings
 
 
@@ -82,12 +83,14 @@ def serve(
     )
     site = Site(catalog, settings, paths=not place.public, note=_aside(run))
     site.answers.warm()
+    if (problem := catalog.first.model().indexes.problem) is not None:
+        _aside(run)(without_index(problem))
 
     def ready() -> None:
         run.say(f"serving {place.url}")
         run.result({"url": place.url, "token": place.token})
         for each in catalog.collections:
-            run.say(f"  {each.cache}/{each.name}: {len(each.rows):,} videos, by {', '.join(each.heads)}")
+            run.say(f"  {each.cache}/{each.name}: {amount(len(each.rows), 'video')}, by {', '.join(each.heads)}")
         if place.public:
             _aside(run)(
                 f"warning: whoever has this address, token and all, and can reach {place.host} sees and plays these videos; "

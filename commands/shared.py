@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from glscl.commands.options import COMMANDS
+from glscl.commands.wording import hint_text
+from glscl.common.errors import GlsclError, Hint
 from glscl.extract.datasets import DATASETS
 
 if TYPE_CHECKING:
@@ -68,6 +71,9 @@ ResultsListOption = Annotated[
         rich_help_panel="Data",
     ),
 ]
+JudgeOption = Annotated[
+    bool, typer.Option("--judge", help="Judge first what was not judged so.", rich_help_panel="Data")
+]
 MovedCacheOption = Annotated[
     Path | None, typer.Option(help="Where the cache is now. Default: where it was.", rich_help_panel="Data")
 ]
@@ -96,6 +102,12 @@ def open_cache(given: Path | None, run_folder: Path | None = None, list: str | N
     record = read_run(run_folder)
     where = given or (None if Path(record["cache"]).exists() else the_cache())
     return open_recorded(record, where, list)
+
+
+def without_index(problem: GlsclError) -> str:
+    """What to say where a cache has an approximate index that is not used."""
+    hint = hint_text(problem.hint, COMMANDS) if isinstance(problem.hint, Hint) else problem.hint or ""
+    return f"every frame is looked at: {problem.message}{hint and f'. {hint}'}"
 
 
 def share_of(kind: type, asked: dict[str, Any]) -> dict[str, Any]:

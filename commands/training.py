@@ -19,6 +19,7 @@ from glscl.commands.wording import hint_text
 from glscl.common.errors import NotFoundError, StorageError, UsageError
 from glscl.common.progress import duration
 from glscl.common.settings import setting
+from glscl.common.tables import amount
 from glscl.train_head.finetuning.settings import FinetuneSettings
 from glscl.train_head.settings import TrainSettings
 
@@ -150,7 +151,7 @@ def train_head(
 
 def _say_trained(run: Run, done: TrainResult) -> None:
     best = f"; best epoch {done.best['epoch']} by {done.selection}" if done.best else ""
-    run.say(f"{done.run}: {len(done.history)} epochs in {duration(done.seconds)}{best}")
+    run.say(f"{done.run}: {amount(len(done.history), 'epoch')} in {duration(done.seconds)}{best}")
     for doubt in done.doubts:
         run.say(f"warning: {doubt}")
 
@@ -203,7 +204,7 @@ def _sweep(
     for point in points:
         check_trainable(store, point.settings.head)
     with run_folder(out, f"sweep-{points[0].settings.head}") as out:
-        run.say(f"{len(points)} trainings on {_named(store)} → {out}")
+        run.say(f"{amount(len(points), 'training')} on {_named(store)} → {out}")
         with _resumable(out, sweep=True):
             rows = train_sweep(
                 store,

@@ -5,6 +5,7 @@ In reading order:
     settings        settings of a stage: defaults, bounds, layers from recipe, file and options
     outside         code from outside the package: module:attribute and entry points
     launch          which process of a launch this is; the only reader of RANK and its like
+    devices         which device a process takes, and full float32 on it
     signals         Ctrl-C and its like wait until a step is done
     memory          what can be had of it, and an error where it does not suffice
     progress        tasks with rate and remaining time

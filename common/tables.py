@@ -13,7 +13,7 @@ from glscl.common.errors import UsageError
 INTERVAL_LABEL = "  95 %"
 INDENT = "  "
 _BIDIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-WIDEST = 76  # characters of a cell in a terminal; the other styles give all
+WIDEST = 76  # columns of a cell in a terminal; the other styles give all
 
 
 class Measured(NamedTuple):
@@ -185,20 +185,39 @@ def _lines(row: TableRow, *, indent: str = "") -> list[list[str]]:
     return lines
 
 
+def _width(text: str) -> int:
+    """Cells that a terminal shows a text in: CJK and emoji take two each, combining marks none."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _clipped(text: str) -> str:
+    if _width(text) <= WIDEST:
+        return text
+    from rich.cells import set_cell_size
+
+    return set_cell_size(text, WIDEST - 1).rstrip() + "…"
+
+
 def _terminal(table: Table) -> str:
     columns = [one_line(name) for name in table.columns]
     sections = {
         name: [cells for row in rows for cells in _lines(row, indent=INDENT)] for name, rows in table.sections.items()
     }
     if table.title:
-        clip = lambda text: text if len(text) <= WIDEST else text[: WIDEST - 1] + "…"  # noqa: E731
-        sections = {name: [[*map(clip, cells)] for cells in lines] for name, lines in sections.items()}
+        sections = {name: [[*map(_clipped, cells)] for cells in lines] for name, lines in sections.items()}
     lines = [columns, *(cells for section in sections.values() for cells in section)]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    pads = [str.ljust if left else str.rjust for left in table.aligned_left]
+    widths = [max(map(_width, column)) for column in zip(*lines)]
 
-    def line(cells: Iterable[str]) -> str:
-        return "  ".join(pad(cell, width) for pad, cell, width in zip(pads, cells, widths)).rstrip()
+    def line(cells: Sequence[str]) -> str:
+        blanks = [" " * (width - _width(cell)) for cell, width in zip(cells, widths)]
+        padded = [
+            cell + blank if left else blank + cell for cell, blank, left in zip(cells, blanks, table.aligned_left)
+        ]
+        return "  ".join(padded).rstrip()
 
     rule = ["─" * (sum(widths) + 2 * (len(widths) - 1))] if table.title else []
     out = [*([one_line(table.title)] if table.title else []), *rule, line(columns), *rule]

@@ -75,9 +75,7 @@ class SettingsSayWhatTheyAre(griffe.Extension):
         call = getattr(node, "value", None)
         if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "setting" and len(call.args) == 2:
             default, sentence = call.args
-            if isinstance(sentence, ast.Constant):
-                attr.docstring = griffe.Docstring(sentence.value, parent=attr)
-            elif isinstance(sentence, ast.JoinedStr):
-                text = "".join(part.value if isinstance(part, ast.Constant) else "…" for part in sentence.values)
-                attr.docstring = griffe.Docstring(text, parent=attr)
+            parts = sentence.values if isinstance(sentence, ast.JoinedStr) else [sentence]
+            text = "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts)
+            attr.docstring = griffe.Docstring(text, parent=attr)
             attr.value = ast.unparse(default)

@@ -100,6 +100,22 @@ class EvaluatedRun:
         return self.video_of_text if direction == TEXT_TO_VIDEO else None
 
 
+def not_judged(paths: Sequence[Path], *, split: str = "test", list: str | None = None) -> Sequence[Path]:
+    """Those of some folders that hold no result of a split and a list. Raises NotFoundError for a path that is not there."""
+    return [path for path in dict.fromkeys(paths) if _result_path(path, split, list) is None]
+
+
+def read_evaluated_runs(paths: Sequence[Path], *, split: str = "test", list: str | None = None) -> list[EvaluatedRun]:
+    """As `read_evaluated`, of several paths; what was not judged is named in one error."""
+    lacking = not_judged(paths, split=split, list=list)
+    if len(lacking) > 1:
+        raise NotFoundError(
+            f"{len(lacking)} of {len(paths)} were not judged on {_what(split, list)}: {', '.join(map(str, lacking))}",
+            hint="Judge them now with `judge`",
+        )
+    return [read_evaluated(path, split=split, list=list) for path in paths]
+
+
 def read_evaluated(path: Path, *, split: str = "test", list: str | None = None) -> EvaluatedRun:
     """What an evaluation has left of a run.
 
@@ -113,6 +129,12 @@ def read_evaluated(path: Path, *, split: str = "test", list: str | None = None) 
         InputError: the result file is not one. What lacks beside it (ranks, history) becomes a note instead.
     """
     file = _result_path(path, split, list)
+    if file is None:
+        asked = {"run": path, "split": split if split != "test" else None, "list": list}
+        raise NotFoundError(
+            f"{path} has no {result_name(split, list)}: it was not judged on {_what(split, list)}",
+            hint=Hint("Do", "eval", {name: value for name, value in asked.items() if value}),
+        )
     result = _read_result(file)
     made = _with_ranks(EvaluatedRun(result=result), file.with_suffix(".ranks.npz"))
     recorded = result.get("run")
@@ -196,7 +218,8 @@ def with_distinct_names(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
     return [replace(run, name=marked(name, run.result)) for run, name in zip(runs, final)]
 
 
-def _result_path(path: Path, split: str, list: str | None) -> Path:
+def _result_path(path: Path, split: str, list: str | None) -> Path | None:
+    """The result file of a path; None where it was not judged so."""
     if path.is_file():
         return path
     if not path.exists():
@@ -206,12 +229,11 @@ def _result_path(path: Path, split: str, list: str | None) -> Path:
         return other
     if list is not None and own.is_file() and _read_result(own).get("list") == list:
         return own
-    asked = {"split": split if split != "test" else None, "list": list}
-    what = f"the split {split}" + (f" of the list {list}" if list else "")
-    raise NotFoundError(
-        f"{path} has no {other.name}: it was not judged on {what}",
-        hint=Hint("Do", "eval", {"run": path, **{name: value for name, value in asked.items() if value}}),
-    )
+    return None
+
+
+def _what(split: str, list: str | None) -> str:
+    return f"the split {split}" + (f" of the list {list}" if list else "")
 
 
 def _read_result(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from glscl.common.errors import UsageError
-from glscl.common.tables import Cell, Measured, Table, TableRow, p_value
+from glscl.common.tables import Cell, Measured, Table, TableRow, amount, p_value
 from glscl.evaluate.judged_lists import by_judged_data, list_notes
 from glscl.evaluate.metrics import METRICS, main_metrics, metric_cells
 from glscl.evaluate.paired import Paired
@@ -125,7 +125,7 @@ def coverage_notes(results: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str
             note = f"judged on {' and '.join(short)}, so not comparable with published numbers"
             found.setdefault(note, []).append(name)
         if counts.get("texts_without_video"):
-            note = f"{counts['texts_without_video']:,} captions lost their video and are no queries"
+            note = f"{amount(counts['texts_without_video'], 'caption')} lost their video and are no queries"
             found.setdefault(note, []).append(name)
     total = len(results)
     return [f"{'All' if len(names) == total > 1 else ', '.join(names)}: {note}." for note, names in found.items()]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
+from glscl.common.devices import full_float32
 from glscl.common.errors import UsageError
 from glscl.evaluate.ranks import RANKINGS, Span, pair, ranks_of_tiles, require_finite, spans
 
@@ -339,7 +340,7 @@ def scoring(
     training = [module for module in head.modules() if module.training]
     try:
         head.eval().to(device)
-        with torch.no_grad(), torch.autocast(device.type, enabled=False), _without_tf32(device):
+        with torch.no_grad(), torch.autocast(device.type, enabled=False), full_float32(device):
             yield Scorer(
                 head,
                 table,
@@ -353,22 +354,6 @@ def scoring(
         head.to(home)
         for module in training:
             module.training = True
-
-
-@contextmanager
-def _without_tf32(device: torch.device) -> Iterator[None]:
-    """Full float32 products on a GPU, where TF32 would keep three digits of a score; as before afterwards."""
-    if device.type != "cuda":
-        yield
-        return
-    products, recurrent = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = recurrent
 
 
 def _map(function: Callable[[Tensor], Tensor], side: Any) -> Any:

@@ -143,6 +143,7 @@ class _Video:
                 "decoder": done.decoder,
                 "note": done.decoder_note,
                 "codec": done.codec,
+                "packets": done.packets,
                 "seconds": round(done.seconds, 3),
             },
         )

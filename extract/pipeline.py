@@ -27,6 +27,7 @@ from glscl.cache.store import Store
 from glscl.common.errors import DecodeError, GlsclError, Hint, InputError, NotFoundError, StorageError
 from glscl.common.progress import Progress
 from glscl.common.settings import as_dict, build, check, differences
+from glscl.common.tables import amount
 from glscl.extract.backbone.encoder import Backbone, load_backbone
 from glscl.extract.backbone.weight_settings import CONFIG_FILES
 from glscl.extract.batching import Stopwatch
@@ -222,7 +223,7 @@ class _Extraction:
         without = [id for id, there in zip(made.video_ids, has_key(made.video_key)) if not there]
         if len(without) == len(made.video_ids) == len(made.unreadable):
             raise StorageError(
-                f"None of the {len(without)} videos can be read; {without[0]!r}: {made.unreadable[without[0]]}"
+                f"None of the {amount(len(without), 'video')} can be read; {without[0]!r}: {made.unreadable[without[0]]}"
             )
         _require_found(made.dataset, without, among=len(made.video_ids), strict=s.strict)
         if s.strict:
@@ -428,7 +429,7 @@ def counted(store: Store) -> dict[str, Any]:
     if store.complete and not usable.any():
         first = failed[0] if failed else {"id": "", "reason": "nothing"}
         raise DecodeError(
-            f"None of the {len(usable)} videos gave frames; the first, {first['id']!r}: {first['reason']}",
+            f"None of the {amount(len(usable), 'video')} gave frames; the first, {first['id']!r}: {first['reason']}",
             hint=Hint("See all reasons", "inspect", {"": store.path}),
         )
     owners = store.list.text_video
@@ -460,7 +461,7 @@ def _require_found(dataset: str, missing: list[str], *, among: int, strict: bool
     """Raise NotFoundError where no video was found, or with `strict` not every one."""
     if len(missing) == among:
         raise NotFoundError(
-            f"None of the {among} videos of {dataset} was found, for example {missing[0]!r}",
+            f"None of the {amount(among, 'video')} of {dataset} was found, for example {missing[0]!r}",
             hint="Name the folder that holds them with `videos` (`dry_run` shows what is looked for)",
         )
     if strict and missing:

@@ -214,7 +214,7 @@ class ExtractSettings(WeightSettings):
     batch_texts: int = setting(256, "Captions encoded at once.", group="Speed", min=1, affects_result=False)
     decoder: str = setting(
         "auto",
-        "auto: decord, and PyAV where decord refuses or cannot be trusted.",
+        "auto: PyAV, of whose packets only those are decoded that the frames depend on. The frames are the same.",
         group="Decoding",
         choices=("auto", "decord", "pyav"),
     )

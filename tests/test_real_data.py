@@ -219,5 +219,6 @@ def test_every_real_and_every_made_file_is_extracted_or_has_its_reason(glscl, re
     ]
     groups = [id.split("/")[0] for id in store.ids("video")]
     counts = Counter((g, record["decoder"], Status(int(s)).name) for g, record, s in zip(groups, ledger, status))
-    assert len(ledger) == 178 and all(record.get("note") for record in ledger if record["decoder"] == "pyav")
-    assert counts["videos", "decord", "OK"] > 70 and counts["videos", "pyav", "OK"] > 40, counts
+    assert len(ledger) == 178 and counts["videos", "pyav", "OK"] > 110, counts
+    assert all(record["packets"] > 0 for record in ledger if record["decoder"] == "pyav" and record["codec"])
+    assert sum(bool(record.get("note")) for record in ledger) < 40, "of few files everything must be decoded"

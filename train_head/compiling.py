@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,5 +58,11 @@ def missing_compiler(device: torch.device) -> str | None:
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 
-        return None if has_triton() else "Triton is not installed, or does not know this GPU"
+        if not has_triton():
+            return "Triton is not installed, or does not know this GPU"
+        if not any(map(shutil.which, [os.environ.get("CC") or "cc", "gcc", "clang"])):
+            return "there is no C compiler here (gcc or clang), with which Triton builds what starts its kernels"
+        if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+            return "Python.h is not here (Debian's python3-dev), with which Triton builds what starts its kernels"
+        return None
     return f"it runs on a CPU or a CUDA device, found {device.type}"

@@ -9,6 +9,7 @@ what a step does to the weights does not depend on how many processes share it.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import TypeVar
@@ -18,8 +19,10 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor
+from torch.distributed.distributed_c10d import Store
 from torch.distributed.nn.functional import all_gather
 
+from glscl.common.errors import UsageError
 from glscl.common.launch import launch
 from glscl.train_head.settings import precision_on
 
@@ -34,6 +37,9 @@ def make_accelerator(device: torch.device | str, precision: str) -> Accelerator:
     Args:
         device: where to run; under `accelerate launch` only its kind counts, each process has its own.
         precision: "fp32", "bf16", "fp16" or "auto".
+
+    Raises:
+        UsageError: two processes share a GPU.
     """
     device = torch.device(device)
     precision = precision_on(device.type, precision)
@@ -44,7 +50,7 @@ def make_accelerator(device: torch.device | str, precision: str) -> Accelerator:
             GradientState._reset_state()
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         cpu=device.type == "cpu",
         kwargs_handlers=[
@@ -52,6 +58,36 @@ def make_accelerator(device: torch.device | str, precision: str) -> Accelerator:
             InitProcessGroupKwargs(timeout=_PATIENCE),
         ],
     )
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        gpu = torch.cuda.get_device_properties(accelerator.device)
+        own = f"{gpu.name} {getattr(gpu, 'uuid', accelerator.device.index)} of {socket.gethostname()}"
+        store = dist.distributed_c10d._get_default_store()
+        refuse_shared_gpus(store, accelerator.process_index, accelerator.num_processes, own)
+    return accelerator
+
+
+def wait_for_all() -> None:
+    """Until every process has come here. On a GPU by the one that a process uses, whatever its number."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier(device_ids=[torch.cuda.current_device()] if dist.get_backend() == "nccl" else None)
+
+
+def refuse_shared_gpus(store: Store, rank: int, world: int, own: str) -> None:
+    """Let each process see which GPU the others use; collective.
+
+    Args:
+        store: that all of them reach.
+        own: machine and identity of this process's GPU.
+
+    Raises:
+        UsageError: two use the same, where NCCL would stop with an error of its own.
+    """
+    store.set(f"gpu of {rank}", own)
+    sharing = [other for other in range(world) if store.get(f"gpu of {other}").decode() == own]
+    if len(sharing) > 1:
+        raise UsageError(
+            f"processes {', '.join(map(str, sharing))} share one GPU ({own})", hint="Start one process a GPU"
+        )
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:

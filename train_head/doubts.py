@@ -14,6 +14,7 @@ from torch import Tensor
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
+from glscl.common.tables import amount
 from glscl.train_head.heads.base import Head
 
 ALIKE = 1e-3  # of the largest score: how far apart all of them lie at most for them to say nothing
@@ -78,13 +79,13 @@ def score_doubts(found: ScoreSummary, hub: str) -> list[str]:
         return []
     if found.high - found.low <= ALIKE * max(abs(found.low), abs(found.high)):
         return [
-            f"the head scores all alike: the scores of {found.queries:,} captions with {found.gallery:,} videos lie between "
+            f"the head scores all alike: the scores of {amount(found.queries, 'caption')} with {amount(found.gallery, 'video')} lie between "
             f"{found.low:.6g} and {found.high:.6g}"
         ]
     share = found.hits / found.queries
     if found.hits >= FEW and share > max(HUB, min(0.9, 10 / found.gallery)):
         return [
-            f"one video is a hub: {found.hits:,} of {found.queries:,} captions ({100 * share:.0f} %) find {hub} first among "
+            f"one video is a hub: {found.hits:,} of {amount(found.queries, 'caption')} ({100 * share:.0f} %) find {hub} first among "
             f"{found.gallery:,}"
         ]
     return []

@@ -41,8 +41,8 @@ def encode_in_chunks(encode: Callable[[Any], Any], features: Any, chunk: int | N
 def chunk_that_fits(head: Head, *, words: int, frames: int) -> int:
     """Pairs whose encoders may be kept whole for the backward pass, from what autograd keeps of a few made-up ones.
 
-    It follows from the head, the sizes and the kind of device alone, not from free memory: the same training takes the
-    same chunks, and with them the same random numbers, on every run.
+    It follows from the head, the sizes and the memory that a device has, not from what of it is free: the same training
+    takes the same chunks, and with them the same random numbers, on every run.
 
     Args:
         head: where it will train, in training mode.
@@ -50,7 +50,7 @@ def chunk_that_fits(head: Head, *, words: int, frames: int) -> int:
         frames: longest video.
     """
     device, dim = head.logit_scale.device, head.embed_dim
-    budget = 8 << 30 if device.type == "cuda" else 4 << 30
+    budget = torch.cuda.get_device_properties(device).total_memory // 4 if device.type == "cuda" else 4 << 30
 
     def kept(items: int) -> int:
         real = torch.ones(items, max(words, frames), dtype=torch.bool, device=device)

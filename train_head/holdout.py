@@ -9,6 +9,7 @@ import torch
 
 from glscl.cache.table import FeatureTable
 from glscl.common.errors import UsageError
+from glscl.common.tables import amount
 
 FEWEST_VIDEOS = 20  # with fewer, a tenth says nothing
 _SHARE, _MOST = 0.1, 1000
@@ -44,7 +45,7 @@ def hold_out(table: FeatureTable, *, size: float | None, seed: int) -> Holdout:
             return Holdout(
                 table,
                 None,
-                f"{count} training videos with captions are too few to hold some out (fewer than {FEWEST_VIDEOS}): "
+                f"{amount(count, 'training video')} with captions: too few to hold some out (fewer than {FEWEST_VIDEOS}), so "
                 "all are trained on, and the last epoch is kept as best",
             )
         held = min(round(count * _SHARE), _MOST)
@@ -61,7 +62,7 @@ def hold_out(table: FeatureTable, *, size: float | None, seed: int) -> Holdout:
     return Holdout(
         train,
         validation,
-        f"validation: {validation.num_videos} videos with {validation.num_texts} captions held out of {count} "
+        f"validation: {amount(validation.num_videos, 'video')} with {amount(validation.num_texts, 'caption')} held out of {count} "
         "training videos",
     )
 

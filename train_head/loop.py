@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,13 @@ from accelerate.utils import broadcast, reduce
 
 from glscl.cache.sampler import CaptionSampler
 from glscl.cache.table import FeatureTable
+from glscl.common.devices import full_float32
 from glscl.common.errors import GlsclError, OutOfMemoryError, first_line
 from glscl.common.memory import is_full
 from glscl.common.signals import Deferred, interrupts_deferred
+from glscl.common.tables import amount
 from glscl.train_head.determinism import deterministic, step_seed
-from glscl.train_head.distributed import make_accelerator
+from glscl.train_head.distributed import make_accelerator, wait_for_all
 from glscl.train_head.divergence import check_losses, check_weights
 from glscl.train_head.doubts import loss_doubt
 from glscl.train_head.heads.base import Head
@@ -109,8 +112,8 @@ def fit_learner(
     )
     if sampler.batch_size < settings.batch_size:
         reporter.note(
-            f"batches have {sampler.batch_size} captions, not {settings.batch_size}: there are {table.num_texts} captions "
-            f"of {len(np.unique(video_of_text))} videos"
+            f"batches have {amount(sampler.batch_size, 'caption')}, not {settings.batch_size}: there are {amount(table.num_texts, 'caption')} "
+            f"of {amount(len(np.unique(video_of_text)), 'video')}"
         )
     optimizer = build_optimizer(
         learner.groups(settings.weight_decay), lr=settings.lr, betas=settings.betas, eps=settings.eps
@@ -198,7 +201,7 @@ class _Training:
 
     def _epochs(self) -> None:
         state, ended = self.state, False
-        with interrupts_deferred() as self._interrupted, deterministic(self.device):
+        with interrupts_deferred() as self._interrupted, deterministic(self.device), self._arithmetic():
             try:
                 while state.epoch < state.epochs and not ended:
                     self._epoch()
@@ -212,6 +215,9 @@ class _Training:
             except Exception as error:
                 self._beat("failed", reason=error.message if isinstance(error, GlsclError) else first_line(error))
                 raise
+
+    def _arithmetic(self) -> AbstractContextManager[None]:
+        return full_float32(self.device) if self.accelerator.mixed_precision == "no" else nullcontext()
 
     def _beat(self, state: str, *, loss: float | None = None, reason: str | None = None) -> None:
         self._heartbeat.beat(state, epoch=self.state.epoch, step=self.state.step, loss=loss, reason=reason)
@@ -320,7 +326,7 @@ class _Training:
         due = (state.epoch + 1) % self.settings.eval_every == 0 or state.epoch + 1 == state.epochs
         if self.validate and due and self.accelerator.is_main_process:
             self._try_to_validate(self.validate, row)
-        self.accelerator.wait_for_everyone()
+        wait_for_all()
         better = self.validate is None or ("validation" in row and _is_better(row, state.best))
         if state.epoch + 1 == state.epochs and self.validate and state.best is None and not better:
             self.reporter.note("no validation succeeded, so the last epoch is kept as the best")

@@ -246,7 +246,7 @@ def precision_on(device_type: str, asked: str = "auto") -> str:
         return "fp32"
     import torch
 
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def tracker_names(text: str) -> list[str]:

@@ -20,6 +20,7 @@ from glscl.cache.table import FeatureTable, require_tokens
 from glscl.common.errors import FingerprintError, Hint, InputError, UsageError
 from glscl.common.launch import launch
 from glscl.common.settings import as_dict, differences
+from glscl.common.tables import amount
 from glscl.common.versions import versions
 from glscl.train_head.checkpoint import read_run, run_id
 from glscl.train_head.heads import build_head, head_class, head_options
@@ -202,7 +203,8 @@ def begun_as(out: Path, earlier: Mapping[str, Any] | None, record: Mapping[str, 
         then, now = ({} if run is None else run.get(part) or {} for run in (earlier, record))
         if earlier is not None and part in earlier and dict(then) != now:
             was, found = (
-                f"{size.get('videos', 0)} videos with {size.get('texts', 0)} captions" for size in (then, now)
+                f"{amount(size.get('videos', 0), 'video')} with {amount(size.get('texts', 0), 'caption')}"
+                for size in (then, now)
             )
             raise UsageError(
                 f"{out} was begun with {was} for {part}; {record['cache']} gives {found} now, as other items of the list "
@@ -310,7 +312,9 @@ def choose_data(splits: LoadedSplits, settings: TrainSettings, can_validate: boo
     if settings.validation is None and "val" in splits.store.splits:
         validation = splits.load("val", settings)
         if validation.num_texts:
-            reporter.note(f"validation: split val, {validation.num_videos} videos with {validation.num_texts} captions")
+            reporter.note(
+                f"validation: split val, {amount(validation.num_videos, 'video')} with {amount(validation.num_texts, 'caption')}"
+            )
             return TrainingData(table, validation, "validation")
     held = hold_out(table, size=settings.validation, seed=settings.seed)
     if held.validation is None and settings.select == "validation":

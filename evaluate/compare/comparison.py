@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from glscl.common.tables import Table, TableRow
+from glscl.common.tables import Table, TableRow, amount
 from glscl.evaluate.evaluated_run import EvaluatedRun
 from glscl.evaluate.judged_lists import by_judged_data, list_notes
 from glscl.evaluate.metrics import main_metrics
@@ -115,7 +115,7 @@ def _moved_table(first: str, other: Against) -> Table:
         for moved in captions
     ]
     notes = (
-        f"Text to video: {other.improved:,} captions rank higher in {other.name}, {other.worsened:,} lower, "
+        f"Text to video: {amount(other.improved, 'caption')} rank higher in {other.name}, {other.worsened:,} lower, "
         f"{other.unchanged:,} the same.",
     )
     title = f"Captions that {other.name} ranks otherwise than {first}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from glscl.cache.schema import VideoItem
-from glscl.common.tables import minus
+from glscl.common.tables import amount, minus
 from glscl.evaluate.evaluated_run import EvaluatedRun
 from glscl.evaluate.report.attention import COSINE
 from glscl.evaluate.report.examination import Examination, Example, examination_of
@@ -54,7 +54,12 @@ class Pictures:
             return [("Examples", f"Without the videos there are no pictures of frames. {give}")]
         if self._lost:
             some = ", ".join(sorted(self._lost)[:3])
-            return [("Examples", f"{len(self._lost)} videos gave no pictures of frames, for example {some}. {give}")]
+            return [
+                (
+                    "Examples",
+                    f"{amount(len(self._lost), 'video')} gave no pictures of frames, for example {some}. {give}",
+                )
+            ]
         return []
 
 

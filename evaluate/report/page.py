@@ -17,7 +17,7 @@ import jinja2
 from glscl.cache.files import write_atomically
 from glscl.cache.lock import hold_file, hold_folder
 from glscl.common.errors import InputError
-from glscl.common.tables import Difference, Measured, Table, TableRow, cell_text, minus, number, p_value, signed
+from glscl.common.tables import Difference, Measured, Table, TableRow, amount, cell_text, minus, number, p_value, signed
 from glscl.evaluate.evaluated_run import EvaluatedRun, with_distinct_names
 from glscl.evaluate.judged_lists import version_of
 from glscl.evaluate.metrics import METRICS, directions_of_better, further_metrics, main_metrics
@@ -174,7 +174,7 @@ def _trained_on(trained: Mapping[str, Any]) -> str | None:
     sizes = trained.get("training") or {}
     known = {"texts", "videos"} <= sizes.keys()
     of = f", of the list {version_of(trained)}" if trained.get("list_hash") else ""
-    return f"{sizes['texts']:,} captions of {sizes['videos']:,} videos{of}" if known else None
+    return f"{amount(sizes['texts'], 'caption')} of {amount(sizes['videos'], 'video')}{of}" if known else None
 
 
 def _seen(result: Mapping[str, Any]) -> str:

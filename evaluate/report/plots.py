@@ -37,6 +37,7 @@ VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"} | {
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (7, 1.5, 1.5, 1.5)), (0, (2.5, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 WIDTH, HEIGHT = 4.1, 2.9  # inches: fits a phone without shrinking the letters
+LEGEND_ROW = 0.15
 
 _STYLE: dict[Any, Any] = {  # matplotlib's stubs know no name but as a Literal
     "font.family": ["DejaVu Sans"],
@@ -232,7 +233,7 @@ def hubness(
             axes.set_ylim(0, None)
             axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axes.set_xlabel(f"{item.capitalize()}, most often found first (%)")
-        axes.set_ylabel(f"Times among the {neighbours} nearest{' (log)' if logarithmic else ''}")
+        axes.set_ylabel(f"Times in the top {neighbours}{' (log)' if logarithmic else ''}")
         _legend(figure, axes)
     most = "; ".join(f"{name}: the most frequent is found {int(counts.max()):,} times" for name, counts in runs)
     return Plot(key, title, f"{title}. {most}; {mean:.3g} times if all were alike.", figure)
@@ -307,10 +308,11 @@ def _label(name: str, width: int = 28) -> str:
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    """A legend above the axes, where it hides nothing."""
+    """A legend above the axes, where it hides nothing; many rows make the figure higher, not the axes lower."""
     handles, labels = axes.get_legend_handles_labels()
     longest = max(map(len, labels))
     columns = 4 if longest <= 8 else 3 if longest <= 12 else 2 if longest <= 20 else 1
+    figure.set_figheight(HEIGHT + LEGEND_ROW * max(0, -(-len(labels) // columns) - 2))
     figure.legend(
         handles,
         labels,

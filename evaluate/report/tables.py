@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from glscl.common.tables import Difference, Table, TableRow, number
+from glscl.common.tables import Difference, Table, TableRow, amount, number
 from glscl.evaluate.evaluated_run import EvaluatedRun
 from glscl.evaluate.judged_lists import by_judged_data, list_notes
 from glscl.evaluate.metrics import (
@@ -99,7 +99,9 @@ def _chance(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 def _summary(members: Sequence[EvaluatedRun]) -> str:
     counts = [run.result["counts"] for run in members]
-    sizes = dict.fromkeys(f"{each['texts']:,} captions and {each['videos']:,} videos" for each in counts)
+    sizes = dict.fromkeys(
+        f"{amount(each['texts'], 'caption')} and {amount(each['videos'], 'video')}" for each in counts
+    )
     backbones = dict.fromkeys(backbone_name(run.result) for run in members)
     return f"{' or '.join(sizes)}; backbone {', '.join(backbones)}."
 

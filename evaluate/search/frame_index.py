@@ -6,13 +6,14 @@ V videos, R frames of all of them together, D embed_dim.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glscl.cache.library import Library
 from glscl.cache.reading import ragged_rows, read_arrays, unique_numbers
 from glscl.cache.schema import Status
 from glscl.cache.store import Store
@@ -22,10 +23,42 @@ BEST_FRAMES = (
     1  # of a video make its score: on the built-in corpus R@1 is 33.6 with one, 28.7 with two, 22.7 with three
 )
 BLOCK = 1 << 16  # rows a product
-CHUNK = 128  # videos whose exact scores are taken at once
+CHUNK = 128  # videos whose exact scores are taken at once, at most
 # A product of unit vectors rounded to bfloat16 (8 bits), summed in float32 and rounded once more, is off by at most this:
 # 2 · 2⁻⁹ for the factors, by Cauchy-Schwarz, their product, and 2⁻⁹ for the result.
 ROUNDING = 3 * 2.0**-9 + 2.0**-16
+
+
+class Rows(Protocol):
+    """Where the features of frames are: in memory, or in the cache."""
+
+    def of(self, video: int) -> Tensor:
+        """(n, D) as stored: the frames of one video of the index."""
+        ...
+
+
+class Candidates(NamedTuple):
+    """Videos that may be an answer, best first.
+
+    Attributes:
+        videos: (m,) numbers in the index.
+        scores: (m,) float32 that the exact ones exceed by at most `ROUNDING`.
+    """
+
+    videos: np.ndarray
+    scores: np.ndarray
+
+
+class Finder(Protocol):
+    """Finds candidates: by looking at every frame, or in an approximate index."""
+
+    def candidates(self, query: Tensor, *, best: int, among: np.ndarray | None, enough: int) -> Candidates:
+        """For a query (D,): all videos, or at least `enough` of those that `among` (V,) bool admits, as far as there are any.
+
+        Raises:
+            NonFiniteError: the query or a frame is NaN or infinite.
+        """
+        ...
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,19 +68,19 @@ class FrameIndex:
     Attributes:
         entries: (V,) int64, rows of the list, of videos that have frames.
         offsets: (V + 1,) int64, frames of video i are the rows from `offsets[i]` to `offsets[i + 1]`.
-        features: (R, D) as stored: float16, bfloat16 or float32.
         times: (R,) float32, seconds from the start of the file.
         durations: (V,) float32 seconds of the file, or of the part of it; 0 where unknown.
-        units: (R, D) rows of length 1 that the scan multiplies: bfloat16 where the processor multiplies it, else float32.
+        rows: gives their features.
+        finder: finds what may fit a query.
         chosen: (V,) bool, which videos may be an answer; None: all.
     """
 
     entries: np.ndarray
     offsets: np.ndarray
-    features: Tensor
     times: np.ndarray
     durations: np.ndarray
-    units: Tensor
+    rows: Rows
+    finder: Finder
     chosen: np.ndarray | None = None
 
     @classmethod
@@ -61,33 +94,17 @@ class FrameIndex:
             InputError: none of them has frames.
             CacheIncompleteError, CacheCorruptError: see `Store.arrays`.
         """
-        store.require_complete()
-        entries = np.arange(store.num_items["video"]) if entries is None else entries
-        usable = np.isin(store.status()[entries], [status for status in Status if status.usable])
-        entries = entries[usable]
-        items, place = unique_numbers(store.numbers["video"][entries])
-        found = read_arrays(store.library, "video", ["values", "offsets", "times", "duration"], items)
-        place = np.arange(len(entries)) if place is None else place
-        first, counts = found["offsets"][:-1][place], np.diff(found["offsets"])[place]
-        entries, place, first, counts = (each[counts > 0] for each in (entries, place, first, counts))
-        if not len(entries):
-            raise InputError("there are no videos to search: none of those chosen gave frames")
-        rows = ragged_rows(first, counts)
-        whole = len(rows) == len(found["values"]) and (np.diff(rows) == 1).all()
-        values, times = (found[name] if whole else found[name][rows] for name in ("values", "times"))
-        features = torch.from_numpy(values)
-        features = features.view(torch.bfloat16) if store.dtype == "bfloat16" else features
-        return cls(
-            entries=entries,
-            offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]),
-            features=features.to(device),
-            times=times,
-            durations=found["duration"][place],
-            units=_units(features.to(device)),
-        )
+        listed = Listed.read(store, entries, with_values=True)
+        assert listed.values is not None
+        features = listed.values.view(torch.bfloat16) if store.dtype == "bfloat16" else listed.values
+        rows = ragged_rows(listed.first, listed.counts)
+        if len(rows) != len(features) or (np.diff(rows) != 1).any():  # several entries share an item
+            features = features[torch.from_numpy(rows)]
+        held = HeldRows(features.to(device), listed.offsets)
+        return cls(listed.entries, listed.offsets, listed.times, listed.durations, held, Scan(held))
 
     def __repr__(self) -> str:
-        return f"FrameIndex({self.num_videos} videos, {self.num_frames} frames, {self.features.shape[1]}-d)"
+        return f"FrameIndex({self.num_videos} videos, {self.num_frames} frames, by {self.finder})"
 
     @property
     def num_videos(self) -> int:
@@ -95,7 +112,12 @@ class FrameIndex:
 
     @property
     def num_frames(self) -> int:
-        return len(self.features)
+        return len(self.times)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every frame is looked at."""
+        return isinstance(self.finder, Scan)
 
     def among(self, entries: np.ndarray) -> FrameIndex:
         """The same frames, of which only those of some entries (n,) are answers. Raises InputError where none has frames."""
@@ -104,57 +126,45 @@ class FrameIndex:
             raise InputError("there are no videos to search: none of those chosen gave frames")
         return replace(self, chosen=chosen)
 
-    def rows_of(self, video: int) -> slice:
-        """Rows of the frames of a video."""
-        return slice(int(self.offsets[video]), int(self.offsets[video + 1]))
-
     def times_of(self, video: int) -> np.ndarray:
         """(n,) float32 seconds of the frames of a video."""
-        return self.times[self.rows_of(video)]
+        return self.times[int(self.offsets[video]) : int(self.offsets[video + 1])]
 
-    @torch.inference_mode()
-    def scan(self, query: Tensor) -> np.ndarray:
-        """(R,) float32 cosines of a query (D,) with every frame, each within `ROUNDING` of the exact one.
-
-        Raises:
-            NonFiniteError: the query or a frame is NaN or infinite.
-        """
-        unit = F.normalize(query.to(self.units.device).float(), dim=-1).to(self.units.dtype)
-        found = torch.cat([part @ unit for part in self.units.split(BLOCK)]).float()
-        if not torch.isfinite(found).all():
-            raise NonFiniteError(f"{int((~torch.isfinite(found)).sum())} of {len(found)} cosines are NaN or infinite")
-        return found.cpu().numpy()
+    def features_of(self, video: int) -> Tensor:
+        """(n, D) as stored: float16, bfloat16 or float32."""
+        return self.rows.of(video)
 
     @torch.inference_mode()
     def cosines(self, query: Tensor, videos: np.ndarray) -> list[np.ndarray]:
         """Exact cosines (n,) float32 of a query (D,) with the frames of each of some videos (numbers in the index)."""
-        first, counts = self.offsets[videos], self.offsets[videos + 1] - self.offsets[videos]
-        rows = torch.from_numpy(ragged_rows(first, counts)).to(self.features.device)
-        frames = F.normalize(self.features[rows].float(), dim=-1)
-        found = frames @ F.normalize(query.to(frames.device).float(), dim=-1)
-        return np.split(found.cpu().numpy(), np.cumsum(counts)[:-1])
+        if not len(videos):
+            return []
+        found = [self.rows.of(int(video)) for video in videos]
+        frames = torch.cat(found).float()
+        lengths = torch.linalg.vector_norm(frames, dim=-1).clamp_min(1e-12)
+        cosines = frames @ F.normalize(query.to(frames.device).float(), dim=-1) / lengths
+        return np.split(cosines.cpu().numpy(), np.cumsum([len(each) for each in found])[:-1])
 
     def search(self, query: Tensor, *, top: int, best: int = BEST_FRAMES, minimum: float = -np.inf) -> list[Found]:
         """The videos whose frames fit a query (D,) best, by exact scores, best first; equals keep the list's order.
 
-        Every frame is looked at. Exact scores are taken of the videos that come first by the scan, until the scan's
-        rounding can bring no further one into the answer.
+        Exact scores are taken of the videos that come first by the finder, until its rounding can bring no further one
+        into the answer. With a `Scan` every frame is looked at.
 
         Args:
             top: how many at most.
             best: the score of a video is the mean cosine of so many of its frames, see `best_frames`.
             minimum: only videos with at least this score.
         """
-        nearly = _best_of_each(self.scan(query), self.offsets, best)  # (V,)
-        order = np.argsort(-nearly, kind="stable")
-        order = order if self.chosen is None else order[self.chosen[order]]
+        videos, nearly = self.finder.candidates(query, best=best, among=self.chosen, enough=top)
         found: list[Found] = []
-        for start in range(0, len(order), CHUNK):
-            bound = nearly[order[start]] + ROUNDING  # of what follows
+        chunk = min(CHUNK, 2 * top)
+        for start in range(0, len(videos), chunk):
+            bound = nearly[start] + ROUNDING  # of what follows
             if bound < minimum or (len(found) == top and found[-1].score > bound):
                 break
-            videos = order[start : start + CHUNK]
-            found += [Found(v, best_frames(c, best), c) for v, c in zip(videos.tolist(), self.cosines(query, videos))]
+            part = videos[start : start + chunk]
+            found += [Found(v, best_frames(c, best), c) for v, c in zip(part.tolist(), self.cosines(query, part))]
             found = sorted((each for each in found if each.score >= minimum), key=lambda f: (-f.score, f.video))[:top]
         return found
 
@@ -173,6 +183,113 @@ class Found(NamedTuple):
     cosines: np.ndarray
 
 
+class Listed(NamedTuple):
+    """Videos of a list that have frames, and where among the items read each one's rows are.
+
+    Attributes:
+        entries: (V,) rows of the list. offsets: (V + 1,), times: (R,), durations: (V,): as in `FrameIndex`.
+        numbers: (V,) int64, of each entry's item in the library.
+        first, counts: (V,) int64, where the rows of each entry begin in `values`, and how many they are.
+        values: rows of the items, each item once, as stored; None where they were not asked for.
+    """
+
+    entries: np.ndarray
+    offsets: np.ndarray
+    times: np.ndarray
+    durations: np.ndarray
+    numbers: np.ndarray
+    first: np.ndarray
+    counts: np.ndarray
+    values: Tensor | None
+
+    @classmethod
+    def read(cls, store: Store, entries: np.ndarray | None = None, *, with_values: bool = False) -> Listed:
+        """See `FrameIndex.load`."""
+        store.require_complete()
+        entries = np.arange(store.num_items["video"]) if entries is None else entries
+        entries = entries[np.isin(store.status()[entries], [status for status in Status if status.usable])]
+        numbers = store.numbers["video"][entries]
+        items, place = unique_numbers(numbers)
+        names = ["offsets", "times", "duration", *(["values"] if with_values else [])]
+        found = read_arrays(store.library, "video", names, items)
+        place = np.arange(len(entries)) if place is None else place
+        first, counts = found["offsets"][:-1][place], np.diff(found["offsets"])[place]
+        there = counts > 0
+        if not there.any():
+            raise InputError("there are no videos to search: none of those chosen gave frames")
+        first, counts = first[there], counts[there]
+        return cls(
+            entries[there],
+            np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]),
+            found["times"][ragged_rows(first, counts)],
+            found["duration"][place][there],
+            numbers[there],
+            first,
+            counts,
+            torch.from_numpy(found["values"]) if with_values else None,
+        )
+
+
+class HeldRows:
+    """Features in memory.
+
+    Args:
+        features: (R, D) as stored: float16, bfloat16 or float32.
+        offsets: (V + 1,), as in `FrameIndex`.
+    """
+
+    def __init__(self, features: Tensor, offsets: np.ndarray) -> None:
+        self.features, self.offsets = features, offsets
+
+    def of(self, video: int) -> Tensor:
+        return self.features[int(self.offsets[video]) : int(self.offsets[video + 1])]
+
+
+class StoredRows:
+    """Features that stay in the cache, and are read of those videos that are needed.
+
+    Args:
+        numbers: (V,) of each video's item in the library.
+    """
+
+    def __init__(self, library: Library, numbers: np.ndarray, device: torch.device | str) -> None:
+        self._library, self._numbers, self._device = library, numbers, device
+
+    def of(self, video: int) -> Tensor:
+        number = int(self._numbers[video])
+        values = torch.from_numpy(read_arrays(self._library, "video", ["values"], range(number, number + 1))["values"])
+        return (values.view(torch.bfloat16) if self._library.dtype == "bfloat16" else values).to(self._device)
+
+
+class Scan:
+    """Looks at every frame: rows of length 1, in bfloat16 where the processor multiplies it, else in float32."""
+
+    def __init__(self, rows: HeldRows) -> None:
+        self.offsets, self.units = rows.offsets, units_of(rows.features)
+
+    def __repr__(self) -> str:
+        return "every frame"
+
+    @torch.inference_mode()
+    def cosines(self, query: Tensor) -> np.ndarray:
+        """(R,) float32 cosines of a query (D,) with every frame, each within `ROUNDING` of the exact one.
+
+        Raises:
+            NonFiniteError: the query or a frame is NaN or infinite.
+        """
+        unit = F.normalize(query.to(self.units.device).float(), dim=-1).to(self.units.dtype)
+        found = torch.cat([part @ unit for part in self.units.split(BLOCK)]).float()
+        if not torch.isfinite(found).all():
+            raise NonFiniteError(f"{int((~torch.isfinite(found)).sum())} of {len(found)} cosines are NaN or infinite")
+        return found.cpu().numpy()
+
+    def candidates(self, query: Tensor, *, best: int, among: np.ndarray | None, enough: int) -> Candidates:
+        nearly = _best_of_each(self.cosines(query), self.offsets, best)  # (V,)
+        order = np.argsort(-nearly, kind="stable")
+        order = order if among is None else order[among[order]]
+        return Candidates(order, nearly[order])
+
+
 def best_frames(cosines: np.ndarray, count: int = BEST_FRAMES) -> float:
     """Mean of the `count` highest cosines of a video's frames: it is found by its best moment, not by one stray frame."""
     count = min(count, len(cosines))
@@ -187,13 +304,15 @@ def _best_of_each(cosines: np.ndarray, offsets: np.ndarray, count: int) -> np.nd
     for step in range(count):
         most = np.maximum.reduceat(left, starts)
         total += np.where(step < frames, most, 0)
-        highest = np.flatnonzero(left == np.repeat(most, frames))
-        video = np.searchsorted(offsets, highest, side="right") - 1
-        left[highest[np.flatnonzero(np.diff(video, prepend=-1))]] = -np.inf  # of equals the first
+        if step + 1 < count:
+            highest = np.flatnonzero(left == np.repeat(most, frames))
+            video = np.searchsorted(offsets, highest, side="right") - 1
+            left[highest[np.flatnonzero(np.diff(video, prepend=-1))]] = -np.inf  # of equals the first
     return total / np.minimum(frames, count)
 
 
-def _units(features: Tensor) -> Tensor:
+def units_of(features: Tensor) -> Tensor:
+    """Rows (R, D) made as long as 1, in the dtype that the device multiplies fastest."""
     dtype = torch.bfloat16 if features.device.type == "cuda" or _multiplies_bfloat16() else torch.float32
     out = torch.empty(features.shape, dtype=dtype, device=features.device)
     for part, into in zip(features.split(BLOCK), out.split(BLOCK)):

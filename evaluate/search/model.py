@@ -24,6 +24,7 @@ from glscl.common.errors import NotFoundError, UsageError
 from glscl.evaluate.evaluation import seen_at, zero_shot_head
 from glscl.evaluate.search.answers import CaptionHit, Files, MomentHit, VideoHit, Where
 from glscl.evaluate.search.frame_index import BEST_FRAMES, Found, FrameIndex
+from glscl.evaluate.search.indexes import EVERYWHERE, Indexes
 from glscl.evaluate.search.moments import Moment, around_best, moments_of
 from glscl.evaluate.search.search import Search
 from glscl.evaluate.search.settings import SearchSettings
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from glscl.extract.backbone.encoder import Backbone
 
 REORDERED = 100  # videos found by their frames that a head puts in order
-EVERYWHERE = Where()
-CHOICES_KEPT = 32  # of videos among those of an index, for the next query
 
 
 def load_run(
@@ -118,6 +117,7 @@ class Model:
         record: run.json; without a run the name of the head alone.
         frames, frame_position: which frames of a video the head looks at where it is not told the moment.
         device: where it computes.
+        indexes: the frames that it looks at.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Model:
         self.frames, self.frame_position = frames, frame_position
         self.files = Files(cache)
         self._searches: dict[tuple[str | None, str | None], Search] = {}
-        self._indexes: dict[Where, FrameIndex] = {}
+        self.indexes = Indexes(cache, self.files, self.device)
 
     def __repr__(self) -> str:
         return f"Model({self.name}, {str(self.cache.path)!r}, on {self.device})"
@@ -170,21 +170,13 @@ class Model:
             device=self.device,
         )
 
-    def index(self, where: Where = EVERYWHERE) -> FrameIndex:
-        """Every stored frame of the videos chosen, read once. Raises InputError, UsageError where there are none."""
-        if where not in self._indexes:
-            whole, rows = self._indexes.get(EVERYWHERE), where.entries(self.cache, self.files)
-            if whole is None:
-                self._indexes[where] = FrameIndex.load(self.cache, rows, device=self.device)
-            else:
-                for oldest in [each for each in self._indexes if each != EVERYWHERE][:-CHOICES_KEPT]:
-                    del self._indexes[oldest]
-                self._indexes[where] = whole.among(rows)
-        return self._indexes[where]
+    def index(self, where: Where = EVERYWHERE, *, exact: bool = False) -> FrameIndex:
+        """The frames of the videos chosen; see `Indexes.get`."""
+        return self.indexes.get(where, exact=exact)
 
     def share(self, other: Model) -> Model:
         """Look at what another model of the same list has read: its frames, its files, its backbone. Returns itself."""
-        self._indexes, self.files = other._indexes, other.files
+        self.indexes, self.files = other.indexes, other.files
         if "backbone" in other.__dict__:
             self.__dict__["backbone"] = other.backbone
         return self
@@ -233,7 +225,7 @@ class Model:
         except ValueError:
             raise NotFoundError(f"The list {self.cache.list_name} has no video {video!r}") from None
         index = FrameIndex.load(self.cache, np.array([row]), device=self.device)
-        frames = index.features.float()
+        frames = index.features_of(0).float()
         if time is None:
             return Query.of_frames(frames)._replace(itself=row)
         return Query(frames[int(np.abs(index.times - time).argmin())])
@@ -249,8 +241,10 @@ class Model:
             )
         where = Where.of(settings)
         if settings.by == "moment":
-            return self.find_moments(query, top=settings.top, where=where, minimum=minimum)
-        return self.find(query, top=settings.top, where=where, moments=settings.moments, minimum=minimum)
+            return self.find_moments(query, top=settings.top, where=where, minimum=minimum, exact=settings.exact)
+        return self.find(
+            query, top=settings.top, where=where, moments=settings.moments, minimum=minimum, exact=settings.exact
+        )
 
     def search(
         self, sentence: str, *, top: int = 10, split: str | None = None, normalise: str | None = None
@@ -273,6 +267,7 @@ class Model:
         where: Where = EVERYWHERE,
         moments: int = 1,
         minimum: float = -math.inf,
+        exact: bool = False,
     ) -> list[VideoHit]:
         """The videos that fit best, with their best moments.
 
@@ -281,8 +276,9 @@ class Model:
             where: which videos are searched.
             moments: how many a video at most.
             minimum: only those whose score is at least this.
+            exact: look at every frame, also where there is an approximate index.
         """
-        index = self.index(where)
+        index = self.index(where, exact=exact)
         best = self.head.count if isinstance(self.head, BestFrames) else BEST_FRAMES
         if query.frames is None and not query.sentences:  # a picture is found where it is seen
             best = 1
@@ -304,10 +300,16 @@ class Model:
         ]
 
     def find_moments(
-        self, query: Query, *, top: int = 10, where: Where = EVERYWHERE, minimum: float = -math.inf
+        self,
+        query: Query,
+        *,
+        top: int = 10,
+        where: Where = EVERYWHERE,
+        minimum: float = -math.inf,
+        exact: bool = False,
     ) -> list[MomentHit]:
         """The moments of all videos that fit best; a score is the cosine of a moment's best frame. Arguments as in `find`."""
-        index = self.index(where)
+        index = self.index(where, exact=exact)
         found = [
             (moment, int(index.entries[each.video]))
             for each in index.search(query.vector, top=top + 1, best=1, minimum=minimum)
@@ -384,10 +386,10 @@ class Model:
         """(n,) scores of the head, of each video on the frames around its best moment."""
         positions = [around_best(each.cosines, self.frames or len(each.cosines)) for each in found]
         width = max(map(len, positions), default=1)
-        features = torch.zeros(len(found), width, index.features.shape[1], device=self.device)
+        features = torch.zeros(len(found), width, self.cache.embed_dim, device=self.device)
         mask = torch.zeros(len(found), width, dtype=torch.bool, device=self.device)
         for row, (each, chosen) in enumerate(zip(found, positions)):
-            features[row, : len(chosen)] = index.features[index.rows_of(each.video)][torch.from_numpy(chosen)].float()
+            features[row, : len(chosen)] = index.features_of(each.video)[torch.from_numpy(chosen)].float()
             mask[row, : len(chosen)] = True
         encoded = self.head.encode_video(VideoFeatures(features, mask))
         return torch.stack(
@@ -409,5 +411,5 @@ class Model:
 def _likeness(index: FrameIndex, found: list[Found], frames: Tensor) -> Tensor:
     """(n,) how much of a clip is in each video: the mean over its frames of the highest cosine with one of the video's."""
     ours = F.normalize(frames.float(), dim=-1)
-    theirs = (F.normalize(index.features[index.rows_of(each.video)].float(), dim=-1) for each in found)
+    theirs = (F.normalize(index.features_of(each.video).float(), dim=-1) for each in found)
     return torch.stack([(ours @ each.T).amax(1).mean() for each in theirs]) if found else torch.zeros(0)

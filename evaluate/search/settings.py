@@ -21,6 +21,7 @@ class SearchSettings:
     folder: str | None = setting(None, "Only videos whose id or file lies below this folder.", group="Data")
     shortest: float | None = setting(None, "Only videos of at least so many seconds.", group="Data", min=0)
     longest: float | None = setting(None, "Only videos of at most so many seconds.", group="Data", min=0)
+    exact: bool = setting(False, "Look at every frame, also where the cache has an approximate index.", group="How")
     normalise: str | None = setting(
         None,
         "Lower what answers too many queries, as a bank of training captions tells; judged as in an evaluation.",

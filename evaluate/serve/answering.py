@@ -82,7 +82,7 @@ class Answers:
     ) -> dict[str, Any]:
         began = time.perf_counter()
         hits = model.answer(query, asked.settings)
-        index = model.index(Where.of(asked.settings))
+        index = model.index(Where.of(asked.settings), exact=asked.settings.exact)
         rows = np.array([where.rows[hit.video] for hit in hits], np.int64)
         videos = np.searchsorted(index.entries, rows)
         cosines = index.cosines(query.vector, videos) if len(videos) else []
@@ -111,6 +111,7 @@ class Answers:
             "searched": {
                 "videos": len(index.entries[chosen]),
                 "frames": int(np.diff(index.offsets)[chosen].sum()),
+                "exact": index.is_exact,
             },
             "hits": shown,
             "seconds": round(time.perf_counter() - began, 4),
@@ -126,24 +127,18 @@ def strip_of(times: np.ndarray, scores: np.ndarray, points: int) -> dict[str, li
 
 
 def links_of(where: Collection, id: str, row: int, time: float) -> dict[str, str]:
-    """Where a video, its moment as a picture, and what looks like it are asked for."""
+    """Where a video, its moment as a picture, and what looks like it are asked for, whatever its id holds."""
     content = where.store.list.video_content[row].tobytes().hex()[:8]  # another file is another address
-    seen = {"v": content}
+    name, names = quote(id.encode("utf-8", "surrogatepass"), safe=""), where.query
+    if id in (".", ".."):  # no names in a path: they stand behind it
+        name, names = "", f"{names}&{urlencode({'id': id})}"
     return {
-        "video": address(where, "/video", id, **seen),
-        "thumb": address(where, "/thumb", id, t=f"{time:.3f}", **seen),
-        "about": address(where, "/api/video", id),
-        "preview": address(where, "/api/preview", id),
-        "similar": address(where, "/api/similar", id),
+        "video": f"/video/{name}?{names}&v={content}",
+        "thumb": f"/thumb/{name}?{names}&t={time:.3f}&v={content}",
+        "about": f"/api/video/{name}?{names}",
+        "preview": f"/api/preview/{name}?{names}",
+        "similar": f"/api/similar/{name}?{names}",
     }
-
-
-def address(where: Collection, place: str, id: str, **more: str) -> str:
-    """A URL about a video, whatever its id holds; as `.` and `..` are no names in a path, those stand behind it."""
-    name, names = quote(id.encode("utf-8", "surrogatepass"), safe=""), {"cache": where.cache, "list": where.name}
-    if id in (".", ".."):
-        name, names = "", {**names, "id": id}
-    return f"{place}/{name}?{urlencode({**names, **more})}"
 
 
 def to_json(value: Any) -> bytes:

@@ -339,7 +339,7 @@ def _asked(request: Request, *names: str) -> Asked:
 
 
 def _id(request: Request) -> str:
-    """The id in the path of a request, or behind it where a path cannot hold it; see `address`."""
+    """The id in the path of a request, or behind it where a path cannot hold it; see `links_of`."""
     given = request.query_params.get("id")
     if given is not None:
         return given

@@ -23,6 +23,7 @@ SEARCH = {
     "folder": str,
     "shortest": float,
     "longest": float,
+    "exact": bool,
 }
 PART = {"start": float, "end": float}
 SENTENCES = ("q", "and", "not")
@@ -61,7 +62,7 @@ def read_parameters(given: Iterable[tuple[str, str]], *names: str) -> Asked:
     Raises:
         UsageError: one that is unknown, given twice, no number, out of bounds or too long.
     """
-    found: dict[str, str | int | float] = {}
+    found: dict[str, str | int | float | bool] = {}
     sentences: dict[str, list[str]] = {"and": [], "not": []}
     for name, value in given:
         if name not in names:
@@ -87,10 +88,14 @@ _FIELDS = {"min": "minimum"}
 _NUMBERS = {**SEARCH, **PART, "t": float}
 
 
-def _converted(name: str, value: str) -> str | int | float:
+def _converted(name: str, value: str) -> str | int | float | bool:
     kind = _NUMBERS.get(name, str)
     if kind is str:
         return value
+    if kind is bool:
+        if value not in ("true", "false"):
+            raise UsageError(f"{name} is {value[:40]!r}; expected true or false")
+        return value == "true"
     try:
         number = kind(value)
     except ValueError:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 import numpy as np
 import torch
@@ -81,6 +82,11 @@ class Collection:
         if self.encoder.backbone is not None:
             model.__dict__["backbone"] = self.encoder.backbone
         return model
+
+    @cached_property
+    def query(self) -> str:
+        """What names it in a URL."""
+        return urlencode({"cache": self.cache, "list": self.name})
 
     @cached_property
     def rows(self) -> dict[str, int]:

@@ -131,6 +131,7 @@ class Client:
         headers: Mapping[str, str] | None = None,
     ) -> bytes:
         path, query = place.partition("?")[0], {**_query_of(place), **(parameters or {})}
+        query = {name: str(value).lower() if isinstance(value, bool) else value for name, value in query.items()}
         told = urlencode({name: value for name, value in query.items() if value is not None}, doseq=True)
         parts = urlsplit(self.url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection

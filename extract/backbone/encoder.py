@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from glscl.cache.schema import TextFeatures
+from glscl.common.devices import full_float32
 from glscl.common.errors import (
     BackboneError,
     DecodeError,
@@ -246,7 +247,7 @@ class Backbone:
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self._amp is None:
-            return contextlib.nullcontext()
+            return full_float32(self.device)
         return torch.autocast(self.device.type, dtype=self._amp)
 
 

@@ -180,13 +180,13 @@ def check_held_out(held_out: Sequence[str], known: Sequence[str], path: Path) ->
 
     Args:
         held_out: ids in the file `path`.
-        known: the ids that they are taken from.
+        known: ids that are trained on but for those held out.
     Raises:
         InputError: one is a known id but for quotes, blanks, case or an extension.
     """
 
     def plain(id: str) -> str:
-        return split_extension(id.strip(" \t'\"").casefold())[0]
+        return split_extension("".join(id.split()).strip("'\"").casefold())[0]
 
     exact, alike = {*known}, {plain(id): id for id in known}
     for id in held_out:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,9 +11,10 @@ from typing import Any, NamedTuple
 from glscl.cache.schema import Annotations, Expected, TextItem, VideoItem
 from glscl.common.errors import InputError
 from glscl.common.tables import amount
+from glscl.extract.datasets.columns import captions_in_cell
 from glscl.extract.datasets.splits import SPLITS
 from glscl.extract.datasets.text_files import examples, fold, is_clean, listing, location, refuse, show
-from glscl.extract.datasets.video_files import VideoFiles
+from glscl.extract.datasets.video_files import VideoFiles, split_extension
 
 NOT_LOOKED_FOR = "no folder of videos was given: no file was looked for"
 LEAK = "A video belongs to one split: training on a test video makes every number worthless"
@@ -88,6 +90,8 @@ class AnnotationBuilder:
         id = f"{video}#{index}"
         self._written[split].append(id)
         text = fold(caption)
+        if captions_in_cell(text, path, row) != [text]:
+            refuse(path, row, f"the caption is {show(text)}, a list, expected one caption")
         if not text:
             self._empty.setdefault(str(path), []).append("?" if row is None else row)
             return False
@@ -155,6 +159,8 @@ class AnnotationBuilder:
         if not items:
             raise InputError(f"{self.dataset}: no video in {listing(self.splits)}")
         names = dict.fromkeys(entry.file for _, _, entry in items)
+        if located is None and videos is None:
+            self._refuse_spellings()
         if located is None and videos is not None:
             files = VideoFiles(videos)
             located = files.locate(names, also=also, any_prefix=any_prefix)
@@ -171,6 +177,20 @@ class AnnotationBuilder:
             notes=self.notes,
             written=[id for ids in self._written.values() for id in ids],
         )
+
+    def _refuse_spellings(self) -> None:
+        """Raise InputError where two ids differ in an extension alone: in a folder of videos they would be one file."""
+        first: dict[str, str] = {}
+        for id, split in self._split_of.items():
+            other = first.setdefault(split_extension(unicodedata.normalize("NFC", id))[0], id)
+            if other != id:
+                where = (
+                    f"in split {split}" if self._split_of[other] == split else f"in {self._split_of[other]} and {split}"
+                )
+                raise InputError(
+                    f"{self.dataset}: the ids {show(other)} and {show(id)} {where} are one video in two spellings",
+                    hint=LEAK,
+                )
 
 
 def summary(annotations: Annotations) -> dict[str, Any]:

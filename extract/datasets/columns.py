@@ -11,7 +11,7 @@ import math
 import re
 import tokenize
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ NAMES: dict[str, tuple[str, ...]] = {  # column → how it is spelled; the first
     "video": ("video", "video_id", "videoid", "video_path", "path", "file", "filename", "file_name"),
     "caption": ("caption", "sentence", "text", "description", "name"),
     "split": ("split", "subset"),
-    "start": ("start",),
-    "end": ("end",),
+    "start": ("start", "start_time", "start_sec", "start_seconds"),
+    "end": ("end", "end_time", "end_sec", "end_seconds"),
     "id": ("id",),
 }
 _SPELLINGS = frozenset(each for spellings in NAMES.values() for each in spellings)
@@ -62,23 +62,23 @@ def names_a_file(cell: str) -> bool:
     return bool(split_extension(cell.strip())[1])
 
 
-def captions_in_cell(cell: str, path: Path, row: int) -> list[str]:
+def captions_in_cell(cell: str, path: Path | str, row: int | str | None) -> list[str]:
     """The captions of a cell: its text, or those of a list as Python writes it (`['a cat', 'a dog']`)."""
     text = cell.strip()
-    if not (text.startswith("[") and text.endswith("]")):
+    if text[:1] + text[-1:] not in ("[]", "()"):
         return [cell]
     try:
         with warnings.catch_warnings(action="ignore"):  # of back slashes in it
             items = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return [cell]  # a sentence in brackets
-    if not isinstance(items, list) or not items or not all(isinstance(item, str) for item in items):
+    if not isinstance(items, (list, tuple)) or not items or not all(isinstance(item, str) for item in items):
         return [cell]
     if sum(token.type == tokenize.STRING for token in tokenize.generate_tokens(io.StringIO(text).readline)) != len(
         items
     ):
         refuse(path, row, f"the caption is {show(cell)}, a list whose strings no comma separates; expected one caption")
-    return items
+    return list(items)
 
 
 def check_captions(captions: Iterable[tuple[Path, int | str | None, object]]) -> None:
@@ -157,13 +157,9 @@ def read_table(
         stripped = [cell.strip() for cell in cells]
         if not names:
             names = stripped
-            absent = [column for column in columns if column not in names]
-            if absent:
-                refuse(
-                    path,
-                    row,
-                    f"the header is {show(delimiter.join(names))}; expected the columns {', '.join(columns)}",
-                )
+            if any(names.count(column) != 1 for column in columns):
+                wanted = f"expected the columns {', '.join(columns)}, each once"
+                refuse(path, row, f"the header is {show(delimiter.join(names))}; {wanted}")
             at = [names.index(column) for column in columns]
         elif stripped == names:
             repeated.append(row)
@@ -201,6 +197,7 @@ def captions_of(entry: Mapping[str, Any], path: Path, row: int | str) -> list[st
             if isinstance(value, list):
                 refuse(path, row, f"captions are {show(value)}, expected strings")
             refuse(path, row, f"the caption is {show(value)}, expected a string or a list of strings")
+        items = [caption for item in items for caption in captions_in_cell(item, path, row)]
         if items and (key == "captions" or not any(map(_has_text, found))):
             found.append(items)
     filled = [items for items in found if _has_text(items)] or found[:1]
@@ -208,6 +205,21 @@ def captions_of(entry: Mapping[str, Any], path: Path, row: int | str) -> list[st
         return filled[0] if filled else []
     single, several = filled
     return [*(caption for caption in single if caption not in several), *several]
+
+
+def unused_keys(entry: Mapping[str, Any], used: Container[str]) -> list[str]:
+    """Keys of a JSON object that hold something, and neither are in `used` nor give its captions."""
+    captions = next((key for key in NAMES["caption"] if entry.get(key)), None)
+    return [
+        key for key, value in entry.items()
+        if value not in (None, "", []) and key not in used and key not in (captions, "captions")
+    ]  # fmt: skip
+
+
+def unused_note(path: Path, names: Iterable[str]) -> list[str]:
+    """The note on columns or keys that mean nothing here: a split or times that are called otherwise would be lost."""
+    shown = [show(name, limit=30) for name in dict.fromkeys(names)]
+    return [f"columns not used: {', '.join(shown[:8])}{', ...' if shown[8:] else ''}: {path}"] if shown else []
 
 
 def _has_text(captions: Sequence[str]) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from glscl.cache.schema import Annotations
 from glscl.common.errors import InputError, NotFoundError, telling
@@ -29,6 +30,8 @@ from glscl.extract.datasets.columns import (
     number,
     repeated_headers,
     separator,
+    unused_keys,
+    unused_note,
 )
 from glscl.extract.datasets.own_videos import Contents, OwnVideos
 from glscl.extract.datasets.rows import CheckedRow, RawRow, build_from_rows
@@ -112,23 +115,25 @@ def _rows(path: Path, split: str | None, notes: list[str]) -> Iterator[RawRow]:
     if not text.strip():
         raise InputError(f"{path}: the file is empty; {WANTED}")
     suffix = path.suffix.lower()
+    unused: dict[str, None] = {}
     if suffix in (".jsonl", ".ndjson"):
-        rows = _json_lines(text, path)
+        rows = _json_lines(text, path, unused)
     elif suffix == ".json":
-        rows = _json_rows(parse_json(text, path), path)
+        rows = _json_rows(parse_json(text, path), path, unused)
     else:
-        rows = _table_rows(text, path, notes)
+        rows = _table_rows(text, path, unused, notes)
     row = None
     for row in rows:
         yield row._replace(split=split) if row.split is None and split else row
     if row is None:
         raise InputError(f"{path}: no row; {WANTED}")
+    notes.extend(unused_note(path, unused))
 
 
 # ------------------------------------------------------------------------------------------------ tables
 
 
-def _table_rows(text: str, path: Path, notes: list[str]) -> Iterator[RawRow]:
+def _table_rows(text: str, path: Path, unused: dict[str, None], notes: list[str]) -> Iterator[RawRow]:
     at: dict[str, int] = {}  # column → where it stands
     first: list[str] = []
     doubtful: tuple[int, list[str]] | None = None  # a first row that may be a header with other names
@@ -139,6 +144,8 @@ def _table_rows(text: str, path: Path, notes: list[str]) -> Iterator[RawRow]:
             first, at = cells, _header(cells, path, row)
             headed = bool(at)
             if headed:
+                named = dict(enumerate(name.strip() for name in cells))
+                unused |= {name: None for where, name in named.items() if name and where not in at.values()}
                 continue
             if len(cells) > 3:
                 found = f"no header and {len(cells)} cells"
@@ -189,39 +196,57 @@ def _names(cells: Sequence[object]) -> str:
 # ------------------------------------------------------------------------------------------------ JSON
 
 
-def _json_lines(text: str, path: Path) -> Iterator[RawRow]:
+def _json_lines(text: str, path: Path, unused: dict[str, None]) -> Iterator[RawRow]:
     for row, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            yield from _object_rows(parse_json(line, path, row), path, row)
+            yield from _object_rows(parse_json(line, path, row), path, row, unused)
 
 
-def _json_rows(value: object, path: Path) -> Iterator[RawRow]:
-    """A list of objects; {"video": [captions]}; or {"train": [objects], "test": …}."""
+def _json_rows(value: object, path: Path, unused: dict[str, None]) -> Iterator[RawRow]:
+    """A list of objects; their columns; {video: [captions]}; or {"train": [objects], "test": …}."""
+    if isinstance(value, dict) and {"video", "caption"} <= header(list(value)).keys():
+        value = _transposed(value, path)
     if isinstance(value, list):
         for row, entry in enumerate(value, 1):
-            yield from _object_rows(entry, path, row)
+            yield from _object_rows(entry, path, row, unused)
     elif isinstance(value, dict) and value and all(name.lower() in SPLIT_NAMES for name in value):
         for name, entries in value.items():
             if not isinstance(entries, list):
                 refuse(path, show(name), "expected a list of objects with 'video' and 'caption'")
             for index, entry in enumerate(entries, 1):
-                for found in _object_rows(entry, path, f"{index} of {name}"):
+                for found in _object_rows(entry, path, f"{index} of {name}", unused):
                     yield found if found.split is not None else found._replace(split=name)
     elif isinstance(value, dict):
         for video, captions in value.items():
-            yield from _object_rows({"video": video, "captions": captions}, path, show(video))
+            yield from _object_rows({"video": video, "captions": captions}, path, show(video), unused)
     else:
         refuse(path, None, 'expected a list of objects {"video": ..., "caption": ...}')
 
 
-def _object_rows(entry: object, path: Path, row: int | str) -> Iterator[RawRow]:
+def _transposed(columns: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+    """Objects from their columns, each a list or numbered by row, as pandas writes both."""
+    lists = {name: [*column.values()] if isinstance(column, dict) else column for name, column in columns.items()}
+    rows = {tuple(column) if isinstance(column, dict) else None for column in columns.values()}
+    if (
+        not all(isinstance(column, list) for column in lists.values())
+        or len({*map(len, lists.values())}) > 1
+        or len(rows) > 1
+    ):
+        refuse(path, None, f"found the columns {_names(list(columns))} of different rows, expected a list of objects")
+    return [dict(zip(lists, cells)) for cells in zip(*lists.values())]
+
+
+def _object_rows(entry: object, path: Path, row: int | str, unused: dict[str, None]) -> Iterator[RawRow]:
     if not isinstance(entry, dict):
         refuse(path, row, f'found {show(entry)}, expected an object {{"video": ..., "caption": ...}}')
-    cells = {}
-    for column, spellings in NAMES.items():
-        spelling = next((each for each in spellings if each in entry), None)
-        if spelling is not None and column != "caption":
-            cells[column] = entry[spelling]
+    spelled = {
+        column: spelling
+        for column, spellings in NAMES.items()
+        for spelling in [next((each for each in spellings if each in entry), None)]
+        if spelling is not None and column != "caption"
+    }
+    cells = {column: entry[spelling] for column, spelling in spelled.items()}
+    unused |= dict.fromkeys(unused_keys(entry, spelled.values()))
     if "video" not in cells:
         refuse(path, row, f"no 'video'; found {_names(list(entry)) or 'nothing'}")
     for caption in captions_of(entry, path, row) or (None,):

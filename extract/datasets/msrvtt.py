@@ -7,16 +7,18 @@ Protocols: `9k` (train 9,000 clips, test the 1,000 of the 1k-A split, one captio
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from glscl.cache.schema import Expected
+from glscl.common.errors import InputError
+from glscl.common.tables import amount
 from glscl.extract.datasets.benchmark import AnnotationFolder, Benchmark, FoundFiles, check_held_out
 from glscl.extract.datasets.builder import AnnotationBuilder
-from glscl.extract.datasets.columns import read_table
-from glscl.extract.datasets.splits import split_name
-from glscl.extract.datasets.text_files import check_id, member, read_json, read_lines
+from glscl.extract.datasets.columns import captions_in_cell, read_table
+from glscl.extract.datasets.splits import SPLITS, split_name
+from glscl.extract.datasets.text_files import check_id, examples, member, read_json, read_lines, show
 
 TEST = "MSRVTT_JSFUSION_test.csv"
 TRAIN_LIST = "MSRVTT_train.{}.csv"
@@ -75,30 +77,49 @@ def _add_official(builder: AnnotationBuilder, data: list[tuple[Path, dict[str, A
 def _add_training(
     builder: AnnotationBuilder, data: list[tuple[Path, dict[str, Any]]], folder: AnnotationFolder, protocol: str
 ) -> None:
-    path = folder.find(TRAIN_LIST.format(protocol))
-    if path is not None:
-        lines = read_lines(path)
-        for row, line in lines[1:] if lines and lines[0][1] == "video_id" else lines:
-            builder.video(check_id(line, path, row), split="train", path=path, row=row)
-        return
-    builder.note(f"no {TRAIN_LIST.format(protocol)}: the training clips follow from the other files, in their order")
-    if protocol == "9k":
-        test_file = folder.need(TEST)
-        held_out = [id for _, (id, _) in read_table(test_file, ("video_id", "sentence"), notes=builder.notes)]
-        clips = list(_official_splits(data))
-        check_held_out(held_out, [id for id, *_ in clips], test_file)
-        left_out = {*held_out}
-        chosen = (clip for clip in clips if clip[0] not in left_out)
+    listed = folder.find(TRAIN_LIST.format(protocol))
+    if listed is not None:
+        lines = read_lines(listed)
+        lines = lines[1:] if lines and lines[0][1] == "video_id" else lines
+        chosen = [(check_id(line, listed, row), listed, row) for row, line in lines]
     else:
-        chosen = (clip for clip in _official_splits(data) if clip[1] in ("train", "val"))
-    for id, _, source, row in chosen:
-        builder.video(id, split="train", path=source, row=row)
+        builder.note(
+            f"no {TRAIN_LIST.format(protocol)}: the training clips follow from the other files, in their order"
+        )
+        wanted = ("train", "val") if protocol == "7k" else SPLITS
+        chosen = [(id, path, row) for id, split, path, row in _official_splits(data) if split in wanted]
+    test_file = folder.find(TEST)
+    if test_file is not None:
+        held_out = [id for _, (id, _) in read_table(test_file, ("video_id", "sentence"), notes=builder.notes)]
+        check_held_out(held_out, [id for id, *_ in chosen], test_file)
+        if listed is None and protocol == "9k":
+            chosen = _without_test(builder, chosen, held_out, test_file)
+    for id, path, row in chosen:
+        builder.video(id, split="train", path=path, row=row)
+
+
+def _without_test(
+    builder: AnnotationBuilder, clips: list[tuple[str, Path, int]], held_out: Sequence[str], test_file: Path
+) -> list[tuple[str, Path, int]]:
+    """The clips that are not held out. Raises InputError where none of those is among them."""
+    left_out, known = {*held_out}, {id for id, *_ in clips}
+    strange = [id for id in held_out if id not in known]
+    if clips and len(strange) == len(held_out):
+        raise InputError(
+            f"{test_file}: none of its {amount(len(strange), 'id')} is among the clips of {clips[0][1]}, for example "
+            f"{show(strange[0])}; those are such as {show(clips[0][0])}",
+            hint="All clips would be trained on: give both files of one source, or the list of the training clips",
+        )
+    if strange:
+        builder.note(f"{amount(len(strange), 'test clip')} not among the clips of {clips[0][1]}: {examples(strange)}")
+    return [clip for clip in clips if clip[0] not in left_out]
 
 
 def _add_test(builder: AnnotationBuilder, path: Path) -> None:
     for row, (id, sentence) in read_table(path, ("video_id", "sentence"), notes=builder.notes):
         builder.video(check_id(id, path, row), split="test", path=path, row=row)
-        builder.text(id, sentence, path=path, row=row)
+        for caption in captions_in_cell(sentence, path, row):
+            builder.text(id, caption, path=path, row=row)
 
 
 def _add_sentences(

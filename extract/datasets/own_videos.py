@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from glscl.extract.datasets.video_files import VideoFiles
+from glscl.extract.datasets.video_files import VideoFiles, split_extension
 
 Contents = Callable[[Sequence[str]], Sequence[bytes | OSError]]  # paths → hash of what is in each file
 
@@ -27,6 +28,7 @@ class OwnVideos:
         paths: name → path; without the names that were not found.
         contents: hashes files; `glscl.cache.keys.content_of` by default.
         archived: name → where its content is, of those whose path is not there yet.
+        unseen: name → what tells it apart, of those whose file was looked for in vain.
         notes: what was noticed while they were looked for.
         looked: there was a folder to look in.
     """
@@ -37,11 +39,12 @@ class OwnVideos:
         contents: Contents | None = None,
         *,
         archived: Mapping[str, Archived] | None = None,
+        unseen: Mapping[str, str] | None = None,
         notes: Sequence[str] = (),
         looked: bool = True,
     ) -> None:
         self.paths, self.notes, self.looked = paths, notes, looked
-        self._contents, self._archived = contents, archived or {}
+        self._contents, self._archived, self._unseen = contents, archived or {}, unseen or {}
         self._hashed: dict[str, bytes | None] = {}
         self._stats: dict[str, os.stat_result | None] = {}
 
@@ -51,15 +54,18 @@ class OwnVideos:
         names = dict.fromkeys(names)
         if folder is None:
             found = {name: name for name in names if os.path.isabs(name) and os.path.isfile(name)}
-            return cls(found, contents, looked=len(found) == len(names))
-        files = VideoFiles(folder)
-        return cls(files.locate(names, as_paths=True), contents, notes=files.notes)
+            looked, notes = len(found) == len(names), []
+        else:
+            files = VideoFiles(folder)
+            found, looked, notes = files.locate(names, as_paths=True), True, files.notes
+        unseen = _whole_names([name for name in names if name not in found])
+        return cls(found, contents, unseen=unseen, notes=notes, looked=looked)
 
     def identity(self, name: str) -> Hashable:
-        """Equal for names of one file: other spellings of it, and links. Where there is no file, of one composed name."""
+        """Equal for names of one file: other spellings of it, and links. Where there is none, see `_whole_names`."""
         stat = self._stat(name)
         if stat is None:
-            return self.paths.get(name) or unicodedata.normalize("NFC", name)
+            return self.paths.get(name) or self._unseen.get(name) or unicodedata.normalize("NFC", name)
         # some network file systems give the same number to several files
         return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
@@ -96,3 +102,14 @@ class OwnVideos:
             except (KeyError, OSError):
                 self._stats[name] = None
         return self._stats[name]
+
+
+def _whole_names(names: Iterable[str]) -> dict[str, str]:
+    """Name → the same in composed Unicode, with the extension that it has elsewhere, if that is one: what tells it apart."""
+    composed = {name: unicodedata.normalize("NFC", name) for name in names}
+    whole: dict[str, set[str]] = defaultdict(set)
+    for name in composed.values():
+        stem, extension = split_extension(name)
+        if extension:
+            whole[stem].add(name)
+    return {name: min(whole[plain]) if len(whole[plain]) == 1 else plain for name, plain in composed.items()}

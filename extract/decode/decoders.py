@@ -6,11 +6,13 @@ to the last bit.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,12 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glscl.common.errors import DecodeError
-from glscl.extract.decode.packets import DECORD_CONTAINERS, MAX_PIXELS, VideoIndex, describe_error, open_video
+from glscl.extract.decode.packets import MAX_PIXELS, VideoIndex, describe_error, open_video
+from glscl.extract.decode.plan import DecodePlan
 
 if TYPE_CHECKING:
+    from av.container import InputContainer
     from av.packet import Packet
     from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
 
+WORTH_SEEKING = 300  # packets before the first wanted group: reading over fewer costs no more than seeking
 Beat = Callable[[], None]
 DECORD_SPAN = 256  # frames decord may have to decode within one call, so that a call stays short
 DECORD_BATCH_BYTES = 64 << 20
@@ -174,39 +180,30 @@ class Damage:
         return "; ".join(parts)
 
 
-def stream_frames(
-    path: str, damage: Damage, *, beat: Beat, needed: Collection[int] | None = None
-) -> Iterator[VideoFrame]:
-    """Frames of the video stream in presentation order, decoded from the beginning without seeking.
+def stream_frames(path: str, damage: Damage, *, beat: Beat, plan: DecodePlan | None = None) -> Iterator[VideoFrame]:
+    """Frames of the video stream in presentation order, decoded from the beginning without seeking, or as a plan says.
 
     After a packet that cannot be decoded nothing is shown until the next key frame: what lies between refers to
     frames that were lost.
 
     Args:
         damage: receives every error; none is raised for a stream that could be opened.
-        needed: presentation stamps that must come; other frames may be left out where nothing refers to them, which
-            saves a third of the time on H.264 with B-frames.
+        plan: what is decoded, of a stream that is taken to be sound.
     """
-    container, stream = open_video(path)
+    container, stream, packets = _packets_of(path, damage, plan, beat)
     with container:
         codec = stream.codec_context
-        # only these containers keep presentation times of their own, so that a hole in the frames goes unnoticed
-        keeps_times = codec.name == "h264" and container.format.name in DECORD_CONTAINERS
-        kept = needed if keeps_times else None
-        skipping = False
+        if plan is not None and plan.strict:
+            codec.options = {"err_detect": "explode"}
         seek_key = lost = False  # after an error: until the next key packet, until the first whole key frame
-        for packet in _packets(container.demux(stream), damage):
-            beat()
-            if seek_key and packet.size and not packet.is_keyframe:
+        for packet in packets:
+            if seek_key and packet is not None and packet.size and not packet.is_keyframe:
                 continue
             seek_key = False
-            if kept is not None and (packet.size and packet.pts not in kept) != skipping:
-                skipping = not skipping
-                codec.skip_frame = "NONREF" if skipping else "DEFAULT"
             try:
-                frames = packet.decode()
+                frames = codec.decode(packet)
             except (OSError, ValueError, ArithmeticError) as error:  # FFmpegError members are OSError or ValueError
-                damage.errors.append(_at(packet, describe_error(error)))
+                damage.errors.append(describe_error(error) if packet is None else _at(packet, describe_error(error)))
                 codec.flush_buffers()
                 seek_key = lost = True
                 continue
@@ -216,11 +213,48 @@ def stream_frames(
                 lost = False
                 damage.concealed += frame.is_corrupt
                 yield frame
+            if packet is None:
+                codec.flush_buffers()
 
 
-def _packets(packets: Iterator[Packet], damage: Damage) -> Iterator[Packet]:
+def _packets_of(
+    path: str, damage: Damage, plan: DecodePlan | None, beat: Beat
+) -> tuple[InputContainer, VideoStream, Iterator[Packet | None]]:
+    """The opened file, and the packets that are fed; None empties the decoder, which then starts anew."""
+    container, stream = open_video(path)
+    packets = _packets(container.demux(stream), damage, beat)
+    if plan is None:
+        return container, stream, packets
+    first = plan.runs[0][0]
+    if first < WORTH_SEEKING:
+        return container, stream, _of_runs(packets, plan, 0)
+    with contextlib.suppress(OSError, ValueError):
+        container.seek(int(plan.stamps[first]), stream=stream)
+        landed = next(container.demux(stream))
+        place = np.flatnonzero(plan.stamps == landed.pts) if landed.size else []
+        if len(place) == 1 and place[0] <= first:
+            return container, stream, _of_runs(itertools.chain([landed], packets), plan, int(place[0]))
+    container.close()
+    container, stream = open_video(path)
+    return container, stream, _of_runs(_packets(container.demux(stream), damage, beat), plan, 0)
+
+
+def _of_runs(packets: Iterator[Packet], plan: DecodePlan, number: int) -> Iterator[Packet | None]:
+    """The packets that are fed, of those from `number` on, and None behind each run."""
+    numbered = enumerate((packet for packet in packets if packet.size), number)
+    for first, last in plan.runs:
+        for number, packet in numbered:
+            if number >= first and plan.feeds[number]:
+                yield packet
+            if number == last:
+                break
+        yield None
+
+
+def _packets(packets: Iterator[Packet], damage: Damage, beat: Beat) -> Iterator[Packet]:
     """The packets up to an error of the container, which is noted; the last, empty one empties the decoder."""
     while True:
+        beat()
         try:
             packet = next(packets)
         except StopIteration:
@@ -237,12 +271,12 @@ def _at(packet: Packet, text: str) -> str:
 
 
 def planned_pictures(
-    index: VideoIndex, wanted: NDArray[np.int64], *, beat: Beat, suspect: bool = False
+    index: VideoIndex, wanted: NDArray[np.int64], plan: DecodePlan | None, *, beat: Beat
 ) -> Iterator[Picture]:
     """Frames `wanted` (k,) of the presented frames, by the stamps of the packets, in one pass with PyAV.
 
     Args:
-        suspect: the stream may be damaged, so every frame of it is decoded.
+        plan: `DecodePlan.of` them; None decodes everything.
 
     Raises:
         Distrust: the frames do not come as the packets promised, or the stream is damaged. Pictures given before
@@ -251,13 +285,10 @@ def planned_pictures(
     targets = index.pts[wanted].tolist()
     if not targets:
         return
-    times, damage, previous = index.times, Damage(), None
+    times, damage, previous, rgb = index.times, Damage(), None, UprightRgb()
     queue = iter(zip(targets, wanted.tolist()))
     target, i = next(queue)
-    # frames may be left out of a sound stream alone: around holes the decoder makes up frames from all it has seen
-    steps = np.diff(times)
-    sound = not suspect and index.decord_doubt is None and len(steps) > 0 and steps.max() < 1.5 * np.median(steps)
-    for frame in stream_frames(index.path, damage, beat=beat, needed=frozenset(targets) if sound else None):
+    for frame in stream_frames(index.path, damage, beat=beat, plan=plan):
         if damage:
             raise Distrust(str(damage))
         if frame.pts is None or (previous is not None and frame.pts <= previous):
@@ -266,12 +297,31 @@ def planned_pictures(
             raise Distrust(f"no frame comes for the packet at {times[i]:.2f} s")
         previous = frame.pts
         if frame.pts == target:
-            yield Picture(float(times[i]), upright_rgb(frame))
+            yield Picture(float(times[i]), rgb(frame))
             following = next(queue, None)
             if following is None:
                 return
             target, i = following
     raise Distrust(str(damage) or "the stream ends before its last packets")
+
+
+def with_true_head(index: VideoIndex, *, beat: Beat) -> VideoIndex:
+    """The index of a file that does not begin with a whole group, with the frames alone that come of the first one.
+
+    Raises:
+        Distrust: the first group is damaged.
+    """
+    if index.headless is None or not len(index.groups):
+        return index
+    end = int(index.groups[1]) if len(index.groups) > 1 else len(index.fed)
+    fed = np.arange(len(index.fed)) < end
+    damage = Damage()
+    frames = stream_frames(index.path, damage, beat=beat, plan=DecodePlan([(0, end - 1)], fed, index.fed, False))
+    came = [frame.pts for frame in frames if frame.pts is not None]
+    if damage:
+        raise Distrust(str(damage))
+    lost = np.isin(index.pts, index.fed[:end]) & ~np.isin(index.pts, came)
+    return dataclasses.replace(index, pts=index.pts[~lost])
 
 
 def decoded_stamps(path: str, damage: Damage, time_base: Fraction, *, beat: Beat) -> list[float | None]:
@@ -285,21 +335,29 @@ def counted_pictures(path: str, wanted: Sequence[int], times: NDArray[np.float64
     """Frames number `wanted` (k,) ascending, counted as the decoder gives them, with their repaired `times` (n,)."""
     if not len(wanted):
         return
-    numbers = frozenset(wanted)
+    numbers, rgb = frozenset(wanted), UprightRgb()
     frames = stream_frames(path, Damage(), beat=beat)
     for i, frame in enumerate(itertools.islice(frames, max(numbers) + 1)):
         if i in numbers:
-            yield Picture(float(times[i]), upright_rgb(frame))
+            yield Picture(float(times[i]), rgb(frame))
 
 
-def upright_rgb(frame: VideoFrame) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB of any pixel format, turned by the rotation the file asks for (to the nearest quarter).
+class UprightRgb:
+    """Frames of any pixel format → (H, W, 3) uint8 RGB, turned by the rotation the file asks for (to the nearest quarter).
 
-    Raises:
-        DecodeError: the frame is beyond MAX_PIXELS.
+    One for a stream: what converts its pixels is made once, and works in this thread alone (left to itself it makes and
+    ends a thread a core for every frame).
     """
-    if frame.width * frame.height > MAX_PIXELS:
-        raise DecodeError(f"a frame of {frame.width} x {frame.height} pixels is beyond {MAX_PIXELS:,} pixels")
-    pixels = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
-    quarter_turns = round(frame.rotation / 90) % 4 if abs(frame.rotation) <= 360 else 0  # counter-clockwise
-    return np.ascontiguousarray(np.rot90(pixels, quarter_turns)) if quarter_turns else pixels
+
+    def __init__(self) -> None:
+        from av.video.reformatter import VideoReformatter
+
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        """Raises DecodeError: the frame is beyond MAX_PIXELS."""
+        if frame.width * frame.height > MAX_PIXELS:
+            raise DecodeError(f"a frame of {frame.width} x {frame.height} pixels is beyond {MAX_PIXELS:,} pixels")
+        pixels = np.asarray(self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray(), np.uint8)
+        quarter_turns = round(frame.rotation / 90) % 4 if abs(frame.rotation) <= 360 else 0  # counter-clockwise
+        return np.ascontiguousarray(np.rot90(pixels, quarter_turns)) if quarter_turns else pixels

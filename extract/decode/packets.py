@@ -1,4 +1,4 @@
-"""What a video file holds, read without decoding: packets, their presentation times, and whether decord can be trusted.
+"""What a video file holds, read without decoding: packets, their presentation times, and what depends on what.
 
 Reading all packets of a ten-second clip costs 2 to 5 ms beyond opening it; decoding it costs a hundred.
 """
@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glscl.common.errors import DecodeError, NotFoundError
+from glscl.extract.decode import bitstream
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
-    from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
 
 START_TOLERANCE = 2e-6  # seconds: containers tell their start in microseconds
@@ -29,8 +29,7 @@ MAX_PIXELS = 150_000_000  # of one frame (16k x 8k fits): 450 MB in RGB
 DECORD_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # decord gives wrong frames of AVI and MPEG-TS
 DECORD_CODECS = ("h264", "hevc", "vp8", "vp9")
 DECORD_PIXEL_FORMATS = ("yuv420p", "yuvj420p", "yuv444p", "yuvj444p")  # of others decord rounds colours differently
-H264_IDR, H264_SPS = (5,), 7
-HEVC_IDR, HEVC_SPS = (19, 20), 33
+PLANNED_CONTAINERS = (*DECORD_CONTAINERS, "avi")  # that keep a stamp for every packet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +41,15 @@ class VideoIndex:
             where `irregular` says that packets do not tell.
         irregular: why presentation times must be taken from decoded frames instead, or None.
         decord_doubt: why decord would give wrong frames of this file, or cannot decode it, or None.
+        unplanned: why every packet must be decoded, whatever is wanted, or None.
         start: seconds on the clock of `pts` at which the file begins, as a player counts: with its first stream, sound or
             picture; None where it does not say.
+        fed: (m,) int64 stamps of all packets in the order of decoding, those that are not shown among them.
+        groups: (g,) int64 positions in `fed`, the first 0, from which the decoder may start anew: what comes behind refers
+            to nothing before. Empty where `unplanned`.
+        leading: (m,) bool, packets behind such a start that are shown before it and refer to the group before.
+        unused: (m,) bool, packets that no other refers to.
+        headless: why some frames of the first group may not come, or None.
         average_rate: frames a second the file declares, or None.
         stored_frames: frames the header promises (0 where it says nothing); packets: how many there are.
     """
@@ -62,6 +68,12 @@ class VideoIndex:
     pts: NDArray[np.int64]
     irregular: str | None
     decord_doubt: str | None
+    unplanned: str | None
+    fed: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    leading: NDArray[np.bool_]
+    unused: NDArray[np.bool_]
+    headless: str | None
 
     @property
     def times(self) -> NDArray[np.float64]:
@@ -71,8 +83,7 @@ class VideoIndex:
 
     def after_start(self, first: float) -> float:
         """Seconds from the start of the file to the first frame, which is stamped `first` s; 0 where that is no later."""
-        late = 0.0 if self.start is None else first - self.start
-        return late if late > START_TOLERANCE else 0.0
+        return _late(self.start, first)
 
     @property
     def cut_short(self) -> str | None:
@@ -187,7 +198,11 @@ def read_index(path: str, *, beat: Callable[[], None] = lambda: None) -> VideoIn
         irregular = survey.irregular()
         if container.format.name == "avi" and codec.has_b_frames:
             irregular = irregular or "AVI keeps the order of decoding, not of showing"
-        doubt = irregular or survey.decord_doubt()
+        groups, leading, unused = survey.groups()
+        unplanned = irregular or survey.unplanned()
+        if container.format.name not in PLANNED_CONTAINERS:
+            unplanned = unplanned or f"container {container.format.name}"
+        doubt = irregular or survey.doubt(groups)
         if container.format.name not in DECORD_CONTAINERS:
             doubt = f"container {container.format.name}"
         elif name not in DECORD_CODECS:
@@ -196,11 +211,7 @@ def read_index(path: str, *, beat: Callable[[], None] = lambda: None) -> VideoIn
             doubt = f"pixel format {codec.pix_fmt}"
         elif len(container.streams.video) > 1:
             doubt = "several video streams"
-        elif _interlaced(path, codec):
-            doubt = "interlaced"
         rate = stream.average_rate
-        # AVI tells no times of showing: what FFmpeg puts before the first frame is the delay of the decoder
-        start = None if container.format.name == "avi" or container.start_time is None else container.start_time / 1e6
         return VideoIndex(
             path=path,
             container=container.format.name,
@@ -209,25 +220,49 @@ def read_index(path: str, *, beat: Callable[[], None] = lambda: None) -> VideoIn
             height=codec.height,
             pixel_format=codec.pix_fmt or "",
             time_base=stream.time_base or Fraction(1, 1000),
-            start=start,
+            start=_start(container),
             average_rate=float(rate) if rate else None,
             stored_frames=stream.frames,
             packets=survey.packets,
             pts=np.zeros(0, np.int64) if irregular else np.sort(np.array(survey.shown, np.int64)),
             irregular=irregular,
             decord_doubt=doubt,
+            unplanned=unplanned,
+            fed=np.array(survey.fed, np.int64),
+            groups=groups[:0] if unplanned else groups,
+            leading=leading,
+            unused=unused,
+            headless=survey.headless,
         )
 
 
-def _interlaced(path: str, codec: VideoCodecContext) -> bool:
-    """As the container says; PyAV before 18.1 does not pass that on, so there the first frame is asked."""
+def _start(container: InputContainer) -> float | None:
+    """See `VideoIndex.start`."""
+    # AVI tells no times of showing: what FFmpeg puts before the first frame is the delay of the decoder
+    return None if container.format.name == "avi" or container.start_time is None else container.start_time / 1e6
+
+
+def _late(start: float | None, first: float) -> float:
+    late = 0.0 if start is None else first - start
+    return late if late > START_TOLERANCE else 0.0
+
+
+def stamp_of_start(container: InputContainer, stream: VideoStream, first: int) -> int:
+    """The stamp of the start of a file, from which a player counts; `first` is that of its first presented frame."""
+    clock = stream.time_base or Fraction(1, 1000)
+    return first - round(_late(_start(container), float(first * clock)) / clock)
+
+
+def interlaced(path: str) -> bool:
+    """Whether pictures are made of two fields. As the container says; PyAV before 18.1 does not pass that on, so there the
+    first frame is asked."""
     from av.error import FFmpegError
 
-    if hasattr(codec, "field_order"):
-        return str(codec.field_order) not in ("", "0", "1", "UNKNOWN", "PROGRESSIVE")
     container, stream = open_video(path)
     try:
         with container:
+            if hasattr(stream.codec_context, "field_order"):
+                return str(stream.codec_context.field_order) not in ("", "0", "1", "UNKNOWN", "PROGRESSIVE")
             return any(frame.interlaced_frame for frame in itertools.islice(container.decode(stream), 1))
     except (FFmpegError, OSError, ValueError):
         return False  # decoding meets that error as well, and says what it is
@@ -275,45 +310,54 @@ class _PacketSurvey:
     """Collects what decides how a stream must be read, packet by packet in decoding order."""
 
     def __init__(self, codec: str, extradata: bytes | None) -> None:
-        self.codec = codec
         self.packets = 0
+        self.fed: list[int] = []
         self.shown: list[int] = []
         self.hidden = self.unstamped = self.corrupt = 0
         self.broken: str | None = None
-        self._keys: list[tuple[int, int]] = []  # position in decoding order, pts
-        self._first_is_key = False
-        self._keys_restart = True  # every key frame makes the decoder forget what was before
-        self._parameter_sets: set[bytes] = set()
+        self.headless: str | None = None
+        self._keys: list[int] = []  # positions of packets that the container calls key frames
+        self._restarts: list[int] = []
+        self._pictures: list[bitstream.Picture] = []
+        self._codec = codec
+        self._look = bitstream.reader(codec, extradata)
+        self._known = extradata or b""
+        self._sets: set[bytes] = set()
         self._new_parameters = False
-        self._length_bytes = _nal_length_bytes(codec, extradata)
 
     def add(self, packet: Packet) -> None:
-        if self.packets == 0:
-            self._first_is_key = packet.is_keyframe
         self.packets += 1
         self.corrupt += packet.is_corrupt
         self._new_parameters |= self.packets > 1 and packet.has_sidedata("new_extradata")
-        if packet.is_discard:
-            self.hidden += 1
-            return
         if packet.pts is None:
             self.unstamped += 1
             return
+        picture = self._look(memoryview(packet)) if self._look else bitstream.Picture()
+        if picture.parameters:
+            self._learn(picture.parameters)
+        restart = picture.restart and packet.is_keyframe
+        if picture.refers_back and self._restarts and packet.pts < self.fed[self._restarts[-1]]:
+            picture = picture._replace(leading=True)
+        if self.packets == 1 and not restart:
+            self.headless = "does not start with a key frame"
+        elif picture.leading and len(self._restarts) < 2:
+            self.headless = self.headless or "starts with an open group of pictures"
         if packet.is_keyframe:
-            self._keys.append((len(self.shown), packet.pts))
-            if self.codec in ("h264", "hevc"):
-                self._look_into_key(bytes(packet))
-        self.shown.append(packet.pts)
+            self._keys.append(len(self.fed))
+        if restart:
+            self._restarts.append(len(self.fed))
+        self.fed.append(packet.pts)
+        self._pictures.append(picture)
+        if packet.is_discard:
+            self.hidden += 1
+        else:
+            self.shown.append(packet.pts)
 
-    def _look_into_key(self, data: bytes) -> None:
-        idr, sps = (H264_IDR, H264_SPS) if self.codec == "h264" else (HEVC_IDR, HEVC_SPS)
-        kinds = set()
-        for unit in _nal_units(data, self._length_bytes):
-            kind = unit[0] & 31 if self.codec == "h264" else unit[0] >> 1 & 63
-            kinds.add(kind)
-            if kind == sps:
-                self._parameter_sets.add(unit)
-        self._keys_restart &= not kinds.isdisjoint(idr)
+    def _learn(self, sets: tuple[bytes, ...]) -> None:
+        for unit in sets:
+            if unit not in self._sets and unit not in self._known:
+                self._new_parameters |= self.packets > 1
+                self._sets.add(unit)
 
     def irregular(self) -> str | None:
         """Why the packets do not tell the presentation times."""
@@ -325,41 +369,41 @@ class _PacketSurvey:
             return self.broken or "no packet of the video stream is shown"
         return None
 
-    def decord_doubt(self) -> str | None:
-        """Why decord's index or its seeking would go wrong; each found by comparing its frames with painted numbers."""
+    def unplanned(self) -> str | None:
+        """Why what packets depend on is not known."""
         if self.broken:
             return self.broken
-        if self.hidden:
-            return f"{self.hidden} hidden packets before the start (edit list)"
+        if self._look is None:
+            return f"codec {self._codec}"
         if self.corrupt:
             return f"{self.corrupt} corrupt packets"
-        if not self._first_is_key:
-            return "does not start with a key frame"
-        order = np.argsort(np.array(self.shown), kind="stable")
-        rank = np.empty_like(order)
-        rank[order] = np.arange(len(order))
-        if any(rank[position] != position for position, _ in self._keys):
-            return "open groups of pictures"
-        if not self._keys_restart:
-            return "key frames that are no restart (open groups or gradual refresh)"
-        if self._new_parameters or len(self._parameter_sets) > 1:
+        if self._new_parameters:
             return "the stream changes its parameters"
+        return None if len(set(self.fed)) == len(self.fed) else "hidden packets repeat presentation times"
+
+    def groups(self) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
+        """`groups`, `leading` and `unused` of a VideoIndex.
+
+        A group begins at a restart behind which nothing is shown that would be shown before it, leading pictures apart.
+        """
+        highest = max((picture.layer for picture in self._pictures), default=0)
+        leading = np.array([picture.leading for picture in self._pictures], bool)
+        unused = np.array([picture.unused and picture.layer == highest for picture in self._pictures], bool)
+        if not self.fed:
+            return np.zeros(0, np.int64), leading, unused
+        fed, restarts = np.array(self.fed, np.int64), np.array(self._restarts, np.int64)
+        limits = np.iinfo(np.int64)
+        before = np.maximum.accumulate(np.where(leading, limits.min, fed))
+        behind = np.minimum.accumulate(np.where(leading, limits.max, fed)[::-1])[::-1]
+        restarts = restarts[restarts > 0]
+        return np.append(0, restarts[before[restarts - 1] < behind[restarts]]), leading, unused
+
+    def doubt(self, groups: NDArray[np.int64]) -> str | None:
+        """Why decord's index or its seeking would go wrong; each found by comparing its frames with painted numbers."""
+        if self.hidden:
+            return f"{self.hidden} hidden packets before the start (edit list)"
+        if self.headless or self.unplanned():
+            return self.headless or self.unplanned()
+        if any(picture.leading for picture in self._pictures) or not np.isin(self._keys, groups).all():
+            return "key frames that are no restart (open groups or gradual refresh)"
         return None
-
-
-def _nal_length_bytes(codec: str, extradata: bytes | None) -> int:
-    """Width of the length before each NAL unit (ISO/IEC 14496-15, avcC byte 4, hvcC byte 21)."""
-    where = 4 if codec == "h264" else 21
-    return (extradata[where] & 3) + 1 if extradata and len(extradata) > where and extradata[0] == 1 else 4
-
-
-def _nal_units(data: bytes, length_bytes: int) -> list[bytes]:
-    units, at = [], 0
-    while at + length_bytes < len(data):
-        length = int.from_bytes(data[at : at + length_bytes], "big")
-        at += length_bytes
-        if length == 0 or at + length > len(data):
-            break
-        units.append(data[at : at + length])
-        at += length
-    return units

@@ -42,7 +42,7 @@ class DecodePool:
     """A pool of decoding processes.
 
     Args:
-        decoding: how; with its decoder "auto" a video whose worker hung or died is asked for once more through PyAV alone.
+        decoding: how; with its decoder "auto" a video whose worker hung or died is asked for once more.
         workers: processes; None is one a core.
         ahead: videos that may lie ready while the reader is busy, where the latest ones were so small that they fit
             AHEAD_BYTES.

@@ -5,13 +5,14 @@ A function for the processes of a `JobPool`.
 
 from __future__ import annotations
 
+import contextlib
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glscl.common.errors import DecodeError, NotFoundError
-from glscl.extract.decode.decoders import upright_rgb
-from glscl.extract.decode.packets import MAX_PIXELS, describe_error, open_video
+from glscl.extract.decode.decoders import UprightRgb
+from glscl.extract.decode.packets import MAX_PIXELS, describe_error, open_video, stamp_of_start
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 PLAYED = ("h264", "vp8", "vp9", "av1")  # that browsers decode, with 8 bits and half the colours
 PLAYED_PIXELS = ("yuv420p", "yuvj420p")
 ENCODERS = (("libx264", ".mp4"), ("libopenh264", ".mp4"), ("libvpx", ".webm"))  # the first there is
-RATE = 30  # frames a second at most
+RATE, LOWEST_RATE = 30, 2  # frames a second at most; of a video whose seeking is not doubted
+CLOSE = 1e-3  # seconds
 SIZE = 640  # pixels, the longer side
 
 
@@ -29,7 +31,7 @@ class Preview(NamedTuple):
 
     Attributes:
         file: name of the file with it, in the folder that was given.
-        start, end: seconds from the first presented frame of the video; its own clock begins at 0.
+        start, end: seconds from the start of the file, as a player shows it; its own clock begins at 0.
         how: what was done, in words.
     """
 
@@ -55,25 +57,31 @@ def make_preview(path: str, folder: str, name: str, start: float, seconds: float
             if kind in PLAYED and codec.pix_fmt in PLAYED_PIXELS:
                 try:
                     return _copied(container, stream, Path(folder), name, start, seconds)
-                except (OSError, ValueError):  # packets that no other container takes
+                except (OSError, ValueError):  # packets that no other container takes, or seeking went past the time
                     pass
-        container, stream = open_video(path)
-        with container:
-            return _encoded(container, stream, Path(folder), name, start, seconds, kind)
+        for seek in (True, False):
+            container, stream = open_video(path)
+            with container, contextlib.suppress(_WentPastError):
+                return _encoded(container, stream, Path(folder), name, start, seconds, kind, seek=seek)
+        raise DecodeError("the video gives no frame there")
     except (DecodeError, NotFoundError):
         raise
     except Exception as error:  # whatever one file provokes
         raise DecodeError(describe_error(error)) from error
 
 
+class _WentPastError(ValueError):
+    """Seeking went past the time, as it may where a container keeps no index."""
+
+
 def _seek(container: InputContainer, stream: VideoStream, start: float) -> tuple[int, Fraction]:
-    """Go to the key frame before a time; the stamp of the first presented frame, and the clock."""
+    """Go to the key frame before a time; the stamp of the start of the file, and the clock."""
     if stream.time_base is None:
         raise DecodeError("the stream has no clock")
-    first = stream.start_time or 0
+    begin = stamp_of_start(container, stream, stream.start_time or 0)
     if start > 0:
-        container.seek(int(start / stream.time_base) + first, stream=stream)
-    return first, stream.time_base
+        container.seek(int(start / stream.time_base) + begin, stream=stream)
+    return begin, stream.time_base
 
 
 def _copied(
@@ -81,7 +89,7 @@ def _copied(
 ) -> Preview:
     import av
 
-    first, clock = _seek(container, stream, start)
+    begin, clock = _seek(container, stream, start)
     file, base, end = folder / f"{name}.mp4", None, start
     with av.open(str(file), "w", options={"movflags": "faststart"}) as out:
         copy = out.add_stream_from_template(stream)
@@ -94,31 +102,39 @@ def _copied(
                 if not packet.is_keyframe:
                     continue
                 base = packet.pts
-            at = float((packet.pts - first) * clock)
+            at = float((packet.pts - begin) * clock)
             if packet.is_keyframe and at >= start + seconds:
                 break
             end = max(end, at + float((packet.duration or 0) * clock))
             packet.pts, packet.dts, packet.stream = packet.pts - base, packet.dts - base, copy
             out.mux(packet)
-    if base is None:
-        raise DecodeError("the video gives no frame there")
-    return Preview(file.name, float((base - first) * clock), end, "its frames in another container, without sound")
+    if base is None or (start > 0 and (base - begin) * clock > start + CLOSE):
+        raise _WentPastError
+    return Preview(file.name, float((base - begin) * clock), end, "its frames in another container, without sound")
 
 
 def _encoded(
-    container: InputContainer, stream: VideoStream, folder: Path, name: str, start: float, seconds: float, kind: str
+    container: InputContainer,
+    stream: VideoStream,
+    folder: Path,
+    name: str,
+    start: float,
+    seconds: float,
+    kind: str,
+    *,
+    seek: bool,
 ) -> Preview:
     import av
 
     encoder, suffix = _encoder()
-    first, clock = _seek(container, stream, start)
+    begin, clock = _seek(container, stream, start if seek else 0.0)
     file, began, last, out, made = folder / f"{name}{suffix}", None, start, None, None
     try:
         for frame in container.decode(stream):
             if frame.pts is None:
                 continue
-            at = float((frame.pts - first) * clock)
-            if at < start - 1e-3:
+            at = float((frame.pts - begin) * clock)
+            if at < start - CLOSE:
                 continue
             if at >= start + seconds:
                 break
@@ -126,8 +142,10 @@ def _encoded(
                 continue
             scale = min(1.0, SIZE / max(frame.width, frame.height))
             width, height = (max(16, round(side * scale / 2) * 2) for side in (frame.width, frame.height))
-            pixels = upright_rgb(frame.reformat(width=width, height=height))
+            pixels = UprightRgb()(frame.reformat(width=width, height=height))
             if out is None or made is None:
+                if seek and at > start + 1 / LOWEST_RATE:
+                    raise _WentPastError
                 began = at
                 out = av.open(str(file), "w", options={"movflags": "faststart"} if suffix == ".mp4" else {})
                 made = _video_stream(out, encoder, pixels.shape[1], pixels.shape[0])
@@ -138,7 +156,7 @@ def _encoded(
             last = at
             out.mux(made.encode(picture))
         if out is None or made is None or began is None:
-            raise DecodeError("the video gives no frame there")
+            raise _WentPastError
         out.mux(made.encode(None))
     finally:
         if out is not None:

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glscl.common.errors import DecodeError, NotFoundError
-from glscl.extract.decode.decoders import upright_rgb
-from glscl.extract.decode.packets import MAX_PIXELS, describe_error, file_stamp, open_video
+from glscl.extract.decode.decoders import UprightRgb
+from glscl.extract.decode.packets import MAX_PIXELS, describe_error, file_stamp, open_video, stamp_of_start
 from glscl.extract.decode.video import Decoding, FrameChunk, VideoTask, decode_video, prepared
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def still(path: str, time: float, size: int, stamp: tuple[int, int] | None = Non
     """The frame shown at a time, upright, at most `size` pixels long, as a JPEG.
 
     Args:
-        time: seconds from the first presented frame; beyond the end it is the last frame.
+        time: seconds from the start of the file, as a player shows it; beyond the end it is the last frame.
         stamp: `packets.file_stamp` of the file as it is known; of one that changed since nothing is shown.
 
     Raises:
@@ -50,7 +50,7 @@ def still(path: str, time: float, size: int, stamp: tuple[int, int] | None = Non
         width, height = (max(2, round(side * scale)) for side in (frame.width, frame.height))
         # a frame of millions of pixels is made small before it becomes RGB
         small = frame.reformat(width=width, height=height) if scale < 1 else frame
-        return jpeg_of(upright_rgb(small))
+        return jpeg_of(UprightRgb()(small))
 
 
 def jpeg_of(pixels: NDArray[np.uint8], quality: int = 82) -> bytes:
@@ -112,16 +112,16 @@ def _frame_at(path: str, time: float, *, seek: bool = True) -> VideoFrame | None
         if stream.time_base is None:
             raise DecodeError("the stream has no clock")
         sought = seek and time > FROM_START
-        first = stream.start_time
+        start = None if stream.start_time is None else stamp_of_start(container, stream, stream.start_time)
         if sought:
-            container.seek(int(time / stream.time_base) + (first or 0), stream=stream)
+            container.seek(int(time / stream.time_base) + (start or 0), stream=stream)
         best, distance = None, float("inf")
         for frame in container.decode(stream):
             if frame.pts is None:
                 continue
-            if first is None:
-                first = frame.pts
-            seconds = float((frame.pts - first) * stream.time_base)
+            if start is None:
+                start = stamp_of_start(container, stream, frame.pts)
+            seconds = float((frame.pts - start) * stream.time_base)
             if sought and best is None and seconds > time + CLOSE:
                 return None
             if abs(seconds - time) >= distance:

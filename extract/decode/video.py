@@ -9,7 +9,7 @@ n frames of a chunk, S side of the prepared square picture, H, W sides of a fram
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,8 +28,17 @@ from glscl.extract.decode.decoders import (
     decoded_stamps,
     decord_pictures,
     planned_pictures,
+    with_true_head,
 )
-from glscl.extract.decode.packets import VideoIndex, describe_error, duration_and_rate, file_stamp, read_index
+from glscl.extract.decode.packets import (
+    VideoIndex,
+    describe_error,
+    duration_and_rate,
+    file_stamp,
+    interlaced,
+    read_index,
+)
+from glscl.extract.decode.plan import DecodePlan
 from glscl.extract.decode.sampling import TOLERANCE, Sampling, first_stamp, repair_times, select_frames, window
 
 if TYPE_CHECKING:
@@ -37,7 +46,6 @@ if TYPE_CHECKING:
 
 DECODERS = ("auto", "decord", "pyav")
 Prepare = Callable[["Image"], "Image | NDArray[np.uint8]"]  # what a model does to a picture, until (S, S, 3) uint8
-DENSE = 8  # where more than every eighth frame is wanted PyAV takes half of decord's time and a quarter of its memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +56,8 @@ class Decoding:
         sampling: which frames are taken.
         prepare: PIL picture → (S, S, 3) uint8, what the model does to a picture before it becomes a tensor; None keeps
             native sizes (a chunk then ends where the size changes).
-        decoder: of `DECODERS`: "auto" takes decord where the packets show that its frames are right and PyAV otherwise; "decord"
-            refuses the other files; "pyav" never asks decord.
+        decoder: of `DECODERS`: "auto" and "pyav" decode with PyAV what the wanted frames depend on; "decord" asks decord, and
+            refuses files that it is known to get wrong. Frames are the same.
         jpeg_quality: of the JPEG that comes with every frame, 1 to 100; None makes none.
         chunk_frames, chunk_bytes: a chunk ends at whichever comes first.
         time_limit: seconds that a video may stand still. Slow progress, however long, is no reason to give up.
@@ -117,9 +125,9 @@ class VideoDone(NamedTuple):
     """How video `item` went; comes after all of its chunks.
 
     Attributes:
-        reason: why the status is not OK. decoder_note: why not decord, where decord was not used.
+        reason: why the status is not OK. decoder_note: why more was decoded than the wanted frames depend on, where it was.
         duration, fps, frames_total: seconds, frames a second and frames as decoded, of the part asked for.
-        seconds: time spent. frames: how many were given in chunks.
+        seconds: time spent. frames: how many were given in chunks. packets: how many PyAV decoded for them.
     """
 
     item: int
@@ -133,6 +141,7 @@ class VideoDone(NamedTuple):
     seconds: float = 0.0
     frames: int = 0
     decoder_note: str | None = None
+    packets: int = 0
 
 
 def decode_video(
@@ -193,6 +202,7 @@ def decode_video(
         seconds=time.monotonic() - clock,
         frames=frames,
         decoder_note=_nameless(part.note, task.path),
+        packets=part.packets,
     )
 
 
@@ -274,7 +284,7 @@ class _Attempts:
         self.used = "none"
         self.note: str | None = None
         self.duration = self.fps = 0.0
-        self.frames_total = 0
+        self.frames_total = self.packets = 0
         self.codec = ""
         self.read_as: tuple[int, int] | None = None
         self._cut_short: str | None = None
@@ -299,35 +309,30 @@ class _Attempts:
                 yield picture
 
     def _attempts(self, index: VideoIndex) -> Iterator[Picture | None]:
-        doubts = []
-        if self.decoder != "pyav":
+        if self.decoder == "decord":
+            self.used = "decord"
             try:
-                if index.decord_doubt is not None:
-                    raise Distrust(index.decord_doubt)
-                wanted = self._choose(index.times, index.average_rate)
-                if self.decoder == "auto" and len(wanted) * DENSE > self.frames_total:
-                    raise Distrust("so many frames are wanted that reading on beats seeking")
-                self.used = "decord"
-                yield from decord_pictures(index, wanted, beat=self.beat)
-                return
+                doubt = index.decord_doubt or ("interlaced" if interlaced(self.path) else None)
+                if doubt:
+                    raise Distrust(doubt)
+                yield from decord_pictures(index, self._choose(index.times, index.average_rate), beat=self.beat)
             except Distrust as doubt:
-                if self.decoder == "decord":
-                    raise DecodeError(f"decord cannot be trusted with this file: {doubt}") from doubt
-                doubts.append(str(doubt))
-                yield from self._afresh()
-        self.used = "pyav"
-        self._note(doubts)
+                raise DecodeError(f"decord cannot be trusted with this file: {doubt}") from doubt
+            return
+        self.used, self.note = "pyav", index.unplanned
         if index.irregular is None:
             try:
-                wanted = self._choose(index.times, index.average_rate)
-                yield from planned_pictures(index, wanted, beat=self.beat, suspect=bool(doubts))
+                known = with_true_head(index, beat=self.beat)
+                wanted = self._choose(known.times, known.average_rate)
+                plan = DecodePlan.of(known, known.pts[wanted]) if len(wanted) else None
+                self.packets += int(plan.feeds.sum()) if plan else index.packets
+                yield from planned_pictures(known, wanted, plan, beat=self.beat)
                 return
             except Distrust as doubt:
-                doubts.append(str(doubt))
-                yield from self._afresh()
-        else:
-            doubts.append(index.irregular)
-        self._note(dict.fromkeys(doubts))
+                self.note = str(doubt)
+                if not self.given:
+                    yield None  # takes back pictures of which none has left yet; otherwise the next one goes on
+        self.packets += 2 * index.packets
         raw = decoded_stamps(self.path, self._damage, index.time_base, beat=self.beat)
         if not raw:
             raise DecodeError(str(self._damage) or index.irregular or "the stream holds no frame that can be decoded")
@@ -336,14 +341,6 @@ class _Attempts:
         times = repair_times(raw, rate=index.average_rate) + late
         wanted = self._choose(times, index.average_rate)
         yield from counted_pictures(self.path, wanted.tolist(), times, beat=self.beat)
-
-    def _afresh(self) -> Iterator[None]:
-        """Takes back pictures of a distrusted attempt where none has left yet; otherwise the next one goes on."""
-        if not self.given:
-            yield None
-
-    def _note(self, doubts: Iterable[str]) -> None:
-        self.note = "; ".join(doubts) or None
 
     def _choose(self, times: NDArray[np.float64], rate: float | None) -> NDArray[np.int64]:
         """Frames still to be given, as indices; notes what the part covers."""

@@ -172,7 +172,7 @@ def import_features(
             lacking = [text.id for text in annotations.texts if text.id not in tokens_of]
             if lacking:
                 raise InputError(
-                    f"{token_features} has no token features of {len(lacking)} captions, for example {lacking[0]!r}",
+                    f"{token_features} has no token features of {amount(len(lacking), 'caption')}, for example {lacking[0]!r}",
                     hint="Give them for all captions that have text features, or leave `token_features` out",
                 )
         embed_dim = _embed_dim(backbone, texts_of, frames_of)
@@ -330,7 +330,7 @@ def _with_features(annotations: Annotations, readers: RowReaders, notes: list[st
     lacking = [text.id for text in annotations.texts if text.id not in readers]
     if not lacking:
         return annotations
-    share = f"{len(lacking)} of {len(annotations.texts)} captions"
+    share = f"{len(lacking)} of {amount(len(annotations.texts), 'caption')}"
     notes.append(f"left out {share} that have no features: {examples(lacking)}")
     return dataclasses.replace(annotations, texts=[text for text in annotations.texts if text.id in readers])
 

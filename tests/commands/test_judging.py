@@ -230,3 +230,16 @@ def test_a_report_of_a_head_from_outside_shows_examples_where_it_is_named(glscl,
     status, out, _ = glscl("report", run, *head, "--out", page)
     assert status == 0 and "note: " not in out and 'id="examples"' in page.read_text()
     del sys.modules["outside_head"]
+
+
+def test_runs_that_were_not_judged_are_all_named_and_judged_where_that_is_wanted(glscl, two_runs, one_line, tmp_path):
+    a, b = two_runs
+    for command in (("compare",), ("report", "--out", tmp_path / "r.html")):
+        one_line(glscl(*command, a, b), "2 of 2 were not judged on the split test", f"{a}, {b}", "--judge")
+    status, out, err = glscl("compare", a, b, "--judge", "--top", 0)
+    assert status == 0 and "attention_pool" in out, err
+    written = (a / "result.json").stat().st_mtime_ns
+    (b / "result.json").unlink()
+    one_line(glscl("compare", a, b), b, "was not judged", f"glscl eval --run {b}")
+    assert glscl("report", a, b, "--judge", "--out", tmp_path / "r.html")[0] == 0
+    assert (b / "result.json").is_file() and (a / "result.json").stat().st_mtime_ns == written

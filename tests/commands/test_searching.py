@@ -7,9 +7,13 @@ import json
 import sys
 
 import numpy as np
+import pytest
 import torch
+import torch.nn.functional as F
 
+from glscl.cache.library import open_library
 from glscl.cache.schema import TextFeatures
+from glscl.cache.upkeep.convert import convert
 from glscl.evaluate.search.model import Model
 
 QUICK = ("--epochs", 1, "--batch-size", 8, "--validation", 4)
@@ -100,3 +104,66 @@ def test_an_export_of_a_head_without_vectors_names_those_that_have_some(glscl, c
     assert glscl("train-head", "--head", "xpool", *QUICK, "--out", run)[0] == 0
     one_line(glscl("export", "--run", run, "--out", tmp_path / "v"), "xpool", "attention_pool", "seq_transf", status=2)
     assert not (tmp_path / "v").exists()
+
+
+def test_an_index_tells_recall_and_speed_and_a_search_uses_it(glscl, small_cache, one_line, monkeypatch):
+    class Backbone:
+        def doubts(self, sentence):
+            return []
+
+        def encode_texts(self, texts):
+            return TextFeatures(torch.randn(1, 8, generator=torch.Generator().manual_seed(len(texts[0]))))
+
+    monkeypatch.setattr(Model, "backbone", Backbone())
+    monkeypatch.setattr(Model, "load_backbone", lambda self, weights=None: self.backbone)
+    path = small_cache(videos=60).fill().path
+    status, out, err = glscl("index", path)
+    assert status == 0 and "frames in" in out and "recall@10" in out and "ms a query, every frame" in out, err
+    told = json.loads(glscl("index", path, "--json")[1])
+    assert told["recall"] > 0.5 and told["segments"][0]["items"] == 59
+    found, exact = (
+        json.loads(glscl("search", "x", "--cache", path, "--json", "--top", 5, *more)[1]) for more in ((), ["--exact"])
+    )
+    assert not found["exact"] and exact["exact"] and found["hits"][0] == exact["hits"][0]
+    assert "in an approximate index" in glscl("search", "x", "--cache", path)[1]
+    small_cache(videos=64).fill()
+    said = glscl("search", "x", "--cache", path)[1]
+    assert (
+        f"note: every frame is looked at: the index of {path} lacks 4 of 63 videos. Add them: glscl index {path}"
+        in said
+    )
+    convert(open_library(path), path.parent / "flat.h5")
+    one_line(glscl("index", path.parent / "flat.h5"), "one file", status=2)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    one_line(glscl("index", path), "pip install 'glscl[index]'", status=2)
+
+
+def test_every_stored_frame_is_exported_for_other_engines(glscl, small_cache, one_line, tmp_path, monkeypatch):
+    faiss, parquet = pytest.importorskip("faiss"), pytest.importorskip("pyarrow.parquet")
+    store = small_cache(videos=12).fill()
+    arrays, ids = store.arrays("video"), store.ids("video")
+    frames = F.normalize(torch.from_numpy(arrays["values"]).float(), dim=-1).numpy()
+    owner = np.repeat(np.arange(len(ids)), np.diff(arrays["offsets"]))
+    status, out, err = glscl("export", "--cache", store.path, "--to", "faiss", "--out", tmp_path / "f")
+    assert status == 0 and f"{len(frames)} frames of 11 videos, 8-d" in out, err
+    index = faiss.read_index(str(tmp_path / "f" / "frames.faiss"))
+    rows, told = np.load(tmp_path / "f" / "rows.npz"), json.loads((tmp_path / "f" / "frames.json").read_text())
+    np.testing.assert_allclose(index.reconstruct_n(0, index.ntotal), frames, atol=1e-3)
+    assert rows["entry"].tolist() == owner.tolist() and rows["time"].tolist() == arrays["times"].tolist()
+    assert told["video_ids"] == ids and told["frames"] == len(frames) and told["cache_fingerprint"] == store.fingerprint
+    assert glscl("export", "--cache", store.path, "--to", "parquet", "--out", tmp_path / "p", "--split", "test")[0] == 0
+    table = parquet.read_table(tmp_path / "p" / "frames.parquet")
+    wanted = np.isin(owner, [*store.splits["test"].videos])
+    assert table["video"].to_pylist() == [ids[row] for row in owner[wanted]] and set(table["split"].to_pylist()) == {
+        "test"
+    }
+    np.testing.assert_allclose(np.stack(table["vector"].to_numpy()).astype(np.float32), frames[wanted], atol=1e-3)
+    assert table["time"].to_pylist() == arrays["times"][wanted].tolist()
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["frames.json", "frames.parquet"]
+    one_line(
+        glscl("export", "--cache", store.path, "--to", "faiss", "--out", tmp_path, "--split", "x"), "no split", status=1
+    )
+    one_line(glscl("export", "--run", "r", "--to", "lance", "--out", tmp_path), "--to", "without a run", status=2)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    one_line(glscl("export", "--cache", store.path, "--to", "parquet", "--out", tmp_path), "glscl[parquet]", status=2)

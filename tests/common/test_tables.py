@@ -6,6 +6,7 @@ import csv
 import io
 
 import pytest
+from rich.cells import cell_len
 
 from glscl.common.errors import UsageError
 from glscl.common.tables import STYLES, Difference, Measured, Table, TableRow, one_line, plain_table, render
@@ -116,3 +117,14 @@ def test_no_text_turns_the_order_of_what_is_read():
     for character in "\u202e\u2066\u2069\u200f":
         table = Table("t", ("id",), (TableRow("", (f"video{character}4pm.exe",)),))
         assert all(character not in render(table, style) for style in ("terminal", "markdown", "csv", "latex"))
+
+
+def test_columns_line_up_behind_wide_characters():
+    rows = [["厨房.mp4", "一只猫", 1.0], ["a.mp4", "a cook 🍳", 22.0], ["é", "e\u0301 acute", 3.0]]
+    lines = render(plain_table(["video", "caption", "n"], rows, left=(0, 1))).splitlines()
+    assert {cell_len(line) for line in lines} == {cell_len(lines[0])}
+    assert (
+        len({cell_len(line[: line.index(word)]) for line, word in zip(lines[1:], ("一只猫", "a cook", "e\u0301"))}) == 1
+    )
+    cut = render(Table("t", ("a",), (TableRow("", ("猫" * 60,)),))).splitlines()[4]
+    assert cut.endswith("…") and cell_len(cut) in (75, 76)

@@ -100,6 +100,9 @@ def test_columns_in_another_order_are_not_taken_for_video_and_caption(files, tex
 def test_a_list_in_a_cell_is_several_captions(files):
     found = table(files, 'video,caption\na,"[\'a cat\', ""a dog\'s bone""]"\nb,[music]\nc,"[1, 2]"\n')
     assert captions(found) == [("a", "a cat"), ("a", "a dog's bone"), ("b", "[music]"), ("c", "[1, 2]")]
+    assert captions(table(files, [{"video": "a", "text": "('a cat', 'a dog')"}], "c.json")) == [
+        ("a", "a cat"), ("a", "a dog"),
+    ]  # fmt: skip
     with pytest.raises(InputError, match=r"row 2: the caption is .*, a list whose strings no comma separates"):
         table(files, "video,caption\na,['a cat' 'a dog']\n")
 
@@ -115,6 +118,19 @@ def test_what_only_looks_like_a_number_is_none(files, value):
 @pytest.mark.parametrize("value", ["12", " 12.50 ", "1.25e1", ".5", "+3"])
 def test_numbers_as_people_write_them_are_read(files, value):
     assert table(files, f"video,caption,end\na,x,{value}\n").videos[0].end == float(value)
+
+
+def test_columns_that_mean_nothing_here_are_named(files):
+    found = table(files, "video,caption,set,fps,\na,x,train,25,\nb,y,test,25,\n")
+    assert any(note.startswith("columns not used: 'set', 'fps': ") for note in found.notes)
+    found = table(files, [{"video": "a", "caption": "x", "lang": "en", "description": "y", "url": None}], "c.json")
+    assert any(note.startswith("columns not used: 'lang', 'description': ") for note in found.notes)
+
+
+@pytest.mark.parametrize(("start", "end"), [("start", "end"), ("start_time", "end_time"), ("start_sec", "end_seconds")])
+def test_times_are_found_by_the_names_that_they_have(files, start, end):
+    found = table(files, f"video,caption,{start},{end}\na,x,1,2\na,y,2,3\n")
+    assert [(video.start, video.end) for video in found.videos] == [(1, 2), (2, 3)]
 
 
 # --- objects ----------------------------------------------------------------------------------------------------------
@@ -158,6 +174,12 @@ def test_every_caption_of_an_object_is_read_whatever_key_holds_it(files, entry, 
     assert [text.text for text in found.texts] == expected
 
 
+def test_columns_of_different_rows_are_refused(files):
+    for columns in ({"video": ["a", "b"], "caption": ["x"]}, {"video": {"0": "a"}, "caption": {"1": "x"}}):
+        with pytest.raises(InputError, match="found the columns 'video', 'caption' of different rows"):
+            table(files, columns, "c.json")
+
+
 # --- benchmarks -------------------------------------------------------------------------------------------------------
 
 
@@ -173,3 +195,18 @@ def test_lists_put_together_say_where_their_header_stands_again(files):
     found = DATASETS["msrvtt"].read(files("a", {"MSRVTT_JSFUSION_test.csv": text}), None, splits=["test"])
     assert captions(found) == [("video1", "a dog"), ("video2", "a cat")]
     assert any("the header where it stands again" in note and note.endswith("row 3") for note in found.notes)
+
+
+def test_a_column_that_stands_twice_is_refused(files):
+    test = "key,video_id,video_id,sentence\nret0,msr1,video1,a dog\n"
+    with pytest.raises(InputError, match="row 1: the header is .* each once"):
+        DATASETS["msrvtt"].read(files("a", {"MSRVTT_JSFUSION_test.csv": test}), None, splits=["test"])
+
+
+def test_a_list_in_a_caption_of_a_benchmark_is_read_or_refused(files):
+    test = "key,vid_key,video_id,sentence\nret0,msr1,video1,\"['a dog', 'a cat']\"\n"
+    found = DATASETS["msrvtt"].read(files("a", {"MSRVTT_JSFUSION_test.csv": test}), None, splits=["test"])
+    assert captions(found) == [("video1", "a dog"), ("video1", "a cat")]
+    lists = {"test_list.txt": "a", "captions_msvd.json": {"a": ["['a dog', 'a cat']"]}}
+    with pytest.raises(InputError, match="entry 'a': the caption is .*, a list, expected one caption"):
+        DATASETS["msvd"].read(files("b", lists), None, splits=["test"])

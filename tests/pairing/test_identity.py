@@ -109,6 +109,14 @@ def test_where_no_file_was_looked_for_composed_names_tell(files):
     assert gallery(found) == [("café.mp4", "test")]
 
 
+def test_where_no_file_was_looked_for_a_name_without_extension_is_that_with_its_only_one(files):
+    found = table(files, "video,caption\na,x\na.mp4,y\nb,x\nb.mp4,y\nb.mkv,z\n", None)
+    assert [id for id, _ in gallery(found)] == ["a", "b", "b.mp4", "b.mkv"]
+    for videos in (None, files("videos", ["c.mp4"])):
+        with pytest.raises(InputError, match="row 3: the video 'a.mp4' is in split test, but also in train, as 'a'"):
+            table(files, "video,caption,split\na,x,train\na.mp4,y,test\nc,x,test\n", videos)
+
+
 # --- one content, one split -------------------------------------------------------------------------------------------
 
 
@@ -252,15 +260,42 @@ def test_notes_that_were_taken_before_an_error_come_with_it(files):
     assert any("train was not read" in note for note in error.value.notes)
 
 
-@pytest.mark.parametrize("writing", ["{}.mp4", " {}", "{}", "VIDEO9"])
-def test_a_test_clip_that_would_be_trained_on_under_another_spelling_is_refused(files, writing):
+def test_ids_of_a_benchmark_that_differ_in_an_extension_are_refused_though_no_file_was_looked_for(files):
+    lists = {"train_list.txt": "a\nb\n", "test_list.txt": "a.mp4\n",
+             "vatex_data.json": {id: {"enCap": ["x"]} for id in ("a", "b", "a.mp4")}}  # fmt: skip
+    with pytest.raises(InputError, match="'a' and 'a.mp4' in train and test are one video"):
+        DATASETS["vatex"].read(files("annotations", lists), None)
+
+
+def test_clips_to_be_held_out_that_are_none_of_those_trained_on_are_an_error_or_counted(files):
+    data = {
+        "videos": [{"video_id": f"video{i}", "split": "train"} for i in range(4)],
+        "sentences": [{"video_id": f"video{i}", "caption": "a cat"} for i in range(4)],
+    }
+    head = "key,vid_key,video_id,sentence\n"
+
+    def read(*ids):
+        rows = "".join(f"ret0,msr0,{id},a dog\n" for id in ids)
+        return read_msrvtt(files("a", {"MSRVTT_data.json": data, "MSRVTT_JSFUSION_test.csv": head + rows}), None)
+
+    with pytest.raises(InputError, match="none of its 2 ids is among the clips .* 'clip3'; those are such as 'video0'"):
+        read("clip3", "clip4")
+    assert any("1 test clip not among the clips of" in note for note in read("video3", "clip4").notes)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("writing", ["{}.mp4", " {}", "{}", "VIDEO9", "video 9"])
+def test_a_test_clip_that_would_be_trained_on_under_another_spelling_is_refused(files, writing, listed):
     data = {
         "videos": [{"video_id": f"video{i}", "split": "train"} for i in range(10)],
         "sentences": [{"video_id": f"video{i}", "caption": "a cat"} for i in range(10)],
     }
     held_out = writing.format("video9")
     test = f"key,vid_key,video_id,sentence\nret0,msr9,{held_out},a dog\n"
-    root = files("annotations", {"MSRVTT_data.json": data, "MSRVTT_JSFUSION_test.csv": test})
+    content = {"MSRVTT_data.json": data, "MSRVTT_JSFUSION_test.csv": test}
+    if listed:
+        content["MSRVTT_train.9k.csv"] = "".join(f"video{i}\n" for i in range(9 if held_out == "video9" else 10))
+    root = files("annotations", content)
     if held_out == "video9":
         assert len(read_msrvtt(root, None).videos) == 10
     else:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
+from glscl.extract.decode.previews import make_preview
 from glscl.extract.decode.sampling import Sampling
+from glscl.extract.decode.stills import still
 from glscl.extract.decode.video import decode, decode_video
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "extract" / "decode"))
@@ -19,10 +23,15 @@ from painted_clips import decoded, make_clip, read_number, sequential
 LATE = 50  # frames of 25 a second: the picture begins at 2 s
 
 
-@pytest.fixture(params=["mp4", "mkv", "mov", "ts"])
-def late(request, tmp_path):
+@pytest.fixture(scope="module", params=["mp4", "mkv", "mov", "ts"])
+def late(request, tmp_path_factory):
     """100 painted frames, from 2 s to 6 s of the file; the sound begins at 0 s."""
-    return make_clip(tmp_path / f"late.{request.param}", frames=range(100), stamp=lambda i: i + LATE, audio=True)
+    return make_clip(
+        tmp_path_factory.mktemp("late") / f"late.{request.param}",
+        frames=range(100),
+        stamp=lambda i: i + LATE,
+        audio=True,
+    )
 
 
 def shown(path):
@@ -77,3 +86,18 @@ def test_frames_whose_packets_tell_no_times_have_the_same_origin(late, monkeypat
     np.testing.assert_array_equal(by_frames[0], by_packets[0])
     assert by_frames[1] == pytest.approx(by_packets[1], abs=1e-4)
     assert video.decode_video is decode_video
+
+
+def test_the_pictures_and_parts_of_a_page_have_the_same_origin(late, tmp_path):
+    frames, times = decode(late, fps=None)
+
+    def nearest(picture):
+        return np.abs(np.asarray(picture, float) - frames).mean((1, 2, 3)).argmin()
+
+    for at in (0, 26, 85):
+        time = float(times[at])
+        assert nearest(Image.open(io.BytesIO(still(str(late), time, 640))).convert("RGB")) == at
+        made = make_preview(str(late), str(tmp_path), "part", time, 1.0)
+        part, clock = decode(tmp_path / made.file, fps=None)
+        assert made.start + clock[0] == pytest.approx(times[nearest(part[0])], abs=0.02)
+        assert made.start <= time + 1e-3 < made.end

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+from glscl.commands.default_paths import newest_run
+from glscl.train_head.checkpoint import write_run
 
 QUICK = ("--head", "projection", "--epochs", 1, "--device", "cpu", "--validation", 0)
 
@@ -37,3 +42,11 @@ def test_a_run_goes_on_with_its_own_cache_though_there_are_others(glscl, small_c
     assert glscl("train-head", *QUICK, "--cache", caches[1].path, "--out", tmp_path / "run")[0] == 0
     status, out, err = glscl("train-head", "--resume", "--out", tmp_path / "run")
     assert status == 0 and "is finished already" in out, err
+
+
+def test_the_newest_run_may_be_one_of_a_sweep(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLSCL_HOME", str(tmp_path))
+    for second, name in enumerate(("a", "sweep-x/lr=0.1", "sweep-x/lr=0.2", "b")):
+        write_run(tmp_path / "runs" / name, {"history": []})
+        os.utime(tmp_path / "runs" / name / "run.json", (second, second))
+        assert newest_run() == tmp_path / "runs" / name

@@ -73,3 +73,16 @@ def test_on_a_gpu_every_step_begins_anew_and_is_replayed(monkeypatch):
     step = compiling.compiled(lambda *values: sum(values), torch.device("cuda"))
     assert step(1, 2) == 3 and step(2, 2) == 4
     assert asked == {"dynamic": False, "mode": "reduce-overhead"} and len(begun) == 2
+
+
+def test_what_triton_lacks_to_build_is_said_before_the_training(monkeypatch, tmp_path):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: True)
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert "C compiler" in compiling.missing_compiler(gpu)
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/gcc")
+    assert compiling.missing_compiler(gpu) is None
+    (tmp_path / "Python.h").unlink()
+    assert "Python.h" in compiling.missing_compiler(gpu)

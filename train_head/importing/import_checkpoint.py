@@ -23,6 +23,7 @@ from glscl.cache.store import Store
 from glscl.common.clip_names import OPENAI_MODELS, OPENAI_SETTINGS, clip_weights
 from glscl.common.errors import NonFiniteError, UsageError
 from glscl.common.state_dicts import read_state_dict, weights_file
+from glscl.common.tables import amount
 from glscl.common.versions import versions
 from glscl.train_head.checkpoint import WHICH, run_id, save_weights, write_run
 from glscl.train_head.importing.foreign_weights import SOURCES, head_from_state_dict, head_of, source_of
@@ -245,7 +246,7 @@ def _dropped_notes(keys: Sequence[str]) -> list[str]:
         return []
     modules = Counter("its backbone clip" if key.startswith("clip.") else key.split(".")[0] for key in keys)
     parts = ", ".join(f"{count} of {module}" for module, count in modules.items())
-    return [f"{len(keys)} keys were dropped, which the head does not use: {parts}"]
+    return [f"{amount(len(keys), 'key')} were dropped, which the head does not use: {parts}"]
 
 
 def _from_a_file(pretrained: str | None) -> bool:

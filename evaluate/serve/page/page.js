@@ -226,7 +226,7 @@ function render(milliseconds) {
   const counts = answers.map((answer) => answer.hits.length);
   $("status").textContent = !answers.length ? "" : [
     found.length ? `${counts.map((each) => each.toLocaleString("en")).join(" + ")} of ${count(answers[0].searched.videos, "video")}` : "Nothing fits. A lower score, or fewer filters, may show more",
-    count(answers[0].searched.frames, "frame"),
+    count(answers[0].searched.frames, "frame") + (answers.every((answer) => answer.searched.exact) ? "" : " in an approximate index"),
     answers.length > 1 ? null : `by ${answers[0].head}${places.length > 1 ? ` in ${answers[0].list}` : ""}`,
     milliseconds == null ? null : `${Math.round(milliseconds)} ms`,
   ].filter(Boolean).join(" · ");

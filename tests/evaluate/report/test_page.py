@@ -118,6 +118,29 @@ def test_the_numbers_of_the_page_are_those_of_the_results(full):
         ]
 
 
+@pytest.mark.parametrize("width", [1280, 400])
+def test_tables_fit_and_no_word_of_them_breaks_inside(full, browser, tmp_path, width):
+    runs = [replace(run, name=f"{run.title} ({run.title}-20261128-010203)") for run in full[0]]
+    path = write_report(runs, tmp_path / "report.html", resamples=50) and tmp_path / "report.html"
+    text = re.sub(r"(>−?)\d+\.\d( to)", r"\g<1>−114.5\2", path.read_text(encoding="utf-8"))
+    path.write_text(text, encoding="utf-8")
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.goto(path.as_uri())
+    wide = """[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.innerText)"""
+    broken = """[...document.querySelectorAll('tbody th, thead th')].filter(cell => {
+        const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT), range = document.createRange();
+        for (let node = walker.nextNode(); node; node = walker.nextNode())
+            for (const word of node.data.matchAll(/[^\\s-]+/g)) {
+                range.setStart(node, word.index); range.setEnd(node, word.index + word[0].length);
+                if (new Set([...range.getClientRects()].map(r => Math.round(r.top))).size > 1) return true;
+            }
+        return false;
+    }).map(cell => cell.innerText)"""
+    assert page.evaluate(wide) == [] and page.evaluate(broken) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
+
+
 def test_chance_is_that_of_the_gallery(full):
     runs, _, page, _ = full
     counts = runs[0].result["counts"]

@@ -163,3 +163,14 @@ def test_a_gallery_of_one_and_a_single_epoch_can_be_drawn():
     plots.rank_histogram("k", "t", [("a", one)], gallery=1, order=["a"]).svg()
     plots.hubness("k", "t", [("a", np.array([1]))], neighbours=1, item="videos", queries=1, order=["a"]).svg()
     plots.training_curve("k", "t", [("a", [1], [2.0])], label="Mean loss", order=["a"]).svg()
+
+
+@ALL
+@pytest.mark.parametrize("count", [1, 7])
+def test_a_legend_hides_nothing_however_many_runs_there_are(draw, count):
+    figure = draw([f"a run with a long name {i}" for i in range(count)]).figure
+    figure.draw_without_rendering()
+    (axes,), (legend,) = figure.axes, figure.legends
+    box = legend.get_window_extent()
+    assert not box.overlaps(axes.get_window_extent()) and not box.overlaps(axes.yaxis.label.get_window_extent())
+    assert axes.get_window_extent().height > 0.5 * plots.HEIGHT * figure.dpi

@@ -13,28 +13,22 @@ from glscl.cache.schema import Status
 from glscl.cache.store import open_store
 from glscl.common.errors import InputError, NonFiniteError
 from glscl.evaluate.search import frame_index
-from glscl.evaluate.search.frame_index import FrameIndex, best_frames
+from glscl.evaluate.search.frame_index import FrameIndex, HeldRows, Scan, best_frames
 
 
 def index_of(counts: list[int], dim: int, seed: int, dtype: torch.dtype = torch.float16) -> FrameIndex:
     offsets = np.concatenate([[0], np.cumsum(counts)])
     features = torch.randn(int(offsets[-1]), dim, generator=torch.Generator().manual_seed(seed)).to(dtype)
     nothing = np.zeros(len(features), np.float32)
-    return FrameIndex(
-        np.arange(len(counts)),
-        offsets,
-        features,
-        nothing,
-        np.zeros(len(counts), np.float32),
-        frame_index._units(features),
-    )
+    rows = HeldRows(features, offsets)
+    return FrameIndex(np.arange(len(counts)), offsets, nothing, np.zeros(len(counts), np.float32), rows, Scan(rows))
 
 
 def slowly(index: FrameIndex, query: torch.Tensor, best: int) -> list[tuple[float, int]]:
     """(score, video), best first, frame by frame."""
     found = []
     for video in range(index.num_videos):
-        rows = [F.normalize(row.double(), dim=0) for row in index.features[index.rows_of(video)]]
+        rows = [F.normalize(row.double(), dim=0) for row in index.features_of(video)]
         cosines = sorted((float(row @ F.normalize(query.double(), dim=0)) for row in rows), reverse=True)[:best]
         found.append((-sum(cosines) / len(cosines), video))
     return [(-score, video) for score, video in sorted(found)]
@@ -70,8 +64,8 @@ def test_few_videos_are_scored_exactly_and_none_is_lost_by_it(monkeypatch):
 
 def test_the_scan_is_within_its_bound_of_the_exact_cosine():
     index, query = index_of([50] * 40, 512, 3), torch.randn(512, generator=torch.Generator().manual_seed(4))
-    exact = F.normalize(index.features.double(), dim=1) @ F.normalize(query.double(), dim=0)
-    assert np.abs(index.scan(query) - exact.numpy()).max() < frame_index.ROUNDING
+    exact = F.normalize(index.rows.features.double(), dim=1) @ F.normalize(query.double(), dim=0)
+    assert np.abs(index.finder.cosines(query) - exact.numpy()).max() < frame_index.ROUNDING
 
 
 def test_best_frames_of_fewer_frames_is_their_mean():
@@ -94,7 +88,7 @@ def test_all_frames_of_a_cache_are_read_once_and_for_each_entry(small_cache, for
     assert index.entries.tolist() == usable
     for video, row in enumerate(usable):
         stored = slice(int(found["offsets"][row]), int(found["offsets"][row + 1]))
-        np.testing.assert_array_equal(index.features[index.rows_of(video)].float(), found["values"][stored])
+        np.testing.assert_array_equal(index.features_of(video).float(), found["values"][stored])
         np.testing.assert_array_equal(index.times_of(video), found["times"][stored])
     assert index.durations.tolist() == found["duration"][usable].tolist()
 

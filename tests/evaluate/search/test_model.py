@@ -94,7 +94,7 @@ def test_a_head_orders_the_videos_that_frames_find_each_on_the_frames_around_its
     scores = {}
     for each in found:
         at = int(np.clip(each.cosines.argmax() - 1, 0, max(0, len(each.cosines) - 2)))
-        frames = F.normalize(model.index().features[model.index().rows_of(each.video)][at : at + 2], dim=-1)
+        frames = F.normalize(model.index().features_of(each.video)[at : at + 2], dim=-1)
         weights = (frames @ torch.eye(16)[3] / 0.5).softmax(0)
         scores[each.video] = float(F.normalize(weights @ frames, dim=0) @ torch.eye(16)[3])
     hits = model.search("3", top=5)
@@ -105,10 +105,10 @@ def test_a_head_orders_the_videos_that_frames_find_each_on_the_frames_around_its
 
 def test_a_video_of_the_list_finds_others_that_look_like_it_and_not_itself(model, store):
     video = store.ids("video")[4]
-    frames = FrameIndex.load(store, np.array([4])).features
+    frames = FrameIndex.load(store, np.array([4])).features_of(0)
     hits = model.find(model.listed(video), top=20)
     assert video not in [hit.video for hit in hits] and len(hits) == 10  # of 12 one gave no frames
-    other = FrameIndex.load(store, np.array([store.ids("video").index(hits[0].video)])).features
+    other = FrameIndex.load(store, np.array([store.ids("video").index(hits[0].video)])).features_of(0)
     expected = (F.normalize(frames, dim=-1) @ F.normalize(other, dim=-1).T).amax(1).mean()
     assert hits[0].score == pytest.approx(float(expected), abs=1e-6) and hits[0].score == max(hit.score for hit in hits)
     with pytest.raises(NotFoundError, match="nobody"):

@@ -120,3 +120,21 @@ def test_long_videos_show_the_best_of_each_part():
     assert len(strip["times"]) == len(strip["scores"]) == 50 and strip["times"][0] == 0
     assert max(strip["scores"]) == 0.5 and strip["times"][int(np.argmax(strip["scores"]))] == 760
     assert strip_of(times[:3], scores[:3], 50) == {"times": [0, 1, 2], "scores": [0, 0, 0]}
+
+
+def test_an_approximate_index_is_used_unless_every_frame_is_asked_for(filled):
+    pytest.importorskip("faiss", reason="pip install 'glscl[index]'")
+    from glscl.evaluate.search.approximate import make_index
+
+    made = filled(videos=60)
+    make_index(open_library(made.path), recall=0.9, encode=lambda sentences: pytest.fail("there are captions"))
+    answers = Answers(open_catalog([made.path]), paths=True)
+    id = made.list.video_ids[7]
+    plain = [("t", "0"), ("top", "5")]
+    found = answers.of_listed(id, read_parameters(plain, "t", "top"))
+    exact = answers.of_listed(id, read_parameters([*plain, ("exact", "true")], "t", "top", "exact"))
+    assert not found["searched"]["exact"] and exact["searched"]["exact"]
+    assert found["hits"][0] == exact["hits"][0] and found["hits"][0]["video"] == id
+    assert found["searched"]["frames"] == exact["searched"]["frames"]
+    with pytest.raises(UsageError, match="exact is 'yes'"):
+        read_parameters([("exact", "yes")], "exact")

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import shutil
 import time
 from pathlib import Path
 from urllib.parse import quote
@@ -17,21 +16,7 @@ from serving import HOSTILE, MARKUP, running
 
 import glscl
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WAIT = 30_000  # ms: machines that test may be busy
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no browser is installed: `apt-get install chromium`")
-    sync_api = pytest.importorskip(
-        "playwright.sync_api", reason="playwright drives the browser: pip install playwright"
-    )
-    with sync_api.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture

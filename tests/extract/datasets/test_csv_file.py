@@ -50,7 +50,7 @@ EXPECTED = [("a.mp4", "train", "a cat"), ("a.mp4", "train", "a small cat"), ("b.
         (PLAIN.replace("video,caption,split\n", ""), "captions.csv"),
         (PLAIN.replace("\n", "\n\n"), "captions.csv"),
         ("Split, Video ,CAPTION\ntrain,a.mp4,a cat\nTest,b.mp4,a dog\ntraining,a.mp4,a small cat\n", "captions.csv"),
-        ("x,video_id,sentence,split\n1,a.mp4,a cat,train\n2,b.mp4,a dog,test\n3,a.mp4,a small cat,train\n", "c.csv"),
+        (",video_id,sentence,split\n1,a.mp4,a cat,train\n2,b.mp4,a dog,test\n3,a.mp4,a small cat,train\n", "c.csv"),
         (
             '{"video": "a.mp4", "captions": ["a cat", "a small cat"], "split": "train"}\n\n'
             '{"video": "b.mp4", "caption": "a dog", "split": "test"}',
@@ -58,7 +58,7 @@ EXPECTED = [("a.mp4", "train", "a cat"), ("a.mp4", "train", "a small cat"), ("b.
         ),
         (
             [
-                {"video": "a.mp4", "caption": ["a cat", "a small cat"], "split": "train", "more": 1},
+                {"video": "a.mp4", "caption": ["a cat", "a small cat"], "split": "train", "more": None},
                 {"video": "b.mp4", "caption": "a dog", "split": "test"},
             ],
             "captions.json",
@@ -67,6 +67,22 @@ EXPECTED = [("a.mp4", "train", "a cat"), ("a.mp4", "train", "a small cat"), ("b.
             {
                 "train": [{"video": "a.mp4", "captions": ["a cat", "a small cat"]}],
                 "test": [{"video": "b.mp4", "caption": "a dog"}],
+            },
+            "captions.json",
+        ),
+        (
+            {
+                "video": ["a.mp4", "a.mp4", "b.mp4"],
+                "caption": ["a cat", "a small cat", "a dog"],
+                "split": ["train", "train", "test"],
+            },
+            "captions.json",
+        ),
+        (
+            {
+                "split": {"0": "train", "7": "train", "3": "test"},
+                "text": {"0": "a cat", "7": "a small cat", "3": "a dog"},
+                "path": {"0": "a.mp4", "7": "a.mp4", "3": "b.mp4"},
             },
             "captions.json",
         ),

@@ -1,0 +1,89 @@
+"""Which device a process takes, why not the GPU that is there, and full float32 on a device that would round.
+
+torch is imported when something is asked, not before.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from glscl.common.errors import UsageError
+from glscl.common.launch import Launch
+
+if TYPE_CHECKING:
+    import torch
+
+_OF_NVIDIA = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")  # where a machine has such a GPU
+
+
+def choose_device(name: str, place: Launch) -> torch.device:
+    """The torch device of a name; each process of a launch gets a GPU of its own.
+
+    Args:
+        name: "auto", "cpu", "cuda", "cuda:N" or "mps".
+
+    Raises:
+        UsageError: it is not there, or more processes than GPUs are on this machine.
+    """
+    import torch
+
+    with warnings.catch_warnings():  # `lost_gpu` says it
+        warnings.simplefilter("ignore")
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if gpus else "cpu"
+    if name == "cuda" and place.world > 1 and gpus:
+        if place.local_world > gpus > 1:
+            raise UsageError(
+                f"{place.local_world} processes on this machine, which has {gpus} GPUs", hint="Start one process a GPU"
+            )
+        name = f"cuda:{place.local_rank if gpus > 1 else 0}"  # a batch system may show each process its own alone
+    device = torch.device(name)
+    there = {"cuda": (device.index or 0) < gpus, "mps": torch.backends.mps.is_available(), "cpu": True}
+    if not there.get(device.type, False):
+        lost = lost_gpu() if device.type == "cuda" and not gpus else None
+        reason = f": {lost}" if lost else ""
+        raise UsageError(f"`device` is {name!r}, which this machine does not have{reason}", hint="Use `device=auto`")
+    return device
+
+
+def lost_gpu() -> str | None:
+    """Why torch cannot use the NVIDIA GPU of this machine; None where it can, where there is none, or where it is hidden."""
+    import torch
+
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None and not hidden.strip(" -1"):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if torch.cuda.is_available() or not any(map(os.path.exists, _OF_NVIDIA)):
+            return None
+        if not torch.backends.cuda.is_built():
+            return f"torch {torch.__version__} is built without CUDA"
+        try:
+            torch.cuda.init()
+        except Exception as error:  # of the driver, in its words
+            return (str(error).strip().splitlines() or ["it does not say why"])[0]
+    return "CUDA finds no device"
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Float32 products, convolutions and recurrences in full on a GPU, where TF32 would keep three digits; as before afterwards."""
+    if device.type != "cuda":
+        yield
+        return
+    import torch
+
+    products, others = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = others

@@ -1,0 +1,233 @@
+"""Every stored frame of a list, for other engines: faiss, Parquet, Lance.
+
+R frames, D embed_dim.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from glscl.cache.files import dump_json, storage_errors, sync_directory, write_atomically
+from glscl.cache.lock import hold_folder
+from glscl.cache.reading import read_entries
+from glscl.cache.schema import Status
+from glscl.cache.store import Store
+from glscl.common.errors import InputError, NonFiniteError, UsageError
+from glscl.common.versions import versions
+
+BLOCK = 1 << 15  # frames that are held at once, one video at least
+Progress = Callable[[int], None]
+
+
+class ExportedFrames(NamedTuple):
+    """What was written."""
+
+    out: Path
+    files: tuple[str, ...]
+    frames: int
+    videos: int
+    dim: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**self._asdict(), "out": str(self.out), "files": list(self.files)}
+
+
+class Block(NamedTuple):
+    """Frames of some videos.
+
+    Attributes:
+        rows: (n,) int64, rows of the list. counts: (n,) int64, frames of each.
+        features: (r, D) float32 of length 1. times: (r,) float32 seconds from the start of the file.
+    """
+
+    rows: np.ndarray
+    counts: np.ndarray
+    features: np.ndarray
+    times: np.ndarray
+
+
+def export_frames(
+    store: Store,
+    out: Path,
+    *,
+    to: str,
+    split: str | None = None,
+    about: dict[str, Any] | None = None,
+    progress: Progress = lambda _: None,
+) -> ExportedFrames:
+    """Write the features of every stored frame, of length 1: their dot product with a sentence's, made alike, is the cosine.
+
+        faiss     frames.faiss, float16, inner product; rows.npz: `entry` (R,) of frames.json's videos, and `time` (R,)
+        parquet   frames.parquet: video, split, time, vector (D float16)
+        lance     frames.lance, the same columns
+        frames.json   video_ids in the list's order, D, and `about`
+
+    Args:
+        out: a folder; files of the same name are replaced.
+        to: one of `FRAME_FORMATS`.
+        split: only its videos.
+
+    Raises:
+        UsageError: no such format or split, or what writes it is not installed.
+        InputError: there are no frames. NonFiniteError: a frame has NaN or infinity; names its video.
+        BusyError: another process writes `out`. StorageError: the disk is full or failing.
+    """
+    if to not in FRAME_FORMATS:
+        raise UsageError(f"`to` is {to!r}; expected one of {', '.join(FRAME_FORMATS)}")
+    modules, extra, write = FRAME_FORMATS[to]
+    try:
+        found = [importlib.import_module(name) for name in modules]
+    except ImportError as error:
+        raise UsageError(
+            f"{to} needs {error.name}, which is not installed", hint=f"pip install 'glscl[{extra}]'"
+        ) from error
+    store.require_complete()
+    if split is not None and split not in store.splits:
+        raise InputError(f"{store.path} has no split {split!r}; it has {', '.join(store.splits) or 'none'}")
+    run = (store.everything if split is None else store.splits[split]).videos
+    written = _Count()
+    with hold_folder(out, what="export"):
+        files = write(found, store, Path(out), written.count(_blocks(store, run, progress)))
+        ids = {**(about or {}), "frames": written.frames, "embed_dim": store.embed_dim, "versions": versions()}
+        ids |= {"video_ids": store.ids("video")}
+        write_atomically(Path(out) / "frames.json", dump_json(ids))
+    return ExportedFrames(Path(out), (*files, "frames.json"), written.frames, written.videos, store.embed_dim)
+
+
+class _Count:
+    frames = videos = 0
+
+    def count(self, blocks: Iterator[Block]) -> Iterator[Block]:
+        for block in blocks:
+            self.frames += len(block.times)
+            self.videos += len(block.rows)
+            yield block
+        if not self.frames:
+            raise InputError("there are no frames to export")
+
+
+def _blocks(store: Store, run: range, progress: Progress) -> Iterator[Block]:
+    """The frames of entries of a list, in its order."""
+    rows = np.arange(run.start, run.stop)
+    rows = rows[np.isin(store.status()[rows], [status for status in Status if status.usable])]
+    numbers = store.numbers["video"][rows]
+    counts = np.diff(read_entries(store.library, "video", ["offsets"], numbers)["offsets"])
+    part = (np.cumsum(counts) - 1) // BLOCK
+    for number in np.unique(part):
+        chosen = rows[part == number]
+        found = read_entries(store.library, "video", ["values", "times"], store.numbers["video"][chosen])
+        values = torch.from_numpy(found["values"])
+        values = values.view(torch.bfloat16) if store.dtype == "bfloat16" else values
+        features = F.normalize(values.float(), dim=-1)
+        bad = torch.nonzero(~torch.isfinite(features).all(1))
+        if len(bad):
+            at = int(np.searchsorted(found["offsets"], int(bad[0, 0]), side="right")) - 1
+            raise NonFiniteError(f"a frame of {store.ids('video')[chosen[at]]} has NaN or infinity")
+        yield Block(chosen, np.diff(found["offsets"]), features.numpy(), found["times"])
+        progress(len(features))
+
+
+def _write_faiss(modules: list[Any], store: Store, out: Path, blocks: Iterator[Block]) -> list[str]:
+    [faiss] = modules
+    index = faiss.IndexScalarQuantizer(
+        store.embed_dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+    )  # float16 keeps what most caches hold; nothing is learned
+    entries, times = [], []
+    for block in blocks:
+        index.add(block.features)
+        entries.append(np.repeat(block.rows, block.counts))
+        times.append(block.times)
+
+    def write(path: Path) -> None:
+        faiss.write_index(index, str(path))
+
+    def write_rows(path: Path) -> None:
+        with open(path, "wb") as file:
+            np.savez(file, entry=np.concatenate(entries), time=np.concatenate(times))
+
+    _put(out / "frames.faiss", write)
+    _put(out / "rows.npz", write_rows)
+    return ["frames.faiss", "rows.npz"]
+
+
+def _write_parquet(modules: list[Any], store: Store, out: Path, blocks: Iterator[Block]) -> list[str]:
+    pa, parquet = modules
+
+    def write(path: Path) -> None:
+        with parquet.ParquetWriter(path, _schema(pa, store), use_dictionary=["video", "split"]) as writer:
+            for batch in _batches(pa, store, blocks):
+                writer.write_batch(batch)
+
+    _put(out / "frames.parquet", write)
+    return ["frames.parquet"]
+
+
+def _write_lance(modules: list[Any], store: Store, out: Path, blocks: Iterator[Block]) -> list[str]:
+    lance, pa = modules
+
+    def write(path: Path) -> None:
+        lance.write_dataset(_batches(pa, store, blocks), str(path), schema=_schema(pa, store), mode="overwrite")
+
+    _put(out / "frames.lance", write)
+    return ["frames.lance"]
+
+
+def _schema(pa: Any, store: Store) -> Any:
+    vector = pa.list_(pa.float16(), store.embed_dim)
+    return pa.schema([("video", pa.string()), ("split", pa.string()), ("time", pa.float32()), ("vector", vector)])
+
+
+def _batches(pa: Any, store: Store, blocks: Iterator[Block]) -> Iterator[Any]:
+    ids, splits = store.ids("video"), np.full(store.num_items["video"], "", object)
+    for name, split in store.splits.items():
+        splits[split.videos.start : split.videos.stop] = name
+    for block in blocks:
+        rows = np.repeat(block.rows, block.counts).tolist()
+        flat = pa.array(block.features.astype(np.float16).ravel())
+        columns = [
+            pa.array([ids[row].encode("utf-8", "replace").decode() for row in rows]),
+            pa.array([splits[row] for row in rows], pa.string()),
+            pa.array(block.times),
+            pa.FixedSizeListArray.from_arrays(flat, store.embed_dim),
+        ]
+        yield pa.record_batch(columns, schema=_schema(pa, store))
+
+
+def _put(path: Path, write: Callable[[Path], None]) -> None:
+    """A file, or a folder, made aside and then given its name; nothing half-written has it."""
+    aside = path.with_name(f".{path.name}.part")
+    with storage_errors(path):
+        _remove(aside)
+        try:
+            write(aside)
+            _remove(path)
+            os.replace(aside, path)
+        finally:
+            _remove(aside)
+        sync_directory(path.parent)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+FRAME_FORMATS: dict[
+    str, tuple[tuple[str, ...], str, Callable[[list[Any], Store, Path, Iterator[Block]], list[str]]]
+] = {
+    "faiss": (("faiss",), "index", _write_faiss),
+    "parquet": (("pyarrow", "pyarrow.parquet"), "parquet", _write_parquet),
+    "lance": (("lance", "pyarrow"), "lance", _write_lance),
+}

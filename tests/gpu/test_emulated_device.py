@@ -1,0 +1,112 @@
+"""Every way through the program on a CUDA device that is emulated: tensors of two devices never meet, whatever head."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from glscl.demo.corpus import render_corpus
+from glscl.train_head.heads import HEADS
+
+HERE = Path(__file__).parent / "emulated"
+
+pytestmark = [
+    pytest.mark.exhaustive,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="puts stubs in the place of shared libraries"),
+    pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this torch is built without CUDA"),
+    pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc"),
+]
+
+
+@pytest.fixture(scope="module")
+def stubs(tmp_path_factory) -> Path:
+    """A folder with the runtime and the driver of a GPU that does nothing."""
+    folder = tmp_path_factory.mktemp("stubs")
+    nvidia, triton = (pytest.importorskip(name, reason="comes with torch for CUDA") for name in ("nvidia", "triton"))
+    (headers,) = {next(Path(place).rglob("cuda_runtime_api.h")).parent for place in nvidia.__path__}
+    include = [f"-I{headers}", f"-I{Path(triton.__file__).parent / 'backends' / 'nvidia' / 'include'}"]
+    library = ["gcc", "-shared", "-fPIC", "-w", *include, "-o"]
+    subprocess.run([*library, folder / "cudart.so", HERE / "cudart.c"], check=True)
+    subprocess.run([*library, folder / "libcuda.so.1", "-Wl,-soname,libcuda.so.1", HERE / "cuda.c"], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Annotations and videos of the built-in corpus, few."""
+    folder = tmp_path_factory.mktemp("corpus")
+    return render_corpus(folder, seed=0, sizes={"train": 12, "val": 4, "test": 8}, workers=1)
+
+
+def run(stubs: Path, folder: Path, *commands: list[object], memory: int = 0) -> str:
+    """What the commands said, each on the device; all must end well."""
+    asked = folder / "commands.json"
+    asked.write_text(json.dumps([[str(word) for word in [*words, "--device", "cuda"]] for words in commands]))
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": str(stubs / "cudart.so"),
+        "LD_LIBRARY_PATH": str(stubs),
+        "OMP_NUM_THREADS": "1",
+        "GLSCL_HOME": str(folder),
+        **({"EMULATED_MEMORY": str(memory)} if memory else {}),
+    }
+    done = subprocess.run(
+        [sys.executable, str(HERE / "session.py"), str(asked)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [0] * len(commands), done.stderr
+    return done.stdout + done.stderr
+
+
+def test_features_heads_and_searches_of_the_device_are_those_of_the_cpu(stubs, corpus, tmp_path, glscl):
+    annotations, videos = corpus
+    cache = tmp_path / "cache"
+    data = ["--dataset", "demo", "--annotations", annotations, "--videos", videos, "--backbone", "demo"]
+    extract = ["extract", *data, "--precision", "fp32", "--store-frames", "uint8"]
+    train = ["--epochs", "1", "--batch-size", "16"]
+    runs = {head: tmp_path / head for head in HEADS if head != "best_frames"}
+    found = run(
+        stubs,
+        tmp_path,
+        [*extract, "--out", cache],
+        *(["train-head", "--cache", cache, "--head", head, "--out", out, *train] for head, out in runs.items()),
+        *(["eval", "--run", out] for out in runs.values()),
+        ["search", "a red circle", "--cache", cache, "--run", runs["glscl"]],
+        ["export", "--run", runs["attention_pool"], "--out", tmp_path / "vectors"],
+        ["finetune", "--run", runs["glscl"], "--out", tmp_path / "second", "--epochs", "1", "--batch-size", "8"],
+    )
+    assert "rank" in found
+    assert glscl(*extract, "--out", tmp_path / "here", "--device", "cpu")[0] == 0
+    from glscl.cache.store import open_store
+
+    there, here = (open_store(path) for path in (cache, tmp_path / "here"))
+    for stream in ("video", "text"):
+        for name, array in here.arrays(stream).items():
+            np.testing.assert_allclose(
+                there.arrays(stream)[name], array, rtol=2e-3, atol=2e-3, err_msg=f"{stream} {name}"
+            )
+    for head, out in runs.items():
+        of_device = json.loads((out / "result.json").read_text())
+        status, _, err = glscl("eval", "--run", str(out), "--device", "cpu")
+        assert status == 0, err
+        assert json.loads((out / "result.json").read_text())["text_to_video"] == of_device["text_to_video"], head
+
+
+def test_a_device_without_room_for_the_table_trains_all_the_same(stubs, corpus, tmp_path):
+    annotations, videos = corpus
+    data = ["--dataset", "demo", "--annotations", annotations, "--videos", videos, "--backbone", "demo"]
+    run(
+        stubs,
+        tmp_path,
+        ["extract", *data, "--out", tmp_path / "cache"],
+        ["train-head", "--cache", tmp_path / "cache", "--out", tmp_path / "run", "--epochs", "1", "--batch-size", "16"],
+        memory=(1 << 30) + 4096,  # a GiB of it is taken
+    )

@@ -165,7 +165,7 @@ def load(cache: Path, *, clients: int, seconds: float, sentences: bool) -> dict[
         end = time.monotonic() + seconds
 
         def client(number: int) -> None:
-            connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=120)
+            connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=600)
             while time.monotonic() < end:
                 began = time.perf_counter()
                 try:

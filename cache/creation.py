@@ -17,6 +17,7 @@ from glscl.cache.library import Library, open_library
 from glscl.cache.schema import DEPTH, SCHEMA, STREAMS
 from glscl.cache.shard_arrays import FEATURE_DTYPES
 from glscl.common.errors import CacheFormatError, FingerprintError, Hint, UsageError
+from glscl.common.places import local_path
 
 _FOLDERS = ("additions", "shards", "commits", "lists", "backbone", "partial", "locks", "damaged", "index")
 _OWN_NAMES = {*_FOLDERS, "store.json", "zarr.json", "files.jsonl"}
@@ -52,8 +53,11 @@ class StoreSpec:
 
 
 def require_format(root: Path, format: str) -> None:
-    """Raise UsageError where the cache in `root` is of another format, StorageError where a link stands in it."""
-    refuse_links(root, depth=DEPTH)
+    """Raise UsageError where there is a cache in `root` of another format, StorageError where links stand in it."""
+    if root.is_dir():
+        refuse_links(root, depth=DEPTH)
+    if not written(root / "store.json"):
+        return
     there = open_library(root).header["format"]
     if there != format:
         raise UsageError(
@@ -76,7 +80,7 @@ def create_library(path: os.PathLike[str] | str, spec: StoreSpec, format: str = 
         CacheFormatError: the folder holds something else.
         StorageError: it cannot be written, or holds links.
     """
-    root = Path(path)
+    root = local_path(path, "out")
     if format not in STORES:
         raise UsageError(f"Unknown cache format {format!r}; there are {', '.join(STORES)}")
     if spec.dtype not in FEATURE_DTYPES:

@@ -51,6 +51,7 @@ from glscl.cache.schema import SCHEMA, STREAMS, Status
 from glscl.cache.shard_arrays import LAYOUT, numpy_dtype
 from glscl.cache.shards import Shard, describe_array
 from glscl.common.errors import CacheCorruptError, CacheFormatError, Hint, NotFoundError, first_line
+from glscl.common.places import local_path
 
 # Of several items of one key the most usable counts.
 _RANKS = {Status.OK: 0, Status.PARTIAL: 1, Status.DECODE_ERROR: 2, Status.TIMED_OUT: 2, Status.MISSING: 3}
@@ -70,10 +71,11 @@ def open_library(path: os.PathLike[str] | str) -> Library:
     """The files of a cache, for reading and for committing what it lacks.
 
     Raises:
-        NotFoundError: nothing is there.
+        NotFoundError: nothing is there. UsageError: it is not on this machine.
         CacheFormatError: something else is there, or a schema this version cannot read.
     """
-    return Library(Path(path), read_header(Path(path)))
+    root = local_path(path, "cache")
+    return Library(root, read_header(root))
 
 
 def read_header(root: Path) -> dict[str, Any]:

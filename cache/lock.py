@@ -26,6 +26,7 @@ from glscl.common.launch import launch
 FOLDER = "locks"
 PROGRAM = "glscl"  # what a lock names its writer by, with the name of the command
 ATTEMPTS = 4  # of writers that begin at the same moment and stand back for each other
+PUTS = 20  # of a lock file in a folder that comes and goes
 _NAME = re.compile(r"(\d+)-of-(\d+)-[0-9a-f]{8}\.json")
 
 
@@ -193,11 +194,11 @@ def _take(folder: Path, written: Path, part: tuple[int, int], what: str, refusal
 
 
 def _put(own: Path, data: bytes) -> None:
-    """Write a lock file, though another writer that gives its own back may remove the folder at this moment."""
-    for left in reversed(range(ATTEMPTS)):
+    """Write a lock file, though other writers that give theirs back may remove the folder, or what is aside in it, meanwhile."""
+    for left in reversed(range(PUTS)):
         try:
             return write_atomically(own, data)
-        except StorageError as error:
+        except StorageError as error:  # that it exists is said of a folder that is gone a moment later, too
             if not left or not isinstance(error.__cause__, FileNotFoundError | FileExistsError):
                 raise
 

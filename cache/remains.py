@@ -23,7 +23,10 @@ def record_folders(root: Path) -> list[str]:
 
 def temporary_files(root: Path) -> list[Path]:
     """Half-written files, locks apart: they may be another process's that is just beginning."""
-    return [path for folder in (".", "backbone", *record_folders(root)) for path in half_written(root / folder)]
+    shards = ["shards", *(f"shards/{stream}" for stream in STREAMS)]
+    return [
+        path for folder in (".", "backbone", *shards, *record_folders(root)) for path in half_written(root / folder)
+    ]
 
 
 def unreferenced(root: Path, kept: Collection[Path]) -> list[Path]:

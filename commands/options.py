@@ -32,6 +32,7 @@ from glscl.commands.wording import error_text, worded
 from glscl.common.errors import GlsclError, UsageError
 from glscl.common.launch import launch
 from glscl.common.memory import is_full
+from glscl.common.places import local_path
 from glscl.common.progress import Progress
 from glscl.common.settings import as_dict, build, check, read_settings_file, setting
 from glscl.common.tables import steers
@@ -185,7 +186,7 @@ def command(*kinds: type) -> Callable[[Callable[..., None]], Callable[..., None]
         kinds_of = {p.name: typing.get_args(p.annotation)[0] for p in own}
 
         def call(ctx: Any, *, config: Path | None, **values: Any) -> None:
-            values = {k: v.value if isinstance(v, enum.Enum) else v for k, v in values.items()}
+            values = {name: _value(name, given) for name, given in values.items()}
             given = {name for name in values if ctx.get_parameter_source(name).name == "COMMANDLINE"}
             file = {} if config is None else read_settings_file(config)
             _refuse_code(file, given)
@@ -214,7 +215,7 @@ def _with_configs(function: Callable[..., None], kinds: tuple[type, ...]) -> Cal
         options += [_parameter(field, kind) for field in dataclasses.fields(kind)]
 
     def call(**values: Any) -> None:
-        values = {k: v.value if isinstance(v, enum.Enum) else v for k, v in values.items()}
+        values = {name: _value(name, given) for name, given in values.items()}
         made = [
             kind(**{f.name: values.pop(f.name) for f in dataclasses.fields(kind)}) for kind in (*kinds, CommonConfig)
         ]
@@ -223,6 +224,17 @@ def _with_configs(function: Callable[..., None], kinds: tuple[type, ...]) -> Cal
         _finish(function, Run(made[-1]), *made[:-1], **values)
 
     return _as_command(function, call, options)
+
+
+def _value(name: str, given: Any) -> Any:
+    """What was given as an option, as commands take it: plain, and places on this machine."""
+    if isinstance(given, enum.Enum):
+        return given.value
+    if isinstance(given, Path):
+        return local_path(given, name)
+    if isinstance(given, (list, tuple)):
+        return type(given)(_value(name, each) for each in given)
+    return given
 
 
 def _finish(function: Callable[..., None], run: Run, *positional: Any, **options: Any) -> None:

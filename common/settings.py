@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack
 
 from glscl.common.errors import InputError, NotFoundError, UsageError
+from glscl.common.places import local_path
 
 Kind = TypeVar("Kind")
 _OPTION = re.compile(r"-v$|-?\d|--[a-z][a-z-]*(=|$)")  # or a negative number
@@ -94,7 +95,10 @@ def build(kind: type[Kind], *layers: Mapping[str, Any]) -> Kind:
 
 def _path(kind: type, value: Any) -> Any:
     if kind is Path and isinstance(value, str):
-        return Path(value)
+        try:
+            return local_path(value, "")
+        except UsageError:
+            raise ValueError("Not on this machine; expected a path") from None
     raise ValueError(f"Expected {kind.__name__}")
 
 
@@ -190,4 +194,4 @@ def recorded_command(text: str) -> str | None:
 
 def home() -> Path:
     """Folder of datasets, caches and runs: `$GLSCL_HOME`, else `./glscl-data`."""
-    return Path(os.environ.get("GLSCL_HOME") or "glscl-data")
+    return local_path(os.environ.get("GLSCL_HOME") or "glscl-data", "GLSCL_HOME")

@@ -168,7 +168,8 @@ def assemble(
     """
     origin, unreadable = origin.named(annotations.dataset), dict(unreadable or {})
     told = {*videos, *unreadable}
-    by_id = _known_by_id(library, origin, [video for video in annotations.videos if video.id not in told])
+    at_hand = {keyed.key for keyed in videos.values()}
+    by_id = _known_by_id(library, origin, [video for video in annotations.videos if video.id not in told], at_hand)
     keyed = [videos.get(v.id) or by_id.get(_entry(v)) or Keyed(NO_KEY) for v in annotations.videos]
     with_item = {video.id for video, each in zip(annotations.videos, keyed) if each.key != NO_KEY}
     text_keys, captions = [], {}
@@ -266,8 +267,10 @@ def _contents(videos: list[VideoItem], known: KnownFiles, progress: Progress) ->
     return contents, unreadable
 
 
-def _known_by_id(library: Library | None, origin: ListOrigin, videos: list[VideoItem]) -> dict[Entry, Keyed]:
-    """What videos are in the lists of the family, of items that are there.
+def _known_by_id(
+    library: Library | None, origin: ListOrigin, videos: list[VideoItem], at_hand: Collection[bytes]
+) -> dict[Entry, Keyed]:
+    """What videos are in the lists of the family, of items that are there or will be, their keys being `at_hand`.
 
     The list's own current version is asked first, then what counts in other lists, then all versions: of the first of these
     that know a video all must agree.
@@ -286,7 +289,7 @@ def _known_by_id(library: Library | None, origin: ListOrigin, videos: list[Video
                 if entry in wanted:
                     known = found.setdefault(entry, {})
                     known[Keyed(*each)] = min(distance, known.get(Keyed(*each), distance))
-    there = _answered(library, {keyed.key for known in found.values() for keyed in known})
+    there = {*at_hand, *_answered(library, {keyed.key for known in found.values() for keyed in known})}
     agreed = {}
     for entry, known in found.items():
         known = {keyed: distance for keyed, distance in known.items() if keyed.key in there}

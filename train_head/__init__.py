@@ -8,9 +8,10 @@ In reading order:
     run_cache         the cache a run belongs to
     checkpoint        a run folder: record and weights
     holdout           the part of the training data that chooses the epoch
-    losses            the contrastive loss
+    losses            the losses of a batch of pairs
     optim             parameter groups, AdamW, the learning rate
     distributed       one batch over several processes
+    teaching          a trained run as the teacher of a head
     encode_chunks     large batches in bounded memory
     doubts            numbers that look like a result and are none
     compiling         the step as compiled code

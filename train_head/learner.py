@@ -22,8 +22,9 @@ from glscl.train_head.distributed import gather_items
 from glscl.train_head.doubts import sampled_scores, score_doubts
 from glscl.train_head.encode_chunks import chunk_that_fits, encode_in_chunks
 from glscl.train_head.heads.base import Head
-from glscl.train_head.losses import contrastive_loss
+from glscl.train_head.losses import LOSSES, distillation_loss
 from glscl.train_head.optim import parameter_groups
+from glscl.train_head.teaching import Teacher
 
 _RESIDENT_SHARE = 0.6  # of a GPU's free memory that features may take
 
@@ -33,6 +34,8 @@ class ContrastiveStep(nn.Module):
 
     Args:
         head: what is trained.
+        loss: key of `LOSSES`; None is the head's own.
+        teacher: what is learnt from; None is nothing.
         chunk: texts and videos encoded at once, see `glscl.train_head.encode_chunks`; None is the whole batch.
 
     Attributes:
@@ -40,10 +43,14 @@ class ContrastiveStep(nn.Module):
         latest: the losses of the latest batch, without graph; the next one may overwrite them.
     """
 
-    def __init__(self, head: Head, *, chunk: int | None = None) -> None:
+    def __init__(
+        self, head: Head, *, loss: str | None = None, teacher: Teacher | None = None, chunk: int | None = None
+    ) -> None:
         super().__init__()
         self.head = head
         self.chunk = chunk
+        self.contrast = LOSSES[loss or head.loss]
+        self._teacher = [] if teacher is None else [teacher]  # in a list: no module of this one
         self.compute: Callable[..., dict[str, Tensor]] = self.losses
         self.latest: dict[str, Tensor] = {}
 
@@ -54,12 +61,22 @@ class ContrastiveStep(nn.Module):
         return reduce(torch.add, losses.values())
 
     def losses(self, text: TextFeatures, video: VideoFeatures, exclude: Tensor | None = None) -> dict[str, Tensor]:
-        """What `forward` is the sum of: "contrastive", and the head's auxiliary losses by name. Never compiled."""
+        """What `forward` is the sum of: "contrastive", "distillation" from a teacher, the head's auxiliary losses by name. Never compiled."""
         encoded_text = gather_items(encode_in_chunks(self.head.encode_text, text, self.chunk))
         encoded_video = gather_items(encode_in_chunks(self.head.encode_video, video, self.chunk))
-        similarity = self.head.score(encoded_text, encoded_video)  # (B, B)
-        contrastive = contrastive_loss(similarity * self.head.logit_scale.exp(), exclude=exclude)
-        return {"contrastive": contrastive, **self.head.auxiliary_losses(encoded_text, encoded_video)}
+        contrasts = self.head.contrasts(encoded_text, encoded_video)
+        logits = [self._logits(each.similarity) for each in contrasts]  # (B, B) each
+        terms = [each.weight * self.contrast(found, exclude=exclude) for each, found in zip(contrasts, logits)]
+        losses = {"contrastive": torch.stack(terms).sum() if len(terms) > 1 else terms[0]}
+        for teacher in self._teacher:
+            whole = logits[0] if len(logits) == 1 else self._logits(self.head.score(encoded_text, encoded_video))
+            distilled = distillation_loss(whole, teacher.logits(text, video), exclude=exclude)
+            losses["distillation"] = teacher.weight * distilled
+        return losses | dict(self.head.auxiliary_losses(encoded_text, encoded_video))
+
+    def _logits(self, similarity: Tensor) -> Tensor:
+        scaled = similarity * self.head.logit_scale.exp()
+        return scaled if self.head.logit_bias is None else scaled + self.head.logit_bias
 
 
 class Learner:
@@ -68,6 +85,8 @@ class Learner:
     Args:
         head: where to start.
         table: what to train on.
+        loss: key of `LOSSES`; None is the head's own.
+        teacher: what is learnt from beside the pairs; None is nothing.
         compile: make compiled code of the step, with captions padded to the table's longest, so that shapes stay.
 
     Attributes:
@@ -77,10 +96,19 @@ class Learner:
         step: gives the losses of a batch.
     """
 
-    def __init__(self, head: Head, table: FeatureTable, *, compile: bool = False) -> None:
+    def __init__(
+        self,
+        head: Head,
+        table: FeatureTable,
+        *,
+        loss: str | None = None,
+        teacher: Teacher | None = None,
+        compile: bool = False,
+    ) -> None:
         self.head, self.table = head, table
         self.module: nn.Module = head
-        self.step = ContrastiveStep(head)
+        self._loss, self._teacher = loss, teacher
+        self.step = ContrastiveStep(head, loss=loss, teacher=teacher)
         self._compile = compile
 
     def begin(self, device: torch.device) -> nn.Module:
@@ -90,7 +118,7 @@ class Learner:
         longest = 1 if self._lengths is None else max(1, int(self._lengths.max(initial=1)))
         self.table = resident(self.table, device)
         chunk = chunk_that_fits(self.head, words=longest, frames=self.table.frame_features.shape[1])
-        step = self.step = ContrastiveStep(self.head, chunk=chunk)
+        step = self.step = ContrastiveStep(self.head, loss=self._loss, teacher=self._teacher, chunk=chunk)
         if self._compile:
             step.compute = compiled(step.losses, device, processes=launch().world)
             if self._lengths is not None:

@@ -61,7 +61,7 @@ def fit(
         head: where to start; `settings.head` and its options are not looked at.
         table: what to train on.
     """
-    learner = Learner(head, table, compile=settings.compile)
+    learner = Learner(head, table, loss=settings.loss, compile=settings.compile)
     return fit_learner(learner, settings, device=device, validate=validate, reporter=reporter, out=out, resume=resume)
 
 

@@ -78,6 +78,7 @@ class RunRecord(Struct):
     weights: dict[str, BackboneFile] = {}
     run_id: str = ""
     checkpoints: dict[str, Checkpoint] = {}
+    teacher: dict[str, str] = {}
     complete: bool = True
 
 

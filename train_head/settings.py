@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from glscl.cache.schema import SAME_VIDEO, FramePosition
@@ -18,6 +19,7 @@ from glscl.train_head.recipes import RECIPES, recipe
 
 SELECTIONS = ("validation", "last", "test")
 PRECISIONS = ("fp32", "bf16", "fp16")
+LOSS_NAMES = ("infonce", "sigmoid", "hard_negatives")  # of `glscl.train_head.losses.LOSSES`, which imports torch
 
 Kind = TypeVar("Kind", bound="TrainSettings")
 
@@ -56,6 +58,21 @@ class TrainSettings:
         0.1, "Share of the steps that warm up.", group="Training", min=0, max=1, default_from="the recipe's"
     )
     clip: float = setting(1.0, "Largest norm of the gradient.", group="Training", min=0, default_from="the recipe's")
+    loss: str | None = setting(
+        None,
+        "Loss of a batch: InfoNCE, the sigmoid loss of SigLIP, or InfoNCE that weighs negatives by how hard they are.",
+        group="Training",
+        choices=LOSS_NAMES,
+        default_from="the head's, mostly infonce",
+    )
+    teacher: Path | None = setting(
+        None,
+        "Run on the same features whose scores the head learns beside the pairs.",
+        group="Training",
+        metavar="RUN",
+        default_from="none",
+    )
+    teacher_weight: float = setting(1.0, "Weight of what the teacher says.", group="Training", min=0, default_from="1")
     precision: str = setting(
         "auto",
         "Arithmetic of the head; auto is bf16 on a GPU, fp32 elsewhere.",
@@ -127,7 +144,7 @@ class TrainSettings:
 
 
 # Not in the settings of runs of before; their default is what those did.
-_LATER = ("patience",)
+_LATER = ("patience", "loss", "teacher", "teacher_weight")
 
 
 def resolve(

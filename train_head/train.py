@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,7 @@ from glscl.train_head.reports import FitResult, Reporter, StepReport
 from glscl.train_head.resume_state import clear
 from glscl.train_head.run_cache import cache_record, check_cache, list_differences
 from glscl.train_head.settings import TrainSettings, settings_from
+from glscl.train_head.teaching import load_teacher, reads_tokens
 from glscl.train_head.tracking import tracked
 
 __all__ = [
@@ -90,7 +92,7 @@ class LoadedSplits:
 
     def load(self, split: str, settings: TrainSettings) -> FeatureTable:
         """A split with the frames and tokens that a training by these settings looks at; see `FeatureTable.load`."""
-        needs_tokens = head_class(settings.head).needs_tokens
+        needs_tokens = reads_tokens(settings)
         key = (split, settings.max_frames, settings.frame_position, needs_tokens or self.tokens)
         if key not in self._read:
             self._read[key] = FeatureTable.load(
@@ -147,12 +149,15 @@ def train(
             return finished(out, earlier, reporter)
         data = choose_data(splits, settings, validate is not None, reporter)
         head = start_head(settings, store, data, reporter)
+        teacher = load_teacher(settings, store, reporter.note)
         record = run_record(settings, head, store, data, device, command)
+        if teacher is not None:
+            record["teacher"] = teacher.about
         record = begun_as(out, earlier, record)
         judge = None
         if validate is not None and data.validation is not None:
             judge = partial(_judge, validate, resident(data.validation, torch.device(device)))
-        learner = Learner(head, data.train, compile=settings.compile)
+        learner = Learner(head, data.train, loss=settings.loss, teacher=teacher, compile=settings.compile)
         fitted = fit_learner(
             learner,
             settings,
@@ -211,6 +216,11 @@ def begun_as(out: Path, earlier: Mapping[str, Any] | None, record: Mapping[str, 
                 "have features",
                 hint="Train into another folder with `out`",
             )
+    if earlier is not None and (earlier.get("teacher") or {}) != record.get("teacher", {}):
+        raise UsageError(
+            f"the teacher of {out} is another one now than when it was begun",
+            hint="Train into another folder with `out`",
+        )
     return {**record, "run_id": (earlier or {}).get("run_id") or run_id(record)}
 
 
@@ -263,6 +273,9 @@ def start_head(settings: TrainSettings, store: Store, data: TrainingData, report
     for option, default in head_options(settings.head).items():
         if option in longest and option not in options:
             options[option] = max(default, longest[option])
+    kind = head_class(settings.head)
+    if (settings.loss or kind.loss) == "sigmoid":  # as SigLIP begins: nearly all pairs are negatives
+        options = {"logit_bias": -10.0, **({"logit_scale": math.log(10)} if kind.has_logit_scale else {}), **options}
     head = build_head(settings.head, embed_dim=store.embed_dim, **options)
     tensors = {key: torch.from_numpy(np.array(value)) for key, value in store.backbone_tensors().items()}
     if options.get("logit_scale") is not None:

@@ -30,14 +30,12 @@ def check_dataset(dataset: h5py.Dataset, *, texts: bool = False) -> None:
     That is one of anything but plain numbers (with `texts`, strings of one length too); whose numbers lie in other files; that claims far more than it stores
     (`check_unpacked`); or with a chunk that is packed in an unknown way or does not hold what it should.
     """
-    if dataset.dtype.kind not in ("fiuS" if texts else "fiu"):
-        raise ValueError(
-            f"it holds {'Python objects' if dataset.dtype.kind == 'O' else dataset.dtype}, expected numbers"
-        )
-    if dataset.is_virtual or dataset.external:
+    dtype, layout = dataset.dtype, dataset.id.get_create_plist()
+    if dtype.kind not in ("fiuS" if texts else "fiu"):
+        raise ValueError(f"it holds {'Python objects' if dtype.kind == 'O' else dtype}, expected numbers")
+    if layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count():
         raise ValueError("its numbers lie in other files")
-    check_unpacked(dataset.nbytes, dataset.id.get_storage_size())
-    layout = dataset.id.get_create_plist()
+    check_unpacked(math.prod(dataset.shape or ()) * dtype.itemsize, dataset.id.get_storage_size())
     if layout.get_layout() != h5py.h5d.CHUNKED:
         return
     filters = [layout.get_filter(i) for i in range(layout.get_nfilters())]

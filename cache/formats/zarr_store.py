@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from glscl.cache.files import dump_json, write_atomically
 from glscl.cache.formats.blocks import Blocks, Groups, chunk_shape
 from glscl.cache.formats.rows import Chunk, LibraryRows, RawRows, RowReader
 
@@ -59,13 +60,15 @@ class ZarrShards:
 
     @staticmethod
     def prepare_root(root: Path, streams: tuple[str, ...]) -> None:
-        """Make the cache itself a Zarr group, with groups down to each shard."""
-        from zarr.errors import ContainsGroupError
+        """Make the cache itself a Zarr group, with groups down to each shard.
 
+        In one step each, and half-written under a name of ours: what zarr writes aside would be a stranger's after a kill.
+        """
         for folder in (root, root / "shards", *(root / "shards" / stream for stream in streams)):
             if not (folder / "zarr.json").exists():
-                with contextlib.suppress(ContainsGroupError):  # another launch was a moment faster
-                    _new_group(folder)
+                write_atomically(
+                    folder / "zarr.json", dump_json({"zarr_format": 3, "node_type": "group", "attributes": {}})
+                )
 
     @staticmethod
     def write(path: Path, arrays: Mapping[str, np.ndarray | Blocks], attributes: Mapping[str, str]) -> None:

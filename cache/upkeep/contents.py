@@ -12,7 +12,7 @@ import numpy as np
 
 from glscl.cache import backbone_tensors
 from glscl.cache.additions import Addition, folder, read_addition
-from glscl.cache.commits import COMMIT_NAME, SCHEMA, all_commits_file, commit_folder
+from glscl.cache.commits import COMMIT_NAME, SCHEMA, commit_folder
 from glscl.cache.files import listed, load_json, written
 from glscl.cache.keys import has_key, text_key
 from glscl.cache.library import Library
@@ -140,10 +140,6 @@ def _read_lists(library: Library, found: Contents) -> None:
 def is_gathered(path: Path) -> bool:
     """Whether a file is one of all commits of an addition."""
     return ALL_COMMITS_NAME.fullmatch(path.name) is not None
-
-
-def gathered_file(root: Path, shard: ShardName) -> Path:
-    return all_commits_file(root, shard[0], shard[1])
 
 
 def _wrong(error: Exception, path: Path) -> str:

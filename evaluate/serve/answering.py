@@ -58,7 +58,9 @@ class Answers:
         self._sentences[key] = query
         while len(self._sentences) > SENTENCES_KEPT:
             self._sentences.popitem(last=False)
-        return self._answer(where, model, query, asked, {"query": asked.q})
+        sentences = (asked.q, *asked.also, *asked.without)
+        doubts = [line for sentence in sentences for line in model.backbone.doubts(sentence)]
+        return self._answer(where, model, query, asked, {"query": asked.q, "doubts": [*dict.fromkeys(doubts)]})
 
     def of_listed(self, id: str, asked: Asked) -> dict[str, Any]:
         """Videos that look like one of the list, or like what it shows at `t`. Raises NotFoundError."""

@@ -158,6 +158,7 @@ _SCHEMAS = {
         like_=_TEXT,
         t_=_MAYBE_NUMBER,
         kind_={"enum": ["picture", "clip"]},
+        doubts_=_list(_TEXT),
         cache=_TEXT,
         list=_TEXT,
         head=_TEXT,

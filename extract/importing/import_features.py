@@ -21,7 +21,6 @@ import torch
 
 from glscl.cache.creation import StoreSpec, create_library, require_format
 from glscl.cache.encoded_items import EncodedText, EncodedVideo, text_arrays
-from glscl.cache.files import written
 from glscl.cache.filling import filling
 from glscl.cache.fingerprint import canonical
 from glscl.cache.keys import KEY_BYTES, as_array, captioned_rows_key, clip, rows_key, text_key
@@ -145,8 +144,7 @@ def import_features(
     _check_sources(annotations, files, backbone or settings.backbone)
     if not np.isfinite(settings.fps):
         raise UsageError(f"`fps` is {settings.fps}; expected a number of frames a second above 0")
-    if written(Path(out) / "store.json"):  # said before a model is loaded
-        require_format(Path(out), settings.format)
+    require_format(Path(out), settings.format)  # said before a model is loaded
     if backbone is None and settings.backbone is not None:
         backbone = load_backbone(
             settings.backbone,
@@ -176,17 +174,16 @@ def import_features(
                     hint="Give them for all captions that have text features, or leave `token_features` out",
                 )
         embed_dim = _embed_dim(backbone, texts_of, frames_of)
-        checked = _Checked(embed_dim, settings.dtype, progress)
-        mark = checked.everything(annotations, frames_of, texts_of, tokens_of, str(features))
+        readers = _Readers(frames_of, texts_of, tokens_of)
+        checked = _Checked(embed_dim, readers, settings, progress)
+        mark = checked.everything(annotations, str(features))
         notes += checked.notes()
         annotations = dataclasses.replace(
             annotations,
             notes=[*(line for line in annotations.notes if line != NOT_LOOKED_FOR), *notes],
         )
         library = _create(out, settings, mark, embed_dim, bool(tokens_of), backbone)
-        return _fill(
-            library, annotations, _Readers(frames_of, texts_of, tokens_of), settings, origin, backbone, progress
-        )
+        return _fill(library, annotations, checked, settings, origin, backbone, progress)
 
 
 def _create(
@@ -229,7 +226,7 @@ class _Readers(NamedTuple):
 def _fill(
     library: Library,
     annotations: Annotations,
-    readers: _Readers,
+    checked: _Checked,
     settings: ImportSettings,
     origin: ListOrigin | None,
     backbone: Backbone | None,
@@ -237,20 +234,14 @@ def _fill(
 ) -> ImportSummary:
     """Make the list, and commit what of it is not there."""
     origin = dataclasses.replace(origin or ListOrigin(), **({"name": settings.list} if settings.list else {}))
-    annotations = arrange(annotations)
-    videos = {
-        video.id: Keyed(_video_key(video, readers.frames[video.id](), settings.fps))
-        for video in annotations.videos
-        if video.id in readers.frames
-    }
+    annotations, readers = arrange(annotations), checked.readers
+    videos = {id: Keyed(key) for id, key in checked.video_keys.items()}
     made, captions = assemble(
         annotations,
         origin,
         library,
         videos,
-        lambda text: (
-            captioned_rows_key(text.text, readers.text_rows(text.id)) if readers.texts else text_key(text.text)
-        ),
+        lambda text: checked.text_keys[text.id] if readers.texts else text_key(text.text),
         settings=as_dict(settings),
     )
     video_of: dict[bytes, VideoItem] = {}
@@ -348,49 +339,53 @@ def _embed_dim(backbone: Backbone | None, texts_of: RowReaders, frames_of: Frame
 
 
 class _Checked:
-    """Reads everything once: refuses what a cache must not hold, counts all-zero rows, and hashes what remains."""
+    """Reads everything once: refuses what a cache must not hold, counts all-zero rows, makes keys, and hashes what remains.
 
-    def __init__(self, embed_dim: int, dtype: str, progress: Progress) -> None:
-        self.embed_dim, self.dtype, self.progress = embed_dim, dtype, progress
+    Attributes:
+        video_keys, text_keys: id → key of its item, of what has features.
+    """
+
+    def __init__(self, embed_dim: int, readers: _Readers, settings: ImportSettings, progress: Progress) -> None:
+        self.embed_dim, self.readers, self.progress = embed_dim, readers, progress
+        self.dtype, self.fps = settings.dtype, settings.fps
         self.digest = hashlib.sha256()
         self.padding: dict[str, int] = {}  # id → all-zero rows behind its frames …
         self.holes: dict[str, int] = {}  # … and before or between them
+        self.video_keys: dict[str, bytes] = {}
+        self.text_keys: dict[str, bytes] = {}
 
-    def everything(
-        self,
-        annotations: Annotations,
-        frames_of: FrameReaders,
-        texts_of: RowReaders,
-        tokens_of: RowReaders,
-        source: str,
-    ) -> str:
+    def everything(self, annotations: Annotations, source: str) -> str:
         """Hash of all features by id, the same from whatever files they come."""
-        usable = 0
-        with self.progress.task("check", len(frames_of) + len(texts_of), "entries") as task:
+        usable, readers = 0, self.readers
+        with self.progress.task("check", len(readers.frames) + len(readers.texts), "entries") as task:
             for video in annotations.videos:
-                if video.id in frames_of:
-                    frames = frames_of[video.id]()
+                if video.id in readers.frames:
+                    frames = readers.frames[video.id]()
                     usable += frames.usable
                     if frames.padding:
                         self.padding[video.id] = frames.padding
                     if frames.holes:
                         self.holes[video.id] = frames.holes
                     self._add("video", video.id, frames.rows if frames.usable else frames.rows[:0])
+                    self.video_keys[video.id] = _video_key(video, frames, self.fps)
                     task.advance()
-            for text in annotations.texts if texts_of else ():
-                pooled = texts_of[text.id]()
+            for text in annotations.texts if readers.texts else ():
+                pooled = readers.texts[text.id]()
                 if len(pooled) != 1 or not pooled.any():
                     found = "zero everywhere" if len(pooled) == 1 else f"{len(pooled)} vectors"
                     raise InputError(f"The text feature of {text.id!r} is {found}, expected one vector")
                 self._add("text", text.id, pooled)
-                if tokens_of:
-                    tokens = without_zeros(tokens_of[text.id]())
+                rows = pooled
+                if readers.tokens:
+                    tokens = without_zeros(readers.tokens[text.id]())
                     if not len(tokens):
                         raise InputError(f"The token features of {text.id!r} are zero everywhere")
                     self._add("token", text.id, tokens)
+                    rows = np.concatenate([pooled, tokens])
+                self.text_keys[text.id] = captioned_rows_key(text.text, rows)
                 task.advance()
         if not usable:
-            raise InputError(f"{source}: the features of all {len(frames_of)} videos are zero everywhere")
+            raise InputError(f"{source}: the features of all {len(readers.frames)} videos are zero everywhere")
         return self.digest.hexdigest()[:16]
 
     def notes(self) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import shutil
 
 import pytest
@@ -89,3 +91,38 @@ def test_a_conversion_and_a_merge_take_away_what_was_left(small_cache, tmp_path,
         remains = [path for path in left(out, kept) if name or "0123456789abcdef-00009" not in path.name]
         assert remains == [] and open_store(out).complete
         assert all(written(path) for path in open_library(out).path.glob("commits/*/*.json"))
+
+
+class Killed(BaseException): ...
+
+
+def dying(act, steps, last):
+    """An act of the system that ends the process instead of being its `last` step."""
+
+    def step(*arguments, **options):
+        if next(steps) == last:
+            raise Killed
+        return act(*arguments, **options)
+
+    return step
+
+
+@pytest.mark.parametrize("format", ["hdf5", "zarr"])
+def test_a_writer_killed_at_any_step_of_making_a_cache_hinders_nobody(small_cache, format, monkeypatch):
+    for last in range(1, 100):
+        made, steps = small_cache(format, name=f"cache{last}", videos=2, captions=1), itertools.count(1)
+        with monkeypatch.context() as patch:
+            for name in ("link", "replace", "rename", "mkdir"):
+                patch.setattr(os, name, dying(getattr(os, name), steps, last))
+            try:
+                create_library(made.path, made.spec, format)
+                break
+            except Killed:
+                pass
+        library = made.create()
+        with filling(library, made.list):
+            for stream in ("text", "video"):
+                for shard in made.pending(library, stream):
+                    made.commit(library, stream, shard)
+        assert open_store(made.path).complete and left(made.path, []) == [], last
+    assert 5 < last < 99

@@ -210,14 +210,18 @@ class History:
             seen = path.exists() and id != asked["unseen"]
             times = (1, 3) if list == "list2" else (None, None)
             videos.append(VideoItem(id, split, str(path) if seen else None, *times))
-            contents[id] = path.read_bytes() if seen else self._known_by_id(cache, list, family, videos[-1])
+            contents[id] = path.read_bytes() if seen else None
             given = asked["texts"]
             texts += [
                 TextItem(f"{id}#{n}", id, split, given[(number + n) % len(given)]) for n in range(min(2, len(given)))
             ]
+        at_hand = {key_of(video, contents[video.id]) for video in videos if contents[video.id] is not None}
+        for video in videos:
+            if contents[video.id] is None:
+                contents[video.id] = self._known_by_id(cache, list, family, video, at_hand)
         return Annotations(dataset="made", videos=videos, texts=texts), contents
 
-    def _known_by_id(self, cache: Path, list: str, family: str, video: VideoItem) -> bytes | None:
+    def _known_by_id(self, cache: Path, list: str, family: str, video: VideoItem, at_hand: set[bytes]) -> bytes | None:
         """What an id was in the lists of the family: in the list itself, else in others, else in any version."""
         tiers: tuple[set[bytes], set[bytes], set[bytes]] = (set(), set(), set())
         for name in list_names(cache):
@@ -228,7 +232,10 @@ class History:
                 annotations, contents, _ = self.versions[hash]
                 same = any(each.id == video.id and each.start == video.start for each in annotations.videos)
                 content = contents[video.id] if same else None
-                if content is None or best(self.items[cache][key_of(video, content)]) in (None, Status.MISSING):
+                if content is None:
+                    continue
+                key = key_of(video, content)
+                if key not in at_hand and best(self.items[cache][key]) in (None, Status.MISSING):
                     continue
                 tiers[(name != list) if hash == current else 2].add(content)
         nearest = next((tier for tier in tiers if tier), set())

@@ -77,6 +77,8 @@ def finetune(
         DecodeError: a video gives other frames than at extraction.
         Others: see `train`, `unfreeze`, `fit_learner`.
     """
+    if settings.teacher is not None:
+        raise UsageError("`teacher` is for heads on cached features, not for a second pass", hint="Leave it out")
     started = time.perf_counter()
     reporter = reporter if reporter is not None and launch().speaks else Reporter()
     out = Path(out)
@@ -119,6 +121,11 @@ def _started_head(store: Store, settings: FinetuneSettings, data: TrainingData, 
     head, run = load_run(settings.start)
     for line in check_cache(settings.start, run, store):
         reporter.note(f"{settings.start} was trained on other data than {store.path} gives: {line}")
+    if (settings.loss or head.loss) == "sigmoid" and head.logit_bias is None:
+        raise UsageError(
+            f"`loss=sigmoid` needs a bias, which the head of {settings.start} was trained without",
+            hint="Train the head with that loss first, or leave `loss` out",
+        )
     return head
 
 
@@ -138,7 +145,7 @@ def _trainable(store: Store, settings: FinetuneSettings, head: Head, reporter: R
     total = sum(p.numel() for p in backbone.model.parameters())
     unfrozen = sum(p.numel() for p in backbone.model.parameters() if p.requires_grad)
     reporter.note(f"{backbone.name}: {unfrozen:,} of {total:,} parameters are trained")
-    return EndToEnd(backbone, head), unfrozen
+    return EndToEnd(backbone, head, loss=settings.loss), unfrozen
 
 
 def _frames(

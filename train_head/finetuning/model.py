@@ -62,10 +62,10 @@ class EndToEnd(nn.Module):
         head: the head.
     """
 
-    def __init__(self, backbone: Backbone, head: Head) -> None:
+    def __init__(self, backbone: Backbone, head: Head, *, loss: str | None = None) -> None:
         super().__init__()
         self.towers, self.head = backbone.model, head
-        self._backbone, self._step = [backbone], [ContrastiveStep(head)]  # in lists: no modules of this one
+        self._backbone, self._step = [backbone], [ContrastiveStep(head, loss=loss)]  # in lists: no modules of this one
 
     @property
     def backbone(self) -> Backbone:

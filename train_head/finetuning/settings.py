@@ -117,6 +117,8 @@ class FinetuneSettings(TrainSettings):
         default_from="500",
         affects_result=False,
     )
+    teacher: Path | None = setting(None, "See `TrainSettings`; not for pixels.", option=False)
+    teacher_weight: float = setting(1.0, "See `TrainSettings`; not for pixels.", option=False)
     compile: bool = setting(False, "See `TrainSettings`; not for pixels.", option=False, affects_result=False)
     log_every: int = setting(10, "Steps between reports.", min=1, option=False, affects_result=False)
 

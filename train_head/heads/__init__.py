@@ -33,6 +33,7 @@ _CLASSES = {
     "ti": "wti:Ti",
     "attention_pool": "attention_pool:AttentionPool",
     "query_scoring": "query_scoring:QueryScoring",
+    "video_colbert": "video_colbert:VideoColbert",
     "best_frames": "best_frames:BestFrames",
 }
 HEAD_NAMES = tuple(_CLASSES)

@@ -47,6 +47,13 @@ class HeadOutput(NamedTuple):
     auxiliary: dict[str, Tensor]
 
 
+class Contrast(NamedTuple):
+    """`similarity` (B, B) of a batch of pairs, before the logit scale, and the `weight` of its loss in the whole."""
+
+    similarity: Tensor
+    weight: float = 1.0
+
+
 class Initialisation(NamedTuple):
     """What `Head.initialise_from_backbone` did: parameter names that were set, and the reason for each that was not."""
 
@@ -76,6 +83,7 @@ class Head(nn.Module, ABC):
     Args:
         embed_dim: D of the features.
         logit_scale: initial log τ; a head without temperature keeps 0.
+        logit_bias: what is added to τ · S, learned from here, for a loss that judges each pair by itself; None is none.
         adapter: "none", "linear" or "mlp", the residual feature adapters under the head; they change nothing at start.
 
     Attributes:
@@ -83,6 +91,7 @@ class Head(nn.Module, ABC):
         needs_tokens: whether the text side reads token features.
         query_independent: whether a video is one vector, so that it can be indexed.
         has_logit_scale: whether τ is learned; else it stays 1.
+        loss: what it is trained with where nothing else is asked for, a key of `glscl.train_head.losses.LOSSES`.
         mask_padding: whether padded entries are zeroed and kept out of everything.
         tile_bytes: working memory of one tile of pairs; None chooses by device.
         autocast_pairs: whether `pair_scores` follows autocast; only for a head that runs a network on every pair.
@@ -93,6 +102,7 @@ class Head(nn.Module, ABC):
     needs_tokens: bool = False
     query_independent: bool = False
     has_logit_scale: bool = True
+    loss: str = "infonce"
     mask_padding: bool = True
     tile_bytes: int | None = None
     autocast_pairs: bool = False
@@ -133,6 +143,7 @@ class Head(nn.Module, ABC):
         *,
         embed_dim: int,
         logit_scale: float | None = None,
+        logit_bias: float | None = None,
         adapter: str = "none",
     ) -> None:
         super().__init__()
@@ -143,6 +154,7 @@ class Head(nn.Module, ABC):
         self.embed_dim = embed_dim
         self.options["logit_scale"] = float(logit_scale)
         self.logit_scale = nn.Parameter(torch.tensor(float(logit_scale)), requires_grad=self.has_logit_scale)
+        self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor(float(logit_bias)))
         self.text_adapter = build_adapter(adapter, embed_dim)
         self.video_adapter = build_adapter(adapter, embed_dim)
 
@@ -163,6 +175,10 @@ class Head(nn.Module, ABC):
     def pair_bytes(self, text: Any, video: Any) -> int:
         """Bytes of working memory `pair_scores` takes for one text-video pair, backward included."""
         return 2 * text[0].element_size()
+
+    def contrasts(self, text: Any, video: Any) -> list[Contrast]:
+        """What the loss of a training batch compares, text i with video i against all others: the score alone, if no more."""
+        return [Contrast(self.score(text, video))]
 
     def auxiliary_losses(self, text: Any, video: Any) -> dict[str, Tensor]:
         """Further losses of a training batch in which text i belongs to video i; scalars, already weighted."""

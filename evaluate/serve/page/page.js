@@ -229,6 +229,7 @@ function render(milliseconds) {
     count(answers[0].searched.frames, "frame") + (answers.every((answer) => answer.searched.exact) ? "" : " in an approximate index"),
     answers.length > 1 ? null : `by ${answers[0].head}${places.length > 1 ? ` in ${answers[0].list}` : ""}`,
     milliseconds == null ? null : `${Math.round(milliseconds)} ms`,
+    ...(answers[0].doubts || []),
   ].filter(Boolean).join(" · ");
   const more = answers.some((answer) => answer.hits.length === question.top && answer.searched.videos > question.top);
   $("more").hidden = !(more && question.top < limits.top);

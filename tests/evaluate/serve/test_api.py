@@ -46,7 +46,13 @@ def test_a_sentence_is_answered_as_the_model_answers_it(served, model):
         strip = told["strip"]
         assert max(strip["scores"]) == pytest.approx(hit.score, abs=1e-4)
         assert strip["times"][int(np.argmax(strip["scores"]))] == hit.time
+    assert body["doubts"] == []
     assert body["searched"]["videos"] == 31 and body["head"] == "best_frames" and body["list"] == "made"
+
+
+def test_a_sentence_that_may_not_be_understood_is_answered_with_a_doubt(served):
+    body = fits(served.ask(f"/api/search?q=a%20cat&and={'circle%20' * 90}").json, "Answer")
+    assert body["hits"] and ["longer than" in line for line in body["doubts"]] == [True]
 
 
 def test_filters_narrow_what_is_searched_without_reading_it_again(served, model):

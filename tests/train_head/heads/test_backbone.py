@@ -61,7 +61,7 @@ def test_blocks_positions_and_temperature_are_copied(name):
     assert result.skipped == []
 
 
-@pytest.mark.parametrize("name", sorted(set(HEADS) - set(WITH_TRANSFORMER)))
+@pytest.mark.parametrize("name", sorted({*HEADS} - {*WITH_TRANSFORMER, "video_colbert"}))
 def test_heads_without_a_transformer_take_the_temperature_only(name):
     head = build_head(name, embed_dim=D)
     result = head.initialise_from_backbone(make_tensors())
@@ -73,6 +73,13 @@ def test_a_temperature_above_the_clamp_is_clamped():
     head = build_head("mean_pool", embed_dim=D)
     head.initialise_from_backbone({"logit_scale": torch.tensor([4.7])})
     assert head.logit_scale.exp().item() == pytest.approx(100, rel=1e-5)
+
+
+def test_positions_of_expansion_tokens_come_first_and_the_last_stay_as_they_were():
+    head, tensors = build_head("video_colbert", embed_dim=D), make_tensors()
+    result = head.initialise_from_backbone(tensors)
+    assert torch.equal(head.aggregator.positions.weight[:77], tensors["positional_embedding"])
+    assert len(head.aggregator.positions.weight) == 79 and len(result.skipped) == 1 and "[77:]" in result.skipped[0]
 
 
 def test_other_aggregators_are_left_alone():

@@ -47,7 +47,12 @@ def test_the_tutorial_builds_a_head_that_trains(best_frame):
     exec(compile(blocks("new-head.md")[2], "usage.py", "exec"), space)
     assert space["similarity"].shape == (4, 4)
     assert space["head"].log_sharpness.grad.abs() > 0
-    assert space["head"].options == {"sharpness": 20.0, "logit_scale": pytest.approx(4.60517), "adapter": "mlp"}
+    assert space["head"].options == {
+        "sharpness": 20.0,
+        "logit_scale": pytest.approx(4.60517),
+        "logit_bias": None,
+        "adapter": "mlp",
+    }
 
 
 def test_the_head_of_the_tutorial_computes_its_formula_and_ignores_padding(best_frame):
@@ -124,7 +129,15 @@ def test_published_numbers_of_the_page_are_those_that_reports_print():
 
 @pytest.mark.parametrize("name", list(HEADS))
 def test_a_section_names_every_option_of_its_head(name):
-    shared = {"logit_scale", "adapter", "aggregator", "aggregator_layers", "aggregator_heads", "frame_positions"}
+    shared = {
+        "logit_scale",
+        "logit_bias",
+        "adapter",
+        "aggregator",
+        "aggregator_layers",
+        "aggregator_heads",
+        "frame_positions",
+    }
     for option in head_options(name):
         if option not in shared or (option in ("aggregator",)):
             assert f"`{option}" in section(name), f"{option} is not described"

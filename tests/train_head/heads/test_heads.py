@@ -294,7 +294,7 @@ def test_query_independent_heads_give_vectors_to_index(name):
 
 def test_which_heads_are_query_independent_and_which_need_tokens():
     assert set(QUERY_INDEPENDENT) == {"mean_pool", "projection", "seq_lstm", "seq_transf", "attention_pool"}
-    assert set(NEEDS_TOKENS) == {"glscl", "xclip", "wti", "ti"}
+    assert set(NEEDS_TOKENS) == {"glscl", "xclip", "wti", "ti", "video_colbert"}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in NEEDS_TOKENS])
@@ -393,6 +393,7 @@ def test_sequences_longer_than_the_head_are_refused(name, options, message):
         ("ti", 12_648_960),
         ("attention_pool", 263_169),
         ("query_scoring", 0),
+        ("video_colbert", 12_648_960 + 6 * 512),
         ("best_frames", 0),
     ],
 )

@@ -75,13 +75,21 @@ def trained(module, small_cache, tmp_path):
 
 
 def test_options_are_what_the_constructor_declares(module):
-    assert head_options(f"{module}:Scaled") == {"start": 1.0, "layers": None, "logit_scale": None, "adapter": "none"}
+    assert head_options(f"{module}:Scaled") == {
+        "start": 1.0,
+        "layers": None,
+        "logit_scale": None,
+        "logit_bias": None,
+        "adapter": "none",
+    }
     head = build_head(f"{module}:Louder", embed_dim=8, adapter="linear")
     assert head.options["start"] == 3.0 and head.options["adapter"] == "linear" and head.options["layers"] is None
     assert head.options["logit_scale"] == pytest.approx(4.605, abs=1e-3)
     for other in (copy.deepcopy(head), pickle.loads(pickle.dumps(head))):
         assert other.options == head.options and torch.equal(other.weight, head.weight)
-    with pytest.raises(UsageError, match="no option 'speed'; its options are start, layers, logit_scale, adapter"):
+    with pytest.raises(
+        UsageError, match="no option 'speed'; its options are start, layers, logit_scale, logit_bias, adapter"
+    ):
         build_head(f"{module}:Scaled", embed_dim=8, speed=1)
 
 

@@ -481,3 +481,20 @@ def test_conditioned_cosine_is_exact_for_features_of_any_size(scale):
         lambda t, tokens, x: unit(t) @ unit(conditioned(t, x, 3.0)),
     )
     assert torch.allclose(score, double, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("expansion", [0, 2])
+def test_video_colbert(expansion):
+    head = make_head("video_colbert", aggregator_layers=2, video_expansion=expansion, query_expansion=expansion)
+
+    def best(tokens, entries):
+        return sum(max(unit(token) @ unit(entry) for entry in entries) for token in tokens) / len(tokens)
+
+    def pair(t, tokens, frames):
+        tokens = torch.cat((head.query_tokens, tokens))
+        return best(tokens, frames) + best(tokens, aggregate(head, torch.cat((head.video_tokens, frames))))
+
+    check(head, pair)
+    text, video = make_batch()
+    levels = head.contrasts(head.encode_text(text), head.encode_video(video))
+    assert torch.allclose(sum(each.similarity for each in levels), head(text, video).similarity, atol=1e-6)

@@ -1,0 +1,77 @@
+"""Addresses of other machines are refused by everything that takes a path, and make no local folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from glscl import open_cache
+from glscl.cache.creation import create_library
+from glscl.common.errors import UsageError
+from glscl.common.places import local_path
+
+ELSEWHERE = ["s3://bucket/cache", "gs://bucket/cache", "az://box/cache", "hf://datasets/me/it", "https://host/cache"]
+
+
+@pytest.mark.parametrize("place", ["cache", "/data/cache", "/data/s3:/bucket", "c:/cache", "a b/c:d", "s3:", "é:x/y"])
+def test_paths_are_paths(place):
+    assert local_path(place, "out") == Path(place) == local_path(Path(place), "out")
+
+
+@pytest.mark.parametrize("place", ["file:///data/my%20cache", Path("file:///data/my%20cache"), "FILE:/data/my%20cache"])
+def test_addresses_of_files_are_paths(place):
+    assert local_path(place, "out") == Path("/data/my cache")
+
+
+@pytest.mark.parametrize("place", ELSEWHERE)
+def test_other_addresses_are_refused_as_they_were_typed(place):
+    for given in (place, Path(place)):
+        with pytest.raises(UsageError, match=f"^`out` is {place}, which is not on this machine; expected a path"):
+            local_path(given, "out")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "extract --dataset demo --out s3://bucket/cache",
+        "extract --dataset folder --videos s3://bucket/videos",
+        "extract --dataset csv --annotations https://host/table.csv",
+        "import-features --dataset csv --features s3://bucket/f.npz --text-features t.npy",
+        "train-head --cache s3://bucket/cache",
+        "train-head --out s3://bucket/run",
+        "finetune --run hf://me/run",
+        "eval --run s3://bucket/run",
+        "eval --out s3://bucket/result.json",
+        "search dog --cache s3://bucket/cache",
+        "inspect s3://bucket/cache",
+        "repair s3://bucket/cache",
+        "convert here s3://bucket/there",
+        "merge s3://bucket/all part",
+        "report s3://bucket/run --out page",
+        "export --out gs://bucket/vectors",
+        "demo --out s3://bucket/demo",
+    ],
+)
+def test_every_command_refuses_them_before_it_does_anything(glscl, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GLSCL_HOME", str(tmp_path / "home"))
+    status, out, err = glscl(*words.split())
+    assert status in (1, 2) and "which is not on this machine" in err and "Traceback" not in err, err
+    assert os.listdir(tmp_path) == []
+
+
+def test_from_python_and_from_files_they_are_refused_too(glscl, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="not on this machine"):
+        create_library("s3://bucket/cache", None)
+    with pytest.raises(UsageError, match="not on this machine"):
+        open_cache("s3://bucket/cache")
+    (tmp_path / "settings.toml").write_text('videos = "s3://bucket/videos"\n')
+    status, _, err = glscl("finetune", "--config", "settings.toml")
+    assert status in (1, 2) and "--videos is" in err and "ot on this machine" in err, err
+    monkeypatch.setenv("GLSCL_HOME", "s3://bucket/home")
+    status, _, err = glscl("train-head")
+    assert status in (1, 2) and "GLSCL_HOME` is s3://bucket/home" in err, err
+    assert os.listdir(tmp_path) == ["settings.toml"]

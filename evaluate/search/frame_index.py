@@ -32,8 +32,8 @@ ROUNDING = 3 * 2.0**-9 + 2.0**-16
 class Rows(Protocol):
     """Where the features of frames are: in memory, or in the cache."""
 
-    def of(self, video: int) -> Tensor:
-        """(n, D) as stored: the frames of one video of the index."""
+    def of(self, videos: np.ndarray) -> list[Tensor]:
+        """(n, D) as stored: the frames of each of some videos (numbers in the index)."""
         ...
 
 
@@ -132,14 +132,14 @@ class FrameIndex:
 
     def features_of(self, video: int) -> Tensor:
         """(n, D) as stored: float16, bfloat16 or float32."""
-        return self.rows.of(video)
+        return self.rows.of(np.array([video]))[0]
 
     @torch.inference_mode()
     def cosines(self, query: Tensor, videos: np.ndarray) -> list[np.ndarray]:
         """Exact cosines (n,) float32 of a query (D,) with the frames of each of some videos (numbers in the index)."""
         if not len(videos):
             return []
-        found = [self.rows.of(int(video)) for video in videos]
+        found = self.rows.of(videos)
         frames = torch.cat(found).float()
         lengths = torch.linalg.vector_norm(frames, dim=-1).clamp_min(1e-12)
         cosines = frames @ F.normalize(query.to(frames.device).float(), dim=-1) / lengths
@@ -241,8 +241,9 @@ class HeldRows:
     def __init__(self, features: Tensor, offsets: np.ndarray) -> None:
         self.features, self.offsets = features, offsets
 
-    def of(self, video: int) -> Tensor:
-        return self.features[int(self.offsets[video]) : int(self.offsets[video + 1])]
+    def of(self, videos: np.ndarray) -> list[Tensor]:
+        bounds = zip(self.offsets[videos].tolist(), self.offsets[videos + 1].tolist())
+        return [self.features[start:stop] for start, stop in bounds]
 
 
 class StoredRows:
@@ -255,10 +256,13 @@ class StoredRows:
     def __init__(self, library: Library, numbers: np.ndarray, device: torch.device | str) -> None:
         self._library, self._numbers, self._device = library, numbers, device
 
-    def of(self, video: int) -> Tensor:
-        number = int(self._numbers[video])
-        values = torch.from_numpy(read_arrays(self._library, "video", ["values"], range(number, number + 1))["values"])
-        return (values.view(torch.bfloat16) if self._library.dtype == "bfloat16" else values).to(self._device)
+    def of(self, videos: np.ndarray) -> list[Tensor]:
+        numbers, place = np.unique(self._numbers[videos], return_inverse=True)
+        found = read_arrays(self._library, "video", ["values", "offsets"], numbers)
+        values = torch.from_numpy(found["values"])
+        values = (values.view(torch.bfloat16) if self._library.dtype == "bfloat16" else values).to(self._device)
+        each = values.split(np.diff(found["offsets"]).tolist())
+        return [each[at] for at in place.tolist()]
 
 
 class Scan:

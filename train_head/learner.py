@@ -59,10 +59,9 @@ class ContrastiveStep(nn.Module):
         """As `forward`, never compiled."""
         encoded_text = gather_items(encode_in_chunks(self.head.encode_text, text, self.chunk))
         encoded_video = gather_items(encode_in_chunks(self.head.encode_video, video, self.chunk))
-        contrasts = self.head.contrasts(encoded_text, encoded_video)
-        logits = [self._logits(each.similarity) for each in contrasts]  # (B, B) each
-        losses = [each.weight * self.contrast(found, exclude=exclude) for each, found in zip(contrasts, logits)]
-        loss = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+        logits = [self._logits(each) for each in self.head.contrasts(encoded_text, encoded_video)]  # (B, B) each
+        first, *others = (self.contrast(each, exclude=exclude) for each in logits)
+        loss = sum(others, first)
         for teacher in self._teacher:
             whole = logits[0] if len(logits) == 1 else self._logits(self.head.score(encoded_text, encoded_video))
             loss = loss + teacher.weight * distillation_loss(whole, teacher.logits(text, video), exclude=exclude)

@@ -111,7 +111,7 @@ def test_each_level_of_video_colbert_has_a_loss_of_its_own(cache):
     text, video = batch(cache)
     with torch.no_grad():
         encoded = head.encode_text(text), head.encode_video(video)
-        levels = [each.similarity * head.logit_scale.exp() + head.logit_bias for each in head.contrasts(*encoded)]
+        levels = [each * head.logit_scale.exp() + head.logit_bias for each in head.contrasts(*encoded)]
         expected = sum(sigmoid_loss(each).item() for each in levels)
         assert len(levels) == 2
         assert ContrastiveStep(head)(text, video).item() == pytest.approx(expected, rel=1e-6)

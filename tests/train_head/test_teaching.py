@@ -13,6 +13,7 @@ from glscl.common.errors import FingerprintError, GlsclError, UsageError
 from glscl.train_head.checkpoint import load_run
 from glscl.train_head.heads import build_head
 from glscl.train_head.learner import ContrastiveStep
+from glscl.train_head.loop import fit
 from glscl.train_head.losses import contrastive_loss, distillation_loss, sigmoid_loss
 from glscl.train_head.settings import TrainSettings
 from glscl.train_head.teaching import Teacher, load_teacher, reads_tokens
@@ -128,3 +129,9 @@ def test_a_teacher_counts_for_a_batch_as_for_its_parts():
     plain = ContrastiveStep(head)(text, video)
     assert torch.equal(ContrastiveStep(head, teacher=Teacher(other, 0.0))(text, video), plain)
     assert not torch.equal(ContrastiveStep(head, teacher=Teacher(other, 1.0))(text, video), plain)
+
+
+def test_a_table_alone_has_no_teacher(cache, tmp_path):
+    settings = dataclasses.replace(SHORT, head="projection", teacher=tmp_path)
+    with pytest.raises(UsageError, match="`teacher` is compared with a cache"):
+        fit(build_head("projection", embed_dim=cache.embed_dim), cache.table("train"), settings)

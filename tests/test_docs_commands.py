@@ -201,6 +201,7 @@ def test_the_tutorial_of_a_benchmark_runs(glscl, world, undrawn):
     assert "seq_transf" in said(printed, "compare") and "<html" in (world / "report.html").read_text()
 
 
+@pytest.mark.exhaustive
 def test_the_tutorial_of_own_videos_runs(glscl, world):
     printed = run_page(glscl, "docs/tutorials/own-videos.md")
     assert "clip" in said(printed, "--top 3") and "R@1" in said(printed, "eval")

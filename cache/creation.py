@@ -58,10 +58,14 @@ def require_format(root: Path, format: str) -> None:
         refuse_links(root, depth=DEPTH)
     if not written(root / "store.json"):
         return
-    there = open_library(root).header["format"]
+    _require_same_format(open_library(root), format)
+
+
+def _require_same_format(library: Library, format: str) -> None:
+    there = library.header["format"]
     if there != format:
         raise UsageError(
-            f"{root} is a {there} cache; asked for {format}",
+            f"{library.path} is a {there} cache; asked for {format}",
             hint=Hint(f"Use `format={there}`, or another folder with `out`"),
         )
 
@@ -96,7 +100,7 @@ def create_library(path: os.PathLike[str] | str, spec: StoreSpec, format: str = 
                 f"{root} was made by another encoder ({'; '.join(differences(library.configuration, configuration)[:3])})",
                 hint=Hint("Use the same settings, or another folder with `out`"),
             )
-        require_format(root, format)
+        _require_same_format(library, format)
         require_same(library.frames, spec.frames, root)
         return library
     with storage_errors(root, "create the cache"):

@@ -188,6 +188,13 @@ def unique_numbers(numbers: np.ndarray) -> tuple[Numbers, np.ndarray | None]:
     return wanted, place
 
 
+def in_pieces(items: np.ndarray, counts: np.ndarray, most: int) -> Iterator[np.ndarray]:
+    """Items (n,) in runs of at most `most` rows together, one item at least; `counts` (n,) are the rows of each."""
+    part = (np.cumsum(counts) - 1) // most
+    for number in np.unique(part):
+        yield items[part == number]
+
+
 def ragged_rows(first: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Rows (R,) int64 of ragged items: item i has `lengths[i]` of them, from `first[i]` on."""
     ends = np.cumsum(lengths)

@@ -443,20 +443,20 @@ def _read_videos(library: Library, numbers: np.ndarray, max_frames: int | None, 
     wanted = (np.cumsum(usable) - 1)[place[entries]]  # (V,) rows of what was read
     if not np.array_equal(wanted, np.arange(len(used))):
         features, mask, times = features[wanted], mask[wanted], times[wanted]
-    return _Videos(entries, _tensor(features, library.dtype), mask, times)
+    return _Videos(entries, stored_tensor(features, library.dtype), mask, times)
 
 
 def _read_texts(library: Library, numbers: np.ndarray, tokens: bool) -> _Texts:
     """Captions by the (T,) numbers of their items; the tokens of a sentence that stands for several are read once."""
     items, place = unique_numbers(numbers)
     found = read_arrays(library, "text", ["pooled", "offsets", "values"] if tokens else ["pooled"], items)
-    pooled = _tensor(found["pooled"] if place is None else found["pooled"][place], library.dtype)
+    pooled = stored_tensor(found["pooled"] if place is None else found["pooled"][place], library.dtype)
     if not tokens:
         return _Texts(pooled)
     first, lengths = found["offsets"][:-1], np.diff(found["offsets"])
     if place is not None:
         first, lengths = first[place], lengths[place]
-    values = _tensor(found["values"], library.dtype)
+    values = stored_tensor(found["values"], library.dtype)
     return _Texts(pooled, values, torch.from_numpy(first.copy()), torch.from_numpy(lengths))
 
 
@@ -464,6 +464,7 @@ def _named(names: list[str], rows: np.ndarray) -> list[str]:
     return names if len(rows) == len(names) else [names[i] for i in rows.tolist()]
 
 
-def _tensor(values: np.ndarray, dtype: str) -> torch.Tensor:
+def stored_tensor(values: np.ndarray, dtype: str) -> torch.Tensor:
+    """Features as they are read raw, in the dtype of their cache: float16, float32, or bfloat16, which is stored as uint16."""
     tensor = torch.from_numpy(np.ascontiguousarray(values))
     return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor

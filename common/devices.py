@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from glscl.common.errors import UsageError
+from glscl.common.errors import UsageError, first_line
 from glscl.common.launch import Launch
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def lost_gpu() -> str | None:
         try:
             torch.cuda.init()
         except Exception as error:  # of the driver, in its words
-            return (str(error).strip().splitlines() or ["it does not say why"])[0]
+            return first_line(error)
     return "CUDA finds no device"
 
 

@@ -64,10 +64,9 @@ class ContrastiveStep(nn.Module):
         """What `forward` is the sum of, never compiled: "contrastive", "distillation", the head's auxiliary losses by name."""
         encoded_text = gather_items(encode_in_chunks(self.head.encode_text, text, self.chunk))
         encoded_video = gather_items(encode_in_chunks(self.head.encode_video, video, self.chunk))
-        contrasts = self.head.contrasts(encoded_text, encoded_video)
-        logits = [self._logits(each.similarity) for each in contrasts]  # (B, B) each
-        terms = [each.weight * self.contrast(found, exclude=exclude) for each, found in zip(contrasts, logits)]
-        losses = {"contrastive": torch.stack(terms).sum() if len(terms) > 1 else terms[0]}
+        logits = [self._logits(each) for each in self.head.contrasts(encoded_text, encoded_video)]  # (B, B) each
+        first, *others = (self.contrast(each, exclude=exclude) for each in logits)
+        losses = {"contrastive": sum(others, first)}
         for teacher in self._teacher:
             whole = logits[0] if len(logits) == 1 else self._logits(self.head.score(encoded_text, encoded_video))
             distilled = distillation_loss(whole, teacher.logits(text, video), exclude=exclude)

@@ -24,7 +24,7 @@ from accelerate.utils import broadcast, reduce
 from glscl.cache.sampler import CaptionSampler
 from glscl.cache.table import FeatureTable
 from glscl.common.devices import full_float32
-from glscl.common.errors import GlsclError, OutOfMemoryError, first_line
+from glscl.common.errors import GlsclError, OutOfMemoryError, UsageError, first_line
 from glscl.common.memory import is_full, keep_freed_memory
 from glscl.common.signals import Deferred, interrupts_deferred
 from glscl.common.tables import amount
@@ -60,7 +60,13 @@ def fit(
     Args:
         head: where to start; `settings.head` and its options are not looked at.
         table: what to train on.
+
+    Raises:
+        UsageError: the settings name a teacher, which needs the cache: see `glscl.train_head.train.train`.
+        Others: see `fit_learner`.
     """
+    if settings.teacher is not None:
+        raise UsageError("`teacher` is compared with a cache, and a table is of none", hint="Use `train`")
     learner = Learner(head, table, loss=settings.loss, compile=settings.compile)
     return fit_learner(learner, settings, device=device, validate=validate, reporter=reporter, out=out, resume=resume)
 

@@ -18,9 +18,10 @@ import torch.nn.functional as F
 
 from glscl.cache.files import dump_json, storage_errors, sync_directory, write_atomically
 from glscl.cache.lock import hold_folder
-from glscl.cache.reading import read_entries
+from glscl.cache.reading import in_pieces, read_entries
 from glscl.cache.schema import Status
 from glscl.cache.store import Store
+from glscl.cache.table import stored_tensor
 from glscl.common.errors import InputError, NonFiniteError, UsageError
 from glscl.common.versions import versions
 
@@ -122,13 +123,9 @@ def _blocks(store: Store, run: range, progress: Progress) -> Iterator[Block]:
     rows = rows[np.isin(store.status()[rows], [status for status in Status if status.usable])]
     numbers = store.numbers["video"][rows]
     counts = np.diff(read_entries(store.library, "video", ["offsets"], numbers)["offsets"])
-    part = (np.cumsum(counts) - 1) // BLOCK
-    for number in np.unique(part):
-        chosen = rows[part == number]
+    for chosen in in_pieces(rows, counts, BLOCK):
         found = read_entries(store.library, "video", ["values", "times"], store.numbers["video"][chosen])
-        values = torch.from_numpy(found["values"])
-        values = values.view(torch.bfloat16) if store.dtype == "bfloat16" else values
-        features = F.normalize(values.float(), dim=-1)
+        features = F.normalize(stored_tensor(found["values"], store.dtype).float(), dim=-1)
         bad = torch.nonzero(~torch.isfinite(features).all(1))
         if len(bad):
             at = int(np.searchsorted(found["offsets"], int(bad[0, 0]), side="right")) - 1

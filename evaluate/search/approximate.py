@@ -34,9 +34,10 @@ from glscl.cache.additions import KeyIndex
 from glscl.cache.files import dump_json, half_written, load_json, storage_errors, sync_directory, write_atomically
 from glscl.cache.library import Library
 from glscl.cache.lock import hold_folder
-from glscl.cache.reading import read_arrays
+from glscl.cache.reading import in_pieces, read_arrays
 from glscl.cache.schema import Status
 from glscl.cache.store import Store
+from glscl.cache.table import stored_tensor
 from glscl.common.errors import (
     CacheCorruptError,
     CacheError,
@@ -264,7 +265,7 @@ def make_index(
             about = _learn(library, folder, items, counts)
         keys = library.stream("video").keys
         lacking = Cells(folder, about).places_of(keys[items], counts) < 0
-        for numbers in _pieces(items[lacking], counts[lacking], SEGMENT):
+        for numbers in in_pieces(items[lacking], counts[lacking], SEGMENT):
             segment = _add(library, folder, about, numbers, added)
             about = msgspec.structs.replace(about, segments=(*about.segments, segment))
             _write(folder, about)
@@ -322,24 +323,15 @@ def _growing(library: Library, folder: Path, frames: int) -> About | None:
     return about if about.fingerprint == library.fingerprint and frames <= AGAIN * about.learned_for else None
 
 
-def _pieces(items: np.ndarray, counts: np.ndarray, most: int) -> Iterator[np.ndarray]:
-    """Items in runs of at most so many frames, one item at least."""
-    part = (np.cumsum(counts) - 1) // most
-    for number in np.unique(part):
-        yield items[part == number]
-
-
 def _blocks(
     library: Library, items: np.ndarray, counts: np.ndarray | None = None
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
     """Frames of items as they stand, (r, D) float32 of length 1, and the boundaries of the items in it."""
     if counts is None:
         counts = np.diff(read_arrays(library, "video", ["offsets"], items)["offsets"])
-    for numbers in _pieces(items, counts, 1 << 15):
+    for numbers in in_pieces(items, counts, 1 << 15):
         found = read_arrays(library, "video", ["values", "offsets"], numbers)
-        values = torch.from_numpy(found["values"])
-        values = values.view(torch.bfloat16) if library.dtype == "bfloat16" else values
-        rows = F.normalize(values.float(), dim=-1)
+        rows = F.normalize(stored_tensor(found["values"], library.dtype).float(), dim=-1)
         if not torch.isfinite(rows).all():
             raise NonFiniteError(f"{library.path} has frames with NaN or infinity")
         yield rows, found["offsets"]
@@ -445,8 +437,8 @@ def _queries(library: Library, encode: Callable[[Sequence[str]], Tensor]) -> tup
     rng = np.random.default_rng(0)
     if len(usable) >= QUERIES // 8:
         chosen = np.sort(rng.permutation(usable)[:QUERIES])
-        values = torch.from_numpy(read_arrays(library, "text", ["pooled"], chosen)["pooled"])
-        found, what = (values.view(torch.bfloat16) if library.dtype == "bfloat16" else values), "captions"
+        pooled = read_arrays(library, "text", ["pooled"], chosen)["pooled"]
+        found, what = stored_tensor(pooled, library.dtype), "captions"
     else:
         found, what = encode([f"{who} {does}" for who in WHO for does in DOES]).cpu(), "sentences"
     return F.normalize(found.float(), dim=-1)[rng.permutation(len(found))], what

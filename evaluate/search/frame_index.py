@@ -17,6 +17,7 @@ from glscl.cache.library import Library
 from glscl.cache.reading import ragged_rows, read_arrays, unique_numbers
 from glscl.cache.schema import Status
 from glscl.cache.store import Store
+from glscl.cache.table import stored_tensor
 from glscl.common.errors import InputError, NonFiniteError
 
 BEST_FRAMES = (
@@ -96,7 +97,7 @@ class FrameIndex:
         """
         listed = Listed.read(store, entries, with_values=True)
         assert listed.values is not None
-        features = listed.values.view(torch.bfloat16) if store.dtype == "bfloat16" else listed.values
+        features = listed.values
         rows = ragged_rows(listed.first, listed.counts)
         if len(rows) != len(features) or (np.diff(rows) != 1).any():  # several entries share an item
             features = features[torch.from_numpy(rows)]
@@ -226,7 +227,7 @@ class Listed(NamedTuple):
             numbers[there],
             first,
             counts,
-            torch.from_numpy(found["values"]) if with_values else None,
+            stored_tensor(found["values"], store.dtype) if with_values else None,
         )
 
 
@@ -257,8 +258,8 @@ class StoredRows:
 
     def of(self, video: int) -> Tensor:
         number = int(self._numbers[video])
-        values = torch.from_numpy(read_arrays(self._library, "video", ["values"], range(number, number + 1))["values"])
-        return (values.view(torch.bfloat16) if self._library.dtype == "bfloat16" else values).to(self._device)
+        found = read_arrays(self._library, "video", ["values"], range(number, number + 1))
+        return stored_tensor(found["values"], self._library.dtype).to(self._device)
 
 
 class Scan:

@@ -1,4 +1,4 @@
-"""open_clip without what few models need: transformers, timm and torch's compiler take 4 of the 5.5 s of its import.
+"""open_clip without what few models need: transformers, timm and torch's compiler, three quarters of its import.
 
 open_clip imports transformers for text towers of Hugging Face and timm for picture towers of timm; torchvision imports the
 compiler to ask it one question while it compiles. Here each comes when a model needs it. Whoever builds such a tower, our code

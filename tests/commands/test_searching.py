@@ -49,7 +49,10 @@ def test_a_search_normalises_one_sentence_at_a_time_or_a_list_of_them(glscl, cac
     one_line(glscl("search", "--video", "nowhere.mp4"), "nowhere.mp4", status=1)
 
 
-def test_every_frame_is_searched_and_answers_can_be_opened(glscl, cache, monkeypatch, one_line, tmp_path):
+@pytest.fixture
+def made_backbone(monkeypatch):
+    """A backbone that makes up a vector for a sentence."""
+
     class Backbone:
         def doubts(self, sentence):
             return []
@@ -59,6 +62,9 @@ def test_every_frame_is_searched_and_answers_can_be_opened(glscl, cache, monkeyp
 
     monkeypatch.setattr(Model, "backbone", Backbone())
     monkeypatch.setattr(Model, "load_backbone", lambda self, weights=None: self.backbone)
+
+
+def test_every_frame_is_searched_and_answers_can_be_opened(glscl, cache, made_backbone, one_line, tmp_path):
     status, out, err = glscl("search", "a dog", "--top", 3, "--moments", 2)
     said = out.splitlines()
     assert status == 0 and said[1].split() == ["rank", "score", "video", "moment", "file"], err
@@ -106,16 +112,7 @@ def test_an_export_of_a_head_without_vectors_names_those_that_have_some(glscl, c
     assert not (tmp_path / "v").exists()
 
 
-def test_an_index_tells_recall_and_speed_and_a_search_uses_it(glscl, small_cache, one_line, monkeypatch):
-    class Backbone:
-        def doubts(self, sentence):
-            return []
-
-        def encode_texts(self, texts):
-            return TextFeatures(torch.randn(1, 8, generator=torch.Generator().manual_seed(len(texts[0]))))
-
-    monkeypatch.setattr(Model, "backbone", Backbone())
-    monkeypatch.setattr(Model, "load_backbone", lambda self, weights=None: self.backbone)
+def test_an_index_tells_recall_and_speed_and_a_search_uses_it(glscl, small_cache, made_backbone, one_line, monkeypatch):
     path = small_cache(videos=60).fill().path
     status, out, err = glscl("index", path)
     assert status == 0 and "frames in" in out and "recall@10" in out and "ms a query, every frame" in out, err

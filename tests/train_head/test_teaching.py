@@ -13,6 +13,7 @@ from glscl.common.errors import FingerprintError, GlsclError, UsageError
 from glscl.train_head.checkpoint import load_run
 from glscl.train_head.heads import build_head
 from glscl.train_head.learner import ContrastiveStep
+from glscl.train_head.loop import fit
 from glscl.train_head.losses import contrastive_loss, distillation_loss, sigmoid_loss
 from glscl.train_head.settings import TrainSettings
 from glscl.train_head.teaching import Teacher, load_teacher, reads_tokens
@@ -111,7 +112,7 @@ def test_each_level_of_video_colbert_has_a_loss_of_its_own(cache):
     text, video = batch(cache)
     with torch.no_grad():
         encoded = head.encode_text(text), head.encode_video(video)
-        levels = [each.similarity * head.logit_scale.exp() + head.logit_bias for each in head.contrasts(*encoded)]
+        levels = [each * head.logit_scale.exp() + head.logit_bias for each in head.contrasts(*encoded)]
         expected = sum(sigmoid_loss(each).item() for each in levels)
         assert len(levels) == 2
         assert ContrastiveStep(head)(text, video).item() == pytest.approx(expected, rel=1e-6)
@@ -128,3 +129,9 @@ def test_a_teacher_counts_for_a_batch_as_for_its_parts():
     plain = ContrastiveStep(head)(text, video)
     assert torch.equal(ContrastiveStep(head, teacher=Teacher(other, 0.0))(text, video), plain)
     assert not torch.equal(ContrastiveStep(head, teacher=Teacher(other, 1.0))(text, video), plain)
+
+
+def test_a_table_alone_has_no_teacher(cache, tmp_path):
+    settings = dataclasses.replace(SHORT, head="projection", teacher=tmp_path)
+    with pytest.raises(UsageError, match="`teacher` is compared with a cache"):
+        fit(build_head("projection", embed_dim=cache.embed_dim), cache.table("train"), settings)

@@ -47,13 +47,6 @@ class HeadOutput(NamedTuple):
     auxiliary: dict[str, Tensor]
 
 
-class Contrast(NamedTuple):
-    """`similarity` (B, B) of a batch of pairs, before the logit scale, and the `weight` of its loss in the whole."""
-
-    similarity: Tensor
-    weight: float = 1.0
-
-
 class Initialisation(NamedTuple):
     """What `Head.initialise_from_backbone` did: parameter names that were set, and the reason for each that was not."""
 
@@ -176,9 +169,9 @@ class Head(nn.Module, ABC):
         """Bytes of working memory `pair_scores` takes for one text-video pair, backward included."""
         return 2 * text[0].element_size()
 
-    def contrasts(self, text: Any, video: Any) -> list[Contrast]:
-        """What the loss of a training batch compares, text i with video i against all others: the score alone, if no more."""
-        return [Contrast(self.score(text, video))]
+    def contrasts(self, text: Any, video: Any) -> list[Tensor]:
+        """(B, B) similarities of a training batch of pairs, before the logit scale, each with a loss of its own: the score."""
+        return [self.score(text, video)]
 
     def auxiliary_losses(self, text: Any, video: Any) -> dict[str, Tensor]:
         """Further losses of a training batch in which text i belongs to video i; scalars, already weighted."""

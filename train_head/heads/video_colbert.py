@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.train_head.heads.aggregator import TransformerAggregator
-from glscl.train_head.heads.base import Contrast, Head, require_at_least, tokens_of
+from glscl.train_head.heads.base import Head, require_at_least, tokens_of
 
 
 class Vectors(NamedTuple):
@@ -90,8 +90,8 @@ class VideoColbert(Head):
         frames, states = _levels(video)
         return mean_of_best(text, frames) + mean_of_best(text, states)
 
-    def contrasts(self, text: Vectors, video: TwoLevels) -> list[Contrast]:
-        return [Contrast(self.score(text, level)) for level in _levels(video)]
+    def contrasts(self, text: Vectors, video: TwoLevels) -> list[Tensor]:
+        return [self.score(text, level) for level in _levels(video)]
 
     def pair_bytes(self, text: Vectors, video: TwoLevels | Vectors) -> int:
         entries = sum(field.shape[1] for field in video if field.is_floating_point())

@@ -497,4 +497,4 @@ def test_video_colbert(expansion):
     check(head, pair)
     text, video = make_batch()
     levels = head.contrasts(head.encode_text(text), head.encode_video(video))
-    assert torch.allclose(sum(each.similarity for each in levels), head(text, video).similarity, atol=1e-6)
+    assert torch.allclose(sum(levels), head(text, video).similarity, atol=1e-6)

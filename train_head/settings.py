@@ -138,7 +138,12 @@ class TrainSettings:
         None, "Stop after N validations in a row without a better one.", min=1, option=False, default_from="never"
     )
     tracker: str = setting(
-        "none", "Also log to.", group="Logging", choices=("none", "tensorboard"), affects_result=False
+        "none",
+        "Also log to tensorboard, wandb, mlflow, comet, aim, clearml, dvclive, swanlab, trackio, or several by commas.",
+        group="Logging",
+        metavar="NAME",
+        parse=lambda text: tracker_names(text),
+        affects_result=False,
     )
     compile: bool = setting(
         False,
@@ -287,6 +292,29 @@ def precision_on(device_type: str, asked: str = "auto") -> str:
     import torch
 
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def tracker_names(text: str) -> list[str]:
+    """What `tracker` names, as Accelerate calls it; nothing for "none".
+
+    Raises:
+        UsageError: Accelerate does not know it, or it is not installed.
+    """
+    if text == "none":
+        return []
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+    from accelerate.utils import LoggerType
+
+    asked = [name.strip() for name in text.split(",")]
+    names = list(dict.fromkeys("comet_ml" if name == "comet" else name for name in asked))
+    built_in, there = LoggerType.list(), [str(each) for each in get_available_trackers()]
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise UsageError(f"`tracker` is {name!r}; Accelerate knows {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
+        if name in built_in and name not in there:
+            extra = {"comet_ml": "comet"}.get(name, name)
+            raise UsageError(f"`tracker={name}`: {name} is not installed", hint=f"pip install 'glscl[{extra}]'")
+    return names
 
 
 def typed_options(head: str, options: Mapping[str, Any]) -> dict[str, Any]:

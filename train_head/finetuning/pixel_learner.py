@@ -76,6 +76,7 @@ class PixelLearner(Learner):
     ) -> None:
         super().__init__(model.head, table)
         self.module = self.model = model
+        self.step = model.step
         self.pixels = PixelTable(model, table, store)
         self._frames, self._settings = frames, settings
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.train_head.heads.base import Head, require_dropout
 from glscl.train_head.heads.dropout import Dropout
+from glscl.train_head.heads.layers import identity_linear
 from glscl.train_head.heads.pooling import attend_frames, gram_matrix
 
 
@@ -67,25 +68,33 @@ class Xpool(Head):
         return XpoolVideo(self.key(frames), self.out(self.value(frames)), video.frame_mask)
 
     def pair_scores(self, text: XpoolText, video: XpoolVideo) -> Tensor:
+        normed, weights = self._attended(text, video)
+        if self.training and self.dropout.p > 0:
+            return self._scores_by_vectors(text.vectors, normed, weights).T
+        return self._scores_by_gram(text.vectors, normed, weights).T
+
+    def _attended(self, text: XpoolText, video: XpoolVideo) -> tuple[Tensor, Tensor]:
+        """normed (V, F, D) and weights (V, F, T): h of a pair is `Σ weights_f normed_f + β` of the second norm."""
         _, weights = attend_frames(text.queries, video.keys, video.frame_mask, self.embed_dim**0.5)  # (V, F, T)
         # The first norm without making a vector for any pair: C u = Σ a_f C v_f, C takes the mean over channels off, and
         # its variance is aᵀ gram(C v) a / D. What is left of the norm is linear, so W_l, too, may come before the sum.
         centred = video.values - video.values.mean(-1, keepdim=True)  # (V, F, D)
         variance = quadratic(centred, weights).clamp(min=0) / self.embed_dim  # (V, T)
         weights = weights / (variance + self.norm2.eps).sqrt().unsqueeze(1)  # (V, F, T), a / σ
-        normed = centred * self.norm2.weight  # (V, F, D): h = Σ (a_f / σ) normed_f + β
-        if self.training and self.dropout.p > 0:
-            return self._scores_by_vectors(text.vectors, normed, weights).T
-        return self._scores_by_gram(text.vectors, normed, weights).T
+        return centred * self.norm2.weight, weights
 
     def _scores_by_vectors(self, text: Tensor, normed: Tensor, weights: Tensor) -> Tensor:
         """(V, T) with a vector for every pair: dropout needs it."""
+        pooled = self._vectors(normed, weights)
+        return (pooled * text).sum(-1) / pooled.norm(dim=-1).clamp(min=1e-12)
+
+    def _vectors(self, normed: Tensor, weights: Tensor) -> Tensor:
+        """(V, T, D): z of every pair."""
         weights = weights.transpose(1, 2)  # (V, T, F)
         changed = normed @ self.linear.weight.T  # (V, F, D)
         hidden = torch.baddbmm(self.norm2.bias.view(1, 1, -1), weights, normed)  # (V, T, D)
         change = torch.baddbmm(self.linear(self.norm2.bias).view(1, 1, -1), weights, changed)  # (V, T, D)
-        pooled = self.norm3(hidden + self.dropout(change))
-        return (pooled * text).sum(-1) / pooled.norm(dim=-1).clamp(min=1e-12)
+        return self.norm3(hidden + self.dropout(change))
 
     def _scores_by_gram(self, text: Tensor, normed: Tensor, weights: Tensor) -> Tensor:
         """(V, T) the same without dropout, and without a vector for any pair.
@@ -124,11 +133,3 @@ class Xpool(Head):
 def quadratic(vectors: Tensor, weights: Tensor) -> Tensor:
     """(V, T) squared lengths of `Σ_f w_f x_f` for x (V, F, D) and weights (V, F, T)."""
     return (weights * (gram_matrix(vectors) @ weights)).sum(1)
-
-
-def identity_linear(width: int) -> nn.Linear:
-    """A linear map that starts as the identity."""
-    layer = nn.Linear(width, width)
-    nn.init.eye_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.common.errors import UsageError
 from glscl.train_head.heads.base import require_at_least, require_positive
-from glscl.train_head.heads.xpool import Xpool
+from glscl.train_head.heads.xpool import CrossAttention
 from glscl.train_head.losses import contrastive_loss
 
 
@@ -36,7 +36,7 @@ class TmassVideo(NamedTuple):
     frames: Tensor
 
 
-class Tmass(Xpool):
+class Tmass(CrossAttention):
     """`S = max_m cos(n(t) + R ∘ ε_m, z)`, z the frames as X-Pool pools them for the caption (Wang et al. 2024, arXiv 2403.17998).
 
     `R = exp(W s + b)`, `s_f = n(t)·n(x_f)`. R belongs to the pair that is scored, in training and in evaluation: nothing knows
@@ -49,7 +49,7 @@ class Tmass(Xpool):
         radius: length that R ∘ ε has at start, n(t) having 1.
         support: weight of the support text's loss.
         max_frames: F of W; longer videos are refused.
-        dropout: see `Xpool`.
+        dropout: of z in training.
     """
 
     def __init__(
@@ -72,20 +72,25 @@ class Tmass(Xpool):
         nn.init.zeros_(self.radius.weight)
         nn.init.constant_(self.radius.bias, math.log(radius / embed_dim**0.5))
         noise = torch.randn(draws, embed_dim, generator=torch.Generator().manual_seed(0))
+        self.noise: Tensor
         self.register_buffer("noise", noise, persistent=False)
 
     def text_side(self, text: TextFeatures) -> TmassText:
-        vectors, queries = super().text_side(text)
+        vectors, queries = F.normalize(text.text_features, dim=-1), self.query(self.norm1(text.text_features))
         return TmassText(vectors, queries, vectors.new_zeros(len(vectors), dtype=torch.bool))
 
     def video_side(self, video: VideoFeatures) -> TmassVideo:
         frames = video.frame_features.shape[1]
         if frames > self.radius.in_features:
             raise UsageError(f"{frames} frames do not fit a head built with max_frames={self.radius.in_features}")
-        return TmassVideo(*super().video_side(video), F.normalize(video.frame_features, dim=-1))
+        normed = self.norm1(video.frame_features)
+        values = self.out(self.value(normed))
+        return TmassVideo(self.key(normed), values, video.frame_mask, F.normalize(video.frame_features, dim=-1))
 
     def pair_scores(self, text: TmassText, video: TmassVideo) -> Tensor:
-        pooled = F.normalize(self._vectors(*self._attended(text, video)), dim=-1)  # (V, T, D), n(z)
+        pooled = F.normalize(
+            self.vectors(*self.attended(text.queries, video.keys, video.values, video.frame_mask)), dim=-1
+        )  # (V, T, D), n(z)
         match = torch.einsum("td,vfd->vtf", text.vectors, video.frames)
         match = match.masked_fill(~video.frame_mask.unsqueeze(1), 0.0)
         radius = F.linear(match, self.radius.weight[:, : match.shape[2]], self.radius.bias).exp()  # (V, T, D)

@@ -104,7 +104,7 @@ class Run:
 
     def note(self, text: str) -> None:
         """A remark of the library, in the words of the command line."""
-        self.say(f"note: {worded(text, COMMANDS)}")
+        self.say(("" if text.startswith("warning: ") else "note: ") + worded(text, COMMANDS))
 
     def detail(self, text: str) -> None:
         if self.common.verbose and self.speaks:

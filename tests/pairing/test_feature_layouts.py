@@ -88,6 +88,15 @@ def one_array(path: Path, *, texts: str, lengths: bool = False) -> Path:
     return path
 
 
+def one_array_with_times(path: Path) -> Path:
+    shown = np.zeros(padded().shape[:2])
+    for row, times in zip(shown, TIMES.values()):
+        row[: len(times)] = times
+    lengths = [len(rows) for rows in FRAMES.values()]
+    np.savez(path, features=padded(), ids=np.array(IDS), lengths=np.array(lengths), timestamps_ms=shown * 1000)
+    return path
+
+
 def packed_names(path: Path) -> Path:
     with h5py.File(path, "w") as file:
         file["features"] = padded()
@@ -134,7 +143,8 @@ LAYOUTS = {
     "a group a video with timestamps": (groups, "g.h5", True),
     "a file a video with timestamps": (files_with_times, "t", True),
     "one array beside fixed strings": (lambda path: one_array(path, texts="fixed"), "o.h5", False),
-    "one array beside strings in chunks": (lambda path: packed_names(path), "p.h5", False),
+    "one array beside names, lengths and times": (one_array_with_times, "t.npz", True),
+    "one array beside strings in chunks": (packed_names, "p.h5", False),
     "one array beside strings and lengths": (lambda path: one_array(path, texts="free", lengths=True), "l.h5", False),
     "one array in .npz": (npz_array, "n.npz", False),
     "one tensor beside names": (tensors, "n.pt", False),
@@ -196,6 +206,13 @@ def test_names_in_a_damaged_hdf5_file_are_refused(tmp_path, monkeypatch, damage)
     (tmp_path / "f.h5").write_bytes(data)
     with pytest.raises(InputError, match="not done after 1 s|repeat each other|cannot be read"):
         imported(tmp_path, tmp_path / "f.h5")
+
+
+@pytest.mark.parametrize("length", [7, -1, 1.5, np.nan])
+def test_lengths_that_are_no_number_of_rows_are_refused(tmp_path, length):
+    np.savez(tmp_path / "f.npz", features=padded(), ids=np.array(IDS), lengths=np.array([2, length, 4]))
+    with pytest.raises(InputError, match=r"the length of 'b.mp4' in lengths is .*, expected a number of its 6 rows"):
+        imported(tmp_path, tmp_path / "f.npz")
 
 
 def test_times_that_do_not_fit_are_refused(tmp_path):

@@ -298,7 +298,7 @@ def _read_texts(path: str, name: bytes) -> list[bytes]:
     import h5py
 
     with h5py.File(path, "r") as file:
-        texts = [bytes(text) for text in file[name][:]]
+        texts = [bytes(text) for text in h5py.Dataset(h5py.h5d.open(file.id, name))[:]]
     if sum(map(len, texts)) > 64 * Path(path).stat().st_size:
         raise ValueError("its names repeat each other to far more than the file holds")
     return texts

@@ -124,9 +124,9 @@ class Learner:
                 self._lengths = np.full_like(self._lengths, longest)
         return step
 
-    def groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Groups of parameters; one with an `lr_scale` has that many times the learning rate."""
-        return parameter_groups(self.module, weight_decay=weight_decay)
+    def groups(self, **decay: Any) -> list[dict[str, Any]]:
+        """Groups of parameters, see `parameter_groups`; one with an `lr_scale` has that many times the learning rate."""
+        return parameter_groups(self.module, **decay)
 
     def batches(self, rows: np.ndarray, *, start: int, share: slice, mask: bool) -> Any:
         """The batches of an epoch, taken from step `start` on by `.on(device, step)`; rows (S, B) of captions."""

@@ -42,7 +42,7 @@ def check_dataset(dataset: h5py.h5d.DatasetID, *, texts: bool = False) -> None:
         return
     filters = [plan.get_filter(i) for i in range(plan.get_nfilters())]
     size = math.prod(plan.get_chunk()) * dataset.get_type().get_size()
-    with open(os.fsdecode(h5py.h5i.get_file_id(dataset).name), "rb") as file:
+    with open(os.fsdecode(h5py.Dataset(dataset).file.filename), "rb") as file:
         for info in chunks(dataset):
             check_unpacked(size, info.size)
             _check_chunk(file, info, filters, size)

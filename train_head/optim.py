@@ -27,9 +27,27 @@ def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str
 def build_optimizer(
     groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float
 ) -> torch.optim.AdamW:
-    """AdamW over groups of parameters, such as `parameter_groups` makes; one fused kernel where the device has it."""
+    """AdamW over groups of parameters, such as `parameter_groups` makes; one fused kernel where the device has it.
+
+    On a GPU its step may be recorded (`glscl.train_head.recording`).
+    """
     device = groups[0]["params"][0].device.type
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=device in ("cuda", "cpu"))
+    fused, capturable = device in ("cuda", "cpu"), device == "cuda"
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused, capturable=capturable)
+
+
+def set_learning_rate(group: dict[str, Any], value: float, *, in_place: bool) -> None:
+    """The learning rate of a group of parameters.
+
+    Args:
+        in_place: in a tensor on the device of the parameters that stays where it is, for a step that is recorded.
+    """
+    if not in_place:
+        group["lr"] = value
+    elif isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(value)
+    else:
+        group["lr"] = torch.full((), value, device=group["params"][0].device)
 
 
 def warmup_cosine(step: int, *, total: int, warmup: float) -> float:

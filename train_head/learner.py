@@ -138,9 +138,9 @@ class Learner:
         """Why the steps cannot be recorded, as far as the batches tell; None where they can."""
         return "the features do not fit the device" if self.table.device.type == "cpu" else None
 
-    def groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Groups of parameters; one with an `lr_scale` has that many times the learning rate."""
-        return parameter_groups(self.module, weight_decay=weight_decay)
+    def groups(self, **decay: Any) -> list[dict[str, Any]]:
+        """Groups of parameters, see `parameter_groups`; one with an `lr_scale` has that many times the learning rate."""
+        return parameter_groups(self.module, **decay)
 
     def batches(self, rows: np.ndarray, *, start: int, share: slice, mask: bool) -> Any:
         """The batches of an epoch, taken from step `start` on by `.on(device, step)`; rows (S, B) of captions."""

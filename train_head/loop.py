@@ -34,7 +34,13 @@ from glscl.train_head.doubts import loss_doubt
 from glscl.train_head.heads.base import Head
 from glscl.train_head.heartbeat import Heartbeat
 from glscl.train_head.learner import Learner
-from glscl.train_head.optim import build_optimizer, clamp_logit_scale, set_learning_rate, warmup_cosine
+from glscl.train_head.optim import (
+    build_optimizer,
+    clamp_logit_scale,
+    public_cosine,
+    set_learning_rate,
+    warmup_cosine,
+)
 from glscl.train_head.recording import RecordedStep, why_not_recorded
 from glscl.train_head.reports import FitResult, Reporter, StepReport
 from glscl.train_head.resume_state import TrainingState, clear, restore, save_between_steps, save_epoch
@@ -125,7 +131,13 @@ def fit_learner(
             f"of {amount(len(np.unique(video_of_text)), 'video')}"
         )
     optimizer = build_optimizer(
-        learner.groups(settings.weight_decay), lr=settings.lr, betas=settings.betas, eps=settings.eps
+        learner.groups(
+            weight_decay=settings.weight_decay, decay=settings.decay, logit_scale_rate=settings.logit_scale_rate
+        ),
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        kind=settings.optimizer,
     )
     state = TrainingState(
         epochs=settings.epochs,
@@ -285,6 +297,7 @@ class _Training:
             self.device,
             processes=self.accelerator.num_processes,
             precision=self.precision,
+            optimizer=self.settings.optimizer,
             compiled=self.settings.compile,
         )
         reason = reason or self.learner.why_not_recorded()
@@ -329,9 +342,10 @@ class _Training:
 
     def _learning_rate(self, step: int) -> float:
         """Of a step of the epoch under way, counted from 0."""
-        total = self.state.epochs * self.state.steps
-        done = self.state.epoch * self.state.steps + step
-        return self.settings.lr * warmup_cosine(done, total=total, warmup=self.settings.warmup)
+        settings, steps = self.settings, self.state.steps
+        planned = (settings.planned_epochs or self.state.epochs) * steps
+        schedule = public_cosine if settings.optimizer == "bert_adam" else warmup_cosine
+        return settings.lr * schedule(self.state.epoch * steps + step, total=planned, warmup=settings.warmup)
 
     def _report(self, rows: np.ndarray, *, since: int, clock: float) -> None:
         """Wait for the device, look at the losses from step `since` on, which began at `clock`, and tell of them."""

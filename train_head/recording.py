@@ -19,11 +19,14 @@ from glscl.common.memory import is_full
 BEFORE = 3  # steps of a width that run as they are: libraries choose kernels and take their memory then
 
 
-def why_not_recorded(device: torch.device, *, processes: int, precision: str, compiled: bool) -> str | None:
+def why_not_recorded(
+    device: torch.device, *, processes: int, precision: str, optimizer: str, compiled: bool
+) -> str | None:
     """Why the steps of a training cannot be recorded; None where they can.
 
     Args:
         precision: "fp32", "tf32", "bf16" or "fp16".
+        optimizer: "adamw" or "bert_adam".
         compiled: the step is compiled code.
     """
     if device.type != "cuda":
@@ -32,6 +35,8 @@ def why_not_recorded(device: torch.device, *, processes: int, precision: str, co
         return f"it is for one process, and {processes} share this training"
     if precision == "fp16":
         return "fp16 asks after every step whether a gradient overflowed"
+    if optimizer != "adamw":
+        return f"{optimizer} computes with the learning rate on the host"
     if compiled:
         return "`compile` records the compiled step itself"
     return None

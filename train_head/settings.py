@@ -73,6 +73,24 @@ class TrainSettings:
         default_from="none",
     )
     teacher_weight: float = setting(1.0, "Weight of what the teacher says.", group="Training", min=0, default_from="1")
+    optimizer: str = setting(
+        "adamw",
+        "AdamW with warm-up and cosine, or BERT's Adam with its schedule, as the public programs train.",
+        choices=("adamw", "bert_adam"),
+        option=False,
+    )
+    decay: str = setting(
+        "matrices",
+        "What decays: matrices, all but biases, or all.",
+        choices=("matrices", "weights", "all"),
+        option=False,
+    )
+    logit_scale_rate: float = setting(
+        1.0, "Learning rate of the logit scale, in times that of the head.", min=0, option=False
+    )
+    planned_epochs: int | None = setting(
+        None, "Epochs that the schedule is planned for.", min=1, option=False, default_from="`epochs`"
+    )
     precision: str = setting(
         "auto",
         "Arithmetic; auto is tf32 for heads on a GPU, bf16 where products are large, fp32 elsewhere.",
@@ -155,7 +173,16 @@ class TrainSettings:
 
 
 # Not in the settings of runs of before; their default is what those did.
-_LATER = ("patience", "loss", "teacher", "teacher_weight")
+_LATER = (
+    "patience",
+    "loss",
+    "teacher",
+    "teacher_weight",
+    "optimizer",
+    "decay",
+    "logit_scale_rate",
+    "planned_epochs",
+)
 
 
 def resolve(
@@ -196,7 +223,8 @@ def resolve_fresh(
     """
     name = asked.get("recipe") or (dataset if dataset in RECIPES else "default")
     head = full_name(asked.get("head") or "glscl")
-    usual = recipe(name).settings(head)
+    known = {field.name for field in dataclasses.fields(kind)}
+    usual = {key: value for key, value in recipe(name).settings(head).items() if key in known}  # some are of pixels
     if options is None:
         options = {**usual["options"], **typed_options(head, asked.get("options") or {})}
     frames = asked.get("max_frames") or 0 if "max_frames" in asked else None

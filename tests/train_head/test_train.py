@@ -618,8 +618,11 @@ def test_where_steps_cannot_be_recorded_the_reason_is_said_and_they_run_as_they_
     asked = TrainSettings(epochs=1, batch_size=4, cuda_graphs=True)
     assert fit(new_head("glscl", table), table, asked, reporter=notes).losses == plain.losses
     assert notes.lines == ["`cuda_graphs` is left out: it needs a CUDA device, and this training runs on cpu"]
-    gpu = torch.device("cuda")
-    assert why_not_recorded(gpu, processes=1, precision="tf32", compiled=False) is None
-    assert "2 share" in str(why_not_recorded(gpu, processes=2, precision="tf32", compiled=False))
-    assert "overflowed" in str(why_not_recorded(gpu, processes=1, precision="fp16", compiled=False))
-    assert "`compile`" in str(why_not_recorded(gpu, processes=1, precision="tf32", compiled=True))
+
+    def why_not(**other):
+        usual = {"processes": 1, "precision": "tf32", "optimizer": "adamw", "compiled": False}
+        return str(why_not_recorded(torch.device("cuda"), **usual | other))
+
+    assert why_not() == "None"
+    assert "2 share" in why_not(processes=2) and "overflowed" in why_not(precision="fp16")
+    assert "on the host" in why_not(optimizer="bert_adam") and "`compile`" in why_not(compiled=True)

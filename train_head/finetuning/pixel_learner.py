@@ -88,16 +88,13 @@ class PixelLearner(Learner):
     def why_not_recorded(self) -> str | None:
         return "the pixels of a batch come from the host"
 
-    def groups(self, weight_decay: float) -> list[dict[str, Any]]:
+    def groups(self, **decay: Any) -> list[dict[str, Any]]:
         low_rank = nn.ParameterList(p for name, p in self.model.towers.named_parameters() if "lora_" in name)
         own = nn.ParameterList(p for name, p in self.model.towers.named_parameters() if "lora_" not in name)
         return [
-            *parameter_groups(self.head, weight_decay=weight_decay),
-            *parameter_groups(low_rank, weight_decay=weight_decay),
-            *(
-                {**group, "lr_scale": self._settings.backbone_lr_scale}
-                for group in parameter_groups(own, weight_decay=weight_decay)
-            ),
+            *parameter_groups(self.head, **decay),
+            *parameter_groups(low_rank, **decay),
+            *({**group, "lr_scale": self._settings.backbone_lr_scale} for group in parameter_groups(own, **decay)),
         ]
 
     def batches(self, rows: np.ndarray, *, start: int, share: slice, mask: bool) -> _PixelBatches:

@@ -11,7 +11,7 @@ from glscl.commands.backbones import adopt, backbones, fetch
 from glscl.commands.caches import convert, inspect, repair
 from glscl.commands.demo import demo
 from glscl.commands.extraction import extract, import_features, merge
-from glscl.commands.judging import compare, eval, report
+from glscl.commands.judging import compare, eval, leaderboard, report
 from glscl.commands.options import main as run_command_line
 from glscl.commands.options import register
 from glscl.commands.searching import export, index, search
@@ -23,7 +23,7 @@ COMMAND_GROUPS = {  # heading → commands, as `glscl --help` and docs/cli.md li
     "Caches": (extract, inspect, repair, merge, convert, import_features),
     "Backbones": (backbones, fetch),
     "Heads": (train_head, finetune, import_checkpoint, adopt),
-    "Judging": (eval, compare, report),
+    "Judging": (eval, compare, leaderboard, report),
     "Searching": (search, serve, index, export),
 }
 

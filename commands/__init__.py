@@ -11,7 +11,7 @@ In reading order:
     extraction      extract, import-features, merge
     caches          inspect, repair, convert
     training        train-head, finetune, import-checkpoint
-    judging         eval, compare, report
+    judging         eval, compare, leaderboard, report
     backbones       backbones, fetch, adopt
     searching       search, export
     serving         serve

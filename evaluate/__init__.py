@@ -25,6 +25,7 @@ In reading order:
 
 Wings, which an evaluation never loads:
     compare/          runs side by side
+    leaderboard/      all heads on one cache, over seeds
     report/           one HTML page about some runs
     search/           from a sentence to videos
     serve/            a page and an API to search with

@@ -204,6 +204,9 @@ def judge(
     """
     check_normalisations(settings.normalise, judged.head, store)
     table = judged.load(settings.split)
+    if settings.qb_norm_beta is None:
+        beta = RECIPES.get(store.recipe, RECIPES["default"]).qb_norm_beta
+        settings = replace(settings, qb_norm_beta=beta)
     training = training_of(judged.runs, store)
     seen = videos_seen(store.list, settings.split, table.video_ids, training)
     counts = {**asdict(table.counts), "videos_seen_in_training": seen}
@@ -321,7 +324,7 @@ def evaluate_head(
         banks = None
         if any(NORMALISATIONS[name].needs_bank for name in settings.normalise):
             banks = _banks(settings.normalise, head, table, train, device=device, seconds=seconds)
-        result["normalised"] = _normalised(settings.normalise, similarity, table.video_of_text, banks, seconds)
+        result["normalised"] = _normalised(settings, similarity, table.video_of_text, banks, seconds)
     if similarity is not None and settings.save_similarity is not None:
         save_similarity_matrix(settings.save_similarity, similarity, table)
     summary = watched.summary(table.num_videos)
@@ -451,15 +454,16 @@ def _banks(
 
 
 def _normalised(
-    names: Sequence[str],
+    settings: EvaluateSettings,
     similarity: Tensor,
     video_of_text: Tensor,
     banks: Mapping[str, Any] | None,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     out: dict[str, Any] = {}
-    for name in names:
+    for name in settings.normalise:
         entry, given = NORMALISATIONS[name], banks or {}
+        told = {"beta": settings.qb_norm_beta} if name == "qb-norm" and settings.qb_norm_beta is not None else {}
         with _timed(seconds, "metrics"):
             found = normalised_ranks(
                 name,
@@ -467,6 +471,7 @@ def _normalised(
                 video_of_text,
                 text_to_video=given.get(TEXT_TO_VIDEO),
                 video_to_text=given.get(VIDEO_TO_TEXT),
+                options=told,
             )
             out[name] = {direction: summarise(values) for direction, values in found.items()}
         out[name]["bank"] = given["bank"] if entry.needs_bank else "none"

@@ -54,6 +54,14 @@ class EvaluateSettings:
         None, "Which frames where there are more.", option=False, default_from="as the run was trained"
     )
     normalise: tuple[str, ...] = setting((), "Hubness normalisations, by name.", group="Metrics", option=False)
+    qb_norm_beta: float | None = setting(
+        None,
+        "β of QB-Norm.",
+        group="Metrics",
+        min=0,
+        option=False,
+        default_from="the recipe's: 50 on ActivityNet, else 70",
+    )
     confidence: bool = setting(True, "Whether metrics have bootstrap intervals.", group="Metrics", option=False)
     seed: int = setting(0, "Of the bootstrap.", min=0, option=False)
     save_similarity: Path | None = setting(

@@ -17,6 +17,7 @@ In reading order:
     compiling         the step as compiled code
     learner           what is trained, and its batches
     reports           what a training tells
+    tracking          the same for tensorboard, wandb, mlflow, …
     determinism       seeds and kernels that repeat
     resume_state      taken up where it was stopped
     heartbeat         progress.json, for scripts that watch

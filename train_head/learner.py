@@ -6,6 +6,7 @@ B captions and as many videos a batch, L tokens, F frames, S steps an epoch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ class ContrastiveStep(nn.Module):
         chunk: texts and videos encoded at once, see `glscl.train_head.encode_chunks`; None is the whole batch.
 
     Attributes:
-        compute: what `forward` calls, `loss` or a compiled version of it.
+        compute: what `forward` calls, `losses` or a compiled version of it.
+        latest: the losses of the latest batch, without graph; the next one may overwrite them.
     """
 
     def __init__(
@@ -49,25 +51,27 @@ class ContrastiveStep(nn.Module):
         self.chunk = chunk
         self.contrast = LOSSES[loss or head.loss]
         self._teacher = [] if teacher is None else [teacher]  # in a list: no module of this one
-        self.compute: Callable[..., Tensor] = self.loss
+        self.compute: Callable[..., dict[str, Tensor]] = self.losses
+        self.latest: dict[str, Tensor] = {}
 
     def forward(self, text: TextFeatures, video: VideoFeatures, exclude: Tensor | None = None) -> Tensor:
         """Scalar loss of this process' share of a batch against the whole batch; `exclude` as in `contrastive_loss`."""
-        return self.compute(text, video, exclude)
+        losses = self.compute(text, video, exclude)
+        self.latest = {name: loss.detach() for name, loss in losses.items()}
+        return reduce(torch.add, losses.values())
 
-    def loss(self, text: TextFeatures, video: VideoFeatures, exclude: Tensor | None = None) -> Tensor:
-        """As `forward`, never compiled."""
+    def losses(self, text: TextFeatures, video: VideoFeatures, exclude: Tensor | None = None) -> dict[str, Tensor]:
+        """What `forward` is the sum of, never compiled: "contrastive", "distillation", the head's auxiliary losses by name."""
         encoded_text = gather_items(encode_in_chunks(self.head.encode_text, text, self.chunk))
         encoded_video = gather_items(encode_in_chunks(self.head.encode_video, video, self.chunk))
         logits = [self._logits(each) for each in self.head.contrasts(encoded_text, encoded_video)]  # (B, B) each
         first, *others = (self.contrast(each, exclude=exclude) for each in logits)
-        loss = sum(others, first)
+        losses = {"contrastive": sum(others, first)}
         for teacher in self._teacher:
             whole = logits[0] if len(logits) == 1 else self._logits(self.head.score(encoded_text, encoded_video))
-            loss = loss + teacher.weight * distillation_loss(whole, teacher.logits(text, video), exclude=exclude)
-        for auxiliary in self.head.auxiliary_losses(encoded_text, encoded_video).values():
-            loss = loss + auxiliary
-        return loss
+            distilled = distillation_loss(whole, teacher.logits(text, video), exclude=exclude)
+            losses["distillation"] = teacher.weight * distilled
+        return losses | dict(self.head.auxiliary_losses(encoded_text, encoded_video))
 
     def _logits(self, similarity: Tensor) -> Tensor:
         scaled = similarity * self.head.logit_scale.exp()
@@ -88,6 +92,7 @@ class Learner:
         head: scores; its logit scale is clamped after every step.
         module: everything that is trained and taken up again; the head is part of it.
         table: captions, videos and which belong together.
+        step: gives the losses of a batch.
     """
 
     def __init__(
@@ -101,7 +106,7 @@ class Learner:
     ) -> None:
         self.head, self.table = head, table
         self.module: nn.Module = head
-        self._loss, self._teacher = loss, teacher
+        self.step = ContrastiveStep(head, loss=loss, teacher=teacher)
         self._compile = compile
 
     def begin(self, device: torch.device) -> nn.Module:
@@ -111,16 +116,17 @@ class Learner:
         longest = 1 if self._lengths is None else max(1, int(self._lengths.max(initial=1)))
         self.table = resident(self.table, device)
         chunk = chunk_that_fits(self.head, words=longest, frames=self.table.frame_features.shape[1])
-        step = ContrastiveStep(self.head, loss=self._loss, teacher=self._teacher, chunk=chunk)
+        step = self.step
+        step.chunk = chunk
         if self._compile:
-            step.compute = compiled(step.loss, device, processes=launch().world)
+            step.compute = compiled(step.losses, device, processes=launch().world)
             if self._lengths is not None:
                 self._lengths = np.full_like(self._lengths, longest)
         return step
 
-    def groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Groups of parameters; one with an `lr_scale` has that many times the learning rate."""
-        return parameter_groups(self.module, weight_decay=weight_decay)
+    def groups(self, **decay: Any) -> list[dict[str, Any]]:
+        """Groups of parameters, see `parameter_groups`; one with an `lr_scale` has that many times the learning rate."""
+        return parameter_groups(self.module, **decay)
 
     def batches(self, rows: np.ndarray, *, start: int, share: slice, mask: bool) -> Any:
         """The batches of an epoch, taken from step `start` on by `.on(device, step)`; rows (S, B) of captions."""

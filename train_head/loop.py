@@ -35,7 +35,7 @@ from glscl.train_head.doubts import loss_doubt
 from glscl.train_head.heads.base import Head
 from glscl.train_head.heartbeat import Heartbeat
 from glscl.train_head.learner import Learner
-from glscl.train_head.optim import build_optimizer, clamp_logit_scale, warmup_cosine
+from glscl.train_head.optim import build_optimizer, clamp_logit_scale, public_cosine, warmup_cosine
 from glscl.train_head.reports import FitResult, Reporter, StepReport
 from glscl.train_head.resume_state import TrainingState, clear, restore, save_between_steps, save_epoch
 from glscl.train_head.settings import TrainSettings
@@ -105,7 +105,7 @@ def fit_learner(
     """
     if torch.device(device).type == "cpu":
         keep_freed_memory()
-    accelerator = make_accelerator(device, settings.precision, tracker=settings.tracker, folder=out)
+    accelerator = make_accelerator(device, settings.precision)
     main, table = accelerator.is_main_process, learner.table
     reporter = reporter if reporter is not None and main else Reporter()
     learner.module.to(accelerator.device).train()
@@ -124,7 +124,13 @@ def fit_learner(
             f"of {amount(len(np.unique(video_of_text)), 'video')}"
         )
     optimizer = build_optimizer(
-        learner.groups(settings.weight_decay), lr=settings.lr, betas=settings.betas, eps=settings.eps
+        learner.groups(
+            weight_decay=settings.weight_decay, decay=settings.decay, logit_scale_rate=settings.logit_scale_rate
+        ),
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        kind=settings.optimizer,
     )
     state = TrainingState(
         epochs=settings.epochs,
@@ -179,8 +185,10 @@ class _Training:
         self.device = accelerator.device
         self.share = slice(size * accelerator.process_index, size * (accelerator.process_index + 1))
         self.result = FitResult(history=self.state.history, best=self.state.best)
-        self.tracked = self.settings.tracker != "none"
         self._losses = torch.empty(0)  # of the epoch under way
+        self._parts: dict[
+            str, torch.Tensor
+        ] = {}  # name → sum over the steps since the last report, where there are several
         self._interrupted = Deferred()
         self._heartbeat = Heartbeat(
             self.folder,
@@ -190,11 +198,22 @@ class _Training:
             batch_size=self.state.batch_size,
         )
         self._step_module, self._updates = accelerator.prepare(self.learner.begin(self.device), self.optimizer)
-        if self.tracked:
-            accelerator.init_trackers("logs")
 
     def run(self) -> FitResult:
         """All epochs that are left, or as many as patience, an interrupt or a broken loss allow."""
+        finished = False
+        self.reporter.begin()
+        try:
+            self._epochs()
+            self._beat("finished")
+            if self.accelerator.is_main_process:
+                self.result.doubts = self._doubts()
+            finished = True
+        finally:
+            self.reporter.end(finished=finished)
+        return self.result
+
+    def _epochs(self) -> None:
         state, ended = self.state, False
         with interrupts_deferred() as self._interrupted, deterministic(self.device), self._arithmetic():
             try:
@@ -210,12 +229,6 @@ class _Training:
             except Exception as error:
                 self._beat("failed", reason=error.message if isinstance(error, GlsclError) else first_line(error))
                 raise
-        self._beat("finished")
-        if self.accelerator.is_main_process:
-            self.result.doubts = self._doubts()
-        if self.tracked:
-            self.accelerator.end_training()
-        return self.result
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         return full_float32(self.device) if self.accelerator.mixed_precision == "no" else nullcontext()
@@ -235,6 +248,7 @@ class _Training:
         batches = self.learner.batches(
             rows, start=state.step, share=self.share, mask=self.settings.same_video == "mask"
         )
+        self._parts = {}
         self._losses = torch.full((steps,), torch.nan, device=self.device)
         self._losses[: state.step] = torch.tensor(state.losses, device=self.device)
         reported, clock = state.step, time.perf_counter()
@@ -283,13 +297,19 @@ class _Training:
         self._updates.zero_grad(set_to_none=True)
         clamp_logit_scale(self.learner.head.logit_scale)
         self._losses[step] = loss
+        parts = self.learner.step.latest
+        if len(parts) > 1:
+            self._parts = {
+                name: self._parts[name] + part if self._parts else part.clone() for name, part in parts.items()
+            }
         state.step, state.consistent = step + 1, True
 
     def _learning_rate(self, step: int) -> float:
         """Of a step of the epoch under way, counted from 0."""
-        total = self.state.epochs * self.state.steps
-        done = self.state.epoch * self.state.steps + step
-        return self.settings.lr * warmup_cosine(done, total=total, warmup=self.settings.warmup)
+        settings, steps = self.settings, self.state.steps
+        planned = (settings.planned_epochs or self.state.epochs) * steps
+        schedule = public_cosine if settings.optimizer == "bert_adam" else warmup_cosine
+        return settings.lr * schedule(self.state.epoch * steps + step, total=planned, warmup=settings.warmup)
 
     def _report(self, rows: np.ndarray, *, since: int, clock: float) -> None:
         """Wait for the device, look at the losses from step `since` on, which began at `clock`, and tell of them."""
@@ -308,10 +328,9 @@ class _Training:
             loss=sum(fresh) / len(fresh),
             learning_rate=self._learning_rate(state.step - 1),
             captions_per_second=len(fresh) * state.batch_size / max(seconds, 1e-9),
+            losses={name: total.item() / len(fresh) for name, total in self._parts.items()},
         )
-        if self.tracked:
-            values = {"loss": report.loss, "learning_rate": report.learning_rate}
-            self.accelerator.log(values, step=state.epoch * state.steps + state.step)
+        self._parts = {}
         self.reporter.step(report)
         self._beat("training", loss=report.loss)
 
@@ -374,20 +393,17 @@ class _Training:
         self._beat("validating")
         try:
             with self._interrupted.at_once():
-                row["validation"] = self._validated(validate, row["step"])
+                row["validation"] = self._validated(validate)
         except Exception as error:
             reason = error.message if isinstance(error, GlsclError) else f"{type(error).__name__}: {first_line(error)}"
             row["validation_failed"] = reason
             self.learner.module.train()
             self.reporter.note(f"the validation of epoch {row['epoch']} failed, and the training goes on: {reason}")
 
-    def _validated(self, validate: Judge, step: int) -> dict[str, dict[str, float]]:
+    def _validated(self, validate: Judge) -> dict[str, dict[str, float]]:
         metrics = validate(self.learner.head)
         found = {direction: dict(metrics[direction]) for direction in ("text_to_video", "video_to_text")}
         self.learner.module.train()
-        if self.tracked:
-            recalls = {f"validation/{direction} R@1": each["R@1"] for direction, each in found.items()}
-            self.accelerator.log(recalls, step=step)
         return found
 
     def _out_of_patience(self, patience: int) -> bool:

@@ -73,6 +73,24 @@ class TrainSettings:
         default_from="none",
     )
     teacher_weight: float = setting(1.0, "Weight of what the teacher says.", group="Training", min=0, default_from="1")
+    optimizer: str = setting(
+        "adamw",
+        "AdamW with warm-up and cosine, or BERT's Adam with its schedule, as the public programs train.",
+        choices=("adamw", "bert_adam"),
+        option=False,
+    )
+    decay: str = setting(
+        "matrices",
+        "What decays: matrices, all but biases, or all.",
+        choices=("matrices", "weights", "all"),
+        option=False,
+    )
+    logit_scale_rate: float = setting(
+        1.0, "Learning rate of the logit scale, in times that of the head.", min=0, option=False
+    )
+    planned_epochs: int | None = setting(
+        None, "Epochs that the schedule is planned for.", min=1, option=False, default_from="`epochs`"
+    )
     precision: str = setting(
         "auto",
         "Arithmetic of the head; auto is bf16 on a GPU, fp32 elsewhere.",
@@ -120,7 +138,12 @@ class TrainSettings:
         None, "Stop after N validations in a row without a better one.", min=1, option=False, default_from="never"
     )
     tracker: str = setting(
-        "none", "Also log to.", group="Logging", choices=("none", "tensorboard"), affects_result=False
+        "none",
+        "Also log to tensorboard, wandb, mlflow, comet, aim, clearml, dvclive, swanlab, trackio, or several by commas.",
+        group="Logging",
+        metavar="NAME",
+        parse=lambda text: tracker_names(text),
+        affects_result=False,
     )
     compile: bool = setting(
         False,
@@ -139,7 +162,16 @@ class TrainSettings:
 
 
 # Not in the settings of runs of before; their default is what those did.
-_LATER = ("patience", "loss", "teacher", "teacher_weight")
+_LATER = (
+    "patience",
+    "loss",
+    "teacher",
+    "teacher_weight",
+    "optimizer",
+    "decay",
+    "logit_scale_rate",
+    "planned_epochs",
+)
 
 
 def resolve(
@@ -180,7 +212,8 @@ def resolve_fresh(
     """
     name = asked.get("recipe") or (dataset if dataset in RECIPES else "default")
     head = full_name(asked.get("head") or "glscl")
-    usual = recipe(name).settings(head)
+    known = {field.name for field in dataclasses.fields(kind)}
+    usual = {key: value for key, value in recipe(name).settings(head).items() if key in known}  # some are of pixels
     if options is None:
         options = {**usual["options"], **typed_options(head, asked.get("options") or {})}
     frames = asked.get("max_frames") or 0 if "max_frames" in asked else None
@@ -259,6 +292,29 @@ def precision_on(device_type: str, asked: str = "auto") -> str:
     import torch
 
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def tracker_names(text: str) -> list[str]:
+    """What `tracker` names, as Accelerate calls it; nothing for "none".
+
+    Raises:
+        UsageError: Accelerate does not know it, or it is not installed.
+    """
+    if text == "none":
+        return []
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+    from accelerate.utils import LoggerType
+
+    asked = [name.strip() for name in text.split(",")]
+    names = list(dict.fromkeys("comet_ml" if name == "comet" else name for name in asked))
+    built_in, there = LoggerType.list(), [str(each) for each in get_available_trackers()]
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise UsageError(f"`tracker` is {name!r}; Accelerate knows {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
+        if name in built_in and name not in there:
+            extra = {"comet_ml": "comet"}.get(name, name)
+            raise UsageError(f"`tracker={name}`: {name} is not installed", hint=f"pip install 'glscl[{extra}]'")
+    return names
 
 
 def typed_options(head: str, options: Mapping[str, Any]) -> dict[str, Any]:

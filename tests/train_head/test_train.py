@@ -575,23 +575,6 @@ def test_a_full_disk_leaves_the_last_epoch_whole(small_cache, tmp_path, monkeypa
     assert (tmp_path / "run/last.safetensors").read_bytes() == (tmp_path / "straight/last.safetensors").read_bytes()
 
 
-def test_a_tracker_that_is_not_installed_is_named(planted, monkeypatch, tmp_path):
-    import accelerate.utils
-
-    monkeypatch.setattr(accelerate.utils, "is_tensorboard_available", lambda: False)
-    with pytest.raises(UsageError, match=r"glscl\[tracker\]"):
-        fit(
-            new_head("projection", planted(videos=4)),
-            planted(videos=4),
-            TrainSettings(epochs=1, tracker="tensorboard"),
-            out=tmp_path,
-        )
-    with pytest.raises(UsageError, match="needs a run folder"):
-        fit(
-            new_head("projection", planted(videos=4)), planted(videos=4), TrainSettings(epochs=1, tracker="tensorboard")
-        )
-
-
 def test_one_process_trains_in_different_arithmetic_one_after_another(planted):
     table = planted(videos=8)
     for precision in ("fp32", "bf16", "fp32"):

@@ -358,6 +358,32 @@ def test_mask_padding_false_reads_the_padding():
     assert moved[:, ~padded].abs().max() < 1e-6
 
 
+def test_chunk_decorrelation_of_dicosa():
+    batch, chunks = 6, 4
+    head = make_head("dicosa", chunks=chunks, aggregator_layers=1, alpha=0.3, beta=0.2, correlation_divisor=5.0)
+    text, video = make_batch(texts=batch, videos=batch)
+    losses = head.auxiliary_losses(head.encode_text(text), head.encode_video(video))
+    correlation = torch.zeros(chunks, chunks)
+    for b in range(batch):
+        t, frames = text.text_features[b], aggregate(head, video.frame_features[b][video.frame_mask[b]])
+        sides = [
+            [(chunk - chunk.mean()) / chunk.std() for chunk in side.chunk(chunks)]
+            for side in (t, conditioned(t, frames, 3.0))
+        ]
+        for i, ours in enumerate(sides[0]):
+            for j, theirs in enumerate(sides[1]):
+                correlation[i, j] += ours @ theirs / 5.0 / batch
+    expected = sum(
+        0.3 * (correlation[i, i] - 1) ** 2 if i == j else 0.2 * correlation[i, j] ** 2
+        for i in range(chunks)
+        for j in range(chunks)
+    )
+    assert losses["chunk_decorrelation"].item() == pytest.approx(expected.item(), rel=1e-4)
+    with pytest.raises(ValueError, match="5 texts and 4 videos"):
+        text, video = make_batch()
+        head.auxiliary_losses(head.encode_text(text), head.encode_video(video))
+
+
 @pytest.mark.parametrize("alpha2", [0.0, 0.06])
 def test_channel_decorrelation_of_token_wise_interaction(alpha2):
     batch = 6

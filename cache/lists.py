@@ -264,7 +264,7 @@ def read_list(root: Path, name: str, hash: str, format: str) -> CacheList:
     """
     path = root / "lists" / name / f"{hash}.json"
     if not _NAME.fullmatch(name) or not _HASH.fullmatch(hash) or not written(path):
-        raise NotFoundError(f"{root} has no list {name}@{hash}; it has {', '.join(list_names(root)) or 'none'}")
+        raise NotFoundError(f"{root} has no list {name}@{hash}; it has {', '.join(_all_versions(root)) or 'none'}")
     record = read_record(path)
     try:
         if record.path != f"lists/{name}/{hash}{STORES[format].suffix}":
@@ -374,6 +374,10 @@ def versions_of(root: Path, name: str) -> list[str]:
     """Hashes of the versions of a list that are there, in order of the hashes."""
     found = listed(root / "lists" / name, "*.json")
     return [p.stem for p in found if _HASH.fullmatch(p.stem) and written(p)]
+
+
+def _all_versions(root: Path) -> list[str]:
+    return [f"{name}@{version}" for name in list_names(root) for version in versions_of(root, name)]
 
 
 def current_version(root: Path, name: str) -> str | None:

@@ -84,7 +84,8 @@ def choose_list(library: Library, asked: str | None) -> CacheList:
         name = names[0]
     elif name not in names:
         raise NotFoundError(
-            f"{root} has no list {asked}", hint=f"It has {', '.join(names)}" if names else "It has none yet"
+            f"{root} has no list {asked or repr(asked)}",
+            hint=f"It has {', '.join(names)}" if names else "It has none yet",
         )
     version = version or current_version(root, name) or ""
     if not version:

@@ -131,17 +131,18 @@ def print_cache(run: Run, report: dict[str, Any], again: dict[str, str]) -> None
         run.say(f"… and {len(report['failed']) - len(shown)} more (all with -v)")
 
 
+_STREAMS = {"video": "video", "text": "caption"}  # what people call an item of each
+
+
 def _print_items(run: Run, report: dict[str, Any]) -> None:
     """How many different items there are, and how many of them nobody names any more."""
-    names = {"video": "videos", "text": "captions"}
-    counts = " and ".join(f"{report['items'][stream]['there']:,} {name}" for stream, name in names.items())
-    additions = sum(report["additions"].values())
-    run.say(f"{counts} encoded in {additions} addition{'s' if additions != 1 else ''}")
-    unlisted = [
-        f"{report['unlisted'][stream]:,} {name}" for stream, name in names.items() if report["unlisted"][stream]
-    ]
+    counts = " and ".join(amount(report["items"][stream]["there"], name) for stream, name in _STREAMS.items())
+    run.say(f"{counts} encoded in {amount(sum(report['additions'].values()), 'addition')}")
+    unlisted = {stream: count for stream, count in report["unlisted"].items() if count}
     if unlisted:
-        run.say(f"{' and '.join(unlisted)} are in no current list (glscl convert leaves them out)")
+        told = " and ".join(amount(count, _STREAMS[stream]) for stream, count in unlisted.items())
+        verb, them = ("is", "it") if sum(unlisted.values()) == 1 else ("are", "them")
+        run.say(f"{told} {verb} in no current list (glscl convert leaves {them} out)")
 
 
 def _print_lists(run: Run, report: dict[str, Any], again: dict[str, str]) -> None:
@@ -150,7 +151,7 @@ def _print_lists(run: Run, report: dict[str, Any], again: dict[str, str]) -> Non
     rows = []
     for row in report["lists"]:
         state = "current" if row["current"] else "unfinished"
-        pending = ", ".join(f"{count:,} {stream}" for stream, count in row["pending"].items() if count)
+        pending = ", ".join(amount(count, _STREAMS[stream]) for stream, count in row["pending"].items() if count)
         cells = [f"{row[key]:,}" for key in ("videos", "captions", "without_file", "failed")]
         rows.append([row["name"], row["hash"], *cells, f"{state}, {pending} pending" if pending else state])
     if rows:

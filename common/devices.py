@@ -1,4 +1,4 @@
-"""Which device a process takes, why not the GPU that is there, and full float32 on a device that would round.
+"""Cores, which device a process takes, why not the GPU that is there, and full float32 on a device that would round.
 
 torch is imported when something is asked, not before.
 """
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     import torch
 
 _OF_NVIDIA = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")  # where a machine has such a GPU
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def choose_device(name: str, place: Launch) -> torch.device:

@@ -32,7 +32,6 @@ from glscl.evaluate.judged_lists import about_list
 from glscl.evaluate.metrics import summarise
 from glscl.evaluate.query_banks import Banks, TableOnDevice
 from glscl.evaluate.ranks import DIRECTIONS, RANKINGS, TEXT_TO_VIDEO, VIDEO_TO_TEXT, query_videos, retrieval_ranks
-from glscl.evaluate.run_names import seen_in_training
 from glscl.evaluate.seen_in_training import training_of, videos_seen
 from glscl.evaluate.settings import ZERO_SHOT_HEADS, EvaluateSettings
 from glscl.evaluate.similarity import PairsDone, Scoring, ranks, similarity_matrix
@@ -212,8 +211,6 @@ def judge(
     counts = {**asdict(table.counts), "videos_seen_in_training": seen}
     if seen is None:
         note(f"not known how many of the judged videos were seen in training: {'; '.join(training.unknown)}")
-    elif warning := seen_in_training({"counts": counts}):
-        note(f"warning: {warning}")
     evaluation = evaluate_head(
         judged.head,
         table,

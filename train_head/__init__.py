@@ -2,13 +2,13 @@
 
 In reading order:
     recipes           settings by dataset, as published
+    losses            the losses of a batch of pairs
     heads/            the heads, by name
     settings          what a training can be told
     run_record        what stands in run.json, checked field by field
     run_cache         the cache a run belongs to
     checkpoint        a run folder: record and weights
     holdout           the part of the training data that chooses the epoch
-    losses            the losses of a batch of pairs
     optim             parameter groups, AdamW, the learning rate
     distributed       one batch over several processes
     teaching          a trained run as the teacher of a head

@@ -24,9 +24,11 @@ from glscl.common.archive_limits import check_torch_file, check_unpacked, check_
 from glscl.common.errors import InputError, NotFoundError
 from glscl.extract.datasets.text_files import check_memo, read_bytes, show
 from glscl.extract.datasets.video_files import VideoFiles
-from glscl.extract.importing.hdf5_texts import read_texts
+from glscl.extract.decode.jobs import JobPool
 from glscl.extract.importing.layouts import Entries, Times, arrange, only
 from glscl.extract.importing.samples import TARS, open_samples
+
+TEXTS_SECONDS = 60.0  # for the names in an HDF5 file
 
 
 @dataclass(frozen=True)
@@ -275,7 +277,7 @@ def _dataset(file: Any, name: bytes) -> Any:
     found = h5py.Dataset(h5py.h5d.open(file.id, name))
     dtype = found.dtype
     if h5py.check_string_dtype(dtype) is not None and dtype.kind == "O":
-        return read_texts(found)
+        return _texts(file, name)
     if dtype.kind not in "fiuS":
         return np.empty(0, dtype)
     check_dataset(found, texts=True)
@@ -284,6 +286,22 @@ def _dataset(file: Any, name: bytes) -> Any:
     array = np.empty(found.shape, dtype)  # as found[()], for half the price
     found.id.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
     return array
+
+
+def _texts(file: Any, name: bytes) -> list[bytes]:
+    """Strings of variable length, read by a process of their own: the library follows a damaged heap of them in a circle."""
+    with JobPool(1, preload=["h5py"]) as pool:
+        return pool.submit(_read_texts, file.filename, name, limit=TEXTS_SECONDS).result()
+
+
+def _read_texts(path: str, name: bytes) -> list[bytes]:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        texts = [bytes(text) for text in h5py.Dataset(h5py.h5d.open(file.id, name))[:]]
+    if sum(map(len, texts)) > 64 * Path(path).stat().st_size:
+        raise ValueError("its names repeat each other to far more than the file holds")
+    return texts
 
 
 def _torch(path: Path, stack: ExitStack) -> Entries:

@@ -204,7 +204,7 @@ def _create(
     except FingerprintError as error:
         if settings.name is None:
             raise FingerprintError(
-                str(error),
+                error.message,
                 hint=Hint("Say with `name` what made both, if one encoder did, or use another folder with `out`"),
             ) from None
         raise

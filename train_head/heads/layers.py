@@ -283,3 +283,12 @@ def entry_scorer(width: int) -> nn.Sequential:
         nn.init.normal_(layer.weight, std=0.02)
         nn.init.zeros_(layer.bias)
     return nn.Sequential(hidden, nn.ReLU(), logit)
+
+
+def identity_linear(width: int, *, bias: bool = True) -> nn.Linear:
+    """A linear map that starts as the identity."""
+    layer = nn.Linear(width, width, bias=bias)
+    nn.init.eye_(layer.weight)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.store import Store
-from glscl.cache.table import Counts, FeatureTable, FramePosition
+from glscl.cache.table import FeatureTable, FramePosition
 from glscl.common.errors import FingerprintError, Hint, UsageError
 from glscl.evaluate.evaluation import Evaluation, JudgedHead, OpenedRun, checked, judge, open_run
 from glscl.evaluate.judged_lists import version_of

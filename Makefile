@@ -5,6 +5,7 @@ VENV ?= .venv
 OUT ?= demo-out
 PYTEST_OPTIONS ?=
 JOBS ?= 2
+TORCH_INDEX ?= $(if $(CPU),https://download.pytorch.org/whl/cpu)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help demo demo-finetune browser lint test test-all test-lowest test-latest dist docs site clean
@@ -20,6 +21,7 @@ help:
 	@echo "make dist    wheel and source distribution in dist/, checked"
 	@echo "make docs    write docs/cli.md from the commands"
 	@echo "make site    the documentation as a site in build/site, any warning an error"
+	@echo "… CPU=1      with the first of them: torch without CUDA, from PyTorch's own index (TORCH_INDEX=URL: from another)"
 	@echo "make clean   remove the virtual environment and build left-overs"
 
 $(VENV)/.ready: pyproject.toml
@@ -28,6 +30,7 @@ $(VENV)/.ready: pyproject.toml
 	"$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV) && \
 		"$(PYTHON)" -m pip install --quiet --target build/virtualenv virtualenv && \
 		PYTHONPATH=build/virtualenv "$(PYTHON)" -m virtualenv --quiet $(VENV); }  # Debian's Python comes without ensurepip
+	$(if $(TORCH_INDEX),$(VENV)/bin/python -m pip install --quiet --index-url "$(TORCH_INDEX)" torch torchvision)
 	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
 	@touch $@
 

@@ -13,7 +13,9 @@ In reading order:
     training        train-head, finetune, import-checkpoint
     judging         eval, compare, leaderboard, report
     backbones       backbones, fetch, adopt
-    searching       search, export
+    searching       search, index, export
     serving         serve
     demo            demo
+    doctor          doctor
+    completion      completion
 """

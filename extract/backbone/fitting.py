@@ -69,7 +69,9 @@ def fit(model: ClipModel, found: ClipWeights, source: Path, name: str) -> None:
     for key, value in weights.items():
         if own[key].is_floating_point() and not value.is_floating_point():
             raise BackboneError(f"{source} has {key} in {value.dtype}: quantised weights are not read")
-        if value.is_floating_point() and not torch.isfinite(value.sum(dtype=torch.float64)):
+        if value.is_floating_point() and not torch.isfinite(
+            value.sum(dtype=torch.promote_types(value.dtype, torch.float32))
+        ):
             raise BackboneError(
                 f"{source} has NaN or infinite numbers in {key}: its training has failed, or it is damaged"
             )

@@ -274,6 +274,11 @@ def print_result(run: Run, result: dict[str, Any]) -> None:
     if counts["texts_without_video"]:
         run.say(f"note: {amount(counts['texts_without_video'], 'caption')} lost their video and are not queries")
     print_table(run, result_table(result))
+    if graded := result.get("graded"):
+        run.say(f"with the judgements of {graded['qrels']}, in percent:")
+        names = [name for name in graded["text_to_video"] if name != "queries"]
+        both = ((arrow, graded[key]) for key, arrow in _ARROWS.items() if key in graded)
+        print_rows(run, [["", *names], *([arrow, *(f"{of[n]:.1f}" for n in names)] for arrow, of in both)])
     normalised = result.get("normalised", {})
     if any(found["transductive"] for found in normalised.values()):
         run.say("* sees all test queries at once: not what a query gets that comes alone")

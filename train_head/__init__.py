@@ -15,6 +15,7 @@ In reading order:
     encode_chunks     large batches in bounded memory
     doubts            numbers that look like a result and are none
     compiling         the step as compiled code
+    recording         the step as CUDA graphs
     learner           what is trained, and its batches
     reports           what a training tells
     tracking          the same for tensorboard, wandb, mlflow, …

@@ -274,17 +274,18 @@ def _dataset(file: Any, name: bytes) -> Any:
 
     from glscl.cache.formats.hdf5_checks import check_dataset
 
-    found = h5py.Dataset(h5py.h5d.open(file.id, name))
+    found = h5py.h5d.open(file.id, name)  # not h5py.Dataset, which takes as long to make as reading a short video
     dtype = found.dtype
-    if h5py.check_string_dtype(dtype) is not None and dtype.kind == "O":
+    if dtype.kind == "O" and h5py.check_string_dtype(dtype) is not None:
         return _texts(file, name)
     if dtype.kind not in "fiuS":
         return np.empty(0, dtype)
     check_dataset(found, texts=True)
-    if found.shape is None:
+    space = found.get_space()
+    if space.get_simple_extent_type() == h5py.h5s.NULL:
         return np.empty(0, dtype)
-    array = np.empty(found.shape, dtype)  # as found[()], for half the price
-    found.id.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
+    array = np.empty(space.shape, dtype)
+    found.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
     return array
 
 

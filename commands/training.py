@@ -77,7 +77,7 @@ def _resumable(out: Path, *, sweep: bool = False) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        saved = out.exists() and any(out.iterdir())
+        saved = any(any(out.glob(where)) for where in ("run.json", "*/run.json"))
         stands = f"{out} keeps what is done" if saved else "nothing was saved of it yet"
         raise Stopped(f"Stopped; {stands}. Go on: {_going_on(out, sweep)}") from error
     except StorageError as error:

@@ -217,7 +217,7 @@ class DecodePool:
         self._restarts += 1
         if self._restarts > MAX_RESTARTS:
             raise DecodeError(
-                f"decode workers die before they can work: {error}",
+                f"decode workers die before they can work: {str(error) or type(error).__name__}",
                 hint='A script of your own that extracts must do so below `if __name__ == "__main__":`, because they import it',
             ) from error
         with self._interrupts.held():

@@ -76,6 +76,7 @@ class PixelLearner(Learner):
     ) -> None:
         super().__init__(model.head, table)
         self.module = self.model = model
+        self.large = True
         self.step = model.step
         self.pixels = PixelTable(model, table, store)
         self._frames, self._settings = frames, settings
@@ -83,6 +84,9 @@ class PixelLearner(Learner):
     def begin(self, device: torch.device) -> nn.Module:
         self.model.backbone.device = device
         return self.model
+
+    def why_not_recorded(self) -> str | None:
+        return "the pixels of a batch come from the host"
 
     def groups(self, **decay: Any) -> list[dict[str, Any]]:
         low_rank = nn.ParameterList(p for name, p in self.model.towers.named_parameters() if "lora_" in name)

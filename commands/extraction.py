@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from glscl.commands.options import COMMANDS, Run, command, command_line
 from glscl.commands.printing import print_extraction, print_failures, print_splits
 from glscl.commands.shared import CacheFolderOption, DatasetOption, share_of
 from glscl.commands.wording import hint_text, worded
+from glscl.common.devices import cores
 from glscl.common.progress import counted
 from glscl.common.settings import build, home, with_option
 from glscl.common.tables import amount
@@ -163,7 +163,7 @@ def _extract(run: Run, settings: ExtractSettings, found: Any, out: Path, origin:
     settings = dataclasses.replace(
         settings,
         part=None if part.whole else str(part),
-        workers=settings.workers or max(1, len(os.sched_getaffinity(0)) // launch.local_world),
+        workers=settings.workers or max(1, cores() // launch.local_world),
     )
     run.in_force(settings)
     done = extract_features(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from glscl.cache.lists import list_names, read_record, versions_of
 from glscl.cache.planning import Work, begin, work_for
 from glscl.cache.schema import STREAMS, Annotations, Status
 from glscl.cache.store import Store
+from glscl.common.devices import cores
 from glscl.common.errors import DecodeError, GlsclError, Hint, InputError, NotFoundError, StorageError
 from glscl.common.memory import keep_freed_memory
 from glscl.common.progress import Progress
@@ -186,7 +186,7 @@ class _Extraction:
         self.encoded = {"videos": 0, "texts": 0}
         self.cut = 0  # captions longer than what is kept of them
         self.seconds_texts = 0.0
-        self.workers = settings.workers or len(os.sched_getaffinity(0))
+        self.workers = settings.workers or cores()
 
     # --- what is there, and what is asked for ------------------------------------------------------------------
 

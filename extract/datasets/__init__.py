@@ -212,7 +212,7 @@ def first_videos(annotations: Annotations, count: int) -> Annotations:
         if taken[video.split] <= count:
             videos.append(video)
     kept = {video.id for video in videos}
-    note = f"`limit={count}`: {len(videos)} of {len(annotations.videos)} videos were taken"
+    note = f"`limit={count}`: {len(videos):,} of {len(annotations.videos):,} videos were taken"
     return replace(
         annotations,
         videos=videos,

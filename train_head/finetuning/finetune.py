@@ -34,6 +34,7 @@ from glscl.train_head.heads.base import Head
 from glscl.train_head.loop import fit_learner
 from glscl.train_head.reports import Reporter
 from glscl.train_head.run_cache import check_cache
+from glscl.train_head.tracking import tracked
 from glscl.train_head.train import (
     LoadedSplits,
     TrainingData,
@@ -105,7 +106,7 @@ def finetune(
                 settings,
                 device=device,
                 validate=judge,
-                reporter=reporter,
+                reporter=tracked(reporter, settings, out, record, validate),
                 out=out,
                 record=record,
                 resume=resume,

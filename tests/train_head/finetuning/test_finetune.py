@@ -215,7 +215,7 @@ def test_more_layers_than_there_are_cannot_be_frozen():
 
 def test_the_backbone_has_its_own_rate_and_the_head_the_recipes(store, model):
     _, _, learner = batch_of(store, model, backbone_lr_scale=0.01)
-    groups = learner.groups(0.2)
+    groups = learner.groups(weight_decay=0.2)
     scale = {id(p): group.get("lr_scale", 1.0) for group in groups for p in group["params"]}
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     for name, p in model.named_parameters():

@@ -111,13 +111,12 @@ def test_tensorboard_gets_loss_rate_and_validation(store, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     done = tune(store, tmp_path / "run", None, asked={"tracker": "tensorboard"})
-    files = sorted((tmp_path / "run").rglob("events.out.tfevents.*"))
-    assert len(files) == 1
-    found = EventAccumulator(str(files[0])).Reload()
+    (file,) = (tmp_path / "run/logs").glob("events.out.tfevents.*")
+    found = EventAccumulator(str(file)).Reload()
     steps = done.history[-1]["step"]
-    assert [event.step for event in found.Scalars("loss")] == list(range(1, steps + 1))
-    assert len(found.Scalars("learning_rate")) == steps
-    logged = [event.value for event in found.Scalars("validation/text_to_video R@1")]
+    assert [event.step for event in found.Scalars("train/loss")] == list(range(1, steps + 1))
+    assert len(found.Scalars("train/learning_rate")) == steps
+    logged = [event.value for event in found.Scalars("validation/text_to_video/R1")]
     assert logged == pytest.approx([row["validation"]["text_to_video"]["R@1"] for row in done.history])
 
 

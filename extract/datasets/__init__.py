@@ -185,6 +185,15 @@ DATASETS: dict[str, DatasetEntry] = {
         recipe="activitynet",
         max_words=64,
     ),
+    "activitynet_captions": DatasetEntry(
+        module=f"{_HERE}.activitynet_captions",
+        help="ActivityNet Captions by caption: sentences that tell of a part of a long video (partially relevant).",
+        recipe="activitynet",
+    ),
+    "charades_sta": DatasetEntry(
+        module=f"{_HERE}.charades_sta",
+        help="Charades-STA: sentences that tell of a part of a video, tested on its test part (partially relevant).",
+    ),
     "vatex": DatasetEntry(
         module=f"{_HERE}.vatex",
         seconds=10.0,

@@ -19,7 +19,7 @@ from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable
 from glscl.train_head.finetuning.gradients import backward_in_chunks
 from glscl.train_head.finetuning.model import Captions, Clips, EndToEnd
-from glscl.train_head.finetuning.pixels import Frames, items_of
+from glscl.train_head.finetuning.pixels import DecodedFrames, items_of
 from glscl.train_head.finetuning.settings import FinetuneSettings
 from glscl.train_head.finetuning.towers import export_backbone
 from glscl.train_head.learner import Learner
@@ -71,7 +71,7 @@ class PixelLearner(Learner):
         model: EndToEnd,
         table: FeatureTable,
         store: Store,
-        frames: Frames | None,
+        frames: DecodedFrames | None,
         settings: FinetuneSettings,
     ) -> None:
         super().__init__(model.head, table)
@@ -156,7 +156,7 @@ def encode_table(
     model: EndToEnd,
     table: FeatureTable,
     store: Store,
-    frames: Frames | None,
+    frames: DecodedFrames | None,
     *,
     device: torch.device | str,
     batch: int = 32,

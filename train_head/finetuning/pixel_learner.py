@@ -21,7 +21,7 @@ from glscl.common.devices import arithmetic
 from glscl.extract.backbone.feeding import Feed
 from glscl.train_head.finetuning.gradients import backward_in_chunks
 from glscl.train_head.finetuning.model import Captions, Clips, EndToEnd
-from glscl.train_head.finetuning.pixels import Frames, items_of
+from glscl.train_head.finetuning.pixels import DecodedFrames, items_of
 from glscl.train_head.finetuning.settings import FinetuneSettings
 from glscl.train_head.finetuning.towers import export_backbone
 from glscl.train_head.learner import Learner, moved
@@ -73,7 +73,7 @@ class PixelLearner(Learner):
         model: EndToEnd,
         table: FeatureTable,
         store: Store,
-        frames: Frames | None,
+        frames: DecodedFrames | None,
         settings: FinetuneSettings,
     ) -> None:
         super().__init__(model.head, table)
@@ -164,7 +164,7 @@ def encode_table(
     model: EndToEnd,
     table: FeatureTable,
     store: Store,
-    frames: Frames | None,
+    frames: DecodedFrames | None,
     *,
     device: torch.device | str,
     precision: str = "fp32",
@@ -187,7 +187,13 @@ def encode_table(
 
 
 def _encoded(
-    model: EndToEnd, table: FeatureTable, store: Store, frames: Frames | None, *, device: torch.device, batch: int
+    model: EndToEnd,
+    table: FeatureTable,
+    store: Store,
+    frames: DecodedFrames | None,
+    *,
+    device: torch.device,
+    batch: int,
 ) -> FeatureTable:
     pixels = PixelTable(model, table, store)
     frame_features = table.frame_features.float().cpu()

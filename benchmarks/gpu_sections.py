@@ -249,8 +249,8 @@ class Watch(Reporter):
         """Mean seconds of a timed window."""
         return statistics.mean(self.seconds[BURNT_IN : BURNT_IN + TIMED])
 
-    def note(self, line: str) -> None:
-        self.notes.append(line)
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def step(self, report: StepReport) -> None:
         synchronise(self.device)

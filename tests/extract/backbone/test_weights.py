@@ -267,6 +267,16 @@ def test_what_would_give_wrong_numbers_without_a_word_is_refused(tmp_path, tiny,
         load_backbone(tiny, str(tmp_path / "w.pt"))
 
 
+def test_what_writes_captions_may_hold_anything(tiny_clip, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_clip("coca"), tmp_path / "coca")
+    found = load_file(folder / "open_clip_model.safetensors")
+    found["text_decoder.text_projection"] = torch.full_like(found["text_decoder.text_projection"], torch.nan)
+    save_file(found, folder / "open_clip_model.safetensors")
+    assert load_backbone(f"local-dir:{folder}").encode_texts(TEXTS).text_features.isfinite().all()
+
+
 def test_a_folder_of_another_model_is_not_called_by_the_name_that_was_given(tmp_path, tiny, weights):
     torch.save(weights, tmp_path / "open_clip_pytorch_model.bin")
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))

@@ -100,7 +100,9 @@ def finetune(
         with frames or contextlib.nullcontext():
             judge = None
             if validate is not None and data.validation is not None:
-                judge = partial(_judge_from_pixels, validate, model, data.validation, store, frames)
+                judge = partial(
+                    _judge_from_pixels, validate, model, data.validation, store, frames, precision=settings.precision
+                )
             fitted = fit_learner(
                 PixelLearner(model, data.train, store, frames, settings),
                 settings,
@@ -164,10 +166,19 @@ def _frames(
 
 
 def _judge_from_pixels(
-    validate: Validate, model: EndToEnd, table: FeatureTable, store: Store, frames: DecodedFrames | None, head: Head
+    validate: Validate,
+    model: EndToEnd,
+    table: FeatureTable,
+    store: Store,
+    frames: DecodedFrames | None,
+    head: Head,
+    *,
+    precision: str,
 ) -> Mapping[str, Mapping[str, float]]:
     """What `validate` says of a table whose features are made anew by the backbone as it is now."""
-    return validate(head, encode_table(model, table, store, frames, device=head.logit_scale.device))
+    return validate(
+        head, encode_table(model, table, store, frames, device=head.logit_scale.device, precision=precision)
+    )
 
 
 def tuned_table(

@@ -89,17 +89,20 @@ class Run:
             self._told = True
         return device
 
-    def say(self, text: str = "", *, link: tuple[str, str] | None = None) -> None:
+    def say(self, text: str = "", *, link: tuple[int, int, str] | None = None) -> None:
         """A line for people: standard output, or standard error when standard output carries JSON.
 
         Args:
-            link: words of it, and where they lead to in a terminal that knows links (OSC 8).
+            link: from which character to which it leads somewhere in a terminal that knows links (OSC 8), and where to.
         """
         if self.speaks:
-            out, text = sys.stderr if self.common.json else sys.stdout, _visible(text)
+            out = sys.stderr if self.common.json else sys.stdout
             if link is not None and out.isatty() and os.environ.get("TERM", "dumb") != "dumb":
-                words, target = map(_visible, link)
-                text = text.replace(words, f"\x1b]8;;{target}\x1b\\{words}\x1b]8;;\x1b\\", 1)
+                start, end, target = link
+                before, words, after, target = map(_visible, (text[:start], text[start:end], text[end:], target))
+                text = f"{before}\x1b]8;;{target}\x1b\\{words}\x1b]8;;\x1b\\{after}"
+            else:
+                text = _visible(text)
             print(text, file=out, flush=True)
 
     def note(self, text: str) -> None:

@@ -24,7 +24,6 @@ from torch.distributed.nn.functional import all_gather
 
 from glscl.common.errors import UsageError
 from glscl.common.launch import launch
-from glscl.train_head.settings import precision_on
 
 Encoded = TypeVar("Encoded", bound=tuple)
 
@@ -36,13 +35,12 @@ def make_accelerator(device: torch.device | str, precision: str) -> Accelerator:
 
     Args:
         device: where to run; under `accelerate launch` only its kind counts, each process has its own.
-        precision: "fp32", "bf16", "fp16" or "auto".
+        precision: "fp32", "tf32" (which is for the caller to switch on), "bf16" or "fp16".
 
     Raises:
         UsageError: two processes share a GPU.
     """
     device = torch.device(device)
-    precision = precision_on(device.type, precision)
     if launch().world == 1:
         # Accelerate keeps device and precision for the life of the process; a second run may want others.
         if PartialState._shared_state:
@@ -51,7 +49,7 @@ def make_accelerator(device: torch.device | str, precision: str) -> Accelerator:
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
     accelerator = Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision,
+        mixed_precision=precision if precision in ("bf16", "fp16") else "no",
         cpu=device.type == "cpu",
         kwargs_handlers=[
             DistributedDataParallelKwargs(find_unused_parameters=True),

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from accelerate.utils import broadcast, reduce
 
 from glscl.cache.sampler import CaptionSampler
 from glscl.cache.table import FeatureTable
-from glscl.common.devices import full_float32
+from glscl.common.devices import arithmetic
 from glscl.common.errors import GlsclError, OutOfMemoryError, UsageError, first_line
 from glscl.common.memory import is_full, keep_freed_memory
 from glscl.common.signals import Deferred, interrupts_deferred
@@ -35,10 +34,17 @@ from glscl.train_head.doubts import loss_doubt
 from glscl.train_head.heads.base import Head
 from glscl.train_head.heartbeat import Heartbeat
 from glscl.train_head.learner import Learner
-from glscl.train_head.optim import build_optimizer, clamp_logit_scale, public_cosine, warmup_cosine
+from glscl.train_head.optim import (
+    build_optimizer,
+    clamp_logit_scale,
+    public_cosine,
+    set_learning_rate,
+    warmup_cosine,
+)
+from glscl.train_head.recording import RecordedStep, why_not_recorded
 from glscl.train_head.reports import FitResult, Reporter, StepReport
 from glscl.train_head.resume_state import TrainingState, clear, restore, save_between_steps, save_epoch
-from glscl.train_head.settings import TrainSettings
+from glscl.train_head.settings import TrainSettings, precision_on
 
 # metrics of a head on what validates: {"text_to_video": {"R@1", …, "MnR"}, "video_to_text": {…}}
 Judge = Callable[[Head], Mapping[str, Mapping[str, float]]]
@@ -105,7 +111,8 @@ def fit_learner(
     """
     if torch.device(device).type == "cpu":
         keep_freed_memory()
-    accelerator = make_accelerator(device, settings.precision)
+    precision = precision_on(torch.device(device).type, settings.precision, large=learner.large)
+    accelerator = make_accelerator(device, precision)
     main, table = accelerator.is_main_process, learner.table
     reporter = reporter if reporter is not None and main else Reporter()
     learner.module.to(accelerator.device).train()
@@ -148,6 +155,7 @@ def fit_learner(
     training = _Training(
         settings=settings,
         accelerator=accelerator,
+        precision=precision,
         learner=learner,
         sampler=sampler,
         optimizer=optimizer,
@@ -165,12 +173,14 @@ class _Training:
     """A training under way.
 
     Attributes:
+        precision: "fp32", "tf32", "bf16" or "fp16".
         folder: of the run; None in all processes but the first, and where nothing is kept.
         Others: see `fit_learner`.
     """
 
     settings: TrainSettings
     accelerator: Accelerator
+    precision: str
     learner: Learner
     sampler: CaptionSampler
     optimizer: torch.optim.Optimizer
@@ -186,9 +196,7 @@ class _Training:
         self.share = slice(size * accelerator.process_index, size * (accelerator.process_index + 1))
         self.result = FitResult(history=self.state.history, best=self.state.best)
         self._losses = torch.empty(0)  # of the epoch under way
-        self._parts: dict[
-            str, torch.Tensor
-        ] = {}  # name → sum over the steps since the last report, where there are several
+        self._parts: torch.Tensor | None = None  # sums over the steps since the last report, of losses of several parts
         self._interrupted = Deferred()
         self._heartbeat = Heartbeat(
             self.folder,
@@ -198,6 +206,8 @@ class _Training:
             batch_size=self.state.batch_size,
         )
         self._step_module, self._updates = accelerator.prepare(self.learner.begin(self.device), self.optimizer)
+        self._recorded: RecordedStep | None = None
+        self._recording = self.settings.cuda_graphs and self._can_record()
 
     def run(self) -> FitResult:
         """All epochs that are left, or as many as patience, an interrupt or a broken loss allow."""
@@ -215,7 +225,8 @@ class _Training:
 
     def _epochs(self) -> None:
         state, ended = self.state, False
-        with interrupts_deferred() as self._interrupted, deterministic(self.device), self._arithmetic():
+        computing = arithmetic(self.device, tf32=self.precision == "tf32")
+        with interrupts_deferred() as self._interrupted, deterministic(self.device), computing:
             try:
                 while state.epoch < state.epochs and not ended:
                     self._epoch()
@@ -229,9 +240,6 @@ class _Training:
             except Exception as error:
                 self._beat("failed", reason=error.message if isinstance(error, GlsclError) else first_line(error))
                 raise
-
-    def _arithmetic(self) -> AbstractContextManager[None]:
-        return full_float32(self.device) if self.accelerator.mixed_precision == "no" else nullcontext()
 
     def _beat(self, state: str, *, loss: float | None = None, reason: str | None = None) -> None:
         self._heartbeat.beat(state, epoch=self.state.epoch, step=self.state.step, loss=loss, reason=reason)
@@ -248,7 +256,7 @@ class _Training:
         batches = self.learner.batches(
             rows, start=state.step, share=self.share, mask=self.settings.same_video == "mask"
         )
-        self._parts = {}
+        self._parts = None
         self._losses = torch.full((steps,), torch.nan, device=self.device)
         self._losses[: state.step] = torch.tensor(state.losses, device=self.device)
         reported, clock = state.step, time.perf_counter()
@@ -283,26 +291,54 @@ class _Training:
                 hint=self.learner.smaller(),
             ) from None  # the frames of the error hold the tensors of the step
 
+    def _can_record(self) -> bool:
+        """Whether the steps may be recorded; where that was asked for and cannot be, why is said."""
+        reason = why_not_recorded(
+            self.device,
+            processes=self.accelerator.num_processes,
+            precision=self.precision,
+            optimizer=self.settings.optimizer,
+            compiled=self.settings.compile,
+        )
+        reason = reason or self.learner.why_not_recorded()
+        if reason is not None:
+            self.reporter.note(f"`cuda_graphs` is left out: {reason}")
+        return reason is None
+
     def _step(self, batches: Any) -> None:
         """One batch: loss, gradients, update. The loss stays on the device."""
         state, step = self.state, self.state.step
         state.consistent = False
         learning_rate = self._learning_rate(step)
-        for group in self._updates.param_groups:
-            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+        for group in self.optimizer.param_groups:
+            set_learning_rate(group, learning_rate * group.get("lr_scale", 1.0), in_place=self._recording)
         torch.manual_seed(step_seed(state.seed, state.epoch, step, self.accelerator.process_index))
-        loss = self.learner.backward(self.accelerator, self._step_module, batches.on(self.device, step))
+        if not self._recording:
+            losses = self._update(batches.on(self.device, step))
+        else:
+            if self._recorded is None:
+                gather = batches.gather
+                self._recorded = RecordedStep(
+                    lambda width, *rows: self._update(gather(self.device, width, *rows)),
+                    self.device,
+                    note=self.reporter.note,
+                )
+            losses = self._recorded(*batches.picked(step))
+        self._losses[step] = losses[0]
+        if len(losses) > 1:
+            self._parts = losses[1:].clone() if self._parts is None else self._parts.add_(losses[1:])
+        state.step, state.consistent = step + 1, True
+
+    def _update(self, batch: tuple[Any, ...]) -> torch.Tensor:
+        """Move the weights by the gradients of a batch; its loss, and behind it the parts it is the sum of, if several."""
+        loss = self.learner.backward(self.accelerator, self._step_module, batch)
         self.accelerator.clip_grad_norm_(self.learner.module.parameters(), self.settings.clip)
         self._updates.step()
         self._updates.zero_grad(set_to_none=True)
         clamp_logit_scale(self.learner.head.logit_scale)
-        self._losses[step] = loss
         parts = self.learner.step.latest
-        if len(parts) > 1:
-            self._parts = {
-                name: self._parts[name] + part if self._parts else part.clone() for name, part in parts.items()
-            }
-        state.step, state.consistent = step + 1, True
+        self._part_names = list(parts)
+        return torch.stack([loss, *parts.values()]) if len(parts) > 1 else loss[None]
 
     def _learning_rate(self, step: int) -> float:
         """Of a step of the epoch under way, counted from 0."""
@@ -328,9 +364,9 @@ class _Training:
             loss=sum(fresh) / len(fresh),
             learning_rate=self._learning_rate(state.step - 1),
             captions_per_second=len(fresh) * state.batch_size / max(seconds, 1e-9),
-            losses={name: total.item() / len(fresh) for name, total in self._parts.items()},
+            losses={} if self._parts is None else dict(zip(self._part_names, (self._parts / len(fresh)).tolist())),
         )
-        self._parts = {}
+        self._parts = None
         self.reporter.step(report)
         self._beat("training", loss=report.loss)
 

@@ -45,12 +45,27 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """ "adamw" or "bert_adam" over groups of parameters, such as `parameter_groups` makes.
 
-    AdamW is one fused kernel where the device has it.
+    AdamW is one fused kernel where the device has it, and on a GPU its step may be recorded (`glscl.train_head.recording`).
     """
     if kind == "bert_adam":
         return BertAdam(groups, lr=lr, betas=betas, eps=eps)
     device = groups[0]["params"][0].device.type
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=device in ("cuda", "cpu"))
+    fused, capturable = device in ("cuda", "cpu"), device == "cuda"
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused, capturable=capturable)
+
+
+def set_learning_rate(group: dict[str, Any], value: float, *, in_place: bool) -> None:
+    """The learning rate of a group of parameters.
+
+    Args:
+        in_place: in a tensor on the device of the parameters that stays where it is, for a step that is recorded.
+    """
+    if not in_place:
+        group["lr"] = value
+    elif isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(value)
+    else:
+        group["lr"] = torch.full((), value, device=group["params"][0].device)
 
 
 class BertAdam(torch.optim.Optimizer):

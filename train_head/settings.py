@@ -18,7 +18,7 @@ from glscl.train_head.heads import HEAD_NAMES, full_name, head_class, recorded_h
 from glscl.train_head.recipes import RECIPES, recipe
 
 SELECTIONS = ("validation", "last", "test")
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 LOSS_NAMES = ("infonce", "sigmoid", "hard_negatives")  # of `glscl.train_head.losses.LOSSES`, which imports torch
 
 Kind = TypeVar("Kind", bound="TrainSettings")
@@ -93,7 +93,7 @@ class TrainSettings:
     )
     precision: str = setting(
         "auto",
-        "Arithmetic of the head; auto is bf16 on a GPU, fp32 elsewhere.",
+        "Arithmetic; auto is tf32 for heads on a GPU, bf16 where products are large, fp32 elsewhere.",
         group="Training",
         choices=("auto", *PRECISIONS),
         default_from="auto",
@@ -151,6 +151,12 @@ class TrainSettings:
         group="Training",
         affects_result=False,
     )
+    cuda_graphs: bool = setting(
+        False,
+        "Record the step on a GPU and replay it: one launch instead of a thousand. Needs no compiler.",
+        group="Training",
+        affects_result=False,
+    )
     log_every: int = setting(50, "Steps between reports.", min=1, option=False, affects_result=False)
     checkpoint_every: int | None = setting(
         None,
@@ -159,6 +165,11 @@ class TrainSettings:
         option=False,
         affects_result=False,
     )
+
+    @property
+    def large_products(self) -> bool:
+        """Whether a step's products are so large that halves pay: those of a head with a network on every pair."""
+        return head_class(self.head).autocast_pairs
 
 
 # Not in the settings of runs of before; their default is what those did.
@@ -225,7 +236,9 @@ def resolve_fresh(
     return dataclasses.replace(
         settings,
         max_frames=settings.max_frames or None,
-        precision=precision_on(device_type, settings.precision),
+        precision=precision_on(
+            device_type, settings.precision, large=device_type == "cuda" and settings.large_products
+        ),
     )
 
 
@@ -281,17 +294,27 @@ def settings_from(stored: Mapping[str, Any], kind: type[Kind] = TrainSettings) -
     return settings
 
 
-def precision_on(device_type: str, asked: str = "auto") -> str:
-    """ "fp32", "bf16" or "fp16" for a precision that may be "auto". Raises UsageError for fp16 without a GPU."""
+def precision_on(device_type: str, asked: str = "auto", *, large: bool = True) -> str:
+    """ "fp32", "tf32", "bf16" or "fp16" for a precision that may be "auto".
+
+    Args:
+        large: whether the products are so large that halves pay. Where they are not, casting costs more operations than it
+            saves time, and TF32 keeps more digits of what is added.
+
+    Raises:
+        UsageError: fp16 or tf32 without a CUDA device.
+    """
     if asked != "auto":
-        if asked == "fp16" and device_type != "cuda":
-            raise UsageError("`precision=fp16` needs a CUDA device", hint="Use `precision=fp32` or bf16")
+        if asked in ("fp16", "tf32") and device_type != "cuda":
+            raise UsageError(f"`precision={asked}` needs a CUDA device", hint="Use `precision=fp32` or bf16")
         return asked
     if device_type != "cuda":
         return "fp32"
     import torch
 
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        return "fp16"  # of a card that has no TF32 either
+    return "bf16" if large else "tf32"
 
 
 def tracker_names(text: str) -> list[str]:

@@ -191,7 +191,7 @@ class Store:
         made = self.list
         videos = []
         for row, id in enumerate(made.video_ids):
-            path = known.path_of(made.video_content[row].tobytes())
+            path = known.path_of(made.video_content[row].tobytes(), like=id)
             start, end = (None if t[row] == NO_TIME else t[row] / 1e6 for t in (made.video_start, made.video_end))
             videos.append(VideoItem(id, split_of["video"][row], None if path is None else str(path), start, end))
         owners = made.text_video.tolist()

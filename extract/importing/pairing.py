@@ -252,7 +252,8 @@ def _by_row(
         shapes = [f"({count}, {'D' if axes == 1 else 'L, D'}): the {counts[count]}" for count in sorted(counts)[::-1]]
         raise InputError(f"{arrays.where(name)}: the shape is {block.shape}, expected {', or '.join(shapes)}")
     ids = orders[counts[len(block)]]
-    return {id: partial(_row, block, row, arrays.where(name)) for row, id in enumerate(ids) if id in kept}
+    where = arrays.where(name)
+    return {id: partial(_row, block, row, where) for row, id in enumerate(ids) if id in kept}
 
 
 def _row(block: np.ndarray, row: int, where: str) -> np.ndarray:

@@ -5,9 +5,10 @@ VENV ?= .venv
 OUT ?= demo-out
 PYTEST_OPTIONS ?=
 JOBS ?= 2
+TORCH_INDEX ?= $(if $(CPU),https://download.pytorch.org/whl/cpu)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo demo-finetune browser lint test test-all test-lowest test-latest dist docs clean
+.PHONY: help demo demo-finetune browser lint test test-all test-lowest test-latest dist docs site clean
 
 help:
 	@echo "make demo    the whole pipeline on the built-in corpus, results in $(OUT)/"
@@ -19,6 +20,8 @@ help:
 	@echo "make test-lowest   the same with the lowest versions that pyproject.toml admits, in $(VENV)-lowest; test-latest: the newest"
 	@echo "make dist    wheel and source distribution in dist/, checked"
 	@echo "make docs    write docs/cli.md from the commands"
+	@echo "make site    the documentation as a site in build/site, any warning an error"
+	@echo "… CPU=1      with the first of them: torch without CUDA, from PyTorch's own index (TORCH_INDEX=URL: from another)"
 	@echo "make clean   remove the virtual environment and build left-overs"
 
 $(VENV)/.ready: pyproject.toml
@@ -27,6 +30,7 @@ $(VENV)/.ready: pyproject.toml
 	"$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV) && \
 		"$(PYTHON)" -m pip install --quiet --target build/virtualenv virtualenv && \
 		PYTHONPATH=build/virtualenv "$(PYTHON)" -m virtualenv --quiet $(VENV); }  # Debian's Python comes without ensurepip
+	$(if $(TORCH_INDEX),$(VENV)/bin/python -m pip install --quiet --index-url "$(TORCH_INDEX)" torch torchvision)
 	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
 	@touch $@
 
@@ -45,7 +49,12 @@ PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist workst
 test: $(VENV)/.ready
 	$(PYTEST) -m "not exhaustive" $(PYTEST_OPTIONS)
 
-test-all: $(VENV)/.ready
+# what exhaustive tests need besides: a tracker, and what builds the site
+$(VENV)/.all: pyproject.toml $(VENV)/.ready
+	$(VENV)/bin/python -m pip install --quiet --editable '.[docs,mlflow]'
+	@touch $@
+
+test-all: $(VENV)/.all
 	$(PYTEST) $(PYTEST_OPTIONS)
 
 $(VENV)/.lint: pyproject.toml $(VENV)/.ready
@@ -77,6 +86,14 @@ dist: $(VENV)/.ready
 
 docs: $(VENV)/.ready
 	$(VENV)/bin/python docs/make_cli_page.py
+
+$(VENV)/.site: pyproject.toml $(VENV)/.ready
+	$(VENV)/bin/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
+
+site: $(VENV)/.site
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet --strict
+	@echo "build/site/index.html"
 
 clean:
 	rm -rf $(VENV) $(VENV)-lowest $(VENV)-latest build dist *.egg-info

@@ -150,12 +150,13 @@ def train(
     """
     from pathlib import Path
 
-    from glscl.evaluate.evaluation import validation_metrics
+    from glscl.evaluate.report.validation import validation_of
     from glscl.train_head import train as training
     from glscl.train_head.settings import resolve
 
     settings = settings or resolve({}, dataset=cache.recipe)
-    return training.train(cache, Path(out), settings, device=device, validate=validation_metrics)
+    validate = validation_of(cache, settings, Path(out))
+    return training.train(cache, Path(out), settings, device=device, validate=validate)
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -9,9 +10,11 @@ import typer
 
 from glscl.commands.backbones import adopt, backbones, fetch
 from glscl.commands.caches import convert, inspect, repair
+from glscl.commands.completion import ASKED, answer, completion
 from glscl.commands.demo import demo
+from glscl.commands.doctor import doctor
 from glscl.commands.extraction import extract, import_features, merge, pull, push
-from glscl.commands.judging import compare, eval, report
+from glscl.commands.judging import compare, eval, leaderboard, report
 from glscl.commands.options import main as run_command_line
 from glscl.commands.options import register
 from glscl.commands.searching import export, index, search
@@ -23,8 +26,9 @@ COMMAND_GROUPS = {  # heading → commands, as `glscl --help` and docs/cli.md li
     "Caches": (extract, inspect, repair, merge, convert, push, pull, import_features),
     "Backbones": (backbones, fetch),
     "Heads": (train_head, finetune, import_checkpoint, adopt),
-    "Judging": (eval, compare, report),
+    "Judging": (eval, compare, leaderboard, report),
     "Searching": (search, serve, index, export),
+    "This machine": (doctor, completion),
 }
 
 app = typer.Typer(
@@ -42,7 +46,7 @@ for heading, functions in COMMAND_GROUPS.items():
 
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(run_command_line(app))
+    sys.exit(answer(sys.argv[1:]) if ASKED in os.environ else run_command_line(app))
 
 
 @app.callback(invoke_without_command=True)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import resource
 import shlex
 import shutil
 import signal
@@ -34,7 +33,7 @@ import numpy as np
 import torch
 
 from cache import data_files, forget, listed, new_library
-from common import digits, machine, markdown
+from common import digits, machine, markdown, peak_memory
 from glscl.cache.encoded_items import EncodedText, EncodedVideo, text_arrays, video_arrays
 from glscl.cache.filling import filling
 from glscl.cache.library import Library, Place
@@ -103,26 +102,25 @@ def asked(path: Path, exact: bool) -> dict[str, float]:
     """Milliseconds of the first query, the median and the worst of the following, those computed, and megabytes: in this process."""
     from glscl.evaluate.search.model import Query, zero_shot
 
-    idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.perf_counter()
-    store = open_store(path)
-    model = zero_shot(store)
-    vectors = torch.from_numpy(store.arrays("text", ["pooled"])["pooled"][: QUERIES + 1]).float()
     seconds, computing = [], []
-    for vector in vectors:
-        busy = time.process_time()
-        model.find(Query(vector), exact=exact)
-        computing.append(time.process_time() - busy)
-        seconds.append(time.perf_counter() - began)
+    with peak_memory() as peak:
         began = time.perf_counter()
+        store = open_store(path)
+        model = zero_shot(store)
+        vectors = torch.from_numpy(store.arrays("text", ["pooled"])["pooled"][: QUERIES + 1]).float()
+        for vector in vectors:
+            busy = time.process_time()
+            model.find(Query(vector), exact=exact)
+            computing.append(time.process_time() - busy)
+            seconds.append(time.perf_counter() - began)
+            began = time.perf_counter()
     following = sorted(seconds[1:])
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - idle
     return {
         "first": 1e3 * seconds[0],
         "median": 1e3 * following[len(following) // 2],
         "worst": 1e3 * following[-1],
         "computing": 1e3 * sorted(computing[1:])[len(following) // 2],
-        "megabytes": most / 1e3,
+        "megabytes": peak.bytes / 1e6,
         "exact": float(model.index(exact=exact).is_exact),
     }
 
@@ -140,11 +138,11 @@ def read_all(path: Path) -> float:
     """Milliseconds to read as many bytes as the scan does once from memory: its bound."""
     store = open_store(path)
     rows = torch.ones(store.count_frames(), store.embed_dim, dtype=torch.bfloat16)
-    view = rows.view(torch.int32)
+    view = rows.view(torch.float32)
     seconds = []
     for _ in range(5):
         began = time.perf_counter()
-        view.sum()
+        view.amax()
         seconds.append(time.perf_counter() - began)
     return 1e3 * min(seconds)
 
@@ -245,6 +243,9 @@ def main() -> None:
             forget(data_files(cache))
             rows.append(row_of(f"{frames:,} frames", in_a_process(cache, exact=True)))
             rows[-1].append(digits(read_all(cache), 3))
+            if given.load and given.serve is None and frames == given.load_frames:
+                told = load(cache, clients=given.clients, seconds=given.seconds, sentences=False)
+                loads.append(load_row(f"{frames:,} frames, like a moment", told, given.seconds))
             if frames <= given.index:
                 began = time.perf_counter()
                 words = [sys.executable, "-m", "glscl", "index", str(cache), "--json"]
@@ -253,9 +254,6 @@ def main() -> None:
                 told = in_a_process(cache, exact=False)
                 said = [f"{about['count']:,} of which {about['probes']:,} a query", f"{100 * about['recall']:.1f} %"]
                 indexed.append([*row_of(f"{frames:,} frames", told), *said, digits(spent, 3)])
-            if given.load and given.serve is None and frames == given.load_frames:
-                told = load(cache, clients=given.clients, seconds=given.seconds, sentences=False)
-                loads.append(load_row(f"{frames:,} frames, like a moment", told, given.seconds))
             shutil.rmtree(cache)
         head = ["", "first query, ms", "following, median", "worst of 20", "CPU ms, median", "memory, MB"]
         print(markdown([*head, "reading the rows once, ms"], rows))

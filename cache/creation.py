@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Mapping
@@ -52,6 +53,31 @@ class StoreSpec:
         return {**self.configuration, "embed_dim": self.embed_dim, "dtype": self.dtype, "tokens": self.tokens}
 
 
+_SETTINGS = {  # what in a configuration a setting alone decides
+    "backbone.precision": "precision",
+    "backbone.words": "max_words",
+    "sampling.fps": "fps",
+    "sampling.rule": "sampling",
+    "sampling.max_frames": "max_frames",
+    "sampling.decoder": "decoder",
+    "dtype": "dtype",
+    "tokens": "tokens",
+}
+
+
+def _settings_of(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """The settings that make one configuration the other, as far as it is they alone that differ."""
+    names = [line.partition(": ")[0] for line in differences(found, expected)]
+    values = {
+        name: functools.reduce(lambda part, key: part[key], name.split("."), found)
+        for name in names
+        if name in _SETTINGS
+    }
+    if len(values) < len(names) or None in values.values():
+        return "the same settings"
+    return " and ".join(f"`{_SETTINGS[name]}={str(value).split()[0]}`" for name, value in values.items())
+
+
 def require_format(root: Path, format: str) -> None:
     """Raise UsageError where there is a cache in `root` of another format, StorageError where links stand in it."""
     if root.is_dir():
@@ -98,7 +124,7 @@ def create_library(path: os.PathLike[str] | str, spec: StoreSpec, format: str = 
         if library.fingerprint != mark:
             raise FingerprintError(
                 f"{root} was made by another encoder ({'; '.join(differences(library.configuration, configuration)[:3])})",
-                hint=Hint("Use the same settings, or another folder with `out`"),
+                hint=Hint(f"Use {_settings_of(library.configuration, configuration)}, or another folder with `out`"),
             )
         _require_same_format(library, format)
         require_same(library.frames, spec.frames, root)

@@ -235,7 +235,11 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = _write_aside(path, data, durable=durable)
-        os.replace(aside, path)
+        try:
+            os.replace(aside, path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
         if durable:
             sync_directory(path.parent)
 

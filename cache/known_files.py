@@ -119,6 +119,16 @@ class KnownFiles:
         except OSError as error:
             return error
 
+    def remembered(self, path: Path | str) -> bytes | None:
+        """What is known of a file or folder that is still what it was then; None where nothing is."""
+        found = self._remembered(os.path.abspath(path))
+        return None if isinstance(found, OSError) else found
+
+    def remember(self, path: Path | str, content: bytes) -> None:
+        """Know that of a file or folder as it is now. Raises OSError."""
+        self._seen[os.path.abspath(path)] = Stat.of(path), content
+        self._paths = None
+
     def paths_of(self, content: bytes) -> list[str]:
         """The files that had this content when they were hashed, whether or not they are there still."""
         if self._paths is None:
@@ -133,7 +143,7 @@ class KnownFiles:
         Args:
             like: of several one whose path has this in it comes first.
         """
-        for path in self.paths_of(content):
+        for path in sorted(self.paths_of(content), key=lambda each: like not in each):
             try:
                 if Stat.of(path) == self._seen[path][0]:
                     return Path(path)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import unicodedata
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -143,8 +144,15 @@ class CacheList:
 
 
 def valid_name(text: str) -> str:
-    """A name of a list: letters, digits, `._-`; anything else becomes `-`."""
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", text).lstrip("._-")[:100]
+    """A name of a list: ASCII letters, digits, `._-`; anything else becomes `-`.
+
+    A few digits of a hash keep apart what is not told apart by that: names in other scripts, and beyond 100 characters.
+    """
+    text = unicodedata.normalize("NFC", text)
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", text).lstrip("._-")
+    if not text.isascii() or len(name) > 100:
+        digits = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:6]
+        name = f"{name[:93].rstrip('._-')}-{digits}".lstrip("-")
     return name or "list"
 
 
@@ -264,7 +272,7 @@ def read_list(root: Path, name: str, hash: str, format: str) -> CacheList:
     """
     path = root / "lists" / name / f"{hash}.json"
     if not _NAME.fullmatch(name) or not _HASH.fullmatch(hash) or not written(path):
-        raise NotFoundError(f"{root} has no list {name}@{hash}; it has {', '.join(list_names(root)) or 'none'}")
+        raise NotFoundError(f"{root} has no list {name}@{hash}; it has {', '.join(_all_versions(root)) or 'none'}")
     record = read_record(path)
     try:
         if record.path != f"lists/{name}/{hash}{STORES[format].suffix}":
@@ -374,6 +382,10 @@ def versions_of(root: Path, name: str) -> list[str]:
     """Hashes of the versions of a list that are there, in order of the hashes."""
     found = listed(root / "lists" / name, "*.json")
     return [p.stem for p in found if _HASH.fullmatch(p.stem) and written(p)]
+
+
+def _all_versions(root: Path) -> list[str]:
+    return [f"{name}@{version}" for name in list_names(root) for version in versions_of(root, name)]
 
 
 def current_version(root: Path, name: str) -> str | None:

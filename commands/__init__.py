@@ -11,9 +11,11 @@ In reading order:
     extraction      extract, import-features, merge
     caches          inspect, repair, convert
     training        train-head, finetune, import-checkpoint
-    judging         eval, compare, report
+    judging         eval, compare, leaderboard, report
     backbones       backbones, fetch, adopt
-    searching       search, export
+    searching       search, index, export
     serving         serve
     demo            demo
+    doctor          doctor
+    completion      completion
 """

@@ -17,15 +17,18 @@ from glscl.common.settings import home
 _CACHE_MARKS = ("store.json", "head/zarr.json")
 
 
+def caches_there() -> list[Path]:
+    """Every cache below `$GLSCL_HOME`, by name."""
+    folder = home() / "caches"
+    return sorted(p for p in folder.glob("*") if p.suffix == ".h5" or any((p / m).is_file() for m in _CACHE_MARKS))
+
+
 def all_caches() -> list[Path]:
     """Every cache there is, by name. Raises NotFoundError where there is none."""
-    folder = home() / "caches"
-    found = sorted(
-        p for p in folder.glob("*") if p.suffix == ".h5" or any((p / mark).is_file() for mark in _CACHE_MARKS)
-    )
+    found = caches_there()
     if not found:
         raise NotFoundError(
-            f"There is no cache in {folder}",
+            f"There is no cache in {home() / 'caches'}",
             hint=Hint("Name one with `cache`, or make one", "extract", {"dataset": "NAME"}),
         )
     return found
@@ -75,17 +78,22 @@ def _reserved(name: str) -> Path:
     raise AssertionError("numbers do not end")
 
 
-def newest_run() -> Path:
-    """The run that was written last, by itself or in a sweep. Raises NotFoundError where there is none."""
+def runs_there() -> list[Path]:
+    """Every run below `$GLSCL_HOME`, by itself or in a sweep, the newest first."""
     folder = home() / "runs"
     found = [*folder.glob("*/run.json"), *folder.glob("*/*/run.json")]
-    found.sort(key=lambda path: path.stat().st_mtime_ns)
+    return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)]
+
+
+def newest_run() -> Path:
+    """The run that was written last, by itself or in a sweep. Raises NotFoundError where there is none."""
+    found = runs_there()
     if not found:
         raise NotFoundError(
-            f"There is no run in {folder}",
+            f"There is no run in {home() / 'runs'}",
             hint=Hint("Judge without with `zero_shot`, or train one", "train-head"),
         )
-    return found[-1].parent
+    return found[0]
 
 
 def result_file(cache: Path, run: Path | None, head: str, split: str, list: str | None = None) -> Path:

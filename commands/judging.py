@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glscl.commands.options import OneOf, Run, command, command_line
-from glscl.commands.printing import print_result
+from glscl.commands.printing import TrainingLines, print_result
 from glscl.commands.shared import (
+    CacheArgument,
     CacheOption,
     JudgeOption,
     ListOption,
@@ -200,6 +201,60 @@ def compare(
     comparison = compare_runs(found, published=published, top=top, resamples=resamples, seed=run.seed)
     run.say("\n".join(render(table, format) for table in comparison.tables()).rstrip())
     run.result(comparison.as_dict())
+
+
+@command()
+def leaderboard(
+    run: Run,
+    cache: CacheArgument,
+    heads: Annotated[
+        str,
+        typer.Option(
+            help="Heads, separated by commas; all is every head of the package that fits, but tight_transf.",
+            metavar="NAMES",
+            rich_help_panel="What",
+        ),
+    ] = "all",
+    seeds: Annotated[int, typer.Option(help="Trainings a head.", min=1, rich_help_panel="What")] = 3,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs a training. Default: the recipe's.", min=1, rich_help_panel="What")
+    ] = None,
+    list: ListOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the runs. Default: runs/leaderboard-<cache>.", rich_help_panel="Data"),
+    ] = None,
+    format: Annotated[
+        str,
+        typer.Option(help="How the table is written.", rich_help_panel="Output"),
+        OneOf(("terminal", "markdown", "csv", "latex")),
+    ] = "terminal",
+) -> None:
+    """Train and judge every head that fits a cache, over seeds: one table with intervals and costs. Goes on by itself."""
+    from glscl.common.tables import render
+    from glscl.evaluate.leaderboard.leaderboard import leaderboard as all_heads
+    from glscl.train_head.train import check_trainable
+
+    names = [name.strip() for name in heads.split(",") if name.strip()]
+    for name in names:
+        let_import(name)
+    store = open_cache(cache, None, list)
+    check_trainable(store)
+    name = store.path.name if list is None else f"{store.path.name}@{store.list_name}"
+    out = out or home() / "runs" / f"leaderboard-{name}"
+    run.say(f"{', '.join(names)} on list {store.list_name} of {store.path} → {out}")
+    board = all_heads(
+        store,
+        out,
+        {"epochs": epochs},
+        heads=names,
+        seeds=seeds,
+        device=run.device(),
+        reporter=TrainingLines(run),
+        say=run.say,
+    )
+    run.say(render(board.table(), format).rstrip())
+    run.result({"out": out, **board.as_dict()})
 
 
 @command()

@@ -89,22 +89,25 @@ class Run:
             self._told = True
         return device
 
-    def say(self, text: str = "", *, link: tuple[str, str] | None = None) -> None:
+    def say(self, text: str = "", *, link: tuple[int, int, str] | None = None) -> None:
         """A line for people: standard output, or standard error when standard output carries JSON.
 
         Args:
-            link: words of it, and where they lead to in a terminal that knows links (OSC 8).
+            link: from which character to which it leads somewhere in a terminal that knows links (OSC 8), and where to.
         """
         if self.speaks:
-            out, text = sys.stderr if self.common.json else sys.stdout, _visible(text)
+            out = sys.stderr if self.common.json else sys.stdout
             if link is not None and out.isatty() and os.environ.get("TERM", "dumb") != "dumb":
-                words, target = map(_visible, link)
-                text = text.replace(words, f"\x1b]8;;{target}\x1b\\{words}\x1b]8;;\x1b\\", 1)
+                start, end, target = link
+                before, words, after, target = map(_visible, (text[:start], text[start:end], text[end:], target))
+                text = f"{before}\x1b]8;;{target}\x1b\\{words}\x1b]8;;\x1b\\{after}"
+            else:
+                text = _visible(text)
             print(text, file=out, flush=True)
 
     def note(self, text: str) -> None:
         """A remark of the library, in the words of the command line."""
-        self.say(f"note: {worded(text, COMMANDS)}")
+        self.say(("" if text.startswith("warning: ") else "note: ") + worded(text, COMMANDS))
 
     def detail(self, text: str) -> None:
         if self.common.verbose and self.speaks:
@@ -278,7 +281,7 @@ def _refuse_code(file: dict[str, Any], given: set[str]) -> None:
 
 def _converted(name: str, value: Any, kind: Any) -> Any:
     """A value of a settings file as an option of its own would be. Raises UsageError where it is of another type."""
-    wanted = _required_type(kind)
+    wanted = required_type(kind)
     if wanted is Path and isinstance(value, str):
         return Path(value)
     if typing.get_origin(wanted) is list and isinstance(value, list):
@@ -312,7 +315,7 @@ def _parameter(field: dataclasses.Field[Any], config: type) -> inspect.Parameter
     meta = field.metadata
     kind, help = typing.get_type_hints(config)[field.name], meta["help"]
     default = field.default if field.default is not dataclasses.MISSING else None
-    if meta.get("parse") and _required_type(kind) is not str:
+    if meta.get("parse") and required_type(kind) is not str:
         kind = str  # as it is typed, which `parse` understands
     if meta.get("default_from"):
         kind, default = typing.Optional[kind], None  # noqa: UP045 (made at run time)
@@ -320,16 +323,25 @@ def _parameter(field: dataclasses.Field[Any], config: type) -> inspect.Parameter
     if meta.get("choices"):
         kind, default = _choice(field.name, kind, meta["choices"], default)
     flag = "--" + (meta.get("name") or field.name).replace("_", "-")
-    both = default is True or (default is None and _required_type(kind) is bool)
+    both = default is True or (default is None and required_type(kind) is bool)
     switch = f"{flag}/{flag.replace('--', '--no-', 1)}" if both else flag
     flags = [switch, *(["-v"] if field.name == "verbose" else [])]
     limits = {}
-    if _required_type(kind) in (int, float):
+    if required_type(kind) in (int, float):
         limits = {k: meta[k] for k in ("min", "max") if meta.get(k) is not None}
     option = typer.Option(*flags, help=help, rich_help_panel=meta.get("group"), metavar=meta.get("metavar"), **limits)
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=typing.Annotated[kind, option]
     )
+
+
+def flags_of(parameter: inspect.Parameter) -> list[str]:
+    """What an option is called on the command line: `["--tokens", "--no-tokens"]`, `["--verbose", "-v"]`."""
+    info = typing.get_args(parameter.annotation)[1]
+    # typer keeps the first flag of an Annotated option where its default would stand
+    declared = [d for d in (info.default, *(info.param_decls or ())) if isinstance(d, str)]
+    declared = declared or ["--" + parameter.name.replace("_", "-")]
+    return [flag for names in declared for flag in names.replace(",", "/").split("/")]
 
 
 def _with_choices(parameter: inspect.Parameter) -> inspect.Parameter:
@@ -345,11 +357,11 @@ def _with_choices(parameter: inspect.Parameter) -> inspect.Parameter:
 def _choice(name: str, kind: Any, choices: typing.Iterable[str], default: Any) -> tuple[Any, Any]:
     """The type that admits `choices` alone (or None, where `kind` does), and the default as a value of it."""
     values: Any = enum.Enum(name, {c: c for c in choices}, type=str)
-    admitted = values if _required_type(kind) is kind else typing.Optional[values]  # noqa: UP045 (made at run time)
+    admitted = values if required_type(kind) is kind else typing.Optional[values]  # noqa: UP045 (made at run time)
     return admitted, values(default) if isinstance(default, str) else default
 
 
-def _required_type(kind: Any) -> Any:
+def required_type(kind: Any) -> Any:
     """`int | None` → int; other types as they are."""
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         inner = [k for k in typing.get_args(kind) if k is not type(None)]

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from glscl.commands.options import Run
 from glscl.common.progress import duration
-from glscl.common.tables import Table, TableRow, amount, plain_table, render
+from glscl.common.tables import Table, TableRow, amount, cell_text, plain_table, render
 from glscl.train_head.reports import Reporter
 
 
@@ -95,6 +95,37 @@ def print_splits(run: Run, counted: dict[str, Any]) -> None:
             run.say(f"missing in {name}, for example: {', '.join(ids)}")
 
 
+_LENGTHS = {
+    "annotations": "lengths as the annotations say",
+    "files": "lengths as some of the files say",
+    "data set": "as long as videos of this data set are on average",
+}
+
+
+def print_forecast(run: Run, foreseen: Any, cores: int) -> None:
+    """What `extract --dry-run` foresees."""
+    if not foreseen.videos and not foreseen.texts:
+        run.say("foreseen: nothing is left to encode")
+        return
+    items = f"{amount(foreseen.videos, 'video')}, {amount(foreseen.texts, 'different caption')}"
+    if foreseen.frames is None:
+        run.say(f"foreseen: {items}; how long the videos are is not known, as none is here")
+        return
+    frames = amount(round(float(f"{foreseen.frames:.2g}")), "frame")
+    size = "" if foreseen.bytes is None else f", {_size(foreseen.bytes)}"
+    run.say(f"foreseen: {items}, about {frames}{size} ({_LENGTHS[foreseen.lengths]})")
+    spent = [f"decoding {duration(foreseen.decode_seconds / cores)}"]
+    if foreseen.encode_seconds is not None:
+        spent.append(f"encoding {duration(foreseen.encode_seconds / cores)} without a GPU")
+    run.say(
+        f"foreseen on {amount(cores, 'core')}: {', '.join(spent)}, by rates measured on another machine; no GPU was measured"
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2g} GB" if count >= 1e9 else f"{count / 1e6:.2g} MB"
+
+
 def print_cache(run: Run, report: dict[str, Any], again: dict[str, str]) -> None:
     """What `glscl inspect` found. `again`: hash of an unfinished list → the command that finishes it."""
     shards = ", ".join(f"{s['committed']} of {s['planned']} {name} shards" for name, s in report["shards"].items())
@@ -131,17 +162,18 @@ def print_cache(run: Run, report: dict[str, Any], again: dict[str, str]) -> None
         run.say(f"… and {len(report['failed']) - len(shown)} more (all with -v)")
 
 
+_STREAMS = {"video": "video", "text": "caption"}  # what people call an item of each
+
+
 def _print_items(run: Run, report: dict[str, Any]) -> None:
     """How many different items there are, and how many of them nobody names any more."""
-    names = {"video": "videos", "text": "captions"}
-    counts = " and ".join(f"{report['items'][stream]['there']:,} {name}" for stream, name in names.items())
-    additions = sum(report["additions"].values())
-    run.say(f"{counts} encoded in {additions} addition{'s' if additions != 1 else ''}")
-    unlisted = [
-        f"{report['unlisted'][stream]:,} {name}" for stream, name in names.items() if report["unlisted"][stream]
-    ]
+    counts = " and ".join(amount(report["items"][stream]["there"], name) for stream, name in _STREAMS.items())
+    run.say(f"{counts} encoded in {amount(sum(report['additions'].values()), 'addition')}")
+    unlisted = {stream: count for stream, count in report["unlisted"].items() if count}
     if unlisted:
-        run.say(f"{' and '.join(unlisted)} are in no current list (glscl convert leaves them out)")
+        told = " and ".join(amount(count, _STREAMS[stream]) for stream, count in unlisted.items())
+        verb, them = ("is", "it") if sum(unlisted.values()) == 1 else ("are", "them")
+        run.say(f"{told} {verb} in no current list (glscl convert leaves {them} out)")
 
 
 def _print_lists(run: Run, report: dict[str, Any], again: dict[str, str]) -> None:
@@ -150,7 +182,7 @@ def _print_lists(run: Run, report: dict[str, Any], again: dict[str, str]) -> Non
     rows = []
     for row in report["lists"]:
         state = "current" if row["current"] else "unfinished"
-        pending = ", ".join(f"{count:,} {stream}" for stream, count in row["pending"].items() if count)
+        pending = ", ".join(amount(count, _STREAMS[stream]) for stream, count in row["pending"].items() if count)
         cells = [f"{row[key]:,}" for key in ("videos", "captions", "without_file", "failed")]
         rows.append([row["name"], row["hash"], *cells, f"{state}, {pending} pending" if pending else state])
     if rows:
@@ -273,6 +305,11 @@ def print_result(run: Run, result: dict[str, Any]) -> None:
     if counts["texts_without_video"]:
         run.say(f"note: {amount(counts['texts_without_video'], 'caption')} lost their video and are not queries")
     print_table(run, result_table(result))
+    if graded := result.get("graded"):
+        run.say(f"with the judgements of {graded['qrels']}, in percent:")
+        names = [name for name in graded["text_to_video"] if name != "queries"]
+        both = ((arrow, graded[key]) for key, arrow in _ARROWS.items() if key in graded)
+        print_rows(run, [["", *names], *([arrow, *(f"{of[n]:.1f}" for n in names)] for arrow, of in both)])
     normalised = result.get("normalised", {})
     if any(found["transductive"] for found in normalised.values()):
         run.say("* sees all test queries at once: not what a query gets that comes alone")
@@ -323,20 +360,20 @@ def _selected(result: dict[str, Any]) -> str:
 
 def print_hits(run: Run, hits: Sequence[Any], normalise: str | None) -> None:
     """Videos of an answer, or moments: each with its parts that fit, a link where the terminal knows links, and its file."""
-    rows, links = [], []
+    rows = []
     for hit in hits:
         ordered_by = [] if normalise is None else [f"{hit.normalised:.3f}"]
         parts = ", ".join(f"{clock(moment.start)}–{clock(moment.end)}" for moment in hit.moments)
-        rows.append(
-            [f"{hit.rank}", f"{hit.score:.3f}", *ordered_by, hit.video, parts, hit.path or "not there any more"]
-        )
-        links.append(None if hit.path is None else _link(hit))
+        rows.append([f"{hit.rank}", f"{hit.score:.3f}", *ordered_by, hit.video, parts, "file"])
     columns = ["rank", "score", *([normalise] if normalise else []), "video", "moment", "file"]
     left = tuple(range(len(columns) - 3, len(columns)))
     header, *lines = render(plain_table(columns, rows, left=left)).removesuffix("\n").split("\n")
     run.say(header)
-    for line, hit, link in zip(lines, hits, links):
-        run.say(line, link=None if link is None else (hit.video, link))
+    at = header.index("video")
+    for line, hit in zip(lines, hits):
+        path = "not there any more" if hit.path is None else hit.path.replace("\n", "\\n")
+        link = None if hit.path is None else (at, at + len(cell_text(hit.video)), _link(hit))
+        run.say(line.removesuffix("file") + path, link=link)  # a path stands as it is, to be opened
 
 
 def _link(hit: Any) -> str:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -112,10 +113,12 @@ def search(
     if text is None and (also or without):
         raise UsageError("`and` and `not` go with a sentence")
     settings = build(SearchSettings, asked)
+    _check_part(like, start, end)
+    _check_settings(settings, captions=video is not None, played=play or m3u is not None)
     run.device()  # one that is not there is said first
     let_import(head)
     store = open_cache(cache, run_folder, list)
-    _check_search(settings, store, imported_frames=video is not None or (like is not None and Path(like).is_file()))
+    _check_cache(settings, store, imported_frames=video is not None or (like is not None and Path(like).is_file()))
     model = _model(run, store, run_folder, head or ("mean_pool" if settings.normalise or video else "best_frames"))
     if like is None or Path(like).is_file():
         model.load_backbone(pretrained)
@@ -132,7 +135,10 @@ def search(
 
     def answered(query: Query) -> Sequence[dict[str, Any]]:
         hits = model.answer(query, settings)
-        print_hits(run, hits, settings.normalise)
+        if hits:
+            print_hits(run, hits, settings.normalise)
+        else:
+            run.say(_why_nothing(model, query, settings))
         if m3u is not None:
             run.say(f"{amount(write_playlist(m3u, hits), 'moment')} in {m3u}")
         if play:
@@ -183,8 +189,41 @@ def _one_sentence(words: list[str] | None) -> str | None:
     return words[0]
 
 
-def _check_search(settings: SearchSettings, store: Store, *, imported_frames: bool) -> None:
-    """Raise UsageError for what cannot be searched so, before a model is loaded."""
+def _check_part(like: str | None, start: float | None, end: float | None) -> None:
+    """Raise UsageError for a part of what has none."""
+    if start is None and end is None:
+        return
+    given = "start" if start is not None else "end"
+    if like is None or (Path(like).is_file() and _is_picture(Path(like))):
+        raise UsageError(f"`{given}` goes with a video file or the id of a video, given as `like`")
+    if end is not None and not Path(like).is_file():
+        raise UsageError("`end` goes with a video file; of a video of the list `start` says the second to look at")
+    if start is not None and end is not None and start >= end:
+        raise UsageError(f"The part from {start:g} s to {end:g} s is empty")
+
+
+def _check_settings(settings: SearchSettings, *, captions: bool, played: bool) -> None:
+    """Raise UsageError for settings that this search would leave out."""
+    asked = {
+        "folder": settings.folder,
+        "shortest": settings.shortest,
+        "longest": settings.longest,
+        "min": settings.minimum,
+        "by": "moment" if settings.by == "moment" else None,
+        "exact": settings.exact or None,
+    }
+    narrowed = next((name for name, value in asked.items() if value is not None), None)
+    other = (
+        "video" if captions else "normalise" if settings.normalise else "max_frames" if settings.max_frames else None
+    )
+    if narrowed is not None and other is not None:
+        raise UsageError(f"`{narrowed}` goes with a search of every frame, not with `{other}`")
+    if captions and (played or settings.moments > 1):
+        raise UsageError("`video` finds captions, which have no moments")
+
+
+def _check_cache(settings: SearchSettings, store: Store, *, imported_frames: bool) -> None:
+    """Raise UsageError for what this cache cannot be asked, before a model is loaded."""
     if imported_frames and "text_backbone" in store.configuration:
         raise UsageError(f"{store.path} holds imported frame features: how they were made from pixels is not known")
     if settings.normalise is not None and "train" not in store.splits:
@@ -192,31 +231,21 @@ def _check_search(settings: SearchSettings, store: Store, *, imported_frames: bo
             f"`normalise` needs a bank of training captions and {store.path} has no split train",
             hint="Search without `normalise`",
         )
-    asked = {
-        "folder": settings.folder,
-        "shortest": settings.shortest,
-        "longest": settings.longest,
-        "min": settings.minimum,
-    }
-    narrowed = [name for name, value in asked.items() if value is not None]
-    if (settings.normalise or settings.max_frames) and (narrowed or settings.by == "moment"):
-        raise UsageError(
-            f"`{narrowed[0] if narrowed else 'by'}` goes with a search of every frame, not with "
-            f"`{'normalise' if settings.normalise else 'max_frames'}`"
-        )
+
+
+def _is_picture(path: Path) -> bool:
+    """By its name: what Pillow knows and no container of videos has."""
+    from PIL import Image
+
+    return path.suffix.lower() in Image.registered_extensions() and split_extension(path.name)[1] == ""
 
 
 def _likeness(model: Model, like: str, start: float | None, end: float | None) -> Query:
     """What a picture, a clip or a video of the list shows."""
-    from PIL import Image
-
     path = Path(like)
     if not path.is_file():
         return model.listed(like, time=start)
-    known = {*Image.registered_extensions()}
-    if path.suffix.lower() in known and split_extension(path.name)[1] == "":
-        return model.picture(path)
-    return model.clip(path, start=start, end=end)
+    return model.picture(path) if _is_picture(path) else model.clip(path, start=start, end=end)
 
 
 def _say_what_is_searched(
@@ -239,6 +268,14 @@ def _say_what_is_searched(
     by = f"zero-shot {model.name}" if folder is None else f"{model.name} ({folder})"
     run.say(f"{count} of {model.cache.path}{f', split {settings.split}' if settings.split else ''}, by {by}")
     return exact
+
+
+def _why_nothing(model: Model, query: Query, settings: SearchSettings) -> str:
+    """What to say where no answer is left: how near the best one came to the score that was asked for."""
+    best = model.answer(query, replace(settings, minimum=None, top=1))
+    if not best:
+        return "nothing else is there to be found"
+    return f"no {settings.by} reaches {settings.minimum:g}; the best has {best[0].score:.3f}"
 
 
 def _player_for(path: str, start: float) -> list[str] | None:

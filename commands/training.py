@@ -77,7 +77,7 @@ def _resumable(out: Path, *, sweep: bool = False) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        saved = out.exists() and any(out.iterdir())
+        saved = any(any(out.glob(where)) for where in ("run.json", "*/run.json"))
         stands = f"{out} keeps what is done" if saved else "nothing was saved of it yet"
         raise Stopped(f"Stopped; {stands}. Go on: {_going_on(out, sweep)}") from error
     except StorageError as error:
@@ -115,7 +115,7 @@ def train_head(
     """Train a head on cached features. Keeps the best and the last epoch, and how it went, in a run folder."""
     from glscl.cache.lock import require_free
     from glscl.commands.default_paths import run_folder
-    from glscl.evaluate.evaluation import validation_metrics
+    from glscl.evaluate.report.validation import validation_of
     from glscl.train_head.settings import resolve
     from glscl.train_head.train import check_trainable, earlier_run, train
 
@@ -140,7 +140,7 @@ def train_head(
                 out,
                 settings,
                 device=device,
-                validate=validation_metrics,
+                validate=validation_of(store, settings, out),
                 reporter=TrainingLines(run),
                 resume=begun is not None,
                 command=command_line(),
@@ -250,7 +250,7 @@ def finetune(
     """Train backbone and head together from pixels: the second pass. Leaves a run with a backbone to extract with."""
     from glscl.cache.lock import require_free
     from glscl.commands.default_paths import run_folder
-    from glscl.evaluate.evaluation import validation_metrics
+    from glscl.evaluate.report.validation import validation_of
     from glscl.train_head.finetuning.finetune import finetune as train_both
     from glscl.train_head.finetuning.settings import resolve_finetune
     from glscl.train_head.train import check_trainable, earlier_run
@@ -276,7 +276,7 @@ def finetune(
                 out,
                 settings,
                 device=device,
-                validate=validation_metrics,
+                validate=validation_of(store, settings, out),
                 reporter=TrainingLines(run),
                 resume=begun is not None,
                 command=command_line(),

@@ -44,6 +44,7 @@ class ClipWeights(NamedTuple):
         root: what stood before all its names, such as "clip.".
         others: names that are not of the backbone: those of a head.
         program: whose whole model it is, a key of `PROGRAMS`, None where there is nothing beside the backbone.
+        twin: what stands before all names of a second backbone of the same names, as where a teacher is saved too.
     """
 
     weights: dict[str, Tensor]
@@ -51,6 +52,7 @@ class ClipWeights(NamedTuple):
     root: str
     others: tuple[str, ...]
     program: str | None
+    twin: str | None = None
 
 
 def clip_weights(found: Mapping[str, Tensor]) -> ClipWeights:
@@ -76,7 +78,14 @@ def clip_weights(found: Mapping[str, Tensor]) -> ClipWeights:
     own = {name: value for name, value in own.items() if not _NO_WEIGHTS.search(name)}
     weights = own if form == "open_clip" else _from_hugging_face(own, _SIGLIP if form == "siglip" else _CLIP)
     program = program_of(others) or ("clip4clip" if root == "clip." else None)
-    return ClipWeights(weights, form, root, tuple(others), program)
+    return ClipWeights(weights, form, root, tuple(others), program, _twin_of(root, found))
+
+
+def _twin_of(root: str, found: Mapping[str, Tensor]) -> str | None:
+    """The root of another whole tower of pictures like the one below `root`."""
+    roots = dict.fromkeys(match[1] for name in found if (match := _TOWER.match(name)))
+    tower = [name.removeprefix(root) for name in found if (match := _TOWER.match(name)) and match[1] == root]
+    return next((other for other in roots if other != root and all(other + name in found for name in tower)), None)
 
 
 def program_of(names: Mapping[str, object] | tuple[str, ...] | list[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""Which device a process takes, why not the GPU that is there, and full float32 on a device that would round.
+"""Cores, which device a process takes, why not the GPU that is there, and how a GPU computes.
 
 torch is imported when something is asked, not before.
 """
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     import torch
 
 _OF_NVIDIA = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")  # where a machine has such a GPU
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def choose_device(name: str, place: Launch) -> torch.device:
@@ -72,19 +79,34 @@ def lost_gpu() -> str | None:
     return "CUDA finds no device"
 
 
+CUDNN_ATTENTION = False  # it builds a plan for every new shape, for tenths of a second; the other kernels do not
+
+
 @contextmanager
-def full_float32(device: torch.device) -> Iterator[None]:
-    """Float32 products, convolutions and recurrences in full on a GPU, where TF32 would keep three digits; as before afterwards."""
+def arithmetic(device: torch.device, *, tf32: bool = False) -> Iterator[None]:
+    """How a GPU computes inside the block; as before afterwards, and nothing elsewhere.
+
+    Attention never takes cuDNN's kernels.
+
+    Args:
+        tf32: products, convolutions and recurrences of float32 keep three digits (TF32); in full where not.
+    """
     if device.type != "cuda":
         yield
         return
     import torch
 
-    products, others = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+    before = (
+        torch.get_float32_matmul_precision(),
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cuda.cudnn_sdp_enabled(),
+    )
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cuda.enable_cudnn_sdp(CUDNN_ATTENTION and before[2])
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = others
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+        torch.backends.cuda.enable_cudnn_sdp(before[2])

@@ -80,7 +80,11 @@ class GlsclError(Exception):
         if len(message) > LONGEST:
             message = f"{message[: LONGEST - 400]} [...] {message[-400:]}"
         self.message = message
-        super().__init__(f"{message.rstrip('.')}. {self.hint}" if self.hint else message)
+        super().__init__(
+            f"{message if message.endswith('...') else message.removesuffix('.') + '.'} {self.hint}"
+            if self.hint
+            else message
+        )
 
 
 class UsageError(GlsclError, ValueError): ...

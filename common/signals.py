@@ -40,7 +40,10 @@ class Deferred(threading.Event):
 
 @contextlib.contextmanager
 def interrupts_deferred() -> Iterator[Deferred]:
-    """The first SIGINT, SIGTERM or SIGHUP only sets the event, so that a step ends before the run stops; a second one acts."""
+    """SIGINT, SIGTERM and SIGHUP only set the event, so that a step ends before the run stops; a second Ctrl-C acts.
+
+    Schedulers and launchers send what asks to stop more than once: to the process and to its group, SIGTERM and then SIGHUP.
+    """
     event = Deferred()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -51,8 +54,8 @@ def interrupts_deferred() -> Iterator[Deferred]:
 
     def note(number: int, frame: FrameType | None) -> None:
         event.set()
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        if signal.SIGINT in before:
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
         if event.acts:
             raise KeyboardInterrupt
 

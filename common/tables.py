@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -118,8 +119,9 @@ def render(table: Table, style: str = "terminal") -> str:
 
 
 def one_line(text: str) -> str:
-    """Text that cannot break a line or steer a terminal: white space folded, control characters made visible."""
-    return "".join("\N{REPLACEMENT CHARACTER}" if steers(c) else c for c in " ".join(text.split()))
+    """Text that cannot break a line or steer a terminal: line breaks and tabs folded, control characters made visible."""
+    text = re.sub(r"\s*[^\S ]\s*", " ", text).strip()
+    return "".join("\N{REPLACEMENT CHARACTER}" if steers(c) else c for c in text)
 
 
 def steers(character: str) -> bool:
@@ -210,7 +212,7 @@ def _terminal(table: Table) -> str:
     if table.title:
         sections = {name: [[*map(_clipped, cells)] for cells in lines] for name, lines in sections.items()}
     lines = [columns, *(cells for section in sections.values() for cells in section)]
-    widths = [max(map(_width, column)) for column in zip(*lines)]
+    widths = [min(WIDEST, max(map(_width, column))) for column in zip(*lines)]  # a longer cell moves its own line alone
 
     def line(cells: Sequence[str]) -> str:
         blanks = [" " * (width - _width(cell)) for cell, width in zip(cells, widths)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 import inspect
 import sys
-import types
 import typing
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from typer.models import ArgumentInfo
 
 from glscl import cli
-from glscl.commands.options import COMMANDS
+from glscl.commands.options import COMMANDS, flags_of, required_type
 from glscl.extract.datasets import DATASETS
 
 PAGE = Path(__file__).with_name("cli.md")
@@ -64,18 +63,12 @@ def _cell(text: str | None) -> str:
 
 
 def _flags(parameter: inspect.Parameter, kind: Any, info: Any) -> str:
-    # typer keeps the first flag of an Annotated option where its default would stand
-    declared = [d for d in (info.default, *(info.param_decls or ())) if isinstance(d, str)]
-    declared = declared or ["--" + parameter.name.replace("_", "-")]
-    flags = " / ".join(f"`{flag}`" for names in declared for flag in names.replace(",", "/").split("/"))
-    kinds = [k for k in (typing.get_args(kind) if isinstance(kind, types.UnionType) else [kind]) if k is not type(None)]
-    if typing.get_origin(kind) is typing.Union:
-        kinds = [k for k in typing.get_args(kind) if k is not type(None)]
-    if kinds[0] is bool:
+    flags, kind = " / ".join(f"`{flag}`" for flag in flags_of(parameter)), required_type(kind)
+    if kind is bool:
         return flags
-    if isinstance(kinds[0], type) and issubclass(kinds[0], enum.Enum):
-        return f"{flags} {_cell('|'.join(choice.value for choice in kinds[0]))}"
-    return f"{flags} {_cell(info.metavar or VALUES.get(kinds[0], 'TEXT'))}"
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return f"{flags} {_cell('|'.join(choice.value for choice in kind))}"
+    return f"{flags} {_cell(info.metavar or VALUES.get(kind, 'TEXT'))}"
 
 
 def _default(parameter: inspect.Parameter) -> str:

@@ -27,12 +27,12 @@ from glscl.common.memory import available
 from glscl.common.settings import as_dict, check
 from glscl.common.versions import versions
 from glscl.evaluate.confidence import confidence_of_directions
+from glscl.evaluate.graded import graded_metrics, grades, read_qrels, write_trec_run
 from glscl.evaluate.hubness import NORMALISATIONS, known_normalisations, normalised_ranks
 from glscl.evaluate.judged_lists import about_list
 from glscl.evaluate.metrics import summarise
 from glscl.evaluate.query_banks import Banks, TableOnDevice
 from glscl.evaluate.ranks import DIRECTIONS, RANKINGS, TEXT_TO_VIDEO, VIDEO_TO_TEXT, query_videos, retrieval_ranks
-from glscl.evaluate.run_names import seen_in_training
 from glscl.evaluate.seen_in_training import training_of, videos_seen
 from glscl.evaluate.settings import ZERO_SHOT_HEADS, EvaluateSettings
 from glscl.evaluate.similarity import PairsDone, Scoring, ranks, similarity_matrix
@@ -75,6 +75,8 @@ class JudgedTable(TableOnDevice, Protocol):
 
     @property
     def counts(self) -> Counts: ...
+    @property
+    def captions(self) -> Sequence[str]: ...
 
 
 class JudgedHead(NamedTuple):
@@ -204,13 +206,14 @@ def judge(
     """
     check_normalisations(settings.normalise, judged.head, store)
     table = judged.load(settings.split)
+    if settings.qb_norm_beta is None:
+        beta = RECIPES.get(store.recipe, RECIPES["default"]).qb_norm_beta
+        settings = replace(settings, qb_norm_beta=beta)
     training = training_of(judged.runs, store)
     seen = videos_seen(store.list, settings.split, table.video_ids, training)
     counts = {**asdict(table.counts), "videos_seen_in_training": seen}
     if seen is None:
         note(f"not known how many of the judged videos were seen in training: {'; '.join(training.unknown)}")
-    elif warning := seen_in_training({"counts": counts}):
-        note(f"warning: {warning}")
     evaluation = evaluate_head(
         judged.head,
         table,
@@ -288,7 +291,7 @@ def evaluate_head(
     against all videos, under "tags".
 
     Args:
-        settings: of these count `normalise`, `confidence`, `seed` and `save_similarity`.
+        settings: of these count `normalise`, `confidence`, `seed`, `qrels`, `trec_run` and `save_similarity`.
         train: gives the table that banks are taken from; called only where a normalisation needs one.
         device: where to compute; None is where the head is.
         seconds: the result's `seconds` are added to it.
@@ -300,7 +303,9 @@ def evaluate_head(
     check_normalisations(settings.normalise, head)
     similarity, watched = None, Watched(head)
     scoring: Any = watched  # all that a head has, by delegation
-    if settings.normalise or settings.save_similarity is not None:
+    judgements = None if settings.qrels is None else read_qrels(settings.qrels)
+    wanted = (settings.save_similarity, settings.qrels, settings.trec_run)
+    if settings.normalise or any(path is not None for path in wanted):
         _check_room(table, bytes_a_pair=4 + 20 * bool(settings.normalise))
         similarity = similarity_matrix(scoring, table, device=device, seconds=seconds, progress=progress)
         with _timed(seconds, "metrics"):
@@ -321,7 +326,13 @@ def evaluate_head(
         banks = None
         if any(NORMALISATIONS[name].needs_bank for name in settings.normalise):
             banks = _banks(settings.normalise, head, table, train, device=device, seconds=seconds)
-        result["normalised"] = _normalised(settings.normalise, similarity, table.video_of_text, banks, seconds)
+        result["normalised"] = _normalised(settings, similarity, table.video_of_text, banks, seconds)
+    if similarity is not None and judgements is not None:
+        with _timed(seconds, "metrics"):
+            grade = grades(judgements, table.text_ids, table.captions, table.video_ids, table.video_of_text.cpu())
+            result["graded"] = {"qrels": str(settings.qrels), **graded_metrics(similarity, grade)}
+    if similarity is not None and settings.trec_run is not None:
+        write_trec_run(settings.trec_run, similarity, table.text_ids, table.video_ids, tag=type(head).__name__.lower())
     if similarity is not None and settings.save_similarity is not None:
         save_similarity_matrix(settings.save_similarity, similarity, table)
     summary = watched.summary(table.num_videos)
@@ -451,15 +462,16 @@ def _banks(
 
 
 def _normalised(
-    names: Sequence[str],
+    settings: EvaluateSettings,
     similarity: Tensor,
     video_of_text: Tensor,
     banks: Mapping[str, Any] | None,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     out: dict[str, Any] = {}
-    for name in names:
+    for name in settings.normalise:
         entry, given = NORMALISATIONS[name], banks or {}
+        told = {"beta": settings.qb_norm_beta} if name == "qb-norm" and settings.qb_norm_beta is not None else {}
         with _timed(seconds, "metrics"):
             found = normalised_ranks(
                 name,
@@ -467,6 +479,7 @@ def _normalised(
                 video_of_text,
                 text_to_video=given.get(TEXT_TO_VIDEO),
                 video_to_text=given.get(VIDEO_TO_TEXT),
+                options=told,
             )
             out[name] = {direction: summarise(values) for direction, values in found.items()}
         out[name]["bank"] = given["bank"] if entry.needs_bank else "none"

@@ -206,13 +206,21 @@ class Normalisation:
     def needs_bank(self) -> bool:
         return bool(self.banks)
 
-    def apply(self, similarity: Any, *, direction: str, banks: Mapping[str, Any] | None = None) -> Any:
+    def apply(
+        self,
+        similarity: Any,
+        *,
+        direction: str,
+        banks: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Any:
         """The normalised scores of one direction, in the form that orders rows exactly.
 
         Args:
             similarity: (Q, G), queries of that direction on rows.
             direction: "text_to_video" or "video_to_text".
             banks: what `self.banks` names; others are ignored.
+            options: those that are not as in `self.options`.
 
         Raises:
             UsageError: a bank is missing.
@@ -221,7 +229,7 @@ class Normalisation:
         if missing:
             raise UsageError(f"{self.function.__name__} needs {' and '.join(missing)}: {self.summary}")
         given = {name: (banks or {})[name] for name in self.banks}
-        return self.function(similarity, **given, **self.options.get(direction, {}))
+        return self.function(similarity, **given, **{**self.options.get(direction, {}), **(options or {})})
 
 
 def _both(**options: Any) -> dict[str, dict[str, Any]]:
@@ -294,6 +302,7 @@ def normalised_ranks(
     text_to_video: Mapping[str, Any] | None = None,
     video_to_text: Mapping[str, Any] | None = None,
     conventions: Sequence[str] = ("group", "caption"),
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, np.ndarray]:
     """Ranks of both directions after a normalisation, each direction with its own bank.
 
@@ -306,6 +315,7 @@ def normalised_ranks(
         video_to_text: banks for that direction: `bank` (or `query_bank`) holds videos by the T texts, `gallery_bank`
             texts by the T texts.
         conventions: for video to text; none leaves that direction out, and its bank is not asked for.
+        options: those that are not as in `NORMALISATIONS`.
 
     Returns:
         As `glscl.evaluate.ranks.retrieval_ranks`.
@@ -313,10 +323,10 @@ def normalised_ranks(
     if name not in NORMALISATIONS:
         raise UsageError(f"unknown normalisation {name!r}; there are {', '.join(NORMALISATIONS)}")
     entry, scores = NORMALISATIONS[name], as_scores(similarity)
-    rows = entry.apply(scores, direction="text_to_video", banks=text_to_video)
+    rows = entry.apply(scores, direction="text_to_video", banks=text_to_video, options=options)
     ranks = retrieval_ranks(rows, video_of_text, conventions=())
     if conventions:
-        columns = entry.apply(scores.T, direction="video_to_text", banks=video_to_text).T
+        columns = entry.apply(scores.T, direction="video_to_text", banks=video_to_text, options=options).T
         both = retrieval_ranks(columns, video_of_text, conventions=conventions)
         ranks.update((direction, values) for direction, values in both.items() if direction != TEXT_TO_VIDEO)
     return ranks

@@ -48,7 +48,7 @@ def results_tables(
     for data in by_judged_data(results):
         rows: list[TableRow] = []
         notes = ["t2v: text to video; v2t: video to text, group convention. R@K in percent."]
-        if p_values is not None:
+        if p_values is not None and 0 in data.members:
             notes.append(f"p: R@1 against {names[0]}, a permutation test paired by query.")
         members = [(names[i], results[i]) for i in data.members]
         notes += [*list_notes(members), *coverage_notes(members)]

@@ -54,8 +54,25 @@ class EvaluateSettings:
         None, "Which frames where there are more.", option=False, default_from="as the run was trained"
     )
     normalise: tuple[str, ...] = setting((), "Hubness normalisations, by name.", group="Metrics", option=False)
+    qb_norm_beta: float | None = setting(
+        None,
+        "β of QB-Norm.",
+        group="Metrics",
+        min=0,
+        option=False,
+        default_from="the recipe's: 50 on ActivityNet, else 70",
+    )
     confidence: bool = setting(True, "Whether metrics have bootstrap intervals.", group="Metrics", option=False)
     seed: int = setting(0, "Of the bootstrap.", min=0, option=False)
+    qrels: Path | None = setting(
+        None,
+        "Also judge with several right videos a caption: TREC qrels, or a .csv or .tsv with caption, video and grade.",
+        group="Metrics",
+        metavar="FILE",
+    )
+    trec_run: Path | None = setting(
+        None, "Write the rankings to this file, as trec_eval reads them.", group="Output", metavar="PATH"
+    )
     save_similarity: Path | None = setting(
         None,
         "Write the matrix, texts on rows, to this .npy file, and its ids to a .json file beside it.",

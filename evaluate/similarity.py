@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
-from glscl.common.devices import full_float32
+from glscl.common.devices import arithmetic
 from glscl.common.errors import UsageError
 from glscl.evaluate.ranks import RANKINGS, Span, pair, ranks_of_tiles, require_finite, spans
 
@@ -340,7 +340,7 @@ def scoring(
     training = [module for module in head.modules() if module.training]
     try:
         head.eval().to(device)
-        with torch.no_grad(), torch.autocast(device.type, enabled=False), full_float32(device):
+        with torch.no_grad(), torch.autocast(device.type, enabled=False), arithmetic(device):
             yield Scorer(
                 head,
                 table,

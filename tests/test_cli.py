@@ -40,8 +40,13 @@ def test_json_is_one_object_on_standard_output_also_for_errors(glscl, tmp_path):
         assert told["error"] and told["error"].split()[0] in err
 
 
-def test_help_loads_nothing_heavy():
-    code = "import sys, glscl.cli; print([m for m in sys.modules if '.' not in m])"
+def test_help_and_completion_load_nothing_heavy():
+    options = "('dataset', 'head', 'backbone', 'cache', 'run_folder')"
+    code = (
+        "import sys, glscl.cli; from glscl.commands.completion import _THERE\n"
+        f"for name in {options}: list(_THERE[name]())\n"
+        "print([m for m in sys.modules if '.' not in m])"
+    )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     for heavy in ("torch", "numpy", "open_clip", "av", "decord", "zarr", "h5py", "matplotlib", "accelerate"):
         assert f"'{heavy}'" not in loaded

@@ -15,6 +15,7 @@ from glscl.demo.pipeline import DemoSettings, chance, run_demo, table
 from glscl.evaluate.metrics import retrieval_metrics
 
 SCHEMA = Path(__file__).parents[1] / "docs" / "result.schema.json"
+EXAMPLES = SCHEMA.parents[1] / "examples"
 DIRECTIONS = ("text_to_video", "video_to_text", "video_to_text_caption")
 
 
@@ -91,3 +92,27 @@ def test_chance_is_what_random_scores_give_on_average(demo):
             values = [of[direction][metric] for of in drawn]
             error = 4 * np.std(values) / np.sqrt(len(values))
             assert abs(np.mean(values) - expected[direction][metric]) <= error + 1e-9, (direction, metric)
+
+
+@pytest.mark.parametrize("name", ["compare-heads", "search-videos"])
+def test_a_notebook_runs_on_what_the_demo_made(demo, monkeypatch, capsys, name):
+    out, _ = demo
+    cells = json.loads((EXAMPLES / f"{name}.ipynb").read_text())["cells"]
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
+    space = {}
+    for number, cell in enumerate(cells):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"{name}, cell {number}", "exec"), space)
+        if "parameters" in cell["metadata"].get("tags", ()):
+            space |= {
+                "FOLDER": str(out),
+                "HEADS": ["projection", "attention_pool"],
+                "EPOCHS": 1,
+                "SIZES": {"train": 20, "val": 10, "test": 10},
+            }
+    printed = capsys.readouterr().out
+    assert space["done"].encoded == {"videos": 0, "texts": 0, "frames": 0}
+    if name == "compare-heads":
+        assert list(space["judged"]) == ["mean_pool", "projection", "attention_pool"] and "attention_pool" in printed
+    else:
+        assert [hit.rank for hit in space["hits"]] == [1, 2, 3] and space["trained"].record["head"] == "projection"

@@ -99,7 +99,7 @@ def test_the_page_of_recipes_is_what_the_code_says():
     expected = {}
     for name in ("msrvtt", "msvd", "lsmdc", "didemo", "activitynet"):
         recipe = RECIPES[name]
-        options, settings = recipe.head_options["glscl"], resolve({}, dataset=name)
+        options, settings = recipe.heads["glscl"].options, resolve({}, dataset=name)
         expected[name] = [
             recipe.words,
             recipe.frames,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import email
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -119,6 +120,7 @@ def test_an_installed_wheel_finds_its_heads_readers_and_backbone(installed, tmp_
     assert dim == "128" and Path(where.strip()).is_relative_to(installed.parents[1])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.dist
 @pytest.mark.slow
 def test_an_installed_wheel_goes_from_videos_to_a_report(installed, make_video, tmp_path):
@@ -150,3 +152,29 @@ def test_an_installed_wheel_goes_from_videos_to_a_report(installed, make_video, 
     assert "text → video" in glscl("eval", "--run", "run")
     glscl("report", "run", "--out", "report.html")
     assert "<html" in (tmp_path / "report.html").read_text()
+
+
+def test_make_takes_torch_without_cuda_before_the_package_asks_for_any(tmp_path):
+    def commands(*words):
+        return run(["make", "-n", "demo", f"VENV={tmp_path / 'venv'}", f"PYTHON={sys.executable}", *words], cwd=ROOT)
+
+    light = commands("CPU=1")
+    assert (
+        0
+        < light.index('--index-url "https://download.pytorch.org/whl/cpu" torch torchvision')
+        < light.index("'.[test]'")
+    )
+    assert '--index-url "https://example.org/cu128" torch' in commands("TORCH_INDEX=https://example.org/cu128")
+    assert "--index-url" not in commands()
+
+
+def test_the_image_is_given_all_that_the_package_is_made_of():
+    admitted = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    rooms = {name.split(".")[1] for name in config["tool"]["setuptools"]["packages"] if "." in name}
+    assert admitted >= rooms | {path.name for path in ROOT.glob("*.py")}
+    assert admitted >= {"py.typed", "pyproject.toml", "LICENSE", "README.md"} and all(
+        (ROOT / n).exists() for n in admitted
+    )
+    wanted = re.search(r"/src\[(.*?)\]", (ROOT / "Dockerfile").read_text())
+    assert wanted and set(wanted[1].split(",")) <= config["project"]["optional-dependencies"].keys()

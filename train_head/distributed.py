@@ -12,7 +12,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable
 from datetime import timedelta
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -25,35 +24,23 @@ from torch.distributed.nn.functional import all_gather
 
 from glscl.common.errors import UsageError
 from glscl.common.launch import launch
-from glscl.train_head.settings import precision_on
 
 Encoded = TypeVar("Encoded", bound=tuple)
 
 _PATIENCE = timedelta(hours=4)  # the others wait while the first process validates
 
 
-def make_accelerator(
-    device: torch.device | str, precision: str, *, tracker: str = "none", folder: Path | None = None
-) -> Accelerator:
+def make_accelerator(device: torch.device | str, precision: str) -> Accelerator:
     """The Accelerate side of a training run.
 
     Args:
         device: where to run; under `accelerate launch` only its kind counts, each process has its own.
-        precision: "fp32", "bf16", "fp16" or "auto".
-        tracker: "none" or "tensorboard", which logs below `folder`.
+        precision: "fp32", "tf32" (which is for the caller to switch on), "bf16" or "fp16".
 
     Raises:
-        UsageError: the tracker is not installed, or has no folder; two processes share a GPU.
+        UsageError: two processes share a GPU.
     """
     device = torch.device(device)
-    precision = precision_on(device.type, precision)
-    if tracker != "none" and folder is None:
-        raise UsageError(f"the tracker {tracker} needs a run folder to log to")
-    if tracker == "tensorboard":
-        from accelerate.utils import is_tensorboard_available
-
-        if not is_tensorboard_available():
-            raise UsageError("`tracker=tensorboard` needs the tensorboard package", hint="pip install 'glscl[tracker]'")
     if launch().world == 1:
         # Accelerate keeps device and precision for the life of the process; a second run may want others.
         if PartialState._shared_state:
@@ -62,10 +49,8 @@ def make_accelerator(
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
     accelerator = Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision,
+        mixed_precision=precision if precision in ("bf16", "fp16") else "no",
         cpu=device.type == "cpu",
-        log_with=None if tracker == "none" else tracker,
-        project_dir=folder,
         kwargs_handlers=[
             DistributedDataParallelKwargs(find_unused_parameters=True),
             InitProcessGroupKwargs(timeout=_PATIENCE),

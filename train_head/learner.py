@@ -6,6 +6,7 @@ B captions and as many videos a batch, L tokens, F frames, S steps an epoch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from glscl.train_head.losses import LOSSES, distillation_loss
 from glscl.train_head.optim import parameter_groups
 from glscl.train_head.teaching import Teacher
 
+WIDTHS = 8  # on a GPU captions are padded to a multiple of it: a new shape costs plans, memory and recordings
 _RESIDENT_SHARE = 0.6  # of a GPU's free memory that features may take
 
 
@@ -38,7 +40,8 @@ class ContrastiveStep(nn.Module):
         chunk: texts and videos encoded at once, see `glscl.train_head.encode_chunks`; None is the whole batch.
 
     Attributes:
-        compute: what `forward` calls, `loss` or a compiled version of it.
+        compute: what `forward` calls, `losses` or a compiled version of it.
+        latest: the losses of the latest batch, without graph; the next one may overwrite them.
     """
 
     def __init__(
@@ -49,25 +52,34 @@ class ContrastiveStep(nn.Module):
         self.chunk = chunk
         self.contrast = LOSSES[loss or head.loss]
         self._teacher = [] if teacher is None else [teacher]  # in a list: no module of this one
-        self.compute: Callable[..., Tensor] = self.loss
+        self.compute: Callable[..., dict[str, Tensor]] = self.losses
+        self.latest: dict[str, Tensor] = {}
 
     def forward(self, text: TextFeatures, video: VideoFeatures, exclude: Tensor | None = None) -> Tensor:
         """Scalar loss of this process' share of a batch against the whole batch; `exclude` as in `contrastive_loss`."""
-        return self.compute(text, video, exclude)
+        losses = self.compute(text, video, exclude)
+        self.latest = {name: loss.detach() for name, loss in losses.items()}
+        return reduce(torch.add, losses.values())
 
-    def loss(self, text: TextFeatures, video: VideoFeatures, exclude: Tensor | None = None) -> Tensor:
-        """As `forward`, never compiled."""
-        encoded_text = gather_items(encode_in_chunks(self.head.encode_text, text, self.chunk))
-        encoded_video = gather_items(encode_in_chunks(self.head.encode_video, video, self.chunk))
+    def losses(self, text: TextFeatures, video: VideoFeatures, exclude: Tensor | None = None) -> dict[str, Tensor]:
+        """What `forward` is the sum of, never compiled: "contrastive", "distillation", the head's auxiliary losses by name."""
+        encoded_text, encoded_video = map(gather_items, self._encoded(text, video))
         logits = [self._logits(each) for each in self.head.contrasts(encoded_text, encoded_video)]  # (B, B) each
         first, *others = (self.contrast(each, exclude=exclude) for each in logits)
-        loss = sum(others, first)
+        losses = {"contrastive": sum(others, first)}
         for teacher in self._teacher:
             whole = logits[0] if len(logits) == 1 else self._logits(self.head.score(encoded_text, encoded_video))
-            loss = loss + teacher.weight * distillation_loss(whole, teacher.logits(text, video), exclude=exclude)
-        for auxiliary in self.head.auxiliary_losses(encoded_text, encoded_video).values():
-            loss = loss + auxiliary
-        return loss
+            distilled = distillation_loss(whole, teacher.logits(text, video), exclude=exclude)
+            losses["distillation"] = teacher.weight * distilled
+        return losses | dict(self.head.auxiliary_losses(encoded_text, encoded_video))
+
+    def _encoded(self, text: TextFeatures, video: VideoFeatures) -> tuple[Any, Any]:
+        if self.chunk is None or len(text.text_features) <= self.chunk:
+            return self.head.encode_both(text, video)
+        return (
+            encode_in_chunks(self.head.encode_text, text, self.chunk),
+            encode_in_chunks(self.head.encode_video, video, self.chunk),
+        )
 
     def _logits(self, similarity: Tensor) -> Tensor:
         scaled = similarity * self.head.logit_scale.exp()
@@ -88,6 +100,8 @@ class Learner:
         head: scores; its logit scale is clamped after every step.
         module: everything that is trained and taken up again; the head is part of it.
         table: captions, videos and which belong together.
+        step: gives the losses of a batch.
+        large: whether the products of a step are so large that their arithmetic, not their number, is what it costs.
     """
 
     def __init__(
@@ -99,9 +113,9 @@ class Learner:
         teacher: Teacher | None = None,
         compile: bool = False,
     ) -> None:
-        self.head, self.table = head, table
+        self.head, self.table, self.large = head, table, head.autocast_pairs
         self.module: nn.Module = head
-        self._loss, self._teacher = loss, teacher
+        self.step = ContrastiveStep(head, loss=loss, teacher=teacher)
         self._compile = compile
 
     def begin(self, device: torch.device) -> nn.Module:
@@ -111,16 +125,22 @@ class Learner:
         longest = 1 if self._lengths is None else max(1, int(self._lengths.max(initial=1)))
         self.table = resident(self.table, device)
         chunk = chunk_that_fits(self.head, words=longest, frames=self.table.frame_features.shape[1])
-        step = ContrastiveStep(self.head, loss=self._loss, teacher=self._teacher, chunk=chunk)
+        step = self.step
+        step.chunk = chunk
         if self._compile:
-            step.compute = compiled(step.loss, device, processes=launch().world)
-            if self._lengths is not None:
-                self._lengths = np.full_like(self._lengths, longest)
+            step.compute = compiled(step.losses, device, processes=launch().world)
+        if self._lengths is not None and (self._compile or device.type == "cuda"):
+            few = longest if self._compile else -(-self._lengths // WIDTHS) * WIDTHS
+            self._lengths = np.minimum(np.broadcast_to(few, self._lengths.shape), longest)
         return step
 
-    def groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Groups of parameters; one with an `lr_scale` has that many times the learning rate."""
-        return parameter_groups(self.module, weight_decay=weight_decay)
+    def why_not_recorded(self) -> str | None:
+        """Why the steps cannot be recorded, as far as the batches tell; None where they can."""
+        return "the features do not fit the device" if self.table.device.type == "cpu" else None
+
+    def groups(self, **decay: Any) -> list[dict[str, Any]]:
+        """Groups of parameters, see `parameter_groups`; one with an `lr_scale` has that many times the learning rate."""
+        return parameter_groups(self.module, **decay)
 
     def batches(self, rows: np.ndarray, *, start: int, share: slice, mask: bool) -> Any:
         """The batches of an epoch, taken from step `start` on by `.on(device, step)`; rows (S, B) of captions."""
@@ -160,24 +180,46 @@ class _Batches:
     """The batches of one epoch, with their row numbers beside the features already.
 
     Attributes:
-        rows: (S, B) int64, captions of each step.
+        gather: makes a batch of what `picked` gives; the same in every epoch.
     """
 
     def __init__(
         self, table: FeatureTable, rows: np.ndarray, lengths: np.ndarray | None, *, share: slice, mask: bool
     ) -> None:
-        self.rows, self._table, self._share, self._mask = rows, table, share, mask
+        self.gather = _Gather(table, share, mask)
+        self._share = share
         self._texts = torch.from_numpy(rows).to(table.device)
         self._videos = table.video_of_text[self._texts]  # (S, B)
         self._widths = [None] * len(rows) if lengths is None else lengths[rows].max(1).tolist()
 
+    def picked(self, step: int) -> tuple[int | None, tuple[Tensor, Tensor]]:
+        """Width of the captions of a step; rows of this process' share of them, and of the videos of the whole batch (B,)."""
+        return self._widths[step], (self._texts[step, self._share], self._videos[step])
+
     def on(self, device: torch.device, step: int) -> tuple[TextFeatures, VideoFeatures, Tensor | None]:
         """What `ContrastiveStep` takes; all processes pad their share to the longest caption of the whole batch."""
-        videos = self._videos[step]
-        text = self._table.texts(self._texts[step, self._share], width=self._widths[step])
-        video = self._table.videos(videos[self._share])
+        width, rows = self.picked(step)
+        return self.gather(device, width, *rows)
+
+
+class _Gather:
+    """Rows of a table → the features of a batch.
+
+    Args:
+        table: what they are rows of.
+        share: this process' part of the videos of a batch.
+        mask: whether pairs of one video are told.
+    """
+
+    def __init__(self, table: FeatureTable, share: slice, mask: bool) -> None:
+        self._table, self._share, self._mask = table, share, mask
+
+    def __call__(
+        self, device: torch.device, width: int | None, texts: Tensor, videos: Tensor
+    ) -> tuple[TextFeatures, VideoFeatures, Tensor | None]:
         exclude = (videos[:, None] == videos).to(device) if self._mask else None  # (B, B)
-        return _to(text, device), _to(video, device), exclude
+        text = _to(self._table.texts(texts, width=width), device)
+        return text, _to(self._table.videos(videos[self._share]), device), exclude
 
 
 def _to(features: Any, device: torch.device) -> Any:

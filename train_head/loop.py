@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from accelerate.utils import broadcast, reduce
 
 from glscl.cache.sampler import CaptionSampler
 from glscl.cache.table import FeatureTable
-from glscl.common.devices import full_float32
+from glscl.common.devices import arithmetic
 from glscl.common.errors import GlsclError, OutOfMemoryError, UsageError, first_line
 from glscl.common.memory import is_full, keep_freed_memory
 from glscl.common.signals import Deferred, interrupts_deferred
@@ -35,10 +34,17 @@ from glscl.train_head.doubts import loss_doubt
 from glscl.train_head.heads.base import Head
 from glscl.train_head.heartbeat import Heartbeat
 from glscl.train_head.learner import Learner
-from glscl.train_head.optim import build_optimizer, clamp_logit_scale, warmup_cosine
+from glscl.train_head.optim import (
+    build_optimizer,
+    clamp_logit_scale,
+    public_cosine,
+    set_learning_rate,
+    warmup_cosine,
+)
+from glscl.train_head.recording import RecordedStep, why_not_recorded
 from glscl.train_head.reports import FitResult, Reporter, StepReport
 from glscl.train_head.resume_state import TrainingState, clear, restore, save_between_steps, save_epoch
-from glscl.train_head.settings import TrainSettings
+from glscl.train_head.settings import TrainSettings, precision_on
 
 # metrics of a head on what validates: {"text_to_video": {"R@1", …, "MnR"}, "video_to_text": {…}}
 Judge = Callable[[Head], Mapping[str, Mapping[str, float]]]
@@ -105,7 +111,8 @@ def fit_learner(
     """
     if torch.device(device).type == "cpu":
         keep_freed_memory()
-    accelerator = make_accelerator(device, settings.precision, tracker=settings.tracker, folder=out)
+    precision = precision_on(torch.device(device).type, settings.precision, large=learner.large)
+    accelerator = make_accelerator(device, precision)
     main, table = accelerator.is_main_process, learner.table
     reporter = reporter if reporter is not None and main else Reporter()
     learner.module.to(accelerator.device).train()
@@ -124,7 +131,13 @@ def fit_learner(
             f"of {amount(len(np.unique(video_of_text)), 'video')}"
         )
     optimizer = build_optimizer(
-        learner.groups(settings.weight_decay), lr=settings.lr, betas=settings.betas, eps=settings.eps
+        learner.groups(
+            weight_decay=settings.weight_decay, decay=settings.decay, logit_scale_rate=settings.logit_scale_rate
+        ),
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        kind=settings.optimizer,
     )
     state = TrainingState(
         epochs=settings.epochs,
@@ -142,6 +155,7 @@ def fit_learner(
     training = _Training(
         settings=settings,
         accelerator=accelerator,
+        precision=precision,
         learner=learner,
         sampler=sampler,
         optimizer=optimizer,
@@ -159,12 +173,14 @@ class _Training:
     """A training under way.
 
     Attributes:
+        precision: "fp32", "tf32", "bf16" or "fp16".
         folder: of the run; None in all processes but the first, and where nothing is kept.
         Others: see `fit_learner`.
     """
 
     settings: TrainSettings
     accelerator: Accelerator
+    precision: str
     learner: Learner
     sampler: CaptionSampler
     optimizer: torch.optim.Optimizer
@@ -179,8 +195,8 @@ class _Training:
         self.device = accelerator.device
         self.share = slice(size * accelerator.process_index, size * (accelerator.process_index + 1))
         self.result = FitResult(history=self.state.history, best=self.state.best)
-        self.tracked = self.settings.tracker != "none"
         self._losses = torch.empty(0)  # of the epoch under way
+        self._parts: torch.Tensor | None = None  # sums over the steps since the last report, of losses of several parts
         self._interrupted = Deferred()
         self._heartbeat = Heartbeat(
             self.folder,
@@ -190,13 +206,27 @@ class _Training:
             batch_size=self.state.batch_size,
         )
         self._step_module, self._updates = accelerator.prepare(self.learner.begin(self.device), self.optimizer)
-        if self.tracked:
-            accelerator.init_trackers("logs")
+        self._recorded: RecordedStep | None = None
+        self._recording = self.settings.cuda_graphs and self._can_record()
 
     def run(self) -> FitResult:
         """All epochs that are left, or as many as patience, an interrupt or a broken loss allow."""
+        finished = False
+        self.reporter.begin()
+        try:
+            self._epochs()
+            self._beat("finished")
+            if self.accelerator.is_main_process:
+                self.result.doubts = self._doubts()
+            finished = True
+        finally:
+            self.reporter.end(finished=finished)
+        return self.result
+
+    def _epochs(self) -> None:
         state, ended = self.state, False
-        with interrupts_deferred() as self._interrupted, deterministic(self.device), self._arithmetic():
+        computing = arithmetic(self.device, tf32=self.precision == "tf32")
+        with interrupts_deferred() as self._interrupted, deterministic(self.device), computing:
             try:
                 while state.epoch < state.epochs and not ended:
                     self._epoch()
@@ -210,15 +240,6 @@ class _Training:
             except Exception as error:
                 self._beat("failed", reason=error.message if isinstance(error, GlsclError) else first_line(error))
                 raise
-        self._beat("finished")
-        if self.accelerator.is_main_process:
-            self.result.doubts = self._doubts()
-        if self.tracked:
-            self.accelerator.end_training()
-        return self.result
-
-    def _arithmetic(self) -> AbstractContextManager[None]:
-        return full_float32(self.device) if self.accelerator.mixed_precision == "no" else nullcontext()
 
     def _beat(self, state: str, *, loss: float | None = None, reason: str | None = None) -> None:
         self._heartbeat.beat(state, epoch=self.state.epoch, step=self.state.step, loss=loss, reason=reason)
@@ -235,6 +256,7 @@ class _Training:
         batches = self.learner.batches(
             rows, start=state.step, share=self.share, mask=self.settings.same_video == "mask"
         )
+        self._parts = None
         self._losses = torch.full((steps,), torch.nan, device=self.device)
         self._losses[: state.step] = torch.tensor(state.losses, device=self.device)
         reported, clock = state.step, time.perf_counter()
@@ -269,27 +291,61 @@ class _Training:
                 hint=self.learner.smaller(),
             ) from None  # the frames of the error hold the tensors of the step
 
+    def _can_record(self) -> bool:
+        """Whether the steps may be recorded; where that was asked for and cannot be, why is said."""
+        reason = why_not_recorded(
+            self.device,
+            processes=self.accelerator.num_processes,
+            precision=self.precision,
+            optimizer=self.settings.optimizer,
+            compiled=self.settings.compile,
+        )
+        reason = reason or self.learner.why_not_recorded()
+        if reason is not None:
+            self.reporter.note(f"`cuda_graphs` is left out: {reason}")
+        return reason is None
+
     def _step(self, batches: Any) -> None:
         """One batch: loss, gradients, update. The loss stays on the device."""
         state, step = self.state, self.state.step
         state.consistent = False
         learning_rate = self._learning_rate(step)
-        for group in self._updates.param_groups:
-            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+        for group in self.optimizer.param_groups:
+            set_learning_rate(group, learning_rate * group.get("lr_scale", 1.0), in_place=self._recording)
         torch.manual_seed(step_seed(state.seed, state.epoch, step, self.accelerator.process_index))
-        loss = self.learner.backward(self.accelerator, self._step_module, batches.on(self.device, step))
+        if not self._recording:
+            losses = self._update(batches.on(self.device, step))
+        else:
+            if self._recorded is None:
+                gather = batches.gather
+                self._recorded = RecordedStep(
+                    lambda width, *rows: self._update(gather(self.device, width, *rows)),
+                    self.device,
+                    note=self.reporter.note,
+                )
+            losses = self._recorded(*batches.picked(step))
+        self._losses[step] = losses[0]
+        if len(losses) > 1:
+            self._parts = losses[1:].clone() if self._parts is None else self._parts.add_(losses[1:])
+        state.step, state.consistent = step + 1, True
+
+    def _update(self, batch: tuple[Any, ...]) -> torch.Tensor:
+        """Move the weights by the gradients of a batch; its loss, and behind it the parts it is the sum of, if several."""
+        loss = self.learner.backward(self.accelerator, self._step_module, batch)
         self.accelerator.clip_grad_norm_(self.learner.module.parameters(), self.settings.clip)
         self._updates.step()
         self._updates.zero_grad(set_to_none=True)
         clamp_logit_scale(self.learner.head.logit_scale)
-        self._losses[step] = loss
-        state.step, state.consistent = step + 1, True
+        parts = self.learner.step.latest
+        self._part_names = list(parts)
+        return torch.stack([loss, *parts.values()]) if len(parts) > 1 else loss[None]
 
     def _learning_rate(self, step: int) -> float:
         """Of a step of the epoch under way, counted from 0."""
-        total = self.state.epochs * self.state.steps
-        done = self.state.epoch * self.state.steps + step
-        return self.settings.lr * warmup_cosine(done, total=total, warmup=self.settings.warmup)
+        settings, steps = self.settings, self.state.steps
+        planned = (settings.planned_epochs or self.state.epochs) * steps
+        schedule = public_cosine if settings.optimizer == "bert_adam" else warmup_cosine
+        return settings.lr * schedule(self.state.epoch * steps + step, total=planned, warmup=settings.warmup)
 
     def _report(self, rows: np.ndarray, *, since: int, clock: float) -> None:
         """Wait for the device, look at the losses from step `since` on, which began at `clock`, and tell of them."""
@@ -308,10 +364,9 @@ class _Training:
             loss=sum(fresh) / len(fresh),
             learning_rate=self._learning_rate(state.step - 1),
             captions_per_second=len(fresh) * state.batch_size / max(seconds, 1e-9),
+            losses={} if self._parts is None else dict(zip(self._part_names, (self._parts / len(fresh)).tolist())),
         )
-        if self.tracked:
-            values = {"loss": report.loss, "learning_rate": report.learning_rate}
-            self.accelerator.log(values, step=state.epoch * state.steps + state.step)
+        self._parts = None
         self.reporter.step(report)
         self._beat("training", loss=report.loss)
 
@@ -374,20 +429,17 @@ class _Training:
         self._beat("validating")
         try:
             with self._interrupted.at_once():
-                row["validation"] = self._validated(validate, row["step"])
+                row["validation"] = self._validated(validate)
         except Exception as error:
             reason = error.message if isinstance(error, GlsclError) else f"{type(error).__name__}: {first_line(error)}"
             row["validation_failed"] = reason
             self.learner.module.train()
             self.reporter.note(f"the validation of epoch {row['epoch']} failed, and the training goes on: {reason}")
 
-    def _validated(self, validate: Judge, step: int) -> dict[str, dict[str, float]]:
+    def _validated(self, validate: Judge) -> dict[str, dict[str, float]]:
         metrics = validate(self.learner.head)
         found = {direction: dict(metrics[direction]) for direction in ("text_to_video", "video_to_text")}
         self.learner.module.train()
-        if self.tracked:
-            recalls = {f"validation/{direction} R@1": each["R@1"] for direction, each in found.items()}
-            self.accelerator.log(recalls, step=step)
         return found
 
     def _out_of_patience(self, patience: int) -> bool:

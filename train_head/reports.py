@@ -9,7 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """The steps since the last report. Epochs and steps count from 1; the loss is their mean."""
+    """The steps since the last report. Epochs and steps count from 1; losses are means over them.
+
+    Attributes:
+        losses: what `loss` is the sum of, by name: "contrastive" and the head's auxiliary losses, weighted.
+    """
 
     epoch: int
     epochs: int
@@ -18,10 +22,14 @@ class StepReport:
     loss: float
     learning_rate: float
     captions_per_second: float
+    losses: Mapping[str, float] = field(default_factory=dict)
 
 
 class Reporter:
     """Hears how training goes. This one says nothing; override what is wanted."""
+
+    def begin(self) -> None:
+        """The training is set up, and begins or goes on."""
 
     def note(self, text: str) -> None:
         """A line that people should read."""
@@ -31,6 +39,9 @@ class Reporter:
 
     def epoch(self, row: Mapping[str, Any], *, best: bool) -> None:
         """An epoch is done; `row` is what stands in history.jsonl, `best` says whether its weights were kept as best."""
+
+    def end(self, *, finished: bool) -> None:
+        """The training is over, as it should be (`finished`) or by an error or an interrupt."""
 
 
 @dataclass(kw_only=True)

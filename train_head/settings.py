@@ -18,7 +18,7 @@ from glscl.train_head.heads import HEAD_NAMES, full_name, head_class, recorded_h
 from glscl.train_head.recipes import RECIPES, recipe
 
 SELECTIONS = ("validation", "last", "test")
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 LOSS_NAMES = ("infonce", "sigmoid", "hard_negatives")  # of `glscl.train_head.losses.LOSSES`, which imports torch
 
 Kind = TypeVar("Kind", bound="TrainSettings")
@@ -73,9 +73,27 @@ class TrainSettings:
         default_from="none",
     )
     teacher_weight: float = setting(1.0, "Weight of what the teacher says.", group="Training", min=0, default_from="1")
+    optimizer: str = setting(
+        "adamw",
+        "AdamW with warm-up and cosine, or BERT's Adam with its schedule, as the public programs train.",
+        choices=("adamw", "bert_adam"),
+        option=False,
+    )
+    decay: str = setting(
+        "matrices",
+        "What decays: matrices, all but biases, or all.",
+        choices=("matrices", "weights", "all"),
+        option=False,
+    )
+    logit_scale_rate: float = setting(
+        1.0, "Learning rate of the logit scale, in times that of the head.", min=0, option=False
+    )
+    planned_epochs: int | None = setting(
+        None, "Epochs that the schedule is planned for.", min=1, option=False, default_from="`epochs`"
+    )
     precision: str = setting(
         "auto",
-        "Arithmetic of the head; auto is bf16 on a GPU, fp32 elsewhere.",
+        "Arithmetic; auto is tf32 for heads on a GPU, bf16 where products are large, fp32 elsewhere.",
         group="Training",
         choices=("auto", *PRECISIONS),
         default_from="auto",
@@ -120,11 +138,22 @@ class TrainSettings:
         None, "Stop after N validations in a row without a better one.", min=1, option=False, default_from="never"
     )
     tracker: str = setting(
-        "none", "Also log to.", group="Logging", choices=("none", "tensorboard"), affects_result=False
+        "none",
+        "Also log to tensorboard, wandb, mlflow, comet, aim, clearml, dvclive, swanlab, trackio, or several by commas.",
+        group="Logging",
+        metavar="NAME",
+        parse=lambda text: tracker_names(text),
+        affects_result=False,
     )
     compile: bool = setting(
         False,
         "Compile the step (on a GPU into CUDA graphs): a slower start, faster steps. Needs a compiler.",
+        group="Training",
+        affects_result=False,
+    )
+    cuda_graphs: bool = setting(
+        False,
+        "Record the step on a GPU and replay it: one launch instead of a thousand. Needs no compiler.",
         group="Training",
         affects_result=False,
     )
@@ -137,9 +166,23 @@ class TrainSettings:
         affects_result=False,
     )
 
+    @property
+    def large_products(self) -> bool:
+        """Whether a step's products are so large that halves pay: those of a head with a network on every pair."""
+        return head_class(self.head).autocast_pairs
+
 
 # Not in the settings of runs of before; their default is what those did.
-_LATER = ("patience", "loss", "teacher", "teacher_weight")
+_LATER = (
+    "patience",
+    "loss",
+    "teacher",
+    "teacher_weight",
+    "optimizer",
+    "decay",
+    "logit_scale_rate",
+    "planned_epochs",
+)
 
 
 def resolve(
@@ -180,7 +223,8 @@ def resolve_fresh(
     """
     name = asked.get("recipe") or (dataset if dataset in RECIPES else "default")
     head = full_name(asked.get("head") or "glscl")
-    usual = recipe(name).settings(head)
+    known = {field.name for field in dataclasses.fields(kind)}
+    usual = {key: value for key, value in recipe(name).settings(head).items() if key in known}  # some are of pixels
     if options is None:
         options = {**usual["options"], **typed_options(head, asked.get("options") or {})}
     frames = asked.get("max_frames") or 0 if "max_frames" in asked else None
@@ -192,7 +236,9 @@ def resolve_fresh(
     return dataclasses.replace(
         settings,
         max_frames=settings.max_frames or None,
-        precision=precision_on(device_type, settings.precision),
+        precision=precision_on(
+            device_type, settings.precision, large=device_type == "cuda" and settings.large_products
+        ),
     )
 
 
@@ -248,17 +294,50 @@ def settings_from(stored: Mapping[str, Any], kind: type[Kind] = TrainSettings) -
     return settings
 
 
-def precision_on(device_type: str, asked: str = "auto") -> str:
-    """ "fp32", "bf16" or "fp16" for a precision that may be "auto". Raises UsageError for fp16 without a GPU."""
+def precision_on(device_type: str, asked: str = "auto", *, large: bool = True) -> str:
+    """ "fp32", "tf32", "bf16" or "fp16" for a precision that may be "auto".
+
+    Args:
+        large: whether the products are so large that halves pay. Where they are not, casting costs more operations than it
+            saves time, and TF32 keeps more digits of what is added.
+
+    Raises:
+        UsageError: fp16 or tf32 without a CUDA device.
+    """
     if asked != "auto":
-        if asked == "fp16" and device_type != "cuda":
-            raise UsageError("`precision=fp16` needs a CUDA device", hint="Use `precision=fp32` or bf16")
+        if asked in ("fp16", "tf32") and device_type != "cuda":
+            raise UsageError(f"`precision={asked}` needs a CUDA device", hint="Use `precision=fp32` or bf16")
         return asked
     if device_type != "cuda":
         return "fp32"
     import torch
 
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        return "fp16"  # of a card that has no TF32 either
+    return "bf16" if large else "tf32"
+
+
+def tracker_names(text: str) -> list[str]:
+    """What `tracker` names, as Accelerate calls it; nothing for "none".
+
+    Raises:
+        UsageError: Accelerate does not know it, or it is not installed.
+    """
+    if text == "none":
+        return []
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+    from accelerate.utils import LoggerType
+
+    asked = [name.strip() for name in text.split(",")]
+    names = list(dict.fromkeys("comet_ml" if name == "comet" else name for name in asked))
+    built_in, there = LoggerType.list(), [str(each) for each in get_available_trackers()]
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise UsageError(f"`tracker` is {name!r}; Accelerate knows {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
+        if name in built_in and name not in there:
+            extra = {"comet_ml": "comet"}.get(name, name)
+            raise UsageError(f"`tracker={name}`: {name} is not installed", hint=f"pip install 'glscl[{extra}]'")
+    return names
 
 
 def typed_options(head: str, options: Mapping[str, Any]) -> dict[str, Any]:

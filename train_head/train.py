@@ -34,6 +34,7 @@ from glscl.train_head.resume_state import clear
 from glscl.train_head.run_cache import cache_record, check_cache, list_differences
 from glscl.train_head.settings import TrainSettings, settings_from
 from glscl.train_head.teaching import load_teacher, reads_tokens
+from glscl.train_head.tracking import tracked
 
 __all__ = [
     "LoadedSplits",
@@ -126,7 +127,8 @@ def train(
         out: the run folder; it must hold no run, unless `resume`.
         settings: from `glscl.train_head.settings.resolve`, or made by hand.
         device: where to train.
-        validate: metrics of a head on a table; None keeps the last epoch as best.
+        validate: metrics of a head on a table; None keeps the last epoch as best. Where it is
+            `glscl.train_head.tracking.Documented`, trackers get intervals and a page too.
         reporter: hears how it goes.
         resume: go on where the run in `out` stopped; begins it where there is none, and leaves a finished one alone.
         command: the command line, for run.json.
@@ -161,7 +163,7 @@ def train(
             settings,
             device=device,
             validate=judge,
-            reporter=reporter,
+            reporter=tracked(reporter, settings, out, record, validate),
             out=out,
             record=record,
             resume=resume,

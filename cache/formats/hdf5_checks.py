@@ -24,25 +24,26 @@ _FLETCHER, _SHUFFLE, _DEFLATE, _LZF = (
 )
 
 
-def check_dataset(dataset: h5py.Dataset, *, texts: bool = False) -> None:
+def check_dataset(dataset: h5py.h5d.DatasetID, *, texts: bool = False) -> None:
     """Raise ValueError for a dataset that may not be read.
 
     That is one of anything but plain numbers (with `texts`, strings of one length too); whose numbers lie in other files;
     that claims far more than it stores (`check_unpacked`); or with a chunk that is packed in an unknown way or does not
     hold what it should.
     """
-    dtype, layout = dataset.dtype, dataset.id.get_create_plist()
+    dtype, plan = dataset.dtype, dataset.get_create_plist()
+    layout = plan.get_layout()
     if dtype.kind not in ("fiuS" if texts else "fiu"):
         raise ValueError(f"it holds {'Python objects' if dtype.kind == 'O' else dtype}, expected numbers")
-    if layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count():
+    if layout == h5py.h5d.VIRTUAL or plan.get_external_count():
         raise ValueError("its numbers lie in other files")
-    check_unpacked(math.prod(dataset.shape or ()) * dtype.itemsize, dataset.id.get_storage_size())
-    if layout.get_layout() != h5py.h5d.CHUNKED:
+    check_unpacked(math.prod(dataset.shape or ()) * dtype.itemsize, dataset.get_storage_size())
+    if layout != h5py.h5d.CHUNKED:
         return
-    filters = [layout.get_filter(i) for i in range(layout.get_nfilters())]
-    size = math.prod(layout.get_chunk()) * dataset.id.get_type().get_size()
-    with open(os.fsdecode(dataset.file.filename), "rb") as file:
-        for info in chunks(dataset.id):
+    filters = [plan.get_filter(i) for i in range(plan.get_nfilters())]
+    size = math.prod(plan.get_chunk()) * dataset.get_type().get_size()
+    with open(os.fsdecode(h5py.Dataset(dataset).file.filename), "rb") as file:
+        for info in chunks(dataset):
             check_unpacked(size, info.size)
             _check_chunk(file, info, filters, size)
 

@@ -26,7 +26,7 @@ class _OpenGroup:
 
     def _dataset(self, name: str) -> h5py.Dataset:
         dataset = _dataset(self._group, name)
-        check_dataset(dataset)
+        check_dataset(dataset.id)
         return dataset
 
     def read(self, name: str) -> np.ndarray:
@@ -79,7 +79,7 @@ class Hdf5Shards:
 
 def _library_rows(file: Path, group: h5py.Group, name: str) -> LibraryRows:
     dataset, inside = _dataset(group, name), group.name or "/"
-    check_dataset(dataset)
+    check_dataset(dataset.id)
 
     def read(rows: slice) -> np.ndarray:
         with h5py.File(file, "r") as opened:

@@ -124,8 +124,9 @@ def _chosen(library: Library, asked: Sequence[str], *, one: bool) -> list[CacheL
                 f"A list is named twice: {', '.join(names)}", hint="Choose one version of each list with `list`"
             )
         return found
-    counting = [name for name in list_names(library.path) if current_version(library.path, name)]
-    return [choose_list(library, name) for name in counting] or [choose_list(library, None)]
+    names = list_names(library.path)
+    counting = [name for name in names if current_version(library.path, name)]
+    return [choose_list(library, name) for name in counting or names[:1] or [None]]  # of what never counted, why not
 
 
 class _Items:

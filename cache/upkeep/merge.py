@@ -128,10 +128,21 @@ def _require_same(first: Library, other: Library) -> None:
         if first.header.get(key) != other.header.get(key):
             raise UsageError(
                 f"{other.path} has {key} {_short(other.header.get(key))}; {first.path} has {_short(first.header.get(key))}",
-                hint=Hint("Write it in the same format first", "convert", {"": ["PART", "FOLDER"]})
+                hint=_same_format(first, other)
                 if key == "format"
                 else "Extract the parts with the same `store_frames` and `frame_quality`",
             )
+
+
+def _same_format(first: Library, other: Library) -> Hint:
+    """How two caches come to one format: what has its lists can be written again, a part that has not is made again."""
+    for library in (other, first):
+        names = list_names(library.path)
+        if names and all(current_version(library.path, name) for name in names):
+            return Hint("Write it in the other format first", "convert", {"": [str(library.path), "FOLDER"]})
+    return Hint(
+        f"Extract all parts with the same `format`; one with `format={first.header['format']}` in place of {other.path}"
+    )
 
 
 def _short(value: Any) -> str:

@@ -5,6 +5,8 @@ V videos, R frames of all of them together, D embed_dim.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -24,6 +26,7 @@ BEST_FRAMES = (
     1  # of a video make its score: on the built-in corpus R@1 is 33.6 with one, 28.7 with two, 22.7 with three
 )
 BLOCK = 1 << 16  # rows a product
+WORTH_THREADS = 1 << 27  # products, some 30 ms of one thread: 260,000 frames of 512 dimensions
 CHUNK = 128  # videos whose exact scores are taken at once, at most
 # A product of unit vectors rounded to bfloat16 (8 bits), summed in float32 and rounded once more, is off by at most this:
 # 2 · 2⁻⁹ for the factors, by Cauchy-Schwarz, their product, and 2⁻⁹ for the result.
@@ -141,9 +144,10 @@ class FrameIndex:
         if not len(videos):
             return []
         found = [self.rows.of(int(video)) for video in videos]
-        frames = torch.cat(found).float()
-        lengths = torch.linalg.vector_norm(frames, dim=-1).clamp_min(1e-12)
-        cosines = frames @ F.normalize(query.to(frames.device).float(), dim=-1) / lengths
+        with _threads_for(sum(each.numel() for each in found)):
+            frames = torch.cat(found).float()
+            lengths = torch.linalg.vector_norm(frames, dim=-1).clamp_min(1e-12)
+            cosines = frames @ F.normalize(query.to(frames.device).float(), dim=-1) / lengths
         return np.split(cosines.cpu().numpy(), np.cumsum([len(each) for each in found])[:-1])
 
     def search(self, query: Tensor, *, top: int, best: int = BEST_FRAMES, minimum: float = -np.inf) -> list[Found]:
@@ -278,9 +282,11 @@ class Scan:
         Raises:
             NonFiniteError: the query or a frame is NaN or infinite.
         """
-        unit = F.normalize(query.to(self.units.device).float(), dim=-1).to(self.units.dtype)
-        found = torch.cat([part @ unit for part in self.units.split(BLOCK)]).float()
-        if not torch.isfinite(found).all():
+        with _threads_for(self.units.numel()):
+            unit = F.normalize(query.to(self.units.device).float(), dim=-1).to(self.units.dtype)
+            found = torch.cat([part @ unit for part in self.units.split(BLOCK)]).float()
+            finite = bool(torch.isfinite(found).all())
+        if not finite:
             raise NonFiniteError(f"{int((~torch.isfinite(found)).sum())} of {len(found)} cosines are NaN or infinite")
         return found.cpu().numpy()
 
@@ -289,6 +295,17 @@ class Scan:
         order = np.argsort(-nearly, kind="stable")
         order = order if among is None else order[among[order]]
         return Candidates(order, nearly[order])
+
+
+@contextmanager
+def _threads_for(products: int) -> Iterator[None]:
+    """One thread where a second is not worth waiting for: where others compute too, that is a hundred milliseconds."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if products >= WORTH_THREADS else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def best_frames(cosines: np.ndarray, count: int = BEST_FRAMES) -> float:

@@ -19,13 +19,16 @@ def write_playlist(file: Path, hits: Sequence[VideoHit | MomentHit]) -> int:
     """Write the moments of those hits whose files are there as an extended M3U; how many. Raises StorageError."""
     lines, count = ["#EXTM3U"], 0
     for hit in hits:
-        for moment in hit.moments if hit.path is not None else ():
+        if hit.path is None:
+            continue
+        path = f"file://{quote(hit.path)}" if {"\n", "\r"} & {*hit.path} else hit.path  # each stands in a line
+        for moment in hit.moments:
             title = " ".join(hit.video.split())
             lines += [
                 f"#EXTINF:{max(1, round(moment.end - moment.start))},{title}",
                 f"#EXTVLCOPT:start-time={moment.start:.3f}",
                 f"#EXTVLCOPT:stop-time={moment.end:.3f}",
-                str(hit.path),
+                path,
             ]
             count += 1
     write_atomically(file, ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))

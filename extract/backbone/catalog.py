@@ -70,6 +70,11 @@ def _config_folder() -> Path:
     return Path(found.origin).parent / "model_configs"
 
 
+def config_names() -> list[str]:
+    """Architectures that open_clip has a configuration of, by name. Imports nothing."""
+    return sorted(path.stem for path in _config_folder().glob("*.json"))
+
+
 def config_of(name: str) -> dict[str, Any]:
     """`model_cfg` of an architecture or of `local-dir:FOLDER`; empty where nothing on this machine says it.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from glscl.cache.schema import TextFeatures
-from glscl.common.devices import full_float32
+from glscl.common.devices import arithmetic
 from glscl.common.errors import (
     BackboneError,
     DecodeError,
@@ -139,7 +139,7 @@ class Backbone:
     @torch.inference_mode()
     def _encode_batch(self, frames: torch.Tensor) -> np.ndarray:
         model, _ = self._frozen
-        with self._autocast():
+        with self._arithmetic():
             pixels = self._pixels(frames.to(self.device, non_blocking=True))
             features = model.encode_image(pixels.to(_weight_type(model)), normalize=False)
         return features.float().cpu().numpy()
@@ -226,7 +226,7 @@ class Backbone:
         """As `encode_texts`, of captions that are token ids. Sort them by length: a batch costs its longest."""
         longest = int(tokens.lengths.max(initial=1))
         ids = torch.from_numpy(tokens.ids).to(self.device)
-        with self._autocast():
+        with self._arithmetic():
             pooled, states = self._frozen[1].states(ids, longest)
         mask = torch.arange(longest) < torch.from_numpy(tokens.lengths)[:, None]  # (T, L)
         if states is None:
@@ -254,12 +254,11 @@ class Backbone:
             "black_frame": np.ascontiguousarray(self.black_frame, np.float32),
         }
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self._amp is None:
-            return full_float32(self.device)
-        if self._frozen[0] is not self.model:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self._amp)
+    @contextlib.contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        lowered = self._amp is None or self._frozen[0] is not self.model
+        with arithmetic(self.device), torch.autocast(self.device.type, dtype=self._amp, enabled=not lowered):
+            yield
 
 
 def _lowered(tower: TextTower) -> tuple[ClipModel, TextTower]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _TITLES = {"glscl": "GLSCL", "xclip": "X-CLIP", "xpool": "X-Pool", "drl": "DRL", "dicosa": "DiCoSA"}
 _FORMS = {"open_clip": "open_clip weights", "clip": "a Hugging Face CLIPModel", "siglip": "a Hugging Face SiglipModel"}
+_NOT_USED = "text_decoder."  # of CoCa, which writes captions: open_clip leaves a part of it uninitialised
 _MOST_BUILT = 12  # architectures that are compared in full; those that share a text tower are fewer
 
 
@@ -37,6 +38,11 @@ def read_backbone(source: Path) -> ClipWeights:
             f"{source} holds no backbone: it looks like the head of {_title(found.program)} alone",
             hint=Hint("Import the head", "import-checkpoint", {"": source}),
         )
+    if found.twin is not None:
+        raise BackboneError(
+            f"{source} holds several backbones: one below {found.root or 'the top'!r} and one below {found.twin!r}",
+            hint="Save the one that is meant alone",
+        )
     return found
 
 
@@ -45,7 +51,7 @@ def fit(model: ClipModel, found: ClipWeights, source: Path, name: str) -> None:
 
     Raises:
         BackboneError: names or shapes that are not the model's; the message has the first of them, what the weights look
-            like, and what fits them.
+            like, and what fits them. Or numbers that are none: quantised, NaN or infinite.
     """
     weights, own = _as_in(model, found.weights, source), model.state_dict()
     missing, unknown = [key for key in own if key not in weights], [key for key in weights if key not in own]
@@ -61,6 +67,16 @@ def fit(model: ClipModel, found: ClipWeights, source: Path, name: str) -> None:
             f"they look like {_looks_like(found, likeness)}",
             hint=f"Use `backbone={likeness[0]}`" if likeness else None,
         )
+    used = {key: value for key, value in weights.items() if not key.startswith(_NOT_USED)}
+    for key, value in used.items():
+        if own[key].is_floating_point() and not value.is_floating_point():
+            raise BackboneError(f"{source} has {key} in {value.dtype}: quantised weights are not read")
+        if value.is_floating_point() and not torch.isfinite(
+            value.sum(dtype=torch.promote_types(value.dtype, torch.float32))
+        ):
+            raise BackboneError(
+                f"{source} has NaN or infinite numbers in {key}: its training has failed, or it is damaged"
+            )
     model.load_state_dict(weights)
 
 

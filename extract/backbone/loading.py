@@ -22,7 +22,7 @@ from glscl.extract.backbone.clip_model import ClipModel, is_clip
 from glscl.extract.backbone.fitting import architecture_of, fit, read_backbone
 from glscl.extract.backbone.patch_embedding import widen_patch_embedding
 from glscl.extract.backbone.tuned_weights import TunedWeights, read_tuned
-from glscl.extract.backbone.weight_settings import decide, said
+from glscl.extract.backbone.weight_settings import check_towers, decide, describes, said
 from glscl.extract.settings import ActivationSettings
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "sentencepiece.bpe.model")
@@ -145,8 +145,14 @@ def _load_source(name: str, source: Path, tuned: TunedWeights | None, asked: Act
     if source.suffix in (".npz", ".npy"):
         return _load_big_vision(name, source, asked)
     if source.is_dir() and (source / "open_clip_config.json").is_file():
+        about = _read_config(source / "open_clip_config.json")
+        fetched = (about.get("glscl") or {}).get("name")  # by `fetch`
+        if fetched != name if fetched else not describes(about["model_cfg"], name):
+            raise BackboneError(
+                f"{source} holds {fetched or 'a model of other towers'}, not {name}",
+                hint=f"Use `backbone={fetched or f'local-dir:{source}'}`",
+            )
         loaded = _load_folder(source, f"local-dir:{source}", asked, filled=True)
-        fetched = "glscl" in _read_config(source / "open_clip_config.json")
         return loaded if fetched else loaded._replace(name=name, pretrained=source.name)
     found = read_backbone(source)
     beside = {**tuned.preprocessing, "quick_gelu": tuned.quick_gelu} if tuned else None
@@ -154,6 +160,7 @@ def _load_source(name: str, source: Path, tuned: TunedWeights | None, asked: Act
     values = {**decided.values, **(tuned.preprocessing if tuned else {}), **said(asked)}
     with _quiet(), as_backbone_error(f"Cannot build {name}"):
         model: Any = open_clip.create_model(name, None, load_weights=False, pretrained_text=False, **_options(values))
+    check_towers(model, source, found)
     _fill(model, source, tuned, name, found)
     return Loaded(model, _tokenizer_of(name, source), name, source.name, tuple(decided.notes))
 

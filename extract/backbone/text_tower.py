@@ -52,8 +52,10 @@ class TextTower:
 
     @property
     def is_causal(self) -> bool:
-        """Whether it is the tower of the plain CLIP class, in which nothing sees what stands behind it."""
-        return not hasattr(self.model, "text") and getattr(self.model, "attn_mask", None) is not None
+        """Whether it is the tower of the plain CLIP class, in which nothing sees what stands behind it, nor is pooled there."""
+        if hasattr(self.model, "text") or getattr(self.model, "attn_mask", None) is None:
+            return False
+        return getattr(self.model, "text_pool_type", "argmax") in ("argmax", "eos", "first")
 
     def tokenize(self, texts: Sequence[str], words: int) -> TokenizedTexts:
         """Ids cut to `words`: as the public programs do, the end token takes the last place of a cut caption."""

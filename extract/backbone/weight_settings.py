@@ -1,4 +1,4 @@
-"""Activation and preprocessing belong to the weights: what says how a file of weights wants to be used.
+"""Activation, preprocessing and what else shapes do not tell belong to the weights: what says how a file wants to be used.
 
 In this order: what the user says; what stands in the file or beside it; that a public program or OpenAI wrote it, of an
 architecture of OpenAI's; what all published weights of the architecture agree on. What is open then is taken as open_clip has it by default, and a note says so.
@@ -7,11 +7,14 @@ architecture of OpenAI's; what all published weights of the architecture agree o
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glscl.common.clip_names import OPENAI_MODELS, OPENAI_SETTINGS, ClipWeights
+from torch import nn
+
+from glscl.common.clip_names import OPENAI_MODELS, OPENAI_SETTINGS, ClipWeights, program_of
 from glscl.common.errors import BackboneError
 from glscl.extract.settings import ActivationSettings, WeightSettings, parse_channels, parse_deviations
 
@@ -66,10 +69,21 @@ def decide(
     is_openais = name.removesuffix("-quickgelu") in OPENAI_MODELS or not tags
     if not values.keys() & set(KEYS) and (found.program or is_script) and is_openais:
         values = dict(OPENAI_SETTINGS)
+        guessed = found.program == "clip4clip" and program_of(found.others) is None  # nothing but its `clip.`
+    else:
+        guessed = False
     agreed = {key: next(iter(tags.values()))[key] for key in KEYS if len({str(tag[key]) for tag in tags.values()}) == 1}
     values = {**agreed, **{key: value for key, value in values.items() if value is not None}, **said(asked)}
     open_ones = [key for key in KEYS if key not in values]
-    return Decided(values, _notes(name, source, open_ones, tags) if open_ones else [])
+    notes = _notes(name, source, open_ones, tags) if open_ones else []
+    if guessed and "quick_gelu" not in said(asked):
+        notes.append(
+            f"{source} looks like a whole CLIP4Clip and is used as OpenAI's weights are, with QuickGELU. If another program "
+            "made it from other weights, say `quick_gelu=False`"
+        )
+    if found.form != "open_clip" and beside is None:
+        notes += _crops(source)
+    return Decided(values, notes)
 
 
 def _notes(name: str, source: Path, open_ones: list[str], tags: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -121,30 +135,107 @@ def published(name: str) -> dict[str, dict[str, Any]]:
 
 
 def said_beside(name: str, source: Path, found: ClipWeights) -> dict[str, Any]:
-    """What `open_clip_config.json`, or the configuration files of transformers, in the same folder say of weights."""
-    import open_clip
+    """What `open_clip_config.json`, or the configuration files of transformers, in the same folder say of weights.
 
-    folder = source if source.is_dir() else source.parent
+    Raises:
+        BackboneError: they are no JSON, or name an activation that open_clip's towers do not have.
+    """
+    folder = _folder(source)
     if found.form == "open_clip":
         config = _json(folder / "open_clip_config.json")
-        known = open_clip.get_model_config(name) or {}
-        if config.get("model_cfg", {}).get("embed_dim") != known.get("embed_dim"):  # of another model, or none
+        if not describes(config.get("model_cfg"), name):  # of another model, or none
             return {}
         about = config.get("preprocess_cfg") or {}
         values = {key: about[key] for key in PREPROCESSING if about.get(key) is not None}
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         return {**OPENAI_SETTINGS, **values, "quick_gelu": bool(config["model_cfg"].get("quick_gelu"))}
-    return {**_activation(_json(folder / "config.json")), **_pictures(_json(folder / "preprocessor_config.json"))}
+    return {**_activation(folder / "config.json"), **_pictures(_json(folder / "preprocessor_config.json"))}
 
 
-def _activation(config: Mapping[str, Any]) -> dict[str, Any]:
+def describes(config: Any, name: str) -> bool:
+    """Whether a `model_cfg` has the towers of an architecture of open_clip: their sizes, and the heads, which shapes hide."""
+    import open_clip
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    def towers(about: Any) -> list[Any]:
+        found = [about.get("embed_dim")]
+        for part, usual, keys in (("vision_cfg", CLIPVisionCfg, _VISION), ("text_cfg", CLIPTextCfg, _TEXT)):
+            given = about.get(part) or {}
+            found += [str(given.get(key) or getattr(usual, key)) for key in keys]
+        return found
+
+    known = open_clip.get_model_config(name)
+    return isinstance(config, dict) and known is not None and towers(config) == towers(known)
+
+
+_VISION = ("layers", "width", "head_width", "patch_size", "image_size", "timm_model_name")
+_TEXT = ("context_length", "vocab_size", "width", "heads", "layers", "hf_model_name")
+
+
+def check_towers(model: Any, source: Path, found: ClipWeights) -> None:
+    """Refuse weights of transformers whose config.json says of heads or norms what this model, of the same shapes, has not.
+
+    Raises:
+        BackboneError: names what differs.
+    """
+    if found.form == "open_clip":
+        return
+    path = _folder(source) / "config.json"
+    config = _json(path)
+    usual = _USUAL[found.form]
+    for part in ("vision_config", "text_config"):
+        if not isinstance(config.get(part), dict):
+            continue
+        modules = [
+            each for name, each in model.named_modules() if name.startswith("visual") == (part == "vision_config")
+        ]
+        own = {
+            "num_attention_heads": {each.num_heads for each in modules if hasattr(each, "num_heads")},
+            "layer_norm_eps": {each.eps for each in modules if isinstance(each, nn.LayerNorm)},
+        }
+        for key, values in own.items():
+            value = config[part].get(key, usual[part, key])
+            if any(not math.isclose(value, each, rel_tol=1e-3) for each in values):
+                raise BackboneError(
+                    f"{path} says {key} {value} of its {part.removesuffix('_config')} tower, which open_clip computes with "
+                    f"{', '.join(f'{each:g}' for each in sorted(values))}: its features would be others"
+                )
+
+
+_USUAL = {
+    "clip": {
+        ("vision_config", "num_attention_heads"): 12,
+        ("text_config", "num_attention_heads"): 8,
+        ("vision_config", "layer_norm_eps"): 1e-5,
+        ("text_config", "layer_norm_eps"): 1e-5,
+    },
+    "siglip": {
+        ("vision_config", "num_attention_heads"): 12,
+        ("text_config", "num_attention_heads"): 12,
+        ("vision_config", "layer_norm_eps"): 1e-6,
+        ("text_config", "layer_norm_eps"): 1e-6,
+    },
+}  # of transformers, whose config.json may leave out what is usual
+
+
+def _activation(path: Path) -> dict[str, Any]:
     """Of transformers' config.json, which leaves out what is usual: for CLIP that is QuickGELU."""
+    config = _json(path)
     kind = str(config.get("model_type", ""))
     if not kind.startswith(("clip", "siglip")):
         return {}
-    towers = [config.get(part) or {} for part in ("vision_config", "text_config")]
-    named = {tower["hidden_act"] for tower in [config, *towers] if "hidden_act" in tower}
-    return {"quick_gelu": "quick_gelu" in named or (not named and kind.startswith("clip"))}
+    usual, known = ("gelu_pytorch_tanh", ("gelu_pytorch_tanh",)) if kind.startswith("siglip") else (
+        "quick_gelu", ("quick_gelu", "gelu")
+    )  # fmt: skip
+    usual = config.get("hidden_act", usual)
+    towers = [config[part] for part in ("vision_config", "text_config") if isinstance(config.get(part), dict)]
+    named = {str(tower.get("hidden_act", usual)) for tower in towers} or {usual}
+    if len(named) > 1 or not named <= {*known}:
+        raise BackboneError(
+            f"{path} names the activation {' and '.join(sorted(named))}; open_clip's towers have "
+            f"{' or '.join(known)}, the same in both"
+        )
+    return {"quick_gelu": named == {"quick_gelu"}}
 
 
 def _pictures(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,6 +244,8 @@ def _pictures(config: Mapping[str, Any]) -> dict[str, Any]:
     for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
         if isinstance(config.get(theirs), list) and len(config[theirs]) == 3:
             values[ours] = tuple(map(float, config[theirs]))
+    if config.get("do_normalize") is False:
+        values |= {"mean": (0.0,) * 3, "std": (1.0,) * 3}
     if config.get("resample") in (2, 3):  # of Pillow
         values["interpolation"] = {2: "bilinear", 3: "bicubic"}[config["resample"]]
     size = config.get("size")
@@ -161,6 +254,23 @@ def _pictures(config: Mapping[str, Any]) -> dict[str, Any]:
     elif isinstance(size, Mapping) and "height" in size:
         values["resize_mode"] = "squash"
     return values
+
+
+def _crops(source: Path) -> list[str]:
+    """A note where preprocessor_config.json cuts a part out of a larger picture, which open_clip's preprocessing does not."""
+    path = _folder(source) / "preprocessor_config.json"
+    config = _json(path)
+    edge, crop = (
+        size.get(key) if isinstance(size, Mapping) else size
+        for size, key in ((config.get("size"), "shortest_edge"), (config.get("crop_size"), "height"))
+    )
+    if not (isinstance(edge, int) and isinstance(crop, int)) or edge == crop:
+        return []
+    return [f"{path} resizes to {edge} pixels and cuts {crop} out of them; here pictures are resized to {crop}"]
+
+
+def _folder(source: Path) -> Path:
+    return source if source.is_dir() else source.parent
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -69,6 +69,10 @@ def read(
     empty = [name for name in names if text_of[name] and not captions_of[name]]
     if empty:
         notes.append(f"{amount(len(empty), 'text file')} without a line, for example of {empty[0]}")
+    if unused := texts.unused():
+        notes.append(
+            f"{amount(len(unused), 'text file')} of no video, or beside another of its own: {examples(unused)}"
+        )
     subtitles = [name for name in files.names if name.lower().endswith(SUBTITLES)]
     if subtitles:
         kinds = f"{amount(len(subtitles), 'file')} of subtitles"
@@ -83,15 +87,17 @@ class _TextFiles:
 
     def __init__(self, files: VideoFiles) -> None:
         self._files = files
-        self._names = set(files.names)
+        self._names: dict[str, str] = {}  # as looked for → as it is called
+        for name in files.names:
+            stem, dot, extension = name.rpartition(".")
+            if extension.lower() == "txt":
+                self._names[f"{stem}{dot}txt"] = name
         self._video_of: dict[str, str] = {}
 
     def for_video(self, video: str) -> Path | None:
         folder, slash, name = video.rpartition("/")
-        if f"{video}.txt" in self._names:
-            return Path(self._files.full(f"{video}.txt"))
-        text = f"{folder}{slash}{split_extension(name)[0]}.txt"
-        if text not in self._names:
+        text = self._names.get(f"{video}.txt") or self._names.get(f"{folder}{slash}{split_extension(name)[0]}.txt")
+        if text is None:
             return None
         other = self._video_of.setdefault(text, video)
         if other != video:
@@ -100,3 +106,7 @@ class _TextFiles:
                 hint=f"Name the captions {other}.txt and {video}.txt.",
             )
         return Path(self._files.full(text))
+
+    def unused(self) -> list[str]:
+        """Those that no video was looked up for."""
+        return [name for name in self._files.names if name.lower().endswith(".txt") and name not in self._video_of]

@@ -300,7 +300,7 @@ def _captions(parts: Sequence[tuple[str, str]], shard: Path, key: str, unused: _
     filled = list(dict.fromkeys(text for text in texts if text.strip()))
     others: list[str] = []
     for _, text in (part for part in parts if part[0] in OBJECTS):
-        content = parse_json(text, shard)
+        content = parse_json(text, shard / f"{key}.json")
         if not isinstance(content, dict):
             refuse(shard, show(key), f"its .json is {show(content)}, expected an object")
         others += captions_of(content, shard, show(key))

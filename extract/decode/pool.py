@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from pebble import ProcessExpired, ProcessPool
 
 from glscl.cache.schema import Status
+from glscl.common.devices import cores
 from glscl.common.errors import DecodeError, StorageError, UsageError
 from glscl.common.signals import Interrupts
 from glscl.extract.decode.video import Decoding, FrameChunk, VideoDone, VideoTask, decode_video
@@ -63,7 +64,7 @@ class DecodePool:
         ahead: int = 64,
         decode: DecodeFunction = decode_video,
     ) -> None:
-        workers = len(os.sched_getaffinity(0)) if workers is None else workers
+        workers = cores() if workers is None else workers
         if workers < 1:
             raise UsageError(f"decode workers: found {workers}; expected at least 1")
         self.decoding, self.workers = decoding, workers
@@ -216,7 +217,7 @@ class DecodePool:
         self._restarts += 1
         if self._restarts > MAX_RESTARTS:
             raise DecodeError(
-                f"decode workers die before they can work: {error}",
+                f"decode workers die before they can work: {str(error) or type(error).__name__}",
                 hint='A script of your own that extracts must do so below `if __name__ == "__main__":`, because they import it',
             ) from error
         with self._interrupts.held():

@@ -24,9 +24,11 @@ from glscl.common.archive_limits import check_torch_file, check_unpacked, check_
 from glscl.common.errors import InputError, NotFoundError
 from glscl.extract.datasets.text_files import check_memo, read_bytes, show
 from glscl.extract.datasets.video_files import VideoFiles
-from glscl.extract.importing.hdf5_texts import read_texts
+from glscl.extract.decode.jobs import JobPool
 from glscl.extract.importing.layouts import Entries, Times, arrange, only
 from glscl.extract.importing.samples import TARS, open_samples
+
+TEXTS_SECONDS = 60.0  # for the names in an HDF5 file
 
 
 @dataclass(frozen=True)
@@ -272,18 +274,35 @@ def _dataset(file: Any, name: bytes) -> Any:
 
     from glscl.cache.formats.hdf5_checks import check_dataset
 
-    found = h5py.Dataset(h5py.h5d.open(file.id, name))
+    found = h5py.h5d.open(file.id, name)  # not h5py.Dataset, which takes as long to make as reading a short video
     dtype = found.dtype
-    if h5py.check_string_dtype(dtype) is not None and dtype.kind == "O":
-        return read_texts(found)
+    if dtype.kind == "O" and h5py.check_string_dtype(dtype) is not None:
+        return _texts(file, name)
     if dtype.kind not in "fiuS":
         return np.empty(0, dtype)
     check_dataset(found, texts=True)
-    if found.shape is None:
+    space = found.get_space()
+    if space.get_simple_extent_type() == h5py.h5s.NULL:
         return np.empty(0, dtype)
-    array = np.empty(found.shape, dtype)  # as found[()], for half the price
-    found.id.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
+    array = np.empty(space.shape, dtype)
+    found.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
     return array
+
+
+def _texts(file: Any, name: bytes) -> list[bytes]:
+    """Strings of variable length, read by a process of their own: the library follows a damaged heap of them in a circle."""
+    with JobPool(1, preload=["h5py"]) as pool:
+        return pool.submit(_read_texts, file.filename, name, limit=TEXTS_SECONDS).result()
+
+
+def _read_texts(path: str, name: bytes) -> list[bytes]:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        texts = [bytes(text) for text in h5py.Dataset(h5py.h5d.open(file.id, name))[:]]
+    if sum(map(len, texts)) > 64 * Path(path).stat().st_size:
+        raise ValueError("its names repeat each other to far more than the file holds")
+    return texts
 
 
 def _torch(path: Path, stack: ExitStack) -> Entries:

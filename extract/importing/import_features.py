@@ -8,14 +8,17 @@ T texts, L tokens, F frames, D embed_dim.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 
@@ -23,17 +26,19 @@ from glscl.cache.creation import StoreSpec, create_library, require_format
 from glscl.cache.encoded_items import EncodedText, EncodedVideo, text_arrays
 from glscl.cache.filling import filling
 from glscl.cache.fingerprint import canonical
-from glscl.cache.keys import KEY_BYTES, as_array, captioned_rows_key, clip, rows_key, text_key
-from glscl.cache.library import Library, Place
+from glscl.cache.keys import KEY_BYTES, Stat, as_array, captioned_rows_key, clip, has_key, rows_key, text_key
+from glscl.cache.known_files import KnownFiles
+from glscl.cache.library import Library, Place, open_library
 from glscl.cache.lists import arrange
 from glscl.cache.planning import begin, work_for
 from glscl.cache.schema import Annotations, Status, TextItem, VideoItem
 from glscl.cache.shard_arrays import decode_features, encode_features
 from glscl.cache.store import Store
-from glscl.common.errors import FingerprintError, Hint, InputError, UsageError, telling
+from glscl.common.errors import FingerprintError, Hint, InputError, StorageError, UsageError, telling
 from glscl.common.progress import Progress
 from glscl.common.settings import as_dict, check
 from glscl.common.tables import amount
+from glscl.common.versions import versions
 from glscl.extract.backbone.encoder import Backbone, load_backbone
 from glscl.extract.captions import cut_note, extract_captions
 from glscl.extract.datasets.builder import NOT_LOOKED_FOR
@@ -41,8 +46,8 @@ from glscl.extract.datasets.text_files import examples
 from glscl.extract.decode.packets import duration_and_rate
 from glscl.extract.importing.feature_files import open_arrays
 from glscl.extract.importing.pairing import (
+    EntryFrames,
     FrameReaders,
-    Frames,
     RowReaders,
     frame_readers,
     text_readers,
@@ -155,6 +160,10 @@ def import_features(
             asked=settings,
         )
     notes: list[str] = list(backbone.notes) if backbone is not None else []
+    origin = dataclasses.replace(origin or ListOrigin(), **({"name": settings.list} if settings.list else {}))
+    request = _request(annotations, files, settings) if backbone is None else None
+    if request is not None and (done := _done_before(out, files, request, origin.named(annotations.dataset).name)):
+        return done
     with ExitStack() as stack:
         stack.enter_context(telling(notes))
         frames_of = frame_readers(stack.enter_context(open_arrays(features)), annotations, notes)
@@ -183,7 +192,75 @@ def import_features(
             notes=[*(line for line in annotations.notes if line != NOT_LOOKED_FOR), *notes],
         )
         library = _create(out, settings, mark, embed_dim, bool(tokens_of), backbone)
-        return _fill(library, annotations, checked, settings, origin, backbone, progress)
+        done = _fill(library, annotations, checked, settings, origin, backbone, progress)
+    if request is not None:
+        _remember(library, files, request, done)
+    return done
+
+
+# --- the same import again ----------------------------------------------------------------------------------------------
+
+
+def _request(annotations: Annotations, files: FeatureFiles, settings: ImportSettings) -> bytes | None:
+    """Hash of all that decides an import, of the features only what tells whether they changed; None where that fails."""
+    seen: list[tuple[str, Stat]] = []
+    try:
+        for path in filter(None, files):
+            below = [os.path.join(base, name) for base, _, names in os.walk(path) for name in names]
+            for name in sorted(below) if path.is_dir() else [os.fspath(path)]:
+                seen.append((os.path.abspath(name), Stat.of(name)))
+        told = msgspec.msgpack.encode(
+            [annotations, files, as_dict(settings), seen, versions()["glscl"]], enc_hook=os.fspath
+        )
+    except (OSError, UnicodeEncodeError):  # names that are no text
+        return None
+    return blake2b(told, digest_size=KEY_BYTES).digest()
+
+
+def _mark(request: bytes, version: str) -> bytes:
+    """What `KnownFiles` remembers of the frame features: which list came of which request."""
+    return blake2b(request + version.encode(), digest_size=KEY_BYTES).digest()
+
+
+def _done_before(out: Path, files: FeatureFiles, request: bytes, name: str) -> ImportSummary | None:
+    """What is there of an import that was finished before, and of which nothing changed: read without its features."""
+    seen = KnownFiles.read(out).remembered(files.features)
+    if seen is None:
+        return None
+    library = open_library(out)
+    made = current_list(library, name)
+    if made is None or seen != _mark(request, made.hash):
+        return None
+    store = Store(library, made)
+    if not store.complete:
+        return None
+    keys = {"videos": made.video_key, "texts": made.text_key}
+    reused = {what: len(np.unique(each[has_key(each)], axis=0)) for what, each in keys.items()}
+    return _summary(store, already=True, encoded=dict.fromkeys(keys, 0), reused=reused)
+
+
+def _remember(library: Library, files: FeatureFiles, request: bytes, done: ImportSummary) -> None:
+    """Keep that this was done; what an earlier version gave by id alone is looked up each time."""
+    known = KnownFiles.read(library.path)
+    with contextlib.suppress(OSError, StorageError):  # it only saves time
+        known.remember(files.features, _mark(request, done.list_hash))
+        known.save(library.path)
+
+
+def _summary(
+    store: Store, *, already: bool, encoded: dict[str, int], reused: dict[str, int], more: Sequence[str] = ()
+) -> ImportSummary:
+    return ImportSummary(
+        cache=str(store.path),
+        list=store.list_name,
+        list_hash=store.list_hash,
+        fingerprint=store.fingerprint,
+        already_complete=already,
+        encoded=encoded,
+        reused=reused,
+        notes=[*store.list.notes, *more],
+        **{key: value for key, value in counted(store).items() if key != "shards"},
+    )
 
 
 def _create(
@@ -204,7 +281,7 @@ def _create(
     except FingerprintError as error:
         if settings.name is None:
             raise FingerprintError(
-                str(error),
+                error.message,
                 hint=Hint("Say with `name` what made both, if one encoder did, or use another folder with `out`"),
             ) from None
         raise
@@ -228,12 +305,11 @@ def _fill(
     annotations: Annotations,
     checked: _Checked,
     settings: ImportSettings,
-    origin: ListOrigin | None,
+    origin: ListOrigin,
     backbone: Backbone | None,
     progress: Progress,
 ) -> ImportSummary:
     """Make the list, and commit what of it is not there."""
-    origin = dataclasses.replace(origin or ListOrigin(), **({"name": settings.list} if settings.list else {}))
     annotations, readers = arrange(annotations), checked.readers
     videos = {id: Keyed(key) for id, key in checked.video_keys.items()}
     made, captions = assemble(
@@ -269,21 +345,11 @@ def _fill(
                     cut = extract_captions(library, places, texts, backbone, settings, progress=progress)
                 else:
                     _commit_texts(library, places, captions, readers)
-    store = Store(library, made)
-    return ImportSummary(
-        cache=str(library.path),
-        list=made.name,
-        list_hash=made.hash,
-        fingerprint=library.fingerprint,
-        already_complete=already,
-        encoded=encoded,
-        reused=reused,
-        notes=[*made.notes, *cut_note(cut, settings.max_words)],
-        **{key: value for key, value in counted(store).items() if key != "shards"},
-    )
+    more = cut_note(cut, settings.max_words)
+    return _summary(Store(library, made), already=already, encoded=encoded, reused=reused, more=more)
 
 
-def _video_key(video: VideoItem, frames: Frames, fps: float) -> bytes:
+def _video_key(video: VideoItem, frames: EntryFrames, fps: float) -> bytes:
     """Of its frames and when they are shown."""
     key, times = rows_key(frames.rows, fps, clip(video.start, None)[0]), _times(video, frames, fps)
     if np.array_equal(times, (video.start or 0.0) + np.arange(len(times)) / fps):
@@ -291,7 +357,7 @@ def _video_key(video: VideoItem, frames: Frames, fps: float) -> bytes:
     return blake2b(key + times.astype("<f8").tobytes(), digest_size=KEY_BYTES).digest()
 
 
-def _times(video: VideoItem, frames: Frames, fps: float) -> np.ndarray:
+def _times(video: VideoItem, frames: EntryFrames, fps: float) -> np.ndarray:
     """(F,) seconds from the start of the file: as its features say, or row i at start + i / fps."""
     start = video.start or 0.0
     if frames.times is None:
@@ -422,7 +488,7 @@ class _Checked:
 # --- written ----------------------------------------------------------------------------------------------------------
 
 
-def _record(video: VideoItem, frames: Frames, fps: float) -> EncodedVideo:
+def _record(video: VideoItem, frames: EntryFrames, fps: float) -> EncodedVideo:
     if not frames.usable:
         reason = f"its {frames.given} frame features are zero everywhere, as for a video that could not be read"
         return EncodedVideo(frames.rows[:0], np.zeros(0, np.float32), Status.DECODE_ERROR, reason)

@@ -42,7 +42,7 @@ def arrange(entries: Entries, as_array: Callable[[Any], np.ndarray]) -> Arranged
     """Entries called after their videos.
 
     Understood are `ID/features` with `ID/timestamps` beside, `ID_clip` with `ID_fps` and `ID_timestamps_ms`, and one array
-    (N, F, D) `features` with N names `video_ids`. Everything else stays as it is called.
+    (N, F, D) `features` with N names `video_ids`, and perhaps `lengths` and `timestamps` (N, F). Everything else stays as it is called.
 
     Args:
         as_array: makes a value an array.
@@ -51,7 +51,7 @@ def arrange(entries: Entries, as_array: Callable[[Any], np.ndarray]) -> Arranged
     """
     listed = _listed(entries, as_array)
     if listed is not None:
-        return Arranged(listed, {})
+        return listed
     inside: dict[str, dict[str, str]] = defaultdict(dict)  # folder → last part of a name → entry
     beside: dict[str, dict[str, str]] = defaultdict(dict)  # video → what stands beside it → entry
     for name in entries:
@@ -92,8 +92,8 @@ def only(entries: Mapping[str, Any]) -> str:
     return named[0] if len(entries) > 1 else next(iter(entries))
 
 
-def _listed(entries: Entries, as_array: Callable[[Any], np.ndarray]) -> Entries | None:
-    """One array of all videos and their names beside it; None for other layouts."""
+def _listed(entries: Entries, as_array: Callable[[Any], np.ndarray]) -> Arranged | None:
+    """One array of all videos, with their names and perhaps lengths and times beside it; None for other layouts."""
     last = {name.rpartition("/")[2].lower(): name for name in entries}
     ids = next((last[key] for key in _IDS if key in last), None)
     others = [key for key in last if key not in (*_IDS, *_LENGTHS)]
@@ -110,10 +110,26 @@ def _listed(entries: Entries, as_array: Callable[[Any], np.ndarray]) -> Entries 
     if count > 1:
         raise ValueError(f"the name {name!r} stands {count} times in {ids}")
     key = next((last[each] for each in _LENGTHS if each in last), None)
-    lengths = [None] * len(names) if key is None else as_array(entries[key]()).astype(int).reshape(-1).tolist()
+    lengths = [None] * len(names) if key is None else as_array(entries[key]()).reshape(-1).tolist()
     if len(lengths) != len(names):
         raise ValueError(f"{len(names)} names beside {len(lengths)} lengths")
-    return {name: partial(lambda row, length: block[row][:length], i, lengths[i]) for i, name in enumerate(names)}
+    for name, length in zip(names, lengths):
+        if length is not None and not (0 <= length <= block.shape[1] and length == int(length)):
+            raise ValueError(
+                f"the length of {name!r} in {key} is {length}, expected a number of its {block.shape[1]} rows"
+            )
+    stops = [None if length is None else int(length) for length in lengths]
+
+    def of_each(array: np.ndarray) -> Entries:
+        return {name: partial(lambda row, stop: array[row][:stop], i, stops[i]) for i, name in enumerate(names)}
+
+    clock = next((each for each in _SECONDS if each in last), None)
+    if clock is None:
+        return Arranged(of_each(block), {})
+    shown = as_array(entries[last[clock]]())
+    if shown.shape != block.shape[:2]:
+        raise ValueError(f"{clock} of the shape {shown.shape} beside features of the shape {block.shape}")
+    return Arranged(of_each(block), {name: Times(read, _SECONDS[clock]) for name, read in of_each(shown).items()})
 
 
 def _strings(value: Any) -> list[str] | None:

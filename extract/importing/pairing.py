@@ -22,7 +22,7 @@ from glscl.extract.datasets.video_files import split_extension
 from glscl.extract.importing.feature_files import Arrays
 
 
-class Frames(NamedTuple):
+class EntryFrames(NamedTuple):
     """The frames of one entry.
 
     Attributes:
@@ -52,7 +52,7 @@ class Frames(NamedTuple):
         return self.given - len(self.place) - self.padding
 
 
-FrameReaders = dict[str, Callable[[], Frames]]  # id → reads its frames
+FrameReaders = dict[str, Callable[[], EntryFrames]]  # id → reads its frames
 RowReaders = dict[str, Callable[[], np.ndarray]]  # id → reads its float32 rows, (n, D)
 
 
@@ -142,7 +142,7 @@ def frame_readers(arrays: Arrays, annotations: Annotations, notes: list[str]) ->
             f"{ids[0]!r}; it has {examples(map(show, arrays.entries))}",
             hint="Name each file, or each entry, after the id of its video",
         )
-    notes += _unused(arrays, found.values(), "belong to no video that is listed")
+    notes += _unused(arrays, found.values(), "video that is listed")
     return {id: partial(_frames, arrays, name) for id, name in found.items()}
 
 
@@ -165,14 +165,14 @@ def _unused(arrays: Arrays, used: Iterable[str], why: str) -> list[str]:
     used = set(used)
     unused = [name for name in arrays.entries if name not in used]
     share = f"{len(unused)} of {len(arrays.entries)} entries of {arrays.path}"
-    return [f"{share} {why}: {examples(unused)}"] if unused else []
+    return [f"{share} {'belongs' if len(unused) == 1 else 'belong'} to no {why}: {examples(unused)}"] if unused else []
 
 
-def _frames(arrays: Arrays, name: str) -> Frames:
+def _frames(arrays: Arrays, name: str) -> EntryFrames:
     rows = _two_axes(arrays.read(name), arrays.where(name))
     times, real = arrays.times(name, len(rows)), rows.any(axis=1)
     place = np.flatnonzero(real) if real.any() else np.arange(len(rows))
-    return Frames(rows[place], place, len(rows), None if times is None else times[place])
+    return EntryFrames(rows[place], place, len(rows), None if times is None else times[place])
 
 
 def without_zeros(rows: np.ndarray) -> np.ndarray:
@@ -200,7 +200,7 @@ def text_readers(arrays: Arrays, annotations: Annotations, axes: int, notes: lis
     ids = [text.id for text in annotations.texts]
     by_caption = match(arrays.entries, ids, arrays.path)
     if by_caption:
-        notes += _unused(arrays, by_caption.values(), "belong to no caption, and are not used")
+        notes += _unused(arrays, by_caption.values(), "caption that is listed")
         return {id: partial(_rows, arrays, name) for id, name in by_caption.items()}
     written, kept = annotations.written or ids, frozenset(ids)
     of_video: dict[str, list[str]] = defaultdict(list)
@@ -209,7 +209,7 @@ def text_readers(arrays: Arrays, annotations: Annotations, axes: int, notes: lis
     with_captions = dict.fromkeys(text.video for text in annotations.texts)
     by_video = match(arrays.entries, with_captions, arrays.path)
     if by_video:
-        notes += _unused(arrays, by_video.values(), "belong to no video with captions, and are not used")
+        notes += _unused(arrays, by_video.values(), "video with captions")
         readers: RowReaders = {}
         for video, name in by_video.items():
             orders = {"captions of its video": of_video[video]}

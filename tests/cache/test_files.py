@@ -9,10 +9,11 @@ import threading
 import pytest
 
 from glscl.cache import files
-from glscl.cache.files import put_if_absent
+from glscl.cache.files import put_if_absent, write_atomically
 from glscl.cache.library import open_library
 from glscl.cache.store import open_store
 from glscl.cache.upkeep.verification import verify
+from glscl.common.errors import StorageError
 
 
 @pytest.fixture(params=["links", "rename", "neither"])
@@ -81,3 +82,10 @@ def test_a_cache_whose_writer_died_within_any_commit_is_read_and_finished(
     assert open_store(made.path).complete and verify(open_library(made.path)) == []
     for pattern in ("commits/*/*.json", "lists/*/*.json", "additions/*/*.txt"):
         assert all(path.stat().st_size for path in made.path.glob(pattern))
+
+
+def test_what_cannot_take_its_name_leaves_nothing_behind(tmp_path):
+    (tmp_path / "run.json").mkdir()
+    with pytest.raises(StorageError, match="a file stands where a folder is expected"):
+        write_atomically(tmp_path / "run.json", b"{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 
 import numpy as np
@@ -14,7 +15,12 @@ import torch.nn.functional as F
 from glscl.cache.library import open_library
 from glscl.cache.schema import TextFeatures
 from glscl.cache.upkeep.convert import convert
+from glscl.commands.options import CommonConfig, Run
+from glscl.commands.printing import print_hits
+from glscl.evaluate.search.answers import VideoHit
 from glscl.evaluate.search.model import Model
+from glscl.evaluate.search.moments import Moment
+from glscl.evaluate.search.playing import write_playlist
 
 QUICK = ("--epochs", 1, "--batch-size", 8, "--validation", 4)
 
@@ -76,13 +82,58 @@ def test_every_frame_is_searched_and_answers_can_be_opened(glscl, cache, made_ba
     assert set(found["hits"][0]) == {"rank", "video", "path", "score", "normalised", "time", "moments"}
     moments = json.loads(glscl("search", "a dog", "--by", "moment", "--json")[1])["hits"]
     assert [hit["score"] for hit in moments] == sorted((hit["score"] for hit in moments), reverse=True)
-    assert glscl("search", "a dog", "--min", 2)[1].count("\n") == 2  # nothing is so near
+    best = f"{found['hits'][0]['score']:.3f}"
+    assert glscl("search", "a dog", "--min", 2)[1].splitlines()[1:] == [f"no video reaches 2; the best has {best}"]
     assert glscl("search", "a dog", "--m3u", tmp_path / "found.m3u", "--open")[0] == 0
     assert (tmp_path / "found.m3u").read_text() == "#EXTM3U\n"
     one_line(glscl("search", "a", "dog", "runs"), "quotes", "glscl search 'a dog runs'", status=2)
     one_line(glscl("search", "a dog", "--normalise", "nnn", "--min", 0.1), "--min", "--normalise", status=2)
     one_line(glscl("search", "--like", "nobody"), "no video 'nobody'", status=1)
     one_line(glscl("search", "--and", "a cat"), "Give a sentence", status=2)
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        (("a dog", "--start", 3), "--start goes with a video file"),
+        (("--like", "v.mp4", "--start", 5, "--end", 2), "from 5 s to 2 s is empty"),
+        (("--like", "p.jpg", "--start", 5), "--start goes with a video file"),
+        (("--like", "an id", "--end", 5), "--end goes with a video file"),
+        (("--video", "v.mp4", "--min", 0.1), "--min goes with a search of every frame, not with --video"),
+        (("--video", "v.mp4", "--by", "moment"), "--by goes with"),
+        (("--video", "v.mp4", "--m3u", "x.m3u"), "which have no moments"),
+        (
+            ("a dog", "--max-frames", 3, "--folder", "x"),
+            "--folder goes with a search of every frame, not with --max-frames",
+        ),
+    ],
+)
+def test_what_a_search_would_leave_out_is_refused(glscl, cache, one_line, tmp_path, monkeypatch, question, said):
+    monkeypatch.chdir(tmp_path)
+    for name in ("v.mp4", "p.jpg"):
+        (tmp_path / name).touch()
+    one_line(glscl("search", *question), said, status=2)
+
+
+def test_an_answer_names_ids_and_files_as_they_are(monkeypatch, tmp_path):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    ids = ["1", "two  blanks.mp4", "long" * 60]
+    hits = [
+        VideoHit(rank, id, f"/v/{id}", 1.0, None, 0.0, (Moment(0.0, 1.0, 1.0, 0.0),)) for rank, id in enumerate(ids, 1)
+    ]
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    print_hits(Run(CommonConfig()), hits, None)
+    header, *lines = sys.stdout.getvalue().splitlines()
+    linked = [re.search(r"]8;;file:///v/[^\x1b]*\x1b.([^\x1b]*)\x1b]8;;\x1b", line) for line in lines]
+    assert [each.group(1) for each in linked] == ids  # "1" is the id, and neither the rank nor the score
+    assert all(line.endswith(f"/v/{id}") for line, id in zip(lines, ids))
+    assert len(header) < 120  # one long id leaves the others where they are
+    assert write_playlist(tmp_path / "m3u", [hits[0]._replace(path="/v/a\nb")]) == 1
+    assert (tmp_path / "m3u").read_text().endswith("\nfile:///v/a%0Ab\n")
 
 
 def test_vectors_of_a_run_reproduce_its_similarities(glscl, two_runs, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from glscl.common.clip_names import clip_weights, program_of
+from glscl.common.clip_names import ClipWeights, clip_weights, program_of
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: nothing to compare with")
 open_clip = pytest.importorskip("open_clip")
@@ -103,4 +103,5 @@ def test_programs_are_told_by_names_that_only_they_have():
     assert program_of(["weight_fc.0.weight"]) == "dicosa"
     assert program_of(["text_weight_fc.0.weight", "transformerClip.resblocks.0.ln_1.bias"]) == "drl"
     assert program_of(["visual.proj", "frame_weight_fc"]) is None
-    assert clip_weights({"spatial_queries": torch.zeros(1)})._replace(others=()) == ({}, "open_clip", "", (), "glscl")
+    head = clip_weights({"spatial_queries": torch.zeros(1)})
+    assert head._replace(others=()) == ClipWeights({}, "open_clip", "", (), "glscl")

@@ -9,11 +9,11 @@ import torch
 import torch.distributed as dist
 
 from glscl.common import devices
-from glscl.common.devices import choose_device, full_float32, lost_gpu
+from glscl.common.devices import arithmetic, choose_device, lost_gpu
 from glscl.common.errors import UsageError
 from glscl.common.launch import Launch
 from glscl.train_head.distributed import refuse_shared_gpus
-from glscl.train_head.settings import precision_on
+from glscl.train_head.settings import precision_on, resolve
 
 
 @pytest.fixture
@@ -87,22 +87,20 @@ def test_auto_says_once_that_a_gpu_cannot_be_used(gpus, monkeypatch, capsys):
     assert said == ["note: this machine has a GPU that cannot be used (the driver is too old); all runs on the CPU"]
 
 
-def test_full_float32_is_for_its_block_and_for_gpus_alone():
+def test_a_gpu_computes_in_full_or_in_tf32_and_never_attends_by_cudnn_inside_a_block_alone():
     def state():
-        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        cudnn = torch.backends.cudnn.allow_tf32, torch.backends.cuda.cudnn_sdp_enabled()
+        return torch.get_float32_matmul_precision(), *cudnn
 
     before = state()
-    with full_float32(torch.device("cpu")):
+    with arithmetic(torch.device("cpu"), tf32=True):
         assert state() == before
-    torch.set_float32_matmul_precision("high")
-    try:
-        outside = state()
-        with full_float32(torch.device("cuda")):
-            assert state() == ("highest", False)
-        assert state() == outside
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+    with arithmetic(torch.device("cuda"), tf32=True):
+        assert state() == ("high", True, False)
+        with arithmetic(torch.device("cuda")):
+            assert state() == ("highest", False, False)
+        assert state() == ("high", True, False)
+    assert state() == before
 
 
 def test_bf16_is_chosen_where_the_gpu_computes_in_it(monkeypatch):
@@ -111,9 +109,20 @@ def test_bf16_is_chosen_where_the_gpu_computes_in_it(monkeypatch):
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native[0]
     )
     assert precision_on("cuda") == "bf16"
+    assert precision_on("cuda", large=False) == "tf32"
     native[0] = False  # Turing: torch emulates it
-    assert precision_on("cuda") == "fp16"
+    assert precision_on("cuda") == precision_on("cuda", large=False) == "fp16"
     assert precision_on("cpu") == "fp32"
+    with pytest.raises(UsageError, match="`precision=tf32` needs a CUDA device"):
+        precision_on("cpu", "tf32")
+
+
+def test_heads_take_tf32_on_a_gpu_but_for_those_with_a_network_on_every_pair(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    found = {
+        name: resolve({"head": name}, dataset="x", device_type="cuda").precision for name in ("glscl", "tight_transf")
+    }
+    assert found == {"glscl": "tf32", "tight_transf": "bf16"}
 
 
 def test_processes_that_share_a_gpu_are_told_so_all_of_them():

@@ -196,6 +196,7 @@ def test_normalisations_that_cannot_be_had_are_refused_before_any_work(store, sm
 def test_normalisation_on_a_cache_takes_its_bank_from_the_split_train(store, run):
     done = evaluate_run(store, run, EvaluateSettings(normalise=("qb-norm", "dsl")))
     assert done.result["normalised"]["qb-norm"]["bank"].startswith("first caption of 8 training videos")
+    assert done.result["settings"]["qb_norm_beta"] == 70.0, "the dataset's"
 
 
 def test_a_cache_of_another_backbone_is_refused(small_cache, run, tmp_path):

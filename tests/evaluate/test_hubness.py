@@ -308,3 +308,12 @@ def test_senseless_options_are_refused():
     ):
         with pytest.raises(UsageError, match="must be"):
             call()
+
+
+def test_beta_of_qb_norm_is_another_one_where_it_is_told():
+    random = np.random.default_rng(0)
+    scores, bank = random.random((6, 8)), random.random((5, 8))
+    found = NORMALISATIONS["qb-norm"].apply(
+        scores, direction="text_to_video", banks={"bank": bank}, options={"beta": 50.0}
+    )
+    assert np.array_equal(found, qb_norm(scores, bank, k=1, beta=50.0, theta=3, log=True))

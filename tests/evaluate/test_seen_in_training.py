@@ -10,6 +10,7 @@ import pytest
 from glscl.cache.store import open_store
 from glscl.evaluate.ensemble import evaluate_ensemble
 from glscl.evaluate.evaluation import evaluate_run
+from glscl.evaluate.run_names import seen_in_training
 from glscl.evaluate.settings import EvaluateSettings
 from glscl.train_head.checkpoint import read_run, write_run
 
@@ -29,7 +30,7 @@ def ids(made):
 def seen(store, run=None, **settings):
     notes = []
     result = evaluate_run(store, run, EvaluateSettings(confidence=False, **settings), note=notes.append).result
-    return result["counts"]["videos_seen_in_training"], " ".join(notes)
+    return result["counts"]["videos_seen_in_training"], " ".join([*notes, seen_in_training(result) or ""]).strip()
 
 
 def test_a_run_judged_on_its_own_test_split_has_seen_none_of_it(made, untrained_run):
@@ -42,7 +43,7 @@ def test_training_videos_are_known_again_whatever_list_and_id_they_stand_under(m
     made.add_list("full", dict.fromkeys(ids(made)[7:], "test"), prefix="other name of ")
     count, notes = seen(open_store(made.path, "full"), run)
     assert count == 5
-    assert "warning: 5 of the 13 videos were seen in training" in notes
+    assert "5 of the 13 videos were seen in training" in notes
 
 
 def test_of_a_video_that_gave_no_frames_nothing_was_seen(made, untrained_run):
@@ -111,7 +112,7 @@ def test_several_runs_together_have_seen_what_any_of_them_has(made, untrained_ru
     def together(store):
         notes = []
         result = evaluate_ensemble(store, runs, EvaluateSettings(confidence=False), note=notes.append).result
-        return result["counts"]["videos_seen_in_training"], " ".join(notes)
+        return result["counts"]["videos_seen_in_training"], " ".join([*notes, seen_in_training(result) or ""]).strip()
 
     assert together(own)[0] == 8 and together(later)[0] == 5
     write_run(runs[0], {**read_run(runs[0]), "list_hash": ""})

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from glscl.demo.corpus import render_corpus
-from glscl.train_head.heads import HEADS
+from glscl.train_head.heads import HEADS, build_head
 
 HERE = Path(__file__).parent / "emulated"
 
@@ -48,8 +48,18 @@ def corpus(tmp_path_factory):
 
 def run(stubs: Path, folder: Path, *commands: list[object], memory: int = 0) -> str:
     """What the commands said, each on the device; all must end well."""
-    asked = folder / "commands.json"
-    asked.write_text(json.dumps([[str(word) for word in [*words, "--device", "cuda"]] for words in commands]))
+    asked = [[str(word) for word in [*words, "--device", "cuda"]] for words in commands]
+    done = on_device(stubs, folder, "session.py", asked, memory=memory)
+    assert json.loads(done.stdout.splitlines()[-1]) == [0] * len(commands), done.stderr
+    return done.stdout + done.stderr
+
+
+def on_device(
+    stubs: Path, folder: Path, script: str, asked: object, *, memory: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """A script beside the emulation, told what is asked in a file."""
+    file = folder / "asked.json"
+    file.write_text(json.dumps(asked))
     environment = {
         **os.environ,
         "LD_PRELOAD": str(stubs / "cudart.so"),
@@ -59,11 +69,10 @@ def run(stubs: Path, folder: Path, *commands: list[object], memory: int = 0) -> 
         **({"EMULATED_MEMORY": str(memory)} if memory else {}),
     }
     done = subprocess.run(
-        [sys.executable, str(HERE / "session.py"), str(asked)], capture_output=True, text=True, env=environment
+        [sys.executable, str(HERE / script), str(file)], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == [0] * len(commands), done.stderr
-    return done.stdout + done.stderr
+    return done
 
 
 def test_features_heads_and_searches_of_the_device_are_those_of_the_cpu(stubs, corpus, tmp_path, glscl):
@@ -110,3 +119,30 @@ def test_a_device_without_room_for_the_table_trains_all_the_same(stubs, corpus, 
         ["train-head", "--cache", tmp_path / "cache", "--out", tmp_path / "run", "--epochs", "1", "--batch-size", "16"],
         memory=(1 << 30) + 4096,  # a GiB of it is taken
     )
+
+
+REPORT = 2  # times that the host waits where the loop reports: for the losses, and for their parts
+
+
+def test_no_step_of_a_head_makes_the_host_wait(stubs, tmp_path):
+    heads = [head for head in HEADS if build_head(head, embed_dim=64).has_logit_scale]
+    asked = [(head, "cuda", 12, {"precision": "bf16"}) for head in heads]
+    found = json.loads(on_device(stubs, tmp_path, "steps.py", asked).stdout.splitlines()[-1])
+    for head, each in zip(heads, found, strict=True):
+        first, second, last = each["counts"]  # the training begins in the first, and the last ends it
+        assert second.get("waits", 0) <= REPORT and second.get("copies", 0) == 0, (head, second)
+
+
+def test_recorded_steps_are_one_launch_and_give_what_the_plain_ones_give(stubs, tmp_path):
+    heads = ("glscl", "wti", "seq_transf")
+    ways = ({}, {"cuda_graphs": True})
+    asked = [(head, "cuda", 20, {"precision": "tf32", **how}) for head in heads for how in ways]
+    found = iter(json.loads(on_device(stubs, tmp_path, "steps.py", asked).stdout.splitlines()[-1]))
+    for head in heads:
+        plain, recorded = next(found), next(found)
+        assert recorded["notes"] == []
+        assert recorded["losses"] == pytest.approx(plain["losses"], rel=1e-3), head
+        *_, replayed = (counts for counts in recorded["counts"][:-1] if counts.get("replays") == 4)
+        assert replayed["operations"] <= 4 * 12 and replayed["waits"] <= REPORT, (head, replayed)
+        if head == "glscl":  # of two layers and two blocks
+            assert plain["counts"][1]["operations"] <= 4 * 380

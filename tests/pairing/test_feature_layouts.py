@@ -19,6 +19,7 @@ from glscl.cache.schema import Annotations, TextItem, VideoItem
 from glscl.cache.store import open_store
 from glscl.common.errors import InputError, NotFoundError
 from glscl.common.tables import amount
+from glscl.extract.importing import feature_files
 from glscl.extract.importing.feature_files import open_arrays
 from glscl.extract.importing.import_features import FeatureFiles, import_features
 from glscl.extract.importing.pairing import frame_readers
@@ -87,6 +88,22 @@ def one_array(path: Path, *, texts: str, lengths: bool = False) -> Path:
     return path
 
 
+def one_array_with_times(path: Path) -> Path:
+    shown = np.zeros(padded().shape[:2])
+    for row, times in zip(shown, TIMES.values()):
+        row[: len(times)] = times
+    lengths = [len(rows) for rows in FRAMES.values()]
+    np.savez(path, features=padded(), ids=np.array(IDS), lengths=np.array(lengths), timestamps_ms=shown * 1000)
+    return path
+
+
+def packed_names(path: Path) -> Path:
+    with h5py.File(path, "w") as file:
+        file["features"] = padded()
+        file.create_dataset("video_ids", data=list(IDS), dtype=h5py.string_dtype(), chunks=(2,), compression="gzip")
+    return path
+
+
 def npz_array(path: Path) -> Path:
     np.savez(path, features=padded(), ids=np.array(IDS))
     return path
@@ -126,6 +143,8 @@ LAYOUTS = {
     "a group a video with timestamps": (groups, "g.h5", True),
     "a file a video with timestamps": (files_with_times, "t", True),
     "one array beside fixed strings": (lambda path: one_array(path, texts="fixed"), "o.h5", False),
+    "one array beside names, lengths and times": (one_array_with_times, "t.npz", True),
+    "one array beside strings in chunks": (packed_names, "p.h5", False),
     "one array beside strings and lengths": (lambda path: one_array(path, texts="free", lengths=True), "l.h5", False),
     "one array in .npz": (npz_array, "n.npz", False),
     "one tensor beside names": (tensors, "n.pt", False),
@@ -168,6 +187,32 @@ def test_times_of_the_file_become_those_of_the_cache(tmp_path):
     _, video = imported(tmp_path, video_features(tmp_path / "d"))
     np.testing.assert_allclose(video["times"], np.concatenate(list(TIMES.values())), atol=1e-6)
     np.testing.assert_allclose(video["duration"], [0.4 * len(rows) for rows in FRAMES.values()], atol=1e-5)
+
+
+@pytest.mark.parametrize("damage", ["a circle", "repeated"])
+def test_names_in_a_damaged_hdf5_file_are_refused(tmp_path, monkeypatch, damage):
+    """The HDF5 library follows an object without a size for ever; and of one long name a small file makes many."""
+    monkeypatch.setattr(feature_files, "TEXTS_SECONDS", 1.0)
+    names = ["n" * 60_000, *map(str, range(2000))]
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["video_ids"], file["features"] = names, np.ones((len(names), 1, DIM), "f4")
+        where = file["video_ids"].id.get_offset()
+    data = bytearray((tmp_path / "f.h5").read_bytes())
+    if damage == "repeated":
+        data[where : where + 16 * len(names)] = data[where : where + 16] * len(names)
+    else:
+        first = data.index(b"GCOL") + 16
+        data[first : first + 16] = bytes(16)
+    (tmp_path / "f.h5").write_bytes(data)
+    with pytest.raises(InputError, match="not done after 1 s|repeat each other|cannot be read"):
+        imported(tmp_path, tmp_path / "f.h5")
+
+
+@pytest.mark.parametrize("length", [7, -1, 1.5, np.nan])
+def test_lengths_that_are_no_number_of_rows_are_refused(tmp_path, length):
+    np.savez(tmp_path / "f.npz", features=padded(), ids=np.array(IDS), lengths=np.array([2, length, 4]))
+    with pytest.raises(InputError, match=r"the length of 'b.mp4' in lengths is .*, expected a number of its 6 rows"):
+        imported(tmp_path, tmp_path / "f.npz")
 
 
 def test_times_that_do_not_fit_are_refused(tmp_path):

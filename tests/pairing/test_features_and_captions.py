@@ -129,7 +129,9 @@ def test_features_of_captions_that_are_not_used_are_counted(files, tmp_path):
     annotations = table(files, [("video", "caption"), *GAPS])
     arrays = {text.id: vector(text.text) for text in annotations.texts} | {"a#7": vector("x"), "a": vector("y")[None]}
     _, notes = read_texts(given(tmp_path, arrays), annotations)
-    assert any("2 of 6 entries" in note and note.endswith("are not used: a#7, a") for note in notes)
+    assert any(
+        "2 of 6 entries" in note and note.endswith("belong to no caption that is listed: a#7, a") for note in notes
+    )
 
 
 @pytest.mark.parametrize("other", ["a.mp4", "train/a", "v_a", "a/frames"])

@@ -102,6 +102,11 @@ def test_a_signal_waits_but_where_work_may_be_given_up(terminable):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
         assert asked.is_set(), "outside of the block it waits again"
+    with interrupts_deferred() as asked:  # schedulers ask more than once; who sits there may press Ctrl-C again
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
     ran = threading.Thread(target=lambda: interrupts_deferred().__enter__().at_once().__enter__())
     ran.start()
     ran.join()

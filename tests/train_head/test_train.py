@@ -24,6 +24,7 @@ from glscl.evaluate.evaluation import validation_metrics
 from glscl.train_head.checkpoint import load_resume, load_run, read_run
 from glscl.train_head.heads import HEADS, build_head
 from glscl.train_head.holdout import hold_out
+from glscl.train_head.recording import why_not_recorded
 from glscl.train_head.settings import TrainSettings, resolve
 from glscl.train_head.train import Reporter, fit, train
 
@@ -575,23 +576,6 @@ def test_a_full_disk_leaves_the_last_epoch_whole(small_cache, tmp_path, monkeypa
     assert (tmp_path / "run/last.safetensors").read_bytes() == (tmp_path / "straight/last.safetensors").read_bytes()
 
 
-def test_a_tracker_that_is_not_installed_is_named(planted, monkeypatch, tmp_path):
-    import accelerate.utils
-
-    monkeypatch.setattr(accelerate.utils, "is_tensorboard_available", lambda: False)
-    with pytest.raises(UsageError, match=r"glscl\[tracker\]"):
-        fit(
-            new_head("projection", planted(videos=4)),
-            planted(videos=4),
-            TrainSettings(epochs=1, tracker="tensorboard"),
-            out=tmp_path,
-        )
-    with pytest.raises(UsageError, match="needs a run folder"):
-        fit(
-            new_head("projection", planted(videos=4)), planted(videos=4), TrainSettings(epochs=1, tracker="tensorboard")
-        )
-
-
 def test_one_process_trains_in_different_arithmetic_one_after_another(planted):
     table = planted(videos=8)
     for precision in ("fp32", "bf16", "fp32"):
@@ -601,9 +585,44 @@ def test_one_process_trains_in_different_arithmetic_one_after_another(planted):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
 def test_a_gpu_learns_the_same_signal(planted, precision):
     table = planted()
     head = new_head("glscl", table)
     fit(head, table, TrainSettings(epochs=12, batch_size=24, lr=5e-3, precision=precision), device="cuda")
     assert validation_metrics(head, table.to("cuda"))["text_to_video"]["R@1"] > 60
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_recorded_steps_are_those_of_the_plain_loop(planted):
+    table = planted(videos=48, captions=2)
+
+    def losses(**how):
+        settings = TrainSettings(epochs=6, batch_size=12, lr=5e-3, precision="tf32", **how)
+        return fit(new_head("glscl", table), table, settings, device="cuda").losses
+
+    assert losses(cuda_graphs=True) == pytest.approx(losses(), rel=1e-3, abs=1e-4)
+
+
+def test_where_steps_cannot_be_recorded_the_reason_is_said_and_they_run_as_they_are(planted):
+    class Notes(Reporter):
+        def __init__(self):
+            self.lines = []
+
+        def note(self, line):
+            self.lines.append(line)
+
+    table, notes = planted(videos=8, captions=1), Notes()
+    plain = fit(new_head("glscl", table), table, TrainSettings(epochs=1, batch_size=4))
+    asked = TrainSettings(epochs=1, batch_size=4, cuda_graphs=True)
+    assert fit(new_head("glscl", table), table, asked, reporter=notes).losses == plain.losses
+    assert notes.lines == ["`cuda_graphs` is left out: it needs a CUDA device, and this training runs on cpu"]
+
+    def why_not(**other):
+        usual = {"processes": 1, "precision": "tf32", "optimizer": "adamw", "compiled": False}
+        return str(why_not_recorded(torch.device("cuda"), **usual | other))
+
+    assert why_not() == "None"
+    assert "2 share" in why_not(processes=2) and "overflowed" in why_not(precision="fp16")
+    assert "on the host" in why_not(optimizer="bert_adam") and "`compile`" in why_not(compiled=True)

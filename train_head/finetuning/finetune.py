@@ -27,13 +27,14 @@ from glscl.extract.backbone.encoder import backbone_of_cache, load_backbone
 from glscl.train_head.checkpoint import load_run
 from glscl.train_head.finetuning.model import EndToEnd
 from glscl.train_head.finetuning.pixel_learner import PixelLearner, encode_table
-from glscl.train_head.finetuning.pixels import Frames, items_of
+from glscl.train_head.finetuning.pixels import DecodedFrames, items_of
 from glscl.train_head.finetuning.settings import FinetuneSettings
 from glscl.train_head.finetuning.towers import FILES, unfreeze, vision_tower
 from glscl.train_head.heads.base import Head
 from glscl.train_head.loop import fit_learner
 from glscl.train_head.reports import Reporter
 from glscl.train_head.run_cache import check_cache
+from glscl.train_head.tracking import tracked
 from glscl.train_head.train import (
     LoadedSplits,
     TrainingData,
@@ -105,7 +106,7 @@ def finetune(
                 settings,
                 device=device,
                 validate=judge,
-                reporter=reporter,
+                reporter=tracked(reporter, settings, out, record, validate),
                 out=out,
                 record=record,
                 resume=resume,
@@ -149,12 +150,12 @@ def _trainable(store: Store, settings: FinetuneSettings, head: Head, reporter: R
 
 def _frames(
     store: Store, settings: FinetuneSettings, model: EndToEnd, data: TrainingData, reporter: Reporter
-) -> Frames | None:
+) -> DecodedFrames | None:
     """Where pixels come from; None where the features of the cache do."""
     if settings.augment == "none" and not any(p.requires_grad for p in vision_tower(model.towers).parameters()):
         reporter.note("the vision tower is frozen: its features are taken from the cache, and no video is read")
         return None
-    return Frames(
+    return DecodedFrames(
         store,
         items_of(store, *(table for table in (data.train, data.validation) if table is not None)),
         model.backbone.transform,
@@ -163,7 +164,7 @@ def _frames(
 
 
 def _judge_from_pixels(
-    validate: Validate, model: EndToEnd, table: FeatureTable, store: Store, frames: Frames | None, head: Head
+    validate: Validate, model: EndToEnd, table: FeatureTable, store: Store, frames: DecodedFrames | None, head: Head
 ) -> Mapping[str, Mapping[str, float]]:
     """What `validate` says of a table whose features are made anew by the backbone as it is now."""
     return validate(head, encode_table(model, table, store, frames, device=head.logit_scale.device))
@@ -190,7 +191,7 @@ def tuned_table(
     Raises:
         UsageError: the run has no backbone of its own.
         CheckpointError: the backbone is not the one that run.json tells of.
-        Others: see `load_run`, `Frames`.
+        Others: see `load_run`, `DecodedFrames`.
     """
     head, record = load_run(run, which, device=device)
     if which not in record.get("weights", {}):
@@ -221,5 +222,5 @@ def tuned_table(
         frame_position=settings.frame_position,
         tokens=head.needs_tokens,
     )
-    with Frames(store, items_of(store, table), backbone.transform, settings) as frames:
+    with DecodedFrames(store, items_of(store, table), backbone.transform, settings) as frames:
         return head, encode_table(EndToEnd(backbone, head), table, store, frames, device=device)

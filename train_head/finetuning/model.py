@@ -65,11 +65,16 @@ class EndToEnd(nn.Module):
     def __init__(self, backbone: Backbone, head: Head, *, loss: str | None = None) -> None:
         super().__init__()
         self.towers, self.head = backbone.model, head
-        self._backbone, self._loss = [backbone], [ContrastiveStep(head, loss=loss)]  # in lists: no modules of this one
+        self._backbone, self._step = [backbone], [ContrastiveStep(head, loss=loss)]  # in lists: no modules of this one
 
     @property
     def backbone(self) -> Backbone:
         return self._backbone[0]
+
+    @property
+    def step(self) -> ContrastiveStep:
+        """Gives the losses of a batch of features."""
+        return self._step[0]
 
     def train(self, mode: bool = True) -> EndToEnd:
         super().train(mode)
@@ -98,7 +103,7 @@ class EndToEnd(nn.Module):
 
     def loss(self, text: TextFeatures, video: VideoFeatures, exclude: Tensor | None) -> Tensor:
         """As `ContrastiveStep`."""
-        return self._loss[0](text, video, exclude)
+        return self.step(text, video, exclude)
 
     def forward(self, captions: Captions, clips: Clips | VideoFeatures, exclude: Tensor | None = None) -> Tensor:
         """Scalar loss of this process' share of a batch against the whole batch."""

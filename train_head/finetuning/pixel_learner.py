@@ -19,7 +19,7 @@ from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable
 from glscl.train_head.finetuning.gradients import backward_in_chunks
 from glscl.train_head.finetuning.model import Captions, Clips, EndToEnd
-from glscl.train_head.finetuning.pixels import Frames, items_of
+from glscl.train_head.finetuning.pixels import DecodedFrames, items_of
 from glscl.train_head.finetuning.settings import FinetuneSettings
 from glscl.train_head.finetuning.towers import export_backbone
 from glscl.train_head.learner import Learner
@@ -71,11 +71,13 @@ class PixelLearner(Learner):
         model: EndToEnd,
         table: FeatureTable,
         store: Store,
-        frames: Frames | None,
+        frames: DecodedFrames | None,
         settings: FinetuneSettings,
     ) -> None:
         super().__init__(model.head, table)
         self.module = self.model = model
+        self.large = True
+        self.step = model.step
         self.pixels = PixelTable(model, table, store)
         self._frames, self._settings = frames, settings
 
@@ -83,16 +85,16 @@ class PixelLearner(Learner):
         self.model.backbone.device = device
         return self.model
 
-    def groups(self, weight_decay: float) -> list[dict[str, Any]]:
+    def why_not_recorded(self) -> str | None:
+        return "the pixels of a batch come from the host"
+
+    def groups(self, **decay: Any) -> list[dict[str, Any]]:
         low_rank = nn.ParameterList(p for name, p in self.model.towers.named_parameters() if "lora_" in name)
         own = nn.ParameterList(p for name, p in self.model.towers.named_parameters() if "lora_" not in name)
         return [
-            *parameter_groups(self.head, weight_decay=weight_decay),
-            *parameter_groups(low_rank, weight_decay=weight_decay),
-            *(
-                {**group, "lr_scale": self._settings.backbone_lr_scale}
-                for group in parameter_groups(own, weight_decay=weight_decay)
-            ),
+            *parameter_groups(self.head, **decay),
+            *parameter_groups(low_rank, **decay),
+            *({**group, "lr_scale": self._settings.backbone_lr_scale} for group in parameter_groups(own, **decay)),
         ]
 
     def batches(self, rows: np.ndarray, *, start: int, share: slice, mask: bool) -> _PixelBatches:
@@ -154,7 +156,7 @@ def encode_table(
     model: EndToEnd,
     table: FeatureTable,
     store: Store,
-    frames: Frames | None,
+    frames: DecodedFrames | None,
     *,
     device: torch.device | str,
     batch: int = 32,

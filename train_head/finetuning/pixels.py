@@ -6,7 +6,6 @@ F frames of a video, S side of the model's input in pixels.
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import threading
 import unicodedata
@@ -21,6 +20,7 @@ from glscl.cache.known_files import KnownFiles
 from glscl.cache.schema import FramePosition
 from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable, frame_positions
+from glscl.common.devices import cores
 from glscl.common.errors import DecodeError, NotFoundError, StorageError, UsageError
 from glscl.common.launch import launch
 from glscl.extract.backbone.picture_transform import PictureTransform
@@ -34,7 +34,7 @@ _TIME_LIMIT = 60.0  # seconds without progress after which a video is given up
 _VIDEOS_A_WORKER = 4  # decoded at a time, so that workers seldom wait for the last of them
 
 
-class Frames:
+class DecodedFrames:
     """Frames of the videos of a cache, by their row in the list: from the cache where it stores them, else decoded.
 
     What was decoded stays in memory up to a budget, so that later epochs decode only what did not fit. Use it as a
@@ -71,10 +71,10 @@ class Frames:
             self._known = KnownFiles.read(store.path)
             self._paths = find_videos(store, items, settings.videos, self._known)
             decoding = Decoding.of_cache(sampling, prepare=transform, time_limit=_TIME_LIMIT)
-            workers = settings.workers or max(1, len(os.sched_getaffinity(0)) // launch().world)
+            workers = settings.workers or max(1, cores() // launch().world)
             self._pool = DecodePool(decoding, workers=workers)
 
-    def __enter__(self) -> Frames:
+    def __enter__(self) -> DecodedFrames:
         if self._pool is not None:
             self._pool.__enter__()
         return self

@@ -120,7 +120,12 @@ class FinetuneSettings(TrainSettings):
     teacher: Path | None = setting(None, "See `TrainSettings`; not for pixels.", option=False)
     teacher_weight: float = setting(1.0, "See `TrainSettings`; not for pixels.", option=False)
     compile: bool = setting(False, "See `TrainSettings`; not for pixels.", option=False, affects_result=False)
+    cuda_graphs: bool = setting(False, "See `TrainSettings`; not for pixels.", option=False, affects_result=False)
     log_every: int = setting(10, "Steps between reports.", min=1, option=False, affects_result=False)
+
+    @property
+    def large_products(self) -> bool:
+        return True
 
 
 def resolve_finetune(

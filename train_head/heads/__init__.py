@@ -34,6 +34,10 @@ _CLASSES = {
     "attention_pool": "attention_pool:AttentionPool",
     "query_scoring": "query_scoring:QueryScoring",
     "video_colbert": "video_colbert:VideoColbert",
+    "tmass": "tmass:Tmass",
+    "gare": "gare:Gare",
+    "ms_sl": "ms_sl:MsSl",
+    "gmmformer": "gmmformer:GmmFormer",
     "best_frames": "best_frames:BestFrames",
 }
 HEAD_NAMES = tuple(_CLASSES)

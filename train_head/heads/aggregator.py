@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from glscl.common.errors import UsageError
 from glscl.train_head.heads.base import Initialisation, require_at_least
-from glscl.train_head.heads.layers import ResidualBlock
+from glscl.train_head.heads.layers import ResidualBlock, attention_bias
 from glscl.train_head.heads.packing import Packing
 
 AGGREGATORS = ("seq_transf", "seq_lstm", "none")
@@ -68,8 +68,9 @@ class TransformerAggregator(nn.Module):
         """
         packing = Packing.from_mask(None if padding_is_read else mask)
         state = packing.pack(frames + position_rows(self.positions, frames.shape[1]))
+        bias = attention_bias(mask, frames)
         for block in self.blocks:
-            state = block(state, mask, packing=packing)
+            state = block(state, bias, packing=packing)
         return frames + packing.unpack(state)
 
     def initialise_from_backbone(self, tensors: Mapping[str, Tensor]) -> Initialisation:

@@ -161,6 +161,10 @@ class Head(nn.Module, ABC):
     def video_side(self, video: VideoFeatures) -> Any:
         """What the videos contribute, a NamedTuple of tensors with the video on the first dimension."""
 
+    def both_sides(self, text: TextFeatures, video: VideoFeatures) -> tuple[Any, Any]:
+        """`text_side` and `video_side` of a training batch; for a head that can run both through the same weights at once."""
+        return self.text_side(text), self.video_side(video)
+
     @abstractmethod
     def pair_scores(self, text: Any, video: Any) -> Tensor:
         """(T, V) similarity of a tile of encoded texts and videos, before the logit scale."""
@@ -198,26 +202,16 @@ class Head(nn.Module, ABC):
         Raises:
             UsageError: features of another size than the head's, or no token features for a head that needs them.
         """
-        self._check_dim("text", text.text_features)
-        pooled = self._adapt(self.text_adapter, text.text_features)
-        tokens = mask = None
-        if self.needs_tokens:
-            if text.token_features is None or text.token_mask is None:
-                raise UsageError(
-                    f"{type(self).__name__} reads token features and these captions have none",
-                    hint="Extract again with `tokens`, or choose a head that needs pooled text only",
-                )
-            self._check_dim("token", text.token_features)
-            mask = attendable(text.token_mask)
-            tokens = self._mask(self._adapt(self.text_adapter, self._mask(text.token_features, mask)), mask)
-        return self._settle(self.text_side(TextFeatures(pooled, tokens, mask)))
+        return self._settle(self.text_side(self._prepared_text(text)))
 
     def encode_video(self, video: VideoFeatures) -> Any:
         """The one-sided work for videos; see `encode_text`."""
-        self._check_dim("frame", video.frame_features)
-        mask = attendable(video.frame_mask)
-        frames = self._mask(self._adapt(self.video_adapter, self._mask(video.frame_features, mask)), mask)
-        return self._settle(self.video_side(VideoFeatures(frames, mask)))
+        return self._settle(self.video_side(self._prepared_video(video)))
+
+    def encode_both(self, text: TextFeatures, video: VideoFeatures) -> tuple[Any, Any]:
+        """`encode_text` and `encode_video` of a training batch, at once where that saves operations; raises as they do."""
+        sides = self.both_sides(self._prepared_text(text), self._prepared_video(video))
+        return self._settle(sides[0]), self._settle(sides[1])
 
     def score(self, encoded_text: Any, encoded_video: Any) -> Tensor:
         """(T, V) similarity, before the logit scale.
@@ -269,6 +263,28 @@ class Head(nn.Module, ABC):
     @property
     def dtype(self) -> torch.dtype:
         return self.logit_scale.dtype
+
+    def _prepared_text(self, text: TextFeatures) -> TextFeatures:
+        """Adapted, and zero where padded."""
+        self._check_dim("text", text.text_features)
+        pooled = self._adapt(self.text_adapter, text.text_features)
+        tokens = mask = None
+        if self.needs_tokens:
+            if text.token_features is None or text.token_mask is None:
+                raise UsageError(
+                    f"{type(self).__name__} reads token features and these captions have none",
+                    hint="Extract again with `tokens`, or choose a head that needs pooled text only",
+                )
+            self._check_dim("token", text.token_features)
+            mask = attendable(text.token_mask)
+            tokens = self._mask(self._adapt(self.text_adapter, self._mask(text.token_features, mask)), mask)
+        return TextFeatures(pooled, tokens, mask)
+
+    def _prepared_video(self, video: VideoFeatures) -> VideoFeatures:
+        self._check_dim("frame", video.frame_features)
+        mask = attendable(video.frame_mask)
+        frames = self._mask(self._adapt(self.video_adapter, self._mask(video.frame_features, mask)), mask)
+        return VideoFeatures(frames, mask)
 
     def _check_dim(self, what: str, features: Tensor) -> None:
         if features.shape[-1] != self.embed_dim:

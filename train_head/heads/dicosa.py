@@ -15,7 +15,7 @@ from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.common.errors import UsageError
 from glscl.train_head.heads.aggregator import build_aggregator
 from glscl.train_head.heads.base import Head, require_at_least, require_positive
-from glscl.train_head.heads.pooling import attend_frames
+from glscl.train_head.heads.pooling import attend_frames, masked_softmax
 
 
 class DicosaText(NamedTuple):
@@ -43,6 +43,9 @@ class Dicosa(Head):
         embed_dim: D.
         chunks: C; must divide D.
         temperature: of the softmax over frames.
+        alpha: weight of the diagonal in `chunk_decorrelation`.
+        beta: weight of its other entries.
+        correlation_divisor: its divisor, the words a caption is padded to in the public program.
         aggregator: "seq_transf", "seq_lstm" or "none".
         aggregator_layers: blocks of "seq_transf".
         aggregator_heads: attention heads of "seq_transf"; None = max(1, D // 64).
@@ -57,6 +60,9 @@ class Dicosa(Head):
         embed_dim: int,
         chunks: int = 8,
         temperature: float = 3.0,
+        alpha: float = 0.01,
+        beta: float = 0.005,
+        correlation_divisor: float = 32.0,
         aggregator: str = "seq_transf",
         aggregator_layers: int = 4,
         aggregator_heads: int | None = None,
@@ -69,7 +75,11 @@ class Dicosa(Head):
         if embed_dim % chunks:
             raise UsageError(f"features of size {embed_dim} cannot be cut into {chunks} equal chunks")
         self.chunks = chunks
+        require_positive("correlation_divisor", correlation_divisor)
         self.temperature = temperature
+        self.alpha = alpha
+        self.beta = beta
+        self.correlation_divisor = correlation_divisor
         self.aggregator = build_aggregator(
             aggregator, embed_dim, layers=aggregator_layers, heads=aggregator_heads, positions=frame_positions
         )
@@ -109,7 +119,33 @@ class Dicosa(Head):
         weight = self.chunk_weight(F.relu(hidden, inplace=True).unflatten(-1, (self.chunks, -1))).squeeze(-1)
         return (weight * cosine).sum(-1).T  # (T, V)
 
+    def auxiliary_losses(self, text: DicosaText, video: DicosaVideo) -> dict[str, Tensor]:
+        """`chunk_decorrelation` of the captions and of their own videos as these see them.
+
+        Raises:
+            ValueError: there are not as many texts as videos.
+        """
+        if (self.alpha == 0 and self.beta == 0) or self.embed_dim == self.chunks:
+            return {}
+        texts, videos = len(text.text_features), len(video.frame_features)
+        if texts != videos:
+            raise ValueError(f"chunk decorrelation needs pairs: found {texts} texts and {videos} videos")
+        logits = torch.einsum("bd,bfd->bf", text.text_features, video.frame_features) / self.temperature
+        pooled = torch.einsum("bf,bfd->bd", masked_softmax(logits, video.frame_mask, -1), video.frame_features)
+        left, right = (standardised(side.unflatten(-1, (self.chunks, -1))) for side in (text.text_features, pooled))
+        correlation = torch.einsum("bcw,bew->ce", left, right) / (texts * self.correlation_divisor)  # (C, C)
+        diagonal = correlation.diagonal()
+        others = correlation.square().sum() - diagonal.square().sum()
+        loss = self.alpha * (diagonal - 1).square().sum() + self.beta * others
+        return {"chunk_decorrelation": loss}
+
     def pair_bytes(self, text: DicosaText, video: DicosaVideo) -> int:
         dense = 16 if torch.is_grad_enabled() else 7
         floats = 4 * video.frame_features.shape[1] + dense * self.embed_dim
         return floats * video.frame_features.element_size()
+
+
+def standardised(chunks: Tensor) -> Tensor:
+    """(B, C, W) with mean 0 and variance 1 over the W numbers of every chunk."""
+    variance, mean = torch.var_mean(chunks, -1, keepdim=True)
+    return (chunks - mean) / variance.clamp(min=1e-12).sqrt()

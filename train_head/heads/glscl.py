@@ -132,11 +132,33 @@ class Glscl(Head):
         return GlsclText(text.text_features, F.normalize(concepts, dim=-1))
 
     def video_side(self, video: VideoFeatures) -> GlsclVideo:
-        frames = self.aggregator(
-            video.frame_features, video.frame_mask, padding_is_read=not self.mask_padding
-        )  # (V, F, D)
+        frames = self._aggregated(video)
         concepts = self.decoder(self.queries, frames, video.frame_mask if self.mask_padding else None)  # (V, Q, D)
         return GlsclVideo(frames, video.frame_mask, gram_matrix(frames), F.normalize(concepts, dim=-1))
+
+    def both_sides(self, text: TextFeatures, video: VideoFeatures) -> tuple[GlsclText, GlsclVideo]:
+        """One pass of a shared decoder on a GPU, where launches cost more than padding; elsewhere one a side."""
+        separate = self.text_queries is not None or self.text_decoder is not None
+        if separate or self.queries.device.type != "cuda" or torch.compiler.is_compiling():
+            return super().both_sides(text, video)
+        frames = self._aggregated(video)
+        tokens, token_mask = tokens_of(text)
+        masks = (token_mask, video.frame_mask)
+        if not self.mask_padding:
+            masks = tuple(torch.ones_like(mask) for mask in masks)
+        longest = max(tokens.shape[1], frames.shape[1])
+        memory = torch.cat([F.pad(each, (0, 0, 0, longest - each.shape[1])) for each in (tokens, frames)])
+        mask = torch.cat([F.pad(each, (0, longest - each.shape[1])) for each in masks])  # (T + V, M)
+        concepts = F.normalize(self.decoder(self.queries, memory, mask), dim=-1)  # (T + V, Q, D)
+        of_text, of_video = concepts.split([len(tokens), len(frames)])
+        return (
+            GlsclText(text.text_features, of_text),
+            GlsclVideo(frames, video.frame_mask, gram_matrix(frames), of_video),
+        )
+
+    def _aggregated(self, video: VideoFeatures) -> Tensor:
+        """(V, F, D)"""
+        return self.aggregator(video.frame_features, video.frame_mask, padding_is_read=not self.mask_padding)
 
     def pair_scores(self, text: GlsclText, video: GlsclVideo) -> Tensor:
         return self.global_scores(text, video) + self.local_weight * self.local_scores(text, video)

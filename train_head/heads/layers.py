@@ -51,7 +51,7 @@ class Attention(nn.Module):
         Args:
             queries: (N, S, D), or (1, S, D) shared by all items of the memory; (R, D) where they are packed.
             memory: (N, M, D); None attends to the queries themselves.
-            mask: (N, M) bool, True = may be attended; None = all.
+            mask: (N, M) bool, True = may be attended, or what `attention_bias` makes of it; None = all.
             packing: how the queries are packed; only without memory.
 
         Returns:
@@ -104,10 +104,23 @@ class Attention(nn.Module):
             query.expand(key.shape[0], -1, -1, -1),
             key,
             value,
-            attn_mask=None if mask is None else mask[:, None, None, :],
+            attn_mask=mask if mask is None or mask.ndim == 4 else mask[:, None, None, :],
             dropout_p=self.dropout if self.training else 0.0,
         )
         return attended.transpose(1, 2).flatten(2)
+
+
+def attention_bias(mask: Tensor | None, entries: Tensor) -> Tensor | None:
+    """A mask (N, M) bool as what its layers add to their scores, made once instead of by each of them; on a GPU alone.
+
+    Zero or -inf (N, 1, 1, M), in the type of the entries or that autocast attends in. Its strides are multiples of eight, else
+    torch would copy it for every layer.
+    """
+    if mask is None or mask.device.type != "cuda" or torch.compiler.is_compiling():
+        return mask
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else entries.dtype
+    rows = mask.new_zeros((len(mask), 1, 1, -(-mask.shape[1] // 8) * 8), dtype=dtype)
+    return rows[..., : mask.shape[1]].masked_fill_(~mask[:, None, None, :], -torch.inf)
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -220,7 +233,7 @@ class Decoder(nn.Module):
         """
         state = queries.unsqueeze(0)  # (1, S, D)
         packing = Packing.from_mask(mask)
-        packed = packing.pack(memory)
+        packed, mask = packing.pack(memory), attention_bias(mask, memory)
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)  # `__init__` puts nothing else there
             projected = packing.unpack(F.linear(packed, *layer.multihead_attn.memory_projection()))  # (N, M, 2D)
@@ -283,3 +296,12 @@ def entry_scorer(width: int) -> nn.Sequential:
         nn.init.normal_(layer.weight, std=0.02)
         nn.init.zeros_(layer.bias)
     return nn.Sequential(hidden, nn.ReLU(), logit)
+
+
+def identity_linear(width: int, *, bias: bool = True) -> nn.Linear:
+    """A linear map that starts as the identity."""
+    layer = nn.Linear(width, width, bias=bias)
+    nn.init.eye_(layer.weight)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.train_head.heads.base import Head, require_dropout
 from glscl.train_head.heads.dropout import Dropout
+from glscl.train_head.heads.layers import identity_linear
 from glscl.train_head.heads.pooling import attend_frames, gram_matrix
 
 
@@ -32,11 +33,8 @@ class XpoolVideo(NamedTuple):
     frame_mask: Tensor
 
 
-class Xpool(Head):
-    """`S = n(t) · n(z)`, z the frames pooled by cross-attention from the caption (Gorti et al. 2022).
-
-    `a = softmax_f(W_q t̃ · W_k x̃_f / √D)`, `h = LN2(W_o Σ_f a_f W_v x̃_f)`, `z = LN3(h + Dropout(W_l h))`; t̃ and x̃
-    are LN1 of text and frames. The five maps start as the identity.
+class CrossAttention(Head):
+    """The layers of X-Pool, and z of every pair; a base of heads.
 
     Args:
         embed_dim: D.
@@ -58,6 +56,42 @@ class Xpool(Head):
         self.linear = identity_linear(embed_dim)
         self.dropout = Dropout(dropout)
 
+    def attended(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """normed (V, F, D) and weights (V, F, T): h of a pair is `Σ weights_f normed_f + β`, β of the second norm.
+
+        Args:
+            queries: (T, D).
+            keys, values: (V, F, D).
+            mask: (V, F) bool.
+        """
+        _, weights = attend_frames(queries, keys, mask, self.embed_dim**0.5)  # (V, F, T)
+        # The first norm without making a vector for any pair: C u = Σ a_f C v_f, C takes the mean over channels off, and
+        # its variance is aᵀ gram(C v) a / D. What is left of the norm is linear, so W_l, too, may come before the sum.
+        centred = values - values.mean(-1, keepdim=True)  # (V, F, D)
+        variance = quadratic(centred, weights).clamp(min=0) / self.embed_dim  # (V, T)
+        weights = weights / (variance + self.norm2.eps).sqrt().unsqueeze(1)  # (V, F, T), a / σ
+        return centred * self.norm2.weight, weights
+
+    def vectors(self, normed: Tensor, weights: Tensor) -> Tensor:
+        """(V, T, D): z of every pair."""
+        weights = weights.transpose(1, 2)  # (V, T, F)
+        changed = normed @ self.linear.weight.T  # (V, F, D)
+        hidden = torch.baddbmm(self.norm2.bias.view(1, 1, -1), weights, normed)  # (V, T, D)
+        change = torch.baddbmm(self.linear(self.norm2.bias).view(1, 1, -1), weights, changed)  # (V, T, D)
+        return self.norm3(hidden + self.dropout(change))
+
+
+class Xpool(CrossAttention):
+    """`S = n(t) · n(z)`, z the frames pooled by cross-attention from the caption (Gorti et al. 2022).
+
+    `a = softmax_f(W_q t̃ · W_k x̃_f / √D)`, `h = LN2(W_o Σ_f a_f W_v x̃_f)`, `z = LN3(h + Dropout(W_l h))`; t̃ and x̃
+    are LN1 of text and frames. The five maps start as the identity.
+
+    Args:
+        embed_dim: D.
+        dropout: on `W_l h`.
+    """
+
     def text_side(self, text: TextFeatures) -> XpoolText:
         return XpoolText(F.normalize(text.text_features, dim=-1), self.query(self.norm1(text.text_features)))
 
@@ -67,24 +101,14 @@ class Xpool(Head):
         return XpoolVideo(self.key(frames), self.out(self.value(frames)), video.frame_mask)
 
     def pair_scores(self, text: XpoolText, video: XpoolVideo) -> Tensor:
-        _, weights = attend_frames(text.queries, video.keys, video.frame_mask, self.embed_dim**0.5)  # (V, F, T)
-        # The first norm without making a vector for any pair: C u = Σ a_f C v_f, C takes the mean over channels off, and
-        # its variance is aᵀ gram(C v) a / D. What is left of the norm is linear, so W_l, too, may come before the sum.
-        centred = video.values - video.values.mean(-1, keepdim=True)  # (V, F, D)
-        variance = quadratic(centred, weights).clamp(min=0) / self.embed_dim  # (V, T)
-        weights = weights / (variance + self.norm2.eps).sqrt().unsqueeze(1)  # (V, F, T), a / σ
-        normed = centred * self.norm2.weight  # (V, F, D): h = Σ (a_f / σ) normed_f + β
+        normed, weights = self.attended(text.queries, *video)
         if self.training and self.dropout.p > 0:
             return self._scores_by_vectors(text.vectors, normed, weights).T
         return self._scores_by_gram(text.vectors, normed, weights).T
 
     def _scores_by_vectors(self, text: Tensor, normed: Tensor, weights: Tensor) -> Tensor:
         """(V, T) with a vector for every pair: dropout needs it."""
-        weights = weights.transpose(1, 2)  # (V, T, F)
-        changed = normed @ self.linear.weight.T  # (V, F, D)
-        hidden = torch.baddbmm(self.norm2.bias.view(1, 1, -1), weights, normed)  # (V, T, D)
-        change = torch.baddbmm(self.linear(self.norm2.bias).view(1, 1, -1), weights, changed)  # (V, T, D)
-        pooled = self.norm3(hidden + self.dropout(change))
+        pooled = self.vectors(normed, weights)
         return (pooled * text).sum(-1) / pooled.norm(dim=-1).clamp(min=1e-12)
 
     def _scores_by_gram(self, text: Tensor, normed: Tensor, weights: Tensor) -> Tensor:
@@ -124,11 +148,3 @@ class Xpool(Head):
 def quadratic(vectors: Tensor, weights: Tensor) -> Tensor:
     """(V, T) squared lengths of `Σ_f w_f x_f` for x (V, F, D) and weights (V, F, T)."""
     return (weights * (gram_matrix(vectors) @ weights)).sum(1)
-
-
-def identity_linear(width: int) -> nn.Linear:
-    """A linear map that starts as the identity."""
-    layer = nn.Linear(width, width)
-    nn.init.eye_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer

@@ -40,7 +40,7 @@ def make(path, *, values=None, **options):
 
 def refused(path, words):
     with h5py.File(path) as file, pytest.raises(ValueError, match=words):
-        check_dataset(file["a"])
+        check_dataset(file["a"].id)
     with open_arrays(path) as arrays, pytest.raises(InputError):
         arrays.read("a")
 
@@ -57,8 +57,8 @@ def test_what_the_library_wrote_may_be_read(tmp_path, how, userblock):
         file.create_dataset("a", data=values, chunks=CHUNK, **PACKED[how])
         file.create_dataset("b", shape=SHAPE, dtype="f4", chunks=CHUNK)  # nothing stored: zeros
     with h5py.File(path) as file:
-        check_dataset(file["a"])
-        check_dataset(file["b"])
+        check_dataset(file["a"].id)
+        check_dataset(file["b"].id)
     with open_arrays(path) as arrays:
         np.testing.assert_array_equal(arrays.read("a"), values)
 

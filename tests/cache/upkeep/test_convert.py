@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from glscl.cache.frame_format import FrameSpec
 from glscl.cache.frames import StoredFrames
 from glscl.cache.known_files import KnownFiles
 from glscl.cache.library import Library, open_library
-from glscl.cache.lists import list_names, make_current
+from glscl.cache.lists import list_names, make_current, write_list
 from glscl.cache.schema import STREAMS
 from glscl.cache.shard_arrays import LAYOUT
 from glscl.cache.store import open_store
@@ -329,6 +330,9 @@ def test_an_incomplete_list_is_not_converted(small_cache, tmp_path):
             convert(library, tmp_path / name)
         with pytest.raises(CacheIncompleteError, match="4 of 11 video items"):
             convert(library, tmp_path / name, lists=[made.list.hash])
+    write_list(made.path, dataclasses.replace(made.list, name="another"), library.header["format"])
+    with pytest.raises(CacheIncompleteError, match="The list another of .* was never finished"):
+        convert(library, tmp_path / "folder")
     make_current(made.path, made.list)  # as after a repair that set shards aside
     with pytest.raises(CacheIncompleteError, match="4 of 11 video items"):
         convert(library, tmp_path / "folder")

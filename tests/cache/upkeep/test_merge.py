@@ -199,8 +199,13 @@ def test_what_does_not_belong_together_is_refused(small_cache, format, tmp_path)
     with pytest.raises(FingerprintError, match=r"b is no part of what .*a is \(backbone.name: found 'other'"):
         merge([first.path, other.path], tmp_path / "merged")
     turned = part(small_cache, {"zarr": "hdf5", "hdf5": "zarr"}[format], "c", 1, 2)
-    with pytest.raises(UsageError, match="c has format .*; .*a has .*convert"):
-        merge([first.path, turned.path], tmp_path / "merged")
+    with pytest.raises(
+        UsageError, match=f"c has format .*; .*a has {format}. Extract all parts with the same `format`"
+    ):
+        merge([first.path, turned.path], tmp_path / "merged")  # lists that were never finished are not converted
+    whole = small_cache({"zarr": "hdf5", "hdf5": "zarr"}[format], name="d").fill()
+    with pytest.raises(UsageError, match="d has format .*; .*a has .*convert.*d.*FOLDER"):
+        merge([first.path, whole.path], tmp_path / "merged")
     flat = convert(small_cache(format, name="e").fill().library, tmp_path / "flat.h5")
     with pytest.raises(UsageError, match="is one flat file"):
         merge([flat], tmp_path / "merged")

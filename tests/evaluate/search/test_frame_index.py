@@ -99,3 +99,18 @@ def test_nothing_to_search_and_broken_queries_are_said(small_cache):
         FrameIndex.load(store, np.array([2]))  # it gave no frames
     with pytest.raises(NonFiniteError):
         FrameIndex.load(open_store(store.path)).search(torch.full((store.embed_dim,), torch.nan), top=3)
+
+
+def test_few_frames_are_looked_at_by_one_thread_and_many_by_all(monkeypatch):
+    index, query, seen = index_of([5] * 8, 16, 0), torch.ones(16), []
+    isfinite = torch.isfinite
+    monkeypatch.setattr(torch, "isfinite", lambda found: seen.append(torch.get_num_threads()) or isfinite(found))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        index.search(query, top=3)
+        monkeypatch.setattr(frame_index, "WORTH_THREADS", 1)
+        index.search(query, top=3)
+        assert seen == [1, 2] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

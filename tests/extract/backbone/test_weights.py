@@ -182,6 +182,44 @@ def test_a_folder_of_two_towers_without_a_temperature_has_the_usual_one(hugging_
     assert towers.logit_scale == pytest.approx(np.log(100)) and towers.notes == ()
 
 
+CLIP_DEFAULTS = {
+    "model_type": "clip",
+    "vision_config": {"num_attention_heads": 2},
+    "text_config": {"num_attention_heads": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("tower", "said"),
+    [
+        ({"num_attention_heads": 4}, "num_attention_heads 4 of its vision tower, which open_clip computes with 2"),
+        ({"layer_norm_eps": 1e-3}, "layer_norm_eps 0.001 of its vision tower, which open_clip computes with 1e-05"),
+        ({"hidden_act": "relu"}, "activation quick_gelu and relu; open_clip's towers have quick_gelu or gelu"),
+    ],
+)
+def test_what_shapes_hide_is_compared_with_the_configuration_of_transformers(hugging_face, tiny, tmp_path, tower, said):
+    shutil.copy(hugging_face[0] / "model.safetensors", tmp_path)
+    config = json.loads(json.dumps(CLIP_DEFAULTS))
+    config["vision_config"] |= tower
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for source in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(BackboneError, match=re.escape(said)):
+            load_backbone(tiny, str(source))
+
+
+def test_a_picture_that_transformers_cuts_out_of_a_larger_one_is_noted(hugging_face, tiny, tmp_path):
+    for name in ("model.safetensors", "config.json"):
+        shutil.copy(hugging_face[0] / name, tmp_path)
+    pictures = {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}, "do_normalize": False}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(pictures))
+    backbone = load_backbone(tiny, str(tmp_path))
+    assert "resizes to 40 pixels and cuts 32 out of them" in backbone.notes[-1]
+    assert (
+        backbone.description.preprocessing["mean"] == [0.0] * 3
+        and backbone.description.preprocessing["std"] == [1.0] * 3
+    )
+
+
 # --- what does not fit -------------------------------------------------------------------------------------------------
 
 
@@ -206,6 +244,53 @@ def test_missing_and_unknown_names_are_told_without_torchs_own_words(tmp_path, t
                                             "they look like the tower for captions alone") as caught:  # fmt: skip
         load_backbone(tiny, str(tmp_path / "w.pt"))
     assert "\n" not in str(caught.value) and "state_dict" not in str(caught.value)
+
+
+TAMPERED = {
+    "of two models": (
+        lambda w: {f"{who}.{key}": value for who in ("student", "teacher") for key, value in w.items()},
+        "several backbones: one below 'student.' and one below 'teacher.'",
+    ),
+    "quantised": (
+        lambda w: w | {"visual.proj": (100 * w["visual.proj"]).to(torch.int8)},
+        "visual.proj in torch.int8: quantised weights are not read",
+    ),
+    "diverged": (lambda w: w | {"visual.proj": w["visual.proj"] * torch.nan}, "NaN or infinite numbers in visual.proj"),
+}
+
+
+@pytest.mark.parametrize("how", TAMPERED)
+def test_what_would_give_wrong_numbers_without_a_word_is_refused(tmp_path, tiny, weights, how):
+    tampered, said = TAMPERED[how]
+    torch.save(tampered(weights), tmp_path / "w.pt")
+    with pytest.raises(BackboneError, match=re.escape(said)):
+        load_backbone(tiny, str(tmp_path / "w.pt"))
+
+
+def test_what_writes_captions_may_hold_anything(tiny_clip, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_clip("coca"), tmp_path / "coca")
+    found = load_file(folder / "open_clip_model.safetensors")
+    found["text_decoder.text_projection"] = torch.full_like(found["text_decoder.text_projection"], torch.nan)
+    save_file(found, folder / "open_clip_model.safetensors")
+    assert load_backbone(f"local-dir:{folder}").encode_texts(TEXTS).text_features.isfinite().all()
+
+
+def test_a_folder_of_another_model_is_not_called_by_the_name_that_was_given(tmp_path, tiny, weights):
+    torch.save(weights, tmp_path / "open_clip_pytorch_model.bin")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))
+    assert load_model(tiny, str(tmp_path)).name == tiny
+    with pytest.raises(BackboneError, match="holds a model of other towers, not ViT-B-32") as error:
+        load_model("ViT-B-32", str(tmp_path))
+    assert f"local-dir:{tmp_path}" in str(error.value.hint)
+
+
+def test_a_backbone_below_clip_alone_is_used_as_openais_with_a_note(tmp_path, tiny, weights):
+    torch.save({f"clip.{key}": value for key, value in weights.items()}, tmp_path / "w.pt")
+    loaded = load_model(tiny, str(tmp_path / "w.pt"))
+    assert "looks like a whole CLIP4Clip" in loaded.notes[-1] and "`quick_gelu=False`" in loaded.notes[-1]
+    assert load_model(tiny, str(tmp_path / "w.pt"), asked=WeightSettings(quick_gelu=True)).notes == ()
 
 
 def test_a_head_alone_is_sent_to_where_heads_are_read(tmp_path, tiny):
@@ -268,11 +353,13 @@ def test_every_published_preprocessing_comes_back_from_a_cache():
 
 
 def test_a_configuration_beside_the_file_counts_where_it_is_of_the_same_model(tmp_path):
-    config = {"model_cfg": {"embed_dim": 512, "quick_gelu": True}, "preprocess_cfg": {"mean": [0.4, 0.4, 0.4]}}
+    towers = open_clip.get_model_config("ViT-B-32")
+    config = {"model_cfg": towers | {"quick_gelu": True}, "preprocess_cfg": {"mean": [0.4, 0.4, 0.4]}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     decided = used("ViT-B-32", tmp_path)
     assert decided.values["quick_gelu"] and decided.values["mean"] == (0.4, 0.4, 0.4) and decided.notes == []
-    assert not used("ViT-L-14", tmp_path).values.get("quick_gelu"), "features of another size: of another model"
+    for other in ("ViT-L-14", "ViT-B-16"):  # of other sizes, and of the same size of features
+        assert not used(other, tmp_path).values.get("quick_gelu"), "of another model"
     (tmp_path / "open_clip_config.json").write_text("{")
     with pytest.raises(BackboneError, match="open_clip_config.json cannot be read"):
         used("ViT-B-32", tmp_path)

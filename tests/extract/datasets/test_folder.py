@@ -40,6 +40,17 @@ def test_captions_stand_beside_one_a_line(files):
     assert any("1 text file without a line" in note for note in found.notes)
 
 
+def test_text_files_that_are_not_used_are_counted(files):
+    root = files(
+        "videos", {"a.mp4": "", "a.mp4.txt": "own", "a.txt": "lost", "b.mp4": "", "b.TXT": "two", "sub/c.txt": "x"}
+    )
+    found = read(None, root)
+    assert [(t.video, t.text) for t in found.texts] == [("a.mp4", "own"), ("b.mp4", "two")]
+    assert any(
+        note.startswith("2 text files of no video") and note.endswith(": a.txt, sub/c.txt") for note in found.notes
+    )
+
+
 def test_captions_may_stand_in_a_folder_of_their_own(files):
     videos = files("videos", ["sub/a.mp4", "b.mp4"])
     found = read(files("texts", {"sub/a.txt": "one", "a.txt": "not this"}), videos)

@@ -126,7 +126,7 @@ def test_links_in_a_shard_are_left_alone(tmp_path):
     [
         ({"a.mp4": b"", "a.avi": b""}, "two videos: a/a.mp4 and a/a.avi"),
         ({"a.mp4": b"", "a.txt": b"caf\xe9"}, "byte 0xe9 is not UTF-8"),
-        ({"a.mp4": b"", "a.json": b"{"}, "not JSON"),
+        ({"a.mp4": b"", "a.json": b"{"}, "a.json: line 1, column 2: not JSON"),
         ({"a.mp4": b"", "a.json": b"[]"}, "its .json is"),
         ({"a.mp4": b"", "a.json": {"caption": 7}}, "the caption is 7"),
         ({"a.mp4": b"", "a.txt": b"x" * (4 * 2**20 + 1)}, "expected a caption of at most"),

@@ -552,6 +552,43 @@ def test_a_killed_import_goes_on_and_asking_again_changes_nothing(
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "cut").rglob("*")} == before
 
 
+def test_a_finished_import_of_which_nothing_changed_opens_no_features(
+    annotations, frames, texts, tmp_path, monkeypatch
+):
+    from glscl.extract.importing import import_features as module
+
+    np.save(tmp_path / "texts.npy", texts)
+    given, opened = folder(tmp_path / "f", frames), []
+    original = module.open_arrays
+    monkeypatch.setattr(module, "open_arrays", lambda path: opened.append(path) or original(path))
+
+    def looked(annotations=annotations, **options):
+        opened.clear()
+        options |= {"name": "ours", "text_features": tmp_path / "texts.npy"}
+        done = import_features(annotations, given, tmp_path / "c", **options)
+        return len(opened), done
+
+    first = looked()[1]
+    times, done = looked()
+    assert times == 0 and done.already_complete and done.encoded == {"videos": 0, "texts": 0}
+    assert done.reused == first.encoded and (done.notes, done.frames, done.failed) == (
+        first.notes,
+        first.frames,
+        first.failed,
+    )
+    fewer = dataclasses.replace(annotations, texts=annotations.texts[:-1], written=[t.id for t in annotations.texts])
+    assert looked(list="fewer", annotations=fewer)[0] == 2  # other captions
+    assert looked()[0] == 2 and looked()[0] == 0  # the last request alone is known
+    next(given.rglob("*.npy")).touch()
+    assert looked()[0] == 2
+    for damaged in (tmp_path / "c" / "commits" / "text").iterdir():
+        damaged.unlink()
+    assert looked()[0] == 2  # what is not there any more is made again
+    assert open_store(tmp_path / "c", first.list).complete
+    np.save(given / "last.npy", frames["last"] + 1)
+    assert looked()[1].encoded["videos"] == 1
+
+
 def test_other_features_never_enter_the_cache_of_some(annotations, frames, texts, tmp_path):
     np.save(tmp_path / "texts.npy", texts)
     import_features(annotations, folder(tmp_path / "f", frames), tmp_path / "c", text_features=tmp_path / "texts.npy")

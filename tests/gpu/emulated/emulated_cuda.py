@@ -2,12 +2,15 @@
 
 `install()` makes torch (a CUDA build, with the stubs beside this file in place of the driver) believe in one device of compute
 capability 9.0. Autograd, autocast and the choice of attention kernels are torch's own for CUDA; each operation then runs on the
-CPU, after its arguments were looked at. Kernels, memory, time, streams, graphs and NCCL are not emulated.
+CPU, after its arguments were looked at. `COUNTS` tells how many there were, and where the host waited. A CUDA graph records
+operations without running them and replays them with the numbers of Python as they were. Kernels, memory, time, streams and
+NCCL are not emulated.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,8 +78,92 @@ def held(value: Any) -> Any:
     return value.held if isinstance(value, OnDevice) else value
 
 
+COUNTS: Counter[str] = (
+    Counter()
+)  # "operations", "waits" of the host for the device, "copies" from the host; each wait by name
+
+
 def run(operation: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """One operation of aten, with the device's tensors taken in and given back."""
+    kind = kind_of(operation, args, kwargs)
+    COUNTS[kind] += 1
+    if kind == "waits":
+        COUNTS[operation.name()] += 1
+    if Graph.recording is None:
+        return execute(operation, args, kwargs)
+    if kind in ("waits", "copies"):
+        raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({operation.name()})")
+    return Graph.recording.record(operation, args, kwargs)
+
+
+FREE = {"aten::empty", "aten::_unsafe_view", "aten::_reshape_alias", "aten::lift_fresh", "aten::is_pinned"}
+WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::unique_dim"}
+
+
+def kind_of(operation: Any, args: tuple, kwargs: dict[str, Any]) -> str:
+    """What the device or the host has of it: "operations", "waits", "copies" or, of views, "views"."""
+    name = operation.name().split(".")[0]
+    if name in WAITING or name.startswith("aten::_unique"):
+        return "waits"
+    if name.startswith(("aten::index", "aten::_index_put")) and isinstance(args[1], (list, tuple)):
+        return "waits" if any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1]) else "operations"
+    if name in ("aten::_to_copy", "aten::copy_"):
+        source = args[0] if name == "aten::_to_copy" else args[1]
+        target = kwargs.get("device") or args[0].device
+        there = is_cuda(source.device), is_cuda(target)
+        return {(True, False): "waits", (False, True): "copies"}.get(there, "operations")
+    returns = operation._schema.returns
+    if name in FREE or name.startswith("aten::empty") or name.startswith("aten::new_empty"):
+        return "views"
+    if returns and all(each.alias_info and not each.alias_info.is_write for each in returns):
+        return "views"
+    return "operations"
+
+
+class Graph:
+    """What stands in for `torch.cuda.CUDAGraph`."""
+
+    recording: Graph | None = None
+
+    def __init__(self) -> None:
+        self.operations: list[tuple[Any, tuple, dict[str, Any], Any]] = []
+        self.changed: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+
+    @contextlib.contextmanager
+    def capture(self):
+        assert Graph.recording is None
+        Graph.recording, random = self, torch.get_rng_state()
+        try:
+            yield
+        finally:
+            Graph.recording = None
+            torch.set_rng_state(random)
+            for storage, before in self.changed.values():  # nothing has run
+                storage.copy_(before)
+            self.changed.clear()
+
+    def record(self, operation: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        named = zip(operation._schema.arguments, args)
+        by_name = {argument.name: argument for argument in operation._schema.arguments}
+        written = [value for argument, value in named if argument.alias_info and argument.alias_info.is_write]
+        written += [v for k, v in kwargs.items() if by_name[k].alias_info and by_name[k].alias_info.is_write]
+        for tensor in tree_flatten(written)[0]:
+            storage = tensor.held.untyped_storage()
+            self.changed.setdefault(storage.data_ptr(), (storage, storage.clone()))
+        found = execute(operation, args, kwargs)
+        self.operations.append((operation, args, dict(kwargs), found))
+        return found
+
+    def replay(self) -> None:
+        COUNTS["replays"] += 1
+        for operation, args, kwargs, before in self.operations:
+            after = execute(operation, args, dict(kwargs))
+            for old, new in zip(tree_flatten(before)[0], tree_flatten(after)[0]):
+                if isinstance(old, OnDevice) and old.held.data_ptr() != new.held.data_ptr():
+                    old.held.copy_(new.held)
+
+
+def execute(operation: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     name = operation.name()
     if operation is aten._to_copy.default:
         return copied(operation, args[0], kwargs)
@@ -309,6 +396,11 @@ def numpy_of(self, *args, **options):
     return NUMPY(self, *args, **options)
 
 
+def list_of(self):
+    COUNTS["waits"] += isinstance(self, OnDevice)
+    return TOLIST(held(self))
+
+
 def install(memory: int = 141 * GIB) -> None:
     """Put the device into this process, to stay.
 
@@ -343,6 +435,17 @@ def install(memory: int = 141 * GIB) -> None:
     told = {name: always(answer) for name, answer in answers.items()}
     for name, function in {**nothing, **told}.items():
         setattr(torch.cuda, name, function)
+    nothing_stream = SimpleNamespace(
+        device=CUDA, wait_stream=lambda _: None, wait_event=lambda _: None, synchronize=lambda: None
+    )
+    torch.cuda.Stream = torch.cuda.current_stream = lambda *_, **__: nothing_stream
+    torch.cuda.stream = lambda _: contextlib.nullcontext()
+    torch.cuda.Event = lambda **_: SimpleNamespace(
+        record=lambda *_: None, synchronize=lambda: COUNTS.update(["events"]), wait=lambda *_: None
+    )
+    torch.cuda.graph_pool_handle = lambda: None
+    torch.cuda.CUDAGraph, torch.cuda.graph = Graph, lambda graph, **_: graph.capture()
+    torch.utils._foreach_utils._foreach_supported_types.append(OnDevice)
     torch.cuda.get_rng_state = lambda *_: torch.get_rng_state()
     torch.cuda.set_rng_state = lambda state, *_: torch.set_rng_state(state)
     torch.cuda.device = lambda *_: contextlib.nullcontext()
@@ -350,7 +453,7 @@ def install(memory: int = 141 * GIB) -> None:
     torch.inference_mode = lambda *_: torch.no_grad()
     torch.nn.Module._apply = apply_by_replacing
     torch.Tensor.pin_memory = lambda self, *_: self
-    torch.Tensor.numpy, torch.Tensor.tolist = numpy_of, lambda self: TOLIST(held(self))
+    torch.Tensor.numpy, torch.Tensor.tolist = numpy_of, list_of
     torch.tensor, torch.as_tensor = moved(torch.tensor), moved(AS_TENSOR)
     Dispatching().__enter__()
     from glscl.train_head import encode_chunks

@@ -215,7 +215,7 @@ def test_more_layers_than_there_are_cannot_be_frozen():
 
 def test_the_backbone_has_its_own_rate_and_the_head_the_recipes(store, model):
     _, _, learner = batch_of(store, model, backbone_lr_scale=0.01)
-    groups = learner.groups(0.2)
+    groups = learner.groups(weight_decay=0.2)
     scale = {id(p): group.get("lr_scale", 1.0) for group in groups for p in group["params"]}
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     for name, p in model.named_parameters():
@@ -286,7 +286,7 @@ def test_the_second_pass_takes_head_options_and_frames_from_the_run(trained_head
 
 def test_a_frozen_vision_tower_is_read_from_the_cache(corpus, store, trained_head, tmp_path, monkeypatch):
     asked = {"epochs": 1, "freeze": "vision", "micro_batch": 2}
-    monkeypatch.setattr("glscl.train_head.finetuning.finetune.Frames", None)  # no pixels
+    monkeypatch.setattr("glscl.train_head.finetuning.finetune.DecodedFrames", None)  # no pixels
     out = tmp_path / "run"
     tune(store, out, trained_head, asked)
     before, after = load_backbone("demo").model.state_dict(), weights_in(out)

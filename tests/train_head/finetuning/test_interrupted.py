@@ -19,7 +19,7 @@ from glscl.evaluate.evaluation import validation_metrics
 from glscl.train_head.checkpoint import load_run
 from glscl.train_head.finetuning.model import EndToEnd
 from glscl.train_head.finetuning.pixel_learner import PixelLearner
-from glscl.train_head.finetuning.pixels import Frames
+from glscl.train_head.finetuning.pixels import DecodedFrames
 from glscl.train_head.settings import resolve
 from glscl.train_head.train import train
 
@@ -111,13 +111,12 @@ def test_tensorboard_gets_loss_rate_and_validation(store, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     done = tune(store, tmp_path / "run", None, asked={"tracker": "tensorboard"})
-    files = sorted((tmp_path / "run").rglob("events.out.tfevents.*"))
-    assert len(files) == 1
-    found = EventAccumulator(str(files[0])).Reload()
+    (file,) = (tmp_path / "run/logs").glob("events.out.tfevents.*")
+    found = EventAccumulator(str(file)).Reload()
     steps = done.history[-1]["step"]
-    assert [event.step for event in found.Scalars("loss")] == list(range(1, steps + 1))
-    assert len(found.Scalars("learning_rate")) == steps
-    logged = [event.value for event in found.Scalars("validation/text_to_video R@1")]
+    assert [event.step for event in found.Scalars("train/loss")] == list(range(1, steps + 1))
+    assert len(found.Scalars("train/learning_rate")) == steps
+    logged = [event.value for event in found.Scalars("validation/text_to_video/R1")]
     assert logged == pytest.approx([row["validation"]["text_to_video"]["R@1"] for row in done.history])
 
 
@@ -179,8 +178,8 @@ def load_tokenizer(store: Store):
 
 def test_decoding_ends_with_a_run_that_breaks(store, tmp_path, monkeypatch):
     left = []
-    leave = Frames.__exit__
-    monkeypatch.setattr(Frames, "__exit__", lambda self, *error: left.append(error[0]) or leave(self, *error))
+    leave = DecodedFrames.__exit__
+    monkeypatch.setattr(DecodedFrames, "__exit__", lambda self, *error: left.append(error[0]) or leave(self, *error))
     monkeypatch.setattr(EndToEnd, "forward", lambda self, *batch: self.head.logit_scale * math.nan)
     with pytest.raises(NonFiniteError):
         tune(store, tmp_path / "run", None)

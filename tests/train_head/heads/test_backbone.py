@@ -11,7 +11,7 @@ import torch
 from glscl.train_head.heads import HEADS, build_head
 
 D = 32
-WITH_TRANSFORMER = ["seq_transf", "glscl", "dicosa", "xclip", "wti", "ti", "tight_transf"]
+WITH_TRANSFORMER = ["seq_transf", "glscl", "dicosa", "xclip", "wti", "ti", "tight_transf", "gare"]
 
 
 def make_tensors(layers=4, width=D, positions=77, logit_scale=4.0):

@@ -141,3 +141,8 @@ def test_a_section_names_every_option_of_its_head(name):
     for option in head_options(name):
         if option not in shared or (option in ("aggregator",)):
             assert f"`{option}" in section(name), f"{option} is not described"
+
+
+@pytest.mark.parametrize("name", list(HEADS))
+def test_every_section_says_how_the_head_differs_from_the_published_program(name):
+    assert re.search(r"Differs\s+from\s+the\s+published\s+(program|method)|no published program", section(name))

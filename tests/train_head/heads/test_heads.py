@@ -31,6 +31,7 @@ WITHOUT_GRADIENT = {
     "xpool": {"key.bias"},
     "wti": {"token_scorer.2.bias", "frame_scorer.2.bias"},
     "attention_pool": {"frame_scorer.2.bias"},
+    "tmass": {"key.bias"},
 }
 
 
@@ -294,7 +295,7 @@ def test_query_independent_heads_give_vectors_to_index(name):
 
 def test_which_heads_are_query_independent_and_which_need_tokens():
     assert set(QUERY_INDEPENDENT) == {"mean_pool", "projection", "seq_lstm", "seq_transf", "attention_pool"}
-    assert set(NEEDS_TOKENS) == {"glscl", "xclip", "wti", "ti", "video_colbert"}
+    assert set(NEEDS_TOKENS) == {"glscl", "xclip", "wti", "ti", "video_colbert", "ms_sl", "gmmformer"}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in NEEDS_TOKENS])
@@ -394,6 +395,10 @@ def test_sequences_longer_than_the_head_are_refused(name, options, message):
         ("attention_pool", 263_169),
         ("query_scoring", 0),
         ("video_colbert", 12_648_960 + 6 * 512),
+        ("tmass", 1_316_352 + 13 * 512),
+        ("gare", 12_648_960 + 3 * 512**2),
+        ("ms_sl", 2 * 3_152_384 + 160 * 512 + 2 * 512**2 + 2 * 512),
+        ("gmmformer", 8 * 3_152_384 + 160 * 512 + 512**2 + 3 * 512),
         ("best_frames", 0),
     ],
 )

@@ -275,6 +275,137 @@ def test_query_scoring():
     check(head, pair)
 
 
+def test_tmass_draws_a_ball_for_the_pair_that_is_scored():
+    head = make_head("tmass", draws=7, radius=2.0, max_frames=8)
+
+    def pooled(t, frames):
+        query, normed = head.query(head.norm1(t)), head.norm1(frames)
+        weights = (head.key(normed) @ query / math.sqrt(D)).softmax(0)
+        hidden = head.norm2(head.out(sum(w * v for w, v in zip(weights, head.value(normed), strict=True))))
+        return unit(head.norm3(hidden + head.linear(hidden)))
+
+    def radius(t, frames):
+        match = torch.stack([unit(t) @ unit(x) for x in frames])
+        return (head.radius.weight[:, : len(frames)] @ match + head.radius.bias).exp()
+
+    check(head, lambda t, tokens, frames: torch.stack(
+        [unit(unit(t) + radius(t, frames) * noise) @ pooled(t, frames) for noise in head.noise]
+    ).max())  # fmt: skip
+
+    text, video = make_batch(texts=4, videos=4)
+    encoded = head.encode_text(text), head.encode_video(video)
+
+    def support(t, tokens, frames):
+        z = pooled(t, frames)
+        return unit(unit(t) + radius(t, frames) * unit(z - unit(t))) @ z
+
+    logits = loop(head, text, video, support) * head.logit_scale.exp()
+    target = torch.arange(4)
+    expected = 0.8 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    assert head.auxiliary_losses(*encoded)["support"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_no_score_of_tmass_knows_which_video_is_the_captions_own():
+    """The published evaluation pools a video with its own caption: a pair alone must score as it does among others."""
+    head, (text, video) = make_head("tmass"), make_batch(texts=4, videos=4)
+    whole = head(text, video).similarity
+    moved = torch.tensor([2, 0, 3, 1])
+    other = VideoFeatures(video.frame_features[moved], video.frame_mask[moved])
+    assert torch.allclose(head(text, other).similarity, whole[:, moved], atol=1e-6)
+
+
+def test_gare():
+    head = make_head("gare", aggregator_layers=2, temperature=0.5)
+
+    def step(t, frames):
+        frames = [unit(x) for x in aggregate(head, frames)]
+        v = unit(sum(frames) / len(frames))
+        gap = head.query.weight @ (v - unit(t))
+        weights = torch.stack([gap @ (head.key.weight @ x) / 0.5 for x in frames]).softmax(0)
+        return v, sum(w * (head.value.weight @ x) for w, x in zip(weights, frames, strict=True))
+
+    def pair(t, tokens, frames):
+        v, change = step(t, frames)
+        return unit(unit(t) + change) @ v
+
+    check(head, pair)
+
+    head.radius = 0.2
+    text, video = make_batch(texts=4, videos=4)
+    steps = [[step(t, x[m])[1] for x, m in zip(*video, strict=True)] for t in text.text_features]
+    losses = head.auxiliary_losses(head.encode_text(text), head.encode_video(video))
+    trust = sum(max(float(s.norm()) - 0.2, 0) ** 2 for row in steps for s in row) / 16
+    diversity = sum(float((sum(unit(s) for s in row) / 4).square().sum()) for row in steps) / 4
+    assert trust > 0 and losses["trust_region"].item() == pytest.approx(0.1 * trust, rel=1e-3)
+    assert losses["direction_diversity"].item() == pytest.approx(0.01 * diversity, rel=1e-3)
+
+
+def untrimmed(name, units):
+    """The head, and what it makes of one pair by loops: cosine of the best clip, and of the frames beside it."""
+    head = make_head(name, units=units, heads=2)
+
+    def block(module, x):
+        sigma = getattr(module, "sigma", None)
+        q, k, v = (module.attn.in_proj_weight @ module.ln_1(x).T).T.add(module.attn.in_proj_bias).chunk(3, 1)
+        read = torch.zeros(len(x), D)
+        for h in range(2):
+            part = slice(h * D // 2, (h + 1) * D // 2)
+            for i in range(len(x)):
+                logits = torch.stack([q[i, part] @ k[j, part] / math.sqrt(D / 2) for j in range(len(x))])
+                if sigma is not None:
+                    near = [math.exp(-((i - j) ** 2) / sigma**2) / (2 * math.pi) for j in range(len(x))]
+                    logits = logits * torch.tensor(near)
+                read[i, part] = logits.softmax(0) @ v[:, part]
+        return module.feed_forward(x + module.attn.out_proj(read))
+
+    def branch(module, x):
+        placed = x + module.positions.weight[: len(x)]
+        return x + sum(block(each, placed) for each in module.blocks) / len(module.blocks)
+
+    def parts(t, tokens, frames):
+        mapped = tokens @ head.token_map.weight.T + head.token_map.bias
+        q = unit((mapped @ head.token_scorer.weight[0]).softmax(0) @ mapped)
+        count = min(units, len(frames))
+        groups = [[x for f, x in enumerate(frames) if f * count // len(frames) == u] for u in range(count)]
+        states = branch(head.clip_branch, torch.stack([sum(group) / len(group) for group in groups]))
+        seen = branch(head.frame_branch, frames)
+        if name == "gmmformer":
+            weights = (seen @ head.frame_scorer.weight[0]).softmax(0)
+            return max(q @ unit(u) for u in states), q @ unit(weights @ seen)
+        clips = [states[i:j].mean(0) for i in range(count) for j in range(i + 1, count + 1)]
+        best = max(clips, key=lambda clip: float(q @ unit(clip)))
+        weights = (seen @ (head.guide.weight @ best) / math.sqrt(D)).softmax(0)
+        return q @ unit(best), q @ unit(weights @ seen)
+
+    return head, parts
+
+
+@pytest.mark.parametrize("name", ["ms_sl", "gmmformer"])
+@pytest.mark.parametrize("units", [3, 8])
+def test_heads_of_untrimmed_video(name, units):
+    head, parts = untrimmed(name, units)
+
+    def pair(t, tokens, frames):
+        clip, frame = parts(t, tokens, frames)
+        return 0.7 * clip + 0.3 * frame
+
+    check(head, pair, frames=7)
+
+
+def test_each_part_of_ms_sl_has_its_own_losses():
+    head, parts = untrimmed("ms_sl", 4)
+    text, video = make_batch(texts=3, videos=3)
+    encoded = head.encode_text(text), head.encode_video(video)
+    expected = [loop(head, text, video, lambda *pair, part=part: parts(*pair)[part]) for part in (0, 1)]
+    for found, part in zip(head.contrasts(*encoded), expected, strict=True):
+        assert torch.allclose(found, part, atol=1e-5)
+    hinge = sum(
+        max(0.2 + float(s[i, j] - s[i, i]), 0) + max(0.2 + float(s[i, j] - s[j, j]), 0)
+        for s in expected for i in range(3) for j in range(3) if i != j
+    ) / 6  # fmt: skip
+    assert head.auxiliary_losses(*encoded)["triplet"].item() == pytest.approx(hinge, rel=1e-4)
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_best_frames(count):
     def pair(t, tokens, frames):
@@ -356,6 +487,32 @@ def test_mask_padding_false_reads_the_padding():
     assert padded.any() and not padded.all()
     assert (moved[:, padded].abs() > 1e-4).any()
     assert moved[:, ~padded].abs().max() < 1e-6
+
+
+def test_chunk_decorrelation_of_dicosa():
+    batch, chunks = 6, 4
+    head = make_head("dicosa", chunks=chunks, aggregator_layers=1, alpha=0.3, beta=0.2, correlation_divisor=5.0)
+    text, video = make_batch(texts=batch, videos=batch)
+    losses = head.auxiliary_losses(head.encode_text(text), head.encode_video(video))
+    correlation = torch.zeros(chunks, chunks)
+    for b in range(batch):
+        t, frames = text.text_features[b], aggregate(head, video.frame_features[b][video.frame_mask[b]])
+        sides = [
+            [(chunk - chunk.mean()) / chunk.std() for chunk in side.chunk(chunks)]
+            for side in (t, conditioned(t, frames, 3.0))
+        ]
+        for i, ours in enumerate(sides[0]):
+            for j, theirs in enumerate(sides[1]):
+                correlation[i, j] += ours @ theirs / 5.0 / batch
+    expected = sum(
+        0.3 * (correlation[i, i] - 1) ** 2 if i == j else 0.2 * correlation[i, j] ** 2
+        for i in range(chunks)
+        for j in range(chunks)
+    )
+    assert losses["chunk_decorrelation"].item() == pytest.approx(expected.item(), rel=1e-4)
+    with pytest.raises(ValueError, match="5 texts and 4 videos"):
+        text, video = make_batch()
+        head.auxiliary_losses(head.encode_text(text), head.encode_video(video))
 
 
 @pytest.mark.parametrize("alpha2", [0.0, 0.06])

@@ -1,0 +1,1 @@
+"""Every head on one cache, over several seeds, in one table."""

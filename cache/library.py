@@ -327,8 +327,8 @@ class Library:
     def _commit_there(self, shard: Path, file: Path, data: bytes) -> bool:
         """Commit at the address, and only then here, so that nothing is taken for done that is not there."""
         assert self.mirror is not None
-        names = [path.relative_to(self.path).as_posix() for path in (shard, file)]
-        return self.mirror.commit(*names, data) and put_if_absent(file, data)
+        put, told = (path.relative_to(self.path).as_posix() for path in (shard, file))
+        return self.mirror.commit(put, told, data) and put_if_absent(file, data)
 
     def settle(self, addition: Addition) -> bool:
         """Gather the commits of an addition in one file where all of them are there; whether they are."""

@@ -13,7 +13,7 @@ from glscl.commands.caches import convert, inspect, repair
 from glscl.commands.completion import ASKED, answer, completion
 from glscl.commands.demo import demo
 from glscl.commands.doctor import doctor
-from glscl.commands.extraction import extract, import_features, merge
+from glscl.commands.extraction import extract, import_features, merge, pull, push
 from glscl.commands.judging import compare, eval, leaderboard, report
 from glscl.commands.options import main as run_command_line
 from glscl.commands.options import register
@@ -23,7 +23,7 @@ from glscl.commands.training import finetune, import_checkpoint, train_head
 
 COMMAND_GROUPS = {  # heading → commands, as `glscl --help` and docs/cli.md list them
     "Everything at once": (demo,),
-    "Caches": (extract, inspect, repair, merge, convert, import_features),
+    "Caches": (extract, inspect, repair, merge, convert, push, pull, import_features),
     "Backbones": (backbones, fetch),
     "Heads": (train_head, finetune, import_checkpoint, adopt),
     "Judging": (eval, compare, leaderboard, report),

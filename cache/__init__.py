@@ -17,6 +17,7 @@ In reading order:
     encoded_items     encoded videos and captions, and the arrays of a shard made of them
     backbone_tensors  tensors of the backbone that heads start from
     shards            one committed shard, read array by array
+    mirror            a cache at an address, and what is here of it
     lists             who asked for what
     library           the files of a cache: items by keys
     planning          what is left to encode of what is wanted

@@ -15,13 +15,13 @@ from glscl.cache.fingerprint import differences, fingerprint
 from glscl.cache.formats import STORES
 from glscl.cache.frame_format import FrameSpec, require_same
 from glscl.cache.library import Library, open_library
+from glscl.cache.mirror import MARK, Mirror, cache_path
 from glscl.cache.schema import DEPTH, SCHEMA, STREAMS
 from glscl.cache.shard_arrays import FEATURE_DTYPES
 from glscl.common.errors import CacheFormatError, FingerprintError, Hint, UsageError
-from glscl.common.places import local_path
 
 _FOLDERS = ("additions", "shards", "commits", "lists", "backbone", "partial", "locks", "damaged", "index")
-_OWN_NAMES = {*_FOLDERS, "store.json", "zarr.json", "files.jsonl"}
+_OWN_NAMES = {*_FOLDERS, "store.json", "zarr.json", "files.jsonl", MARK}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -100,7 +100,7 @@ def create_library(path: os.PathLike[str] | str, spec: StoreSpec, format: str = 
     """Create a cache, or open the one that is there if it was made by the same encoder.
 
     Args:
-        path: folder of the cache; created with its parents.
+        path: folder of the cache, created with its parents; or an address with conditional puts.
         spec: what encodes.
         format: a key of `STORES`.
 
@@ -110,7 +110,7 @@ def create_library(path: os.PathLike[str] | str, spec: StoreSpec, format: str = 
         CacheFormatError: the folder holds something else.
         StorageError: it cannot be written, or holds links.
     """
-    root = local_path(path, "out")
+    root = cache_path(path, "out", new=True)
     if format not in STORES:
         raise UsageError(f"Unknown cache format {format!r}; there are {', '.join(STORES)}")
     if spec.dtype not in FEATURE_DTYPES:
@@ -151,6 +151,12 @@ def create_library(path: os.PathLike[str] | str, spec: StoreSpec, format: str = 
             "versions": dict(spec.versions),
             **({"stored_frames": spec.frames.as_header()} if spec.frames else {}),
         }
-        if not put_if_absent(root / "store.json", dump_json(header)):
+        mirror, data = Mirror.of(root), dump_json(header)
+        if mirror is not None:
+            mirror.require_conditional_puts()
+            if not mirror.put_if_absent("store.json", data):
+                mirror.refresh()
+                return create_library(path, spec, format)
+        if not put_if_absent(root / "store.json", data):
             return create_library(path, spec, format)  # another launch was a moment faster: compare with what it wrote
     return open_library(root)

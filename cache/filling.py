@@ -43,6 +43,8 @@ def filling(
         if part[1] == 1:
             sweep(library)
         write_list(library.path, made, library.header["format"])
+        if library.mirror is not None:
+            library.mirror.publish()
         outcome = Filling()
         yield outcome
         library.refresh()
@@ -50,4 +52,8 @@ def filling(
             for addition in library.stream(stream).additions:
                 if not written(all_commits_file(library.path, stream, addition.name)):
                     library.settle(addition)
-        outcome.finished = Store(library, made).complete and make_current(library.path, made)
+        complete = Store(library, made).complete
+        if complete and library.mirror is not None:
+            library.mirror.publish_gathered()
+            library.mirror.make_current(made.name, made.hash)
+        outcome.finished = complete and make_current(library.path, made)

@@ -46,12 +46,12 @@ from glscl.cache.fingerprint import fingerprint
 from glscl.cache.formats import STORES
 from glscl.cache.formats.blocks import Blocks
 from glscl.cache.keys import from_array, from_lines
+from glscl.cache.mirror import Mirror, cache_path
 from glscl.cache.records import Commit, Failure, parse_commit, parse_header
 from glscl.cache.schema import SCHEMA, STREAMS, Status
 from glscl.cache.shard_arrays import LAYOUT, numpy_dtype
-from glscl.cache.shards import Shard, describe_array
+from glscl.cache.shards import Shard, describe_array, require_as_committed, shard_path
 from glscl.common.errors import CacheCorruptError, CacheFormatError, Hint, NotFoundError, first_line
-from glscl.common.places import local_path
 
 # Of several items of one key the most usable counts.
 _RANKS = {Status.OK: 0, Status.PARTIAL: 1, Status.DECODE_ERROR: 2, Status.TIMED_OUT: 2, Status.MISSING: 3}
@@ -70,11 +70,15 @@ class Place(NamedTuple):
 def open_library(path: os.PathLike[str] | str) -> Library:
     """The files of a cache, for reading and for committing what it lacks.
 
+    Args:
+        path: folder, flat file, or address; of a cache at an address what is needed is brought here (`glscl.cache.mirror`).
+
     Raises:
-        NotFoundError: nothing is there. UsageError: it is not on this machine.
+        NotFoundError: nothing is there. UsageError: an address of a kind that cannot be read.
         CacheFormatError: something else is there, or a schema this version cannot read.
+        StorageError: the address cannot be reached.
     """
-    root = local_path(path, "cache")
+    root = cache_path(path)
     return Library(root, read_header(root))
 
 
@@ -125,6 +129,7 @@ class Library:
         dtype: of features: "float16", "float32" or "bfloat16".
         has_tokens: whether token features are stored.
         frames: how frames are stored with the features; None where they are not.
+        mirror: of a cache at an address, which brings its shards and takes what is made; None of one on this machine.
     """
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
@@ -140,6 +145,7 @@ class Library:
             raise CacheFormatError(f"The head of {path} is not that of a glscl cache: {first_line(error)}") from error
         about = self._about
         self.path = path
+        self.mirror = Mirror.of(path)
         self.header = header
         self.format = STORES[about.format]
         self.fingerprint = about.fingerprint
@@ -173,15 +179,29 @@ class Library:
         return self._streams[name]
 
     def refresh(self) -> None:
-        """Look again at what others have added and committed."""
+        """Look again at what others have added and committed, also at an address."""
+        if self.mirror is not None:
+            self.mirror.refresh()
         self._streams = {}
 
     def shard(self, stream: str, place: Place) -> Shard:
         """A committed shard, for reading. Raises KeyError where it is not committed."""
         commit = self.stream(stream).commit_of(place)
+        self.shard_file(commit)
         if commit.path not in self._shards:
             self._shards[commit.path] = Shard(self.path, commit, self.format)
         return self._shards[commit.path]
+
+    def shard_file(self, commit: Commit) -> Path:
+        """Where a committed shard is on this machine; of a cache at an address it is brought first.
+
+        Raises:
+            CacheCorruptError: it leads out of the cache, or came otherwise than it was committed.
+            StorageError: the address cannot be reached.
+        """
+        if self.mirror is not None:  # asked each time: it may have had to make room
+            self.mirror.bring_shard(commit.path, lambda path: require_as_committed(path, commit, self.format))
+        return shard_path(self.path, commit)
 
     def commit_from_json(self, row: Any, addition: Addition) -> Commit:
         """A commit as its file tells it. Raises ValueError where it is none of this cache and addition."""
@@ -290,7 +310,8 @@ class Library:
                     "host": socket.gethostname(),
                     "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 }
-                won = put_if_absent(commit_file(self.path, stream, addition.name, shard), dump_json(row))
+                file, data = commit_file(self.path, stream, addition.name, shard), dump_json(row)
+                won = put_if_absent(file, data) if self.mirror is None else self._commit_there(final, file, data)
         except BaseException:
             remove(aside, self.path)
             raise
@@ -302,6 +323,12 @@ class Library:
             remove(final, self.path)
             self.refresh()
         return won
+
+    def _commit_there(self, shard: Path, file: Path, data: bytes) -> bool:
+        """Commit at the address, and only then here, so that nothing is taken for done that is not there."""
+        assert self.mirror is not None
+        put, told = (path.relative_to(self.path).as_posix() for path in (shard, file))
+        return self.mirror.commit(put, told, data) and put_if_absent(file, data)
 
     def settle(self, addition: Addition) -> bool:
         """Gather the commits of an addition in one file where all of them are there; whether they are."""

@@ -100,5 +100,7 @@ def begin(library: Library, work: Work, stream: str, *, shard_items: int) -> lis
         return work.finish
     addition = write_addition(library.path, stream, work.new, shard_items=shard_items, attempt=work.attempt)
     library.add(addition)
+    if library.mirror is not None:
+        library.mirror.publish()
     new = [place for place in library.stream(stream).pending() if place.addition.name == addition.name]
     return [*(place for place in work.finish if place.addition.name != addition.name), *new]

@@ -40,6 +40,23 @@ def describe_array(array: np.ndarray | Blocks) -> StoredArray:
     return {"shape": list(array.shape), "dtype": array.dtype.name, "crc32": crc32}
 
 
+def require_as_committed(path: Path, commit: Commit, format: ShardFormat) -> None:
+    """Raise CacheCorruptError where the checksum of an array of a shard at `path` is not the one it was committed with."""
+    try:
+        with format.opened(path) as shard:
+            for name, expected in commit.arrays.items():
+                crc32 = 0
+                for block in shard.blocks(name):
+                    crc32 = checksum(block, crc32)
+                if crc32 != expected["crc32"]:
+                    raise CacheCorruptError(f"{commit.path}: {name} does not have the checksum it was committed with")
+    except CacheCorruptError:
+        raise
+    except Exception as error:  # libraries raise whatever they like on damaged files
+        refuse_unread(error, path)
+        raise CacheCorruptError(f"{commit.path} cannot be read: {first_line(error)}") from error
+
+
 class Shard:
     """A committed shard. It is never modified, so what was looked up once stays true.
 

@@ -257,10 +257,42 @@ def import_features(
 def merge(
     run: Run,
     out: Annotated[Path, typer.Argument(help="Folder of the merged cache; there already, or new.")],
-    parts: Annotated[list[Path], typer.Argument(help="Folders that `glscl extract --part` filled.")],
+    parts: Annotated[list[Path], typer.Argument(help="Folders that `glscl extract --part` filled, or addresses.")],
     copy: Annotated[bool, typer.Option("--copy", help="Copy the files even where they could be linked.")] = False,
 ) -> None:
     """Bring what several caches of one encoder hold together, without copying where the file system has links."""
+    _merge(run, out, parts, copy=copy)
+
+
+@command()
+def push(
+    run: Run,
+    cache: Annotated[Path, typer.Argument(help="Folder of the cache.")],
+    address: Annotated[str, typer.Argument(help="Where it goes: s3://…, gs://… or az://….")],
+) -> None:
+    """Put a cache at an address, where `--cache` reads it from anywhere. Sends only what is not there; goes on after a kill."""
+    from glscl.cache.library import open_library
+    from glscl.cache.upkeep.transfer import push as push_cache
+    from glscl.cache.upkeep.verification import count_shards
+
+    with run.progress.task("push", count_shards(open_library(cache)), "shards") as task:
+        done = push_cache(cache, address, progress=task.advance)
+    sent = f"{amount(done.shards, 'shard')} sent ({done.bytes / 1e6:.1f} MB in all), {done.there:,} there already"
+    run.say(f"{done.address}: {sent}; lists: {', '.join(done.lists) or 'none that is complete'}")
+    run.result(done.as_dict())
+
+
+@command()
+def pull(
+    run: Run,
+    cache: Annotated[Path, typer.Argument(help="Address of the cache.")],
+    out: Annotated[Path, typer.Argument(help="Folder to bring it to; there already, or new.")],
+) -> None:
+    """Bring a whole cache from an address into a folder, checksums compared; a cache of the same encoder there gains it."""
+    _merge(run, out, [cache], copy=False)
+
+
+def _merge(run: Run, out: Path, parts: list[Path], *, copy: bool) -> None:
     from glscl.cache.upkeep.merge import merge as merge_caches
 
     done = merge_caches(parts, out, copy=copy)

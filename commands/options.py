@@ -166,6 +166,10 @@ class OneOf(tuple[str, ...]):
     """The choices of an option that is a command's own: `Annotated[str, typer.Option(...), OneOf(("best", "last"))]`."""
 
 
+NEW_CACHE = "a cache that is made where there is none"  # marks the option that names it: Annotated[Path, …, NEW_CACHE]
+_CACHES = ("cache", "caches", "parts")  # options that name caches to read, here or at an address
+
+
 def command(*kinds: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a function a command with the fields of settings as options; `register` gives it to an application.
 
@@ -187,16 +191,20 @@ def command(*kinds: type) -> Callable[[Callable[..., None]], Callable[..., None]
         options += [_parameter(field, CommonConfig) for field in dataclasses.fields(CommonConfig)]
         options.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_CONFIG))
         kinds_of = {p.name: typing.get_args(p.annotation)[0] for p in own}
+        new = [p.name for p in own if NEW_CACHE in typing.get_args(p.annotation)]
 
         def call(ctx: Any, *, config: Path | None, **values: Any) -> None:
-            values = {name: _value(name, given) for name, given in values.items()}
+            values = {name: _value(name, given, new=name in new) for name, given in values.items()}
             given = {name for name in values if ctx.get_parameter_source(name).name == "COMMANDLINE"}
             file = {} if config is None else read_settings_file(config)
             _refuse_code(file, given)
             common = {f.name: values[f.name] for f in dataclasses.fields(CommonConfig)}
             common |= {name: file[name] for name in common.keys() & file.keys() - given}
             mine = {p.name: values[p.name] for p in own}
-            mine |= {n: _converted(n, file[n], kinds_of[n]) for n in mine.keys() & file.keys() - given}
+            mine |= {
+                n: _value(n, _converted(n, file[n], kinds_of[n]), new=n in new)
+                for n in mine.keys() & file.keys() - given
+            }
             missing = [name for name in required if mine[name] is None]
             if missing:
                 raise UsageError(f"`{missing[0]}` is needed", hint="Give it as an option or in the file of `config`")
@@ -229,14 +237,18 @@ def _with_configs(function: Callable[..., None], kinds: tuple[type, ...]) -> Cal
     return _as_command(function, call, options)
 
 
-def _value(name: str, given: Any) -> Any:
-    """What was given as an option, as commands take it: plain, and places on this machine."""
+def _value(name: str, given: Any, *, new: bool = False) -> Any:
+    """What was given as an option, as commands take it: plain, and places on this machine; of a cache elsewhere its mirror."""
     if isinstance(given, enum.Enum):
         return given.value
     if isinstance(given, Path):
+        if new or name in _CACHES:
+            from glscl.cache.mirror import cache_path
+
+            return cache_path(given, name, new=new)
         return local_path(given, name)
     if isinstance(given, (list, tuple)):
-        return type(given)(_value(name, each) for each in given)
+        return type(given)(_value(name, each, new=new) for each in given)
     return given
 
 
@@ -334,11 +346,10 @@ def flags_of(parameter: inspect.Parameter) -> list[str]:
 
 def _with_choices(parameter: inspect.Parameter) -> inspect.Parameter:
     """A command's own parameter as typer must see it: with `OneOf`, an option of these values and no others."""
-    kind, *meta = typing.get_args(parameter.annotation)
+    kind, option, *meta = typing.get_args(parameter.annotation)
     choices = next((m for m in meta if isinstance(m, OneOf)), None)
     if choices is None:
-        return parameter
-    option = next(m for m in meta if not isinstance(m, OneOf))
+        return parameter.replace(annotation=typing.Annotated[kind, option]) if meta else parameter
     kind, default = _choice(parameter.name, kind, choices, parameter.default)
     return parameter.replace(annotation=typing.Annotated[kind, option], default=default)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glscl.commands.options import COMMANDS
+from glscl.commands.options import COMMANDS, NEW_CACHE
 from glscl.commands.wording import hint_text
 from glscl.common.errors import GlsclError, Hint
 from glscl.extract.datasets import DATASETS
@@ -26,9 +26,10 @@ DatasetOption = Annotated[
 ]
 CacheFolderOption = Annotated[
     Path | None,
-    typer.Option(help="Folder of the cache. Default: caches/<dataset>-<backbone>.", rich_help_panel="Data"),
+    typer.Option(help="Folder or address of the cache. Default: caches/<dataset>-<backbone>.", rich_help_panel="Data"),
+    NEW_CACHE,
 ]
-CacheArgument = Annotated[Path, typer.Argument(help="Folder of the cache.")]
+CacheArgument = Annotated[Path, typer.Argument(help="Folder or address of the cache.")]
 RunFolderOption = Annotated[
     Path | None, typer.Option(help="Folder of the run. Default: runs/<head>-<time>.", rich_help_panel="Data")
 ]

@@ -1,4 +1,4 @@
-"""Where something is: on this machine, by a path or a file:// address; other addresses are refused, and make no local folder."""
+"""Where something is: on this machine, by a path or a file:// address, or elsewhere, by an address that fsspec knows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from urllib.parse import unquote
 from glscl.common.errors import UsageError
 
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")  # one slash too: a Path keeps no two; a drive has one letter
+SCHEMES = ("s3", "gs", "gcs", "az", "abfs", "hf", "https", "http", "memory")
 
 
 def local_path(place: os.PathLike[str] | str, name: str) -> Path:
@@ -28,8 +29,34 @@ def local_path(place: os.PathLike[str] | str, name: str) -> Path:
         return Path(place)
     if address[1].lower() == "file":
         return Path("/" + unquote(text[address.end() :]))
-    shown = re.sub(r":/+", "://", text, count=1)
     raise UsageError(
-        f"`{name}` is {shown}, which is not on this machine; expected a path",
+        f"`{name}` is {_shown(text)}, which is not on this machine; expected a path",
         hint="Copy it here first, or mount it (rclone mount, s3fs), and give the path",
     )
+
+
+def address_of(place: os.PathLike[str] | str, name: str) -> str | None:
+    """The address of a place on another machine, without a slash at its end; None for a place on this one.
+
+    Args:
+        place: as it was typed, or as a Path keeps that.
+        name: of the setting, for the message.
+
+    Raises:
+        UsageError: an address of a kind that cannot be read, such as `ftp://…`.
+    """
+    text = os.fspath(place)
+    address = _ADDRESS.match(text)
+    if address is None or address[1].lower() == "file":
+        return None
+    scheme = address[1].lower()
+    if scheme not in SCHEMES:
+        raise UsageError(
+            f"`{name}` is {_shown(text)}; expected a path, or an address that begins with "
+            f"{', '.join(f'{each}://' for each in ('file', *SCHEMES[:-1]))}"
+        )
+    return f"{scheme}://{text[address.end() :].rstrip('/')}"
+
+
+def _shown(text: str) -> str:
+    return re.sub(r":/+", "://", text, count=1)

@@ -8,17 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from glscl.cache import backbone_tensors
 from glscl.cache.additions import Addition, folder, read_addition
 from glscl.cache.commits import COMMIT_NAME, SCHEMA, commit_folder
-from glscl.cache.files import listed, load_json, written
+from glscl.cache.files import dump_json, listed, load_json, written
 from glscl.cache.keys import has_key, text_key
-from glscl.cache.library import Library
+from glscl.cache.library import Library, Place
 from glscl.cache.lists import CacheList, current_version, list_names, read_list, versions_of
 from glscl.cache.records import Commit
 from glscl.cache.schema import STREAMS
+from glscl.cache.shards import see_damage
 from glscl.common.errors import CacheCorruptError, CacheFormatError, NotFoundError, first_line
 
 ALL_COMMITS_NAME = re.compile(r"([0-9a-f]{16})\.json")
@@ -148,3 +150,21 @@ def _wrong(error: Exception, path: Path) -> str:
     for start in ("The list ", f"{os.fspath(path)} cannot be read: ", os.fspath(path)):
         text = text.removeprefix(start)
     return text.strip()
+
+
+def commit_bytes(library: Library, file: Path, commit: Commit, place: Place) -> bytes:
+    """A commit as its own file tells it, with how each video was decoded; else as those gathered of its addition do.
+
+    Raises:
+        CacheCorruptError: its file cannot be read, or contradicts those.
+    """
+    try:
+        if not written(file):
+            parse_commit(library, msgspec.to_builtins(commit), place.addition)
+            return dump_json(msgspec.to_builtins(commit))
+        own = parse_commit(library, load_json(file, "a commit of a glscl cache"), place.addition)
+        if (own.shard, own.path, own.arrays) != (commit.shard, commit.path, commit.arrays):
+            raise ValueError("it says otherwise than the commits gathered of its addition")
+        return file.read_bytes()
+    except (CacheFormatError, ValueError) as error:
+        raise CacheCorruptError(f"{file} cannot be read: {first_line(error)}", hint=see_damage(library.path)) from error

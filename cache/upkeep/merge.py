@@ -15,15 +15,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from glscl.cache.additions import write_addition
 from glscl.cache.commits import commit_file
 from glscl.cache.creation import create_library
 from glscl.cache.files import (
-    dump_json,
-    load_json,
     put_if_absent,
     refuse_links,
     remove,
@@ -37,14 +34,14 @@ from glscl.cache.known_files import KnownFiles
 from glscl.cache.library import Library, Place, Stream, open_library
 from glscl.cache.lists import CacheList, current_version, list_names, make_current, read_list, versions_of, write_list
 from glscl.cache.lock import hold
-from glscl.cache.records import Commit
+from glscl.cache.mirror import cache_path
 from glscl.cache.remains import sweep
 from glscl.cache.schema import STREAMS, Status
 from glscl.cache.shards import see_damage
 from glscl.cache.store import PENDING, Store, resume_hint
-from glscl.cache.upkeep.contents import parse_commit
+from glscl.cache.upkeep.contents import commit_bytes
 from glscl.cache.upkeep.convert import spec_of
-from glscl.common.errors import CacheCorruptError, CacheFormatError, FingerprintError, Hint, UsageError, first_line
+from glscl.common.errors import CacheCorruptError, FingerprintError, Hint, UsageError
 
 _USABLE = [int(status) for status in Status if status.usable]
 
@@ -102,6 +99,7 @@ def merge(parts: Sequence[Path], out: Path, *, copy: bool = False) -> MergeSumma
             "There is nothing to merge",
             hint=Hint("Name the folders of the parts", "merge", {"": ["OUT", "PART", "PART"]}),
         )
+    parts = [cache_path(part) for part in parts]
     for part in parts:
         refuse_links(part)
     libraries = [open_library(part) for part in parts]
@@ -202,8 +200,8 @@ class _Merge:
     def _take_shard(self, part: Library, stream: str, place: Place) -> None:
         commit = part.stream(stream).commit_of(place)
         file = commit_file(part.path, stream, place.addition.name, place.shard)
-        told = self._told(part, file, commit, place)
-        source, final = part.path / commit.path, self.root / commit.path
+        told = commit_bytes(part, file, commit, place)
+        source, final = part.shard_file(commit), self.root / commit.path
         if not source.exists():
             raise CacheCorruptError(f"{source} is committed but not there", hint=see_damage(part.path))
         with storage_errors(self.root):
@@ -211,22 +209,6 @@ class _Merge:
                 self._bring(source, final)
             put_if_absent(commit_file(self.root, stream, place.addition.name, place.shard), told)
         self.done.shards += 1
-
-    @staticmethod
-    def _told(part: Library, file: Path, commit: Commit, place: Place) -> bytes:
-        """The commit as its own file tells it, with how each video was decoded; else as those gathered do."""
-        try:
-            if not written(file):
-                parse_commit(part, msgspec.to_builtins(commit), place.addition)
-                return dump_json(msgspec.to_builtins(commit))
-            own = parse_commit(part, load_json(file, "a commit of a glscl cache"), place.addition)
-            if (own.shard, own.path, own.arrays) != (commit.shard, commit.path, commit.arrays):
-                raise ValueError("it says otherwise than the commits gathered of its addition")
-            return file.read_bytes()
-        except (CacheFormatError, ValueError) as error:
-            raise CacheCorruptError(
-                f"{file} cannot be read: {first_line(error)}", hint=see_damage(part.path)
-            ) from error
 
     def _bring(self, source: Path, final: Path) -> None:
         """Link or copy a shard aside, make it durable, then let it appear under its name."""

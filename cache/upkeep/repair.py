@@ -118,6 +118,11 @@ def repair(
     root = Path(root)
     refuse_links(root)
     library = open_library(root)
+    if library.mirror is not None:
+        raise UsageError(
+            f"{library.mirror.address} is not on this machine, and only a cache here can be repaired",
+            hint="Pull it, repair that, and push it to another address",
+        )
     if library.is_flat:
         again = Hint("Make it again", "convert", {"": ["CACHE", "OUT"]})
         raise UsageError(f"{root} is one flat file, not a cache folder", hint=again)

@@ -16,7 +16,6 @@ from glscl.cache.lists import read_flat_list
 from glscl.cache.records import Commit
 from glscl.cache.schema import STREAMS, Status
 from glscl.cache.shard_arrays import FLOAT, LAYOUT, checksum, decode_features, unpack_strings
-from glscl.cache.shards import shard_path
 from glscl.cache.upkeep.contents import Contents, is_gathered, keys_tell_texts, read_contents, wrong_keys
 from glscl.common.errors import CacheCorruptError, StorageError, first_line
 
@@ -112,7 +111,7 @@ def verify_commit(library: Library, commit: Commit, keys: np.ndarray) -> list[st
         StorageError: it could not be read, which says nothing of what is in it.
     """
     try:
-        with library.format.opened(shard_path(library.path, commit)) as shard:
+        with library.format.opened(library.shard_file(commit)) as shard:
             problems, arrays = _read_back(commit, shard)
         problems += [*_contradictions(commit, arrays, library.dtype)]
         if not problems:

@@ -5,6 +5,8 @@ D embed_dim.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ from glscl.cache.creation import StoreSpec, create_library
 from glscl.cache.encoded_items import EncodedText, EncodedVideo, text_arrays, video_arrays
 from glscl.cache.keys import as_array, clip, text_key, video_key
 from glscl.cache.library import Library
-from glscl.cache.lists import arrange, make_current, make_list, write_list
+from glscl.cache.lists import CacheList, arrange, make_current, make_list, write_list
 from glscl.cache.planning import work_for
 from glscl.cache.schema import Annotations, Expected, Status, TextItem, VideoItem
 from glscl.cache.store import Store, open_store
@@ -36,6 +38,34 @@ def frames_of(content: bytes) -> int:
     return 0 if content.startswith(b"broken") else 1 + content[-1] % 5
 
 
+class Wanted(NamedTuple):
+    """A list; by stream the keys that it wants; and what they are of: key → content of a file, key → text."""
+
+    made: CacheList
+    keys: dict[str, np.ndarray]
+    files: dict[bytes, bytes]
+    texts: dict[bytes, str]
+
+
+def list_of(annotations: Annotations, contents, name: str = "made") -> Wanted:
+    """What a list of these annotations asks for, where the files are `contents`."""
+    annotations = arrange(annotations)
+    files = [contents.get(video.id) for video in annotations.videos]
+    content = as_array(b"\0" * 16 if file is None else file.ljust(16, b".")[:16] for file in files)
+    keys = as_array(
+        b"\0" * 16 if file is None else video_key(file.ljust(16, b".")[:16], *clip(video.start, video.end))
+        for file, video in zip(files, annotations.videos)
+    )
+    file_of = {key.tobytes(): file for key, file in zip(keys, files) if file is not None}
+    there = {video.id for video, file in zip(annotations.videos, files) if file is not None}
+    texts = as_array(text_key(text.text) if text.video in there else b"\0" * 16 for text in annotations.texts)
+    made = make_list(
+        annotations, name=name, family=name, recipe="", video_key=keys, video_content=content, text_key=texts
+    )
+    wanted = {"text": texts[texts.any(axis=1)], "video": keys[keys.any(axis=1)]}
+    return Wanted(made, wanted, file_of, {text_key(text.text): text.text for text in annotations.texts})
+
+
 class Encoder:
     """Extracts as the real one does, and counts."""
 
@@ -48,23 +78,11 @@ class Encoder:
     ) -> Store | None:
         """Make what a list wants; stops, as if killed, after so many commits."""
         library = create_library(root, SPEC, format)
-        annotations = arrange(annotations)
-        files = [contents.get(video.id) for video in annotations.videos]
-        content = as_array(b"\0" * 16 if file is None else file.ljust(16, b".")[:16] for file in files)
-        keys = as_array(
-            b"\0" * 16 if file is None else video_key(file.ljust(16, b".")[:16], *clip(video.start, video.end))
-            for file, video in zip(files, annotations.videos)
-        )
-        file_of = {key.tobytes(): file for key, file in zip(keys, files) if file is not None}
-        there = {video.id for video, file in zip(annotations.videos, files) if file is not None}
-        texts = as_array(text_key(text.text) if text.video in there else b"\0" * 16 for text in annotations.texts)
-        text_of = {text_key(text.text): text.text for text in annotations.texts}
-        made = make_list(
-            annotations, name=name, family=name, recipe="", video_key=keys, video_content=content, text_key=texts
-        )
+        wanted = list_of(annotations, contents, name)
+        made, file_of, text_of = wanted.made, wanted.files, wanted.texts
         write_list(root, made, format)
-        for stream, wanted in (("text", texts), ("video", keys)):
-            work = work_for(library, stream, wanted[wanted.any(axis=1)])
+        for stream, keys in wanted.keys.items():
+            work = work_for(library, stream, keys)
             todo = [(place.addition, place.shard) for place in work.finish]
             if len(work.new):
                 addition = write_addition(root, stream, work.new, shard_items=shard, attempt=work.attempt)
@@ -74,13 +92,13 @@ class Encoder:
                 if not commits:
                     return None
                 commits -= 1
-                self._commit(library, addition, number, file_of, text_of)
+                self.commit(library, addition, number, file_of, text_of)
             for addition in {addition.name: addition for addition, _ in todo}.values():
                 library.settle(addition)
         make_current(root, made)
         return open_store(root, name)
 
-    def _commit(self, library: Library, addition, number, file_of, text_of) -> None:
+    def commit(self, library: Library, addition, number, file_of, text_of) -> None:
         run = addition.shard_range(number)
         keys = addition.keys[run.start : run.stop]
         named = [key.tobytes() for key in keys]

@@ -175,9 +175,9 @@ def test_stored_frames_come_along(tmp_path, encoding):
     rng = np.random.default_rng(0)
 
     class Storing(Encoder):
-        def _commit(self, library: Library, addition, number, file_of, text_of):
+        def commit(self, library: Library, addition, number, file_of, text_of):
             if addition.stream == "text":
-                return super()._commit(library, addition, number, file_of, text_of)
+                return super().commit(library, addition, number, file_of, text_of)
             run = addition.shard_range(number)
             keys = addition.keys[run.start : run.stop]
             counts = [key[0] % 4 for key in keys]

@@ -1,0 +1,125 @@
+"""A cache here, put at an address: whole, in the order in which readers need it, and going on where it was stopped.
+
+The way back is a merge, of which a part may be at an address (`glscl.cache.upkeep.merge`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from glscl.cache.commits import all_commits_file, commit_file
+from glscl.cache.fingerprint import differences
+from glscl.cache.library import Library, open_library
+from glscl.cache.lists import current_version, list_names
+from glscl.cache.mirror import Mirror
+from glscl.cache.schema import STREAMS
+from glscl.cache.store import Store, open_store
+from glscl.cache.upkeep.contents import commit_bytes
+from glscl.common.errors import FingerprintError, Hint, UsageError
+from glscl.common.places import address_of
+
+
+@dataclass
+class PushSummary:
+    """What `push` did. `bytes` were sent; `there` shards stood at the address already; `lists`: name → version that counts."""
+
+    cache: str
+    address: str
+    fingerprint: str
+    shards: int = 0
+    there: int = 0
+    bytes: int = 0
+    lists: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def push(cache: os.PathLike[str] | str, address: str, *, progress: Callable[[], None] = lambda: None) -> PushSummary:
+    """Put all of a cache at an address; what is there of it already is left out. Killed, it goes on when called again.
+
+    Args:
+        cache: a cache folder on this machine.
+        address: where it goes: nothing yet, or a cache of the same encoder, which then holds what both hold.
+        progress: called after each shard.
+
+    Raises:
+        UsageError: a flat file, or an address that cannot be written.
+        FingerprintError: a cache of another encoder is there.
+        StorageError: the address cannot be reached.
+    """
+    known = address_of(address, "address")
+    if known is None:
+        raise UsageError(
+            f"`address` is {address}, which is on this machine; expected s3://, gs:// or az://",
+            hint=Hint("Bring caches here together with", "merge", {"": ["OUT", "PART"]}),
+        )
+    address, library = known, open_library(cache)
+    if library.is_flat:
+        raise UsageError(f"{library.path} is one flat file; copy it as it is, for it can be read at an address")
+    mirror = Mirror(address, library.path)
+    mirror.there = mirror.listing()
+    header = (library.path / "store.json").read_bytes()
+    if mirror.there or not mirror.put_if_absent("store.json", header):  # first, so that no other encoder's can come
+        _require_same(library, address)
+    done = PushSummary(str(library.path), address, library.fingerprint)
+    before = sum(mirror.there.values())
+    mirror.publish()
+    for stream in STREAMS:
+        _push_shards(library, stream, mirror, done, progress)
+    for name in list_names(library.path):
+        version = current_version(library.path, name)
+        if version is not None and Store(library, open_store(library.path, f"{name}@{version}").list).complete:
+            mirror.make_current(name, version)
+            done.lists[name] = version
+    done.bytes = sum(mirror.there.values()) - before
+    return done
+
+
+def _push_shards(
+    library: Library, stream: str, mirror: Mirror, done: PushSummary, progress: Callable[[], None]
+) -> None:
+    """The shards of a stream; of an addition of which all are ours, the commits in one file as well."""
+    about, others = library.stream(stream), set()
+    for place in about.committed():
+        name = place.addition.name
+        file = commit_file(library.path, stream, name, place.shard)
+        told, gathered = (
+            path.relative_to(library.path).as_posix() for path in (file, all_commits_file(library.path, stream, name))
+        )
+        if told in mirror.there or gathered in mirror.there:
+            done.there += 1
+            others.add(name)
+        else:
+            commit = about.commit_of(place)
+            library.shard_file(commit)
+            mirror.put(commit.path)
+            if not mirror.put_if_absent(told, commit_bytes(library, file, commit, place)):
+                others.add(name)
+            done.shards += 1
+        progress()
+    for addition in about.additions:
+        file = all_commits_file(library.path, stream, addition.name)
+        if addition.name not in others and file.is_file():
+            mirror.put(file.relative_to(library.path).as_posix())
+
+
+def _require_same(library: Library, address: str) -> None:
+    theirs = open_library(address)
+    if theirs.fingerprint != library.fingerprint:
+        lines = differences(theirs.configuration, library.configuration)
+        raise FingerprintError(
+            f"The cache at {address} was made by another encoder than {library.path} ({'; '.join(lines[:3])})",
+            hint="Push to another address",
+        )
+    if (theirs.header["format"], theirs.header.get("stored_frames")) != (
+        library.header["format"],
+        library.header.get("stored_frames"),
+    ):
+        raise UsageError(
+            f"The cache at {address} is {theirs.header['format']} or stores frames in another way than {library.path}",
+            hint="Push to another address",
+        )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def rewrite(page: Path, lines: Sequence[dict[str, Any]]) -> None:
         ValueError: the page lacks the markers of a table or sentence.
     """
     text = page.read_text(encoding="utf-8")
-    told = {"heads": heads_table(lines), "adapters": adapters_table(lines)}
+    told = {"heads": heads_table(lines), "against": against(lines), "adapters": adapters_table(lines)}
     told |= {head: sentence(head, lines) for head in HEAD_NAMES}
     for name, table in told.items():
         begin, end = f"<!-- demo-seeds: {name} -->", f"<!-- /demo-seeds: {name} -->"
@@ -108,3 +109,26 @@ def spread(values: Sequence[float], *, signed: bool = False) -> str:
         return "–"
     mean = f"{statistics.fmean(values):{'+' if signed else ''}.1f}"
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def against(lines: Sequence[dict[str, Any]], first: str = "glscl") -> str:
+    """Each head against `first` in R@1 text to video: difference of means, and an exact permutation test over their seeds."""
+    studied, rows = by_setting(lines), []
+    base = recalls(studied.get((first, ""), {}))
+    for head in HEAD_NAMES:
+        found = recalls(studied.get((head, ""), {}))
+        if head != first and len(found) > 1 and len(base) > 1:
+            together, seeds = [*base, *found], range(len(base) + len(found))
+            gap = statistics.fmean(found) - statistics.fmean(base)
+            gaps = [
+                statistics.fmean(together[i] for i in picked)
+                - statistics.fmean(together[i] for i in seeds if i not in picked)
+                for picked in map(set, combinations(seeds, len(found)))
+            ]
+            p = sum(abs(other) >= abs(gap) - 1e-9 for other in gaps) / len(gaps)
+            rows.append([f"`{head}`", f"{len(found)} and {len(base)}", f"{gap:+.1f}", f"{p:.3f}"])
+    return markdown(["head", "seeds", f"R@1 − that of `{first}`", "p"], rows)
+
+
+def recalls(runs: Runs) -> list[float]:
+    return [line["text_to_video"]["R@1"] for line in runs.values()]

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from gpu_bench import FRAMES, WORDS, Bench, NotMeasured, products
+from gpu_bench import FRAMES, WORDS, Bench, NotMeasured
 from torch import Tensor
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
 from glscl.extract.backbone.encoder import Backbone, load_backbone
+from glscl.extract.backbone.feeding import Feed
 from glscl.extract.backbone.loading import Loaded
 from glscl.train_head.finetuning.gradients import backward_in_chunks
 from glscl.train_head.finetuning.model import Captions, Clips, EndToEnd
@@ -69,27 +70,22 @@ def fit_head(
     *,
     epochs: int,
     arithmetic: str,
-    compile: bool,
+    by: str,
     reporter: Reporter,
     log_every: int,
 ) -> None:
-    """The real loop on a fresh head; `arithmetic` is fp32, TF32 or bf16."""
+    """The real loop on a fresh head; `arithmetic` is fp32, TF32 or bf16, `by` "loop", "compiled loop" or "recorded loop"."""
     torch.manual_seed(0)
     head = new_head(bench, name)
-    with products(arithmetic == "TF32"):
-        fit(
-            head,
-            table,
-            TrainSettings(
-                epochs=epochs,
-                batch_size=bench.sizes.batch,
-                precision="bf16" if arithmetic == "bf16" else "fp32",
-                compile=compile,
-                log_every=log_every,
-            ),
-            device=bench.device,
-            reporter=reporter,
-        )
+    settings = TrainSettings(
+        epochs=epochs,
+        batch_size=bench.sizes.batch,
+        precision=arithmetic.lower() if bench.cuda or arithmetic != "TF32" else "fp32",
+        compile=by == "compiled loop",
+        cuda_graphs=by == "recorded loop",
+        log_every=log_every,
+    )
+    fit(head, table, settings, device=bench.device, reporter=reporter)
 
 
 def new_head(bench: Bench, name: str) -> Any:
@@ -100,6 +96,7 @@ def new_head(bench: Bench, name: str) -> Any:
 # --- encoders ----------------------------------------------------------------------------------------------------------
 
 
+_FEEDS: dict[str, Feed] = {}
 _MODELS: dict[tuple[str, str], Backbone] = {}
 
 
@@ -169,6 +166,7 @@ def encode_tokens(backbone: Backbone, tokens: Any) -> tuple[np.ndarray, np.ndarr
 def forget_backbones() -> None:
     """Let go of all encoders, some of which are trained by now."""
     _MODELS.clear()
+    _FEEDS.clear()
 
 
 # --- the second pass ---------------------------------------------------------------------------------------------------
@@ -190,7 +188,9 @@ def token_batch(bench: Bench, backbone: Backbone, count: int, width: int) -> Cap
 
 def video_batch(bench: Bench, videos: list[np.ndarray]) -> Clips:
     """Frames in host memory, brought to the device as the second pass does it."""
-    return Clips.from_frames(videos, FRAMES, bench.device)
+    if bench.cuda and "feed" not in _FEEDS:
+        _FEEDS["feed"] = Feed(bench.device)
+    return Clips.from_frames(videos, FRAMES, bench.device, _FEEDS.get("feed"))
 
 
 @dataclass

@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from common import digits, machine, peak_memory, synchronise
 from glscl.cache.table import FeatureTable
+from glscl.common import devices
 from glscl.evaluate.similarity import ranks, similarity_matrix
 from glscl.extract.backbone.encoder import Backbone
+from glscl.extract.batching import AHEAD
 from glscl.train_head.learner import ContrastiveStep
 from glscl.train_head.reports import Reporter, StepReport
 
@@ -231,11 +234,12 @@ class Watch(Reporter):
 
     Attributes:
         seconds: of each window.
+        notes: what the loop said; of a manner that it left out, why.
         launches, device_seconds: of the profiled window: what the host started, and how long the device worked.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds = device, []
+        self.device, self.seconds, self.notes = device, [], []
         self.launches, self.device_seconds = 0, 0.0
         self._profiler: profile | None = None
         self._clock = time.perf_counter()
@@ -244,6 +248,9 @@ class Watch(Reporter):
     def timed(self) -> float:
         """Mean seconds of a timed window."""
         return statistics.mean(self.seconds[BURNT_IN : BURNT_IN + TIMED])
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def step(self, report: StepReport) -> None:
         synchronise(self.device)
@@ -278,20 +285,21 @@ def steps_table(bench: Bench) -> FeatureTable:
 
 
 def step(bench: Bench) -> None:
-    """A step of the real loop for each head in each arithmetic, as it is and compiled."""
+    """A step of the real loop for each head in each arithmetic: as it is, recorded as CUDA graphs, compiled."""
     table = steps_table(bench)
     first, *others = bench.sizes.step_heads
-    plan = [(first, how, False) for how in ("fp32", "TF32", "bf16")]
-    plan += [(name, how, False) for name in others for how in ("TF32", "bf16")]
-    plan += [(first, "TF32", True)]
+    plan = [(first, how, "loop") for how in ("fp32", "TF32", "bf16")]
+    plan += [(first, how, "recorded loop") for how in ("TF32", "bf16", "fp32")]
+    plan += [(name, how, by) for name in others for by in ("loop", "recorded loop") for how in ("TF32", "bf16")]
+    plan += [(first, "TF32", "compiled loop")]
     if bench.sizes is not SMALL:
-        plan += [(first, "bf16", True), *((name, "TF32", True) for name in others)]
-    for name, how, compile in plan:
-        with bench.attempt(f"{name}, {how}{', compiled' if compile else ''}"):
-            if compile and not bench.cuda:
+        plan += [(first, "bf16", "compiled loop"), *((name, "TF32", "compiled loop") for name in others)]
+    for name, how, by in plan:
+        with bench.attempt(f"{name}, {how}, {by}"):
+            if by != "loop" and not bench.cuda:
                 raise NotMeasured("it is of interest on a GPU only")
-            bench.require(40 if compile else 0)
-            _looped(bench, name, table, how, compile=compile)
+            bench.require(40 if by == "compiled loop" else 0)
+            _looped(bench, name, table, how, by=by)
 
 
 def graphs(bench: Bench) -> None:
@@ -305,16 +313,18 @@ def graphs(bench: Bench) -> None:
             _graphed(bench, name, table, how)
 
 
-def _looped(bench: Bench, name: str, table: FeatureTable, arithmetic: str, *, compile: bool) -> None:
+def _looped(bench: Bench, name: str, table: FeatureTable, arithmetic: str, *, by: str) -> None:
     torch.compiler.reset()
     window, watch = bench.sizes.window, Watch(bench.device)
     with peak_memory(bench.device) as peak:
-        fit_head(bench, name, table, epochs=1, arithmetic=arithmetic, compile=compile, reporter=watch, log_every=window)
+        fit_head(bench, name, table, epochs=1, arithmetic=arithmetic, by=by, reporter=watch, log_every=window)
+    if left_out := [line for line in watch.notes if "graphs" in line]:
+        raise NotMeasured(left_out[0])
     took = watch.timed / window
     bench.row(
         STEP,
         head=name,
-        by="compiled loop" if compile else "loop",
+        by=by,
         arithmetic=arithmetic,
         **{
             "ms a step": 1e3 * took,
@@ -412,7 +422,7 @@ def recipe(bench: Bench) -> None:
     for number, name in enumerate(bench.sizes.step_heads):
         with bench.attempt(name):
             bench.require(3)
-            arithmetic, compile = fastest(bench.earlier(), name, steps)
+            arithmetic, by = fastest(bench.earlier(), name, steps)
             torch.compiler.reset()
             watch = Epochs(time.monotonic() + shares.get(number, 0.5) * bench.left)
             started = time.perf_counter()
@@ -423,7 +433,7 @@ def recipe(bench: Bench) -> None:
                     table,
                     epochs=epochs,
                     arithmetic=arithmetic,
-                    compile=compile,
+                    by=by,
                     reporter=watch,
                     log_every=50,
                 )
@@ -433,7 +443,7 @@ def recipe(bench: Bench) -> None:
             bench.row(
                 "The whole recipe",
                 head=name,
-                manner=f"{arithmetic}{', compiled' if compile else ''}",
+                manner=f"{arithmetic}, {by}",
                 **{
                     "steps run": f"{watch.steps:,} of {watch.total:,}",
                     "seconds of them": took,
@@ -445,15 +455,15 @@ def recipe(bench: Bench) -> None:
             )
 
 
-def fastest(lines: list[dict[str, Any]], head: str, steps: int) -> tuple[str, bool]:
-    """Arithmetic and compiling with which the real loop is soonest through so many steps, by the table of `step`."""
-    found: dict[tuple[str, bool], float] = {}
+def fastest(lines: list[dict[str, Any]], head: str, steps: int) -> tuple[str, str]:
+    """Arithmetic and manner with which the real loop is soonest through so many steps, by the table of `step`."""
+    found: dict[tuple[str, str], float] = {}
     for line in lines:
         if line.get("table") == STEP and line["row"]["head"] == head and "loop" in line["row"]["by"]:
             row = line["row"]
             total = row["first window longer, s"] + steps * row["ms a step"] / 1e3
-            found[row["arithmetic"], row["by"] == "compiled loop"] = total
-    return min(found, key=lambda manner: found[manner]) if found else ("bf16", False)
+            found[row["arithmetic"], row["by"]] = total
+    return min(found, key=lambda manner: found[manner]) if found else ("TF32", "loop")
 
 
 # --- encoders ----------------------------------------------------------------------------------------------------------
@@ -468,7 +478,7 @@ def first_encodes(bench: Bench) -> None:
         counts = sizes.frame_counts if cudnn else sizes.other_frame_counts
         widths = sizes.caption_widths if cudnn else sizes.other_caption_widths
         label = "as torch chooses" if cudnn else "without cuDNN attention"
-        torch.backends.cuda.enable_cudnn_sdp(cudnn)
+        devices.CUDNN_ATTENTION = cudnn
         try:
             spent = []
             for count in counts:
@@ -487,7 +497,7 @@ def first_encodes(bench: Bench) -> None:
                 f"{len(spent) - 1} sizes after the very first, {1e3 * sum(spent[1:]) / max(1, len(spent) - 1):.0f} ms each."
             )
         finally:
-            torch.backends.cuda.enable_cudnn_sdp(True)
+            devices.CUDNN_ATTENTION = False
 
 
 def _first_row(bench: Bench, what: str, label: str, first: float, second: float) -> None:
@@ -539,9 +549,15 @@ def _encoder_rows(bench: Bench, backbone: Backbone, batch: int) -> None:
                 return backbone.image_features(resident)
 
         row(f"alone, {dtype_name(dtype)}", bench.seconds(alone, repeats=repeats))
-    row("from host memory, as extraction does", bench.seconds(lambda: backbone.encode_frames(frames), repeats=repeats))
-    if bench.cuda:
-        row("from host memory, pinned, copied meanwhile", _overlapped(bench, backbone, frames, repeats))
+    row("from host memory, one at a time", bench.seconds(lambda: backbone.encode_frames(frames), repeats=repeats))
+    under_way: deque[Callable[[], np.ndarray]] = deque()
+
+    def ahead() -> None:
+        under_way.append(backbone.encode_later([frames]))
+        if len(under_way) > AHEAD:
+            under_way.popleft()()
+
+    row("from host memory, as extraction does", bench.seconds(ahead, repeats=repeats, burn_in=AHEAD + 2))
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -555,32 +571,6 @@ def _of_peak(bench: Bench, reached: float) -> str:
         if reached and str(row.get("what", "")).startswith("fp16 product"):
             return f"{100 * reached / float(row['rate'].split()[0]):.0f} %"
     return "–"
-
-
-def _overlapped(bench: Bench, backbone: Backbone, frames: np.ndarray, repeats: int) -> float:
-    """Two pinned buffers, filled by the host and copied on a stream of their own while the device encodes the other."""
-    copying = torch.cuda.Stream()
-    pinned = [torch.empty(frames.shape, dtype=torch.uint8).pin_memory() for _ in range(2)]
-    there = [torch.empty(frames.shape, dtype=torch.uint8, device=bench.device) for _ in range(2)]
-    copied, used = ([torch.cuda.Event() for _ in range(2)] for _ in range(2))
-    source, number = torch.from_numpy(frames), iter(range(1 << 30))
-
-    @torch.inference_mode()
-    def encode() -> Tensor:
-        i = next(number) % 2
-        copied[i].synchronize()
-        pinned[i].copy_(source)
-        with torch.cuda.stream(copying):
-            copying.wait_event(used[i])
-            there[i].copy_(pinned[i], non_blocking=True)
-            copied[i].record()
-        torch.cuda.current_stream().wait_event(copied[i])
-        with torch.autocast("cuda", torch.float16):
-            features = backbone.image_features(there[i]).float()
-        used[i].record()
-        return features
-
-    return bench.seconds(encode, repeats=repeats, burn_in=4)
 
 
 def _compiled_encoder(bench: Bench, backbone: Backbone, batch: int) -> None:
@@ -765,7 +755,7 @@ def second_pass(bench: Bench) -> None:
     captions = token_batch(bench, backbone, sizes.batch, 16)
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
     ready = bench.seconds(lambda: video_batch(bench, host), repeats=3, burn_in=1)
-    bench.say(f"Frames of a batch from host memory to the device, put together and pinned first: {1e3 * ready:.3g} ms.")
+    bench.say(f"Frames of a batch from host memory to the device, through pinned buffers: {1e3 * ready:.3g} ms.")
     clips = video_batch(bench, host)
     for arithmetic in ("bf16", "TF32", "fp32") if bench.cuda else ("bf16",):
         for piece in (None,) if arithmetic == "fp32" else (None, max(1, sizes.batch // 4)):

@@ -244,7 +244,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=None, help="a window; 4, on a GPU 100")
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default=None, choices=("fp32", "bf16"), help="fp32, on a GPU bf16")
+    parser.add_argument("--precision", default=None, choices=("fp32", "tf32", "bf16"), help="fp32, on a GPU tf32")
     parser.add_argument("--compile", action="store_true", help="as of glscl train-head")
     parser.add_argument("--also", default="", help=f"measure again, in one run: {', '.join(ALSO)}, separated by commas")
     parser.add_argument("--once", action="store_true", help="one window: no burning in, no profile")
@@ -265,7 +265,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = {
         "dim": given.dim,
         "device": device,
-        "precision": given.precision or ("bf16" if device.type == "cuda" else "fp32"),
+        "precision": given.precision or ("tf32" if device.type == "cuda" else "fp32"),
         "compile": given.compile,
     }
     print(f"# A training step ({time.strftime('%Y-%m-%d')})\n")

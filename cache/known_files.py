@@ -143,7 +143,7 @@ class KnownFiles:
         Args:
             like: of several one whose path has this in it comes first.
         """
-        for path in self.paths_of(content):
+        for path in sorted(self.paths_of(content), key=lambda each: like not in each):
             try:
                 if Stat.of(path) == self._seen[path][0]:
                     return Path(path)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import unicodedata
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -143,8 +144,15 @@ class CacheList:
 
 
 def valid_name(text: str) -> str:
-    """A name of a list: letters, digits, `._-`; anything else becomes `-`."""
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", text).lstrip("._-")[:100]
+    """A name of a list: ASCII letters, digits, `._-`; anything else becomes `-`.
+
+    A few digits of a hash keep apart what is not told apart by that: names in other scripts, and beyond 100 characters.
+    """
+    text = unicodedata.normalize("NFC", text)
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", text).lstrip("._-")
+    if not text.isascii() or len(name) > 100:
+        digits = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:6]
+        name = f"{name[:93].rstrip('._-')}-{digits}".lstrip("-")
     return name or "list"
 
 

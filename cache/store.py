@@ -26,6 +26,7 @@ from glscl.cache.lists import (
     read_flat_list,
     read_list,
     read_record,
+    valid_name,
     versions_of,
 )
 from glscl.cache.reading import read_entries
@@ -73,6 +74,8 @@ def choose_list(library: Library, asked: str | None) -> CacheList:
         return only
     names = list_names(root)
     name, _, version = (asked or "").partition("@")
+    if name and name not in names and valid_name(name) in names:  # as it was written for `list`
+        name = valid_name(name)
     if asked is not None and name not in names and re.fullmatch("[0-9a-f]{16}", asked):
         name = next((each for each in names if (root / "lists" / each / f"{asked}.json").is_file()), name)
         version = asked if name in names else ""
@@ -188,7 +191,7 @@ class Store:
         made = self.list
         videos = []
         for row, id in enumerate(made.video_ids):
-            path = known.path_of(made.video_content[row].tobytes())
+            path = known.path_of(made.video_content[row].tobytes(), like=id)
             start, end = (None if t[row] == NO_TIME else t[row] / 1e6 for t in (made.video_start, made.video_end))
             videos.append(VideoItem(id, split_of["video"][row], None if path is None else str(path), start, end))
         owners = made.text_video.tolist()

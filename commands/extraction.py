@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glscl.commands.options import COMMANDS, Run, command, command_line
-from glscl.commands.printing import print_extraction, print_failures, print_splits
+from glscl.commands.printing import print_extraction, print_failures, print_forecast, print_splits
 from glscl.commands.shared import CacheFolderOption, DatasetOption, share_of
 from glscl.commands.wording import hint_text, worded
 from glscl.common.devices import cores
@@ -43,7 +43,8 @@ def extract(
         bool,
         typer.Option(
             "--dry-run",
-            help="Read the annotations, find the files, print counts; decode nothing.",
+            help="Read the annotations, find the files; print counts, and what is foreseen of size and time. Decodes nothing, and "
+            "needs no videos.",
             rich_help_panel="Data",
         ),
     ] = False,
@@ -53,6 +54,7 @@ def extract(
     from glscl.extract.backbone.catalog import defaults_for
     from glscl.extract.datasets import dataset_entry, first_videos
     from glscl.extract.datasets.builder import summary
+    from glscl.extract.forecast import forecast
     from glscl.extract.pipeline import count_encoded
 
     entry = dataset_entry(dataset)
@@ -95,7 +97,16 @@ def extract(
         if any(there.values()):
             items = f"{amount(there['videos'], 'video')} and {amount(there['texts'], 'caption')}"
             run.say(f"{out} has {items} of these already")
-        run.result({**splits, "notes": _worded(found.notes), "encoded_already": there})
+        foreseen = forecast(found, settings, there=there, usual_seconds=entry.seconds)
+        print_forecast(run, foreseen, settings.workers or cores())
+        run.result(
+            {
+                **splits,
+                "notes": _worded(found.notes),
+                "encoded_already": there,
+                "foreseen": dataclasses.asdict(foreseen),
+            }
+        )
         return
     done = _extract(run, settings, found, out, origin, known)
     if run.launch.world == 1 or done.finished_here or (done.already_complete and done.complete):

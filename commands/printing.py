@@ -95,6 +95,37 @@ def print_splits(run: Run, counted: dict[str, Any]) -> None:
             run.say(f"missing in {name}, for example: {', '.join(ids)}")
 
 
+_LENGTHS = {
+    "annotations": "lengths as the annotations say",
+    "files": "lengths as some of the files say",
+    "data set": "as long as videos of this data set are on average",
+}
+
+
+def print_forecast(run: Run, foreseen: Any, cores: int) -> None:
+    """What `extract --dry-run` foresees."""
+    if not foreseen.videos and not foreseen.texts:
+        run.say("foreseen: nothing is left to encode")
+        return
+    items = f"{amount(foreseen.videos, 'video')}, {amount(foreseen.texts, 'different caption')}"
+    if foreseen.frames is None:
+        run.say(f"foreseen: {items}; how long the videos are is not known, as none is here")
+        return
+    frames = amount(round(float(f"{foreseen.frames:.2g}")), "frame")
+    size = "" if foreseen.bytes is None else f", {_size(foreseen.bytes)}"
+    run.say(f"foreseen: {items}, about {frames}{size} ({_LENGTHS[foreseen.lengths]})")
+    spent = [f"decoding {duration(foreseen.decode_seconds / cores)}"]
+    if foreseen.encode_seconds is not None:
+        spent.append(f"encoding {duration(foreseen.encode_seconds / cores)} without a GPU")
+    run.say(
+        f"foreseen on {amount(cores, 'core')}: {', '.join(spent)}, by rates measured on another machine; no GPU was measured"
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2g} GB" if count >= 1e9 else f"{count / 1e6:.2g} MB"
+
+
 def print_cache(run: Run, report: dict[str, Any], again: dict[str, str]) -> None:
     """What `glscl inspect` found. `again`: hash of an unfinished list → the command that finishes it."""
     shards = ", ".join(f"{s['committed']} of {s['planned']} {name} shards" for name, s in report["shards"].items())
@@ -274,6 +305,11 @@ def print_result(run: Run, result: dict[str, Any]) -> None:
     if counts["texts_without_video"]:
         run.say(f"note: {amount(counts['texts_without_video'], 'caption')} lost their video and are not queries")
     print_table(run, result_table(result))
+    if graded := result.get("graded"):
+        run.say(f"with the judgements of {graded['qrels']}, in percent:")
+        names = [name for name in graded["text_to_video"] if name != "queries"]
+        both = ((arrow, graded[key]) for key, arrow in _ARROWS.items() if key in graded)
+        print_rows(run, [["", *names], *([arrow, *(f"{of[n]:.1f}" for n in names)] for arrow, of in both)])
     normalised = result.get("normalised", {})
     if any(found["transductive"] for found in normalised.values()):
         run.say("* sees all test queries at once: not what a query gets that comes alone")

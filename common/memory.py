@@ -26,6 +26,7 @@ _SAYINGS = (
     "alloc_failed",  # CUBLAS_STATUS_ALLOC_FAILED and its like
     "unable to allocate",
     "can't start new thread",
+    "failed to map segment",  # a library, below `ulimit -v`
 )
 
 

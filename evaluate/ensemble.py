@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.store import Store
-from glscl.cache.table import Counts, FeatureTable, FramePosition
+from glscl.cache.table import FeatureTable, FramePosition
 from glscl.common.errors import FingerprintError, Hint, UsageError
 from glscl.evaluate.evaluation import Evaluation, JudgedHead, OpenedRun, checked, judge, open_run
 from glscl.evaluate.judged_lists import version_of
@@ -99,7 +99,7 @@ class JointTable:
         self.num_texts, self.num_videos = first.num_texts, first.num_videos
         self.text_ids, self.video_ids, self.video_of_text = first.text_ids, first.video_ids, first.video_of_text
         self.token_count, self.frame_mask = first.token_count, first.frame_mask
-        self.counts: Counts = first.counts
+        self.captions, self.counts = first.captions, first.counts
         self.device = first.device
 
     def texts(self, index: Any) -> TextFeatures:

@@ -27,6 +27,7 @@ from glscl.common.memory import available
 from glscl.common.settings import as_dict, check
 from glscl.common.versions import versions
 from glscl.evaluate.confidence import confidence_of_directions
+from glscl.evaluate.graded import graded_metrics, grades, read_qrels, write_trec_run
 from glscl.evaluate.hubness import NORMALISATIONS, known_normalisations, normalised_ranks
 from glscl.evaluate.judged_lists import about_list
 from glscl.evaluate.metrics import summarise
@@ -74,6 +75,8 @@ class JudgedTable(TableOnDevice, Protocol):
 
     @property
     def counts(self) -> Counts: ...
+    @property
+    def captions(self) -> Sequence[str]: ...
 
 
 class JudgedHead(NamedTuple):
@@ -288,7 +291,7 @@ def evaluate_head(
     against all videos, under "tags".
 
     Args:
-        settings: of these count `normalise`, `confidence`, `seed` and `save_similarity`.
+        settings: of these count `normalise`, `confidence`, `seed`, `qrels`, `trec_run` and `save_similarity`.
         train: gives the table that banks are taken from; called only where a normalisation needs one.
         device: where to compute; None is where the head is.
         seconds: the result's `seconds` are added to it.
@@ -300,7 +303,9 @@ def evaluate_head(
     check_normalisations(settings.normalise, head)
     similarity, watched = None, Watched(head)
     scoring: Any = watched  # all that a head has, by delegation
-    if settings.normalise or settings.save_similarity is not None:
+    judgements = None if settings.qrels is None else read_qrels(settings.qrels)
+    wanted = (settings.save_similarity, settings.qrels, settings.trec_run)
+    if settings.normalise or any(path is not None for path in wanted):
         _check_room(table, bytes_a_pair=4 + 20 * bool(settings.normalise))
         similarity = similarity_matrix(scoring, table, device=device, seconds=seconds, progress=progress)
         with _timed(seconds, "metrics"):
@@ -322,6 +327,12 @@ def evaluate_head(
         if any(NORMALISATIONS[name].needs_bank for name in settings.normalise):
             banks = _banks(settings.normalise, head, table, train, device=device, seconds=seconds)
         result["normalised"] = _normalised(settings, similarity, table.video_of_text, banks, seconds)
+    if similarity is not None and judgements is not None:
+        with _timed(seconds, "metrics"):
+            grade = grades(judgements, table.text_ids, table.captions, table.video_ids, table.video_of_text.cpu())
+            result["graded"] = {"qrels": str(settings.qrels), **graded_metrics(similarity, grade)}
+    if similarity is not None and settings.trec_run is not None:
+        write_trec_run(settings.trec_run, similarity, table.text_ids, table.video_ids, tag=type(head).__name__.lower())
     if similarity is not None and settings.save_similarity is not None:
         save_similarity_matrix(settings.save_similarity, similarity, table)
     summary = watched.summary(table.num_videos)

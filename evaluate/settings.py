@@ -64,6 +64,15 @@ class EvaluateSettings:
     )
     confidence: bool = setting(True, "Whether metrics have bootstrap intervals.", group="Metrics", option=False)
     seed: int = setting(0, "Of the bootstrap.", min=0, option=False)
+    qrels: Path | None = setting(
+        None,
+        "Also judge with several right videos a caption: TREC qrels, or a .csv or .tsv with caption, video and grade.",
+        group="Metrics",
+        metavar="FILE",
+    )
+    trec_run: Path | None = setting(
+        None, "Write the rankings to this file, as trec_eval reads them.", group="Output", metavar="PATH"
+    )
     save_similarity: Path | None = setting(
         None,
         "Write the matrix, texts on rows, to this .npy file, and its ids to a .json file beside it.",

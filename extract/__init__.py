@@ -11,6 +11,7 @@ In reading order:
     listing         annotations → a list: videos by content, captions by text
     captions        captions, encoded and committed shard by shard
     videos          videos, decoded, encoded and committed
+    forecast        what a run will make and take
     pipeline        one run: the list, captions, videos
 
 Wings, which an extraction never loads:

@@ -7,6 +7,8 @@ remainders of a shard's videos in order. So a run that was killed and resumed en
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +18,8 @@ from glscl.cache.schema import Status
 from glscl.extract.backbone.encoder import Backbone
 from glscl.extract.decode.video import FrameChunk, VideoDone
 from glscl.extract.shard_frames import ShardFrames
+
+AHEAD = 2  # batches that a GPU may have to do while the host makes the next one ready
 
 
 @dataclass
@@ -45,6 +49,7 @@ class ShardInProgress:
         self.backbone, self.batch_frames, self.watch = backbone, batch_frames, watch
         self.next = items.start  # first video whose remainder has not joined the shared batch
         self.shared: list[tuple[_Video, np.ndarray]] = []
+        self._under_way: deque[tuple[Callable[[], np.ndarray], list[tuple[_Video, int]]]] = deque()
 
     def add(self, chunk: FrameChunk) -> None:
         """Encode as many batches as these frames fill."""
@@ -54,7 +59,7 @@ class ShardInProgress:
         if self.frames is not None:
             self.frames.add(chunk)
         while video.num_waiting >= self.batch_frames:
-            video.features.append(self._encode(video.take(self.batch_frames)))
+            self._encode([(video, video.take(self.batch_frames))])
 
     def close(self, done: VideoDone) -> None:
         """No more frames of a video come; those of one that is MISSING after all are thrown away."""
@@ -80,6 +85,7 @@ class ShardInProgress:
 
     def records(self) -> dict[int, EncodedVideo]:
         """What became of each video, by number, once the shard is complete."""
+        self._settle(0)
         dim = self.backbone.embed_dim
         return {item: video.record(dim) for item, video in self.videos.items()}
 
@@ -93,18 +99,28 @@ class ShardInProgress:
             if len(frames) > len(taken):
                 rest.append((video, frames[len(taken) :]))
             room -= len(taken)
-        features = self._encode(np.concatenate([frames for _, frames in batch]))
-        bounds = np.cumsum([len(frames) for _, frames in batch])[:-1]
-        for (video, _), rows in zip(batch, np.split(features, bounds)):
-            video.features.append(rows)
+        self._encode(batch)
         self.shared = rest
 
-    def _encode(self, frames: np.ndarray) -> np.ndarray:
+    def _encode(self, batch: list[tuple[_Video, np.ndarray]]) -> None:
+        """Begin with frames of some videos; their features join them in the order of the calls."""
         clock = time.perf_counter()
-        features = self.backbone.encode_frames(frames)
+        features = self.backbone.encode_later([frames for _, frames in batch])
         self.watch.encoding += time.perf_counter() - clock
-        self.watch.frames += len(frames)
-        return features
+        counts = [(video, len(frames)) for video, frames in batch]
+        self.watch.frames += sum(count for _, count in counts)
+        self._under_way.append((features, counts))
+        self._settle(AHEAD if self.backbone.device.type == "cuda" else 0)
+
+    def _settle(self, left: int) -> None:
+        """Wait for batches until so many are under way."""
+        clock = time.perf_counter()
+        while len(self._under_way) > left:
+            features, counts = self._under_way.popleft()
+            bounds = np.cumsum([count for _, count in counts])[:-1]
+            for (video, _), rows in zip(counts, np.split(features(), bounds)):
+                video.features.append(rows)
+        self.watch.encoding += time.perf_counter() - clock
 
 
 class _Video:

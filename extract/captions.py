@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 
 import numpy as np
 
@@ -29,12 +31,23 @@ def extract_captions(
         captions: key → caption, of all that stand in them.
     """
     cut = 0
-    with progress.task("captions", sum(len(place.items) for place in places), "captions") as task:
-        for place in places:
-            keys = library.stream("text").keys_at(place)
-            texts = [captions[key.tobytes()] for key in keys]
-            tokenized = backbone.tokenize(texts)
-            cut += backbone.text_tower.cut(texts, tokenized)
+
+    def read(place: Place) -> tuple[np.ndarray, list[str], TokenizedTexts, int]:
+        keys = library.stream("text").keys_at(place)
+        texts = [captions[key.tobytes()] for key in keys]
+        tokenized = backbone.tokenize(texts)
+        return keys, texts, tokenized, backbone.text_tower.cut(texts, tokenized)
+
+    with (
+        progress.task("captions", sum(len(place.items) for place in places), "captions") as task,
+        ThreadPoolExecutor(1, "glscl-tokens") as ahead,  # while a device encodes a shard, the next one becomes tokens
+    ):
+        ready = ahead.submit(read, places[0]) if places else None
+        for place, following in zip_longest(places, places[1:]):
+            assert ready is not None
+            keys, texts, tokenized, longer = ready.result()
+            ready = None if following is None else ahead.submit(read, following)
+            cut += longer
             records = _encode_captions(tokenized, backbone, settings, task)
             try:
                 arrays = text_arrays(keys, texts, records, embed_dim=library.embed_dim, dtype=library.dtype)

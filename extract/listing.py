@@ -31,6 +31,7 @@ from glscl.cache.lists import (
 from glscl.cache.schema import Annotations, Status, TextItem, VideoItem
 from glscl.common.errors import InputError
 from glscl.common.progress import Progress, counted
+from glscl.common.tables import amount
 from glscl.extract.datasets.text_files import examples
 
 NO_KEY = bytes(KEY_BYTES)
@@ -228,6 +229,25 @@ def changes_since(before: CacheList | None, made: CacheList) -> Changes:
         without_file=int((~has_key(made.video_key)).sum()),
         known_by_id=made.known_by_id,
     )
+
+
+def another_set(before: CacheList | None, made: CacheList, at_hand: Collection[str]) -> list[str]:
+    """A warning where ids keep what a list of this name had, though no video at hand is what it had: another table, perhaps.
+
+    Args:
+        before: the version that counted. at_hand: ids of the videos whose files are there.
+    """
+    if before is None or not made.known_by_id or made.family != made.name:  # in benchmarks an id is one video
+        return []
+    then, now = _contents_by_id(before), _contents_by_id(made)
+    told = [id for id in at_hand if NO_KEY not in (then.get(id, NO_KEY), now[id])]
+    if not told or any(then[id] == now[id] for id in told):
+        return []
+    return [
+        f"warning: no video at hand is what the list {made.name} had under its id, for example {told[0]}, and "
+        f"{amount(made.known_by_id, 'video')} without a file {'keeps' if made.known_by_id == 1 else 'keep'} what it had: where these are other videos, give their list "
+        "a name of its own (`list`)"
+    ]
 
 
 def current_list(library: Library, name: str) -> CacheList | None:

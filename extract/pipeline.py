@@ -36,7 +36,16 @@ from glscl.extract.captions import cut_note, extract_captions
 from glscl.extract.decode.pool import DecodePool, wake
 from glscl.extract.decode.sampling import Sampling
 from glscl.extract.decode.video import Decoding
-from glscl.extract.listing import Changes, Listing, ListOrigin, changes_since, current_list, list_of, require_apart
+from glscl.extract.listing import (
+    Changes,
+    Listing,
+    ListOrigin,
+    another_set,
+    changes_since,
+    current_list,
+    list_of,
+    require_apart,
+)
 from glscl.extract.part import Part
 from glscl.extract.settings import ExtractSettings, parse_rate
 from glscl.extract.videos import VideoExtraction
@@ -163,6 +172,7 @@ class _Extraction:
     library: Library
     listing: Listing
     changes: Changes
+    warnings: list[str]
 
     def __init__(
         self,
@@ -227,11 +237,13 @@ class _Extraction:
             raise StorageError(
                 f"None of the {amount(len(without), 'video')} can be read; {without[0]!r}: {made.unreadable[without[0]]}"
             )
-        _require_found(made.dataset, without, among=len(made.video_ids), strict=s.strict)
+        known = bool(list_names(self.out))
+        _require_found(made.dataset, without, among=len(made.video_ids), strict=s.strict, lists=known)
         if s.strict:
             require_apart(made)
         before = current_list(self.library, made.name)
         self.changes, self.previous = changes_since(before, made), None if before is None else before.hash
+        self.warnings = another_set(before, made, [v.id for v in self.annotations.videos if v.path is not None])
         self.is_current = self.previous == made.hash
         self.reused = {
             "videos": _answered(self.library, "video", made.video_key),
@@ -355,7 +367,7 @@ class _Extraction:
             missing=self.changes.without_file,
             left=0 if store.complete else sum(self._work(stream).left for stream in STREAMS),
             **counted(store),
-            notes=[*store.list.notes, *cut_note(self.cut, self._in_force().max_words)],
+            notes=[*store.list.notes, *self.warnings, *cut_note(self.cut, self._in_force().max_words)],
             seconds={
                 "total": seconds,
                 "texts": self.seconds_texts,
@@ -471,12 +483,13 @@ def _bound_by(watch: Stopwatch) -> str | None:
     return f"{slowest} ({100 * stages[slowest] / sum(stages.values()):.0f} % of the time)"
 
 
-def _require_found(dataset: str, missing: list[str], *, among: int, strict: bool) -> None:
+def _require_found(dataset: str, missing: list[str], *, among: int, strict: bool, lists: bool = False) -> None:
     """Raise NotFoundError where no video was found, or with `strict` not every one."""
     if len(missing) == among:
         raise NotFoundError(
             f"None of the {amount(among, 'video')} of {dataset} was found, for example {missing[0]!r}",
-            hint="Name the folder that holds them with `videos` (`dry_run` shows what is looked for)",
+            hint="Name the folder that holds them with `videos` (`dry_run` shows what is looked for)"
+            + (", or with `list` a list of this cache that knows them by their ids" if lists else ""),
         )
     if strict and missing:
         raise NotFoundError(f"{len(missing)} videos are missing, the first is {missing[0]!r} (`strict`)")

@@ -28,6 +28,7 @@ from glscl.cache.schema import STREAMS, Annotations, Expected, Status, TextItem,
 from glscl.cache.store import Store, open_store
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).parent))  # `forked`, for all rooms
 hypothesis.settings.register_profile("untimed", deadline=None)  # machines are shared
 hypothesis.settings.load_profile("untimed")
 if (

@@ -14,6 +14,7 @@ from glscl.cache.frame_format import FRAME_ARRAYS
 from glscl.cache.lists import list_arrays
 from glscl.cache.schema import Status
 from glscl.cache.shard_arrays import FLOAT, LAYOUT
+from glscl.train_head.heads import HEAD_NAMES
 from glscl.train_head.recipes import RECIPES
 from glscl.train_head.settings import resolve
 
@@ -109,3 +110,8 @@ def test_the_page_of_recipes_is_what_the_code_says():
             *(options[n] for n in names),
         ]
     assert found == expected
+
+
+def test_the_readme_counts_the_heads():
+    found = re.search(r"\*\*(\d+) heads\*\*", (DOCS.parent / "README.md").read_text())
+    assert found and int(found[1]) == len(HEAD_NAMES)

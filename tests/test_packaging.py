@@ -120,6 +120,7 @@ def test_an_installed_wheel_finds_its_heads_readers_and_backbone(installed, tmp_
     assert dim == "128" and Path(where.strip()).is_relative_to(installed.parents[1])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.dist
 @pytest.mark.slow
 def test_an_installed_wheel_goes_from_videos_to_a_report(installed, make_video, tmp_path):

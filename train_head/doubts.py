@@ -19,6 +19,7 @@ from glscl.train_head.heads.base import Head
 
 ALIKE = 1e-3  # of the largest score: how far apart all of them lie at most for them to say nothing
 HUB = 0.25  # share of the queries that may find the same item first; of a small gallery more
+LEARNT = 0.01  # of the loss of who guesses: there is no more to learn
 FEW = 8  # queries, or steps, from which nothing is concluded
 
 
@@ -92,7 +93,7 @@ def score_doubts(found: ScoreSummary, hub: str) -> list[str]:
 
 
 def loss_doubt(history: Sequence[Mapping[str, Any]], losses: Sequence[float], batch_size: int) -> str | None:
-    """Whether the loss of a training did not fall, with the numbers that show it.
+    """Whether the loss of a training did not fall, with the numbers that show it; of one that is next to nothing none are.
 
     Args:
         history: rows of its epochs.
@@ -107,7 +108,7 @@ def loss_doubt(history: Sequence[Mapping[str, Any]], losses: Sequence[float], ba
         when = ("the first quarter of the steps", "the last")
     else:
         return None
-    if last < first:
+    if last < first or last < LEARNT * math.log(batch_size):
         return None
     return (
         f"the loss did not fall: {first:.4f} in {when[0]}, {last:.4f} in {when[1]}; guessing among {batch_size} gives "

@@ -222,12 +222,12 @@ class _Gather:
         return text, _to(self._table.videos(videos[self._share]), device), exclude
 
 
+def moved(field: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; from the host to a GPU through pinned memory, beside the step that it is at."""
+    if device.type == "cuda" and field.device.type == "cpu":
+        field = field.pin_memory()
+    return field.to(device, non_blocking=True)
+
+
 def _to(features: Any, device: torch.device) -> Any:
-    """The features on the device; from the host to a GPU through pinned memory, beside the step that it is at."""
-
-    def moved(field: Tensor) -> Tensor:
-        if device.type == "cuda" and field.device.type == "cpu":
-            field = field.pin_memory()
-        return field.to(device, non_blocking=True)
-
-    return type(features)(*(field if field is None else moved(field) for field in features))
+    return type(features)(*(field if field is None else moved(field, device) for field in features))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from glscl.common.errors import (
     UsageError,
     first_line,
 )
+from glscl.extract.backbone.feeding import Feed, fetched_later
 from glscl.extract.backbone.loading import Loaded, load_model
 from glscl.extract.backbone.patch_embedding import temporal_embedding
 from glscl.extract.backbone.picture_transform import PictureTransform
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 TEXT_BLOCKS_KEPT = 4  # blocks of the text transformer that aggregators start from
 THREAD_FRAMES = 32  # on a processor: what a layer makes of them then stays in its cache
+WIDTHS = 8  # on a GPU captions are padded to a multiple of it: a new shape costs kernels to be chosen
 WORDS = 32  # kept a caption where nobody says how many
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 PREPROCESSING = ("open_clip", "fast")
@@ -108,6 +110,11 @@ class Backbone:
             precision="bf16 weights" if device.type == "cpu" and precision == "bf16" else precision,
         )
         self.model.to(device)
+        self._feed: Feed | None = None
+        if device.type == "cuda":
+            for parameter in self.model.parameters():
+                if parameter.ndim == 4:  # convolutions over pictures, whose kernels want channels last
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self._amp = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
         self._frozen = self.model, self.text_tower  # what encodes
         if device.type == "cpu" and precision == "bf16":
@@ -136,13 +143,34 @@ class Backbone:
             return self._encode_batch(frames)
         return np.concatenate(thread_map(self._encode_batch, frames.split(THREAD_FRAMES)))
 
-    @torch.inference_mode()
+    def encode_later(self, parts: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
+        """`encode_frames` of arrays one after another; the call gives it. A GPU works on it meanwhile.
+
+        Not for a model that looks at neighbouring frames, whose batches are not filled up.
+        """
+        if self.device.type != "cuda" or temporal_embedding(self.model) is not None:
+            features = self.encode_frames(parts[0] if len(parts) == 1 else np.concatenate(parts))
+            return lambda: features
+        count = sum(map(len, parts))
+        return fetched_later(self._features(self.feed.put(parts))[:count])
+
+    @property
+    def feed(self) -> Feed:
+        """The way of frames to the GPU that this backbone is on."""
+        if self._feed is None:
+            self._feed = Feed(self.device)
+        return self._feed
+
     def _encode_batch(self, frames: torch.Tensor) -> np.ndarray:
+        return self._features(frames.to(self.device)).cpu().numpy()
+
+    @torch.inference_mode()
+    def _features(self, frames: torch.Tensor) -> torch.Tensor:
+        """(n, S, S, 3) uint8 → (n, D) float32, both on the device."""
         model, _ = self._frozen
         with self._arithmetic():
-            pixels = self._pixels(frames.to(self.device, non_blocking=True))
-            features = model.encode_image(pixels.to(_weight_type(model)), normalize=False)
-        return features.float().cpu().numpy()
+            pixels = self._pixels(frames)
+            return model.encode_image(pixels.to(_weight_type(model)), normalize=False).float()
 
     def image_features(self, frames: torch.Tensor) -> torch.Tensor:
         """(n, S, S, 3) uint8 on the device → (n, D), with gradients where they are wanted; autocast is the caller's."""
@@ -150,7 +178,10 @@ class Backbone:
 
     def _pixels(self, frames: torch.Tensor) -> torch.Tensor:
         """(n, S, S, 3) uint8 → (n, 3, S, S) float32 as the model wants them: what ToTensor and Normalize do."""
-        pixels = frames.permute(0, 3, 1, 2).contiguous().float().div_(255)
+        pixels = frames.permute(0, 3, 1, 2)
+        pixels = (
+            (pixels if pixels.device.type == "cuda" else pixels.contiguous()).float().div_(255)
+        )  # there channels last
         return pixels.sub_(self._mean.to(pixels.device)).div_(self._std.to(pixels.device))
 
     def encode_video(
@@ -224,10 +255,12 @@ class Backbone:
     @torch.inference_mode()
     def encode_tokens(self, tokens: TokenizedTexts) -> TextFeatures:
         """As `encode_texts`, of captions that are token ids. Sort them by length: a batch costs its longest."""
-        longest = int(tokens.lengths.max(initial=1))
+        longest = width = int(tokens.lengths.max(initial=1))
+        if self.device.type == "cuda":
+            width = min(-(-longest // WIDTHS) * WIDTHS, tokens.ids.shape[1])
         ids = torch.from_numpy(tokens.ids).to(self.device)
         with self._arithmetic():
-            pooled, states = self._frozen[1].states(ids, longest)
+            pooled, states = self._frozen[1].states(ids, width)
         mask = torch.arange(longest) < torch.from_numpy(tokens.lengths)[:, None]  # (T, L)
         if states is None:
             return TextFeatures(pooled.float().cpu(), None, None)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _TITLES = {"glscl": "GLSCL", "xclip": "X-CLIP", "xpool": "X-Pool", "drl": "DRL", "dicosa": "DiCoSA"}
 _FORMS = {"open_clip": "open_clip weights", "clip": "a Hugging Face CLIPModel", "siglip": "a Hugging Face SiglipModel"}
+_NOT_USED = "text_decoder."  # of CoCa, which writes captions: open_clip leaves a part of it uninitialised
 _MOST_BUILT = 12  # architectures that are compared in full; those that share a text tower are fewer
 
 
@@ -66,10 +67,13 @@ def fit(model: ClipModel, found: ClipWeights, source: Path, name: str) -> None:
             f"they look like {_looks_like(found, likeness)}",
             hint=f"Use `backbone={likeness[0]}`" if likeness else None,
         )
-    for key, value in weights.items():
+    used = {key: value for key, value in weights.items() if not key.startswith(_NOT_USED)}
+    for key, value in used.items():
         if own[key].is_floating_point() and not value.is_floating_point():
             raise BackboneError(f"{source} has {key} in {value.dtype}: quantised weights are not read")
-        if value.is_floating_point() and not torch.isfinite(value.sum(dtype=torch.float64)):
+        if value.is_floating_point() and not torch.isfinite(
+            value.sum(dtype=torch.promote_types(value.dtype, torch.float32))
+        ):
             raise BackboneError(
                 f"{source} has NaN or infinite numbers in {key}: its training has failed, or it is damaged"
             )

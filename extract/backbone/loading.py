@@ -13,6 +13,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
+
 from glscl.common.archive_limits import check_zip
 from glscl.common.clip_names import ClipWeights
 from glscl.common.errors import BackboneError, Hint
@@ -103,7 +107,7 @@ def _load_folder(folder: Path, name: str, asked: ActivationSettings | None, *, f
     if (folder / str(text.get("hf_model_name") or "-")).is_dir():  # what `fetch` writes holds for any place
         text["hf_model_name"] = str(folder / text["hf_model_name"])
     text["hf_model_pretrained"] = False
-    with _quiet(), as_backbone_error(f"Cannot load the backbone in {folder}"):
+    with _quiet(), NotInitialised(), as_backbone_error(f"Cannot load the backbone in {folder}"):
         model: Any = open_clip.create_model(
             f"local-dir:{folder}",
             load_weights=False,
@@ -158,7 +162,7 @@ def _load_source(name: str, source: Path, tuned: TunedWeights | None, asked: Act
     beside = {**tuned.preprocessing, "quick_gelu": tuned.quick_gelu} if tuned else None
     decided = decide(name, source, found, asked=asked, is_script=is_script(source), beside=beside)
     values = {**decided.values, **(tuned.preprocessing if tuned else {}), **said(asked)}
-    with _quiet(), as_backbone_error(f"Cannot build {name}"):
+    with _quiet(), NotInitialised(), as_backbone_error(f"Cannot build {name}"):
         model: Any = open_clip.create_model(name, None, load_weights=False, pretrained_text=False, **_options(values))
     check_towers(model, source, found)
     _fill(model, source, tuned, name, found)
@@ -198,7 +202,7 @@ def _load_published(name: str, pretrained: str | None, asked: ActivationSettings
             values = {"quick_gelu": True, **values}
     source = name if hub else f"{name}/{pretrained}"
     try:
-        with _quiet():
+        with _quiet(), NotInitialised():
             model: Any = open_clip.create_model(
                 name, None if hub else pretrained, require_pretrained=True, **_options(values)
             )
@@ -303,6 +307,20 @@ def unavailable(name: str, pretrained: str | None, message: str, error: Exceptio
             ),
         ),
     )
+
+
+class NotInitialised(TorchFunctionMode):
+    """Leaves out the random numbers that a new model begins with: weights replace all of them, and drawing them takes seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _RANDOM:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+_RANDOM = {Tensor.normal_, Tensor.uniform_, init.normal_, init.uniform_, init.trunc_normal_}
+_RANDOM |= {init.kaiming_normal_, init.kaiming_uniform_, init.xavier_normal_, init.xavier_uniform_}
 
 
 @contextlib.contextmanager

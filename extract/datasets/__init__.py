@@ -33,6 +33,7 @@ class DatasetEntry:
         recipe: name of the training recipe that fits.
         max_words: tokens kept of a caption, start and end included (the recipe's).
         fps: frames a second to sample (the recipe's).
+        seconds: of a video on average, for forecasts where no file is there; None where nobody knows.
         protocols: names of the ways to read it, the default first; empty where there is only one.
         unpacks: the reader writes video files below the folder of videos (archives); a dry run must not.
         own: of data of one's own, of which nobody knows the splits: its reader compares what is in the files.
@@ -45,6 +46,7 @@ class DatasetEntry:
     recipe: str = "msrvtt"
     max_words: int = 32
     fps: float = 1.0
+    seconds: float | None = None
     protocols: tuple[str, ...] = ()
     unpacks: bool = False
     own: bool = False
@@ -154,11 +156,13 @@ DATASETS: dict[str, DatasetEntry] = {
     ),
     "msrvtt": DatasetEntry(
         module=f"{_HERE}.msrvtt",
+        seconds=15.0,
         help="MSR-VTT: 1k-A test with 9k (or 7k) training clips, or the full official splits.",
         protocols=("9k", "7k", "full"),
     ),
     "msvd": DatasetEntry(
         module=f"{_HERE}.msvd",
+        seconds=9.7,
         help="MSVD: 1,970 clips, about 40 captions each, all of them queries.",
         recipe="msvd",
     ),
@@ -170,17 +174,29 @@ DATASETS: dict[str, DatasetEntry] = {
     ),
     "lsmdc": DatasetEntry(
         module=f"{_HERE}.lsmdc",
+        seconds=4.1,
         help="LSMDC: clips of films, 1,000 test clips.",
         recipe="lsmdc",
     ),
     "activitynet": DatasetEntry(
         module=f"{_HERE}.activitynet",
+        seconds=117.6,
         help="ActivityNet Captions: paragraphs, tested on val_1.",
         recipe="activitynet",
         max_words=64,
     ),
+    "activitynet_captions": DatasetEntry(
+        module=f"{_HERE}.activitynet_captions",
+        help="ActivityNet Captions by caption: sentences that tell of a part of a long video (partially relevant).",
+        recipe="activitynet",
+    ),
+    "charades_sta": DatasetEntry(
+        module=f"{_HERE}.charades_sta",
+        help="Charades-STA: sentences that tell of a part of a video, tested on its test part (partially relevant).",
+    ),
     "vatex": DatasetEntry(
         module=f"{_HERE}.vatex",
+        seconds=10.0,
         help="VATEX: ten English captions a clip.",
     ),
     "youcook2": DatasetEntry(

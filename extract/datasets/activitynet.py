@@ -17,8 +17,8 @@ from glscl.extract.datasets.text_files import check_id, member, read_json, refus
 FILES = {"train": ("train_ids.json", "train.json"), "test": ("val_ids.json", "val_1.json")}
 
 
-def _collect(builder: AnnotationBuilder, found: FoundFiles) -> None:
-    """Videos and their one text stand in the order of the id files (without one, in that of the captions).
+def collect(builder: AnnotationBuilder, found: FoundFiles, *, joined: bool = True) -> None:
+    """Videos and their one text (or, not `joined`, their sentences) in the order of the id files, else of the captions.
 
     Ids without captions are left out, as by all public programs. A video runs from 0 to its duration, rounded up.
     """
@@ -41,7 +41,8 @@ def _collect(builder: AnnotationBuilder, found: FoundFiles) -> None:
             if not all(isinstance(sentence, str) for sentence in sentences):
                 refuse(path, show(id), f"the sentences are {show(sentences)}, expected strings")
             builder.video(id, split=split, path=source, row=row, start=0.0, end=float(max(1, math.ceil(duration))))
-            builder.text(id, " ".join(sentences), path=path, row=show(id))
+            for text in [" ".join(sentences)] if joined else sentences:
+                builder.text(id, text, path=path, row=show(id))
     builder.drop_uncaptioned("without caption", captioned)
 
 
@@ -55,7 +56,7 @@ DATASET = Benchmark(
     expected={"": {"train": Expected(10_009, 10_009), "test": Expected(4_917, 4_917)}},
     files=[name for pair in FILES.values() for name in pair],
     needs={split: [(captions,)] for split, (_, captions) in FILES.items()},
-    collect=_collect,
+    collect=collect,
     about_splits="val_1 is read as split test",
     also=_without_prefix,  # v_<11 characters>, the same without v_ …
     any_prefix=True,  # … or with any two characters

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from glscl.common.errors import InputError, NotFoundError
 from glscl.common.tables import amount
+from glscl.extract.datasets.text_files import examples
 
 _EXTENSIONS = """
 264 265 3g2 3gp 3gpp amv asf avi avs divx dv f4v flv gif h264 h265 hevc ivf m1v m2ts m2v m4v mjpeg mjpg mkv mov mp2v
@@ -54,7 +55,7 @@ class VideoFiles:
 
     def _list(self) -> list[str]:
         found: list[str] = []
-        unreadable = 0
+        unreadable, no_files = 0, []
         seen: set[tuple[int, int]] = set()
         folders = [""]
         while folders:
@@ -85,9 +86,14 @@ class VideoFiles:
                         below.append(relative)
                     elif entry.is_file():
                         found.append(relative)
+                    else:
+                        no_files.append(relative)
                 except OSError as error:  # a circle of links
                     self.notes.append(f"left out {relative}: {error.strerror or error}")
             folders.extend(reversed(below))
+        if no_files:
+            kinds = f"left out {amount(len(no_files), 'name')} below {self.root}"
+            self.notes.append(f"{kinds}: links that lead nowhere, or no files: {examples(no_files)}")
         if unreadable:
             self.notes.append(
                 f"left out {amount(unreadable, 'name')} below {self.root}: "

@@ -46,8 +46,8 @@ from glscl.extract.datasets.text_files import examples
 from glscl.extract.decode.packets import duration_and_rate
 from glscl.extract.importing.feature_files import open_arrays
 from glscl.extract.importing.pairing import (
+    EntryFrames,
     FrameReaders,
-    Frames,
     RowReaders,
     frame_readers,
     text_readers,
@@ -349,7 +349,7 @@ def _fill(
     return _summary(Store(library, made), already=already, encoded=encoded, reused=reused, more=more)
 
 
-def _video_key(video: VideoItem, frames: Frames, fps: float) -> bytes:
+def _video_key(video: VideoItem, frames: EntryFrames, fps: float) -> bytes:
     """Of its frames and when they are shown."""
     key, times = rows_key(frames.rows, fps, clip(video.start, None)[0]), _times(video, frames, fps)
     if np.array_equal(times, (video.start or 0.0) + np.arange(len(times)) / fps):
@@ -357,7 +357,7 @@ def _video_key(video: VideoItem, frames: Frames, fps: float) -> bytes:
     return blake2b(key + times.astype("<f8").tobytes(), digest_size=KEY_BYTES).digest()
 
 
-def _times(video: VideoItem, frames: Frames, fps: float) -> np.ndarray:
+def _times(video: VideoItem, frames: EntryFrames, fps: float) -> np.ndarray:
     """(F,) seconds from the start of the file: as its features say, or row i at start + i / fps."""
     start = video.start or 0.0
     if frames.times is None:
@@ -488,7 +488,7 @@ class _Checked:
 # --- written ----------------------------------------------------------------------------------------------------------
 
 
-def _record(video: VideoItem, frames: Frames, fps: float) -> EncodedVideo:
+def _record(video: VideoItem, frames: EntryFrames, fps: float) -> EncodedVideo:
     if not frames.usable:
         reason = f"its {frames.given} frame features are zero everywhere, as for a video that could not be read"
         return EncodedVideo(frames.rows[:0], np.zeros(0, np.float32), Status.DECODE_ERROR, reason)

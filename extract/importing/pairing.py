@@ -22,7 +22,7 @@ from glscl.extract.datasets.video_files import split_extension
 from glscl.extract.importing.feature_files import Arrays
 
 
-class Frames(NamedTuple):
+class EntryFrames(NamedTuple):
     """The frames of one entry.
 
     Attributes:
@@ -52,7 +52,7 @@ class Frames(NamedTuple):
         return self.given - len(self.place) - self.padding
 
 
-FrameReaders = dict[str, Callable[[], Frames]]  # id → reads its frames
+FrameReaders = dict[str, Callable[[], EntryFrames]]  # id → reads its frames
 RowReaders = dict[str, Callable[[], np.ndarray]]  # id → reads its float32 rows, (n, D)
 
 
@@ -168,11 +168,11 @@ def _unused(arrays: Arrays, used: Iterable[str], why: str) -> list[str]:
     return [f"{share} {'belongs' if len(unused) == 1 else 'belong'} to no {why}: {examples(unused)}"] if unused else []
 
 
-def _frames(arrays: Arrays, name: str) -> Frames:
+def _frames(arrays: Arrays, name: str) -> EntryFrames:
     rows = _two_axes(arrays.read(name), arrays.where(name))
     times, real = arrays.times(name, len(rows)), rows.any(axis=1)
     place = np.flatnonzero(real) if real.any() else np.arange(len(rows))
-    return Frames(rows[place], place, len(rows), None if times is None else times[place])
+    return EntryFrames(rows[place], place, len(rows), None if times is None else times[place])
 
 
 def without_zeros(rows: np.ndarray) -> np.ndarray:
@@ -252,7 +252,8 @@ def _by_row(
         shapes = [f"({count}, {'D' if axes == 1 else 'L, D'}): the {counts[count]}" for count in sorted(counts)[::-1]]
         raise InputError(f"{arrays.where(name)}: the shape is {block.shape}, expected {', or '.join(shapes)}")
     ids = orders[counts[len(block)]]
-    return {id: partial(_row, block, row, arrays.where(name)) for row, id in enumerate(ids) if id in kept}
+    where = arrays.where(name)
+    return {id: partial(_row, block, row, where) for row, id in enumerate(ids) if id in kept}
 
 
 def _row(block: np.ndarray, row: int, where: str) -> np.ndarray:

@@ -86,6 +86,8 @@ PAGE = """# Heads
 old
 <!-- /demo-seeds: heads -->
 words
+<!-- demo-seeds: against -->
+<!-- /demo-seeds: against -->
 <!-- demo-seeds: adapters -->
 <!-- /demo-seeds: adapters -->
 """ + "".join(f"<!-- demo-seeds: {head} -->\n<!-- /demo-seeds: {head} -->\n" for head in HEAD_NAMES)
@@ -96,12 +98,15 @@ def test_the_tables_of_a_page_are_rewritten_and_nothing_else(study, tmp_path, mo
     page.write_text(PAGE)
     for made in (line("glscl", 0, 30.0), line("glscl", 1, 32.0), line("tight_transf", 0, 9.0, layers=1, batch_size=32)):
         study.append(results, made)
+    for seed in (0, 1):
+        study.append(results, line("xclip", seed, 33.0 + seed))
     study.append(results, line("glscl", 0, 29.0, adapter="mlp"))
     monkeypatch.setattr(sys, "argv", ["demo_seeds.py", "--print", str(results), "--docs", str(page)])
     study.main()
     text = page.read_text()
     assert "| `glscl` | 2 | 7 | 2 | 31.0 ± 1.4 | 60.0 ± 0.0 | 31.0 ± 1.4 | 31.0 ± 1.4 | – | – |" in text
     assert "| `tight_transf` with `layers=1 batch_size=32` | 1 |" in text and "| `xpool` | not measured |" in text
+    assert "| `xclip` | 2 and 2 | +2.5 | 0.333 |" in text, "2 of 6 deals of four seeds give as large a difference"
     assert "| `glscl` | 1 | 30.0 | not measured |  | 29.0 | -1.0 |" in text
     assert (
         "* On the built-in corpus, backbone frozen: R@1 31.0 ± 1.4 | 31.0 ± 1.4 (2 seeds).\n<!-- /demo-seeds: glscl"
@@ -118,7 +123,7 @@ def test_the_tables_of_a_page_are_rewritten_and_nothing_else(study, tmp_path, mo
 
 def test_the_page_of_heads_has_a_place_for_all_of_them():
     text = (Path(__file__).parents[2] / "docs" / "heads.md").read_text(encoding="utf-8")
-    for name in ("heads", "adapters"):
+    for name in ("heads", "against", "adapters"):
         assert re.search(
             f"<!-- demo-seeds: {name} -->\n\\| head .*\n<!-- /demo-seeds: {name} -->", text, flags=re.DOTALL
         )

@@ -52,6 +52,7 @@ def test_copies_lead_to_one_that_is_there(videos, tmp_path):
     copy = videos[0].with_name("zz copy.mp4")
     copy.write_bytes(videos[0].read_bytes())
     content = known.contents([videos[0], copy])[0]
+    assert [known.path_of(content, like=path.name) for path in (copy, videos[0])] == [copy, videos[0]]
     videos[0].unlink()
     assert known.path_of(content) == copy
     assert known.stat_of(copy) is not None and known.stat_of(tmp_path / "never") is None

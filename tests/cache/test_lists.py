@@ -34,6 +34,7 @@ from glscl.cache.lists import (
     write_list,
 )
 from glscl.cache.schema import Annotations, Expected, Split, TextItem, VideoItem
+from glscl.cache.store import open_store
 from glscl.common.errors import CacheCorruptError, GlsclError, InputError, NotFoundError, StorageError
 
 VIDEOS = [
@@ -161,10 +162,17 @@ def test_annotations_that_contradict_themselves_are_refused(change, message):
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("msrvtt-9k", "msrvtt-9k"), ("my videos/ü", "my-videos--"), ("../x", "x"), ("", "list"), ("...", "list"), ("a" * 300, "a" * 100)],
+    [("msrvtt-9k", "msrvtt-9k"), ("my videos/2", "my-videos-2"), ("../x", "x"), ("", "list"), ("...", "list"), ("a" * 100, "a" * 100)],
 )  # fmt: skip
 def test_anything_becomes_the_name_of_a_folder(text, name):
     assert valid_name(text) == name
+
+
+def test_names_that_ascii_does_not_tell_apart_stay_apart():
+    texts = ["csv-日本", "csv-中国", "日本", "中国", "csv-é", "csv-e", "a" * 300, "a" * 301, "x 😀", "x 😎"]
+    names = [valid_name(text) for text in texts]
+    assert len({*names}) == len(names)
+    assert names[0].startswith("csv-") and valid_name("csv-e\u0301") == valid_name("csv-é")
 
 
 NAMES = st.text(max_size=30)
@@ -337,3 +345,9 @@ def test_arrays_that_flip_a_bit_are_cut_or_are_not_there_are_one_line(tmp_path, 
             assert same(read_list(tmp_path / "bad", "made", made.hash, format), made)
         except GlsclError as error:
             assert isinstance(error, CacheCorruptError) and "\n" not in str(error) and made.hash in str(error)
+
+
+def test_a_list_is_found_by_the_name_that_was_given(small_cache):
+    cache = small_cache().fill()
+    write_list(cache.path, dataclasses.replace(cache.list, name=valid_name("日本 2")), cache.header["format"])
+    assert open_store(cache.path, f"日本 2@{cache.list_hash}").list_name == valid_name("日本 2")

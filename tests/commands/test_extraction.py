@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -121,3 +122,35 @@ def test_an_interrupt_stops_with_a_line_and_status_130(glscl, clips, extract_arg
     monkeypatch.setattr("glscl.extract.pipeline.extract", interrupted)
     status, _, err = glscl(*extract_arguments("--out", clips / "cache"))
     assert status == 130 and "the same command again" in err
+
+
+def test_a_dry_run_foresees_what_the_extraction_made(glscl, trained, extract_arguments):
+    made = json.loads(glscl("inspect", trained / "cache", "--json")[1])
+    foreseen = json.loads(glscl(*extract_arguments("--out", trained / "new"), "--dry-run", "--json")[1])["foreseen"]
+    assert foreseen["lengths"] == "files" and foreseen["decode_seconds"] > 0
+    assert (foreseen["videos"], foreseen["texts"]) == (made["videos"], made["texts"])
+    assert foreseen["frames"] == pytest.approx(made["frames"], rel=0.2)
+    _, out, _ = glscl(*extract_arguments("--out", trained / "new"), "--dry-run")
+    assert "MB (lengths as some of the files say)" in out and "without a GPU" in out
+    _, out, _ = glscl(*extract_arguments("--out", trained / "cache"), "--dry-run")
+    assert "nothing is left to encode" in out
+
+
+@pytest.mark.parametrize("dataset", ["msvd", "youcook2"])
+def test_a_dry_run_needs_no_videos(glscl, tmp_path, dataset):
+    if dataset == "msvd":
+        (tmp_path / "test_list.txt").write_text("a_0_10\n")
+        (tmp_path / "raw-captions.pkl").write_bytes(pickle.dumps({"a_0_10": [["a", "dog"], ["a", "cat", "sleeps"]]}))
+    else:
+        step = {"segment": [3, 8], "sentence": "cut it"}
+        told = {"database": {"x": {"subset": "validation", "annotations": [step]}}}
+        (tmp_path / "youcookii_annotations_trainval.json").write_text(json.dumps(told))
+    words = ("extract", "--dataset", dataset, "--annotations", tmp_path, "--splits", "test", "--dry-run")
+    status, out, err = glscl(*words, "--json")
+    assert status == 0, err
+    foreseen = json.loads(out)["foreseen"]
+    assert foreseen["videos"] == 1 and not (tmp_path / "home").exists()
+    assert (foreseen["lengths"], foreseen["frames"]) == {"msvd": ("data set", 10), "youcook2": ("annotations", 5)}[
+        dataset
+    ]
+    assert "about " in glscl(*words)[1]

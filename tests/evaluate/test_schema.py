@@ -54,7 +54,7 @@ def test_the_schema_and_the_code_know_the_same_names(judged):
     assert tuple(definitions["intervals"]["required"]) == stored_metrics()
     names = SCHEMA["properties"]["normalised"]["propertyNames"]["enum"]
     assert set(names) == set(NORMALISATIONS)
-    assert {*SCHEMA["properties"]} - {"tags", "normalised", "runs", "combine", "doubts"} == {
+    assert {*SCHEMA["properties"]} - {"tags", "normalised", "runs", "combine", "doubts", "graded"} == {
         *judged.evaluations["run"].result
     }
 

@@ -6,13 +6,12 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
+from forked import Forked
 
 from glscl.cache import creation
 from glscl.cache.creation import StoreSpec, create_library
@@ -168,14 +167,11 @@ def test_of_two_runs_that_begin_a_cache_together_the_first_decides_how(corpus, b
 def command(table, out, *more):
     options = ["--backbone", "demo", "--fps", "2", "--max-words", "12", "--shard-videos", "1", "--shard-texts", "3"]
     options += ["--batch-frames", "7", "--workers", "1", "--annotations", table, "--videos", table.parent / "videos"]
-    return [sys.executable, "-m", "glscl", "extract", "--dataset", "csv", *options, "--out", out, *more]
+    return ["-m", "glscl", "extract", "--dataset", "csv", *options, "--out", out, *more]
 
 
 def start(arguments, **environment):
-    place = {**os.environ, "OMP_NUM_THREADS": "1", **{key: str(value) for key, value in environment.items()}}
-    return subprocess.Popen(
-        list(map(str, arguments)), env=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return Forked(arguments, os.environ | {key: str(value) for key, value in environment.items()})
 
 
 def whole_cache(table, out, backbone):

@@ -344,7 +344,9 @@ def test_of_videos_that_were_deleted_lists_of_the_same_family_find_the_items(ext
     new = replace(nine, texts=[TextItem("new", "video0", "train", "a new caption")])
     done = extractor(new, tmp_path / "cache", named("msrvtt-new", "msrvtt"))
     assert extractor.spent == ([], ["a new caption"]) and done.missing == 0
-    with pytest.raises(NotFoundError, match="None of the 9 videos of msrvtt was found, for example 'video0'"):
+    with pytest.raises(
+        NotFoundError, match="None of the 9 videos of msrvtt was found, for example 'video0'.*`list` a list"
+    ):
         extractor(nine, tmp_path / "cache", named("mine"))
     assert current_version(tmp_path / "cache", "mine") is None
 
@@ -875,3 +877,8 @@ def test_what_a_deleted_video_keeps_is_said(extractor, tmp_path, said):
         "cache is complete already: 2 videos, 2 frames, 2 captions in the list csv-own",
         "  1 video without a file keeps what was encoded before",
     ]
+    write(tmp_path / "videos" / "a.mp4", "another")
+    assert said(*command)[0] == (
+        "warning: no video at hand is what the list csv-own had under its id, for example a.mp4, and 1 video without a file "
+        "keeps what it had: where these are other videos, give their list a name of its own (--list)"
+    )

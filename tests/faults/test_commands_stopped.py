@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import Forked
 
 from glscl import cli
 from glscl.cache.library import open_library
@@ -32,13 +31,8 @@ class Extraction:
     def __init__(self, folder: Path, arguments: list[str], commits: int | None) -> None:
         mark = folder / "paused"
         mark.unlink(missing_ok=True)
-        self.process = subprocess.Popen(
-            [sys.executable, str(PAUSING), "commit", str(commits or 0), str(mark), *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "GLSCL_HOME": str(folder)},
+        self.process = Forked(
+            [PAUSING, "commit", commits or 0, mark, *arguments], os.environ | {"GLSCL_HOME": str(folder)}
         )
         while commits and not mark.exists() and self.process.poll() is None:
             time.sleep(0.02)

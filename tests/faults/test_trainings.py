@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked
 
 HARNESS = Path(__file__).with_name("training_harness.py")
 PAUSING = Path(__file__).with_name("pausing_cli.py")
@@ -70,14 +71,7 @@ def stopped(work: Path, arguments: list[str], steps: int, kind: signal.Signals) 
     """Exit status and last line of a training that gets a signal within a step."""
     mark = work / "paused"
     mark.unlink(missing_ok=True)
-    process = subprocess.Popen(
-        [sys.executable, str(PAUSING), "step", str(steps), str(mark), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=ALONE | {"GLSCL_HOME": str(work)},
-    )
+    process = Forked([PAUSING, "step", steps, mark, *arguments], os.environ | {"GLSCL_HOME": str(work)})
     while not mark.exists() and process.poll() is None:
         time.sleep(0.02)
     os.killpg(process.pid, kind) if kind == signal.SIGINT else process.send_signal(kind)

@@ -42,7 +42,7 @@ EXPECTED = {
     "step": ("A step of training", 5),
     "recipe": ("The whole recipe", 2),
     "encodes": ("First and second encode of a size", 6),
-    "frames": ("Frames a second", 2),
+    "frames": ("Frames a second", 3),
     "values": ("Values of features", 9),
     "second-pass": ("A step of the second pass", 2),
     "scoring": ("Scoring", 4),
@@ -98,9 +98,9 @@ def test_the_fastest_manner_counts_the_start_up(sections):
         line("loop", "TF32", 1.0, 0.0, "xpool"),
     ]
     lines += [{"table": sections.GRAPH, "row": {"head": "glscl"}}]  # nothing that can be asked for
-    assert sections.fastest(lines, "glscl", 1000) == ("bf16", False)
-    assert sections.fastest(lines, "glscl", 7000) == ("TF32", True)
-    assert sections.fastest(lines, "wti", 1000) == ("bf16", False)
+    assert sections.fastest(lines, "glscl", 1000) == ("bf16", "loop")
+    assert sections.fastest(lines, "glscl", 7000) == ("TF32", "compiled loop")
+    assert sections.fastest(lines, "wti", 1000) == ("TF32", "loop")
 
 
 def test_later_sections_keep_the_time_they_need(gpu, sections):

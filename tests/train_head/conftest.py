@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +53,8 @@ def launch(script: str, folder: Path, processes: int, *arguments: object) -> Any
         script: Python; its `sys.argv` is the path to save at (`torch.save`, by the first process) and `arguments`.
         folder: for the script and what it saves.
     """
+    from forked import Forked  # the scripts import this file too
+
     file, out = folder / "shared.py", folder / f"{processes}.pt"
     file.write_text(script)
     with socket.socket() as probe:
@@ -62,13 +62,12 @@ def launch(script: str, folder: Path, processes: int, *arguments: object) -> Any
         port = probe.getsockname()[1]
     running = []
     for rank in range(processes):
-        place = {"OMP_NUM_THREADS": 1, "ACCELERATE_USE_CPU": "true"}
+        place = {"ACCELERATE_USE_CPU": "true"}
         if processes > 1:
             place |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
             place |= {"MASTER_ADDR": "127.0.0.1"}
         environment = {**os.environ, **{key: str(value) for key, value in place.items()}}
-        command = [sys.executable, str(file), str(out), *map(str, arguments)]
-        running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+        running.append(Forked([file, out, *arguments], environment))
     for process in running:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors

@@ -27,7 +27,7 @@ from glscl.extract.backbone.encoder import backbone_of_cache, load_backbone
 from glscl.train_head.checkpoint import load_run
 from glscl.train_head.finetuning.model import EndToEnd
 from glscl.train_head.finetuning.pixel_learner import PixelLearner, encode_table
-from glscl.train_head.finetuning.pixels import Frames, items_of
+from glscl.train_head.finetuning.pixels import DecodedFrames, items_of
 from glscl.train_head.finetuning.settings import FinetuneSettings
 from glscl.train_head.finetuning.towers import FILES, unfreeze, vision_tower
 from glscl.train_head.heads.base import Head
@@ -100,7 +100,9 @@ def finetune(
         with frames or contextlib.nullcontext():
             judge = None
             if validate is not None and data.validation is not None:
-                judge = partial(_judge_from_pixels, validate, model, data.validation, store, frames)
+                judge = partial(
+                    _judge_from_pixels, validate, model, data.validation, store, frames, precision=settings.precision
+                )
             fitted = fit_learner(
                 PixelLearner(model, data.train, store, frames, settings),
                 settings,
@@ -150,12 +152,12 @@ def _trainable(store: Store, settings: FinetuneSettings, head: Head, reporter: R
 
 def _frames(
     store: Store, settings: FinetuneSettings, model: EndToEnd, data: TrainingData, reporter: Reporter
-) -> Frames | None:
+) -> DecodedFrames | None:
     """Where pixels come from; None where the features of the cache do."""
     if settings.augment == "none" and not any(p.requires_grad for p in vision_tower(model.towers).parameters()):
         reporter.note("the vision tower is frozen: its features are taken from the cache, and no video is read")
         return None
-    return Frames(
+    return DecodedFrames(
         store,
         items_of(store, *(table for table in (data.train, data.validation) if table is not None)),
         model.backbone.transform,
@@ -164,10 +166,19 @@ def _frames(
 
 
 def _judge_from_pixels(
-    validate: Validate, model: EndToEnd, table: FeatureTable, store: Store, frames: Frames | None, head: Head
+    validate: Validate,
+    model: EndToEnd,
+    table: FeatureTable,
+    store: Store,
+    frames: DecodedFrames | None,
+    head: Head,
+    *,
+    precision: str,
 ) -> Mapping[str, Mapping[str, float]]:
     """What `validate` says of a table whose features are made anew by the backbone as it is now."""
-    return validate(head, encode_table(model, table, store, frames, device=head.logit_scale.device))
+    return validate(
+        head, encode_table(model, table, store, frames, device=head.logit_scale.device, precision=precision)
+    )
 
 
 def tuned_table(
@@ -191,7 +202,7 @@ def tuned_table(
     Raises:
         UsageError: the run has no backbone of its own.
         CheckpointError: the backbone is not the one that run.json tells of.
-        Others: see `load_run`, `Frames`.
+        Others: see `load_run`, `DecodedFrames`.
     """
     head, record = load_run(run, which, device=device)
     if which not in record.get("weights", {}):
@@ -222,5 +233,5 @@ def tuned_table(
         frame_position=settings.frame_position,
         tokens=head.needs_tokens,
     )
-    with Frames(store, items_of(store, table), backbone.transform, settings) as frames:
+    with DecodedFrames(store, items_of(store, table), backbone.transform, settings) as frames:
         return head, encode_table(EndToEnd(backbone, head), table, store, frames, device=device)

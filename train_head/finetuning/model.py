@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.extract.backbone.encoder import Backbone
+from glscl.extract.backbone.feeding import Feed
 from glscl.extract.backbone.patch_embedding import temporal_embedding
 from glscl.train_head.finetuning.towers import freeze_statistics
 from glscl.train_head.heads.base import Head
-from glscl.train_head.learner import ContrastiveStep
+from glscl.train_head.learner import ContrastiveStep, moved
 
 
 class Captions(NamedTuple):
@@ -31,25 +32,33 @@ class Captions(NamedTuple):
 
 
 class Clips(NamedTuple):
-    """Frames of all videos one after another (n, S, S, 3) uint8, how many each has, and the mask (B, F) of real ones."""
+    """Frames of all videos one after another (n, S, S, 3) uint8, how many each has, and the mask (B, F) of real ones.
+
+    `rows` (n,) int64 are the places of the frames in the flattened mask, so that nobody has to ask the device for them.
+    """
 
     frames: Tensor
     counts: tuple[int, ...]
     mask: Tensor
+    rows: Tensor
 
     @classmethod
-    def from_frames(cls, videos: list[np.ndarray], width: int, device: torch.device) -> Clips:
-        """From the frames of each video, (F, S, S, 3) uint8; features are padded to `width`."""
+    def from_frames(cls, videos: list[np.ndarray], width: int, device: torch.device, feed: Feed | None = None) -> Clips:
+        """From the frames of each video, (F, S, S, 3) uint8; features are padded to `width`.
+
+        Args:
+            feed: of a GPU; what goes through it is overwritten by the next batch but one.
+        """
         counts = tuple(len(frames) for frames in videos)
-        frames = torch.from_numpy(np.concatenate(videos))
-        if device.type == "cuda":
-            frames = frames.pin_memory()
         mask = torch.arange(width) < torch.tensor(counts)[:, None]  # (B, F)
-        return cls(frames.to(device, non_blocking=True), counts, mask.to(device))
+        rows = mask.flatten().nonzero().squeeze(1)  # (n,)
+        frames = torch.from_numpy(np.concatenate(videos)) if feed is None else feed.put(videos)[: len(rows)]
+        return cls(frames.to(device), counts, moved(mask, device), moved(rows, device))
 
     def part(self, start: int, stop: int) -> Clips:
         first, last = sum(self.counts[:start]), sum(self.counts[:stop])
-        return Clips(self.frames[first:last], self.counts[start:stop], self.mask[start:stop])
+        rows = self.rows[first:last] - start * self.mask.shape[1]
+        return Clips(self.frames[first:last], self.counts[start:stop], self.mask[start:stop], rows)
 
 
 class EndToEnd(nn.Module):
@@ -97,8 +106,8 @@ class EndToEnd(nn.Module):
         if across is not None:
             across.lengths = clips.counts
         features = self.backbone.image_features(clips.frames).float()  # (n, D)
-        padded = features.new_zeros((*clips.mask.shape, features.shape[-1]))
-        padded[clips.mask] = features
+        padded = features.new_zeros((clips.mask.numel(), features.shape[-1]))
+        padded = padded.index_copy(0, clips.rows, features).view(*clips.mask.shape, -1)
         return VideoFeatures(padded, clips.mask)
 
     def loss(self, text: TextFeatures, video: VideoFeatures, exclude: Tensor | None) -> Tensor:

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from glscl.cache.schema import VideoFeatures
 from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable
+from glscl.common.devices import arithmetic
+from glscl.extract.backbone.feeding import Feed
 from glscl.train_head.finetuning.gradients import backward_in_chunks
 from glscl.train_head.finetuning.model import Captions, Clips, EndToEnd
-from glscl.train_head.finetuning.pixels import Frames, items_of
+from glscl.train_head.finetuning.pixels import DecodedFrames, items_of
 from glscl.train_head.finetuning.settings import FinetuneSettings
 from glscl.train_head.finetuning.towers import export_backbone
-from glscl.train_head.learner import Learner
+from glscl.train_head.learner import Learner, moved
 from glscl.train_head.optim import parameter_groups
 
 _CHANGES, _MAGNITUDE = 4, 21  # of RandAugment: timm's rand-m7-n4 of ten levels, on torchvision's 31
@@ -52,7 +54,7 @@ class PixelTable:
         """Captions of the table's rows; features are cut to `width`, None to the longest of them."""
         lengths = self.lengths[rows]
         width = int(lengths.max()) if width is None else width
-        return Captions(self.ids[rows].to(device), lengths.to(device), width)
+        return Captions(moved(self.ids[rows], device), moved(lengths, device), width)
 
 
 class PixelLearner(Learner):
@@ -71,7 +73,7 @@ class PixelLearner(Learner):
         model: EndToEnd,
         table: FeatureTable,
         store: Store,
-        frames: Frames | None,
+        frames: DecodedFrames | None,
         settings: FinetuneSettings,
     ) -> None:
         super().__init__(model.head, table)
@@ -84,6 +86,10 @@ class PixelLearner(Learner):
     def begin(self, device: torch.device) -> nn.Module:
         self.model.backbone.device = device
         return self.model
+
+    @property
+    def feed(self) -> Feed | None:
+        return self.model.backbone.feed if self.model.backbone.device.type == "cuda" else None
 
     def why_not_recorded(self) -> str | None:
         return "the pixels of a batch come from the host"
@@ -146,7 +152,9 @@ class _PixelBatches:
         if self._ahead is None:
             clips = VideoFeatures(*(field.to(device) for field in self._learner.table.videos(videos[self._share])))
         else:
-            clips = self._learner.augmented(Clips.from_frames(next(self._ahead), pixels.width, device))
+            clips = self._learner.augmented(
+                Clips.from_frames(next(self._ahead), pixels.width, device, self._learner.feed)
+            )
         exclude = (videos[:, None] == videos).to(device) if self._mask else None  # (B, B)
         return captions, clips, exclude
 
@@ -156,9 +164,10 @@ def encode_table(
     model: EndToEnd,
     table: FeatureTable,
     store: Store,
-    frames: Frames | None,
+    frames: DecodedFrames | None,
     *,
     device: torch.device | str,
+    precision: str = "fp32",
     batch: int = 32,
 ) -> FeatureTable:
     """The table with the features that the backbone gives now, float32 on the host.
@@ -167,15 +176,31 @@ def encode_table(
         model: head on backbone; left in evaluation mode.
         table: some captions and videos of `store`.
         frames: where pixels come from; None keeps the table's own frame features, of a vision tower that is frozen.
+        precision: "fp32", "tf32", "bf16" or "fp16".
         batch: videos encoded at once; of captions eight times as many.
     """
     device = torch.device(device)
     model.to(device).eval()
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    with arithmetic(device, tf32=precision == "tf32"), torch.autocast(device.type, half, enabled=half is not None):
+        return _encoded(model, table, store, frames, device=device, batch=batch)
+
+
+def _encoded(
+    model: EndToEnd,
+    table: FeatureTable,
+    store: Store,
+    frames: DecodedFrames | None,
+    *,
+    device: torch.device,
+    batch: int,
+) -> FeatureTable:
     pixels = PixelTable(model, table, store)
     frame_features = table.frame_features.float().cpu()
     if frames is not None:
         videos = [pixels.items[start : start + batch].tolist() for start in range(0, table.num_videos, batch)]
-        clips = (Clips.from_frames(decoded, pixels.width, device) for decoded in frames.ahead(videos))
+        feed = Feed(device) if device.type == "cuda" else None
+        clips = (Clips.from_frames(decoded, pixels.width, device, feed) for decoded in frames.ahead(videos))
         frame_features = torch.cat([model.video_features(some).frame_features.cpu() for some in clips])
     pooled = torch.empty((table.num_texts, table.embed_dim))
     tokens: list[Tensor | None] = [None] * table.num_texts

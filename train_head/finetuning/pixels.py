@@ -34,7 +34,7 @@ _TIME_LIMIT = 60.0  # seconds without progress after which a video is given up
 _VIDEOS_A_WORKER = 4  # decoded at a time, so that workers seldom wait for the last of them
 
 
-class Frames:
+class DecodedFrames:
     """Frames of the videos of a cache, by their row in the list: from the cache where it stores them, else decoded.
 
     What was decoded stays in memory up to a budget, so that later epochs decode only what did not fit. Use it as a
@@ -74,7 +74,7 @@ class Frames:
             workers = settings.workers or max(1, cores() // launch().world)
             self._pool = DecodePool(decoding, workers=workers)
 
-    def __enter__(self) -> Frames:
+    def __enter__(self) -> DecodedFrames:
         if self._pool is not None:
             self._pool.__enter__()
         return self

@@ -16,7 +16,7 @@ from glscl.common.errors import UsageError
 from glscl.train_head.heads.base import Head, VectorSide
 
 
-class Frames(NamedTuple):
+class NormalisedFrames(NamedTuple):
     """frames (V, F, D) L2-normalised; frame_mask (V, F)."""
 
     frames: Tensor
@@ -42,15 +42,15 @@ class BestFrames(Head):
     def text_side(self, text: TextFeatures) -> VectorSide:
         return VectorSide(F.normalize(text.text_features, dim=-1))
 
-    def video_side(self, video: VideoFeatures) -> Frames:
-        return Frames(F.normalize(video.frame_features, dim=-1), video.frame_mask)
+    def video_side(self, video: VideoFeatures) -> NormalisedFrames:
+        return NormalisedFrames(F.normalize(video.frame_features, dim=-1), video.frame_mask)
 
-    def pair_scores(self, text: VectorSide, video: Frames) -> Tensor:
+    def pair_scores(self, text: VectorSide, video: NormalisedFrames) -> Tensor:
         cosines = torch.einsum("td,vfd->tvf", text.vectors, video.frames)
         cosines = cosines.masked_fill(~video.frame_mask, -torch.inf)
         best = cosines.topk(min(self.count, cosines.shape[2]), dim=2).values  # (T, V, k), padding last
         real = video.frame_mask.sum(1).clamp(max=best.shape[2])  # (V,)
         return best.where(best > -torch.inf, 0).sum(2) / real
 
-    def pair_bytes(self, text: VectorSide, video: Frames) -> int:
+    def pair_bytes(self, text: VectorSide, video: NormalisedFrames) -> int:
         return 3 * video.frames.shape[1] * video.frames.element_size()

@@ -221,3 +221,14 @@ def test_a_video_file_is_encoded_in_one_call(loaded, make_video, tmp_path):
 def test_a_backbone_shows_itself_in_one_line(loaded):
     assert repr(loaded) == f"<Backbone {loaded.name} (local-dir), {loaded.embed_dim}-d, fp32 on cpu>"
     assert repr(loaded.transform) == "<PictureTransform to 32 x 32 pixels>"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_frames_fed_to_a_gpu_ahead_give_the_features_of_frames_given_one_batch_at_a_time():
+    backbone = load_backbone("demo", device="cuda", precision="fp32")
+    random = np.random.default_rng(0)
+    batches = [random.integers(0, 256, (n, *backbone.transform.size, 3), dtype=np.uint8) for n in (64, 64, 7, 100, 3)]
+    later = [backbone.encode_later([frames[: len(frames) // 2], frames[len(frames) // 2 :]]) for frames in batches]
+    for frames, features in zip(batches, later):
+        np.testing.assert_allclose(features(), backbone.encode_frames(frames), rtol=1e-3, atol=1e-3)

@@ -9,6 +9,7 @@ import torch
 from stand_ins import OF_OPEN_CLIP, SPECIAL, TEXTS, folder_of
 
 from glscl.extract.backbone.encoder import load_backbone
+from glscl.extract.backbone.text_tower import _reads_text_alone
 
 TRANSFORMERS = ("roberta", "xlm-roberta", "mt5", "m2m_100")
 
@@ -82,3 +83,13 @@ def test_a_tower_without_states_gives_pooled_features_alone(folders, monkeypatch
 def test_where_nobody_says_how_many_words_the_tower_says_it(folders):
     assert load_backbone(f"local-dir:{folders['siglip']}").words == 24
     assert load_backbone(f"local-dir:{folders['roberta']}").words == 32
+
+
+def test_plain_captions_become_the_tokens_that_cleaning_in_full_gives():
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+    fast, full = _reads_text_alone(tokenizer), _reads_text_alone(tokenizer)
+    full.clean_fn = tokenizer.clean_fn
+    random = np.random.default_rng(0)
+    texts = ["".join(map(chr, random.integers(32, 127, random.integers(0, 40)))) for _ in range(300)]
+    texts += ["", "  A  man\tcooks ", "caf\u00c3\u00a9", "it&#39;s", "&amp;lt;", "\x1b[1mbold\x1b[0m", "\u201cq\u201d"]
+    assert (fast(texts, context_length=77) == full(texts, context_length=77)).all()

@@ -18,7 +18,7 @@ from glscl.common.clip_names import OPENAI_SETTINGS, ClipWeights
 from glscl.common.errors import BackboneError, UsageError
 from glscl.extract.backbone.encoder import backbone_of_cache, load_backbone
 from glscl.extract.backbone.fitting import architectures_of
-from glscl.extract.backbone.loading import load_model
+from glscl.extract.backbone.loading import NotInitialised, load_model
 from glscl.extract.backbone.weight_settings import PREPROCESSING, decide, published, recorded, said
 from glscl.extract.settings import WeightSettings
 
@@ -86,6 +86,16 @@ def test_a_whole_model_of_a_public_program_is_used_as_openai_uses_its_weights(tm
         and "quick_gelu=False" in note
     )
     assert not np.allclose(frames_of(whole), frames_of(bare), atol=1e-3)
+
+
+def test_random_numbers_that_weights_replace_are_not_drawn():
+    weight, ones = torch.zeros(3, 3), torch.zeros(3)
+    with NotInitialised():
+        for draw in (nn.init.normal_, nn.init.kaiming_uniform_, nn.init.trunc_normal_, torch.Tensor.uniform_):
+            assert draw(weight) is weight
+        nn.init.ones_(ones)
+        assert nn.Linear(3, 3).weight.shape == (3, 3)
+    assert not weight.any() and ones.all()
 
 
 class Script(nn.Module):
@@ -265,6 +275,16 @@ def test_what_would_give_wrong_numbers_without_a_word_is_refused(tmp_path, tiny,
     torch.save(tampered(weights), tmp_path / "w.pt")
     with pytest.raises(BackboneError, match=re.escape(said)):
         load_backbone(tiny, str(tmp_path / "w.pt"))
+
+
+def test_what_writes_captions_may_hold_anything(tiny_clip, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_clip("coca"), tmp_path / "coca")
+    found = load_file(folder / "open_clip_model.safetensors")
+    found["text_decoder.text_projection"] = torch.full_like(found["text_decoder.text_projection"], torch.nan)
+    save_file(found, folder / "open_clip_model.safetensors")
+    assert load_backbone(f"local-dir:{folder}").encode_texts(TEXTS).text_features.isfinite().all()
 
 
 def test_a_folder_of_another_model_is_not_called_by_the_name_that_was_given(tmp_path, tiny, weights):

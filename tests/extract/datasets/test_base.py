@@ -18,7 +18,17 @@ from glscl.extract.datasets.builder import AnnotationBuilder, summary
 from glscl.extract.datasets.splits import carve, choose_protocol, choose_splits
 from glscl.extract.datasets.text_files import check_id, check_relative_path, clip_id, fold
 
-BENCHMARKS = ["msrvtt", "msvd", "didemo", "lsmdc", "activitynet", "vatex", "youcook2"]
+BENCHMARKS = [
+    "msrvtt",
+    "msvd",
+    "didemo",
+    "lsmdc",
+    "activitynet",
+    "activitynet_captions",
+    "charades_sta",
+    "vatex",
+    "youcook2",
+]
 
 
 @pytest.mark.parametrize(

@@ -408,6 +408,29 @@ def test_activitynet_without_ids_keeps_the_order_of_the_captions(activitynet):
     assert any("no val_ids.json" in note for note in read.notes)
 
 
+def test_activitynet_by_caption_makes_every_sentence_a_query_for_the_whole_video(activitynet):
+    whole, read = (DATASETS[name].read(activitynet, None) for name in ("activitynet", "activitynet_captions"))
+    assert read.videos == whole.videos and read.dataset == "activitynet_captions"
+    assert [(t.id, t.text) for t in read.texts] == [
+        ("v_aaaaaaaaaa0#0", "A made-up dance."),
+        ("v_aaaaaaaaaa0#1", "They bow."),
+        ("v__ccccccccc2#0", "Two."),
+        ("v_-bbbbbbbbb1#0", "One."),
+    ]
+
+
+def test_charades_sta_reads_sentences_of_whole_videos_and_names_lines_that_are_none(files):
+    text = "AAAA1 0.0 6.9##a person reads.\nBBBB2 1 2.5##one sits down.\nAAAA1 7 9##they leave.\n"
+    folder = files("charades", {"charades_sta_test.txt": text})
+    read = DATASETS["charades_sta"].read(folder, None)
+    assert [(v.id, v.split, v.start) for v in read.videos] == [("AAAA1", "test", None), ("BBBB2", "test", None)]
+    assert texts(read, "test") == [("AAAA1", "a person reads."), ("BBBB2", "one sits down."), ("AAAA1", "they leave.")]
+    for line, message in (("AAAA1 0.0##x", "expected `video start end##sentence`"), ("AAAA1 0 x##y", "end is 'x'")):
+        files("charades", {"charades_sta_test.txt": text + line})
+        with pytest.raises(InputError, match=f"charades_sta_test.txt, (line|row) 4: .*{message}"):
+            DATASETS["charades_sta"].read(folder, None)
+
+
 def test_activitynet_says_what_its_validation_part_is_called(activitynet):
     with pytest.raises(UsageError, match=r"val_1 is read as split test.*no split 'val'"):
         DATASETS["activitynet"].read(activitynet, None, splits=["val"])
@@ -507,6 +530,8 @@ FILES = {
     "didemo": ["val_list.txt", "val_data.json"],
     "lsmdc": ["LSMDC16_annos_val.csv"],
     "activitynet": ["train_ids.json", "train.json"],
+    "activitynet_captions": ["val_1.json"],
+    "charades_sta": ["charades_sta_train.txt"],
     "vatex": ["train_list.txt", "vatex_data.json"],
     "youcook2": ["youcookii_annotations_trainval.json"],
 }
@@ -561,6 +586,7 @@ REAL = [
     ("didemo", None, "DiDeMo", {"val": (1_065, 1_065), "test": (1_004, 1_004)}),
     ("lsmdc", None, "LSMDC", {"test": (1_000, 1_000)}),
     ("activitynet", None, "ActivityNet", {"train": (10_009, 10_009), "test": (4_917, 4_917)}),
+    ("activitynet_captions", None, "ActivityNet", {"train": (37_421, 10_009), "test": (17_505, 4_917)}),
     ("youcook2", "official", "YouCook2", {"train": (10_337, 10_337), "test": (3_492, 3_491)}),
     ("youcook2", "mil-nce", "YouCook2", {"train": (10_337, 10_337), "test": (3_350, 3_349)}),
 ]

@@ -175,3 +175,12 @@ def test_any_file_is_found_by_its_stem_and_by_its_name(tmp_path_factory, stems, 
     assert listed.locate(stems) == {stem: str(root / f"{stem}.{extension}") for stem in stems}
     assert len(listed.locate(f"{stem}.{extension}" for stem in stems)) == len(stems)
     assert all(split_extension(f"{stem}.{extension}") == (stem, extension) for stem in stems)
+
+
+def test_links_that_lead_nowhere_are_counted(files):
+    root = files("videos", ["a.mp4"])
+    (root / "b.mp4").symlink_to(root / "gone.mp4")
+    os.mkfifo(root / "c.mp4")
+    found = VideoFiles(root)
+    assert found.videos() == ["a.mp4"]
+    assert any("left out 2 names below" in note and note.endswith("no files: b.mp4, c.mp4") for note in found.notes)

@@ -286,7 +286,7 @@ def test_the_second_pass_takes_head_options_and_frames_from_the_run(trained_head
 
 def test_a_frozen_vision_tower_is_read_from_the_cache(corpus, store, trained_head, tmp_path, monkeypatch):
     asked = {"epochs": 1, "freeze": "vision", "micro_batch": 2}
-    monkeypatch.setattr("glscl.train_head.finetuning.finetune.Frames", None)  # no pixels
+    monkeypatch.setattr("glscl.train_head.finetuning.finetune.DecodedFrames", None)  # no pixels
     out = tmp_path / "run"
     tune(store, out, trained_head, asked)
     before, after = load_backbone("demo").model.state_dict(), weights_in(out)

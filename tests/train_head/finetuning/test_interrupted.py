@@ -19,7 +19,7 @@ from glscl.evaluate.evaluation import validation_metrics
 from glscl.train_head.checkpoint import load_run
 from glscl.train_head.finetuning.model import EndToEnd
 from glscl.train_head.finetuning.pixel_learner import PixelLearner
-from glscl.train_head.finetuning.pixels import Frames
+from glscl.train_head.finetuning.pixels import DecodedFrames
 from glscl.train_head.settings import resolve
 from glscl.train_head.train import train
 
@@ -178,8 +178,8 @@ def load_tokenizer(store: Store):
 
 def test_decoding_ends_with_a_run_that_breaks(store, tmp_path, monkeypatch):
     left = []
-    leave = Frames.__exit__
-    monkeypatch.setattr(Frames, "__exit__", lambda self, *error: left.append(error[0]) or leave(self, *error))
+    leave = DecodedFrames.__exit__
+    monkeypatch.setattr(DecodedFrames, "__exit__", lambda self, *error: left.append(error[0]) or leave(self, *error))
     monkeypatch.setattr(EndToEnd, "forward", lambda self, *batch: self.head.logit_scale * math.nan)
     with pytest.raises(NonFiniteError):
         tune(store, tmp_path / "run", None)

@@ -16,7 +16,7 @@ import torch
 from glscl.cache.table import FeatureTable
 from glscl.cache.store import open_store
 from glscl.extract.backbone.encoder import Backbone, load_backbone
-from glscl.train_head.finetuning.pixels import Frames, items_of
+from glscl.train_head.finetuning.pixels import DecodedFrames, items_of
 from glscl.train_head.finetuning.pixel_learner import PixelLearner
 from glscl.train_head.finetuning.model import EndToEnd
 from glscl.train_head.finetuning.settings import FinetuneSettings
@@ -36,7 +36,7 @@ def main():
         unfreeze(backbone, settings)
         options = dict(queries=2, decoder_layers=1, aggregator_layers=1, dropout=0.0, frame_positions=3)
         model = EndToEnd(backbone, build_head("glscl", embed_dim=128, **options))
-        with Frames(store, items_of(store, table), backbone.transform, settings) as frames:
+        with DecodedFrames(store, items_of(store, table), backbone.transform, settings) as frames:
             losses = fit_learner(PixelLearner(model, table, store, frames, settings), settings).losses
         weights[case] = {**{k: v.contiguous() for k, v in model.state_dict().items()}, "losses": torch.tensor(losses)}
     if int(os.environ.get("RANK", 0)) == 0:

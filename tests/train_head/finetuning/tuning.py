@@ -17,7 +17,7 @@ from glscl.extract.pipeline import extract
 from glscl.extract.settings import ExtractSettings
 from glscl.train_head.finetuning.finetune import finetune
 from glscl.train_head.finetuning.model import EndToEnd
-from glscl.train_head.finetuning.pixels import Frames, items_of
+from glscl.train_head.finetuning.pixels import DecodedFrames, items_of
 from glscl.train_head.finetuning.settings import FinetuneSettings, resolve_finetune
 from glscl.train_head.reports import Reporter
 from glscl.train_head.train import TrainResult
@@ -36,9 +36,9 @@ def load(store: Store, split: str = "train") -> FeatureTable:
     return FeatureTable.load(store, split, max_frames=3)
 
 
-def frames_of(store: Store, table: FeatureTable, model: EndToEnd, **options) -> Frames:
+def frames_of(store: Store, table: FeatureTable, model: EndToEnd, **options) -> DecodedFrames:
     settings = FinetuneSettings(max_frames=3, workers=1, **options)
-    return Frames(store, items_of(store, table), model.backbone.transform, settings)
+    return DecodedFrames(store, items_of(store, table), model.backbone.transform, settings)
 
 
 def tune(store: Store, out: Path, start: Path | None, asked: dict | None = None, **options) -> TrainResult:

@@ -1,0 +1,134 @@
+"""Python programs in processes of their own that start at once: forked from a server that has imported what they need.
+
+`Forked([SCRIPT, ARGUMENT…])` or `Forked(["-m", MODULE, ARGUMENT…])` begins one; it is used as a `subprocess.Popen` whose
+output is text. Run as a script, this file is the server: each process is forked by one of its own, which waits for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import IO
+
+IMPORTED = (
+    "accelerate",
+    "glscl.cli",
+    "glscl.commands.extraction",
+    "glscl.commands.training",
+    "glscl.extract.pipeline",
+    "glscl.extract.backbone.encoder",
+    "glscl.train_head.train",
+    "glscl.train_head.finetuning.finetune",
+)
+
+
+class Forked:
+    """A program that was begun in a session of its own.
+
+    Args:
+        argv: the script or `-m` and the module, and its arguments.
+        environment: all of it; None is that of this process.
+    """
+
+    def __init__(self, argv: Sequence[object], environment: Mapping[str, str] | None = None) -> None:
+        asked = {"argv": [str(word) for word in argv], "environment": dict(environment or os.environ)}
+        self._said: tuple[IO[str], IO[str]] = (tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+"))
+        read, write = os.pipe()
+        socket.send_fds(_server(), [json.dumps(asked).encode()], [*(file.fileno() for file in self._said), write])
+        os.close(write)
+        self._told = os.fdopen(read, "rb", buffering=0)
+        self.pid, self.returncode = int(self._line()), None
+
+    def _line(self) -> bytes:
+        line = b""
+        while not line.endswith(b"\n"):
+            byte = self._told.read(1)
+            assert byte, "the server ended"
+            line += byte
+        return line
+
+    def poll(self) -> int | None:
+        return self._ended(0)
+
+    def _ended(self, timeout: float | None) -> int | None:
+        if self.returncode is None and select.select([self._told], [], [], timeout)[0]:
+            self.returncode = int(self._line())
+        return self.returncode
+
+    def send_signal(self, kind: signal.Signals) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, kind)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What it printed to standard output and standard error, once it has ended."""
+        if self._ended(timeout) is None:
+            raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+        self._told.close()
+        for file in self._said:
+            file.seek(0)
+        out, err = (file.read() for file in self._said)
+        return out, err
+
+
+@functools.cache
+def _server() -> socket.socket:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        alone = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.Popen([sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()], env=alone)
+    return ours
+
+
+def asked_of(channel: socket.socket) -> list[str]:
+    """Forks at every message; returns, in the process that is to become it, the program and its arguments."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        message, descriptors, *_ = socket.recv_fds(channel, 1 << 20, 3)
+        if not message:
+            sys.exit()
+        if os.fork() == 0:
+            channel.close()
+            return _begun(json.loads(message), *descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _begun(asked: dict, out: int, err: int, told: int) -> list[str]:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who waits is of the terminal's group still
+    if child := os.fork():
+        os.write(told, b"%d\n" % child)
+        os.write(told, b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        os._exit(0)
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    for descriptor in (out, err, told):
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    return asked["argv"]
+
+
+if __name__ == "__main__":
+    for module in IMPORTED:
+        importlib.import_module(module)
+    words = asked_of(socket.socket(fileno=int(sys.argv[1])))
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = words
+        sys.path[0] = os.path.dirname(words[0])
+        runpy.run_path(words[0], run_name="__main__")

@@ -33,7 +33,7 @@ from glscl.extract.backbone.encoder import Backbone, load_backbone
 from glscl.extract.backbone.weight_settings import CONFIG_FILES
 from glscl.extract.batching import Stopwatch
 from glscl.extract.captions import cut_note, extract_captions
-from glscl.extract.decode.pool import WORKER_MODULES, DecodePool, wake
+from glscl.extract.decode.pool import DecodePool, wake
 from glscl.extract.decode.sampling import Sampling
 from glscl.extract.decode.video import Decoding
 from glscl.extract.listing import (
@@ -250,15 +250,16 @@ class _Extraction:
             "texts": _answered(self.library, "text", made.text_key),
         }
         awaited = made.hash in versions_of(self.out, made.name) and not Store(self.library, made).complete
-        self.nothing_to_do = not any(map(self._is_left, STREAMS)) and (self.is_current or awaited)
+        self.nothing_to_do = not any(map(self._is_left, STREAMS, map(self._work, STREAMS))) and (
+            self.is_current or awaited
+        )
 
     def _work(self, stream: str) -> Work:
         retry = self.settings.retry_failed and stream == "video"
         return work_for(self.library, stream, self.listing.wanted[stream], parts=self.part.count, retry_failed=retry)
 
-    def _is_left(self, stream: str) -> bool:
+    def _is_left(self, stream: str, work: Work) -> bool:
         """Whether shards of a stream are to be made by this part."""
-        work = self._work(stream)
         new = range(-(-len(work.new) // self._shard_items(stream)))
         return any(map(self.part.takes, (*(place.shard for place in work.finish), *new)))
 
@@ -271,38 +272,40 @@ class _Extraction:
         """Let what decoding processes need be imported while the backbone is loaded."""
         if self.given is None:
             how = "fast_transform" if self.settings.preprocess == "fast" else "picture_transform"
-            wake([*WORKER_MODULES, f"glscl.extract.backbone.{how}", "torchvision.transforms"])
+            wake([f"glscl.extract.backbone.{how}", "torchvision.transforms"])
 
     def fill(self) -> None:
         """Write the list, encode what is missing, and let the list count once everything of it is there."""
         with filling(self.library, self.listing.made, part=(self.part.index, self.part.count)) as outcome:
-            if self._is_left("video"):
+            texts, videos = self._work("text"), self._work("video")
+            videos_left = self._is_left("video", videos)
+            if videos_left:
                 self._wake_workers()
             clock = time.perf_counter()
-            self._extract_captions()
+            if self._is_left("text", texts):
+                self._extract_captions(texts)
             self.seconds_texts = time.perf_counter() - clock
-            self._extract_videos()
+            if videos_left:
+                self._extract_videos(videos)
         self.finished_here = outcome.finished or (self.is_current and self.part.index == 1)
 
-    def _extract_captions(self) -> None:
-        if self._is_left("text"):
-            backbone, places = self._load(), self._begin("text")
-            self.cut = extract_captions(
-                self.library, places, self.listing.captions, backbone, self.settings, progress=self.progress
-            )
+    def _extract_captions(self, work: Work) -> None:
+        backbone, places = self._load(), self._begin("text", work)
+        self.cut = extract_captions(
+            self.library, places, self.listing.captions, backbone, self.settings, progress=self.progress
+        )
 
-    def _extract_videos(self) -> None:
-        if self._is_left("video"):
-            backbone, places = self._load(), self._begin("video")
-            videos = VideoExtraction(
-                self.library, places, self.listing.sources, self.known.stat_of, backbone, self.settings
-            )
-            self.watch = videos.watch
-            videos.run(DecodePool(_decoding(self.settings, backbone), workers=self.workers), self.progress)
+    def _extract_videos(self, work: Work) -> None:
+        backbone, places = self._load(), self._begin("video", work)
+        videos = VideoExtraction(
+            self.library, places, self.listing.sources, self.known.stat_of, backbone, self.settings
+        )
+        self.watch = videos.watch
+        videos.run(DecodePool(_decoding(self.settings, backbone), workers=self.workers), self.progress)
 
-    def _begin(self, stream: str) -> list[Place]:
+    def _begin(self, stream: str, work: Work) -> list[Place]:
         """The shards that fall to this part."""
-        places = begin(self.library, self._work(stream), stream, shard_items=self._shard_items(stream))
+        places = begin(self.library, work, stream, shard_items=self._shard_items(stream))
         own = [place for place in places if self.part.takes(place.shard)]
         self.encoded[f"{stream}s"] = sum(len(place.items) for place in own)
         return own

@@ -114,7 +114,7 @@ class Site:
         self._computer = ThreadPoolExecutor(1, thread_name_prefix="search")
         self._turn = asyncio.Lock()  # fair: who comes first is answered first
         self._waiting = self._uploads = 0
-        self._jobs = JobPool(settings.workers, preload=["av", "PIL.Image", "glscl.extract.backbone.picture_transform"])
+        self._jobs = JobPool(settings.workers, preload=["glscl.extract.backbone.picture_transform"])
         self.thumbnails = Thumbnails(self._jobs, max_bytes=settings.max_thumbnails << 20)
         self.previews = Previews(self._jobs, max_bytes=settings.max_previews << 20)
 

@@ -19,7 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 from pebble import ProcessExpired, ProcessPool
 
 from glscl.common.errors import DecodeError
-from glscl.extract.decode.pool import end_pool, start_fork_server
+from glscl.extract.decode.pool import end_pool, wake
 from glscl.extract.decode.worker import limit_memory
 
 P = ParamSpec("P")
@@ -33,12 +33,12 @@ class JobPool:
 
     Args:
         workers: processes.
-        preload: modules that every worker will need, imported once before they are forked.
+        preload: modules that workers will need besides what all decoding needs, imported once before they are forked.
 
     Use it as a context manager; leaving it ends all workers, whatever they do.
     """
 
-    def __init__(self, workers: int, *, preload: Sequence[str] = ("av", "PIL.Image")) -> None:
+    def __init__(self, workers: int, *, preload: Sequence[str] = ()) -> None:
         self.workers, self._preload = workers, [__name__, *preload]
         self._lock = threading.Lock()
         self._pool: ProcessPool | None = None
@@ -96,9 +96,7 @@ class JobPool:
     def _start(self) -> ProcessPool:
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         context: Any = multiprocessing.get_context(method)
-        if method == "forkserver":
-            context.set_forkserver_preload(self._preload)
-            start_fork_server()
+        wake(self._preload)
         return ProcessPool(self.workers, max_tasks=JOBS_PER_WORKER, initializer=_initialise, context=context)
 
 

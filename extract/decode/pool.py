@@ -32,7 +32,7 @@ from glscl.extract.decode.video import Decoding, FrameChunk, VideoDone, VideoTas
 from glscl.extract.decode.worker import SPOOL_WINDOW, DecodeFunction, Spool, WorkerSettings, decode_task, initialise
 
 POLL_SECONDS = 0.02
-WORKER_MODULES = ("glscl.extract.decode.worker", "av", "PIL.Image")
+WORKER_MODULES = ("glscl.extract.decode.worker", "av", "PIL.Image")  # what every worker needs
 SPOOL_PREFIX = "glscl-frames-"
 TASKS_PER_WORKER = 500  # then a fresh process takes over, so that what decoders leak stays small
 AHEAD_BYTES = 256 << 20  # decoded frames that may lie ready while the reader is busy
@@ -326,11 +326,11 @@ def _cause(exitcode: int) -> str:
 
 
 def _modules_of(packed: bytes) -> list[str]:
-    """What workers import to unpack their settings and decode, for the fork server to have ready.
+    """What workers import to unpack their settings, for the fork server to have ready.
 
     Without it every worker would import torch by itself, for the transforms of torchvision in the preprocessing.
     """
-    modules = [*WORKER_MODULES]
+    modules: list[str] = []
 
     class Recorder(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
@@ -372,9 +372,13 @@ def _sweep(folder: Path) -> None:
 
 
 def wake(modules: Iterable[str]) -> None:
-    """Starts the process that workers are forked from, where there is none yet; it imports what they need meanwhile."""
+    """Starts the process that workers are forked from, where there is none yet; it imports what they need meanwhile.
+
+    Args:
+        modules: besides WORKER_MODULES.
+    """
     if "forkserver" in multiprocessing.get_all_start_methods():
-        multiprocessing.get_context("forkserver").set_forkserver_preload([*modules])
+        multiprocessing.get_context("forkserver").set_forkserver_preload([*WORKER_MODULES, *modules])
         start_fork_server()
 
 

@@ -134,7 +134,7 @@ def test_wanted_frames_equal_full_decoding(stream, name, seed):
 def without(path: Path, out: Path, drop) -> Path:
     """A copy of the packets for which `drop(number, packet)` is false."""
     with av.open(str(path)) as old, av.open(str(out), "w") as new:
-        copy = new.add_stream_from_template(old.streams.video[0])
+        copy = new.add_stream_from_template(old.streams.video[0], opaque=True)
         for number, packet in enumerate(p for p in old.demux(old.streams.video[0]) if p.size):
             if not drop(number, packet):
                 packet.stream = copy
@@ -146,7 +146,7 @@ def flipped(path: Path, out: Path, rng: np.random.Generator) -> Path:
     """A copy in which some packets hold other bits, and one is cut short."""
     broken = set(rng.choice(FRAMES, 3, replace=False).tolist())
     with av.open(str(path)) as old, av.open(str(out), "w") as new:
-        copy = new.add_stream_from_template(old.streams.video[0])
+        copy = new.add_stream_from_template(old.streams.video[0], opaque=True)
         for number, packet in enumerate(p for p in old.demux(old.streams.video[0]) if p.size):
             if number in broken:
                 data = bytearray(bytes(packet))
@@ -167,8 +167,8 @@ HARMS = {
     "key frame lost": lambda path, out, rng: without(path, out, lambda n, packet: packet.is_keyframe and n > 20),
     "bits flipped": flipped,
 }
-OFTEN = [("H.264", 0), ("HEVC, open groups", 0)]
-MORE = [(name, seed) for name in ("H.264", "HEVC", "HEVC, open groups", "MPEG-4", "VP9") for seed in (1, 2, 3)]
+OFTEN = [("H.264", 0), ("HEVC, open groups", 0), ("AV1", 4)]
+MORE = [(name, seed) for name in ("H.264", "HEVC", "HEVC, open groups", "MPEG-4", "VP9", "AV1") for seed in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("harm", HARMS)
@@ -224,7 +224,7 @@ def test_a_file_that_calls_every_packet_a_key_frame_is_not_believed(stream, tmp_
     path = stream("VP9, hidden frames", 0)
     liar = tmp_path / "liar.mkv"
     with av.open(str(path)) as old, av.open(str(liar), "w") as new:
-        copy = new.add_stream_from_template(old.streams.video[0])
+        copy = new.add_stream_from_template(old.streams.video[0], opaque=True)
         for packet in old.demux(old.streams.video[0]):
             if packet.size:
                 packet.stream, packet.is_keyframe = copy, True

@@ -38,7 +38,7 @@ def offered(line: str) -> list[str]:
         ("train-head --head xc", ["xclip"]),
         ("train-head --head=xc", ["--head=xclip"]),
         ("train-head --head = xc", ["xclip"]),  # as bash splits it
-        ("train-head --precision =", ["auto", "fp32", "bf16", "fp16"]),
+        ("train-head --precision =", ["auto", "fp32", "tf32", "bf16", "fp16"]),
         ("extract --dataset ms", ["msrvtt", "msvd"]),
         ("extract --backbone ViT-B-32-q", ["ViT-B-32-quickgelu"]),
         ("extract --strict --dataset ms", ["msrvtt", "msvd"]),  # a switch takes no value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,6 +62,7 @@ class MadeBackbone:
     """
 
     name, pretrained, words, precision, embed_dim = "made", "seed", WORDS, "fp32", D
+    device = torch.device("cpu")
 
     def __init__(self, weights: str = "0" * 16) -> None:
         self.transform = SimpleNamespace(size=(1, 1))
@@ -82,6 +83,10 @@ class MadeBackbone:
 
     def encode_frames(self, frames: np.ndarray) -> np.ndarray:
         return features_of(frames)
+
+    def encode_later(self, parts: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
+        features = self.encode_frames(np.concatenate(parts))
+        return lambda: features
 
     def tokenize(self, texts: Iterable[str]) -> TokenizedTexts:
         self.texts.update(texts)

@@ -151,8 +151,8 @@ def extract(
     settings = ExtractSettings(
         fps=2.0,
         format=format,
-        shard_videos=3,
-        shard_texts=12,
+        shard_videos=2,
+        shard_texts=8,
         batch_frames=8,
         batch_texts=8,
         workers=1,

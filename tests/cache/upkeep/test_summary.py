@@ -78,7 +78,7 @@ def test_what_is_unfinished_is_told_with_its_command(small_cache, tmp_path, glsc
     status, out, _ = glscl("inspect", made.path)
     assert status == 0 and "NOT complete: 1 of 3 video shards, 0 of 5 text shards" in out
     assert f"finish made: glscl extract --dataset made --out {made.path} --format hdf5" in out
-    assert "unfinished, 7 video, 33 text pending" in out
+    assert "unfinished, 7 videos, 33 captions pending" in out
 
 
 def test_a_version_that_was_begun_after_the_one_that_counts_is_told(tmp_path):
@@ -109,7 +109,7 @@ def test_the_command_prints_lists_and_what_no_list_names(tmp_path, glscl):
     encoder.extract(root, MORE, MORE_FILES, name="more")
     encoder.extract(root, PLAIN, FILES | {"a": b"another"})
     status, out, _ = glscl("inspect", root)
-    assert status == 0 and "1 videos are in no current list" in out and "more " in out and "published" not in out
+    assert status == 0 and "1 video is in no current list" in out and "more " in out and "published" not in out
     status, out, _ = glscl("inspect", root, "--list", "more", "--verify")
     assert status == 0 and "published" in out and "decode_error: d: it is broken" in out and "no problems" in out
     assert json.loads(glscl("inspect", root, "--json", "--list", "made")[1])["splits"].keys() == {"train", "test"}

@@ -80,6 +80,7 @@ class MadeBackbone:
             precision=self.precision,
         )
         self.texts: Counter[str] = Counter()
+        self._text_of: dict[bytes, str] = {}
 
     def encode_frames(self, frames: np.ndarray) -> np.ndarray:
         return features_of(frames)
@@ -89,14 +90,15 @@ class MadeBackbone:
         return lambda: features
 
     def tokenize(self, texts: Iterable[str]) -> TokenizedTexts:
-        self.texts.update(texts)
         tokens = [tokens_of(text) for text in texts]
         ids = np.stack([np.pad(row, (0, WORDS - len(row))) for row in tokens])
-        self._text_of = {row.tobytes(): text for row, text in zip(ids, texts)}
+        self._text_of |= {row.tobytes(): text for row, text in zip(ids, texts)}
         return TokenizedTexts(ids, np.array([len(row) for row in tokens]))
 
     def encode_tokens(self, tokens: TokenizedTexts) -> TextFeatures:
-        found = [text_features_of(self._text_of[row.tobytes()]) for row in tokens.ids]
+        texts = [self._text_of[row.tobytes()] for row in tokens.ids]
+        self.texts.update(texts)
+        found = [text_features_of(text) for text in texts]
         longest = int(tokens.lengths.max())
         states = np.stack([np.pad(rows, ((0, longest - len(rows)), (0, 0))) for rows in found])
         mask = torch.arange(longest) < torch.from_numpy(tokens.lengths)[:, None]

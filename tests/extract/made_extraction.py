@@ -7,7 +7,7 @@ n frames, T texts, L tokens, D embed_dim.
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -80,7 +80,7 @@ class MadeBackbone:
             precision=self.precision,
         )
         self.texts: Counter[str] = Counter()
-        self._text_of: dict[bytes, str] = {}
+        self._tokenized: defaultdict[bytes, deque[str]] = defaultdict(deque)  # texts of equal tokens, not yet encoded
 
     def encode_frames(self, frames: np.ndarray) -> np.ndarray:
         return features_of(frames)
@@ -92,11 +92,12 @@ class MadeBackbone:
     def tokenize(self, texts: Iterable[str]) -> TokenizedTexts:
         tokens = [tokens_of(text) for text in texts]
         ids = np.stack([np.pad(row, (0, WORDS - len(row))) for row in tokens])
-        self._text_of |= {row.tobytes(): text for row, text in zip(ids, texts)}
+        for row, text in zip(ids, texts):
+            self._tokenized[row.tobytes()].append(text)
         return TokenizedTexts(ids, np.array([len(row) for row in tokens]))
 
     def encode_tokens(self, tokens: TokenizedTexts) -> TextFeatures:
-        texts = [self._text_of[row.tobytes()] for row in tokens.ids]
+        texts = [self._tokenized[row.tobytes()].popleft() for row in tokens.ids]
         self.texts.update(texts)
         found = [text_features_of(text) for text in texts]
         longest = int(tokens.lengths.max())
@@ -175,6 +176,7 @@ class Extractor:
         self, annotations: Annotations, out: Path, origin: ListOrigin = ORIGIN, **options: object
     ) -> ExtractionSummary:
         self.backbone.texts.clear()
+        self.backbone._tokenized.clear()
         self.pool.decoded.clear()
         settings = {
             "backbone": "made",
@@ -192,7 +194,7 @@ class Extractor:
             )
         finally:
             videos = [content for content, _, _ in self.pool.decoded.elements()]
-            self.spent = videos, list(self.backbone.texts.elements())
+            self.spent = videos, sorted(self.backbone.texts.elements())
 
 
 def named(name: str, family: str = "") -> ListOrigin:

@@ -125,6 +125,21 @@ class Mirror:
 
             return url_to_fs(self.address, use_listings_cache=False, skip_instance_cache=True)
 
+    @property
+    def _store(self) -> Any:
+        """The file system of the address."""
+        return self._files[0]
+
+    def _path(self, name: str = "") -> str:
+        """Where a name below the address lies in its file system; "" is the address itself."""
+        return f"{self._files[1].rstrip('/')}/{name}".rstrip("/")
+
+    def _into(self, root: Path) -> Mirror:
+        """The same address, as it was listed, with another folder here."""
+        other = Mirror(self.address, root)
+        other.there, other._files = self.there, self._files
+        return other
+
     # --- from there ------------------------------------------------------------------------------------------------
 
     def refresh(self, *, new: bool = False) -> Path:
@@ -151,11 +166,9 @@ class Mirror:
 
     def listing(self, below: str = "") -> dict[str, int]:
         """Name → bytes of all files at the address, or below a name there; "" is the address itself where it is a file."""
-        files, base = self._files
-        base = base.rstrip("/")
         with transfer_errors(self.address, "list"):
-            found = files.find(f"{base}/{below}" if below else base, detail=True)
-        names = {name.removeprefix(base).lstrip("/"): about["size"] or 0 for name, about in found.items()}
+            found = self._store.find(self._path(below), detail=True)
+        names = {name.removeprefix(self._path()).lstrip("/"): about["size"] or 0 for name, about in found.items()}
         return {name: size for name, size in names.items() if not _unsafe(name) and not _TEMPORARY.search(name)}
 
     def bring(self, names: Iterable[str], check: Callable[[Path], None] | None = None) -> None:
@@ -168,15 +181,11 @@ class Mirror:
         if not lacking:
             return
         aside = self.root.parent / ".incoming" / uuid.uuid4().hex[:12]
-        files, base = self._files
         try:
             with storage_errors(self.root):
                 aside.mkdir(parents=True)
             with transfer_errors(self.address, "read"):
-                files.get(
-                    [f"{base.rstrip('/')}/{name}".rstrip("/") for name in lacking],
-                    [f"{aside / (name or 'file')}" for name in lacking],
-                )
+                self._store.get([*map(self._path, lacking)], [f"{aside / (name or 'file')}" for name in lacking])
             for name in lacking:
                 found = (aside / (name or "file")).stat().st_size
                 if found != self.there[name]:
@@ -187,9 +196,8 @@ class Mirror:
             if check is not None:
                 check(aside)
             with storage_errors(self.root):
-                for (
-                    name
-                ) in lacking:  # in the order of the listing; a commit appears only where its shard can be brought
+                # in the order of the listing; a commit appears only where its shard can be brought
+                for name in lacking:
                     (self.root / name).parent.mkdir(parents=True, exist_ok=True)
                     os.replace(aside / (name or "file"), self.root / name)
         finally:
@@ -214,8 +222,7 @@ class Mirror:
 
     def _bring_whole(self, path: str, names: list[str], check: Callable[[Path], None]) -> None:
         """A shard appears in one step, also where it is a folder of several files."""
-        aside = Mirror(self.address, self.root.parent / ".incoming" / f"shard-{uuid.uuid4().hex[:12]}")
-        aside.there, aside._files = self.there, self._files
+        aside = self._into(self.root.parent / ".incoming" / f"shard-{uuid.uuid4().hex[:12]}")
         try:
             aside.bring(names, lambda folder: check(folder / path))
             with storage_errors(self.root):
@@ -238,8 +245,7 @@ class Mirror:
     def _flat_file(self) -> Path:
         """The cache is one file at the address: brought whole, as it is not read in parts."""
         folder, name = self.root, self.address.rpartition("/")[2]
-        whole = Mirror(self.address, folder.with_name(f"{folder.name}.file") / name)
-        whole.there, whole._files = self.there, self._files
+        whole = self._into(folder.with_name(f"{folder.name}.file") / name)
         whole.bring([""])
         return whole.root
 
@@ -247,9 +253,8 @@ class Mirror:
         """Delete what is here of a cache that stood at the address before the one that stands there now."""
         here = self.root / "store.json"
         if "store.json" in self.there and written(here):
-            files, base = self._files
             with transfer_errors(self.address, "read"):
-                theirs = files.cat_file(f"{base.rstrip('/')}/store.json")
+                theirs = self._store.cat_file(self._path("store.json"))
             if theirs != here.read_bytes():
                 shutil.rmtree(self.root)
         elif not self.there and written(here):
@@ -294,9 +299,8 @@ class Mirror:
             try:
                 holds = self.put_if_absent(name, b"1") and not self.put_if_absent(name, b"2")
             finally:
-                files, base = self._files
                 with contextlib.suppress(Exception):
-                    files.rm_file(f"{base.rstrip('/')}/{name}")
+                    self._store.rm_file(self._path(name))
                 self.there.pop(name, None)
         if not holds:
             raise UsageError(
@@ -307,15 +311,15 @@ class Mirror:
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """Create a file at the address unless it is there; exactly one of several competing writers gets True."""
-        files, base = self._files
+        path = self._path(name)
         with transfer_errors(self.address, "write"):
             try:
-                files.pipe_file(f"{base.rstrip('/')}/{name}", data, mode="create")
+                self._store.pipe_file(path, data, mode="create")
             except OSError:
-                if not files.exists(f"{base.rstrip('/')}/{name}"):
+                if not self._store.exists(path):
                     raise
                 # a put that was tried again after its answer was lost has found itself
-                return bool(files.cat_file(f"{base.rstrip('/')}/{name}") == data)
+                return bool(self._store.cat_file(path) == data)
         self.there[name] = len(data)
         return True
 
@@ -325,12 +329,9 @@ class Mirror:
         paths = [path for path in sorted(source.rglob("*")) if path.is_file()] if source.is_dir() else [source]
         sizes = {path.relative_to(self.root).as_posix(): path.stat().st_size for path in paths}
         lacking = [each for each, size in sizes.items() if self.there.get(each) != size]
-        files, base = self._files
         if lacking:
             with transfer_errors(self.address, "write"):
-                files.put(
-                    [str(self.root / each) for each in lacking], [f"{base.rstrip('/')}/{each}" for each in lacking]
-                )
+                self._store.put([str(self.root / each) for each in lacking], [*map(self._path, lacking)])
             self.there |= {each: sizes[each] for each in lacking}
 
     def publish(self) -> None:
@@ -365,9 +366,8 @@ class Mirror:
 
     def make_current(self, list: str, version: str) -> None:
         """Let a version of a list count there."""
-        files, base = self._files
         with transfer_errors(self.address, "write"):
-            files.pipe_file(f"{base.rstrip('/')}/lists/{list}/current", f"{version}\n".encode())
+            self._store.pipe_file(self._path(f"lists/{list}/current"), f"{version}\n".encode())
 
 
 def room_bytes() -> int:

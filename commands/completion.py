@@ -19,9 +19,8 @@ from typing import Annotated, Any
 import typer
 from typer.models import ArgumentInfo
 
-from glscl.commands.default_paths import caches_there, runs_there
+from glscl.commands.default_paths import caches_there, own_backbones, runs_there
 from glscl.commands.options import COMMANDS, OneOf, Run, command, flags_of, required_type
-from glscl.common.settings import home
 from glscl.common.tables import steers
 
 ASKED = "_GLSCL_COMPLETE"  # set by the scripts below
@@ -178,8 +177,7 @@ def _datasets() -> Iterator[tuple[str, str]]:
 def _backbones() -> Iterator[tuple[str, str]]:
     from glscl.extract.backbone.catalog import config_names
 
-    yield from (("demo", "built in"), *((name, "") for name in config_names()))
-    yield from ((f"local-dir:{path}", "") for path in sorted((home() / "backbones").glob("*")) if path.is_dir())
+    yield from (("demo", "built in"), *((name, "") for name in (*config_names(), *own_backbones())))
 
 
 def _paths(listed: Callable[[], Iterable[Path]]) -> Callable[[], Iterator[tuple[Path, str]]]:

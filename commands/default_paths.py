@@ -34,6 +34,11 @@ def all_caches() -> list[Path]:
     return found
 
 
+def own_backbones() -> list[str]:
+    """What `backbone` calls the folders of models below `$GLSCL_HOME`, by name."""
+    return [f"local-dir:{path}" for path in sorted((home() / "backbones").glob("*")) if path.is_dir()]
+
+
 def the_cache() -> Path:
     """The only cache there is.
 

@@ -13,24 +13,15 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glscl.commands.default_paths import caches_there, runs_there
+from glscl.commands.default_paths import caches_there, own_backbones, runs_there
 from glscl.commands.options import Run, command
 from glscl.common.devices import cores
 from glscl.common.errors import first_line
 from glscl.common.settings import home
 from glscl.common.tables import amount
 
-_CODECS = (
-    "h264",
-    "hevc",
-    "vp9",
-    "av1",
-    "mpeg4",
-    "mpeg2video",
-    "vp8",
-    "wmv2",
-    "prores",
-)  # FFmpeg's names of its decoders
+# FFmpeg's names of its decoders
+_CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4", "mpeg2video", "vp8", "wmv2", "prores")
 _FOR_DEVELOPERS = {"test", "lint", "docs"}
 _VARIABLES = ("GLSCL_HOME", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTHONPATH", "WORLD_SIZE", "RANK", "LOCAL_RANK")
 _PREFIXES = ("HF_", "TORCH_", "PYTORCH_", "NCCL_", "SLURM_JOB_", "ACCELERATE_")
@@ -174,9 +165,7 @@ def _backbones(run: Run) -> Finding:
     from glscl.extract.backbone.catalog import entries
 
     at_hand = [f"{entry.backbone}/{entry.pretrained}" for entry in entries(offline=True)]
-    folders = sorted(path for path in (home() / "backbones").glob("*") if path.is_dir())
-    own = [f"local-dir:{path}" for path in folders]
-    shown = ["demo", *own, *at_hand]
+    shown = ["demo", *own_backbones(), *at_hand]
     rest = f" and {len(shown) - 6} more (glscl backbones --offline)" if len(shown) > 6 else ""
     return Finding(f"{', '.join(shown[:6])}{rest}", {"at_hand": shown})
 

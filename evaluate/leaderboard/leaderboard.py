@@ -22,10 +22,9 @@ from glscl.cache.store import Store
 from glscl.common.errors import UsageError
 from glscl.common.tables import Measured, Table, TableRow, amount
 from glscl.common.versions import versions
-from glscl.evaluate.confidence import resampled_metrics
+from glscl.evaluate.confidence import confidence_95
 from glscl.evaluate.evaluated_run import EvaluatedRun, not_judged, read_evaluated
 from glscl.evaluate.evaluation import evaluate_run, validation_metrics, write_result
-from glscl.evaluate.metrics import METRICS, stored_metrics
 from glscl.evaluate.paired import paired_test
 from glscl.evaluate.ranks import DIRECTIONS, TEXT_TO_VIDEO, VIDEO_TO_TEXT
 from glscl.evaluate.settings import EvaluateSettings
@@ -206,12 +205,9 @@ def _standing(head: str, found: Sequence[tuple[Outcome, EvaluatedRun]]) -> tuple
     runs = [run for _, run in found]
     metrics: dict[str, dict[str, tuple[float, float, float]]] = {}
     for direction in DIRECTIONS:
-        ranks, cluster = _together(runs, direction)
-        low, high = np.quantile(resampled_metrics(ranks, cluster, resamples=1000, seed=0), [0.025, 0.975], axis=0)
         metrics[direction] = {
-            name: (statistics.mean(run.result[direction][name] for run in runs), float(low[i]), float(high[i]))
-            for i, name in enumerate(stored_metrics())
-            if METRICS[name].interval
+            name: (statistics.mean(run.result[direction][name] for run in runs), low, high)
+            for name, (low, high) in confidence_95(*_together(runs, direction)).items()
         }
     firsts = [run.result[TEXT_TO_VIDEO]["R@1"] for run in runs]
     seconds = [run.result["seconds"] for run in runs]

@@ -179,9 +179,9 @@ class Backbone:
     def _pixels(self, frames: torch.Tensor) -> torch.Tensor:
         """(n, S, S, 3) uint8 → (n, 3, S, S) float32 as the model wants them: what ToTensor and Normalize do."""
         pixels = frames.permute(0, 3, 1, 2)
-        pixels = (
-            (pixels if pixels.device.type == "cuda" else pixels.contiguous()).float().div_(255)
-        )  # there channels last
+        if pixels.device.type != "cuda":  # there channels last
+            pixels = pixels.contiguous()
+        pixels = pixels.float().div_(255)
         return pixels.sub_(self._mean.to(pixels.device)).div_(self._std.to(pixels.device))
 
     def encode_video(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ from glscl.commands.printing import print_extraction, print_failures, print_fore
 from glscl.commands.shared import CacheFolderOption, DatasetOption, share_of
 from glscl.commands.wording import hint_text, worded
 from glscl.common.devices import cores
+from glscl.common.errors import UsageError
 from glscl.common.progress import counted
 from glscl.common.settings import build, home, with_option
 from glscl.common.tables import amount
@@ -63,7 +65,7 @@ def extract(
     settings = build(
         ExtractSettings, defaults_for(entry.defaults, asked.get("backbone") or ExtractSettings.backbone), asked
     )
-    if not dry_run:
+    if not dry_run and settings.engine == "local":
         run.device()  # one that is not there is said first
     root = home() / "datasets" / entry.name
     if dataset == "demo" and wanted.annotations is None:
@@ -177,13 +179,23 @@ def _extract(run: Run, settings: ExtractSettings, found: Any, out: Path, origin:
         workers=settings.workers or max(1, cores() // launch.local_world),
     )
     run.in_force(settings)
-    done = extract_features(
-        found, out, settings, origin=origin, device=run.device(), progress=run.progress, known=known
-    )
+    with _where(run, settings) as device:
+        done = extract_features(found, out, settings, origin=origin, device=device, progress=run.progress, known=known)
     for line in done.notes[len(found.notes) :]:  # what was found out on the way
         run.note(line)
     print_extraction(run, out, done)
     return done
+
+
+def _where(run: Run, settings: ExtractSettings) -> Any:
+    """Entered, the device of this machine that encodes, or the engine that has others do it."""
+    if settings.engine == "local":
+        return nullcontext(run.device())
+    if run.launch.world > 1:
+        raise UsageError(f"`engine={settings.engine}` takes one process; this launch has {run.launch.world}")
+    from glscl.extract.cluster.ray_engine import RayEngine
+
+    return RayEngine(settings, settings.address, encoders=settings.encoders)
 
 
 @command(ListSettings, ImportSettings)

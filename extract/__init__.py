@@ -9,6 +9,7 @@ In reading order:
     shard_frames    frames of a shard on their way into the cache
     batching        frames of different videos in full batches
     listing         annotations → a list: videos by content, captions by text
+    engine          where shards are made: here, or on other machines
     captions        captions, encoded and committed shard by shard
     videos          videos, decoded, encoded and committed
     forecast        what a run will make and take
@@ -16,6 +17,7 @@ In reading order:
 
 Wings, which an extraction never loads:
     importing/      features that other programs extracted
+    cluster/        shards made on the machines of a Ray cluster
 """
 
 from glscl.common.callable_room import let_call

@@ -9,15 +9,16 @@ from itertools import zip_longest
 import numpy as np
 
 from glscl.cache.encoded_items import EncodedText, NonFiniteItem, text_arrays
-from glscl.cache.library import Library, Place
+from glscl.cache.library import Place
 from glscl.common.progress import Progress, Task
 from glscl.common.tables import amount
 from glscl.extract.backbone.encoder import Backbone, TokenizedTexts
+from glscl.extract.engine import Destination
 from glscl.extract.settings import ExtractSettings, ImportSettings
 
 
 def extract_captions(
-    library: Library,
+    library: Destination,
     places: Sequence[Place],
     captions: Mapping[bytes, str],
     backbone: Backbone,

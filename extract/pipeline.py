@@ -34,8 +34,7 @@ from glscl.extract.backbone.weight_settings import CONFIG_FILES
 from glscl.extract.batching import Stopwatch
 from glscl.extract.captions import cut_note, extract_captions
 from glscl.extract.decode.pool import DecodePool, wake
-from glscl.extract.decode.sampling import Sampling
-from glscl.extract.decode.video import Decoding
+from glscl.extract.engine import AboutBackbone, Engine, decoding_of
 from glscl.extract.listing import (
     Changes,
     Listing,
@@ -47,7 +46,7 @@ from glscl.extract.listing import (
     require_apart,
 )
 from glscl.extract.part import Part
-from glscl.extract.settings import ExtractSettings, parse_rate
+from glscl.extract.settings import ExtractSettings
 from glscl.extract.videos import VideoExtraction
 
 
@@ -105,7 +104,7 @@ def extract(
     *,
     origin: ListOrigin | None = None,
     backbone: Backbone | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | Engine = "cpu",
     progress: Progress | None = None,
     known: KnownFiles | None = None,
 ) -> ExtractionSummary:
@@ -120,7 +119,7 @@ def extract(
         settings: how to sample, encode and store; the defaults where None.
         origin: what the list is called and where it comes from; by default it is called as the data set.
         backbone: encodes frames and captions; None loads the one that the settings name, where there is anything to encode.
-        device: where a backbone that is loaded here encodes.
+        device: where a backbone that is loaded here encodes, or an engine that encodes on other machines.
         known: the memo of contents, where a reader has hashed files already; that of the cache by default.
 
     Raises:
@@ -139,7 +138,7 @@ def extract(
         settings,
         origin or ListOrigin(),
         backbone,
-        torch.device(device),
+        torch.device(device) if isinstance(device, str) else device,
         progress or Progress(quiet=True),
     )
     run.known = known or run.known
@@ -181,16 +180,18 @@ class _Extraction:
         settings: ExtractSettings,
         origin: ListOrigin,
         backbone: Backbone | None,
-        device: torch.device,
+        device: torch.device | Engine,
         progress: Progress,
     ) -> None:
         self.annotations, self.out, self.settings = annotations, out, settings
         self.backbone = self.given = backbone
-        self.device, self.progress = device, progress
+        self.device, self.engine = (device, None) if isinstance(device, torch.device) else (torch.device("cpu"), device)
+        self.about: AboutBackbone | None = None
+        self.progress = progress
         self.part = Part.parse(settings.part)
         self.origin = dataclasses.replace(origin, name=settings.list or origin.name).named(annotations.dataset)
         self.known = KnownFiles.read(out)
-        self.is_verified = self.is_current = False  # that this backbone made the cache; that the list counts already
+        self.is_current = False  # that the list counts already
         self.finished_here = False
         self.watch = Stopwatch()
         self.encoded = {"videos": 0, "texts": 0}
@@ -270,7 +271,7 @@ class _Extraction:
 
     def _wake_workers(self) -> None:
         """Let what decoding processes need be imported while the backbone is loaded."""
-        if self.given is None:
+        if self.given is None and self.engine is None:
             how = "fast_transform" if self.settings.preprocess == "fast" else "picture_transform"
             wake([f"glscl.extract.backbone.{how}", "torchvision.transforms"])
 
@@ -290,18 +291,23 @@ class _Extraction:
         self.finished_here = outcome.finished or (self.is_current and self.part.index == 1)
 
     def _extract_captions(self, work: Work) -> None:
-        backbone, places = self._load(), self._begin("text", work)
-        self.cut = extract_captions(
-            self.library, places, self.listing.captions, backbone, self.settings, progress=self.progress
-        )
+        self._load()
+        places, captions, progress = self._begin("text", work), self.listing.captions, self.progress
+        if self.engine is not None:
+            self.cut = self.engine.captions(self.library, places, captions, progress)
+        elif self.backbone is not None:
+            self.cut = extract_captions(self.library, places, captions, self.backbone, self.settings, progress=progress)
 
     def _extract_videos(self, work: Work) -> None:
-        backbone, places = self._load(), self._begin("video", work)
-        videos = VideoExtraction(
-            self.library, places, self.listing.sources, self.known.stat_of, backbone, self.settings
-        )
-        self.watch = videos.watch
-        videos.run(DecodePool(_decoding(self.settings, backbone), workers=self.workers), self.progress)
+        about, places = self._load(), self._begin("video", work)
+        sources, listed = self.listing.sources, self.known.stat_of
+        if self.engine is not None:
+            self.watch = self.engine.videos(self.library, places, sources, listed, self.progress)
+        elif self.backbone is not None:
+            videos = VideoExtraction(self.library, places, sources, listed, self.backbone, self.settings)
+            self.watch = videos.watch
+            decoding = decoding_of(self.settings, about.transform)
+            videos.run(DecodePool(decoding, workers=self.workers), self.progress)
 
     def _begin(self, stream: str, work: Work) -> list[Place]:
         """The shards that fall to this part."""
@@ -310,35 +316,41 @@ class _Extraction:
         self.encoded[f"{stream}s"] = sum(len(place.items) for place in own)
         return own
 
-    def _load(self) -> Backbone:
+    def _load(self) -> AboutBackbone:
         """The backbone, loaded where it was not given; and the cache opened as one that it made, or made now."""
+        if self.about is not None:
+            return self.about
         s = self.settings
-        if self.device.type == "cpu":
-            keep_freed_memory()
-        if self.backbone is None:
-            self.backbone = load_backbone(
-                s.backbone,
-                s.pretrained,
-                words=s.max_words,
-                device=self.device,
-                precision=s.precision,
-                preprocess=s.preprocess,
-                asked=s,
-            )
-            for line in self.backbone.notes:
+        if self.engine is not None:
+            self.about = self.engine.backbone()
+        else:
+            if self.device.type == "cpu":
+                keep_freed_memory()
+            if self.backbone is None:
+                self.backbone = load_backbone(
+                    s.backbone,
+                    s.pretrained,
+                    words=s.max_words,
+                    device=self.device,
+                    precision=s.precision,
+                    preprocess=s.preprocess,
+                    asked=s,
+                )
+            self.about = AboutBackbone.of(self.backbone)
+        if self.given is None:
+            for line in self.about.notes:
                 self.progress.note(line)
-        if not self.is_verified:
-            self.library = create_library(self.out, _spec(s, self.backbone, self.origin), s.format)
-            self.library.write_backbone_tensors(self.backbone.tensors_for_heads())
-            self.known.contents(_weight_files(s))
-            self.is_verified = True
-        return self.backbone
+        self.library = create_library(self.out, _spec(s, self.about, self.origin), s.format)
+        self.library.write_backbone_tensors(self.about.tensors)
+        self.known.contents(_weight_files(s))
+        return self.about
 
     def _in_force(self) -> ExtractSettings:
         """The settings as a list keeps them: the same for all parts, and true of a backbone that was given."""
         s, given = dataclasses.replace(self.settings, part=None), self.given
         if given is None:
-            return dataclasses.replace(s, precision=_precision(s.precision, self.device))
+            auto = self.engine.precision if self.engine else "fp16" if self.device.type == "cuda" else "fp32"
+            return dataclasses.replace(s, precision=auto if s.precision == "auto" else s.precision)
         return dataclasses.replace(s, backbone=given.name, max_words=given.words, precision=given.precision)
 
     def _remember(self) -> None:
@@ -411,13 +423,8 @@ def _weight_files(settings: ExtractSettings) -> list[Path]:
     return [path for path in files if path.is_file()]
 
 
-def _precision(asked: str, device: torch.device) -> str:
-    """What `auto` is."""
-    return asked if asked != "auto" else "fp16" if device.type == "cuda" else "fp32"
-
-
-def _spec(settings: ExtractSettings, backbone: Backbone, origin: ListOrigin) -> StoreSpec:
-    decoding = _decoding(settings, backbone)
+def _spec(settings: ExtractSettings, backbone: AboutBackbone, origin: ListOrigin) -> StoreSpec:
+    decoding = decoding_of(settings, backbone.transform)
     return StoreSpec(
         configuration={
             "backbone": dataclasses.asdict(backbone.description),
@@ -425,20 +432,9 @@ def _spec(settings: ExtractSettings, backbone: Backbone, origin: ListOrigin) -> 
         },
         embed_dim=backbone.embed_dim,
         dtype=settings.dtype,
-        tokens=settings.tokens and backbone.text_tower.gives_tokens,
+        tokens=settings.tokens and backbone.gives_tokens,
         frames=FrameSpec.make(settings.store_frames, backbone.transform.size, settings.frame_quality),
         versions=origin.versions,
-    )
-
-
-def _decoding(settings: ExtractSettings, backbone: Backbone) -> Decoding:
-    return Decoding(
-        sampling=Sampling(fps=parse_rate(settings.fps), rule=settings.sampling, max_frames=settings.max_frames),
-        prepare=backbone.transform,
-        decoder=settings.decoder,
-        time_limit=settings.time_limit,
-        memory_limit=int(settings.memory_limit * 1e9),
-        jpeg_quality=settings.frame_quality if settings.store_frames == "jpeg" else None,
     )
 
 

@@ -202,6 +202,27 @@ class ExtractSettings(WeightSettings):
     workers: int | None = setting(
         None, "Decoding processes. Default: one a core.", group="Speed", min=1, affects_result=False
     )
+    engine: str = setting(
+        "local",
+        "`ray`: on the machines of a Ray cluster; see docs/many-machines.md.",
+        group="Speed",
+        choices=("local", "ray"),
+        affects_result=False,
+    )
+    address: str = setting(
+        "auto",
+        "Of the Ray cluster; `auto`: the one this machine belongs to, `local`: a new one on this machine alone.",
+        group="Speed",
+        metavar="ADDRESS",
+        affects_result=False,
+    )
+    encoders: int | None = setting(
+        None,
+        "Backbones on the Ray cluster. Default: one a GPU, without GPUs one a machine.",
+        group="Speed",
+        min=1,
+        affects_result=False,
+    )
     part: str | None = setting(
         None,
         "Do only share I of N, for several machines or a job array; see docs/many-machines.md.",

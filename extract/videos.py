@@ -11,14 +11,14 @@ import numpy as np
 from glscl.cache.encoded_items import EncodedVideo, NonFiniteItem, video_arrays
 from glscl.cache.formats.blocks import Blocks
 from glscl.cache.keys import Stat
-from glscl.cache.library import Library, Place
+from glscl.cache.library import Place
 from glscl.cache.schema import Status
 from glscl.common.errors import DecodeError
 from glscl.common.progress import Progress, Task
 from glscl.extract.backbone.encoder import Backbone
 from glscl.extract.batching import ShardInProgress, Stopwatch
-from glscl.extract.decode.pool import DecodePool
 from glscl.extract.decode.video import FrameChunk, VideoDone, VideoTask
+from glscl.extract.engine import Destination, Pool
 from glscl.extract.listing import Source
 from glscl.extract.settings import ExtractSettings
 from glscl.extract.shard_frames import ShardFrames
@@ -41,7 +41,7 @@ class VideoExtraction:
 
     def __init__(
         self,
-        library: Library,
+        library: Destination,
         places: Sequence[Place],
         sources: Mapping[bytes, Source],
         listed: Callable[[str], Stat | None],
@@ -59,7 +59,7 @@ class VideoExtraction:
         self._under_way: dict[int, ShardInProgress] = {}
         self._failed = 0
 
-    def run(self, pool: DecodePool, progress: Progress) -> None:
+    def run(self, pool: Pool, progress: Progress) -> None:
         """Make all of them.
 
         Raises:
@@ -134,7 +134,7 @@ class VideoExtraction:
 
 
 def commit_videos(
-    library: Library,
+    library: Destination,
     place: Place,
     records: Sequence[EncodedVideo],
     *,

@@ -53,6 +53,11 @@ class Blocks:
         if start + filled != self.shape[0]:
             raise ValueError(f"an array of {self.shape[0]} rows was given {start + filled}")
 
+    def whole(self) -> np.ndarray:
+        """All of it in memory."""
+        pieces = [*self._make()]
+        return np.concatenate(pieces) if pieces else np.zeros(self.shape, self.dtype)
+
     def _counted(self, piece: np.ndarray) -> np.ndarray:
         self.crc32 = zlib.crc32(piece.data, self.crc32)
         return piece

@@ -1,0 +1,138 @@
+"""Where shards are made: in this process, or by an engine on other machines (`glscl.extract.cluster`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+
+from glscl.cache.additions import Addition
+from glscl.cache.formats.blocks import Blocks
+from glscl.cache.frame_format import FrameSpec
+from glscl.cache.keys import Stat
+from glscl.cache.library import Library, Place
+from glscl.common.progress import Progress
+from glscl.extract.backbone.encoder import Backbone, Description
+from glscl.extract.backbone.picture_transform import PictureTransform
+from glscl.extract.batching import Stopwatch
+from glscl.extract.decode.sampling import Sampling
+from glscl.extract.decode.video import Decoding, FrameChunk, VideoDone, VideoTask
+from glscl.extract.listing import Source
+from glscl.extract.settings import ExtractSettings, parse_rate
+
+
+class Keys(Protocol):
+    """The items of a stream, as far as who encodes them needs to know."""
+
+    def keys_at(self, place: Place, /) -> np.ndarray: ...
+
+
+class Destination(Protocol):
+    """What takes the shards that are made: a `Library`, or elsewhere what stands for one."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def frames(self) -> FrameSpec | None: ...
+    @property
+    def embed_dim(self) -> int: ...
+    @property
+    def dtype(self) -> str: ...
+
+    def stream(self, name: str, /) -> Keys: ...
+
+    def commit(
+        self,
+        addition: Addition,
+        shard: int,
+        arrays: Mapping[str, np.ndarray | Blocks],
+        *,
+        failures: Sequence[Mapping[str, Any]] = (),
+        ledger: Sequence[Mapping[str, Any]] = (),
+    ) -> bool: ...
+
+
+class Pool(Protocol):
+    """What decodes: a `DecodePool`, or decoders elsewhere."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+    def decode(self, tasks: Iterable[VideoTask], /) -> Iterator[FrameChunk | VideoDone]: ...
+
+
+@dataclass(frozen=True)
+class AboutBackbone:
+    """A backbone, here or elsewhere, as far as a cache keeps it.
+
+    Attributes:
+        gives_tokens: whether its text tower tells the states of tokens.
+        tensors: that heads start from. Others: as of `Backbone`.
+    """
+
+    description: Description
+    embed_dim: int
+    transform: PictureTransform
+    gives_tokens: bool
+    tensors: Mapping[str, np.ndarray]
+    notes: Sequence[str]
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> AboutBackbone:
+        return cls(
+            description=backbone.description,
+            embed_dim=backbone.embed_dim,
+            transform=backbone.transform,
+            gives_tokens=backbone.text_tower.gives_tokens,
+            tensors=backbone.tensors_for_heads(),
+            notes=[*backbone.notes],
+        )
+
+
+class Engine(Protocol):
+    """Makes shards elsewhere; they come back as they would be made here, and are committed by who asked."""
+
+    @property
+    def precision(self) -> str:
+        """What the setting `precision` is there."""
+        ...
+
+    def backbone(self) -> AboutBackbone:
+        """The backbone, once it is loaded there. Raises as `load_backbone`."""
+        ...
+
+    def captions(
+        self, library: Library, places: Sequence[Place], captions: Mapping[bytes, str], progress: Progress
+    ) -> int:
+        """As `extract_captions`."""
+        ...
+
+    def videos(
+        self,
+        library: Library,
+        places: Sequence[Place],
+        sources: Mapping[bytes, Source],
+        listed: Callable[[str], Stat | None],
+        progress: Progress,
+    ) -> Stopwatch:
+        """As `VideoExtraction.run`; seconds are summed over all machines."""
+        ...
+
+
+def decoding_of(settings: ExtractSettings, transform: PictureTransform) -> Decoding:
+    """How the videos of an extraction become frames."""
+    return Decoding(
+        sampling=Sampling(fps=parse_rate(settings.fps), rule=settings.sampling, max_frames=settings.max_frames),
+        prepare=transform,
+        decoder=settings.decoder,
+        time_limit=settings.time_limit,
+        memory_limit=int(settings.memory_limit * 1e9),
+        jpeg_quality=settings.frame_quality if settings.store_frames == "jpeg" else None,
+    )

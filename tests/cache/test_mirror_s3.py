@@ -16,7 +16,9 @@ from glscl.common import remote
 from glscl.common.errors import NotFoundError, StorageError, UsageError
 
 obstore = pytest.importorskip("obstore", reason="obstore is not installed: pip install 'glscl[s3]'")
-moto_server = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'moto[s3]' flask flask-cors")
+moto_server = pytest.importorskip(
+    "moto.server", reason="moto is not installed: pip install 'moto[s3]' flask flask-cors"
+)
 ADDRESS = "s3://bucket/some/cache"
 
 

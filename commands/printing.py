@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from glscl.commands.options import Run
+from glscl.common.places import address_of
 from glscl.common.progress import duration
 from glscl.common.tables import Table, TableRow, amount, cell_text, plain_table, render
 from glscl.train_head.reports import Reporter
@@ -195,7 +196,9 @@ def _print_lists(run: Run, report: dict[str, Any], again: dict[str, str]) -> Non
 def print_repair(run: Run, report: Any, again: list[str]) -> None:
     """What `glscl repair` did, or with --dry-run would do; a line for each kind of thing, and the commands that go on."""
     if report.clean:
-        run.say(f"{report.cache}: every committed shard is whole and nothing is left behind")
+        there = address_of(report.cache, "cache") is not None
+        read = "nothing is left behind" if there else "every committed shard is whole and nothing is left behind"
+        run.say(f"{report.cache}: {read}")
         return
     would = "would " if report.dry_run else ""
     kinds = {

@@ -423,7 +423,7 @@ def export(
         about={
             "head": "mean_pool, zero-shot" if folder is None else read_run(folder)["head"],
             "run": None if folder is None else str(folder),
-            "cache": str(store.path),
+            "cache": store.place,
             "cache_fingerprint": store.fingerprint,
             **about_list(store.list),
             "split": split,
@@ -441,7 +441,7 @@ def _export_frames(run: Run, store: Store, out: Path, to: str, split: str | None
     from glscl.evaluate.judged_lists import about_list
 
     about = {
-        "cache": str(store.path),
+        "cache": store.place,
         "cache_fingerprint": store.fingerprint,
         **about_list(store.list),
         "split": split,

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from glscl.common.errors import GlsclError, NotFoundError, StorageError, UsageError, first_line
 
@@ -64,7 +64,8 @@ class Files(Protocol):
 def files_at(address: str) -> Files:
     """The files of an address, reached when they are asked for. Raises UsageError: a package is missing."""
     with remote_errors(address, "reach"):
-        return _Persistent(_Bucket(address) if address.partition(":")[0] in BUCKETS else _FileSystem(address))
+        files = _Bucket(address) if address.partition(":")[0] in BUCKETS else _FileSystem(address)
+        return cast(Files, _Persistent(files))
 
 
 @contextlib.contextmanager

@@ -188,6 +188,12 @@ class ExtractSettings(WeightSettings):
         "float16", "Type of the stored features.", group="Cache", choices=("float16", "float32", "bfloat16")
     )
     tokens: bool = setting(True, "Store token features, which GLSCL needs.", group="Cache")
+    pad_tokens: bool = setting(
+        False,
+        "Store what the text tower makes of the padding behind a caption too, which GLSCL's program reads "
+        "(`mask_padding=false`): `max_words` vectors a caption.",
+        group="Cache",
+    )
     store_frames: str = setting(
         "none",
         "Keep the frames too, as the encoder sees them: `jpeg` (lossy, small) or `uint8` (exact). For fine-tuning.",

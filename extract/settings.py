@@ -159,9 +159,10 @@ class ExtractSettings(WeightSettings):
     )
     sampling: str = setting(
         "time",
-        "`time`: frames nearest to 0, 1/N, 2/N … s; `public`: every round(average rate)-th frame, as GLSCL's loader.",
+        "`time`: frames nearest to 0, 1/N, 2/N … s; `public`: as GLSCL's loaders, every round(average rate)-th frame, or, of "
+        "DiDeMo and ActivityNet, `opencv`: every int(average rate)-th.",
         group="Sampling",
-        choices=("time", "public"),
+        choices=("time", "public", "opencv"),
     )
     max_words: int = setting(
         32,

@@ -44,7 +44,9 @@ class Sampling:
         if self.rule not in RULES:
             raise UsageError(f"sampling rule is {self.rule!r}; expected one of {', '.join(RULES)}")
         if self.rule == "opencv" and self.fps is not None and (self.fps < 1 or self.fps % 1):
-            raise UsageError(f"sampling rate is {self.fps}; expected a whole number of frames a second for the rule opencv")
+            raise UsageError(
+                f"sampling rate is {self.fps}; expected a whole number of frames a second for the rule opencv"
+            )
         if self.max_frames is not None and self.max_frames < 1:
             raise UsageError(f"max_frames is {self.max_frames}; expected at least 1")
 

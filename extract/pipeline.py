@@ -425,11 +425,16 @@ def _precision(asked: str, device: torch.device) -> str:
 
 
 def _spec(settings: ExtractSettings, backbone: Backbone, origin: ListOrigin) -> StoreSpec:
+    if settings.pad_tokens and not (settings.tokens and backbone.text_tower.is_causal):
+        raise UsageError(
+            "`pad_tokens` needs `tokens`, and a text tower like CLIP's own in which nothing sees what follows it"
+        )
     decoding = _decoding(settings, backbone)
     return StoreSpec(
         configuration={
             "backbone": dataclasses.asdict(backbone.description),
             "sampling": dataclasses.asdict(decoding.sampling) | {"decoder": settings.decoder},
+            **({"pad_tokens": True} if settings.pad_tokens else {}),
         },
         embed_dim=backbone.embed_dim,
         dtype=settings.dtype,

@@ -7,7 +7,7 @@ import tarfile
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from glscl.cache.files import refuse_links
 from glscl.common.errors import InputError, StorageError
@@ -74,7 +74,11 @@ def content_of_member(shard: Path, member: tarfile.TarInfo) -> bytes:
         raise InputError(f"{shard}: {member.name} cannot be read: {error}") from None
 
 
-def _block(content: IO[bytes], size: int) -> bytes:
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+def _block(content: _Readable, size: int) -> bytes:
     """The next bytes of an archive; that it cannot be read is no fault of the disk written to."""
     try:
         return content.read(size)

@@ -200,7 +200,12 @@ def _samples(shard: Path, stem: str, videos: Path | None, write: bool, unused: _
                 if key in files:
                     refuse(shard, show(key), f"two videos: {stem}/{files[key]} and {stem}/{name}")
                 if member.issparse():
-                    refuse(shard, show(name), "is stored with holes", hint="Write the shard without `--sparse`.")
+                    refuse(
+                        shard,
+                        show(name),
+                        "is stored with holes",
+                        hint="Write the shard so that no file in it is sparse",
+                    )
                 files[key], lies_in[key] = name, member
             elif name.lower().endswith((".txt", ".json", *(f".{end}" for end in TEXTS))):
                 texts[name] = member.size, member_content(archive, member).read(TEXT_LIMIT)

@@ -62,6 +62,7 @@ _SETTINGS = {  # what in a configuration a setting alone decides
     "sampling.decoder": "decoder",
     "dtype": "dtype",
     "tokens": "tokens",
+    "pad_tokens": "pad_tokens",
 }
 
 
@@ -69,7 +70,7 @@ def _settings_of(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     """The settings that make one configuration the other, as far as it is they alone that differ."""
     names = [line.partition(": ")[0] for line in differences(found, expected)]
     values = {
-        name: functools.reduce(lambda part, key: part[key], name.split("."), found)
+        name: functools.reduce(lambda part, key: part.get(key, False), name.split("."), found)
         for name in names
         if name in _SETTINGS
     }

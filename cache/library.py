@@ -128,6 +128,7 @@ class Library:
         embed_dim: D.
         dtype: of features: "float16", "float32" or "bfloat16".
         has_tokens: whether token features are stored.
+        has_padding: whether what stands behind a caption is stored with them.
         frames: how frames are stored with the features; None where they are not.
         mirror: of a cache at an address, which brings its shards and takes what is made; None of one on this machine.
     """
@@ -153,6 +154,7 @@ class Library:
         self.embed_dim = about.configuration.embed_dim
         self.dtype: str = about.configuration.dtype
         self.has_tokens = about.configuration.tokens
+        self.has_padding = about.configuration.pad_tokens
         self.frames = about.stored_frames
         self._streams: dict[str, Stream] = {}
         self._shards: dict[str, Shard] = {}  # by path

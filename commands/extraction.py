@@ -63,6 +63,8 @@ def extract(
     settings = build(
         ExtractSettings, defaults_for(entry.defaults, asked.get("backbone") or ExtractSettings.backbone), asked
     )
+    if settings.sampling == "public":
+        settings = dataclasses.replace(settings, sampling=entry.public_rule)
     if not dry_run:
         run.device()  # one that is not there is said first
     root = home() / "datasets" / entry.name

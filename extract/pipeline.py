@@ -24,7 +24,7 @@ from glscl.cache.planning import Work, begin, work_for
 from glscl.cache.schema import STREAMS, Annotations, Status
 from glscl.cache.store import Store
 from glscl.common.devices import cores
-from glscl.common.errors import DecodeError, GlsclError, Hint, InputError, NotFoundError, StorageError
+from glscl.common.errors import DecodeError, GlsclError, Hint, InputError, NotFoundError, StorageError, UsageError
 from glscl.common.memory import keep_freed_memory
 from glscl.common.progress import Progress
 from glscl.common.settings import as_dict, build, check, differences
@@ -417,11 +417,16 @@ def _precision(asked: str, device: torch.device) -> str:
 
 
 def _spec(settings: ExtractSettings, backbone: Backbone, origin: ListOrigin) -> StoreSpec:
+    if settings.pad_tokens and not (settings.tokens and backbone.text_tower.is_causal):
+        raise UsageError(
+            "`pad_tokens` needs `tokens`, and a text tower like CLIP's own in which nothing sees what follows it"
+        )
     decoding = _decoding(settings, backbone)
     return StoreSpec(
         configuration={
             "backbone": dataclasses.asdict(backbone.description),
             "sampling": dataclasses.asdict(decoding.sampling) | {"decoder": settings.decoder},
+            **({"pad_tokens": True} if settings.pad_tokens else {}),
         },
         embed_dim=backbone.embed_dim,
         dtype=settings.dtype,

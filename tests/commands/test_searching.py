@@ -32,7 +32,7 @@ def test_a_search_normalises_one_sentence_at_a_time_or_a_list_of_them(glscl, cac
         def doubts(self, sentence):
             return []
 
-        def encode_texts(self, texts):
+        def encode_texts(self, texts, padded=False):
             g = torch.Generator().manual_seed(len(texts[0]))
             made = {name: torch.randn(*shape, generator=g) for name, shape in shapes.items()}
             return TextFeatures(**made, token_mask=torch.ones(1, 3, dtype=torch.bool))
@@ -63,7 +63,7 @@ def made_backbone(monkeypatch):
         def doubts(self, sentence):
             return []
 
-        def encode_texts(self, texts):
+        def encode_texts(self, texts, padded=False):
             return TextFeatures(torch.randn(1, 8, generator=torch.Generator().manual_seed(len(texts[0]))))
 
     monkeypatch.setattr(Model, "backbone", Backbone())

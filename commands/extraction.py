@@ -90,9 +90,8 @@ def extract(
     splits = summary(found)
     for line in found.notes:
         run.note(line)
-    name = settings.list or _list_name(
-        entry, wanted, annotations if entry.name == "csv" else videos or annotations, limit
-    )
+    own = videos or annotations if entry.name == "folder" else annotations
+    name = settings.list or _list_name(entry, wanted, own, limit)
     origin = _origin(entry, name)
     if dry_run:
         print_splits(run, splits)
@@ -152,7 +151,8 @@ def _list_name(entry: DatasetEntry, wanted: ListSettings, own: Path | None, limi
     """What a list is called: the data set and its protocol, or one's own file or folder, and what share of it is read."""
     about = wanted.protocol or next(iter(entry.protocols), "")
     if entry.own and own is not None:
-        about = own.resolve().stem if entry.name == "csv" else own.resolve().name
+        path = own.resolve()
+        about = path.stem if entry.name == "csv" or path.is_file() else path.name
     parts = (entry.name, about, *(wanted.split_names or ()), f"first{limit}" if limit else "")
     return "-".join(part for part in parts if part)
 

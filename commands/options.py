@@ -209,7 +209,9 @@ def command(*kinds: type) -> Callable[[Callable[..., None]], Callable[..., None]
             }
             missing = [name for name in required if mine[name] is None]
             if missing:
-                raise UsageError(f"`{missing[0]}` is needed", hint="Give it as an option or in the file of `config`")
+                raise UsageError(
+                    f"`{missing[0]}` is needed", hint="Give it on the command line or in the file of `config`"
+                )
             asked = {name: value for name, value in file.items() if name not in mine and name not in common}
             asked |= {name: values[name] for name in given if name in fields}
             if "seed" in fields and ("seed" in file or "seed" in given):

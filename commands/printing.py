@@ -375,11 +375,12 @@ def print_hits(run: Run, hits: Sequence[Any], normalise: str | None) -> None:
     at = header.index("video")
     for line, hit in zip(lines, hits):
         path = "not there any more" if hit.path is None else hit.path.replace("\n", "\\n")
-        link = None if hit.path is None else (at, at + len(cell_text(hit.video)), _link(hit))
+        address = None if hit.path is None else _link(hit)
+        link = None if address is None else (at, at + len(cell_text(hit.video)), address)
         run.say(line.removesuffix("file") + path, link=link)  # a path stands as it is, to be opened
 
 
-def _link(hit: Any) -> str:
+def _link(hit: Any) -> str | None:
     from glscl.evaluate.search.playing import link_to
 
     return link_to(hit.path, hit.moments[0].start, hit.moments[0].end)

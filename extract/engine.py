@@ -73,7 +73,7 @@ class AboutBackbone:
     """A backbone, here or elsewhere, as far as a cache keeps it.
 
     Attributes:
-        gives_tokens: whether its text tower tells the states of tokens.
+        gives_tokens, is_causal: as of its text tower.
         tensors: that heads start from. Others: as of `Backbone`.
     """
 
@@ -81,6 +81,7 @@ class AboutBackbone:
     embed_dim: int
     transform: PictureTransform
     gives_tokens: bool
+    is_causal: bool
     tensors: Mapping[str, np.ndarray]
     notes: Sequence[str]
 
@@ -91,6 +92,7 @@ class AboutBackbone:
             embed_dim=backbone.embed_dim,
             transform=backbone.transform,
             gives_tokens=backbone.text_tower.gives_tokens,
+            is_causal=backbone.text_tower.is_causal,
             tensors=backbone.tensors_for_heads(),
             notes=[*backbone.notes],
         )

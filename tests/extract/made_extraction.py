@@ -66,7 +66,7 @@ class MadeBackbone:
 
     def __init__(self, weights: str = "0" * 16) -> None:
         self.transform = SimpleNamespace(size=(1, 1))
-        self.text_tower = SimpleNamespace(gives_tokens=True, cut=lambda texts, tokenized: 0)
+        self.text_tower = SimpleNamespace(gives_tokens=True, is_causal=False, cut=lambda texts, tokenized: 0)
         self.notes: list[str] = []
         self.description = Description(
             library="made",
@@ -96,7 +96,7 @@ class MadeBackbone:
             self._tokenized[row.tobytes()].append(text)
         return TokenizedTexts(ids, np.array([len(row) for row in tokens]))
 
-    def encode_tokens(self, tokens: TokenizedTexts) -> TextFeatures:
+    def encode_tokens(self, tokens: TokenizedTexts, *, padded: bool = False) -> TextFeatures:
         texts = [self._tokenized[row.tobytes()].popleft() for row in tokens.ids]
         self.texts.update(texts)
         found = [text_features_of(text) for text in texts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from glscl.commands.shared import CacheOption, HeadOfRunOption, ListOption, let_
 from glscl.common.errors import Hint, NotFoundError, UsageError
 from glscl.common.settings import build
 from glscl.common.tables import amount
+from glscl.common.tar_members import TarMember
 from glscl.evaluate.search.settings import SearchSettings
 from glscl.evaluate.settings import ZERO_SHOT_HEADS
 from glscl.extract.datasets.video_files import split_extension
@@ -141,6 +143,7 @@ def search(
             run.say(_why_nothing(model, query, settings))
         if m3u is not None:
             run.say(f"{amount(write_playlist(m3u, hits), 'moment')} in {m3u}")
+            _say_what_players_miss(run, hits)
         if play:
             _play(run, hits)
         return [hit.as_dict() for hit in hits]
@@ -288,11 +291,24 @@ def _player_for(path: str, start: float) -> list[str] | None:
     return None if opener is None else [opener, path]
 
 
+def _say_what_players_miss(run: Run, hits: Sequence[VideoHit | MomentHit]) -> None:
+    inside = [hit.video for hit in hits if hit.path is not None and TarMember.at(hit.path) is not None]
+    if inside:
+        run.note(f"left out of the playlist: {amount(len(inside), 'video')} in tars, which players do not open")
+
+
 def _play(run: Run, hits: Sequence[VideoHit | MomentHit]) -> None:
     """Play the best moment whose file is there."""
     hit = next((hit for hit in hits if hit.path is not None), None)
     if hit is None or hit.path is None:
         run.note("none of the files is there to be played")
+        return
+    if (member := TarMember.at(hit.path)) is not None:
+        archive, name = shlex.quote(member.archive), shlex.quote(Path(member.name).name)
+        run.note(
+            f"{member.name} lies in {member.archive}, which players do not open; `glscl serve` shows it there, and "
+            f"`tail -c +{member.offset + 1} {archive} | head -c {member.size} > {name}` takes it out"
+        )
         return
     command = _player_for(hit.path, hit.moments[0].start)
     if command is None:
@@ -423,7 +439,7 @@ def export(
         about={
             "head": "mean_pool, zero-shot" if folder is None else read_run(folder)["head"],
             "run": None if folder is None else str(folder),
-            "cache": str(store.path),
+            "cache": store.place,
             "cache_fingerprint": store.fingerprint,
             **about_list(store.list),
             "split": split,
@@ -441,7 +457,7 @@ def _export_frames(run: Run, store: Store, out: Path, to: str, split: str | None
     from glscl.evaluate.judged_lists import about_list
 
     about = {
-        "cache": str(store.path),
+        "cache": store.place,
         "cache_fingerprint": store.fingerprint,
         **about_list(store.list),
         "split": split,

@@ -292,7 +292,7 @@ def evaluate_head(
     against all videos, under "tags".
 
     Args:
-        settings: of these count `normalise`, `confidence`, `seed`, `qrels`, `trec_run` and `save_similarity`.
+        settings: of these count `normalise`, `best_frames`, `confidence`, `seed`, `qrels`, `trec_run`, `save_similarity`.
         train: gives the table that banks are taken from; called only where a normalisation needs one.
         device: where to compute; None is where the head is.
         seconds: the result's `seconds` are added to it.
@@ -305,8 +305,8 @@ def evaluate_head(
     similarity, watched = None, Watched(head)
     scoring: Any = watched  # all that a head has, by delegation
     judgements = None if settings.qrels is None else read_qrels(settings.qrels)
-    wanted = (settings.save_similarity, settings.qrels, settings.trec_run)
-    if settings.normalise or any(path is not None for path in wanted):
+    wanted = (settings.save_similarity, settings.qrels, settings.trec_run, settings.best_frames)
+    if settings.normalise or any(each is not None for each in wanted):
         _check_room(table, bytes_a_pair=4 + 20 * bool(settings.normalise))
         similarity = similarity_matrix(scoring, table, device=device, seconds=seconds, progress=progress)
         with _timed(seconds, "metrics"):
@@ -328,6 +328,9 @@ def evaluate_head(
         if any(NORMALISATIONS[name].needs_bank for name in settings.normalise):
             banks = _banks(settings.normalise, head, table, train, device=device, seconds=seconds)
         result["normalised"] = _normalised(settings, similarity, table.video_of_text, banks, seconds)
+    if similarity is not None and settings.best_frames is not None:
+        rescored = _with_best_frames(similarity, table, settings, device=device, seconds=seconds)
+        result["normalised"] = {**result.get("normalised", {}), "best-frames": rescored}
     if similarity is not None and judgements is not None:
         with _timed(seconds, "metrics"):
             grade = grades(judgements, table.text_ids, table.captions, table.video_ids, table.video_of_text.cpu())
@@ -486,6 +489,25 @@ def _normalised(
         out[name]["bank"] = given["bank"] if entry.needs_bank else "none"
         out[name]["transductive"] = entry.transductive
     return out
+
+
+def _with_best_frames(
+    similarity: Tensor,
+    table: JudgedTable,
+    settings: EvaluateSettings,
+    *,
+    device: torch.device | str | None,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """Metrics of `S + λ · mean of the K largest n(t) · n(x_f)`, the re-scoring by frames of arXiv 2401.08449, over any S."""
+    table = getattr(table, "tables", [table])[0]  # of several runs that look at different frames those of the first
+    count, dim = settings.best_frames, table.texts(slice(0, 1)).text_features.shape[1]
+    frames = build_head("best_frames", embed_dim=dim, count=count).eval().to(table.device if device is None else device)
+    scores = similarity_matrix(frames, table, device=device, seconds=seconds)
+    with _timed(seconds, "metrics"):
+        found = retrieval_ranks(similarity + settings.best_frames_weight * scores, table.video_of_text)
+        metrics = {direction: summarise(values) for direction, values in found.items()}
+    return {**metrics, "bank": "none", "transductive": False}
 
 
 def check_normalisations(names: Sequence[str], head: Scoring, store: Store | None = None) -> None:

@@ -198,6 +198,10 @@ DATASETS: dict[str, DatasetEntry] = {
         module=f"{_HERE}.charades_sta",
         help="Charades-STA: sentences that tell of a part of a video, tested on its test part (partially relevant).",
     ),
+    "tvr": DatasetEntry(
+        module=f"{_HERE}.tvr",
+        help="TVR: sentences that tell of a part of a clip of a TV show, tested on the released val part (partially relevant).",
+    ),
     "vatex": DatasetEntry(
         module=f"{_HERE}.vatex",
         seconds=10.0,

@@ -31,13 +31,13 @@ from glscl.evaluate.graded import graded_metrics, grades, read_qrels, write_trec
 from glscl.evaluate.hubness import NORMALISATIONS, known_normalisations, normalised_ranks
 from glscl.evaluate.judged_lists import about_list
 from glscl.evaluate.metrics import partially_relevant, summarise
-from glscl.evaluate.published import PARTIALLY_RELEVANT
 from glscl.evaluate.query_banks import Banks, TableOnDevice
 from glscl.evaluate.ranks import DIRECTIONS, RANKINGS, TEXT_TO_VIDEO, VIDEO_TO_TEXT, query_videos, retrieval_ranks
 from glscl.evaluate.seen_in_training import training_of, videos_seen
 from glscl.evaluate.settings import ZERO_SHOT_HEADS, EvaluateSettings
 from glscl.evaluate.similarity import PairsDone, Scoring, ranks, similarity_matrix
 from glscl.evaluate.watched import Watched
+from glscl.extract.datasets import DATASETS
 from glscl.train_head.checkpoint import load_run, read_run
 from glscl.train_head.doubts import score_doubts
 from glscl.train_head.heads import build_head, head_class
@@ -232,11 +232,11 @@ def judge(
         **judged.facts,
         "backbone": backbone,
         "pretrained": pretrained,
-        "cache": str(store.path),
+        "cache": store.place,
         "cache_fingerprint": store.fingerprint,
         **about_list(store.list, settings.split),
     }
-    if store.dataset in PARTIALLY_RELEVANT:
+    if store.dataset in DATASETS and DATASETS[store.dataset].partially_relevant:
         about["partially_relevant"] = partially_relevant(evaluation.ranks[TEXT_TO_VIDEO])
     tail = {"settings": as_dict(settings), "versions": versions(), "command": command}
     return replace(evaluation, result={**about, **evaluation.result, "counts": counts, **tail})

@@ -138,9 +138,6 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
     ),
 }
 
-# Data sets of partially relevant retrieval.
-PARTIALLY_RELEVANT = {row.dataset for row in PUBLISHED[FROZEN] if "R@100" in row.text_to_video}
-
 # Videos of the test sets that the rows above are about; other splits and protocols are other benchmarks.
 TEST_VIDEOS = {"msrvtt": 1_000, "msvd": 670, "lsmdc": 1_000, "didemo": 1_004, "activitynet": 4_917}
 TEST_VIDEOS |= {"activitynet_captions": 4_917, "charades_sta": 1_334, "tvr": 2_179}

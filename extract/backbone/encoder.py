@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from glscl.common.errors import (
     UsageError,
     first_line,
 )
+from glscl.common.tar_members import file_of
 from glscl.extract.backbone.feeding import Feed, fetched_later
 from glscl.extract.backbone.loading import Loaded, load_model
 from glscl.extract.backbone.patch_embedding import temporal_embedding
@@ -203,7 +205,7 @@ class Backbone:
         Raises:
             NotFoundError, DecodeError: the file is not there or gives no frames.
         """
-        if not Path(path).is_file():
+        if not os.path.isfile(file_of(path)):
             raise NotFoundError(f"No video file at {path}")
         features, times, reason = [], [], None
         with DecodePool(replace(decoding or Decoding(), prepare=self.transform), workers=1) as pool:

@@ -388,8 +388,9 @@ class Model:
         width = max(map(len, positions), default=1)
         features = torch.zeros(len(found), width, self.cache.embed_dim, device=self.device)
         mask = torch.zeros(len(found), width, dtype=torch.bool, device=self.device)
-        for row, (each, chosen) in enumerate(zip(found, positions)):
-            features[row, : len(chosen)] = index.features_of(each.video)[torch.from_numpy(chosen)].float()
+        stored = index.features(np.array([each.video for each in found], np.int64))
+        for row, (frames, chosen) in enumerate(zip(stored, positions)):
+            features[row, : len(chosen)] = frames[torch.from_numpy(chosen)].float()
             mask[row, : len(chosen)] = True
         encoded = self.head.encode_video(VideoFeatures(features, mask))
         return torch.stack(
@@ -411,5 +412,6 @@ class Model:
 def _likeness(index: FrameIndex, found: list[Found], frames: Tensor) -> Tensor:
     """(n,) how much of a clip is in each video: the mean over its frames of the highest cosine with one of the video's."""
     ours = F.normalize(frames.float(), dim=-1)
-    theirs = (F.normalize(index.features_of(each.video).float(), dim=-1) for each in found)
+    stored = index.features(np.array([each.video for each in found], np.int64))
+    theirs = (F.normalize(each.float(), dim=-1) for each in stored)
     return torch.stack([(ours @ each.T).amax(1).mean() for each in theirs]) if found else torch.zeros(0)

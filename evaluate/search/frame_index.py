@@ -113,11 +113,13 @@ class FrameIndex:
 
     @property
     def num_videos(self) -> int:
-        return len(self.entries)
+        """That may be an answer."""
+        return len(self.entries) if self.chosen is None else int(self.chosen.sum())
 
     @property
     def num_frames(self) -> int:
-        return len(self.times)
+        """Of the videos that may be an answer."""
+        return len(self.times) if self.chosen is None else int(np.diff(self.offsets)[self.chosen].sum())
 
     @property
     def is_exact(self) -> bool:

@@ -362,7 +362,7 @@ def test_what_no_browser_plays_is_shown_as_a_preview(page, served):
 
 
 def test_a_copy_that_does_not_play_is_encoded_anew(page, served):
-    page.route("**/video/**", lambda route: route.fulfill(body=b"nonsense", content_type="video/mp4"))
+    page.route(f"{served.url}/video/**", lambda route: route.fulfill(body=b"nonsense", content_type="video/mp4"))
     page.route("**/preview/*-0", lambda route: route.fulfill(body=b"nonsense", content_type="video/mp4"))
     page.goto(f"{served.url}/?play=train0002&at=1")
     until(page, "document.getElementById('screen-note').textContent.includes('encoded anew')")

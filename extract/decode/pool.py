@@ -73,7 +73,7 @@ class DecodePool:
         self._sizes: collections.deque[int] = collections.deque(maxlen=32)  # bytes of the frames of the latest videos
         self._settings = functools.partial(WorkerSettings, decoding, decode)
         try:
-            self._preload = _modules_of(pickle.dumps(self._settings(spool="")))
+            self._preload = modules_of(pickle.dumps(self._settings(spool="")))
         except Exception as error:  # anything may come out of foreign code
             raise UsageError(f"preprocessing cannot be sent to decode workers: {error}") from error
         self._spool_bytes = self.in_flight * (SPOOL_WINDOW + 1) * decoding.chunk_bytes
@@ -325,8 +325,8 @@ def _cause(exitcode: int) -> str:
     return f"signal {-exitcode}" if exitcode < 0 else f"exit status {exitcode}"
 
 
-def _modules_of(packed: bytes) -> list[str]:
-    """What workers import to unpack their settings, for the fork server to have ready.
+def modules_of(packed: bytes) -> list[str]:
+    """What workers import to unpack what they are sent, for the fork server to have ready.
 
     Without it every worker would import torch by itself, for the transforms of torchvision in the preprocessing.
     """
@@ -385,16 +385,23 @@ def wake(modules: Iterable[str]) -> None:
 def start_fork_server() -> None:
     """Lets the process that forks workers come up deaf to Ctrl-C, which a terminal sends to all of a group.
 
-    It would end with a traceback while it imports; its children ignore the signal anyway.
+    It would end with a traceback while it imports; its children ignore the signal anyway. It takes no module from the
+    folder that it runs in, where an `av.py` may lie.
     """
     from multiprocessing import forkserver, resource_tracker
 
     resource_tracker.ensure_running()  # sets the mask itself, so it comes first
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    path_was_safe = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
     try:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if path_was_safe is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = path_was_safe
 
 
 def end_pool(pool: Any) -> None:

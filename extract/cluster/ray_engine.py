@@ -240,5 +240,5 @@ def _connect(ray: Any, address: str) -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"There is no Ray cluster at `address={address}`: {first_line(error)}",
-            hint="Start one (ray start --head), or use `address=local` for this machine alone",
+            hint="Start one with ray start, or use `address=local` for this machine alone",
         ) from error

@@ -61,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
             name = f"{asked['type']}s/{asked.get('organization') or 'user'}/{asked['name']}"
             if name in hub.repositories:
                 return self.answer(409, {"url": f"{hub.address}/{name}"})
-            hub.repositories[name], hub.private[name] = {}, asked.get("private")
+            hub.repositories[name], hub.private[name] = {}, asked.get("private") or asked.get("visibility") == "private"
             return self.answer(value={"url": f"{hub.address}/{name}"})
         if path == "/api/validate-yaml":
             return self.answer(value={"errors": [], "warnings": []})
@@ -122,7 +122,7 @@ def hub(server, monkeypatch):
     return server
 
 
-@pytest.mark.parametrize("format", ["zarr", "hdf5"])
+@pytest.mark.parametrize("format", [pytest.param("zarr", marks=pytest.mark.exhaustive), "hdf5"])
 def test_a_pushed_cache_is_pulled_whole_and_trains(small_cache, glscl, hub, tmp_path, format):
     made = small_cache(format=format)
     made.fill()

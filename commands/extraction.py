@@ -302,8 +302,8 @@ def push(
 def _push_to_hub(run: Run, folder: Path, address: str, license: str | None, public: bool) -> None:
     from glscl.cache.known_files import FILE
     from glscl.cache.library import open_library
+    from glscl.commands.hub_cards import cache_card, run_card
     from glscl.common.hub import Repository, push_folder
-    from glscl.evaluate.hub_cards import cache_card, run_card
 
     where = Repository.at(address)
     if (folder / "run.json").is_file():

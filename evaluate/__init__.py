@@ -23,7 +23,6 @@ In reading order:
     paired_runs       evaluated runs against the first of them
     published         published results to print beside one's own
     result_tables     tables of results, one's own and published ones
-    hub_cards         cards of caches and runs on the Hugging Face Hub
 
 Wings, which an evaluation never loads:
     compare/          runs side by side

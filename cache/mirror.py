@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from glscl.cache.files import dump_json, listed, load_json, storage_errors, write_atomically, written
+from glscl.common.addresses import address_of, local_path
 from glscl.common.errors import CacheCorruptError, GlsclError, NotFoundError, StorageError, UsageError, first_line
-from glscl.common.places import address_of, local_path
 from glscl.common.settings import home
 
 MARK = "mirrored.json"

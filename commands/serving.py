@@ -65,7 +65,7 @@ def serve(
             f"A page needs starlette and uvicorn ({error.name} is not installed)", hint="pip install 'glscl[serve]'"
         ) from error
     from glscl.evaluate.serve.app import Site
-    from glscl.evaluate.serve.catalog import open_catalog
+    from glscl.evaluate.serve.served_caches import open_catalog
 
     settings = build(ServeSettings, asked)
     device = run.device()

@@ -11,7 +11,7 @@ import pytest
 
 from glscl.cache.store import open_store
 from glscl.common.errors import UsageError
-from glscl.demo.pipeline import DemoSettings, chance, run_demo, table
+from glscl.demo.stages import DemoSettings, chance, run_demo, table
 from glscl.evaluate.metrics import retrieval_metrics
 
 SCHEMA = Path(__file__).parents[1] / "docs" / "result.schema.json"

@@ -18,8 +18,8 @@ from glscl.cache.mirror import Mirror
 from glscl.cache.schema import STREAMS
 from glscl.cache.store import Store, open_store
 from glscl.cache.upkeep.contents import commit_bytes
+from glscl.common.addresses import address_of
 from glscl.common.errors import FingerprintError, Hint, UsageError
-from glscl.common.places import address_of
 
 
 @dataclass

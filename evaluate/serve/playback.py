@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from glscl.common.errors import NotFoundError
-from glscl.evaluate.serve.catalog import Video
+from glscl.evaluate.serve.served_caches import Video
 from glscl.extract.decode.jobs import JobPool
 from glscl.extract.decode.previews import Preview, make_preview
 

@@ -20,7 +20,7 @@ from glscl.cache.files import put_if_absent, write_atomically
 from glscl.cache.table import FeatureTable
 from glscl.common.errors import StorageError
 from glscl.demo.corpus import render_corpus
-from glscl.demo.pipeline import DemoSettings, run_demo
+from glscl.demo.stages import DemoSettings, run_demo
 from glscl.evaluate.evaluation import save_similarity_matrix, write_result
 from glscl.evaluate.exporting.vectors import export_vectors
 from glscl.evaluate.report.plots import Plot

@@ -14,6 +14,7 @@ In reading order:
     state_dicts     checkpoints of every kind, read without unpickling or running anything but tensors
     clip_names      what a checkpoint is of, and its backbone under open_clip's names
     tables          a table, and how it is written for a terminal, Markdown, CSV and LaTeX
+    arguments       what a function of the front door is given, compared with its annotations
     callable_room   a room that is a function of the front door too
     versions        versions of everything that can change a number
 """

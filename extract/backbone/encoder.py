@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from glscl.cache.schema import TextFeatures
+from glscl.common.arguments import checked
 from glscl.common.devices import arithmetic
 from glscl.common.errors import (
     BackboneError,
@@ -75,6 +76,8 @@ class Backbone:
         logit_scale: log of the temperature factor that the model was trained with.
         notes: what nobody said of its weights, and what was taken.
     """
+
+    MADE_BY = "`glscl.load_backbone`"
 
     def __init__(
         self, loaded: Loaded, *, words: int | None, device: torch.device, precision: str, preprocess: str = "open_clip"
@@ -245,6 +248,7 @@ class Backbone:
             found.append(f"the tokenizer of {self.name} hardly knows this script: what is found means little")
         return found
 
+    @checked
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Sentences → text_features (T, D), token_features (T, L, D) and token_mask (T, L), float32 on the host.
 
@@ -309,6 +313,7 @@ def _weight_type(model: ClipModel) -> torch.dtype:
     return next(model.parameters()).dtype
 
 
+@checked
 def load_backbone(
     name: str = "ViT-B-32",
     pretrained: str | None = "openai",

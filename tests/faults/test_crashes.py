@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import Forked
 
 HARNESS = Path(__file__).with_name("crash_harness.py")
 STAGES = ("first", "second", "retry", "merge", "convert")
@@ -39,10 +38,10 @@ def harness(folder, clips, format, rounds: dict[str, dict[str, int]]) -> dict[st
     """The report of `crash_harness.py`; every round ends with a look at the cache and with its completion."""
     (folder / "clips").symlink_to(clips)
     asked = [f"{stage}:{kind}={count}" for stage, kinds in rounds.items() for kind, count in kinds.items()]
-    command = [sys.executable, str(HARNESS), str(folder), format, SEED, *asked]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    begun = Forked([HARNESS, folder, format, SEED, *asked])
+    said, problems = begun.communicate(timeout=3600)
+    assert begun.returncode == 0, problems
+    report = json.loads(said)
     print(report)
     assert [line for stage in report.values() for line in stage["problems"]] == []
     return report

@@ -77,16 +77,15 @@ class Forked:
         if self.poll() is None:
             os.kill(self.pid, kind)
 
-    def first_line(self, timeout: float = 300) -> str:
-        """Of its standard output, as soon as it is there; "" where it ends without one."""
-        until, ended = time.monotonic() + timeout, False
-        while not ended and time.monotonic() < until:
-            ended = self.poll() is not None
-            said, line, _ = os.pread(self._said[0].fileno(), 1 << 16, 0).partition(b"\n")
-            if line:
-                return said.decode()
-            time.sleep(0.02)
-        return ""
+    def lines(self, count: int, timeout: float = 300) -> list[str]:
+        """The first ones of its standard output, as soon as there are so many; fewer where it ends without."""
+        until = time.monotonic() + timeout
+        while True:
+            ended = self.poll() is not None or time.monotonic() > until
+            *whole, _ = os.pread(self._said[0].fileno(), 1 << 16, 0).decode().split("\n")
+            if len(whole) >= count or ended:
+                return whole[:count]
+            time.sleep(0.005)
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """What it printed to standard output and standard error, once it has ended."""

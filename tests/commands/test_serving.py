@@ -21,7 +21,7 @@ def serving(trained):
     def start(*arguments):
         begun = Forked(["-m", "glscl", "serve", *arguments, "--port", 0], cwd=trained)
         started.append(begun)
-        return begun, begun.first_line()
+        return begun, begun.lines(1)[0]
 
     yield start
     for each in started:

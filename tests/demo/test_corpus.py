@@ -137,7 +137,7 @@ def test_the_reader_gives_every_video_and_caption(rendered):
 def test_the_id_of_a_caption_tells_its_kind(rendered):
     texts = corpus.read(rendered / "annotations", rendered / "videos", splits=["test"]).texts
     kinds = [text.id.rpartition(":")[2] for text in texts]
-    assert {*kinds} == {*KINDS} and kinds.count("order") == 3 * SIZES["test"]
+    assert {*kinds} <= {*KINDS} and kinds.count("order") == 3 * SIZES["test"]
 
 
 def test_the_reader_takes_the_splits_that_are_asked_for_and_does_without_videos(rendered):

@@ -86,8 +86,9 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(_fits(value, each) for each in inner)
     if origin is Literal:
         return value in inner
-    if origin is not None and issubclass(origin, Sequence) and origin is not tuple:
-        return isinstance(value, origin) and not isinstance(value, str) and all(_fits(each, inner[0]) for each in value)
+    if origin is Sequence:  # arrays and columns of strings are no Sequence, and serve as one
+        listed = hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, str | Mapping)
+        return listed and all(_fits(each, inner[0]) for each in value)
     if getattr(kind, "_is_protocol", False) or kind is Any:
         return True
     wanted = _NUMBERS.get(kind, origin or kind)
@@ -100,8 +101,8 @@ def _called(kind: Any) -> str:
         return "None"
     if origin is Literal:
         return ", ".join(map(str, inner))
-    if origin is not None and issubclass(origin, Sequence):
-        return f"a {origin.__name__.lower()} of {inner[0].__name__}"
+    if origin is Sequence:
+        return f"a sequence of {inner[0].__name__}"
     name = (origin or kind).__name__
     return {"PathLike": "a path", "Path": "a path", "str": "a string", "int": "an integer", "float": "a number"}.get(
         name, name

@@ -6,8 +6,10 @@ import inspect
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -95,6 +97,12 @@ def test_an_argument_of_another_type_ends_in_one_line_before_anything_happens(ki
         call(cache)
     assert said in str(refused.value) and "\n" not in str(refused.value)
     assert not any((tmp_path / name).exists() for name in ("out", "r"))
+
+
+def test_a_column_of_strings_and_numbers_of_numpy_are_taken():
+    arguments.require("texts", np.array(["a dog", "a cat"]), Sequence[str])
+    arguments.require("top", np.int64(3), int)
+    arguments.require("fps", np.float32(2), float | None)
 
 
 def test_what_is_left_out_python_says_itself():

@@ -222,7 +222,7 @@ def read_dataset(
     videos: PathLike[str] | str | None = None,
     *,
     protocol: str | None = None,
-    splits: list[str] | None = None,
+    splits: Sequence[str] | None = None,
     allow_shared: bool = False,
 ) -> Annotations:
     """Videos and captions of a data set, with the files that were found; nothing is decoded.

@@ -117,7 +117,7 @@ def test_a_batch_reuses_the_memory_of_the_one_before():
 import resource, numpy, glscl.common.memory as memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
+    for _ in range(5):
         numpy.ones(5_000_000), numpy.ones(9_000_000)  # 40 and 72 MB
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 before, kept = faults(), memory.keep_freed_memory()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from glscl.cache.store import Store
+from glscl.common.addresses import may_exist
 from glscl.common.archive_limits import check_zip
 from glscl.common.errors import (
     CacheError,
@@ -168,7 +169,7 @@ def open_cache_of(run: EvaluatedRun, cache: Path | None = None) -> tuple[Store |
     """
     recorded = run.result.get("cache")
     where = cache or (Path(recorded) if recorded else None)
-    if where is None or (cache is None and not where.exists()):
+    if where is None or (cache is None and not may_exist(where)):
         return None, run.with_notes(
             f"The cache {where or 'of the result'} is not there, so captions, examples, hubness and failures of "
             "extraction are not shown."

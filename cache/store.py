@@ -32,7 +32,7 @@ from glscl.cache.lists import (
 from glscl.cache.reading import read_entries
 from glscl.cache.schema import STREAMS, Annotations, Expected, FramePosition, Split, Status, TextItem, VideoItem
 from glscl.cache.shard_arrays import FLOAT, LAYOUT, decode_features, pack_strings
-from glscl.common.arguments import checked
+from glscl.common.arguments import types_checked
 from glscl.common.errors import CacheCorruptError, CacheIncompleteError, Hint, NotFoundError, UsageError
 from glscl.common.settings import recorded_command
 
@@ -46,7 +46,7 @@ NO_KEY = -2  # number of an entry that has no key: no file is known, or it was n
 _OF_LIST = ("id_bytes", "id_offsets", "text_bytes", "text_offsets")  # what a list says, not the items
 
 
-@checked
+@types_checked
 def open_store(path: os.PathLike[str] | str, list: str | None = None) -> Store:
     """Open a cache for reading.
 
@@ -294,7 +294,7 @@ class Store:
         """Frames of all entries that have any: of two that share an item each has its own."""
         return int(read_entries(self.library, "video", ["offsets"], self.numbers["video"])["offsets"][-1])
 
-    @checked
+    @types_checked
     def table(
         self,
         split: str | None,

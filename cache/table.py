@@ -19,7 +19,7 @@ from glscl.cache.lists import CacheList
 from glscl.cache.reading import read_arrays, read_rows, unique_numbers
 from glscl.cache.sampler import CaptionSampler
 from glscl.cache.schema import PAD, FramePosition, Split, Status, TextFeatures, VideoFeatures
-from glscl.common.arguments import checked
+from glscl.common.arguments import types_checked
 from glscl.common.errors import CacheCorruptError, Hint, InputError, UsageError
 
 
@@ -287,7 +287,7 @@ class FeatureTable:
         index = self._index(index, self.num_videos)
         return VideoFeatures(self.frame_features.index_select(0, index).float(), self.frame_mask.index_select(0, index))
 
-    @checked
+    @types_checked
     def batches(
         self, batch_size: int, *, seed: int = 0, epoch: int = 0, same_video: str = "separate"
     ) -> Iterator[tuple[TextFeatures, VideoFeatures]]:

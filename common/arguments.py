@@ -19,10 +19,11 @@ from glscl.common.settings import as_dict, build
 
 Given = ParamSpec("Given")
 Returned = TypeVar("Returned")
+_IN_WORDS = {"PathLike": "a path", "Path": "a path", "str": "a string", "int": "an integer", "float": "a number"}
 _NUMBERS = {int: numbers.Integral, float: numbers.Real}  # those of NumPy too
 
 
-def checked(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
+def types_checked(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
     """A function that raises UsageError, in one line, where it is given what its annotations do not admit.
 
     Settings are checked as `build` does, and a device must be there. Names that are known to type checkers alone admit all.
@@ -103,7 +104,5 @@ def _called(kind: Any) -> str:
         return ", ".join(map(str, inner))
     if origin is Sequence:
         return f"a sequence of {inner[0].__name__}"
-    name = (origin or kind).__name__
-    return {"PathLike": "a path", "Path": "a path", "str": "a string", "int": "an integer", "float": "a number"}.get(
-        name, name
-    )
+    name: str = (origin or kind).__name__
+    return _IN_WORDS.get(name, name)

@@ -24,7 +24,7 @@ from glscl.cache.lists import list_names, read_record, versions_of
 from glscl.cache.planning import Work, begin, work_for
 from glscl.cache.schema import STREAMS, Annotations, Status
 from glscl.cache.store import Store
-from glscl.common.arguments import checked
+from glscl.common.arguments import types_checked
 from glscl.common.devices import cores
 from glscl.common.errors import DecodeError, GlsclError, Hint, InputError, NotFoundError, StorageError, UsageError
 from glscl.common.memory import keep_freed_memory
@@ -100,7 +100,7 @@ class ExtractionSummary:
         return dataclasses.asdict(self)
 
 
-@checked
+@types_checked
 def extract(
     annotations: Annotations,
     out: os.PathLike[str] | str,

@@ -12,7 +12,7 @@ import torch
 
 from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable
-from glscl.common.arguments import checked
+from glscl.common.arguments import types_checked
 from glscl.common.versions import versions
 from glscl.evaluate.evaluation import Evaluation, evaluate_head, validation_metrics, write_result
 from glscl.evaluate.judged_lists import about_list
@@ -27,7 +27,7 @@ from glscl.train_head.train import TrainResult
 _RESULT, _PAGE = "validation.json", "validation.html"
 
 
-@checked
+@types_checked
 def train(
     cache: Store, settings: TrainSettings | None, out: PathLike[str] | str, *, device: str | torch.device = "cpu"
 ) -> TrainResult:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from glscl.cache.schema import TextFeatures
-from glscl.common.arguments import checked
+from glscl.common.arguments import types_checked
 from glscl.common.devices import arithmetic
 from glscl.common.errors import (
     BackboneError,
@@ -250,7 +250,7 @@ class Backbone:
             found.append(f"the tokenizer of {self.name} hardly knows this script: what is found means little")
         return found
 
-    @checked
+    @types_checked
     def encode_texts(self, texts: Sequence[str], *, padded: bool = False) -> TextFeatures:
         """Sentences → text_features (T, D), token_features (T, L, D) and token_mask (T, L), float32 on the host.
 
@@ -330,7 +330,7 @@ def _weight_type(model: ClipModel) -> torch.dtype:
     return next(model.parameters()).dtype
 
 
-@checked
+@types_checked
 def load_backbone(
     name: str = "ViT-B-32",
     pretrained: str | None = "openai",

@@ -14,7 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glscl.common.arguments import checked
+from glscl.common.arguments import types_checked
 from glscl.common.errors import UsageError
 from glscl.common.outside import attribute, load, outside_name
 
@@ -219,7 +219,7 @@ DATASETS: dict[str, DatasetEntry] = {
 }
 
 
-@checked
+@types_checked
 def read_dataset(
     name: str,
     annotations: PathLike[str] | str | None,

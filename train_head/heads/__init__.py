@@ -10,7 +10,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from glscl.common.arguments import checked, require
+from glscl.common.arguments import require, types_checked
 from glscl.common.errors import UsageError
 from glscl.common.outside import installed, load, outside_name
 
@@ -117,7 +117,7 @@ def head_options(name: str) -> dict[str, Any]:
     return {option: declared.default for option, declared in head_class(name).declared_options().items()}
 
 
-@checked
+@types_checked
 def build_head(name: str, *, embed_dim: int, **options: Any) -> Head:
     """Build the head `name`.
 

@@ -15,6 +15,7 @@ from glscl.commands.printing import print_extraction, print_failures, print_fore
 from glscl.commands.shared import CacheFolderOption, DatasetOption, share_of
 from glscl.commands.wording import hint_text, worded
 from glscl.common.devices import cores
+from glscl.common.errors import Hint
 from glscl.common.progress import counted
 from glscl.common.settings import build, home, with_option
 from glscl.common.tables import amount
@@ -281,6 +282,10 @@ def push(
         done = push_cache(cache, address, progress=task.advance)
     sent = f"{amount(done.shards, 'shard')} sent ({done.bytes / 1e6:.1f} MB in all), {done.there:,} there already"
     run.say(f"{done.address}: {sent}; lists: {', '.join(done.lists) or 'none that is complete'}")
+    if done.forgotten:
+        hint = Hint("Delete them", "repair", {"": done.address})
+        left = amount(done.forgotten, "file")
+        run.note(f"{left} of shards there that nothing names, of a writer that was killed. {hint_text(hint, COMMANDS)}")
     run.result(done.as_dict())
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from glscl.commands.options import Run
+from glscl.common.places import address_of
 from glscl.common.progress import duration
 from glscl.common.tables import Table, TableRow, amount, cell_text, plain_table, render
 from glscl.train_head.reports import Reporter
@@ -195,7 +196,9 @@ def _print_lists(run: Run, report: dict[str, Any], again: dict[str, str]) -> Non
 def print_repair(run: Run, report: Any, again: list[str]) -> None:
     """What `glscl repair` did, or with --dry-run would do; a line for each kind of thing, and the commands that go on."""
     if report.clean:
-        run.say(f"{report.cache}: every committed shard is whole and nothing is left behind")
+        there = address_of(report.cache, "cache") is not None
+        read = "nothing is left behind" if there else "every committed shard is whole and nothing is left behind"
+        run.say(f"{report.cache}: {read}")
         return
     would = "would " if report.dry_run else ""
     kinds = {
@@ -305,6 +308,10 @@ def print_result(run: Run, result: dict[str, Any]) -> None:
     if counts["texts_without_video"]:
         run.say(f"note: {amount(counts['texts_without_video'], 'caption')} lost their video and are not queries")
     print_table(run, result_table(result))
+    if part := result.get("partially_relevant"):
+        run.say(
+            f"captions of a part of a video: R@100 {part['R@100']:.1f}, SumR (R@1 + R@5 + R@10 + R@100) {part['SumR']:.1f}"
+        )
     if graded := result.get("graded"):
         run.say(f"with the judgements of {graded['qrels']}, in percent:")
         names = [name for name in graded["text_to_video"] if name != "queries"]

@@ -404,24 +404,40 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="How vectors are written. npy, safetensors: one a video and one a caption, of a head; faiss, parquet, "
-            "lance: one for every stored frame.",
+            help="npy, safetensors: one vector a video and one a caption, of a head; faiss, parquet, lance: one for every "
+            "stored frame; npy-files, npz, h5, webdataset: frames, captions and tokens as they are stored, by name.",
             rich_help_panel="Output",
         ),
-        OneOf(("npy", "safetensors", "faiss", "parquet", "lance")),
+        OneOf(("npy", "safetensors", "faiss", "parquet", "lance", "npy-files", "npz", "h5", "webdataset")),
     ] = "npy",
+    pooled: Annotated[
+        bool,
+        typer.Option("--pooled", help="By name: one vector a video, the mean of its frames.", rich_help_panel="Output"),
+    ] = False,
+    names: Annotated[
+        str,
+        typer.Option(help="By name: call videos by their id or their content.", rich_help_panel="Output"),
+        OneOf(("id", "content")),
+    ] = "id",
 ) -> None:
-    """Write vectors for any index: of videos and captions, whose dot products are the similarities of a head, or of frames."""
+    """Write vectors for an index, or features as other programs read them: a head's, of every frame, or as they are stored."""
     from glscl.commands.default_paths import newest_run
+    from glscl.evaluate.exporting.features import FEATURE_FORMATS
     from glscl.evaluate.exporting.vectors import FORMATS, check_indexable, export_vectors
     from glscl.evaluate.judged_lists import about_list
     from glscl.train_head.checkpoint import read_run
 
     if zero_shot and run_folder is not None:
         raise UsageError("--run and --zero-shot exclude each other")
+    if to not in FEATURE_FORMATS and (pooled or names != "id"):
+        raise UsageError(f"`pooled` and `names` go with {', '.join(FEATURE_FORMATS)}; `to` is {to}")
     if to not in FORMATS:
         if run_folder is not None or head is not None:
             raise UsageError(f"`to={to}` writes frames as they are stored, without a run or a head")
+        if to in FEATURE_FORMATS:
+            how = {"to": to, "split": None if split == "all" else split, "pooled": pooled, "names": names}
+            _export_features(run, open_cache(cache, None, list), out, how)
+            return
         _export_frames(run, open_cache(cache, None, list), out, to, None if split == "all" else split)
         return
     split = split or "test"
@@ -439,7 +455,7 @@ def export(
         about={
             "head": "mean_pool, zero-shot" if folder is None else read_run(folder)["head"],
             "run": None if folder is None else str(folder),
-            "cache": str(store.path),
+            "cache": store.place,
             "cache_fingerprint": store.fingerprint,
             **about_list(store.list),
             "split": split,
@@ -452,12 +468,27 @@ def export(
     run.result(done.as_dict())
 
 
+def _export_features(run: Run, store: Store, out: Path, how: dict[str, Any]) -> None:
+    from glscl.evaluate.exporting.features import export_features
+    from glscl.evaluate.judged_lists import about_list
+
+    about = {"cache": store.place, "cache_fingerprint": store.fingerprint, **about_list(store.list)}
+    about |= {"split": how["split"], "command": command_line()}
+    done = export_features(store, out, about=about, **how)
+    items = f"{amount(done.videos, 'video')} and {amount(done.texts, 'caption')}"
+    run.say(f"{out}: {items}, {done.dim}-d, in {', '.join(done.files)}")
+    if any(done.left_out.values()):
+        left = [amount(done.left_out[key], name) for key, name in (("videos", "video"), ("texts", "caption"))]
+        run.note(f"{' and '.join(left)} without features, or of a video without, are left out")
+    run.result(done.as_dict())
+
+
 def _export_frames(run: Run, store: Store, out: Path, to: str, split: str | None) -> None:
     from glscl.evaluate.exporting.frames import export_frames
     from glscl.evaluate.judged_lists import about_list
 
     about = {
-        "cache": str(store.path),
+        "cache": store.place,
         "cache_fingerprint": store.fingerprint,
         **about_list(store.list),
         "split": split,

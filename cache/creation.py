@@ -97,13 +97,16 @@ def _require_same_format(library: Library, format: str) -> None:
         )
 
 
-def create_library(path: os.PathLike[str] | str, spec: StoreSpec, format: str = "zarr") -> Library:
+def create_library(
+    path: os.PathLike[str] | str, spec: StoreSpec, format: str = "zarr", *, single_writer: bool = False
+) -> Library:
     """Create a cache, or open the one that is there if it was made by the same encoder.
 
     Args:
         path: folder of the cache, created with its parents; or an address with conditional puts.
         spec: what encodes.
         format: a key of `STORES`.
+        single_writer: nobody else writes at the address meanwhile, so that it needs no conditional puts.
 
     Raises:
         UsageError: unknown format or dtype, or the cache there has another format or stores frames in another way.
@@ -154,10 +157,12 @@ def create_library(path: os.PathLike[str] | str, spec: StoreSpec, format: str = 
         }
         mirror, data = Mirror.of(root), dump_json(header)
         if mirror is not None:
-            mirror.require_conditional_puts()
+            mirror.require_conditional_puts(single_writer)
             if not mirror.put_if_absent("store.json", data):
                 mirror.refresh()
-                return create_library(path, spec, format)
+                return create_library(path, spec, format, single_writer=single_writer)
         if not put_if_absent(root / "store.json", data):
-            return create_library(path, spec, format)  # another launch was a moment faster: compare with what it wrote
+            return create_library(
+                path, spec, format, single_writer=single_writer
+            )  # another launch was a moment faster: compare with what it wrote
     return open_library(root)

@@ -164,6 +164,11 @@ class Library:
         return f"Library({str(self.path)!r}, {sizes}, fingerprint {self.fingerprint})"
 
     @property
+    def place(self) -> str:
+        """Where the cache is, for messages and records: its address, or its path."""
+        return str(self.path) if self.mirror is None else self.mirror.address
+
+    @property
     def is_flat(self) -> bool:
         """Whether it is one file or group, as conversion writes it, to which nothing can be committed."""
         return "commits" in self.header

@@ -211,6 +211,10 @@ class Store:
         return self.library.path
 
     @property
+    def place(self) -> str:
+        return self.library.place
+
+    @property
     def header(self) -> dict[str, Any]:
         return self.library.header
 

@@ -231,7 +231,7 @@ def judge(
         **judged.facts,
         "backbone": backbone,
         "pretrained": pretrained,
-        "cache": str(store.path),
+        "cache": store.place,
         "cache_fingerprint": store.fingerprint,
         **about_list(store.list, settings.split),
     }

@@ -188,6 +188,11 @@ class _Extraction:
         self.backbone = self.given = backbone
         self.device, self.progress = device, progress
         self.part = Part.parse(settings.part)
+        if settings.single_writer and not self.part.whole:
+            raise UsageError(
+                f"`part` is {self.part} and `single_writer` says that nobody else writes there",
+                hint="Leave one of the two out",
+            )
         self.origin = dataclasses.replace(origin, name=settings.list or origin.name).named(annotations.dataset)
         self.known = KnownFiles.read(out)
         self.is_verified = self.is_current = False  # that this backbone made the cache; that the list counts already
@@ -276,7 +281,8 @@ class _Extraction:
 
     def fill(self) -> None:
         """Write the list, encode what is missing, and let the list count once everything of it is there."""
-        with filling(self.library, self.listing.made, part=(self.part.index, self.part.count)) as outcome:
+        part, alone = (self.part.index, self.part.count), self.settings.single_writer
+        with filling(self.library, self.listing.made, part=part, single_writer=alone) as outcome:
             texts, videos = self._work("text"), self._work("video")
             videos_left = self._is_left("video", videos)
             if videos_left:
@@ -328,7 +334,9 @@ class _Extraction:
             for line in self.backbone.notes:
                 self.progress.note(line)
         if not self.is_verified:
-            self.library = create_library(self.out, _spec(s, self.backbone, self.origin), s.format)
+            self.library = create_library(
+                self.out, _spec(s, self.backbone, self.origin), s.format, single_writer=s.single_writer
+            )
             introduce(self.backbone, self.library)
             self.known.contents(_weight_files(s))
             self.is_verified = True

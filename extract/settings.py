@@ -217,6 +217,12 @@ class ExtractSettings(WeightSettings):
         parse=Part.parse,
         affects_result=False,
     )
+    single_writer: bool = setting(
+        False,
+        "With `out` at an address: nobody else writes there meanwhile, so that a store without conditional puts will do.",
+        group="Cache",
+        affects_result=False,
+    )
     batch_frames: int = setting(128, "Frames encoded at once.", group="Speed", min=1, affects_result=False)
     batch_texts: int = setting(256, "Captions encoded at once.", group="Speed", min=1, affects_result=False)
     decoder: str = setting(

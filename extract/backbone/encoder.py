@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from glscl.common.errors import (
     first_line,
 )
 from glscl.common.state_dicts import weights_hash
+from glscl.common.tar_members import file_of
 from glscl.extract.backbone.feeding import Feed, fetched_later
 from glscl.extract.backbone.loading import Loaded, load_model
 from glscl.extract.backbone.patch_embedding import temporal_embedding
@@ -207,7 +209,7 @@ class Backbone:
         Raises:
             NotFoundError, DecodeError: the file is not there or gives no frames.
         """
-        if not Path(path).is_file():
+        if not os.path.isfile(file_of(path)):
             raise NotFoundError(f"No video file at {path}")
         features, times, reason = [], [], None
         with DecodePool(replace(decoding or Decoding(), prepare=self.transform), workers=1) as pool:

@@ -35,7 +35,7 @@ class DatasetEntry:
         fps: frames a second to sample (the recipe's).
         seconds: of a video on average, for forecasts where no file is there; None where nobody knows.
         protocols: names of the ways to read it, the default first; empty where there is only one.
-        unpacks: the reader writes video files below the folder of videos (archives); a dry run must not.
+        unpacks: the reader may write below the folder of videos (compressed archives); a dry run must not.
         public_rule: how the public programs sample it, a rule of `glscl.extract.decode.sampling`.
         own: of data of one's own, of which nobody knows the splits: its reader compares what is in the files.
     """
@@ -80,7 +80,7 @@ class DatasetEntry:
             NotFoundError: a folder or required file that is not there.
             UsageError: an unknown split or protocol, or a reader from outside that gives something else than annotations.
         """
-        options: dict[str, object] = {"unpack": not dry_run} if self.unpacks else {}
+        options: dict[str, object] = {"write": not dry_run} if self.unpacks else {}
         if self.own:
             options |= {"contents": contents, "allow_shared": allow_shared}
         reader: Callable[..., Annotations] = attribute(import_module(self.module), self.reader)
@@ -153,7 +153,7 @@ DATASETS: dict[str, DatasetEntry] = {
     "webdataset": DatasetEntry(
         module=f"{_HERE}.webdataset",
         own=True,
-        help="Shards of video2dataset (.tar with .mp4 and .txt or .json), unpacked into the folder of videos.",
+        help="Shards of video2dataset (.tar with .mp4 and .txt or .json), read where they lie.",
         unpacks=True,
     ),
     "msrvtt": DatasetEntry(

@@ -19,7 +19,7 @@ from typing import Any
 
 from glscl.common.errors import CacheFormatError, StorageError
 
-_ERRNO = re.compile(r"(?:errno =|os error) (\d+)")  # as HDF5 and safetensors quote the system
+_ERRNO = re.compile(r"(?:errno =|os error|\[Errno) (\d+)")  # as HDF5, safetensors and shutil quote the system
 _ASIDE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # as `_write_aside` names them
 RESERVED_SECONDS = 1.0  # after which a name that was reserved and not filled is nobody's any more
 # What the system says of a file that tells nothing of its content, and what is to be done first.
@@ -120,6 +120,7 @@ def links_below(root: Path, *, depth: int = sys.maxsize) -> Iterator[Path]:
             except (FileNotFoundError, NotADirectoryError):  # gone meanwhile, or a flat file
                 continue
             except OSError as error:
+                refuse_unread(error, folder)
                 raise StorageError(f"Cannot look for links in {folder}: {error.strerror or error}") from error
             yield from (Path(entry.path) for entry in found if entry.is_symlink())
             folders += [entry.path for entry in found if entry.is_dir(follow_symlinks=False)]

@@ -5,7 +5,7 @@ brought when the cache is opened, a shard when it is first read, and only after 
 of a cache is ever modified but which version of a list counts, so what is here stays true. What is made here is put there in
 the order in which readers need it: a shard first, then its commit by a conditional put, at last the version that counts.
 
-fsspec does the transfer, with its own bounded retries.
+`glscl.common.remote` does the transfer, with bounded retries.
 """
 
 from __future__ import annotations
@@ -17,21 +17,19 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from glscl.cache.files import dump_json, listed, load_json, storage_errors, write_atomically, written
-from glscl.common.errors import CacheCorruptError, GlsclError, NotFoundError, StorageError, UsageError, first_line
+from glscl.common.errors import CacheCorruptError, NotFoundError, StorageError, UsageError
 from glscl.common.places import address_of, local_path
+from glscl.common.remote import CONDITIONAL, Files, files_at, get_all, put_all, remote_errors
 from glscl.common.settings import home
 
 MARK = "mirrored.json"
-CONDITIONAL = ("s3", "gs", "gcs", "az", "abfs", "memory")  # fsspec puts there only where nothing is, in one step
 LATELY_SECONDS = 600.0  # a shard that was used since is not deleted to make room
 ROOM_GB = 100.0  # of shards of all mirrors together; $GLSCL_MIRROR_GB says otherwise
-_EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "https": "https", "http": "https"}
 _OPENED = re.compile(
     r"store\.json|zarr\.json|(shards|shards/(video|text))/zarr\.json|(additions|commits|lists|backbone)/.+"
 )
@@ -54,34 +52,6 @@ def cache_path(place: os.PathLike[str] | str, name: str = "cache", *, new: bool 
     """
     address = address_of(place, name)
     return local_path(place, name) if address is None else Mirror.at(address).refresh(new=new)
-
-
-@contextlib.contextmanager
-def transfer_errors(address: str, doing: str) -> Iterator[None]:
-    """Turn whatever libraries raise about an address into one of our errors, in one line."""
-    try:
-        yield
-    except (GlsclError, KeyboardInterrupt):
-        raise
-    except FileNotFoundError as error:
-        raise NotFoundError(f"There is nothing at {address}") from error
-    except ImportError as error:
-        extra = _EXTRAS.get(address.partition(":")[0], "s3")
-        raise UsageError(
-            f"{address} needs a package that is not installed: {first_line(error)}",
-            hint=f"pip install 'glscl[{extra}]'",
-        ) from error
-    except Exception as error:  # each store has errors of its own
-        name = type(error).__name__
-        if isinstance(error, PermissionError) or "Credential" in name:
-            raise StorageError(
-                f"Cannot {doing} {address}: {first_line(error) or name}",
-                first="See that your credentials allow it",
-            ) from error
-        raise StorageError(
-            f"Cannot {doing} {address}: {first_line(error) or name}",
-            first="See that the address is right and the network is well",
-        ) from error
 
 
 class Mirror:
@@ -118,21 +88,8 @@ class Mirror:
         return cls(known, root)
 
     @cached_property
-    def _files(self) -> tuple[Any, str]:
-        """fsspec's view of the address: the file system, and the path in it."""
-        with transfer_errors(self.address, "reach"):
-            from fsspec.core import url_to_fs
-
-            return url_to_fs(self.address, use_listings_cache=False, skip_instance_cache=True)
-
-    @property
-    def _store(self) -> Any:
-        """The file system of the address."""
-        return self._files[0]
-
-    def _path(self, name: str = "") -> str:
-        """Where a name below the address lies in its file system; "" is the address itself."""
-        return f"{self._files[1].rstrip('/')}/{name}".rstrip("/")
+    def _files(self) -> Files:
+        return files_at(self.address)
 
     def _into(self, root: Path) -> Mirror:
         """The same address, as it was listed, with another folder here."""
@@ -166,10 +123,9 @@ class Mirror:
 
     def listing(self, below: str = "") -> dict[str, int]:
         """Name → bytes of all files at the address, or below a name there; "" is the address itself where it is a file."""
-        with transfer_errors(self.address, "list"):
-            found = self._store.find(self._path(below), detail=True)
-        names = {name.removeprefix(self._path()).lstrip("/"): about["size"] or 0 for name, about in found.items()}
-        return {name: size for name, size in names.items() if not _unsafe(name) and not _TEMPORARY.search(name)}
+        with remote_errors(self.address, "list"):
+            found = self._files.sizes(below)
+        return {name: size for name, size in found.items() if not _unsafe(name) and not _TEMPORARY.search(name)}
 
     def bring(self, names: Iterable[str], check: Callable[[Path], None] | None = None) -> None:
         """Bring files that are not here, each whole before it appears.
@@ -183,9 +139,10 @@ class Mirror:
         aside = self.root.parent / ".incoming" / uuid.uuid4().hex[:12]
         try:
             with storage_errors(self.root):
-                aside.mkdir(parents=True)
-            with transfer_errors(self.address, "read"):
-                self._store.get([*map(self._path, lacking)], [f"{aside / (name or 'file')}" for name in lacking])
+                for folder in {(aside / (name or "file")).parent for name in lacking}:
+                    folder.mkdir(parents=True, exist_ok=True)
+            with remote_errors(self.address, "read"):
+                get_all(self._files, lacking, (aside / (name or "file") for name in lacking))
             for name in lacking:
                 found = (aside / (name or "file")).stat().st_size
                 if found != self.there[name]:
@@ -253,8 +210,8 @@ class Mirror:
         """Delete what is here of a cache that stood at the address before the one that stands there now."""
         here = self.root / "store.json"
         if "store.json" in self.there and written(here):
-            with transfer_errors(self.address, "read"):
-                theirs = self._store.cat_file(self._path("store.json"))
+            with remote_errors(self.address, "read"):
+                theirs = self._files.read("store.json")
             if theirs != here.read_bytes():
                 shutil.rmtree(self.root)
         elif not self.there and written(here):
@@ -300,7 +257,7 @@ class Mirror:
                 holds = self.put_if_absent(name, b"1") and not self.put_if_absent(name, b"2")
             finally:
                 with contextlib.suppress(Exception):
-                    self._store.rm_file(self._path(name))
+                    self._files.delete([name])
                 self.there.pop(name, None)
         if not holds:
             raise UsageError(
@@ -311,15 +268,11 @@ class Mirror:
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """Create a file at the address unless it is there; exactly one of several competing writers gets True."""
-        path = self._path(name)
-        with transfer_errors(self.address, "write"):
-            try:
-                self._store.pipe_file(path, data, mode="create")
-            except OSError:
-                if not self._store.exists(path):
-                    raise
-                # a put that was tried again after its answer was lost has found itself
-                return bool(self._store.cat_file(path) == data)
+        with remote_errors(self.address, "write"):
+            # a put that was tried again after its answer was lost has found itself
+            won = self._files.create(name, data) or self._files.read(name) == data
+        if not won:
+            return False
         self.there[name] = len(data)
         return True
 
@@ -330,8 +283,8 @@ class Mirror:
         sizes = {path.relative_to(self.root).as_posix(): path.stat().st_size for path in paths}
         lacking = [each for each, size in sizes.items() if self.there.get(each) != size]
         if lacking:
-            with transfer_errors(self.address, "write"):
-                self._store.put([str(self.root / each) for each in lacking], [*map(self._path, lacking)])
+            with remote_errors(self.address, "write"):
+                put_all(self._files, lacking, (self.root / each for each in lacking))
             self.there |= {each: sizes[each] for each in lacking}
 
     def publish(self) -> None:
@@ -366,8 +319,8 @@ class Mirror:
 
     def make_current(self, list: str, version: str) -> None:
         """Let a version of a list count there."""
-        with transfer_errors(self.address, "write"):
-            self._store.pipe_file(self._path(f"lists/{list}/current"), f"{version}\n".encode())
+        with remote_errors(self.address, "write"):
+            self._files.put(f"lists/{list}/current", f"{version}\n".encode())
 
 
 def room_bytes() -> int:

@@ -3,6 +3,7 @@
 In reading order:
     errors          the tree of errors, and hints as data
     places          a path on this machine, or a refusal
+    remote          files at an address: listed, read, put, created only where nothing is
     settings        settings of a stage: defaults, bounds, layers from recipe, file and options
     outside         code from outside the package: module:attribute and entry points
     launch          which process of a launch this is; the only reader of RANK and its like

@@ -1,0 +1,233 @@
+"""Files at an address: listed, read, put, and created only where nothing is.
+
+obstore speaks to S3, GCS and Azure; fsspec to https://, hf:// and memory://, which have no conditional put or need none.
+Both try again what a network does wrong, for a bounded time; what stays wrong is one of our errors, in one line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+from glscl.common.errors import GlsclError, NotFoundError, StorageError, UsageError, first_line
+
+BUCKETS = {"s3": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "abfs"}  # scheme → obstore's
+CONDITIONAL = (*BUCKETS, "memory")  # kinds of address where a put can ask that nothing is there, in one step
+TRY_FOR_SECONDS = 90.0  # from the first request on
+ANSWER_SECONDS = 60.0  # until a request is answered, and between two pieces of an answer
+AT_ONCE = 4  # files
+_PIECE = 4 << 20  # bytes that a download holds in memory
+_EXTRAS = {**BUCKETS, "abfs": "az", "gcs": "gs", "https": "https", "http": "https"}
+
+
+class Files(Protocol):
+    """The files of one address. Names are below it; "" is the address itself, where that is a file."""
+
+    def sizes(self, below: str) -> dict[str, int]:
+        """Name → bytes of all files below a name, or of the file that it is; empty where there is none."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file. Raises FileNotFoundError."""
+        ...
+
+    def get(self, name: str, target: Path) -> None:
+        """Bring a file to a path here, of which the folder is there."""
+        ...
+
+    def put(self, name: str, source: Path | bytes) -> None:
+        """Put a file, whatever is there."""
+        ...
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Put a file unless one is there, in one step; False where one is."""
+        ...
+
+    def delete(self, names: list[str]) -> None:
+        """Delete files."""
+        ...
+
+
+def files_at(address: str) -> Files:
+    """The files of an address, reached when they are asked for. Raises UsageError: a package is missing."""
+    with remote_errors(address, "reach"):
+        return _Bucket(address) if address.partition(":")[0] in BUCKETS else _FileSystem(address)
+
+
+@contextlib.contextmanager
+def remote_errors(address: str, doing: str) -> Iterator[None]:
+    """Turn whatever libraries raise about an address into one of our errors, in one line."""
+    try:
+        yield
+    except (GlsclError, KeyboardInterrupt):
+        raise
+    except FileNotFoundError as error:
+        raise NotFoundError(f"There is nothing at {address}") from error
+    except ImportError as error:
+        extra = _EXTRAS.get(address.partition(":")[0], "https")
+        raise UsageError(
+            f"{address} needs a package that is not installed: {first_line(error)}",
+            hint=f"pip install 'glscl[{extra}]'",
+        ) from error
+    except Exception as error:  # each store has errors of its own
+        text, name = first_line(error), type(error).__name__
+        if "NoSuchBucket" in str(error) or "404 Not Found" in text:
+            raise NotFoundError(f"There is nothing at {address}") from error
+        if isinstance(error, PermissionError) or any(
+            each in name for each in ("Credential", "Permission", "Unauthenticated")
+        ):
+            raise StorageError(
+                f"Cannot {doing} {address}: {text or name}", first="See that your credentials allow it"
+            ) from error
+        raise StorageError(
+            f"Cannot {doing} {address}: {text or name}",
+            first="See that the address is right and the network is well",
+        ) from error
+
+
+def get_all(files: Files, names: Iterable[str], targets: Iterable[Path]) -> None:
+    """Bring several files, a few at once."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(files.get, names, targets))
+
+
+def put_all(files: Files, names: Iterable[str], sources: Iterable[Path]) -> None:
+    """Put several files, a few at once."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(files.put, names, sources))
+
+
+class _Bucket:
+    """A place in a bucket of S3, GCS or Azure."""
+
+    def __init__(self, address: str) -> None:
+        import obstore  # what it raises where it is missing is told with the extra
+
+        scheme, _, rest = address.partition("://")
+        bucket, _, self._at = rest.partition("/")
+        self._calls = obstore
+        self._store: Any = obstore.store.from_url(
+            f"{BUCKETS[scheme]}://{bucket}",
+            client_options={
+                "allow_http": True,
+                "read_timeout": timedelta(seconds=ANSWER_SECONDS),
+                "timeout": timedelta(hours=6),  # of a whole answer; what stalls is cut by the other
+            },
+            retry_config={"max_retries": 10, "retry_timeout": timedelta(seconds=TRY_FOR_SECONDS)},
+            **_profile(scheme),
+        )
+
+    def _path(self, name: str) -> str:
+        return f"{self._at}/{name}".strip("/")
+
+    def sizes(self, below: str) -> dict[str, int]:
+        path = self._path(below)
+        found = {each["path"]: each["size"] for some in self._calls.list(self._store, path or None) for each in some}
+        if not found and path:
+            with contextlib.suppress(FileNotFoundError):
+                found = {path: self._calls.head(self._store, path)["size"]}
+        return {path.removeprefix(self._at).lstrip("/"): size for path, size in found.items()}
+
+    def read(self, name: str) -> bytes:
+        return self._calls.get(self._store, self._path(name)).bytes().to_bytes()
+
+    def get(self, name: str, target: Path) -> None:
+        with open(target, "wb") as file:
+            for piece in self._calls.get(self._store, self._path(name)).stream(min_chunk_size=_PIECE):
+                file.write(piece)
+
+    def put(self, name: str, source: Path | bytes) -> None:
+        self._calls.put(self._store, self._path(name), source, max_concurrency=AT_ONCE)
+
+    def create(self, name: str, data: bytes) -> bool:
+        from obstore.exceptions import AlreadyExistsError
+
+        for last in (False, True):  # obstore does not try again what was sent and not answered; to us it does no harm
+            try:
+                self._calls.put(self._store, self._path(name), data, mode="create", use_multipart=False)
+                return True
+            except AlreadyExistsError:
+                return False
+            except self._calls.exceptions.GenericError:
+                if last:
+                    raise
+        raise AssertionError
+
+    def delete(self, names: list[str]) -> None:
+        self._calls.delete(self._store, [*map(self._path, names)])
+
+
+def _profile(scheme: str) -> dict[str, Any]:
+    """How credentials of S3 are found: obstore knows the environment and the roles of machines, boto3 profiles of ~/.aws too.
+
+    Raises:
+        UsageError: there is a profile, and boto3 is missing.
+    """
+    names = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_SKIP_SIGNATURE")
+    if scheme != "s3" or any(os.environ.get(name) for name in names):
+        return {}
+    home = Path.home() / ".aws"
+    file = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or home / "credentials")
+    config = Path(os.environ.get("AWS_CONFIG_FILE") or home / "config")
+    if not os.environ.get("AWS_PROFILE") and not file.exists() and not config.exists():
+        return {}
+    if importlib.util.find_spec("boto3") is None:
+        raise UsageError(
+            "Profiles of ~/.aws are read by boto3, which is not installed; expected AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or boto3",
+            hint="pip install boto3",
+        )
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    try:
+        return {"credential_provider": Boto3CredentialProvider()}
+    except ValueError:  # files of settings without credentials: roles of the machine are left
+        return {}
+
+
+class _FileSystem:
+    """A place that fsspec reads."""
+
+    def __init__(self, address: str) -> None:
+        from fsspec.core import url_to_fs
+
+        self._system, self._at = url_to_fs(address, use_listings_cache=False, skip_instance_cache=True)
+        self._at = self._at.rstrip("/")
+
+    def _path(self, name: str) -> str:
+        return f"{self._at}/{name}".rstrip("/")
+
+    def sizes(self, below: str) -> dict[str, int]:
+        found = self._system.find(self._path(below), detail=True)
+        return {name.removeprefix(self._at).lstrip("/"): about["size"] or 0 for name, about in found.items()}
+
+    def read(self, name: str) -> bytes:
+        return self._system.cat_file(self._path(name))
+
+    def get(self, name: str, target: Path) -> None:
+        self._system.get_file(self._path(name), str(target))
+
+    def put(self, name: str, source: Path | bytes) -> None:
+        if isinstance(source, bytes):
+            self._system.pipe_file(self._path(name), source)
+        else:
+            self._system.put_file(str(source), self._path(name))
+
+    def create(self, name: str, data: bytes) -> bool:
+        try:
+            self._system.pipe_file(self._path(name), data, mode="create")
+        except OSError:
+            if not self._system.exists(self._path(name)):
+                raise
+            return False
+        return True
+
+    def delete(self, names: list[str]) -> None:
+        for name in names:
+            self._system.rm_file(self._path(name))

@@ -53,7 +53,6 @@ from glscl.common.errors import (
     Hint,
     InputError,
     NonFiniteError,
-    StorageError,
     UsageError,
     first_line,
 )
@@ -381,13 +380,13 @@ def _add(library: Library, folder: Path, about: About, items: np.ndarray, added:
     path, aside = folder / f"{name}.faiss", folder / f".{name}.faiss.00000000.tmp"
     with storage_errors(path):
         try:
-            faiss.write_index(index, str(aside))
-        except RuntimeError as error:  # of faiss, whatever the disk said
+            with open(aside, "wb") as file:  # faiss's own writer takes no notice of a disk that is full when it closes
+                faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        finally:
             aside.unlink(missing_ok=True)
-            raise StorageError(f"{path} cannot be written: {first_line(error)}") from error
-        with open(aside, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, path)
         sync_directory(folder)
     return Segment(name, len(items), int(offsets[-1]))
 

@@ -58,7 +58,7 @@ def _explain(error: OSError, path: os.PathLike[str] | str, doing: str) -> Storag
         return StorageError(f"{place}: no permission to write there", hint=elsewhere)
     if code in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         return StorageError(f"{place}: a file stands where a folder is expected, or the reverse", hint=elsewhere)
-    return StorageError(f"{place}: {reason}", first="See that the disk is well")
+    return StorageError(f"{place}: {reason}", first=_FIRST.get(code or 0, "See that the disk is well"))
 
 
 def _code(error: BaseException) -> int | None:

@@ -62,6 +62,7 @@ _SETTINGS = {  # what in a configuration a setting alone decides
     "sampling.decoder": "decoder",
     "dtype": "dtype",
     "tokens": "tokens",
+    "pad_tokens": "pad_tokens",
 }
 
 
@@ -69,7 +70,7 @@ def _settings_of(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     """The settings that make one configuration the other, as far as it is they alone that differ."""
     names = [line.partition(": ")[0] for line in differences(found, expected)]
     values = {
-        name: functools.reduce(lambda part, key: part[key], name.split("."), found)
+        name: functools.reduce(lambda part, key: part.get(key, False), name.split("."), found)
         for name in names
         if name in _SETTINGS
     }
@@ -96,13 +97,16 @@ def _require_same_format(library: Library, format: str) -> None:
         )
 
 
-def create_library(path: os.PathLike[str] | str, spec: StoreSpec, format: str = "zarr") -> Library:
+def create_library(
+    path: os.PathLike[str] | str, spec: StoreSpec, format: str = "zarr", *, single_writer: bool = False
+) -> Library:
     """Create a cache, or open the one that is there if it was made by the same encoder.
 
     Args:
         path: folder of the cache, created with its parents; or an address with conditional puts.
         spec: what encodes.
         format: a key of `STORES`.
+        single_writer: nobody else writes at the address meanwhile, so that it needs no conditional puts.
 
     Raises:
         UsageError: unknown format or dtype, or the cache there has another format or stores frames in another way.
@@ -153,10 +157,12 @@ def create_library(path: os.PathLike[str] | str, spec: StoreSpec, format: str = 
         }
         mirror, data = Mirror.of(root), dump_json(header)
         if mirror is not None:
-            mirror.require_conditional_puts()
+            mirror.require_conditional_puts(single_writer)
             if not mirror.put_if_absent("store.json", data):
                 mirror.refresh()
-                return create_library(path, spec, format)
+                return create_library(path, spec, format, single_writer=single_writer)
         if not put_if_absent(root / "store.json", data):
-            return create_library(path, spec, format)  # another launch was a moment faster: compare with what it wrote
+            return create_library(
+                path, spec, format, single_writer=single_writer
+            )  # another launch was a moment faster: compare with what it wrote
     return open_library(root)

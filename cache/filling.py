@@ -27,17 +27,26 @@ class Filling:
 
 @contextlib.contextmanager
 def filling(
-    library: Library, made: CacheList, *, part: tuple[int, int] = (1, 1), what: str = "extract"
+    library: Library,
+    made: CacheList,
+    *,
+    part: tuple[int, int] = (1, 1),
+    what: str = "extract",
+    single_writer: bool = False,
 ) -> Iterator[Filling]:
     """Be the one writer of a cache while its items are encoded within the block; what killed ones left goes first.
 
     Args:
         made: the list that asks for them: written before, and made the one that counts afterwards if all of it is there.
         part, what: see `glscl.cache.lock.hold`.
+        single_writer: see `glscl.cache.creation.create_library`.
 
     Raises:
         CacheBusyError, StorageError: see `hold`.
+        UsageError: the cache is at an address without conditional puts.
     """
+    if library.mirror is not None:
+        library.mirror.require_conditional_puts(single_writer)
     with hold(library.path, part=part, what=what):
         library.refresh()
         if part[1] == 1:

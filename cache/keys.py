@@ -14,6 +14,8 @@ from typing import IO, BinaryIO, NamedTuple
 
 import numpy as np
 
+from glscl.common.tar_members import TarMember, file_of
+
 KEY_BYTES = 16
 WHOLE_BYTES = 2 << 20  # up to here the whole file is hashed
 # Of a larger one so many pieces, evenly spread: few enough to be quick, enough to see the holes of a broken download.
@@ -27,7 +29,10 @@ _HEX[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
 
 
 class Stat(NamedTuple):
-    """What tells cheaply whether a file is still the same: size in bytes and time of its last change."""
+    """What tells cheaply whether a file is still the same: size in bytes and time of its last change.
+
+    Of a video in a tar it is that of the whole archive.
+    """
 
     size: int
     mtime_ns: int
@@ -35,7 +40,7 @@ class Stat(NamedTuple):
     @classmethod
     def of(cls, path: os.PathLike[str] | str) -> Stat:
         """Raises OSError."""
-        found = os.stat(path)
+        found = os.stat(file_of(path))
         return cls(found.st_size, found.st_mtime_ns)
 
 
@@ -48,22 +53,23 @@ def content_of(path: Path) -> tuple[Stat, bytes]:
         OSError: it cannot be read, or changes again and again.
     """
     for _ in range(ATTEMPTS):
-        before = Stat.of(path)
-        with open(path, "rb") as file:
-            content = stream_content(file, before.size)
+        before, member = Stat.of(path), TarMember.at(path)
+        with open(path if member is None else member.archive, "rb") as file:
+            content = stream_content(file, *((before.size,) if member is None else (member.size, member.offset)))
         if Stat.of(path) == before:
             return before, content
     raise OSError(errno.EAGAIN, "it changes while it is read", os.fspath(path))
 
 
-def stream_content(file: BinaryIO | IO[bytes], size: int) -> bytes:
-    """Hash of the content of an open file of `size` bytes, (16,) bytes."""
+def stream_content(file: BinaryIO | IO[bytes], size: int, offset: int = 0) -> bytes:
+    """Hash of `size` bytes of an open file from `offset` on, (16,) bytes."""
     digest = blake2b(f"{size}\0".encode(), digest_size=KEY_BYTES)
     if size <= WHOLE_BYTES:
+        file.seek(offset)
         digest.update(file.read(size))
     else:
         for number in range(PIECES):
-            file.seek(number * (size - PIECE_BYTES) // (PIECES - 1))
+            file.seek(offset + number * (size - PIECE_BYTES) // (PIECES - 1))
             digest.update(file.read(PIECE_BYTES))
     return digest.digest()
 

@@ -128,6 +128,7 @@ class Library:
         embed_dim: D.
         dtype: of features: "float16", "float32" or "bfloat16".
         has_tokens: whether token features are stored.
+        has_padding: whether what stands behind a caption is stored with them.
         frames: how frames are stored with the features; None where they are not.
         mirror: of a cache at an address, which brings its shards and takes what is made; None of one on this machine.
     """
@@ -153,6 +154,7 @@ class Library:
         self.embed_dim = about.configuration.embed_dim
         self.dtype: str = about.configuration.dtype
         self.has_tokens = about.configuration.tokens
+        self.has_padding = about.configuration.pad_tokens
         self.frames = about.stored_frames
         self._streams: dict[str, Stream] = {}
         self._shards: dict[str, Shard] = {}  # by path
@@ -160,6 +162,11 @@ class Library:
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(self.stream(name).index)} {name} items" for name in STREAMS)
         return f"Library({str(self.path)!r}, {sizes}, fingerprint {self.fingerprint})"
+
+    @property
+    def place(self) -> str:
+        """Where the cache is, for messages and records: its address, or its path."""
+        return str(self.path) if self.mirror is None else self.mirror.address
 
     @property
     def is_flat(self) -> bool:

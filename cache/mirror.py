@@ -17,23 +17,26 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import cached_property
 from pathlib import Path
 
 from glscl.cache.files import dump_json, listed, load_json, storage_errors, write_atomically, written
 from glscl.common.errors import CacheCorruptError, NotFoundError, StorageError, UsageError
-from glscl.common.places import address_of, local_path
+from glscl.common.places import address_of, local_path, show_as
 from glscl.common.remote import CONDITIONAL, Files, files_at, get_all, put_all, remote_errors
 from glscl.common.settings import home
 
 MARK = "mirrored.json"
 LATELY_SECONDS = 600.0  # a shard that was used since is not deleted to make room
+LATEST_SECONDS = 3600.0  # a shard that was put since may be about to be committed
 ROOM_GB = 100.0  # of shards of all mirrors together; $GLSCL_MIRROR_GB says otherwise
 _OPENED = re.compile(
     r"store\.json|zarr\.json|(shards|shards/(video|text))/zarr\.json|(additions|commits|lists|backbone)/.+"
 )
 _IN_USE: set[Path] = set()  # shards of mirrors that this process has read
+_PROBE = ".glscl-probe-"  # asks a store what it can do
+_SHARD = re.compile(r"shards/(video|text)/[0-9a-f]{16}-\d{5,8}-[^/]+")
 _TEMPORARY = re.compile(r"(^|/)\.[^/]+\.tmp$")
 _COUNTS = re.compile(r"lists/[^/]+/current")
 
@@ -59,11 +62,13 @@ class Mirror:
 
     Attributes:
         address: of the cache. root: the folder here.
+        single_writer: whoever writes says that nobody else does, so that a store needs no conditional puts.
         there: name below the address → bytes, of all files, as last listed, and what was put since.
     """
 
     def __init__(self, address: str, root: Path) -> None:
         self.address, self.root = address, root
+        self.single_writer = False
         self.there: dict[str, int] = {}
 
     def __repr__(self) -> str:
@@ -85,6 +90,7 @@ class Mirror:
         known = address_of(str(address), "cache")
         if known is None:
             raise CacheCorruptError(f"{root / MARK} names {str(address)[:100]!r}, expected an address")
+        show_as(root, known)
         return cls(known, root)
 
     @cached_property
@@ -113,6 +119,7 @@ class Mirror:
         if self.there and "store.json" not in self.there and "head/zarr.json" not in self.there:
             raise NotFoundError(f"{self.address} is not a glscl cache: it has no store.json")
         self._forget_another()
+        show_as(self.root, self.address)
         with storage_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             if not (self.root / MARK).exists():
@@ -247,14 +254,25 @@ class Mirror:
 
     # --- to there --------------------------------------------------------------------------------------------------
 
-    def require_conditional_puts(self) -> None:
-        """Raise UsageError where two writers could both put one commit, each taking the other's place."""
+    def require_conditional_puts(self, single_writer: bool = False) -> None:
+        """Raise UsageError where two writers could both put one commit, each taking the other's place.
+
+        Args:
+            single_writer: there is only one, as its user says; then nothing is asked of the store.
+        """
+        self.single_writer = single_writer
+        if single_writer:
+            return
         scheme = self.address.partition(":")[0]
-        name = f".glscl-probe-{uuid.uuid4().hex[:12]}"
+        name = f"{_PROBE}{uuid.uuid4().hex[:12]}"
         holds = scheme in CONDITIONAL
         if holds:
             try:
                 holds = self.put_if_absent(name, b"1") and not self.put_if_absent(name, b"2")
+            except StorageError as error:
+                if "not supported" not in str(error).lower() and "not implemented" not in str(error).lower():
+                    raise
+                holds = False
             finally:
                 with contextlib.suppress(Exception):
                     self._files.delete([name])
@@ -263,12 +281,20 @@ class Mirror:
             raise UsageError(
                 f"{self.address} cannot be extracted into: a file that is there can be replaced there, so that two writers "
                 "could lose each other's work; expected conditional puts (S3, GCS, Azure)",
-                hint="Extract into a folder here, and push that",
+                hint="Say with `single_writer` that only this command writes there, or extract into a folder here, and push that",
             )
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """Create a file at the address unless it is there; exactly one of several competing writers gets True."""
         with remote_errors(self.address, "write"):
+            if self.single_writer:
+                found = name in self.there or bool(self._files.sizes(name))
+                if not found:
+                    self._files.put(name, data)
+                elif self._files.read(name) != data:
+                    return False
+                self.there[name] = len(data)
+                return True
             # a put that was tried again after its answer was lost has found itself
             won = self._files.create(name, data) or self._files.read(name) == data
         if not won:
@@ -309,6 +335,25 @@ class Mirror:
             self.there |= self.listing(commit)
             self.bring([commit])
         return won
+
+    def forgotten(self, named: Collection[str]) -> dict[str, int]:
+        """Name → bytes of the shards there that are not `named`, which writers who were killed have put and not committed.
+
+        Those of the last hour are left out: they may be committed yet.
+        """
+        found: dict[str, int] = {}
+        for name, size in self.listing().items():
+            match = _SHARD.match(name)
+            if (match and match[0] not in named) or name.startswith(_PROBE):
+                with remote_errors(self.address, "read"):
+                    if self._files.age(name) > LATEST_SECONDS:
+                        found[name] = size
+        return found
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Delete files there."""
+        with remote_errors(self.address, "write"):
+            self._files.delete([*names])
 
     def publish_gathered(self) -> None:
         """Put the files that hold all commits of an addition, which spare readers the single ones."""

@@ -46,6 +46,7 @@ class Backbones(Struct, frozen=True):
 
 class Configuration(Backbones, frozen=True, kw_only=True):
     tokens: bool
+    pad_tokens: bool = False
     embed_dim: Annotated[int, Meta(ge=1, le=MAX_DIM)]
     dtype: Literal["float16", "float32", "bfloat16"]
     sampling: dict[str, Any] = {}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SCHEMA = "glscl.cache/2"
 STREAMS = ("video", "text")
 FramePosition = Literal["uniform", "first", "last"]  # which frames of a video where there are more than are wanted
+PAD = -1  # token id of what stands behind a caption, in a cache that stores it
 DEPTH = 3  # names from the root of a cache to a shard or a commit: nothing deeper is ever written
 SAME_VIDEO = ("separate", "mask", "negative")  # what a training batch does with captions of one video
 

@@ -211,6 +211,10 @@ class Store:
         return self.library.path
 
     @property
+    def place(self) -> str:
+        return self.library.place
+
+    @property
     def header(self) -> dict[str, Any]:
         return self.library.header
 
@@ -295,6 +299,7 @@ class Store:
         frames: int | None = None,
         frame_position: FramePosition = "uniform",
         tokens: bool | None = None,
+        padded: bool = False,
         device: torch.device | str = "cpu",
     ) -> FeatureTable:
         """The tensors of one split: see `glscl.cache.table.FeatureTable`.
@@ -305,22 +310,24 @@ class Store:
             frames: frames kept a video; None keeps all of the longest video.
             frame_position: which frames where there are more.
             tokens: whether to read token features; None reads them where the cache has them.
+            padded: read padding as GLSCL's program does.
             device: where the tensors live.
 
         Raises:
             InputError: the cache has no such split.
-            UsageError: tokens are asked for and the cache holds none.
+            UsageError: tokens or padding are asked for and the cache holds none.
             CacheIncompleteError, CacheCorruptError: see `arrays`.
         """
         from glscl.cache.table import FeatureTable  # with torch
 
-        tokens = self.has_tokens if tokens is None else tokens
+        tokens = self.has_tokens if tokens is None else tokens or padded
         return FeatureTable.load(
             self if list is None else self.seen_at(list),
             split,
             max_frames=frames,
             frame_position=frame_position,
             tokens=tokens,
+            padded=padded,
             device=device,
         )
 

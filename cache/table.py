@@ -18,7 +18,7 @@ from glscl.cache.library import Library
 from glscl.cache.lists import CacheList
 from glscl.cache.reading import read_arrays, read_rows, unique_numbers
 from glscl.cache.sampler import CaptionSampler
-from glscl.cache.schema import FramePosition, Split, Status, TextFeatures, VideoFeatures
+from glscl.cache.schema import PAD, FramePosition, Split, Status, TextFeatures, VideoFeatures
 from glscl.common.errors import CacheCorruptError, Hint, InputError, UsageError
 
 
@@ -50,6 +50,17 @@ def require_tokens(store: FeatureSource) -> None:
         )
 
 
+def require_padding(store: FeatureSource) -> None:
+    """Raise UsageError where a cache does not hold what GLSCL's program reads behind captions and frames."""
+    require_tokens(store)
+    library = store.library
+    if not library.has_padding:
+        raise UsageError(
+            f"{library.path} does not hold what stands behind its captions, which `mask_padding=False` reads",
+            hint=Hint("Extract with `pad_tokens` into another folder, or leave `mask_padding` as it is"),
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Counts:
     """What a table holds, and what its split should hold. The keys of `counts` in a result file."""
@@ -78,6 +89,8 @@ class FeatureTable:
         text_ids, video_ids, captions: T, V and T strings.
         counts: sizes, losses, published sizes.
         fingerprint: of the cache; "" for a table made from arrays.
+        padded: whether padding has its features, as GLSCL's program reads it: captions are all of one length, of which no
+            entry counts as padding, and padded frames, still masked, are features of a padded frame instead of zeros.
     """
 
     text_features: torch.Tensor
@@ -93,6 +106,7 @@ class FeatureTable:
     captions: list[str]
     counts: Counts
     fingerprint: str = ""
+    padded: bool = False
 
     @classmethod
     def load(
@@ -103,6 +117,7 @@ class FeatureTable:
         max_frames: int | None = 12,
         frame_position: FramePosition = "uniform",
         tokens: bool = True,
+        padded: bool = False,
         device: torch.device | str = "cpu",
     ) -> FeatureTable:
         """Read one split.
@@ -114,17 +129,20 @@ class FeatureTable:
             frame_position: which frames where there are more: `uniform` is
                 `np.linspace(0, n - 1, max_frames, dtype=int)`, the rule of the public programs.
             tokens: whether to read token features.
+            padded: read what stands behind captions too, and fill videos up to `max_frames` (see `padded` above).
             device: where the tensors live.
 
         Raises:
             InputError: the cache has no such split.
-            UsageError: tokens are asked for and the cache holds none.
+            UsageError: tokens or padding are asked for and the cache holds none.
             CacheIncompleteError, CacheCorruptError: see `Store.arrays`.
         """
         library, splits = store.library, store.list.splits
         if split is not None and split not in splits:
             raise InputError(f"{library.path} has no split {split!r}; it has {', '.join(splits) or 'none'}")
-        if tokens:
+        if padded:
+            require_padding(store)
+        elif tokens:
             require_tokens(store)
         run = splits[split] if split is not None else store.everything
         store.require_complete(run)
@@ -142,7 +160,9 @@ class FeatureTable:
         video_of_text = row_of_entry[np.where(owners >= 0, owners - run.videos.start, len(run.videos))]
         numbers = store.numbers["text"][run.texts.start : run.texts.stop]
         kept = np.flatnonzero((video_of_text >= 0) & (numbers >= 0))
-        texts = _read_texts(library, numbers[kept], tokens)
+        texts = _read_texts(library, numbers[kept], tokens, padded)
+        if padded:
+            videos = _filled(videos, library.backbone_tensors()["padded_frame"], max_frames)
         names = store.list
         return cls(
             text_features=texts.pooled,
@@ -165,6 +185,7 @@ class FeatureTable:
                 expected_videos=run.expected.videos,
             ),
             fingerprint=library.fingerprint,
+            padded=padded,
         ).to(device)
 
     @classmethod
@@ -446,12 +467,27 @@ def _read_videos(library: Library, numbers: np.ndarray, max_frames: int | None, 
     return _Videos(entries, stored_tensor(features, library.dtype), mask, times)
 
 
-def _read_texts(library: Library, numbers: np.ndarray, tokens: bool) -> _Texts:
+def _filled(videos: _Videos, padded_frame: np.ndarray, max_frames: int | None) -> _Videos:
+    """The videos with `max_frames` frames each, or as many as they have, of which the padded are one and the same (D,)."""
+    lacking = max(0, (max_frames or 0) - videos.mask.shape[1])
+    mask = np.pad(videos.mask, ((0, 0), (0, lacking)))
+    features = torch.nn.functional.pad(videos.features, (0, 0, 0, lacking))
+    features[~torch.from_numpy(mask)] = torch.from_numpy(padded_frame).to(features.dtype)
+    return _Videos(videos.entries, features, mask, np.pad(videos.times, ((0, 0), (0, lacking))))
+
+
+def _read_texts(library: Library, numbers: np.ndarray, tokens: bool, padded: bool) -> _Texts:
     """Captions by the (T,) numbers of their items; the tokens of a sentence that stands for several are read once."""
     items, place = unique_numbers(numbers)
-    found = read_arrays(library, "text", ["pooled", "offsets", "values"] if tokens else ["pooled"], items)
+    names = ["pooled", *(["offsets", "values"] if tokens or padded else [])]
+    left_out = library.has_padding and not padded and tokens
+    found = read_arrays(library, "text", [*names, *(["token_ids"] if left_out else [])], items)
+    if left_out:
+        real = found["token_ids"] != PAD  # (R,)
+        found["values"] = found["values"][real]
+        found["offsets"] = np.append(0, real.cumsum())[found["offsets"]]
     pooled = stored_tensor(found["pooled"] if place is None else found["pooled"][place], library.dtype)
-    if not tokens:
+    if not tokens and not padded:
         return _Texts(pooled)
     first, lengths = found["offsets"][:-1], np.diff(found["offsets"])
     if place is not None:

@@ -50,8 +50,10 @@ def backbones(
     if found:
         print_rows(run, rows)
     there = sum(entry.at_hand for entry in found)
-    run.say(f"{len(found)} published weights, {there} of them on this machine; demo is built in")
-    if there < len(found):
+    where = f" of architectures whose name holds {name!r}" if name else ""
+    every = len(list(entries(name))) if offline else len(found)
+    run.say(f"{every} published weights{where}, {there} of them on this machine; demo is built in")
+    if there < every:
         run.say("one for a machine without a network: glscl fetch BACKBONE --pretrained TAG")
     run.result({"backbones": [{**vars(entry), "at_hand": entry.at_hand} for entry in found]})
 
@@ -85,16 +87,14 @@ def fetch(
     run.result(done._asdict())
 
 
-def _only_tag(backbone: str) -> str:
-    """The weights of an architecture, where there are no two. Raises UsageError."""
+def _only_tag(backbone: str) -> str | None:
+    """The weights of an architecture, where there are no two; None where there are none. Raises UsageError."""
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(backbone)
-    if len(tags) != 1:
-        raise UsageError(
-            f"{backbone} has the weights {', '.join(tags) or 'of no tag'}", hint="Choose one with `pretrained`"
-        )
-    return tags[0]
+    if len(tags) > 1:
+        raise UsageError(f"{backbone} has the weights {', '.join(tags)}", hint="Choose one with `pretrained`")
+    return tags[0] if tags else None
 
 
 class _Step(Run):
@@ -136,12 +136,17 @@ def adopt(
 ) -> None:
     """Judge a whole model of GLSCL, CLIP4Clip, X-CLIP, X-Pool, DRL or DiCoSA: extract with its backbone, import its head, eval."""
     from glscl.commands.training import option_values
-    from glscl.extract.backbone.fitting import architecture_of
-    from glscl.train_head.importing.import_checkpoint import check_options
+    from glscl.common.state_dicts import read_state_dict
+    from glscl.extract.backbone.fitting import architecture_of, read_backbone
+    from glscl.train_head.importing.import_checkpoint import check_options, head_in
 
-    check_options(source, option_values(option or ()))
+    options = option_values(option or ())
+    check_options(source, options)
     if "pretrained" in asked:
         raise UsageError("`pretrained` is what this command takes from the file")
+    projection = read_backbone(file).weights.get("text_projection")
+    if projection is not None:  # a head that does not fit is told before hours of extraction
+        head_in(read_state_dict(file), file, source=source, options=options, embed_dim=projection.shape[-1])
     asked["backbone"] = asked.get("backbone") or architecture_of(file)
     asked["pretrained"] = str(file)
     cache = cache or home() / "caches" / f"{dataset.replace(':', '-')}-{file.resolve().parent.name}-{file.name}"

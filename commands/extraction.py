@@ -15,6 +15,7 @@ from glscl.commands.printing import print_extraction, print_failures, print_fore
 from glscl.commands.shared import CacheFolderOption, DatasetOption, share_of
 from glscl.commands.wording import hint_text, worded
 from glscl.common.devices import cores
+from glscl.common.errors import Hint
 from glscl.common.progress import counted
 from glscl.common.settings import build, home, with_option
 from glscl.common.tables import amount
@@ -63,6 +64,8 @@ def extract(
     settings = build(
         ExtractSettings, defaults_for(entry.defaults, asked.get("backbone") or ExtractSettings.backbone), asked
     )
+    if settings.sampling == "public":
+        settings = dataclasses.replace(settings, sampling=entry.public_rule)
     if not dry_run:
         run.device()  # one that is not there is said first
     root = home() / "datasets" / entry.name
@@ -87,9 +90,8 @@ def extract(
     splits = summary(found)
     for line in found.notes:
         run.note(line)
-    name = settings.list or _list_name(
-        entry, wanted, annotations if entry.name == "csv" else videos or annotations, limit
-    )
+    own = videos or annotations if entry.name == "folder" else annotations
+    name = settings.list or _list_name(entry, wanted, own, limit)
     origin = _origin(entry, name)
     if dry_run:
         print_splits(run, splits)
@@ -149,7 +151,8 @@ def _list_name(entry: DatasetEntry, wanted: ListSettings, own: Path | None, limi
     """What a list is called: the data set and its protocol, or one's own file or folder, and what share of it is read."""
     about = wanted.protocol or next(iter(entry.protocols), "")
     if entry.own and own is not None:
-        about = own.resolve().stem if entry.name == "csv" else own.resolve().name
+        path = own.resolve()
+        about = path.stem if entry.name == "csv" or path.is_file() else path.name
     parts = (entry.name, about, *(wanted.split_names or ()), f"first{limit}" if limit else "")
     return "-".join(part for part in parts if part)
 
@@ -279,6 +282,10 @@ def push(
         done = push_cache(cache, address, progress=task.advance)
     sent = f"{amount(done.shards, 'shard')} sent ({done.bytes / 1e6:.1f} MB in all), {done.there:,} there already"
     run.say(f"{done.address}: {sent}; lists: {', '.join(done.lists) or 'none that is complete'}")
+    if done.forgotten:
+        hint = Hint("Delete them", "repair", {"": done.address})
+        left = amount(done.forgotten, "file")
+        run.note(f"{left} of shards there that nothing names, of a writer that was killed. {hint_text(hint, COMMANDS)}")
     run.result(done.as_dict())
 
 

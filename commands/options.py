@@ -32,7 +32,7 @@ from glscl.commands.wording import error_text, worded
 from glscl.common.errors import GlsclError, UsageError
 from glscl.common.launch import launch
 from glscl.common.memory import is_full
-from glscl.common.places import local_path
+from glscl.common.places import local_path, shown
 from glscl.common.progress import Progress
 from glscl.common.settings import as_dict, build, check, read_settings_file, setting
 from glscl.common.tables import steers
@@ -137,11 +137,13 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, (str, bool, int)) or value is None:
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, (bool, int)) or value is None:
         return value
     if hasattr(value, "tolist"):  # numpy and torch
         return plain(value.tolist())
-    return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
+    return shown(os.fspath(value) if isinstance(value, os.PathLike) else str(value))
 
 
 class Stopped(KeyboardInterrupt):
@@ -207,7 +209,9 @@ def command(*kinds: type) -> Callable[[Callable[..., None]], Callable[..., None]
             }
             missing = [name for name in required if mine[name] is None]
             if missing:
-                raise UsageError(f"`{missing[0]}` is needed", hint="Give it as an option or in the file of `config`")
+                raise UsageError(
+                    f"`{missing[0]}` is needed", hint="Give it on the command line or in the file of `config`"
+                )
             asked = {name: value for name, value in file.items() if name not in mine and name not in common}
             asked |= {name: values[name] for name in given if name in fields}
             if "seed" in fields and ("seed" in file or "seed" in given):
@@ -465,6 +469,7 @@ def _print_json(value: Any) -> None:
 
 def _visible(text: str) -> str:
     """Text that cannot steer a terminal nor fail to print: what could is shown as `\\x1b`, `\\u202e`, `\\ud800`."""
+    text = shown(text)
     if text.isprintable():
         return text
     return "".join(c if c in "\n\t" or not steers(c) else ascii(c)[1:-1] for c in text)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from glscl.commands.options import Run
+from glscl.common.places import address_of
 from glscl.common.progress import duration
 from glscl.common.tables import Table, TableRow, amount, cell_text, plain_table, render
 from glscl.train_head.reports import Reporter
@@ -195,7 +196,9 @@ def _print_lists(run: Run, report: dict[str, Any], again: dict[str, str]) -> Non
 def print_repair(run: Run, report: Any, again: list[str]) -> None:
     """What `glscl repair` did, or with --dry-run would do; a line for each kind of thing, and the commands that go on."""
     if report.clean:
-        run.say(f"{report.cache}: every committed shard is whole and nothing is left behind")
+        there = address_of(report.cache, "cache") is not None
+        read = "nothing is left behind" if there else "every committed shard is whole and nothing is left behind"
+        run.say(f"{report.cache}: {read}")
         return
     would = "would " if report.dry_run else ""
     kinds = {
@@ -372,11 +375,12 @@ def print_hits(run: Run, hits: Sequence[Any], normalise: str | None) -> None:
     at = header.index("video")
     for line, hit in zip(lines, hits):
         path = "not there any more" if hit.path is None else hit.path.replace("\n", "\\n")
-        link = None if hit.path is None else (at, at + len(cell_text(hit.video)), _link(hit))
+        address = None if hit.path is None else _link(hit)
+        link = None if address is None else (at, at + len(cell_text(hit.video)), address)
         run.say(line.removesuffix("file") + path, link=link)  # a path stands as it is, to be opened
 
 
-def _link(hit: Any) -> str:
+def _link(hit: Any) -> str | None:
     from glscl.evaluate.search.playing import link_to
 
     return link_to(hit.path, hit.moments[0].start, hit.moments[0].end)

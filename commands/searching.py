@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from glscl.commands.shared import CacheOption, HeadOfRunOption, ListOption, let_
 from glscl.common.errors import Hint, NotFoundError, UsageError
 from glscl.common.settings import build
 from glscl.common.tables import amount
+from glscl.common.tar_members import TarMember
 from glscl.evaluate.search.settings import SearchSettings
 from glscl.evaluate.settings import ZERO_SHOT_HEADS
 from glscl.extract.datasets.video_files import split_extension
@@ -141,6 +143,7 @@ def search(
             run.say(_why_nothing(model, query, settings))
         if m3u is not None:
             run.say(f"{amount(write_playlist(m3u, hits), 'moment')} in {m3u}")
+            _say_what_players_miss(run, hits)
         if play:
             _play(run, hits)
         return [hit.as_dict() for hit in hits]
@@ -288,11 +291,24 @@ def _player_for(path: str, start: float) -> list[str] | None:
     return None if opener is None else [opener, path]
 
 
+def _say_what_players_miss(run: Run, hits: Sequence[VideoHit | MomentHit]) -> None:
+    inside = [hit.video for hit in hits if hit.path is not None and TarMember.at(hit.path) is not None]
+    if inside:
+        run.note(f"left out of the playlist: {amount(len(inside), 'video')} in tars, which players do not open")
+
+
 def _play(run: Run, hits: Sequence[VideoHit | MomentHit]) -> None:
     """Play the best moment whose file is there."""
     hit = next((hit for hit in hits if hit.path is not None), None)
     if hit is None or hit.path is None:
         run.note("none of the files is there to be played")
+        return
+    if (member := TarMember.at(hit.path)) is not None:
+        archive, name = shlex.quote(member.archive), shlex.quote(Path(member.name).name)
+        run.note(
+            f"{member.name} lies in {member.archive}, which players do not open; `glscl serve` shows it there, and "
+            f"`tail -c +{member.offset + 1} {archive} | head -c {member.size} > {name}` takes it out"
+        )
         return
     command = _player_for(hit.path, hit.moments[0].start)
     if command is None:
@@ -388,24 +404,40 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="How vectors are written. npy, safetensors: one a video and one a caption, of a head; faiss, parquet, "
-            "lance: one for every stored frame.",
+            help="npy, safetensors: one vector a video and one a caption, of a head; faiss, parquet, lance: one for every "
+            "stored frame; npy-files, npz, h5, webdataset: frames, captions and tokens as they are stored, by name.",
             rich_help_panel="Output",
         ),
-        OneOf(("npy", "safetensors", "faiss", "parquet", "lance")),
+        OneOf(("npy", "safetensors", "faiss", "parquet", "lance", "npy-files", "npz", "h5", "webdataset")),
     ] = "npy",
+    pooled: Annotated[
+        bool,
+        typer.Option("--pooled", help="By name: one vector a video, the mean of its frames.", rich_help_panel="Output"),
+    ] = False,
+    names: Annotated[
+        str,
+        typer.Option(help="By name: call videos by their id or their content.", rich_help_panel="Output"),
+        OneOf(("id", "content")),
+    ] = "id",
 ) -> None:
-    """Write vectors for any index: of videos and captions, whose dot products are the similarities of a head, or of frames."""
+    """Write vectors for an index, or features as other programs read them: a head's, of every frame, or as they are stored."""
     from glscl.commands.default_paths import newest_run
+    from glscl.evaluate.exporting.features import FEATURE_FORMATS
     from glscl.evaluate.exporting.vectors import FORMATS, check_indexable, export_vectors
     from glscl.evaluate.judged_lists import about_list
     from glscl.train_head.checkpoint import read_run
 
     if zero_shot and run_folder is not None:
         raise UsageError("--run and --zero-shot exclude each other")
+    if to not in FEATURE_FORMATS and (pooled or names != "id"):
+        raise UsageError(f"`pooled` and `names` go with {', '.join(FEATURE_FORMATS)}; `to` is {to}")
     if to not in FORMATS:
         if run_folder is not None or head is not None:
             raise UsageError(f"`to={to}` writes frames as they are stored, without a run or a head")
+        if to in FEATURE_FORMATS:
+            how = {"to": to, "split": None if split == "all" else split, "pooled": pooled, "names": names}
+            _export_features(run, open_cache(cache, None, list), out, how)
+            return
         _export_frames(run, open_cache(cache, None, list), out, to, None if split == "all" else split)
         return
     split = split or "test"
@@ -423,7 +455,7 @@ def export(
         about={
             "head": "mean_pool, zero-shot" if folder is None else read_run(folder)["head"],
             "run": None if folder is None else str(folder),
-            "cache": str(store.path),
+            "cache": store.place,
             "cache_fingerprint": store.fingerprint,
             **about_list(store.list),
             "split": split,
@@ -436,12 +468,27 @@ def export(
     run.result(done.as_dict())
 
 
+def _export_features(run: Run, store: Store, out: Path, how: dict[str, Any]) -> None:
+    from glscl.evaluate.exporting.features import export_features
+    from glscl.evaluate.judged_lists import about_list
+
+    about = {"cache": store.place, "cache_fingerprint": store.fingerprint, **about_list(store.list)}
+    about |= {"split": how["split"], "command": command_line()}
+    done = export_features(store, out, about=about, **how)
+    items = f"{amount(done.videos, 'video')} and {amount(done.texts, 'caption')}"
+    run.say(f"{out}: {items}, {done.dim}-d, in {', '.join(done.files)}")
+    if any(done.left_out.values()):
+        left = [amount(done.left_out[key], name) for key, name in (("videos", "video"), ("texts", "caption"))]
+        run.note(f"{' and '.join(left)} without features, or of a video without, are left out")
+    run.result(done.as_dict())
+
+
 def _export_frames(run: Run, store: Store, out: Path, to: str, split: str | None) -> None:
     from glscl.evaluate.exporting.frames import export_frames
     from glscl.evaluate.judged_lists import about_list
 
     about = {
-        "cache": str(store.path),
+        "cache": store.place,
         "cache_fingerprint": store.fingerprint,
         **about_list(store.list),
         "split": split,

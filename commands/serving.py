@@ -12,6 +12,7 @@ import typer
 from glscl.commands.options import Run, Stopped, command
 from glscl.commands.shared import let_import, without_index
 from glscl.common.errors import UsageError
+from glscl.common.places import may_exist
 from glscl.common.settings import build
 from glscl.common.tables import amount
 from glscl.evaluate.serve.settings import ServeSettings
@@ -121,4 +122,4 @@ def _caches_of(runs: list[Path]) -> list[Path]:
     from glscl.train_head.checkpoint import read_run
 
     own = [Path(read_run(folder)["cache"]) for folder in runs]
-    return [path for path in own if path.exists()] or all_caches()
+    return [path for path in own if may_exist(path)] or all_caches()

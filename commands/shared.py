@@ -11,6 +11,7 @@ import typer
 from glscl.commands.options import COMMANDS, NEW_CACHE
 from glscl.commands.wording import hint_text
 from glscl.common.errors import GlsclError, Hint
+from glscl.common.places import may_exist
 from glscl.extract.datasets import DATASETS
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def open_cache(given: Path | None, run_folder: Path | None = None, list: str | N
     if run_folder is None:
         return open_store(given or the_cache(), list)
     record = read_run(run_folder)
-    where = given or (None if Path(record["cache"]).exists() else the_cache())
+    where = given or (None if may_exist(record["cache"]) else the_cache())
     return open_recorded(record, where, list)
 
 

@@ -11,6 +11,7 @@ In reading order:
     signals         Ctrl-C and its like wait until a step is done
     memory          what can be had of it, an error where it does not suffice; what was freed is kept
     progress        tasks with rate and remaining time
+    tar_members     videos that lie in a tar: their place as a path
     archive_limits  compressed files that claim to unpack to far more than they store
     state_dicts     checkpoints of every kind, read without unpickling or running anything but tensors
     clip_names      what a checkpoint is of, and its backbone under open_clip's names

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 from glscl.common.errors import UsageError
 
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")  # one slash too: a Path keeps no two; a drive has one letter
+_SHOWN: dict[str, str] = {}  # folder that mirrors an address → the address
 SCHEMES = ("s3", "gs", "gcs", "az", "abfs", "hf", "https", "http", "memory")
 
 
@@ -30,7 +31,7 @@ def local_path(place: os.PathLike[str] | str, name: str) -> Path:
     if address[1].lower() == "file":
         return Path("/" + unquote(text[address.end() :]))
     raise UsageError(
-        f"`{name}` is {_shown(text)}, which is not on this machine; expected a path",
+        f"`{name}` is {_spelled(text)}, which is not on this machine; expected a path",
         hint="Copy it here first, or mount it (rclone mount, s3fs), and give the path",
     )
 
@@ -52,11 +53,28 @@ def address_of(place: os.PathLike[str] | str, name: str) -> str | None:
     scheme = address[1].lower()
     if scheme not in SCHEMES:
         raise UsageError(
-            f"`{name}` is {_shown(text)}; expected a path, or an address that begins with "
+            f"`{name}` is {_spelled(text)}; expected a path, or an address that begins with "
             f"{', '.join(f'{each}://' for each in ('file', *SCHEMES[:-1]))}"
         )
     return f"{scheme}://{text[address.end() :].rstrip('/')}"
 
 
-def _shown(text: str) -> str:
+def show_as(folder: Path, address: str) -> None:
+    """Let `shown` name an address in the place of the folder that mirrors it."""
+    _SHOWN[str(folder)] = address
+
+
+def shown(text: str) -> str:
+    """A text for people, with addresses in the place of the folders here that mirror them."""
+    for folder, address in _SHOWN.items():
+        text = text.replace(folder, address)
+    return text
+
+
+def may_exist(place: os.PathLike[str] | str) -> bool:
+    """Whether something is at a path; of an address that is told where it is opened."""
+    return _ADDRESS.match(os.fspath(place)) is not None or Path(place).exists()
+
+
+def _spelled(text: str) -> str:
     return re.sub(r":/+", "://", text, count=1)

@@ -1,7 +1,7 @@
 """Files at an address: listed, read, put, and created only where nothing is.
 
 obstore speaks to S3, GCS and Azure; fsspec to https://, hf:// and memory://, which have no conditional put or need none.
-Both try again what a network does wrong, for a bounded time; what stays wrong is one of our errors, in one line.
+What a network does wrong is tried again for a bounded time; what stays wrong is one of our errors, in one line.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from glscl.common.errors import GlsclError, NotFoundError, StorageError, UsageError, first_line
 
@@ -22,6 +24,7 @@ CONDITIONAL = (*BUCKETS, "memory")  # kinds of address where a put can ask that 
 TRY_FOR_SECONDS = 90.0  # from the first request on
 ANSWER_SECONDS = 60.0  # until a request is answered, and between two pieces of an answer
 AT_ONCE = 4  # files
+_FORBIDDEN = ("Credential", "Permission", "Unauthenticated")  # in names of errors
 _PIECE = 4 << 20  # bytes that a download holds in memory
 _EXTRAS = {**BUCKETS, "abfs": "az", "gcs": "gs", "https": "https", "http": "https"}
 
@@ -49,6 +52,10 @@ class Files(Protocol):
         """Put a file unless one is there, in one step; False where one is."""
         ...
 
+    def age(self, name: str) -> float:
+        """Seconds since a file was put."""
+        ...
+
     def delete(self, names: list[str]) -> None:
         """Delete files."""
         ...
@@ -57,7 +64,8 @@ class Files(Protocol):
 def files_at(address: str) -> Files:
     """The files of an address, reached when they are asked for. Raises UsageError: a package is missing."""
     with remote_errors(address, "reach"):
-        return _Bucket(address) if address.partition(":")[0] in BUCKETS else _FileSystem(address)
+        files = _Bucket(address) if address.partition(":")[0] in BUCKETS else _FileSystem(address)
+        return cast(Files, _Persistent(files))
 
 
 @contextlib.contextmanager
@@ -79,9 +87,7 @@ def remote_errors(address: str, doing: str) -> Iterator[None]:
         text, name = first_line(error), type(error).__name__
         if "NoSuchBucket" in str(error) or "404 Not Found" in text:
             raise NotFoundError(f"There is nothing at {address}") from error
-        if isinstance(error, PermissionError) or any(
-            each in name for each in ("Credential", "Permission", "Unauthenticated")
-        ):
+        if isinstance(error, PermissionError) or any(each in name for each in _FORBIDDEN):
             raise StorageError(
                 f"Cannot {doing} {address}: {text or name}", first="See that your credentials allow it"
             ) from error
@@ -101,6 +107,37 @@ def put_all(files: Files, names: Iterable[str], sources: Iterable[Path]) -> None
     """Put several files, a few at once."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(files.put, names, sources))
+
+
+class _Persistent:
+    """Files of which each call is made again where it fails as a network does.
+
+    obstore waits and asks again where a server is busy or not there, but not where the list or file that it sends is cut off,
+    nor where a conditional put is not answered; fsspec asks once.
+    """
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+    def __getattr__(self, name: str) -> Any:
+        return partial(_again, getattr(self._files, name))
+
+
+def _again(call: Callable[..., Any], *arguments: Any) -> Any:
+    """What a call gives, made up to four times within `TRY_FOR_SECONDS`."""
+    begun = time.monotonic()
+    for waiting in (0.1, 0.4, 1.6, None):
+        try:
+            return call(*arguments)
+        except (FileNotFoundError, PermissionError, GlsclError, ImportError):
+            raise
+        except Exception as error:
+            final = any(each in type(error).__name__ for each in (*_FORBIDDEN, "NotSupported", "NotFound"))
+            if final or "404 Not Found" in str(error) or waiting is None:
+                raise
+            if time.monotonic() - begun + waiting > TRY_FOR_SECONDS:
+                raise
+            time.sleep(waiting)
 
 
 class _Bucket:
@@ -148,19 +185,21 @@ class _Bucket:
     def create(self, name: str, data: bytes) -> bool:
         from obstore.exceptions import AlreadyExistsError
 
-        for last in (False, True):  # obstore does not try again what was sent and not answered; to us it does no harm
-            try:
-                self._calls.put(self._store, self._path(name), data, mode="create", use_multipart=False)
-                return True
-            except AlreadyExistsError:
-                return False
-            except self._calls.exceptions.GenericError:
-                if last:
-                    raise
-        raise AssertionError
+        try:
+            self._calls.put(self._store, self._path(name), data, mode="create", use_multipart=False)
+        except AlreadyExistsError:
+            return False
+        return True
+
+    def age(self, name: str) -> float:
+        return _seconds_since(self._calls.head(self._store, self._path(name))["last_modified"])
 
     def delete(self, names: list[str]) -> None:
         self._calls.delete(self._store, [*map(self._path, names)])
+
+
+def _seconds_since(moment: datetime) -> float:
+    return (datetime.now(UTC) - moment.astimezone(UTC)).total_seconds()
 
 
 def _profile(scheme: str) -> dict[str, Any]:
@@ -227,6 +266,9 @@ class _FileSystem:
                 raise
             return False
         return True
+
+    def age(self, name: str) -> float:
+        return _seconds_since(self._system.modified(self._path(name)))
 
     def delete(self, names: list[str]) -> None:
         for name in names:

@@ -28,6 +28,20 @@ from glscl.common.errors import InputError, NotFoundError
 _NESTED = ("state_dict", "model_state_dict", "model", "module")
 _SCRIPT_NUMBERS = ("input_resolution", "context_length", "vocab_size")  # what OpenAI's archives hold beside weights
 _MOST_NAMES = 100_000
+# What files that are no checkpoint begin with, what they are, and what to do about it.
+_BEGINNINGS = (
+    (
+        b"version https://git-lfs",
+        "a pointer of Git LFS: the weights themselves were not downloaded",
+        "Run git lfs pull",
+    ),
+    (b"PK\x03\x04", "cut short: it begins as a checkpoint of torch and has no end", "Copy or download it again"),
+    (b"\x1f\x8b", "packed by gzip", "Unpack it"),
+    (b"GGUF", "a GGUF file, which is not read", None),
+    (b"\x89HDF", "an HDF5 file, which is not read", None),
+    (b"\x93NUMPY", "an array of NumPy, not weights by name", None),
+    (b"<", "a web page or XML, not weights", "Download the file itself"),
+)
 # Names of weights in a folder, as open_clip and transformers write them; a folder of others may hold one file.
 FOLDER_FILES = (
     "open_clip_model.safetensors",
@@ -77,6 +91,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not isinstance(found, Mapping):
         raise InputError(f"{path} holds a {type(found).__name__}, expected a state dict: names and tensors")
     odd = next((key for key, value in found.items() if not (isinstance(key, str) and isinstance(value, Tensor))), None)
+    if any("_packed_params" in str(key) for key in found):
+        raise InputError(
+            f"{path} holds quantised weights, which are not read", hint="Give the weights in full precision"
+        )
+    if "optimizer" in found or "param_groups" in found:
+        raise InputError(f"{path} holds the state of an optimiser and no weights")
     if odd is not None:
         raise InputError(
             f"{path} is not a state dict: {ascii(odd)[:80]} is a {type(found[odd]).__name__}, expected a tensor"
@@ -86,6 +106,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     for key, value in found.items():
         if value.layout is not torch.strided or value.is_quantized:
             raise InputError(f"{path}: {key[:80]} is no plain tensor")
+        if value.is_floating_point() and value.element_size() < 2:
+            raise InputError(
+                f"{path} has {key[:80]} in {value.dtype}: quantised weights are not read",
+                hint="Give the weights in full precision",
+            )
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise InputError(f"{path}: {key[:80]} claims {value.numel()} numbers, more than are stored")
     return plain_names(found)
@@ -168,18 +193,24 @@ def _is_pickle(path: Path) -> bool:
 def _read_pickle(path: Path) -> Any:
     try:
         check_torch_file(path)
-        with (
-            warnings.catch_warnings(),
-            torch.serialization.safe_globals([argparse.Namespace]),
-        ):  # the options of a program
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # it reads it or it raises
+        if zipfile.is_zipfile(path) and not _has_pickle(path):
+            raise InputError(f"{path} is a zip archive, but no checkpoint of torch")
+        options = torch.serialization.safe_globals([argparse.Namespace])  # of a program
+        with warnings.catch_warnings(action="ignore"), options:  # it reads it or it raises
             return torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except pickle.UnpicklingError as error:
         text = " ".join(str(error).split())
         name = re.search(r"(?:GLOBAL|global) ([\w.]+)", text)
         raise _refused(path, name[1] if name else "") from error
     except Exception as error:  # torch raises whatever it likes on damaged archives
         raise InputError(f"{path} cannot be read as a checkpoint: {first_words(error)}") from error
+
+
+def _has_pickle(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/data.pkl") for name in archive.namelist())
 
 
 def _refused(path: Path, name: str) -> InputError:
@@ -197,7 +228,28 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(path)
     except Exception as error:  # safetensors raises its own, undocumented type
-        raise InputError(f"{path} is neither a torch checkpoint nor safetensors: {first_words(error)}") from error
+        what, hint = _what_it_is(path)
+        raise InputError(f"{path} is {what}", hint=hint) from error
+
+
+def _what_it_is(path: Path) -> tuple[str, str | None]:
+    """What a file is that neither torch nor safetensors reads, by what it begins with; and what to do about it."""
+    size = path.stat().st_size
+    with open(path, "rb") as opened:
+        head = opened.read(1 << 12)
+    if not head:
+        return "empty: nothing was written or downloaded", None
+    for beginning, what, hint in _BEGINNINGS:
+        if head.lstrip().startswith(beginning):
+            return what, hint
+    if head[8:9] == b"{":  # safetensors: the length of its header, and that
+        return (
+            f"damaged or cut short: safetensors of {size} bytes that do not fit its header",
+            "Copy or download it again",
+        )
+    if b"\0" not in head and head.decode(errors="replace").count("\ufffd") < 2:  # one may be cut at the end
+        return "text, not weights", None
+    return "neither a torch checkpoint nor safetensors", None
 
 
 def first_words(error: BaseException) -> str:

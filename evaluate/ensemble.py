@@ -99,7 +99,7 @@ class JointTable:
         self.num_texts, self.num_videos = first.num_texts, first.num_videos
         self.text_ids, self.video_ids, self.video_of_text = first.text_ids, first.video_ids, first.video_of_text
         self.token_count, self.frame_mask = first.token_count, first.frame_mask
-        self.captions, self.counts = first.captions, first.counts
+        self.captions, self.counts, self.padded = first.captions, first.counts, first.padded
         self.device = first.device
 
     def texts(self, index: Any) -> TextFeatures:
@@ -147,12 +147,22 @@ def evaluate_ensemble(
     frames: list[tuple[int | None, FramePosition]]
     frames = list(dict.fromkeys((member.max_frames, member.frame_position) for member in members))
     views = [frames.index((member.max_frames, member.frame_position)) for member in members]
+    if len({member.head.mask_padding for member in members}) > 1:
+        raise UsageError(
+            "some of the runs read padding and others do not (`mask_padding`); they need tables of their own"
+        )
+    padded = not members[0].head.mask_padding
     ensemble = Ensemble([member.head for member in members], combine=settings.combine, views=views).to(device)
 
     def load(split: str) -> FeatureTable | JointTable:
         tables = [
             FeatureTable.load(
-                store, split, max_frames=most, frame_position=position, tokens=ensemble.needs_tokens and i == 0
+                store,
+                split,
+                max_frames=most,
+                frame_position=position,
+                tokens=ensemble.needs_tokens and i == 0,
+                padded=padded,
             )
             for i, (most, position) in enumerate(frames)
         ]

@@ -25,6 +25,7 @@ from glscl.common.errors import (
     StorageError,
     UsageError,
 )
+from glscl.common.places import may_exist
 from glscl.evaluate.judged_lists import split_hash, version_of
 from glscl.evaluate.ranks import DIRECTIONS, RANKINGS, TEXT_TO_VIDEO
 from glscl.evaluate.result_record import result_problem
@@ -168,7 +169,7 @@ def open_cache_of(run: EvaluatedRun, cache: Path | None = None) -> tuple[Store |
     """
     recorded = run.result.get("cache")
     where = cache or (Path(recorded) if recorded else None)
-    if where is None or (cache is None and not where.exists()):
+    if where is None or (cache is None and not may_exist(where)):
         return None, run.with_notes(
             f"The cache {where or 'of the result'} is not there, so captions, examples, hubness and failures of "
             "extraction are not shown."

@@ -144,6 +144,7 @@ def evaluate_run(
             max_frames=settings.max_frames or opened.max_frames,
             frame_position=settings.frame_position or opened.frame_position,
             tokens=head.needs_tokens,
+            padded=not head.mask_padding,
         )
 
     facts = {
@@ -230,7 +231,7 @@ def judge(
         **judged.facts,
         "backbone": backbone,
         "pretrained": pretrained,
-        "cache": str(store.path),
+        "cache": store.place,
         "cache_fingerprint": store.fingerprint,
         **about_list(store.list, settings.split),
     }

@@ -373,5 +373,5 @@ def _words(table: Pairs) -> Tensor:
 
 def _frames(table: Pairs) -> Tensor | None:
     """(V,) where the last real frame of every video stands, from 1, on the CPU; None where the table does not say."""
-    mask = getattr(table, "frame_mask", None)
+    mask = None if getattr(table, "padded", False) else getattr(table, "frame_mask", None)
     return None if mask is None else (mask.cpu() * torch.arange(1, mask.shape[1] + 1)).amax(1)

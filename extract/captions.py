@@ -10,6 +10,7 @@ import numpy as np
 
 from glscl.cache.encoded_items import EncodedText, NonFiniteItem, text_arrays
 from glscl.cache.library import Library, Place
+from glscl.cache.schema import PAD
 from glscl.common.progress import Progress, Task
 from glscl.common.tables import amount
 from glscl.extract.backbone.encoder import Backbone, TokenizedTexts
@@ -71,14 +72,17 @@ def _encode_captions(
     """Captions in batches of similar length, returned in their own order."""
     order = np.argsort(tokenized.lengths, kind="stable")
     keeps_tokens = settings.tokens and backbone.text_tower.gives_tokens
+    padded = keeps_tokens and isinstance(settings, ExtractSettings) and settings.pad_tokens
+    width = tokenized.ids.shape[1]
+    ids = np.where(np.arange(width) < tokenized.lengths[:, None], tokenized.ids, PAD).astype(np.int32)
     records: dict[int, EncodedText] = {}
     for start in range(0, len(order), settings.batch_texts):
         rows = order[start : start + settings.batch_texts]
-        encoded = backbone.encode_tokens(TokenizedTexts(tokenized.ids[rows], tokenized.lengths[rows]))
+        encoded = backbone.encode_tokens(TokenizedTexts(tokenized.ids[rows], tokenized.lengths[rows]), padded=padded)
         pooled = encoded.text_features.numpy()
         states = pooled[:, None] if encoded.token_features is None else encoded.token_features.numpy()  # (T, L, D)
         for i, row in enumerate(rows.tolist()):
-            length = int(tokenized.lengths[row]) if keeps_tokens else 0
-            records[row] = EncodedText(pooled[i], states[i, :length], tokenized.ids[row, :length].astype(np.int32))
+            length = width if padded else int(tokenized.lengths[row]) if keeps_tokens else 0
+            records[row] = EncodedText(pooled[i], states[i, :length], ids[row, :length])
         task.advance(len(rows))
     return [records[row] for row in range(len(order))]

@@ -72,7 +72,7 @@ def forecast(
         frames = round(videos * min(max(1.0, math.ceil(seconds * rate - 0.5)), settings.max_frames or math.inf))
         decode = videos * seconds * DECODE_SECONDS
     mean_words = statistics.fmean(words.values()) if words else 0.0
-    tokens = texts * min(settings.max_words, TOKENS_A_WORD * mean_words + 2)
+    tokens = texts * min(settings.max_words, math.inf if settings.pad_tokens else TOKENS_A_WORD * mean_words + 2)
     config = config_of(settings.backbone)
     return Forecast(
         videos=videos,

@@ -24,7 +24,7 @@ from glscl.cache.planning import Work, begin, work_for
 from glscl.cache.schema import STREAMS, Annotations, Status
 from glscl.cache.store import Store
 from glscl.common.devices import cores
-from glscl.common.errors import DecodeError, GlsclError, Hint, InputError, NotFoundError, StorageError
+from glscl.common.errors import DecodeError, GlsclError, Hint, InputError, NotFoundError, StorageError, UsageError
 from glscl.common.memory import keep_freed_memory
 from glscl.common.progress import Progress
 from glscl.common.settings import as_dict, build, check, differences
@@ -188,6 +188,11 @@ class _Extraction:
         self.backbone = self.given = backbone
         self.device, self.progress = device, progress
         self.part = Part.parse(settings.part)
+        if settings.single_writer and not self.part.whole:
+            raise UsageError(
+                f"`part` is {self.part} and `single_writer` says that nobody else writes there",
+                hint="Leave one of the two out",
+            )
         self.origin = dataclasses.replace(origin, name=settings.list or origin.name).named(annotations.dataset)
         self.known = KnownFiles.read(out)
         self.is_verified = self.is_current = False  # that this backbone made the cache; that the list counts already
@@ -276,7 +281,8 @@ class _Extraction:
 
     def fill(self) -> None:
         """Write the list, encode what is missing, and let the list count once everything of it is there."""
-        with filling(self.library, self.listing.made, part=(self.part.index, self.part.count)) as outcome:
+        part, alone = (self.part.index, self.part.count), self.settings.single_writer
+        with filling(self.library, self.listing.made, part=part, single_writer=alone) as outcome:
             texts, videos = self._work("text"), self._work("video")
             videos_left = self._is_left("video", videos)
             if videos_left:
@@ -328,7 +334,9 @@ class _Extraction:
             for line in self.backbone.notes:
                 self.progress.note(line)
         if not self.is_verified:
-            self.library = create_library(self.out, _spec(s, self.backbone, self.origin), s.format)
+            self.library = create_library(
+                self.out, _spec(s, self.backbone, self.origin), s.format, single_writer=s.single_writer
+            )
             self.library.write_backbone_tensors(self.backbone.tensors_for_heads())
             self.known.contents(_weight_files(s))
             self.is_verified = True
@@ -417,11 +425,16 @@ def _precision(asked: str, device: torch.device) -> str:
 
 
 def _spec(settings: ExtractSettings, backbone: Backbone, origin: ListOrigin) -> StoreSpec:
+    if settings.pad_tokens and not (settings.tokens and backbone.text_tower.is_causal):
+        raise UsageError(
+            "`pad_tokens` needs `tokens`, and a text tower like CLIP's own in which nothing sees what follows it"
+        )
     decoding = _decoding(settings, backbone)
     return StoreSpec(
         configuration={
             "backbone": dataclasses.asdict(backbone.description),
             "sampling": dataclasses.asdict(decoding.sampling) | {"decoder": settings.decoder},
+            **({"pad_tokens": True} if settings.pad_tokens else {}),
         },
         embed_dim=backbone.embed_dim,
         dtype=settings.dtype,

@@ -159,9 +159,10 @@ class ExtractSettings(WeightSettings):
     )
     sampling: str = setting(
         "time",
-        "`time`: frames nearest to 0, 1/N, 2/N … s; `public`: every round(average rate)-th frame, as GLSCL's loader.",
+        "`time`: frames nearest to 0, 1/N, 2/N … s; `public`: as GLSCL's loaders, every round(average rate)-th frame, or, of "
+        "DiDeMo and ActivityNet, `opencv`: every int(average rate)-th.",
         group="Sampling",
-        choices=("time", "public"),
+        choices=("time", "public", "opencv"),
     )
     max_words: int = setting(
         32,
@@ -188,6 +189,12 @@ class ExtractSettings(WeightSettings):
         "float16", "Type of the stored features.", group="Cache", choices=("float16", "float32", "bfloat16")
     )
     tokens: bool = setting(True, "Store token features, which GLSCL needs.", group="Cache")
+    pad_tokens: bool = setting(
+        False,
+        "Store what the text tower makes of the padding behind a caption too, which GLSCL's program reads "
+        "(`mask_padding=false`): `max_words` vectors a caption.",
+        group="Cache",
+    )
     store_frames: str = setting(
         "none",
         "Keep the frames too, as the encoder sees them: `jpeg` (lossy, small) or `uint8` (exact). For fine-tuning.",
@@ -208,6 +215,12 @@ class ExtractSettings(WeightSettings):
         group="Speed",
         metavar="I/N",
         parse=Part.parse,
+        affects_result=False,
+    )
+    single_writer: bool = setting(
+        False,
+        "With `out` at an address: nobody else writes there meanwhile, so that a store without conditional puts will do.",
+        group="Cache",
         affects_result=False,
     )
     batch_frames: int = setting(128, "Frames encoded at once.", group="Speed", min=1, affects_result=False)

@@ -27,7 +27,7 @@ def cache_record(store: Store) -> dict[str, Any]:
         "dataset": store.dataset,
         "backbone": name,
         "pretrained": pretrained,
-        "cache": str(store.path),
+        "cache": store.place,
         "cache_fingerprint": store.fingerprint,
         "list": store.list_name,
         "list_hash": store.list_hash,
@@ -59,9 +59,9 @@ def open_recorded(record: Mapping[str, Any], cache: Path | None = None, list: st
     for known_as in (f"{name}@{version}", version):
         with contextlib.suppress(NotFoundError):
             return Store(library, choose_list(library, known_as))
-    if os.path.realpath(library.path) == os.path.realpath(record["cache"]):
+    if os.path.realpath(library.place) == os.path.realpath(record["cache"]):
         raise NotFoundError(
-            f"{library.path} does not have the list {name}@{version} any more; it has {_lists(library)}",
+            f"{library.place} does not have the list {name}@{version} any more; it has {_lists(library)}",
             hint="Choose one with `list`",
         )
     return Store(library, choose_list(library, None))

@@ -68,6 +68,18 @@ def load_teacher(settings: TrainSettings, store: Store, note: Callable[[str], No
     )
 
 
+def reads_padding(settings: TrainSettings) -> bool:
+    """Whether the head of a training reads padding. Raises UsageError where its teacher does otherwise."""
+    padded = not settings.options.get("mask_padding", True)
+    if settings.teacher is not None:
+        taught = not read_run(Path(settings.teacher))["options"].get("mask_padding", True)
+        if taught != padded:
+            raise UsageError(
+                f"{settings.teacher} and the head are not given the same features: their `mask_padding` differs"
+            )
+    return padded
+
+
 def reads_tokens(settings: TrainSettings) -> bool:
     """Whether a training reads token features, for its head or for the teacher.
 

@@ -33,7 +33,7 @@ from glscl.train_head.reports import FitResult, Reporter, StepReport
 from glscl.train_head.resume_state import clear
 from glscl.train_head.run_cache import cache_record, check_cache, list_differences
 from glscl.train_head.settings import TrainSettings, settings_from
-from glscl.train_head.teaching import load_teacher, reads_tokens
+from glscl.train_head.teaching import load_teacher, reads_padding, reads_tokens
 from glscl.train_head.tracking import tracked
 
 __all__ = [
@@ -92,8 +92,8 @@ class LoadedSplits:
 
     def load(self, split: str, settings: TrainSettings) -> FeatureTable:
         """A split with the frames and tokens that a training by these settings looks at; see `FeatureTable.load`."""
-        needs_tokens = reads_tokens(settings)
-        key = (split, settings.max_frames, settings.frame_position, needs_tokens or self.tokens)
+        needs_tokens, padded = reads_tokens(settings), reads_padding(settings)
+        key = (split, settings.max_frames, settings.frame_position, needs_tokens or self.tokens, padded)
         if key not in self._read:
             self._read[key] = FeatureTable.load(
                 self.store,
@@ -101,6 +101,7 @@ class LoadedSplits:
                 max_frames=settings.max_frames,
                 frame_position=settings.frame_position,
                 tokens=needs_tokens or self.tokens,
+                padded=padded,
             )
         table = self._read[key]
         return table if needs_tokens else replace(table, token_values=None, token_first=None, token_count=None)

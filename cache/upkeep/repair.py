@@ -40,6 +40,7 @@ from glscl.cache.library import Library, open_library
 from glscl.cache.lists import list_names, read_record
 from glscl.cache.lock import FOLDER as LOCKS
 from glscl.cache.lock import hold, locks
+from glscl.cache.mirror import Mirror
 from glscl.cache.records import Commit
 from glscl.cache.remains import SHARD_NAME, record_folders, temporary_files, unreferenced
 from glscl.cache.schema import STREAMS
@@ -104,7 +105,8 @@ def repair(
     addition, an addition from the keys of its shards.
 
     Args:
-        root: folder of the cache.
+        root: folder of the cache; or of the mirror of one at an address, where only remains of more than an hour ago are
+            dropped. What is damaged there is mended by pulling it, repairing that, and pushing it to another address.
         dry_run: only say what would be done; writes nothing.
         progress: called after each shard that was read.
 
@@ -119,10 +121,7 @@ def repair(
     refuse_links(root)
     library = open_library(root)
     if library.mirror is not None:
-        raise UsageError(
-            f"{library.mirror.address} is not on this machine, and only a cache here can be repaired",
-            hint="Pull it, repair that, and push it to another address",
-        )
+        return _sweep_there(library, library.mirror, dry_run)
     if library.is_flat:
         again = Hint("Make it again", "convert", {"": ["CACHE", "OUT"]})
         raise UsageError(f"{root} is one flat file, not a cache folder", hint=again)
@@ -135,6 +134,16 @@ def repair(
     with nullcontext() if dry_run else hold(root, what="repair"), storage_errors(root, "repair"):
         _Repair(library, report, progress).run()
     return report
+
+
+def _sweep_there(library: Library, mirror: Mirror, dry_run: bool) -> RepairReport:
+    """Delete what killed writers left at an address; what is committed there is neither read nor touched."""
+    named = {commit.path for stream in STREAMS for commit in library.stream(stream).commits.values()}
+    found = mirror.forgotten(named)
+    if found and not dry_run:
+        mirror.delete(found)
+    freed = sum(found.values())
+    return RepairReport(cache=mirror.address, dry_run=dry_run, unreferenced=[*found], freed_bytes=freed)
 
 
 class _Repair:

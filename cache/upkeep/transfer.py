@@ -25,7 +25,8 @@ from glscl.common.places import address_of
 
 @dataclass
 class PushSummary:
-    """What `push` did. `bytes` were sent; `there` shards stood at the address already; `lists`: name → version that counts."""
+    """What `push` did. `bytes` were sent; `there` shards stood at the address already; `lists`: name → version that counts;
+    `forgotten`: files there that a killed writer has left, of more than an hour ago; repair deletes them."""
 
     cache: str
     address: str
@@ -33,6 +34,7 @@ class PushSummary:
     shards: int = 0
     there: int = 0
     bytes: int = 0
+    forgotten: int = 0
     lists: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -78,6 +80,9 @@ def push(cache: os.PathLike[str] | str, address: str, *, progress: Callable[[], 
             mirror.make_current(name, version)
             done.lists[name] = version
     done.bytes = sum(mirror.there.values()) - before
+    theirs = open_library(address)
+    named = {commit.path for stream in STREAMS for commit in theirs.stream(stream).commits.values()}
+    done.forgotten = len(mirror.forgotten(named))
     return done
 
 

@@ -153,8 +153,8 @@ def _write_faiss(modules: list[Any], store: Store, out: Path, blocks: Iterator[B
         with open(path, "wb") as file:
             np.savez(file, entry=np.concatenate(entries), time=np.concatenate(times))
 
-    _put(out / "frames.faiss", write)
-    _put(out / "rows.npz", write_rows)
+    put_aside(out / "frames.faiss", write)
+    put_aside(out / "rows.npz", write_rows)
     return ["frames.faiss", "rows.npz"]
 
 
@@ -166,7 +166,7 @@ def _write_parquet(modules: list[Any], store: Store, out: Path, blocks: Iterator
             for batch in _batches(pa, store, blocks):
                 writer.write_batch(batch)
 
-    _put(out / "frames.parquet", write)
+    put_aside(out / "frames.parquet", write)
     return ["frames.parquet"]
 
 
@@ -176,7 +176,7 @@ def _write_lance(modules: list[Any], store: Store, out: Path, blocks: Iterator[B
     def write(path: Path) -> None:
         lance.write_dataset(_batches(pa, store, blocks), str(path), schema=_schema(pa, store), mode="overwrite")
 
-    _put(out / "frames.lance", write)
+    put_aside(out / "frames.lance", write)
     return ["frames.lance"]
 
 
@@ -201,7 +201,7 @@ def _batches(pa: Any, store: Store, blocks: Iterator[Block]) -> Iterator[Any]:
         yield pa.record_batch(columns, schema=_schema(pa, store))
 
 
-def _put(path: Path, write: Callable[[Path], None]) -> None:
+def put_aside(path: Path, write: Callable[[Path], None]) -> None:
     """A file, or a folder, made aside and then given its name; nothing half-written has it."""
     aside = path.with_name(f".{path.name}.part")
     with storage_errors(path):

@@ -190,7 +190,7 @@ def leaderboard(
     rows.sort(key=lambda row: -row[0].metrics[TEXT_TO_VIDEO]["R@1"][0])
     standings = [row if number == 0 else _against(row, runs, rows[0][1]) for number, (row, runs) in enumerate(rows)]
     board = Leaderboard(split=split, standings=standings, left_out=left)
-    about = {"cache": str(store.path), "cache_fingerprint": store.fingerprint, "list_hash": store.list_hash}
+    about = {"cache": store.place, "cache_fingerprint": store.fingerprint, "list_hash": store.list_hash}
     write_atomically(out / "leaderboard.json", dump_json({**about, **board.as_dict(), "versions": versions()}))
     return board
 

@@ -116,7 +116,8 @@ def examine(
         )
     try:
         head, settings = _head_of(run, store)
-        table = FeatureTable.load(store, run.result["split"], tokens=head.needs_tokens, **settings)
+        split, padded = run.result["split"], not head.mask_padding
+        table = FeatureTable.load(store, split, tokens=head.needs_tokens, padded=padded, **settings)
     except GlsclError as error:
         return run.with_notes(
             f"The head of {run.title} cannot be had again ({error}), so hubs and examples are not shown."

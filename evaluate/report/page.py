@@ -5,6 +5,7 @@ This file decides what is shown; templates/report.html says how, templates/repor
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -27,6 +28,8 @@ from glscl.evaluate.report.tables import backbone_name, groups_of
 
 _LONG_CAPTION = 240  # characters shown before the rest is folded away
 _FAILURES_SHOWN = 100
+_SHORT_WORD = r"(?<![^\s-])[^\s-]{1,14}(?![^\s-])"
+_JOINED = r"[^\s_/=,:-]{0,17}[_/=,:]"  # the end of a piece of a longer word
 _SELECTIONS = {
     "validation": "videos held out of training, or a split of their own",
     "last": "nothing: the last one",
@@ -204,12 +207,17 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {"number": lambda value, digits: minus(number(value, digits)), "text": cell_text}
-    environment.filters |= {"p_value": p_value, "signed": signed}
+    environment.filters |= {"pieces": _pieces, "p_value": p_value, "signed": signed}
     environment.tests |= {
         "measured": lambda cell: isinstance(cell, Measured),
         "difference": lambda cell: isinstance(cell, Difference),
     }
     return environment
+
+
+def _pieces(name: str) -> list[str]:
+    """A name of a run in pieces between which a line may end: words that are long are cut behind a joint, or else every 18 characters."""
+    return re.findall(rf"(?:{_SHORT_WORD}|[\s-])+|{_JOINED}|[^\s-]{{1,18}}-*", name)
 
 
 def _printable(page: str) -> str:

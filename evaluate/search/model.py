@@ -145,6 +145,11 @@ class Model:
         """Of the head."""
         return self.record.get("head", type(self.head).__name__)
 
+    @property
+    def padded(self) -> bool:
+        """Whether the head reads what stands behind captions and frames."""
+        return not self.head.mask_padding
+
     @cached_property
     def backbone(self) -> Backbone:
         """What the cache was encoded with, its weights compared by hash. Raises UsageError, BackboneError."""
@@ -167,6 +172,7 @@ class Model:
             frames=self.frames,
             frame_position=self.frame_position,
             tokens=self.head.needs_tokens,
+            padded=self.padded,
             device=self.device,
         )
 
@@ -183,7 +189,7 @@ class Model:
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Sentences → (T, D) and (T, L, D) features as the cache holds them, white space folded."""
-        found = self.backbone.encode_texts([" ".join(text.split()) for text in texts])
+        found = self.backbone.encode_texts([" ".join(text.split()) for text in texts], padded=self.padded)
         tokens, mask = (None if each is None else each.to(self.device) for each in found[1:])
         return TextFeatures(found.text_features.to(self.device), tokens, mask)
 
@@ -354,9 +360,7 @@ class Model:
         search = self.searching(split, normalise)
         frames, _ = self._encode_clip(Path(video), None, None)
         chosen = frame_positions(len(frames), search.table.frame_features.shape[1], "uniform")
-        features = torch.from_numpy(frames[chosen]).to(self.device)[None]  # (1, F, D)
-        mask = torch.ones(features.shape[:2], dtype=torch.bool, device=self.device)
-        return search.captions(VideoFeatures(features, mask), top=top)
+        return search.captions(self._looked_at([torch.from_numpy(frames[chosen])]), top=top)
 
     def searching(self, split: str | None, normalise: str | None = None) -> Search:
         """The head on the table of a split, its gallery encoded once."""
@@ -385,16 +389,23 @@ class Model:
     def _scores(self, index: FrameIndex, found: list[Found], query: Query) -> Tensor:
         """(n,) scores of the head, of each video on the frames around its best moment."""
         positions = [around_best(each.cosines, self.frames or len(each.cosines)) for each in found]
-        width = max(map(len, positions), default=1)
-        features = torch.zeros(len(found), width, self.cache.embed_dim, device=self.device)
-        mask = torch.zeros(len(found), width, dtype=torch.bool, device=self.device)
-        for row, (each, chosen) in enumerate(zip(found, positions)):
-            features[row, : len(chosen)] = index.features_of(each.video)[torch.from_numpy(chosen)].float()
-            mask[row, : len(chosen)] = True
-        encoded = self.head.encode_video(VideoFeatures(features, mask))
+        frames = [index.features_of(each.video)[torch.from_numpy(p)] for each, p in zip(found, positions)]
+        encoded = self.head.encode_video(self._looked_at(frames))
         return torch.stack(
             [weight * self.head.score(self.head.encode_text(text), encoded)[0] for text, weight in query.sentences]
         ).sum(0)
+
+    def _looked_at(self, videos: list[Tensor]) -> VideoFeatures:
+        """Frames (F, D) of some videos as the head wants them: padded with zeros, or as in a table that is `padded`."""
+        width = max([1, (self.padded and self.frames) or 1, *map(len, videos)])
+        features = torch.zeros(len(videos), width, self.cache.embed_dim, device=self.device)
+        mask = torch.zeros(len(videos), width, dtype=torch.bool, device=self.device)
+        if self.padded:
+            features += torch.from_numpy(self.cache.backbone_tensors()["padded_frame"]).to(self.device)
+        for row, frames in enumerate(videos):
+            features[row, : len(frames)] = frames.float()
+            mask[row, : len(frames)] = True
+        return VideoFeatures(features, mask)
 
     def _moments(self, index: FrameIndex, found: Found, count: int) -> tuple[Moment, ...]:
         times, duration = index.times_of(found.video), float(index.durations[found.video])

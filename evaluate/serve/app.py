@@ -31,11 +31,12 @@ from glscl.common.errors import (
     UsageError,
     first_line,
 )
+from glscl.common.tar_members import TarMember
 from glscl.evaluate.serve.answering import Answers, to_json
 from glscl.evaluate.serve.asking import MOST, PART, SEARCH, SENTENCES, WHERE, Asked, read_parameters
 from glscl.evaluate.serve.catalog import Catalog, Collection
 from glscl.evaluate.serve.openapi import describe
-from glscl.evaluate.serve.playback import Previews, media_type
+from glscl.evaluate.serve.playback import Previews, media_type, member_response
 from glscl.evaluate.serve.settings import ServeSettings
 from glscl.evaluate.serve.thumbnails import Abandoned, Thumbnails
 from glscl.extract.decode.jobs import JobPool
@@ -273,13 +274,14 @@ class Site:
         video = await _in_thread(where.video, id)
         if video.path is None:
             raise NotFoundError("the file is not where it was last seen")
+        about = {"media_type": media_type(video.path), "headers": {"Cache-Control": "no-cache"}}
+        if (member := TarMember.at(video.path)) is not None:
+            return member_response(member, request, **about)
         try:
             stat = await _in_thread(os.stat, video.path)
         except OSError as error:
             raise NotFoundError(f"the file cannot be read: {error.strerror}") from error
-        return FileResponse(
-            video.path, stat_result=stat, media_type=media_type(video.path), headers={"Cache-Control": "no-cache"}
-        )
+        return FileResponse(video.path, stat_result=stat, **about)
 
     async def _preview(self, request: Request) -> Response:
         where, id, asked = self._entry(request)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
 from glscl.common.errors import NotFoundError
+from glscl.common.tar_members import TarMember
 from glscl.evaluate.serve.catalog import Video
 from glscl.extract.decode.jobs import JobPool
 from glscl.extract.decode.previews import Preview, make_preview
@@ -18,12 +23,40 @@ from glscl.extract.decode.previews import Preview, make_preview
 SECONDS = 60.0  # of a part
 BEFORE = 5.0  # seconds before the moment that a part begins
 LIMIT = 120.0  # seconds to make one
+BLOCK = 2**18  # bytes that are read at once
+RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 BROWSERS = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm", ".ogv": "video/ogg"}
 
 
 def media_type(path: Path) -> str:
     """How a file is announced to a browser, which decides by it whether to try."""
     return BROWSERS.get(path.suffix.lower(), "video/x-matroska" if path.suffix.lower() == ".mkv" else "video/unknown")
+
+
+def member_response(member: TarMember, request: Request, *, media_type: str, headers: Mapping[str, str]) -> Response:
+    """A video in a tar as starlette answers with a file: whole, or the one range of bytes that is asked for."""
+    start, end, status = 0, member.size, 200
+    about = {**headers, "Accept-Ranges": "bytes"}
+    asked = RANGE.fullmatch(request.headers.get("range", ""))
+    if asked is not None and any(asked.groups()):
+        first, last = asked.groups()
+        start = int(first) if first else max(0, member.size - int(last))
+        end = min(member.size, int(last) + 1) if first and last else member.size
+        if start >= end:
+            return Response(status_code=416, headers={"Content-Range": f"bytes */{member.size}"})
+        status, about["Content-Range"] = 206, f"bytes {start}-{end - 1}/{member.size}"
+    about["Content-Length"] = str(end - start)
+    if request.method == "HEAD":
+        return Response(status_code=status, headers=about, media_type=media_type)
+    return StreamingResponse(_bytes(member, start, end), status, about, media_type)
+
+
+def _bytes(member: TarMember, start: int, end: int) -> Iterator[bytes]:
+    with open(member.archive, "rb") as file:
+        file.seek(member.offset + start)
+        while start < end and (block := file.read(min(BLOCK, end - start))):
+            start += len(block)
+            yield block
 
 
 class Made(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from glscl.common.errors import (
     UsageError,
     first_line,
 )
+from glscl.common.tar_members import file_of
 from glscl.extract.backbone.feeding import Feed, fetched_later
 from glscl.extract.backbone.loading import Loaded, load_model
 from glscl.extract.backbone.patch_embedding import temporal_embedding
@@ -203,7 +205,7 @@ class Backbone:
         Raises:
             NotFoundError, DecodeError: the file is not there or gives no frames.
         """
-        if not Path(path).is_file():
+        if not os.path.isfile(file_of(path)):
             raise NotFoundError(f"No video file at {path}")
         features, times, reason = [], [], None
         with DecodePool(replace(decoding or Decoding(), prepare=self.transform), workers=1) as pool:
@@ -245,22 +247,28 @@ class Backbone:
             found.append(f"the tokenizer of {self.name} hardly knows this script: what is found means little")
         return found
 
-    def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
+    def encode_texts(self, texts: Sequence[str], *, padded: bool = False) -> TextFeatures:
         """Sentences → text_features (T, D), token_features (T, L, D) and token_mask (T, L), float32 on the host.
 
         As extraction stores them: projected, not normalised, each sentence cut to `words` tokens.
+
+        Args:
+            padded: give all `words` states of each, as a cache with `pad_tokens` holds them (`TextTower.padded_states`).
         """
-        return self.encode_tokens(self.tokenize(texts))
+        return self.encode_tokens(self.tokenize(texts), padded=padded)
 
     @torch.inference_mode()
-    def encode_tokens(self, tokens: TokenizedTexts) -> TextFeatures:
+    def encode_tokens(self, tokens: TokenizedTexts, *, padded: bool = False) -> TextFeatures:
         """As `encode_texts`, of captions that are token ids. Sort them by length: a batch costs its longest."""
-        longest = width = int(tokens.lengths.max(initial=1))
+        longest = width = tokens.ids.shape[1] if padded else int(tokens.lengths.max(initial=1))
         if self.device.type == "cuda":
             width = min(-(-longest // WIDTHS) * WIDTHS, tokens.ids.shape[1])
-        ids = torch.from_numpy(tokens.ids).to(self.device)
+        ids, tower = torch.from_numpy(tokens.ids).to(self.device), self._frozen[1]
         with self._arithmetic():
-            pooled, states = self._frozen[1].states(ids, width)
+            if padded:
+                pooled, states = tower.padded_states(ids, torch.from_numpy(tokens.lengths).to(self.device))
+            else:
+                pooled, states = tower.states(ids, width)
         mask = torch.arange(longest) < torch.from_numpy(tokens.lengths)[:, None]  # (T, L)
         if states is None:
             return TextFeatures(pooled.float().cpu(), None, None)
@@ -273,7 +281,7 @@ class Backbone:
     # --- what heads start from ---------------------------------------------------------------------------------
 
     def tensors_for_heads(self) -> dict[str, np.ndarray]:
-        """First text blocks, frame positions, logit_scale and the feature of a black frame, for `backbone/`."""
+        """First text blocks, frame positions, logit_scale, features of a black and of a padded frame, for `backbone/`."""
         text = getattr(self.model, "text", self.model)
         wanted = ("positional_embedding", *(f"transformer.resblocks.{i}." for i in range(TEXT_BLOCKS_KEPT)))
         found = {
@@ -285,7 +293,16 @@ class Backbone:
             **found,
             "logit_scale": np.array([self.logit_scale], np.float32),
             "black_frame": np.ascontiguousarray(self.black_frame, np.float32),
+            "padded_frame": self._padded_frame(),
         }
+
+    @torch.inference_mode()
+    def _padded_frame(self) -> np.ndarray:
+        """(D,) float32: what the public programs fill short clips up with, zeros where pixels are normalised already."""
+        model, _ = self._frozen
+        with self._arithmetic():
+            pixels = torch.zeros(1, 3, *self.transform.size, device=self.device, dtype=_weight_type(model))
+            return model.encode_image(pixels, normalize=False)[0].float().cpu().numpy()
 
     @contextlib.contextmanager
     def _arithmetic(self) -> Iterator[None]:

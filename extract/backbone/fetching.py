@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from glscl.cache.files import dump_json, refuse_links, write_atomically
 from glscl.common.errors import BackboneError, UsageError
+from glscl.extract.backbone.catalog import config_of
 from glscl.extract.backbone.encoder import Backbone, load_backbone
 from glscl.extract.backbone.loading import as_backbone_error
 from glscl.extract.settings import ActivationSettings
@@ -74,7 +75,8 @@ def _config(backbone: Backbone, name: str, out: Path) -> dict[str, Any]:
     """`open_clip_config.json`, with what a cache keeps of the backbone beside what open_clip reads."""
     import open_clip
 
-    config = open_clip.get_model_config(name if ":" in name else backbone.name)
+    is_its_own = ":" in name and (not name.startswith("local-dir:") or config_of(name))  # else a folder of transformers
+    config = open_clip.get_model_config(name if is_its_own else backbone.name)
     assert config is not None, "it was loaded by this name"
     config["quick_gelu"] = backbone.description.quick_gelu
     text = config["text_cfg"]

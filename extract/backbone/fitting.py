@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
 _TITLES = {"glscl": "GLSCL", "xclip": "X-CLIP", "xpool": "X-Pool", "drl": "DRL", "dicosa": "DiCoSA"}
 _FORMS = {"open_clip": "open_clip weights", "clip": "a Hugging Face CLIPModel", "siglip": "a Hugging Face SiglipModel"}
 _NOT_USED = "text_decoder."  # of CoCa, which writes captions: open_clip leaves a part of it uninitialised
-_MOST_BUILT = 12  # architectures that are compared in full; those that share a text tower are fewer
+_TOWERS = {  # names of a tower alone, as it hangs in a model and without it
+    r"visual\.|vision_model\.|class_embedding|conv1\.|patch_embed|embeddings\.patch_embedding": "pictures",
+    r"text\.|text_model\.|token_embedding\.|embeddings\.token_embedding": "captions",
+}
+_MERGE = "Merge it into its model where it was trained (peft: merge_and_unload) and save that"
+_MOST_BUILT = 16  # architectures that are compared in full; no more share a text tower
 
 
 def read_backbone(source: Path) -> ClipWeights:
@@ -65,7 +71,7 @@ def fit(model: ClipModel, found: ClipWeights, source: Path, name: str) -> None:
         raise BackboneError(
             f"The weights in {source} do not fit {name}: {' and '.join(filter(None, problems))}; "
             f"they look like {_looks_like(found, likeness)}",
-            hint=f"Use `backbone={likeness[0]}`" if likeness else None,
+            hint=f"Use `backbone={likeness[0]}`" if likeness else _MERGE if _is_adapter(found.weights) else None,
         )
     used = {key: value for key, value in weights.items() if not key.startswith(_NOT_USED)}
     for key, value in used.items():
@@ -114,11 +120,16 @@ def _looks_like(found: ClipWeights, likeness: list[str]) -> str:
         title = f"a whole model of {_title(found.program)}"
     if likeness:
         return f"{title} of {likeness[0]}"
-    towers = {"visual.": "pictures", "transformer.": "captions", "text.": "captions"}
-    has = {kind for start, kind in towers.items() if any(key.startswith(start) for key in found.weights)}
+    if _is_adapter(found.weights):
+        return "an adapter (LoRA), which holds what is added to weights and not them"
+    has = {kind for mark, kind in _TOWERS.items() if any(re.match(mark, key) for key in found.weights)}
     if len(has) == 1:
         return f"the tower for {has.pop()} alone"
     return title if found.form != "open_clip" or found.program else "no architecture of open_clip"
+
+
+def _is_adapter(weights: Mapping[str, Tensor]) -> bool:
+    return any(".lora_" in key for key in weights)
 
 
 def _title(program: str | None) -> str:
@@ -130,10 +141,14 @@ def _title(program: str | None) -> str:
 
 def architecture_of(source: Path) -> str:
     """The architecture of the backbone in a file or folder. Raises BackboneError where open_clip has none of its shapes."""
-    alike = architectures_of(read_backbone(source).weights)
+    found = read_backbone(source)
+    alike = architectures_of(found.weights)
     if not alike:
+        is_adapter = _is_adapter(found.weights)
         raise BackboneError(
-            f"The weights in {source} have the shapes of no architecture of open_clip", hint="Name it with `backbone`"
+            f"The weights in {source} have the shapes of no architecture of open_clip; "
+            f"they look like {_looks_like(found, alike)}",
+            hint=_MERGE if is_adapter else "Name it with `backbone`",
         )
     return alike[0]
 

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from glscl.common.archive_limits import check_zip
 from glscl.common.clip_names import ClipWeights
 from glscl.common.errors import BackboneError, Hint
-from glscl.common.state_dicts import first_words, is_script, weights_file
+from glscl.common.state_dicts import FOLDER_FILES, first_words, is_script, weights_file
 from glscl.extract.backbone.catalog import needed_files
 from glscl.extract.backbone.clip_model import ClipModel, is_clip
 from glscl.extract.backbone.fitting import architecture_of, fit, read_backbone
@@ -164,8 +164,8 @@ def _load_source(name: str, source: Path, tuned: TunedWeights | None, asked: Act
     values = {**decided.values, **(tuned.preprocessing if tuned else {}), **said(asked)}
     with _quiet(), NotInitialised(), as_backbone_error(f"Cannot build {name}"):
         model: Any = open_clip.create_model(name, None, load_weights=False, pretrained_text=False, **_options(values))
-    check_towers(model, source, found)
     _fill(model, source, tuned, name, found)
+    check_towers(model, source, found)
     return Loaded(model, _tokenizer_of(name, source), name, source.name, tuple(decided.notes))
 
 
@@ -173,6 +173,10 @@ def _load_big_vision(name: str, source: Path, asked: ActivationSettings | None) 
     """Weights of Google's big_vision (SigLIP), which open_clip itself converts."""
     import open_clip
 
+    if "SigLIP" not in name:
+        raise BackboneError(
+            f"{source} holds arrays of NumPy, which are read as big_vision's SigLIP alone, not as {name}"
+        )
     decided = decide(name, source, ClipWeights({}, "open_clip", "", (), None), asked=asked, is_script=False)
     with _quiet(), as_backbone_error(f"Cannot load the weights in {source}"):
         check_zip(source)
@@ -192,6 +196,8 @@ def _load_published(name: str, pretrained: str | None, asked: ActivationSettings
         if not pretrained:
             raise BackboneError(f"{name} needs weights", hint="Give `pretrained=openai`, another tag, or a file")
         tags = open_clip.list_pretrained_tags_by_model(name)
+        if Path(pretrained).is_dir():
+            raise BackboneError(f"{pretrained} holds no weights", hint=f"Expected is a file such as {FOLDER_FILES[0]}")
         if pretrained not in tags:
             raise BackboneError(
                 f"{pretrained!r} is neither a file nor a tag of {name}; its tags are {', '.join(tags) or 'none'}",

@@ -97,14 +97,27 @@ class TextTower:
             states = project(self.tower, output["text_intermediates"][-1])
         return self.model.encode_text(padded, normalize=False), states
 
-    def _causal_states(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def padded_states(self, ids: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(T, W) ids of a causal tower → pooled (T, D) and the states of all W places (T, W, D).
+
+        What stands behind a caption sees the caption alone, not itself nor other padding: as GLSCL's program computes it.
+        """
+        width = ids.shape[1]
+        hidden = torch.arange(width, device=ids.device) >= lengths[:, None]  # (T, W)
+        mask = self.model.attn_mask[:width, :width].to(ids.device).expand(len(ids), -1, -1)
+        mask = mask.masked_fill(hidden[:, None], -torch.inf)  # (T, W, W)
+        heads = self.model.transformer.resblocks[0].attn.num_heads
+        return self._causal_states(ids, mask.repeat_interleave(heads, 0))
+
+    def _causal_states(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """What stands behind the longest caption cannot be seen from it, so it is not computed."""
         from open_clip.transformer import text_global_pool
 
         model, longest = self.model, ids.shape[1]
         dtype = model.transformer.get_cast_dtype()
         states = model.token_embedding(ids).to(dtype) + model.positional_embedding[:longest].to(dtype)
-        states = model.ln_final(model.transformer(states, attn_mask=model.attn_mask[:longest, :longest]))
+        mask = model.attn_mask[:longest, :longest] if mask is None else mask
+        states = model.ln_final(model.transformer(states, attn_mask=mask))
         end = getattr(model, "text_eos_id", None)
         pooled = text_global_pool(states, ids, model.text_pool_type, eos_token_id=end)
         return project(model, pooled), project(model, states)

@@ -35,7 +35,8 @@ class DatasetEntry:
         fps: frames a second to sample (the recipe's).
         seconds: of a video on average, for forecasts where no file is there; None where nobody knows.
         protocols: names of the ways to read it, the default first; empty where there is only one.
-        unpacks: the reader writes video files below the folder of videos (archives); a dry run must not.
+        unpacks: the reader may write below the folder of videos (compressed archives); a dry run must not.
+        public_rule: how the public programs sample it, a rule of `glscl.extract.decode.sampling`.
         own: of data of one's own, of which nobody knows the splits: its reader compares what is in the files.
     """
 
@@ -49,6 +50,7 @@ class DatasetEntry:
     seconds: float | None = None
     protocols: tuple[str, ...] = ()
     unpacks: bool = False
+    public_rule: str = "public"
     own: bool = False
 
     def read(
@@ -78,7 +80,7 @@ class DatasetEntry:
             NotFoundError: a folder or required file that is not there.
             UsageError: an unknown split or protocol, or a reader from outside that gives something else than annotations.
         """
-        options: dict[str, object] = {"unpack": not dry_run} if self.unpacks else {}
+        options: dict[str, object] = {"write": not dry_run} if self.unpacks else {}
         if self.own:
             options |= {"contents": contents, "allow_shared": allow_shared}
         reader: Callable[..., Annotations] = attribute(import_module(self.module), self.reader)
@@ -151,7 +153,7 @@ DATASETS: dict[str, DatasetEntry] = {
     "webdataset": DatasetEntry(
         module=f"{_HERE}.webdataset",
         own=True,
-        help="Shards of video2dataset (.tar with .mp4 and .txt or .json), unpacked into the folder of videos.",
+        help="Shards of video2dataset (.tar with .mp4 and .txt or .json), read where they lie.",
         unpacks=True,
     ),
     "msrvtt": DatasetEntry(
@@ -171,6 +173,7 @@ DATASETS: dict[str, DatasetEntry] = {
         help="DiDeMo: paragraphs, the first 31 seconds of each video.",
         recipe="didemo",
         max_words=64,
+        public_rule="opencv",
     ),
     "lsmdc": DatasetEntry(
         module=f"{_HERE}.lsmdc",
@@ -184,6 +187,7 @@ DATASETS: dict[str, DatasetEntry] = {
         help="ActivityNet Captions: paragraphs, tested on val_1.",
         recipe="activitynet",
         max_words=64,
+        public_rule="opencv",
     ),
     "activitynet_captions": DatasetEntry(
         module=f"{_HERE}.activitynet_captions",

@@ -9,13 +9,14 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from glscl.common.tar_members import TarMember
 from glscl.extract.datasets.video_files import VideoFiles, split_extension
 
 Contents = Callable[[Sequence[str]], Sequence[bytes | OSError]]  # paths → hash of what is in each file
 
 
 class Archived(NamedTuple):
-    """A video that still lies in an archive: bytes, and its hash when it is asked for."""
+    """A video in a compressed archive that is not unpacked: bytes, and its hash when it is asked for."""
 
     size: int
     content: Callable[[], bytes]
@@ -27,7 +28,7 @@ class OwnVideos:
     Args:
         paths: name → path; without the names that were not found.
         contents: hashes files; `glscl.cache.keys.content_of` by default.
-        archived: name → where its content is, of those whose path is not there yet.
+        archived: name → what it is, of those whose path is not there yet.
         unseen: name → what tells it apart, of those whose file was looked for in vain.
         notes: what was noticed while they were looked for.
         looked: there was a folder to look in.
@@ -46,7 +47,7 @@ class OwnVideos:
         self.paths, self.notes, self.looked = paths, notes, looked
         self._contents, self._archived, self._unseen = contents, archived or {}, unseen or {}
         self._hashed: dict[str, bytes | None] = {}
-        self._stats: dict[str, os.stat_result | None] = {}
+        self._files: dict[str, _File | None] = {}
 
     @classmethod
     def below(cls, folder: Path | None, names: Iterable[str], contents: Contents | None = None) -> OwnVideos:
@@ -63,18 +64,17 @@ class OwnVideos:
 
     def identity(self, name: str) -> Hashable:
         """Equal for names of one file: other spellings of it, and links. Where there is none, see `_whole_names`."""
-        stat = self._stat(name)
-        if stat is None:
+        file = self._file(name)
+        if file is None:
             return self.paths.get(name) or self._unseen.get(name) or unicodedata.normalize("NFC", name)
-        # some network file systems give the same number to several files
-        return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        return file.identity
 
     def size(self, name: str) -> int:
         """Bytes; 0 where there is no file."""
         if name in self._archived:
             return self._archived[name].size
-        stat = self._stat(name)
-        return 0 if stat is None else stat.st_size
+        file = self._file(name)
+        return 0 if file is None else file.size
 
     def contents(self, names: Sequence[str]) -> dict[str, bytes]:
         """Name → hash of its content, without those whose file is not there, empty, or cannot be read."""
@@ -95,13 +95,29 @@ class OwnVideos:
             self._contents = KnownFiles().contents
         return self._contents(paths) if self._contents is not None else []
 
-    def _stat(self, name: str) -> os.stat_result | None:
-        if name not in self._stats:
+    def _file(self, name: str) -> _File | None:
+        if name not in self._files:
             try:
-                self._stats[name] = os.stat(self.paths[name])
+                self._files[name] = _File.at(self.paths[name])
             except (KeyError, OSError):
-                self._stats[name] = None
-        return self._stats[name]
+                self._files[name] = None
+        return self._files[name]
+
+
+class _File(NamedTuple):
+    """What tells a file, or a video in an archive, apart from others; and its bytes."""
+
+    identity: Hashable
+    size: int
+
+    @classmethod
+    def at(cls, path: str) -> _File:
+        """Raises OSError."""
+        member = TarMember.at(path)
+        stat = os.stat(path if member is None else member.archive)
+        # some network file systems give the same number to several files
+        identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        return cls(identity, stat.st_size) if member is None else cls((*identity, member.offset), member.size)
 
 
 def _whole_names(names: Iterable[str]) -> dict[str, str]:

@@ -1,10 +1,11 @@
 """Shards as video2dataset and webdataset write them: tar files of `key.mp4` with `key.txt` or `key.json` beside.
 
-Decoders want files, so the videos are unpacked once into the folder of videos, as `<shard>/<key>.<extension>`.
+Videos are read from the shard where they lie, those of a compressed one from the plain tar that it is unpacked to, once.
 """
 
 from __future__ import annotations
 
+import io
 import lzma
 import os
 import tarfile
@@ -16,17 +17,17 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from glscl.cache.files import refuse_links
 from glscl.cache.schema import Annotations
 from glscl.common.archive_limits import check_unpacked
 from glscl.common.errors import GlsclError, InputError, NotFoundError, telling
 from glscl.common.tables import amount
+from glscl.common.tar_members import TarMember
 from glscl.extract.datasets.columns import captions_of
 from glscl.extract.datasets.own_videos import Archived, Contents, OwnVideos
 from glscl.extract.datasets.rows import CheckedRow, RawRow, build_from_rows
 from glscl.extract.datasets.splits import SPLIT_NAMES, choose_protocol, split_name
 from glscl.extract.datasets.text_files import check_relative_path, examples, fold, parse_json, refuse, show
-from glscl.extract.datasets.unpacking import Unpacked, content_of_member, make_folder, member_content
+from glscl.extract.datasets.unpacking import content_of_member, member_content, plain_tar, unpack
 from glscl.extract.datasets.video_files import VIDEO_EXTENSIONS, VideoFiles, split_extension
 
 SHARDS = (".tar", ".tar.gz", ".tgz")
@@ -46,10 +47,11 @@ OBJECTS = ("json", "caption.json", "captions.json")  # … and of objects that h
 
 class _Sample(NamedTuple):
     key: str
-    file: str  # relative to the folder of videos
+    file: str  # what its video is called: `<shard>/<key>.<extension>`
     captions: list[str]
     split: str | None
-    archived: Archived | None  # where its video is as long as it is not unpacked
+    place: TarMember | None  # where its video lies; None in a compressed shard, without a folder to unpack it to
+    archived: Archived | None  # what its video is as long as that is not unpacked
 
 
 class _Header(tarfile.TarInfo):
@@ -109,23 +111,23 @@ def read(
     *,
     splits: Sequence[str] | None = None,
     protocol: str | None = None,
-    unpack: bool = True,
+    write: bool = True,
     contents: Contents | None = None,
     allow_shared: bool = False,
 ) -> Annotations:
-    """List the samples of all shards, and unpack the videos that are not yet there.
+    """List the samples of all shards, and unpack those shards that are compressed.
 
     A sample's caption is its `.txt`, or the captions of its `.json` where that holds all of them. If every shard lies in a
     first sub-folder named train, val or test, those are the splits; else as for `csv`.
 
     Args:
         annotations: a shard, or a folder with shards in it or below.
-        videos: folder to unpack into; made if need be. None reads the captions alone.
+        videos: folder to unpack compressed shards into; made if need be. None reads of these the captions alone.
         splits: only these (all shards are unpacked).
-        unpack: False writes nothing; the paths are those the files would have.
+        write: False unpacks nothing; the places are those that the videos would have.
         contents, allow_shared: see `DatasetEntry.read`.
     Raises:
-        InputError: a damaged shard or sample, naming both; or another shard's videos where these would be unpacked.
+        InputError: a damaged shard or sample, naming both.
         NotFoundError: no shard.
         StorageError: the disk is full or read-only, or a link stands in the folder to unpack into.
     """
@@ -133,27 +135,25 @@ def read(
     if annotations is None:
         raise NotFoundError("webdataset: no shards were given", hint="Give `annotations=DIR` with .tar files.")
     folder, shards = _shards(annotations)
-    if videos is not None and unpack:
-        refuse_links(videos)
-        make_folder(videos)
     split_of = {shard: SPLIT_NAMES.get(shard.split("/")[0].lower()) if "/" in shard else None for shard in shards}
     from_folders = all(split_of.values())
-    rows, archived, unused = [], {}, _Unused()
+    rows, archived, paths, unused = [], dict[str, Archived](), dict[str, str](), _Unused()
     for shard, stem in shards.items():
         path = folder / shard
-        for sample in _samples(path, stem, videos, unpack, unused):
+        for sample in _samples(path, stem, videos, write, unused):
             split = split_of[shard] if from_folders else sample.split
             raw = [RawRow(path, show(sample.key), sample.file, caption) for caption in sample.captions]
             for row in raw or [RawRow(path, show(sample.key), sample.file, None)]:
                 rows.append(CheckedRow(row, sample.file, None, None, None, split))
+            if sample.place is not None:
+                paths[sample.file] = str(sample.place)
             if sample.archived is not None:
                 archived[sample.file] = sample.archived
     notes = unused.notes()
     with telling(notes):
         if not rows:
             raise InputError(f"{annotations}: no video in {amount(len(shards), 'shard')}")
-        paths = {} if videos is None else {row.file: os.path.join(videos.absolute(), row.file) for row in rows}
-        found = OwnVideos(paths, contents, archived=archived, looked=videos is not None)
+        found = OwnVideos(paths, contents, archived=archived, looked=len(paths) == len({row.file for row in rows}))
         return build_from_rows(
             "webdataset", annotations, rows, found, splits=splits, allow_shared=allow_shared, notes=notes
         )
@@ -175,18 +175,22 @@ def _shards(path: Path) -> tuple[Path, dict[str, str]]:
         stem = name[: len(name) - len(suffix)] if suffix else f"{name}.d"
         other = stems.setdefault(stem, name)
         if other != name:
-            raise InputError(f"{folder}: the shards {other} and {name} would be unpacked into one folder, {stem}")
+            raise InputError(f"{folder}: the videos of {other} and of {name} would have the same names, {stem}/…")
     return folder, {name: stem for stem, name in stems.items()}
 
 
-def _samples(shard: Path, stem: str, videos: Path | None, unpack: bool, unused: _Unused) -> list[_Sample]:
-    """The samples of a shard in its order, their videos unpacked into `videos` where that is wanted."""
+def _samples(shard: Path, stem: str, videos: Path | None, write: bool, unused: _Unused) -> list[_Sample]:
+    """The samples of a shard in its order; a compressed one is unpacked into `videos` where that is wanted."""
     files: dict[str, str] = {}  # key → name of the video
-    archived: dict[str, Archived] = {}
+    lies_in: dict[str, tarfile.TarInfo] = {}  # key → member
     texts: dict[str, tuple[int, bytes]] = {}  # name → size and content of what may be a caption file
     order: dict[str, None] = {}
-    place = None if videos is None else Unpacked(videos / stem, shard)
+    place = shard
     with _opened(shard) as archive:
+        if not isinstance(archive.fileobj, io.BufferedReader):
+            place = None if videos is None else plain_tar(shard, videos, stem)
+    there = place is not None and place.is_file()
+    with _opened(shard, place if there else None) as archive:
         for name, member in _members(archive, shard, unused):
             if name in order:
                 refuse(shard, show(name), "stands twice in the shard; expected each name once")
@@ -195,18 +199,22 @@ def _samples(shard: Path, stem: str, videos: Path | None, unpack: bool, unused: 
             if extension:
                 if key in files:
                     refuse(shard, show(key), f"two videos: {stem}/{files[key]} and {stem}/{name}")
-                files[key] = name
-                if place is None or not (unpack or place.is_trusted(member, name)):
-                    archived[key] = Archived(member.size, partial(content_of_member, shard, member))
-                elif unpack:
-                    place.put(archive, member, name)
+                if member.issparse():
+                    refuse(
+                        shard,
+                        show(name),
+                        "is stored with holes",
+                        hint="Write the shard so that no file in it is sparse",
+                    )
+                files[key], lies_in[key] = name, member
             elif name.lower().endswith((".txt", ".json", *(f".{end}" for end in TEXTS))):
                 texts[name] = member.size, member_content(archive, member).read(TEXT_LIMIT)
             else:
                 unused.members[_kind(name)] += 1
         _check_end(archive)
-    if place is not None and unpack:
-        place.finish()
+        if place is not None and write and not there:
+            unpack(archive, place)
+            there = True
     parts: dict[str, list[tuple[str, str]]] = defaultdict(list)  # key → end and content of its caption files
     for name, (size, data) in texts.items():
         key, end = _owner(name, files, shard)
@@ -220,13 +228,16 @@ def _samples(shard: Path, stem: str, videos: Path | None, unpack: bool, unused: 
     samples = []
     for key, name in files.items():
         captions, split = _captions(parts[key], shard, key, unused)
-        samples.append(_Sample(key, f"{stem}/{name}", captions, split, archived.get(key)))
+        member = lies_in[key]
+        at = place and TarMember(os.path.abspath(place), name, member.offset_data, member.size)
+        archived = None if there else Archived(member.size, partial(content_of_member, shard, member))
+        samples.append(_Sample(key, f"{stem}/{name}", captions, split, at, archived))
     return samples
 
 
 def _members(archive: tarfile.TarFile, shard: Path, unused: _Unused) -> Iterator[tuple[str, tarfile.TarInfo]]:
     """The files of a shard with their checked names; what is no file is counted."""
-    size = shard.stat().st_size
+    size = os.path.getsize(str(archive.name))
     for member in archive:
         archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue] (grows with every header)
         _check_growth(member, size, shard)
@@ -243,10 +254,10 @@ def _members(archive: tarfile.TarFile, shard: Path, unused: _Unused) -> Iterator
 
 
 @contextmanager
-def _opened(shard: Path) -> Iterator[tarfile.TarFile]:
-    """An archive; whatever is wrong with it is an InputError."""
+def _opened(shard: Path, place: Path | None = None) -> Iterator[tarfile.TarFile]:
+    """A shard, or the plain tar that it was unpacked to; whatever is wrong with it is an InputError."""
     try:
-        with tarfile.open(shard, tarinfo=_Header) as archive:
+        with tarfile.open(shard if place is None else place, tarinfo=_Header) as archive:
             yield archive
     except GlsclError:
         raise

@@ -11,6 +11,7 @@ import ctypes
 import dataclasses
 import functools
 import importlib
+import io
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glscl.common.errors import DecodeError
+from glscl.common.tar_members import TarMember
 from glscl.extract.decode.packets import MAX_PIXELS, VideoIndex, describe_error, open_video
 from glscl.extract.decode.plan import DecodePlan
 
@@ -68,14 +70,14 @@ def decord_pictures(index: VideoIndex, wanted: NDArray[np.int64], *, beat: Beat)
     times = index.times
     try:
         beat()
-        reader = decord.VideoReader(index.path, num_threads=1)
+        reader = decord.VideoReader(_readable(index.path), num_threads=1)
         _compare_times(times, reader)
         size, read = max(1, index.width * index.height * 3), 0
         for batch in _batches(wanted, span=CALL_SPAN, length=max(1, CALL_BYTES // size)):
             beat()
             if read * size > DECORD_REOPEN_BYTES:
                 reader, read = None, 0
-                reader = decord.VideoReader(index.path, num_threads=1)
+                reader = decord.VideoReader(_readable(index.path), num_threads=1)
             read += len(batch)
             frames = reader.get_batch(batch).asnumpy()
             if complaints.count > before:
@@ -84,6 +86,12 @@ def decord_pictures(index: VideoIndex, wanted: NDArray[np.int64], *, beat: Beat)
                 yield Picture(float(times[i]), frame)
     except (decord.DECORDError, RuntimeError, MemoryError) as error:  # opening raises RuntimeError, decoding the other
         raise Distrust(f"decord refuses: {_without_source_lines(error, index.path)}") from error
+
+
+def _readable(path: str) -> str | io.BytesIO:
+    """A path, or what lies in an archive, for decoders that read no part of a file."""
+    member = TarMember.at(path)
+    return path if member is None else io.BytesIO(member.read())
 
 
 def _compare_times(times: NDArray[np.float64], reader: object) -> None:
@@ -175,7 +183,7 @@ def torchcodec_pictures(index: VideoIndex, wanted: NDArray[np.int64], *, beat: B
     times, stamps = index.times, index.pts * float(index.time_base)
     try:
         beat()
-        reader = decoders.VideoDecoder(index.path, dimension_order="NHWC", num_ffmpeg_threads=1)
+        reader = decoders.VideoDecoder(_readable(index.path), dimension_order="NHWC", num_ffmpeg_threads=1)
         if len(reader) != len(times):
             raise Distrust(f"torchcodec counts {len(reader)} frames, the packets {len(times)}")
         length = max(1, CALL_BYTES // max(1, index.width * index.height * 3))

@@ -27,8 +27,10 @@ def _tell() -> None:
 
     import av
 
+    from glscl.common.tar_members import ffmpeg_address
+
     for path in sys.stdin.buffer.read().decode(errors="surrogateescape").split("\0"):
-        with contextlib.suppress(Exception), av.open(path) as container:
+        with contextlib.suppress(Exception), av.open(ffmpeg_address(path)) as container:
             if container.streams.video and container.duration:
                 print(container.duration / av.time_base, flush=True)
 

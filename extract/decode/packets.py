@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glscl.common.errors import DecodeError, NotFoundError
+from glscl.common.tar_members import ffmpeg_address, file_of
 from glscl.extract.decode import bitstream
 
 if TYPE_CHECKING:
@@ -128,14 +129,14 @@ def duration_and_rate(times: NDArray[np.float64], rate: float | None) -> tuple[f
 
 
 def file_stamp(path: str) -> tuple[int, int]:
-    """Size in bytes and modification time in ns, to notice a file that changes between listing and reading.
+    """Size in bytes and modification time in ns, to notice a file that changes between listing and reading; see `Stat`.
 
     Raises:
         NotFoundError: there is nothing at `path`.
         DecodeError: it is not a regular file (a folder, a pipe that would never end).
     """
     try:
-        found = os.stat(path)
+        found = os.stat(file_of(path))
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
@@ -157,10 +158,9 @@ def open_video(path: str) -> tuple[InputContainer, VideoStream]:
     import av
     from av.stream import Disposition
 
-    # "file:" keeps names with a colon or a leading dash from being taken for a protocol
     # PyAV 19 takes titles that are not UTF-8 as they are, and no longer the argument
     tolerant: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
-    container = av.open(f"file:{os.fspath(path)}", **tolerant)
+    container = av.open(ffmpeg_address(path), **tolerant)
     try:
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from glscl.common.errors import UsageError
 
 TOLERANCE = 1e-6  # seconds: far below any frame distance, far above the rounding of pts * time_base
+RULES = ("time", "public", "opencv")
 MAX_REORDER = 16  # frames: the deepest reordering a codec in use allows
 
 
@@ -25,7 +26,8 @@ class Sampling:
         fps: frames a second; None takes every frame ("native").
         rule: "time" takes the frames presented nearest to start + 0, 1/fps, 2/fps, ... (of two equally near, the
             earlier). "public" is the rule of GLSCL's published program: every round(average rate / fps)-th frame,
-            counted, whatever the time between them.
+            counted, whatever the time between them. "opencv" is that of its loader for DiDeMo and ActivityNet: the first
+            `fps` of every int(average rate) frames, counted too, whole seconds from `start` to `end`, both included.
         max_frames: at most so many of the frames the rule picked, spread by linspace; None keeps all of them.
 
     Raises:
@@ -39,8 +41,12 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.fps is not None and not (self.fps > 0 and np.isfinite(self.fps)):
             raise UsageError(f"sampling rate is {self.fps}; expected a number of frames a second above 0, or native")
-        if self.rule not in ("time", "public"):
-            raise UsageError(f"sampling rule is {self.rule!r}; expected 'time' or 'public'")
+        if self.rule not in RULES:
+            raise UsageError(f"sampling rule is {self.rule!r}; expected one of {', '.join(RULES)}")
+        if self.rule == "opencv" and self.fps is not None and (self.fps < 1 or self.fps % 1):
+            raise UsageError(
+                f"sampling rate is {self.fps}; expected a whole number of frames a second for the rule opencv"
+            )
         if self.max_frames is not None and self.max_frames < 1:
             raise UsageError(f"max_frames is {self.max_frames}; expected at least 1")
 
@@ -64,16 +70,20 @@ def select_frames(
 
     Args:
         times: (n,) strictly ascending presentation times in seconds.
-        start, end: seconds; frames with start <= time < end are candidates and the rule counts from `start`.
-        average_rate: frames a second the file declares, for rule "public"; measured from `times` where None.
+        start, end: seconds; frames with start <= time < end are candidates and the rule counts from `start`. The rule
+            "opencv" counts all frames of the file instead.
+        average_rate: frames a second the file declares, for rules that count; measured from `times` where None.
 
     Returns:
         (k,) strictly ascending int64 indices into `times`; empty only where no frame lies between start and end.
     """
-    part = window(times, start, end)
+    counted = sampling.rule == "opencv" and sampling.fps is not None
+    part = slice(0, len(times)) if counted else window(times, start, end)
     count = part.stop - part.start
     if sampling.fps is None:
         picked = np.arange(count)
+    elif counted:
+        picked = _first_of_seconds(count, int(sampling.fps), average_rate or mean_rate(times), start or 0.0, end)
     elif sampling.rule == "public":
         rate = average_rate or mean_rate(times)
         picked = np.arange(0, count, max(1, round(rate / sampling.fps)))
@@ -82,6 +92,16 @@ def select_frames(
     if sampling.max_frames is not None and len(picked) > sampling.max_frames:
         picked = picked[np.linspace(0, len(picked) - 1, sampling.max_frames, dtype=int)]
     return (picked + part.start).astype(np.int64)
+
+
+def _first_of_seconds(count: int, fps: int, rate: float, start: float, end: float | None) -> NDArray[np.int64]:
+    """Of `count` frames the first `fps`, evenly spread, of each `int(rate)`, as the public loader with OpenCV takes them."""
+    second = max(1, int(rate))  # frames
+    longest = -(-count // second)  # seconds
+    seconds = np.arange(start, min(longest if end is None else end, longest) + 1)
+    within = np.arange(0, second, max(1, second // fps))[:fps]
+    picked = ((seconds * second).astype(np.int64)[:, None] + within).ravel()
+    return np.unique(picked[picked < count])
 
 
 def _nearest(times: NDArray[np.float64], fps: float) -> NDArray[np.int64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import threading
 
 import pytest
@@ -89,3 +90,15 @@ def test_what_cannot_take_its_name_leaves_nothing_behind(tmp_path):
     with pytest.raises(StorageError, match="a file stands where a folder is expected"):
         write_atomically(tmp_path / "run.json", b"{}")
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_folder_that_cannot_be_copied_is_told_as_a_file_is(tmp_path, monkeypatch):
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / "x").write_text("")
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with pytest.raises(StorageError, match=r"Cannot write there: no permission to write there"):
+        with files.storage_errors("there"):
+            shutil.copytree(tmp_path / "from", tmp_path / "to", copy_function=refused)

@@ -19,7 +19,6 @@ from glscl.cache.mirror import MARK, Mirror
 from glscl.cache.planning import begin, work_for
 from glscl.cache.store import open_store
 from glscl.cache.upkeep.merge import merge
-from glscl.cache.upkeep.repair import repair
 from glscl.cache.upkeep.transfer import push
 from glscl.cache.upkeep.verification import verify
 from glscl.common.errors import (
@@ -201,21 +200,24 @@ def test_names_that_lead_elsewhere_are_not_brought(made, place, tmp_path):
     assert not list(tmp_path.rglob("*x.json"))
 
 
-def test_a_cache_at_an_address_is_not_repaired(made):
+def test_commands_and_what_they_record_name_the_address(made, glscl, tmp_path):
     push(made, ADDRESS)
-    with pytest.raises(UsageError, match=f"^{ADDRESS} is not on this machine, and only a cache here can be repaired"):
-        repair(open_library(ADDRESS).path)
+    for command in ("inspect", "repair"):
+        _, text, _ = glscl(command, ADDRESS)
+        assert ADDRESS in text and "mirror" not in text
+    glscl("eval", "--zero-shot", "--cache", ADDRESS, "--out", tmp_path / "result.json")
+    assert json.loads((tmp_path / "result.json").read_text())["cache"] == ADDRESS
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-def extract_there(address=ADDRESS, *, stop=None, format="zarr", encoder=None, before_commit=lambda: None):
+def extract_there(address=ADDRESS, *, stop=None, format="zarr", encoder=None, before_commit=lambda: None, **how):
     """What extraction does, with the made-up encoder: list, additions, shards, the list counts."""
     encoder = encoder or made_library.Encoder()
-    library = create_library(address, made_library.SPEC, format)
+    library = create_library(address, made_library.SPEC, format, **how)
     wanted = made_library.list_of(made_library.PLAIN, made_library.FILES)
-    with filling(library, wanted.made) as outcome:
+    with filling(library, wanted.made, **how) as outcome:
         for stream in ("text", "video"):
             for where in begin(library, work_for(library, stream, wanted.keys[stream]), stream, shard_items=2):
                 if stop is not None and stop <= 0:

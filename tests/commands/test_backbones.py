@@ -29,7 +29,7 @@ def whole_model(tmp_path_factory):
     for number in (1, 2, 3):
         norm = f"pool_frames.layer_norm{number}"
         weights |= {f"{norm}.weight": torch.ones(64), f"{norm}.bias": torch.zeros(64)}
-    file = folder / "model_best.pth"
+    file = folder / "pytorch_model.bin.4"  # as most programs name it: the last ending tells no kind
     torch.save({"epoch": 4, "state_dict": weights, "optimizer": {"state": {}, "param_groups": [{"lr": 1e-6}]}}, file)
     return "tiny-adopted", file
 
@@ -45,10 +45,14 @@ def test_backbones_are_listed_with_what_is_at_hand(glscl):
     assert status == 0 and len(found["backbones"]) > 20
     assert (one["words"], one["embed_dim"], one["at_hand"], one["quick_gelu"]) == (16, 1152, False, False)
     status, out, _ = glscl("backbones", "no-such", "--offline")
-    assert status == 0 and out.startswith("0 published weights")
+    assert status == 0 and out.startswith("0 published weights of architectures whose name holds 'no-such'")
+    status, out, _ = glscl("backbones", "RN101", "--offline")
+    assert out.startswith("4 published weights of") and ", 0 of them on this machine" in out and "glscl fetch" in out
 
 
 def test_fetch_asks_which_weights_where_there_are_several(glscl, one_line):
+    one_line(glscl("fetch", "demo"), "demo is built in", status=2)
+    one_line(glscl("fetch", "ViT-B-33"), "open_clip has no architecture 'ViT-B-33'; close to it: ViT-B-32", status=1)
     one_line(glscl("fetch", "ViT-B-32"), "openai", "laion2b_e16", "Choose one with --pretrained", status=2)
     one_line(
         glscl("fetch", "PE-Core-B-16"), "timm/PE-Core-B-16", "glscl fetch PE-Core-B-16 --pretrained meta", status=1
@@ -79,4 +83,12 @@ def test_adopting_a_bare_backbone_or_a_bare_head_is_refused(glscl, one_line, who
         glscl("adopt", tmp_path / "head.pth", *data), "the head of X-Pool alone", "glscl import-checkpoint", status=1
     )
     one_line(glscl("adopt", tmp_path / "none.pth", *data), "There is no checkpoint", status=1)
+    bare = {key.removeprefix("clip."): value for key, value in weights.items() if key.startswith("clip.")}
+    torch.save(bare, tmp_path / "bare.pt")
+    one_line(glscl("adopt", tmp_path / "bare.pt", *data), "bare.pt: these weights hold no head of a known", status=1)
+    one_line(
+        glscl("adopt", whole_model[1], *data, "--source", "drl"),
+        "unknown keys: pool_frames.", "and 13 more", "They look like those of xpool", status=1,
+    )  # fmt: skip
+    assert not (tmp_path / "home").exists(), "nothing was extracted before the head was known to fit"
     one_line(glscl("adopt", whole_model[1], *data, "--pretrained", "x"), "--pretrained", status=2)

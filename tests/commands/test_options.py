@@ -84,7 +84,7 @@ def test_the_record_of_a_run_is_a_settings_file(brew, tmp_path):
         ("minutes = 0", "--minutes is 0; expected at least 1"),
         ("pot = 3", "--pot is 3; expected Path"),
         ('device = "abacus"', "--device is 'abacus'"),
-        ("", "--pot is needed. Give it as an option or in the file of --config"),
+        ("", "--pot is needed. Give it on the command line or in the file of --config"),
     ],
 )
 def test_a_settings_file_is_checked_as_options_are(brew, tmp_path, content, message):

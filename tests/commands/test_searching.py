@@ -17,6 +17,7 @@ from glscl.cache.schema import TextFeatures
 from glscl.cache.upkeep.convert import convert
 from glscl.commands.options import CommonConfig, Run
 from glscl.commands.printing import print_hits
+from glscl.commands.searching import _play
 from glscl.evaluate.search.answers import VideoHit
 from glscl.evaluate.search.model import Model
 from glscl.evaluate.search.moments import Moment
@@ -32,7 +33,7 @@ def test_a_search_normalises_one_sentence_at_a_time_or_a_list_of_them(glscl, cac
         def doubts(self, sentence):
             return []
 
-        def encode_texts(self, texts):
+        def encode_texts(self, texts, padded=False):
             g = torch.Generator().manual_seed(len(texts[0]))
             made = {name: torch.randn(*shape, generator=g) for name, shape in shapes.items()}
             return TextFeatures(**made, token_mask=torch.ones(1, 3, dtype=torch.bool))
@@ -63,7 +64,7 @@ def made_backbone(monkeypatch):
         def doubts(self, sentence):
             return []
 
-        def encode_texts(self, texts):
+        def encode_texts(self, texts, padded=False):
             return TextFeatures(torch.randn(1, 8, generator=torch.Generator().manual_seed(len(texts[0]))))
 
     monkeypatch.setattr(Model, "backbone", Backbone())
@@ -134,6 +135,19 @@ def test_an_answer_names_ids_and_files_as_they_are(monkeypatch, tmp_path):
     assert len(header) < 120  # one long id leaves the others where they are
     assert write_playlist(tmp_path / "m3u", [hits[0]._replace(path="/v/a\nb")]) == 1
     assert (tmp_path / "m3u").read_text().endswith("\nfile:///v/a%0Ab\n")
+
+
+def test_of_a_video_in_a_tar_it_is_said_where_it_lies(capsys, tmp_path):
+    (tmp_path / "my shard.tar").write_bytes(bytes(600))
+    place = f"{tmp_path}/my shard.tar@512+80/in/egg.mp4"
+    hit = VideoHit(1, "egg", place, 1.0, None, 0.0, (Moment(0.0, 1.0, 1.0, 0.0),))
+    run = Run(CommonConfig())
+    print_hits(run, [hit], None)
+    _play(run, [hit])
+    assert write_playlist(tmp_path / "m3u", [hit]) == 0
+    said = capsys.readouterr()
+    assert f"  {place}\n" in said.out
+    assert f"`tail -c +513 '{tmp_path}/my shard.tar' | head -c 80 > egg.mp4` takes it out" in said.out
 
 
 def test_vectors_of_a_run_reproduce_its_similarities(glscl, two_runs, tmp_path):

@@ -11,7 +11,7 @@ import zipfile
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import nn
 
 from glscl.common.errors import InputError, NotFoundError
@@ -218,3 +218,50 @@ def test_a_damaged_archive_is_refused_in_one_line(script, tmp_path, cut):
     with pytest.raises(InputError, match=str(tmp_path / "f")) as caught:
         read_state_dict(tmp_path / "f")
     assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
+
+
+def _zip_of(name: str) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr(name, b"x")
+    return out.getvalue()
+
+
+def _saved(content: object) -> bytes:
+    out = io.BytesIO()
+    torch.save(content, out)
+    return out.getvalue()
+
+
+SAFE = save({"a": torch.ones(9)})
+NO_CHECKPOINTS = {
+    "nothing": (b"", "is empty"),
+    "a pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:46\n",
+        "pointer of Git LFS.*Run git lfs pull",
+    ),
+    "a page": (b"\n <!DOCTYPE html><title>Not found</title>", "a web page.*Download the file itself"),
+    "text": ("my weights, größer".encode(), "is text, not weights"),
+    "half a checkpoint": (_saved(WEIGHTS)[:900], "cut short: it begins as a checkpoint of torch.*again"),
+    "half of safetensors": (SAFE[:-5], f"cut short: safetensors of {len(SAFE) - 5} bytes"),
+    "a header of safetensors": (SAFE[:20], "cut short: safetensors of 20 bytes"),
+    "another archive": (_zip_of("readme.txt"), "is a zip archive, but no checkpoint of torch"),
+    "packed": (b"\x1f\x8b\x08" + bytes(30), "packed by gzip. Unpack it"),
+    "something": (bytes(range(256)), "is neither a torch checkpoint nor safetensors"),
+    "an optimiser": (_saved({"state": {}, "param_groups": []}), "holds the state of an optimiser and no weights"),
+    "fp8": (
+        save({"a": torch.ones(9).to(torch.float8_e4m3fn)}),
+        "a in torch.float8_e4m3fn: quantised weights are not read",
+    ),
+    "quantised": (_saved({"a._packed_params.dtype": torch.qint8}), "holds quantised weights, which are not read"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_CHECKPOINTS)
+@pytest.mark.filterwarnings("error")
+def test_a_file_that_is_no_checkpoint_is_told_by_what_it_is(tmp_path, kind):
+    content, said = NO_CHECKPOINTS[kind]
+    (tmp_path / "f.pt").write_bytes(content)
+    with pytest.raises(InputError, match=said) as caught:
+        read_state_dict(tmp_path / "f.pt")
+    assert "\n" not in str(caught.value) and "header" not in caught.value.message.replace("fit its header", "")

@@ -96,7 +96,7 @@ class MadeBackbone:
             self._tokenized[row.tobytes()].append(text)
         return TokenizedTexts(ids, np.array([len(row) for row in tokens]))
 
-    def encode_tokens(self, tokens: TokenizedTexts) -> TextFeatures:
+    def encode_tokens(self, tokens: TokenizedTexts, *, padded: bool = False) -> TextFeatures:
         texts = [self._tokenized[row.tobytes()].popleft() for row in tokens.ids]
         self.texts.update(texts)
         found = [text_features_of(text) for text in texts]

@@ -1,7 +1,7 @@
 """Any history of a cache: files that come, go, change and take each other's names; lists, kills, parts, retries; merging,
 converting, damage and repair. After each step every list reads, entry by entry, as a dictionary says.
 
-GLSCL_HISTORIES sets how many are tried.
+GLSCL_HISTORIES sets how many `make test-all` tries.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from glscl.cache.upkeep.verification import verify
 from glscl.common.errors import CacheIncompleteError, DecodeError, NotFoundError
 from glscl.extract import pipeline
 
-HISTORIES = int(os.environ.get("GLSCL_HISTORIES", 0))
+HISTORIES = int(os.environ.get("GLSCL_HISTORIES", 200))
 STEPS = 20
 NAMES = "abcdef"  # of the first half of the train split, of the others of the test split
 CONTENTS = (b"one", b"three", b"broken", b"", b"a cut one!", b"bone", b"something long")
@@ -374,9 +374,7 @@ def lived(root: Path, format: str, first: list[bytes | None], history: list[tupl
 
 
 def histories(count: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    quiet = settings(
-        deadline=None, suppress_health_check=[*HealthCheck], print_blob=True, max_examples=HISTORIES or count
-    )
+    quiet = settings(deadline=None, suppress_health_check=[*HealthCheck], print_blob=True, max_examples=count)
     return lambda test: quiet(
         given(format=st.sampled_from(["hdf5", "hdf5", "hdf5", "zarr"]), first=first_files, history=steps)(test)
     )
@@ -388,6 +386,6 @@ def test_every_list_reads_as_what_it_was_made_from(tmp_path_factory, format, fir
 
 
 @pytest.mark.exhaustive
-@histories(200)
+@histories(HISTORIES)
 def test_every_list_reads_after_many_histories(tmp_path_factory, format, first, history):
     lived(tmp_path_factory.mktemp("history"), format, first, history)

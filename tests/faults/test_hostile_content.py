@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
 import struct
 import tarfile
@@ -120,7 +121,7 @@ def test_a_pickle_cannot_change_the_functions_that_read_it(tmp_path):
 
 
 def shard(path: Path, name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> None:
-    with tarfile.open(path, "w") as archive:
+    with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as archive:
         good = tarfile.TarInfo("good.mp4")
         archive.addfile(good, io.BytesIO())
         member = tarfile.TarInfo(name)
@@ -133,6 +134,7 @@ def shard(path: Path, name: str, kind: bytes = tarfile.REGTYPE, link: str = "") 
         archive.addfile(below, io.BytesIO(b"evil"))
 
 
+@pytest.mark.parametrize("end", ["tar", "tgz"])
 @pytest.mark.parametrize(
     ("name", "kind", "link"),
     [
@@ -148,32 +150,17 @@ def shard(path: Path, name: str, kind: bytes = tarfile.REGTYPE, link: str = "") 
         ("disk.mp4", tarfile.BLKTYPE, ""),
     ],
 )
-def test_a_shard_writes_nothing_outside_the_folder_of_videos(tmp_path, name, kind, link):
+def test_a_shard_writes_nothing_outside_the_folder_of_videos(tmp_path, name, kind, link, end):
     (tmp_path / "shards").mkdir()
-    shard(tmp_path / "shards" / "0.tar", name, kind, link)
+    shard(tmp_path / "shards" / f"0.{end}", name, kind, link)
     videos = tmp_path / "deep" / "deeper" / "videos"
     try:
         DATASETS["webdataset"].read(tmp_path / "shards", videos)
     except GlsclError as error:
-        assert "0.tar" in str(error)
+        assert f"0.{end}" in str(error)
     written = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if not p.is_dir()}
-    assert written <= {
-        "shards/0.tar",
-        *(f"deep/deeper/videos/0/{name}" for name in (".shard.json", "good.mp4", "link/evil.mp4")),
-    }
+    assert written <= {f"shards/0.{end}"} | {n for n in written if re.fullmatch(r"deep/deeper/videos/0\.\w+\.tar", n)}
     assert not any(p.is_symlink() for p in tmp_path.rglob("*"))
-
-
-def test_unpacking_follows_no_link_that_lies_in_the_folder_of_videos(tmp_path):
-    """A shard of an earlier day, or anybody else, may have left one."""
-    (tmp_path / "shards").mkdir()
-    (tmp_path / "elsewhere").mkdir()
-    shard(tmp_path / "shards" / "0.tar", "x.mp4")
-    (tmp_path / "videos" / "0").mkdir(parents=True)
-    (tmp_path / "videos" / "0" / "link").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(GlsclError, match="link"):
-        DATASETS["webdataset"].read(tmp_path / "shards", tmp_path / "videos")
-    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 @pytest.mark.parametrize("id", ["../x", "a/../b", "/etc/passwd", "..", "a\0b", "x/\ud800", ""])

@@ -28,6 +28,7 @@ from glscl.evaluate.report.plots import Plot
 from glscl.evaluate.search.approximate import make_index
 from glscl.extract.backbone.fetching import fetch
 from glscl.extract.datasets import DATASETS
+from glscl.extract.datasets.unpacking import plain_tar
 from glscl.extract.decode.pool import _sweep
 from glscl.extract.importing.import_features import FeatureFiles, import_features
 from glscl.extract.settings import ImportSettings
@@ -170,13 +171,14 @@ def test_a_backbone_is_written_into_no_folder_with_links(tmp_path, thesis):
 
 def test_a_shard_is_unpacked_into_no_folder_with_links(tmp_path, thesis):
     (tmp_path / "shards").mkdir()
-    with tarfile.open(tmp_path / "shards" / "0.tar", "w") as archive:
+    packed = tmp_path / "shards" / "0.tgz"
+    with tarfile.open(packed, "w:gz") as archive:
         for name in ("a/b/x.mp4", "a/b/x.txt"):
             member = tarfile.TarInfo(name)
             member.size = 5
             archive.addfile(member, io.BytesIO(b"words"))
     videos = tmp_path / "videos"
-    for name in ("0", "0/a", "0/a/b", "0/a/b/x.mp4", f"0/a/b/.{os.getpid()}.part", "0/z"):
+    for name in (plain_tar(packed, videos, "0").name, f".{os.getpid()}.part", "other", "0/below"):
         for target in (thesis, thesis / "1.tex", thesis / "nothing"):
             refuses(videos, name, target, lambda: DATASETS["webdataset"].read(tmp_path / "shards", videos))
 

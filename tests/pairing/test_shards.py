@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from glscl.cache.known_files import KnownFiles
 from glscl.common.errors import InputError
+from glscl.common.tar_members import TarMember
 from glscl.extract.datasets.webdataset import read
 
 VIDEO = b"not decoded here"
@@ -80,35 +82,53 @@ def test_a_name_that_stands_twice_is_refused(shard):
         read(shard("a.tar", [("0.mp4", VIDEO), ("0.txt", "a cat"), ("0.txt", "a dog")]), None)
 
 
-# --- unpacked ---------------------------------------------------------------------------------------------------------
+# --- where the videos lie ----------------------------------------------------------------------------------------------
 
 
 def content(found):
-    return [Path(video.path).read_bytes() for video in found.videos]
+    return [TarMember.at(video.path).read() for video in found.videos]
 
 
-def test_shards_of_one_name_never_overwrite_each_other(shard, tmp_path):
-    first, second = shard("one/00000.tar", {"0.mp4": b"first"}), shard("two/00000.tar", {"0.mp4": b"other"})
-    found = read(first, tmp_path / "videos")
-    with pytest.raises(InputError, match=r"00000/0.mp4 is there already and is not the video of .*two/00000.tar"):
-        read(second, tmp_path / "videos")
-    assert content(found) == [b"first"]
-    moved = shard("three/00000.tar", {"0.mp4": b"first", "1.mp4": b"more"})
-    assert content(read(moved, tmp_path / "videos")) == [b"first", b"more"]
+@pytest.mark.parametrize("end", ["tar", "tar.gz"])
+def test_shards_of_one_name_never_overwrite_each_other(shard, tmp_path, end):
+    first, second = shard(f"one/0.{end}", {"0.mp4": b"first"}), shard(f"two/0.{end}", {"0.mp4": b"other"})
+    found, other = read(first, tmp_path / "videos"), read(second, tmp_path / "videos")
+    assert (content(found), content(other)) == ([b"first"], [b"other"])
 
 
-def test_a_shard_made_again_with_members_of_one_size_is_noticed(shard, tmp_path):
-    path = shard("00000.tar", {"0.mp4": b"first", "1.mp4": b"same"})
-    before = read(path, tmp_path / "videos")
-    kept = Path(before.videos[1].path).stat().st_mtime_ns
-    shard("00000.tar", {"0.mp4": b"again", "1.mp4": b"same"})
-    after = read(path, tmp_path / "videos")
+@pytest.mark.parametrize("end", ["tar", "tar.gz"])
+def test_a_shard_made_again_with_members_of_one_size_is_noticed(shard, tmp_path, end):
+    before = read(shard(f"0.{end}", {"0.mp4": b"first", "1.mp4": b"same"}), tmp_path / "videos")
+    known = KnownFiles()
+    hashed = known.contents([video.path for video in before.videos])
+    after = read(shard(f"0.{end}", {"0.mp4": b"again", "1.mp4": b"same"}), tmp_path / "videos")
     assert content(after) == [b"again", b"same"]
-    assert Path(after.videos[1].path).stat().st_mtime_ns == kept
+    again = known.contents([video.path for video in after.videos])
+    assert again[0] != hashed[0] and again[1] == hashed[1]
 
 
-def test_files_of_somebody_else_in_the_folder_stay(shard, files):
-    videos = files("videos", {"00000/0.mp4": "mine"})
-    with pytest.raises(InputError, match="is there already"):
-        read(shard("00000.tar", {"0.mp4": b"theirs"}), videos)
-    assert (videos / "00000/0.mp4").read_text() == "mine"
+def test_a_video_is_the_same_in_a_shard_and_as_a_file(shard, files):
+    from glscl.cache.keys import content_of
+
+    long = bytes(range(256)) * 20_000  # of which not all is hashed
+    folder = files("plain", {"0.mp4": b"short", "1.mp4": long})
+    found = read(shard("0.tar", {"./0.mp4": b"short", "0.txt": "x", "1.mp4": long}), None)
+    for name, video in zip(("0.mp4", "1.mp4"), found.videos):
+        assert content_of(Path(video.path))[1] == content_of(folder / name)[1]
+
+
+def test_a_video_in_a_shard_is_decoded_as_a_file_is(shard, make_video, tmp_path):
+    from glscl import decode
+
+    data = make_video(tmp_path / "v.mp4").read_bytes()
+    found = read(shard("a,b:,,:c.tar", {"0.txt": "before", "0.mp4": data, "1.mp4": data, "1.txt": "behind"}), None)
+    frames, times = decode(tmp_path / "v.mp4")
+    for video in found.videos:
+        there = decode(video.path)
+        assert (there[0] == frames).all() and (there[1] == times).all()
+
+
+def test_a_file_whose_name_looks_like_a_place_in_a_shard_is_that_file(files):
+    folder = files("trip@10+5", {"a.mp4": b"mine"})
+    assert TarMember.at(folder / "a.mp4") is None
+    assert TarMember.at(folder / "gone.tar@0+512/a.mp4") is None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
+from glscl.common.errors import UsageError
 from glscl.extract.backbone.encoder import Backbone
 from glscl.extract.backbone.feeding import Feed
 from glscl.extract.backbone.patch_embedding import temporal_embedding
@@ -73,6 +74,8 @@ class EndToEnd(nn.Module):
 
     def __init__(self, backbone: Backbone, head: Head, *, loss: str | None = None) -> None:
         super().__init__()
+        if not head.mask_padding:
+            raise UsageError("`mask_padding=False` reads stored padding; a second pass makes features without it")
         self.towers, self.head = backbone.model, head
         self._backbone, self._step = [backbone], [ContrastiveStep(head, loss=loss)]  # in lists: no modules of this one
 

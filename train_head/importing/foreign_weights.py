@@ -26,6 +26,7 @@ SOURCES = tuple(PROGRAMS)
 
 # Saved by GLSCL's program and never used by it: templates, an unused weighting, nearly half of its head parameters.
 _GLSCL_UNUSED = ("clip.", "weight_fc.", "decoder_layer_noun.", "decoder_layer_spatial.")
+_NAMED = 3  # keys that a message names
 _POSITIONS = "frame_position_embeddings.weight"
 
 
@@ -52,7 +53,7 @@ def source_of(weights: Mapping[str, Tensor]) -> str:
         return "clip4clip"  # its mean pooling has no weights of its own
     if found is None:
         raise CheckpointError(
-            "These weights hold no head of a known program",
+            "these weights hold no head of a known program",
             hint=Hint("If they are a backbone, extract with it: give the file as `pretrained`"),
         )
     return found
@@ -271,10 +272,12 @@ def _load(head: Head, plan: _Plan, weights: Mapping[str, Tensor], dropped: list[
     unknown = [key for key in weights if key not in known]
     missing = sorted(theirs for theirs in public.values() if theirs not in weights and theirs != "clip.logit_scale")
     if unknown or missing:
-        found = [
-            f"{what} keys: {', '.join(keys)}" for what, keys in (("unknown", unknown), ("missing", missing)) if keys
-        ]
-        raise CheckpointError(f"these weights of {source} do not fit head {plan.head}; {'; '.join(found)}")
+        found = [_some(what, keys) for what, keys in (("unknown", unknown), ("missing", missing)) if keys]
+        known = program_of(weights)
+        raise CheckpointError(
+            f"these weights of {source} do not fit head {plan.head}; {'; '.join(found)}",
+            hint=f"They look like those of {known}" if known not in (None, source) else None,
+        )
     for name, theirs in public.items():
         if theirs not in weights or (name == "logit_scale" and not head.has_logit_scale):
             continue
@@ -282,5 +285,12 @@ def _load(head: Head, plan: _Plan, weights: Mapping[str, Tensor], dropped: list[
         if value.shape != ours[name].shape:
             shape, expected = tuple(value.shape), tuple(ours[name].shape)
             raise CheckpointError(f"{theirs} of {source} has shape {shape}, head {plan.head} expects {expected}")
+        if ours[name].is_floating_point() and not value.is_floating_point():
+            raise CheckpointError(f"{theirs} of {source} is in {value.dtype}: quantised weights are not read")
         ours[name] = value.to(ours[name].dtype)
     head.load_state_dict(ours)
+
+
+def _some(what: str, keys: list[str]) -> str:
+    more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
+    return f"{what} keys: {', '.join(key[:100] for key in keys[:_NAMED])}{more}"

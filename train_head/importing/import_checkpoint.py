@@ -21,11 +21,12 @@ from glscl.cache.lock import hold_folder
 from glscl.cache.schema import FramePosition
 from glscl.cache.store import Store
 from glscl.common.clip_names import OPENAI_MODELS, OPENAI_SETTINGS, clip_weights
-from glscl.common.errors import NonFiniteError, UsageError
+from glscl.common.errors import CheckpointError, NonFiniteError, UsageError
 from glscl.common.state_dicts import read_state_dict, weights_file
 from glscl.common.tables import amount
 from glscl.common.versions import versions
 from glscl.train_head.checkpoint import WHICH, run_id, save_weights, write_run
+from glscl.train_head.heads.base import Head
 from glscl.train_head.importing.foreign_weights import SOURCES, head_from_state_dict, head_of, source_of
 from glscl.train_head.recipes import RECIPES
 from glscl.train_head.run_cache import backbone_of, cache_record
@@ -100,10 +101,9 @@ def import_checkpoint(
     Raises:
         NotFoundError: there is no such file.
         InputError: it is no checkpoint, or holds more than tensors.
-        CheckpointError: names or shapes that do not fit a head of that program on features of this size.
+        CheckpointError, NonFiniteError: see `head_in`.
         UsageError: an unknown source or option, or `out` holds a run.
         BusyError: another process writes `out`.
-        NonFiniteError: NaN or infinity among the weights.
         StorageError: `out` cannot be written, or a link stands in it.
     """
     if source not in (AUTO, *SOURCES):
@@ -112,16 +112,15 @@ def import_checkpoint(
         expected = ", ".join(get_args(FramePosition))
         raise UsageError(f"`frame_position` is {frame_position!r}; expected one of {expected}")
     weights = read_state_dict(file)
-    source = source_of(weights) if source == AUTO else source
-    name = head_of(weights, source)
-    head = head_from_state_dict(weights, source, embed_dim=store.embed_dim, **typed_options(name, options))
-    for key, value in head.state_dict().items():
-        if not value.isfinite().all():
-            raise NonFiniteError(f"{file} has NaN or infinity in what becomes {key} of head {name}")
+    source, name, head = head_in(weights, file, source=source, options=options, embed_dim=store.embed_dim)
     folder = Path(out(name) if callable(out) else out)
     refuse_links(folder, depth=1)
     backbone = compare_backbone(weights, store)
     cautions = _backbone_notes(backbone, store)
+    if not (head.mask_padding or store.library.has_padding):
+        cautions.append(
+            f"{store.path} does not hold the padding that this head reads: extract with `pad_tokens` to judge it"
+        )
     _, pretrained = backbone_of(store.configuration)
     recipe = store.recipe if store.recipe in RECIPES else "default"
     record = {
@@ -138,7 +137,7 @@ def import_checkpoint(
         },
         **cache_record(store),
         "selection": "last",
-        "frozen_backbone": not (backbone == SAME and _from_a_file(pretrained)),
+        "frozen_backbone": not (backbone == SAME and _from_a_file(pretrained, file)),
         "training": None,
         "validation": None,
         "imported": {
@@ -171,6 +170,28 @@ def import_checkpoint(
         backbone=backbone,
         notes=(*cautions, *_dropped_notes(head.dropped_keys)),
     )
+
+
+def head_in(
+    weights: Mapping[str, Tensor], file: Path, *, source: str, options: Mapping[str, Any], embed_dim: int
+) -> tuple[str, str, Head]:
+    """The program, the name of the head and the head in a checkpoint.
+
+    Raises:
+        CheckpointError: names or shapes that do not fit a head of that program on features of this size.
+        UsageError: an unknown option.
+        NonFiniteError: NaN or infinity among the weights.
+    """
+    try:
+        source = source_of(weights) if source == AUTO else source
+        name = head_of(weights, source)
+        head = head_from_state_dict(weights, source, embed_dim=embed_dim, **typed_options(name, options))
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error.message}", hint=error.hint) from error
+    for key, value in head.state_dict().items():
+        if not value.isfinite().all():
+            raise NonFiniteError(f"{file} has NaN or infinity in what becomes {key} of head {name}")
+    return source, name, head
 
 
 def compare_backbone(weights: Mapping[str, Tensor], store: Store) -> str:
@@ -249,9 +270,10 @@ def _dropped_notes(keys: Sequence[str]) -> list[str]:
     return [f"{amount(len(keys), 'key')} were dropped, which the head does not use: {parts}"]
 
 
-def _from_a_file(pretrained: str | None) -> bool:
-    """Whether the cache's backbone came from a file of weights and not from a published tag."""
-    return pretrained is not None and Path(pretrained).suffix.lower() in _WEIGHT_FILES
+def _from_a_file(pretrained: str | None, file: Path) -> bool:
+    """Whether the cache's backbone came from this file, or from one of weights, and not from a published tag."""
+    endings = {ending.lower() for ending in Path(pretrained or "").suffixes}  # `pytorch_model.bin.4` has two
+    return pretrained == file.name or not endings.isdisjoint(_WEIGHT_FILES)
 
 
 def _sha256(file: Path) -> str:

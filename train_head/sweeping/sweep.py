@@ -295,7 +295,7 @@ def _outcome(point: Point, done: TrainResult) -> Outcome:
 
 def _record(store: Store, points: Sequence[Point], rows: Sequence[Outcome], command: str) -> dict[str, Any]:
     return {
-        "cache": str(store.path),
+        "cache": store.place,
         "cache_fingerprint": store.fingerprint,
         "list": store.list_name,
         "list_hash": store.list_hash,

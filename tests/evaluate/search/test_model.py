@@ -25,7 +25,7 @@ class Words:
     def __init__(self, dim: int) -> None:
         self.dim = dim
 
-    def encode_texts(self, texts):
+    def encode_texts(self, texts, padded=False):
         rows = [torch.eye(self.dim)[[int(word) for word in text.split()]].sum(0) for text in texts]
         return TextFeatures(torch.stack(rows))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from serving import HOSTILE, Made, Served, mpeg4, running
 
 import glscl
 from glscl.cache.schema import Annotations, TextItem, VideoItem
+from glscl.common.tar_members import TarMember
 from glscl.demo.corpus import render_corpus
 
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory) -> Made:
-    """Thirty videos: of the built-in corpus, with hostile ids, broken, of another codec, and one whose file is gone."""
+    """Thirty videos: of the built-in corpus, with hostile ids, broken, of another codec, one in a tar, and one whose file is gone."""
     root = tmp_path_factory.mktemp("served")
     annotations, folder = render_corpus(root / "demo", seed=0, sizes={"train": 16, "val": 0, "test": 14}, workers=1)
     found = glscl.read_dataset("demo", annotations, folder)
@@ -39,6 +41,12 @@ def made(tmp_path_factory) -> Made:
         texts.append(
             TextItem(text.id, ids[text.video], text.split, f"{text.text} <script>document.title='hit'</script>")
         )
+    packed = TarMember(str(root / "shard.tar"), "packed.mp4", 512, 0)
+    with tarfile.open(packed.archive, "w", format=tarfile.USTAR_FORMAT) as archive:
+        (root / packed.name).write_bytes(Path(found.videos[0].path).read_bytes() + bytes(8))
+        archive.add(root / packed.name, packed.name)
+    packed = packed._replace(size=(root / packed.name).stat().st_size)
+    videos.append(VideoItem(packed.name, "test", str(packed)))
     made = Annotations(dataset="made", videos=videos, texts=texts, expected={}, notes=[])
     settings = glscl.ExtractSettings(backbone="demo", fps=2.0, workers=1)
     glscl.extract(made, root / "cache", settings)

@@ -180,6 +180,20 @@ def test_a_video_is_given_whole_and_in_ranges(served, made):
     assert served.ask("/video/train0002", "HEAD").headers["content-length"] == str(len(data))
 
 
+def test_a_video_in_a_tar_is_shown_from_there(served, made):
+    data, about = (made.root / "packed.mp4").read_bytes(), "/video/packed.mp4"
+    whole = served.ask(about)
+    assert whole.body == data and whole.headers["content-type"] == "video/mp4"
+    for asked, first, last in (("0-", 0, len(data)), ("100-199", 100, 200), ("-10", len(data) - 10, len(data))):
+        part = served.ask(about, Range=f"bytes={asked}")
+        assert part.status == 206 and part.body == data[first:last]
+        assert part.headers["content-range"] == f"bytes {first}-{last - 1}/{len(data)}"
+    assert served.ask(about, Range=f"bytes={len(data)}-").status == 416
+    assert served.ask(about, "HEAD").headers["content-length"] == str(len(data))
+    assert served.ask("/thumb/packed.mp4?t=0.5").headers["content-type"] == "image/jpeg"
+    assert served.ask("/api/preview/packed.mp4").json["url"]
+
+
 def test_only_what_the_cache_lists_is_served_and_only_as_it_was(served, made, tmp_path):
     for name in ("../../etc/passwd", "..%2f..%2fetc%2fpasswd", "/etc/passwd", "%2Fetc%2Fpasswd", "%00", "%ff", "", "x" * 5000,
                  quote(str(made.videos["train0002"]), safe="")):  # fmt: skip
@@ -246,7 +260,7 @@ def test_parts_of_long_videos_are_made_where_they_are_asked_for(tmp_path):
 def test_caches_and_failures_are_told(served, made):
     told = fits(served.ask("/api/caches").json, "Caches")
     (cache,) = told["caches"]
-    assert cache["path"] == str(made.cache) and cache["lists"][0]["videos"] == 32
+    assert cache["path"] == str(made.cache) and cache["lists"][0]["videos"] == 33
     assert cache["lists"][0]["failed"] == 1 and "outside" in cache["lists"][0]["folders"]
     failures = fits(served.ask("/api/failures").json, "Failures")
     assert failures["total"] == 1 and failures["failures"][0]["id"] == "broken"

@@ -21,8 +21,17 @@ SPECIAL = {
     "mt5": (0, None, 1),
     "m2m_100": (1, 3, 2),
     "xlm-v": (1, 0, 2),
+    "causal-last": (1, 0, 2),
+    "custom-last": (1, 0, 2),
 }
-OF_OPEN_CLIP = ("siglip", "gemma", "bert", "xlm-v")  # kinds whose tower is open_clip's own
+OF_OPEN_CLIP = (
+    "siglip",
+    "gemma",
+    "bert",
+    "xlm-v",
+    "causal-last",
+    "custom-last",
+)  # kinds whose tower is open_clip's own
 
 
 def tokenizer_of(kind: str) -> Any:
@@ -68,9 +77,13 @@ def model_config(folder: Path, kind: str) -> dict[str, Any]:
         text |= {"context_length": 24, "vocab_size": 100, "width": 64, "heads": 2, "layers": 2}
         if kind == "xlm-v":  # MetaCLIP 2
             text |= {"pool_type": "eos", "eos_id": 2}
+        elif kind.endswith(
+            "-last"
+        ):  # of nobody yet: nothing sees what stands behind it, but the last position is pooled
+            text |= {"pool_type": "last"}
         else:  # SigLIP, SigLIP 2, CLIPA: they attend both ways and pool the last position
             text |= {"no_causal_mask": True, "pool_type": "last"}
-        custom = kind in ("siglip", "gemma")
+        custom = kind in ("siglip", "gemma", "custom-last")
         return {"embed_dim": 64, "vision_cfg": VISION, "text_cfg": text, "custom_text": custom}
     pooler = "cls_pooler" if kind == "m2m_100" else "mean_pooler"
     text |= {"hf_model_name": str(folder / "text"), "hf_pooler_type": pooler, "context_length": 77}

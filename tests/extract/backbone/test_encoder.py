@@ -130,7 +130,7 @@ def test_a_file_of_weights_loads_by_architecture(tiny_clip, tmp_path):
     )
     assert (by_file.description.name, by_file.description.pretrained) == ("tiny-test", "weights.pt")
     weights.write_bytes(b"not weights")
-    with pytest.raises(BackboneError, match=r"weights.pt is neither a torch checkpoint nor safetensors"):
+    with pytest.raises(BackboneError, match=r"weights.pt is text, not weights"):
         load_backbone("tiny-test", str(weights))
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+from collections import Counter
 
 import numpy as np
 import open_clip
@@ -17,7 +18,8 @@ from torch import nn
 from glscl.common.clip_names import OPENAI_SETTINGS, ClipWeights
 from glscl.common.errors import BackboneError, UsageError
 from glscl.extract.backbone.encoder import backbone_of_cache, load_backbone
-from glscl.extract.backbone.fitting import architectures_of
+from glscl.extract.backbone.fetching import fetch
+from glscl.extract.backbone.fitting import _MOST_BUILT, architecture_of, architectures_of
 from glscl.extract.backbone.loading import NotInitialised, load_model
 from glscl.extract.backbone.weight_settings import PREPROCESSING, decide, published, recorded, said
 from glscl.extract.settings import WeightSettings
@@ -151,7 +153,7 @@ def hugging_face(tmp_path_factory, tiny):
 
 
 @pytest.mark.parametrize("how", ["folder", "file", "local-dir"])
-def test_a_clip_model_of_hugging_face_is_encoded_as_transformers_does(hugging_face, tiny, how):
+def test_a_clip_model_of_hugging_face_is_encoded_as_transformers_does(hugging_face, tiny, tmp_path, how):
     folder, model = hugging_face
     sources = {
         "folder": (tiny, folder),
@@ -174,6 +176,8 @@ def test_a_clip_model_of_hugging_face_is_encoded_as_transformers_does(hugging_fa
     assert about.quick_gelu and about.name == tiny and backbone.notes == ()
     kept = {key: about.preprocessing[key] for key in ("mean", "interpolation", "resize_mode")}
     assert kept == {"mean": [0.5] * 3, "interpolation": "bilinear", "resize_mode": "shortest"}
+    done = fetch(name, str(source) if how != "local-dir" else None, tmp_path / "fetched")
+    assert (done.name, done.weights) == (tiny, about.weights)
 
 
 def test_a_folder_of_two_towers_without_a_temperature_has_the_usual_one(hugging_face, tiny, tmp_path):
@@ -312,6 +316,50 @@ def test_a_head_alone_is_sent_to_where_heads_are_read(tmp_path, tiny):
 
 def test_an_architecture_is_known_by_its_shapes(weights, tiny):
     assert architectures_of(weights)[0] == tiny
+
+
+def test_no_more_architectures_share_a_text_tower_than_are_compared():
+    def tower(name: str) -> tuple:
+        text = open_clip.get_model_config(name)["text_cfg"]
+        sizes = (text.get("width"), text.get("vocab_size", 49408), text.get("context_length", 77) // 2)  # 76 is CoCa's
+        return (*sizes, "timm_model_name" in open_clip.get_model_config(name)["vision_cfg"])
+
+    ours = [name for name in open_clip.list_models() if "tiny" not in name]
+    assert max(Counter(map(tower, ours)).values()) <= _MOST_BUILT
+
+
+PARTS = {
+    "an adapter": (
+        lambda w: {"base_model.model.text_model.q_proj.lora_A.weight": torch.ones(8, 64)},
+        r"look like an adapter \(LoRA\)",
+    ),
+    "the tower for pictures": (
+        lambda w: {k.removeprefix("visual."): v for k, v in w.items() if k.startswith("visual.")},
+        "look like the tower for pictures alone",
+    ),
+    "another network": (lambda w: {"layer1.0.conv.weight": torch.ones(3, 3)}, "look like no architecture of open_clip"),
+}
+
+
+@pytest.mark.parametrize("what", PARTS)
+def test_what_is_no_backbone_is_told_by_what_it_looks_like(tmp_path, tiny, weights, what):
+    made, said = PARTS[what]
+    torch.save(made(weights), tmp_path / "w.pt")
+    with pytest.raises(BackboneError, match=said) as caught:
+        load_backbone(tiny, str(tmp_path / "w.pt"))
+    assert (what == "an adapter") == ("merge_and_unload" in str(caught.value))
+    with pytest.raises(BackboneError, match=f"shapes of no architecture of open_clip; they {said}"):
+        architecture_of(tmp_path / "w.pt")
+
+
+def test_a_folder_without_weights_and_arrays_of_numpy_are_told(tmp_path, tiny):
+    np.save(tmp_path / "features.npy", np.ones(3))
+    for source, words in (
+        (tmp_path, "holds no weights"),
+        (tmp_path / "features.npy", "holds arrays of NumPy, .* not as tiny"),
+    ):
+        with pytest.raises(BackboneError, match=words):
+            load_backbone(tiny, str(source))
 
 
 # --- how they are used -------------------------------------------------------------------------------------------------

@@ -91,6 +91,42 @@ def test_public_rule_counts_frames_as_the_published_program_does(count, rate, ca
     assert chosen.tolist() == positions
 
 
+def of_opencv(count, rate, fps, start, end):
+    """Numbers of the frames that the public loader asks OpenCV for, frame by frame, until one is not there."""
+    second, found = int(rate), []
+    total = (count + second - 1) // second
+    first, last = (0, total) if start is None else (start, min(end, total))
+    within = list(range(0, second, max(1, second // fps)))[:fps]
+    for moment in np.arange(first, last + 1):
+        for step in within:
+            number = int(moment * second) + step
+            if number >= count:
+                return found
+            found.append(number)
+    return found
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    count=st.integers(1, 2000),
+    rate=st.sampled_from([3.0, 15.0, 19.62, 23.976, 25.0, 29.97, 60.0]),
+    fps=st.sampled_from([1, 2, 3]),
+    part=st.sampled_from([(None, None), (0.0, 31.0), (0, 5), (2.5, 9.0)]),
+)
+def test_opencv_rule_counts_frames_as_the_public_loader_of_didemo_and_activitynet_does(count, rate, fps, part):
+    chosen = select_frames(
+        np.arange(count) / rate, Sampling(fps=fps, rule="opencv"), start=part[0], end=part[1], average_rate=rate
+    )
+    assert chosen.tolist() == of_opencv(count, rate, fps, *part)
+
+
+def test_opencv_rule_takes_32_frames_of_the_31_seconds_of_didemo():
+    for rate in (25.0, 29.97, 30.0):
+        times = np.arange(2000) / rate
+        taken = select_frames(times, Sampling(rule="opencv"), start=0.0, end=31.0, average_rate=rate)
+        assert taken.tolist() == [int(rate) * second for second in range(32)]
+
+
 def test_public_rule_measures_the_rate_where_the_file_declares_none():
     assert select_frames(np.arange(100) / 10, Sampling(rule="public")).tolist() == list(range(0, 100, 10))
 
@@ -102,7 +138,15 @@ def test_window_includes_its_start_and_excludes_its_end():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"fps": 0.0}, {"fps": -1.0}, {"fps": float("nan")}, {"fps": float("inf")}, {"rule": "x"}, {"max_frames": 0}],
+    [
+        {"fps": 0.0},
+        {"fps": -1.0},
+        {"fps": float("nan")},
+        {"fps": float("inf")},
+        {"rule": "x"},
+        {"max_frames": 0},
+        {"rule": "opencv", "fps": 0.5},
+    ],
 )
 def test_settings_that_mean_nothing_are_refused(wrong):
     with pytest.raises(UsageError, match="expected"):

@@ -180,6 +180,12 @@ def compare(clips: list[Path], sampling: Sampling, repeats: int) -> None:
         f"\nThe fastest way for each file takes {digits(sum(best.values()))} s in sum, right or wrong; `auto` takes "
         f"{100 * regret:.0f} % more. Walking over the packets is {digits(walking)} s of it.\n"
     )
+    shares = {clip: auto.seconds[clip] / everything.seconds[clip] for clip in kept}
+    worst = max(kept, key=lambda clip: shares[clip])
+    print(
+        f"Of decoding everything, `auto` takes {min(shares.values()):.2f} to {shares[worst]:.2f} ({worst.name}) on one file; "
+        f"more than 1.00 on {sum(share > 1 for share in shares.values())} of {len(kept)}.\n"
+    )
     slower = sorted(kept, key=lambda clip: best[clip] - auto.seconds[clip])[:5]
     print("Where `auto` loses most, CPU s:\n")
     cells = [[clip.name, *(f"{way.seconds.get(clip, np.nan):.3f}" for way in ways)] for clip in slower]

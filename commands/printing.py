@@ -308,6 +308,10 @@ def print_result(run: Run, result: dict[str, Any]) -> None:
     if counts["texts_without_video"]:
         run.say(f"note: {amount(counts['texts_without_video'], 'caption')} lost their video and are not queries")
     print_table(run, result_table(result))
+    if part := result.get("partially_relevant"):
+        run.say(
+            f"captions of a part of a video: R@100 {part['R@100']:.1f}, SumR (R@1 + R@5 + R@10 + R@100) {part['SumR']:.1f}"
+        )
     if graded := result.get("graded"):
         run.say(f"with the judgements of {graded['qrels']}, in percent:")
         names = [name for name in graded["text_to_video"] if name != "queries"]

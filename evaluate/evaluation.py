@@ -30,13 +30,14 @@ from glscl.evaluate.confidence import confidence_of_directions
 from glscl.evaluate.graded import graded_metrics, grades, read_qrels, write_trec_run
 from glscl.evaluate.hubness import NORMALISATIONS, known_normalisations, normalised_ranks
 from glscl.evaluate.judged_lists import about_list
-from glscl.evaluate.metrics import summarise
+from glscl.evaluate.metrics import partially_relevant, summarise
 from glscl.evaluate.query_banks import Banks, TableOnDevice
 from glscl.evaluate.ranks import DIRECTIONS, RANKINGS, TEXT_TO_VIDEO, VIDEO_TO_TEXT, query_videos, retrieval_ranks
 from glscl.evaluate.seen_in_training import training_of, videos_seen
 from glscl.evaluate.settings import ZERO_SHOT_HEADS, EvaluateSettings
 from glscl.evaluate.similarity import PairsDone, Scoring, ranks, similarity_matrix
 from glscl.evaluate.watched import Watched
+from glscl.extract.datasets import DATASETS
 from glscl.train_head.checkpoint import load_run, read_run
 from glscl.train_head.doubts import score_doubts
 from glscl.train_head.heads import build_head, head_class
@@ -235,6 +236,8 @@ def judge(
         "cache_fingerprint": store.fingerprint,
         **about_list(store.list, settings.split),
     }
+    if store.dataset in DATASETS and DATASETS[store.dataset].partially_relevant:
+        about["partially_relevant"] = partially_relevant(evaluation.ranks[TEXT_TO_VIDEO])
     tail = {"settings": as_dict(settings), "versions": versions(), "command": command}
     return replace(evaluation, result={**about, **evaluation.result, "counts": counts, **tail})
 
@@ -292,7 +295,7 @@ def evaluate_head(
     against all videos, under "tags".
 
     Args:
-        settings: of these count `normalise`, `confidence`, `seed`, `qrels`, `trec_run` and `save_similarity`.
+        settings: of these count `normalise`, `best_frames`, `confidence`, `seed`, `qrels`, `trec_run`, `save_similarity`.
         train: gives the table that banks are taken from; called only where a normalisation needs one.
         device: where to compute; None is where the head is.
         seconds: the result's `seconds` are added to it.
@@ -305,8 +308,8 @@ def evaluate_head(
     similarity, watched = None, Watched(head)
     scoring: Any = watched  # all that a head has, by delegation
     judgements = None if settings.qrels is None else read_qrels(settings.qrels)
-    wanted = (settings.save_similarity, settings.qrels, settings.trec_run)
-    if settings.normalise or any(path is not None for path in wanted):
+    wanted = (settings.save_similarity, settings.qrels, settings.trec_run, settings.best_frames)
+    if settings.normalise or any(each is not None for each in wanted):
         _check_room(table, bytes_a_pair=4 + 20 * bool(settings.normalise))
         similarity = similarity_matrix(scoring, table, device=device, seconds=seconds, progress=progress)
         with _timed(seconds, "metrics"):
@@ -328,6 +331,9 @@ def evaluate_head(
         if any(NORMALISATIONS[name].needs_bank for name in settings.normalise):
             banks = _banks(settings.normalise, head, table, train, device=device, seconds=seconds)
         result["normalised"] = _normalised(settings, similarity, table.video_of_text, banks, seconds)
+    if similarity is not None and settings.best_frames is not None:
+        rescored = _with_best_frames(similarity, table, settings, device=device, seconds=seconds)
+        result["normalised"] = {**result.get("normalised", {}), "best-frames": rescored}
     if similarity is not None and judgements is not None:
         with _timed(seconds, "metrics"):
             grade = grades(judgements, table.text_ids, table.captions, table.video_ids, table.video_of_text.cpu())
@@ -486,6 +492,25 @@ def _normalised(
         out[name]["bank"] = given["bank"] if entry.needs_bank else "none"
         out[name]["transductive"] = entry.transductive
     return out
+
+
+def _with_best_frames(
+    similarity: Tensor,
+    table: JudgedTable,
+    settings: EvaluateSettings,
+    *,
+    device: torch.device | str | None,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """Metrics of `S + λ · mean of the K largest n(t) · n(x_f)`, the re-scoring by frames of arXiv 2401.08449, over any S."""
+    table = getattr(table, "tables", [table])[0]  # of several runs that look at different frames those of the first
+    count, dim = settings.best_frames, table.texts(slice(0, 1)).text_features.shape[1]
+    frames = build_head("best_frames", embed_dim=dim, count=count).eval().to(table.device if device is None else device)
+    scores = similarity_matrix(frames, table, device=device, seconds=seconds)
+    with _timed(seconds, "metrics"):
+        found = retrieval_ranks(similarity + settings.best_frames_weight * scores, table.video_of_text)
+        metrics = {direction: summarise(values) for direction, values in found.items()}
+    return {**metrics, "bank": "none", "transductive": False}
 
 
 def check_normalisations(names: Sequence[str], head: Scoring, store: Store | None = None) -> None:

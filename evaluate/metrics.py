@@ -78,6 +78,13 @@ def rsum(metrics: Mapping[str, float]) -> float:
     return metrics["R@1"] + metrics["R@5"] + metrics["R@10"]
 
 
+def partially_relevant(ranks: np.ndarray) -> dict[str, float]:
+    """R@100 and SumR, R@1 + R@5 + R@10 + R@100, which partially relevant retrieval reports; of (N,) ranks, 400 is perfect."""
+    distinct, counts = np.unique(ranks, return_counts=True)
+    found = {cutoff: recall(cutoff)(distinct, counts) for cutoff in (1, 5, 10, 100)}
+    return {"R@100": found[100], "SumR": sum(found.values())}
+
+
 def _recall(cutoff: int, **options: Any) -> Metric:
     chance = lambda gallery: 100 * min(cutoff, gallery) / gallery  # noqa: E731
     return Metric(recall(cutoff), bounds=(0, 100), always=True, chance=chance, **options)

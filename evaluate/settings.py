@@ -62,6 +62,14 @@ class EvaluateSettings:
         option=False,
         default_from="the recipe's: 50 on ActivityNet, else 70",
     )
+    best_frames: int | None = setting(
+        None,
+        "Also judge with the mean cosine of the K frames of a video that fit a caption best added to every score; untrained.",
+        group="Metrics",
+        metavar="K",
+        min=1,
+    )
+    best_frames_weight: float = setting(1.0, "What that mean is multiplied by before.", group="Metrics", min=0)
     confidence: bool = setting(True, "Whether metrics have bootstrap intervals.", group="Metrics", option=False)
     seed: int = setting(0, "Of the bootstrap.", min=0, option=False)
     qrels: Path | None = setting(

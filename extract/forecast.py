@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass
 from typing import Any
 
 from glscl.cache.schema import Annotations, VideoItem
 from glscl.extract.backbone.catalog import config_of
-from glscl.extract.decode.lengths import lengths
+from glscl.extract.decode.jobs import JobPool
+from glscl.extract.decode.packets import header_seconds
 from glscl.extract.settings import ExtractSettings, parse_rate
 
 SAMPLED = 64  # files of which the length is read
+FILE_SECONDS, ALL_SECONDS = 5.0, 20.0  # that reading one may take, and all of them
 DECODE_SECONDS = 0.014  # of a core for a second of video up to 720p: benchmarks/results/2026-11-29-decode.md
 FLOPS_A_CORE = 1.0e11  # of a backbone in float32: benchmarks/results/2026-11-29-encode.md
 NATIVE_FPS = 25.0
@@ -90,10 +93,19 @@ def _seconds_a_video(videos: list[VideoItem], usual: float | None) -> tuple[floa
     if videos and all(video.start is not None and video.end is not None for video in videos):
         return statistics.fmean((v.end or 0.0) - (v.start or 0.0) for v in videos), "annotations"
     found = [video.path for video in videos if video.path is not None]
-    told = lengths(found[:: max(1, math.ceil(len(found) / SAMPLED))]) if found else []
+    told = lengths_of(found[:: max(1, math.ceil(len(found) / SAMPLED))]) if found else []
     if told:
         return statistics.fmean(told), "files"
     return usual, None if usual is None else "data set"
+
+
+def lengths_of(paths: Sequence[str]) -> list[float]:
+    """Seconds of those files whose headers say it, in their order. One that hangs or crashes costs itself alone."""
+    with JobPool(1) as pool:
+        jobs = [pool.submit(header_seconds, path, limit=FILE_SECONDS) for path in paths]
+        told, _ = wait(jobs, timeout=ALL_SECONDS)
+        seconds = [job.result() for job in jobs if job in told and job.exception() is None]
+    return [known for known in seconds if known is not None]
 
 
 def _bytes(settings: ExtractSettings, config: Mapping[str, Any], frames: int, texts: int, tokens: float) -> int | None:

@@ -37,6 +37,7 @@ class DatasetEntry:
         protocols: names of the ways to read it, the default first; empty where there is only one.
         unpacks: the reader may write below the folder of videos (compressed archives); a dry run must not.
         public_rule: how the public programs sample it, a rule of `glscl.extract.decode.sampling`.
+        partially_relevant: its captions tell of a part of a video.
         own: of data of one's own, of which nobody knows the splits: its reader compares what is in the files.
     """
 
@@ -51,6 +52,7 @@ class DatasetEntry:
     protocols: tuple[str, ...] = ()
     unpacks: bool = False
     public_rule: str = "public"
+    partially_relevant: bool = False
     own: bool = False
 
     def read(
@@ -191,12 +193,19 @@ DATASETS: dict[str, DatasetEntry] = {
     ),
     "activitynet_captions": DatasetEntry(
         module=f"{_HERE}.activitynet_captions",
+        partially_relevant=True,
         help="ActivityNet Captions by caption: sentences that tell of a part of a long video (partially relevant).",
         recipe="activitynet",
     ),
     "charades_sta": DatasetEntry(
         module=f"{_HERE}.charades_sta",
+        partially_relevant=True,
         help="Charades-STA: sentences that tell of a part of a video, tested on its test part (partially relevant).",
+    ),
+    "tvr": DatasetEntry(
+        module=f"{_HERE}.tvr",
+        partially_relevant=True,
+        help="TVR: sentences that tell of a part of a clip of a TV show, tested on the released val part (partially relevant).",
     ),
     "vatex": DatasetEntry(
         module=f"{_HERE}.vatex",

@@ -15,6 +15,7 @@ import io
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,11 +25,10 @@ from numpy.typing import NDArray
 
 from glscl.common.errors import DecodeError
 from glscl.common.tar_members import TarMember
-from glscl.extract.decode.packets import MAX_PIXELS, VideoIndex, describe_error, open_video
+from glscl.extract.decode.packets import MAX_PIXELS, Held, VideoIndex, describe_error, open_video
 from glscl.extract.decode.plan import DecodePlan
 
 if TYPE_CHECKING:
-    from av.container import InputContainer
     from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
@@ -222,7 +222,9 @@ class Damage:
         return "; ".join(parts)
 
 
-def stream_frames(path: str, damage: Damage, *, beat: Beat, plan: DecodePlan | None = None) -> Iterator[VideoFrame]:
+def stream_frames(
+    path: str, damage: Damage, *, beat: Beat, plan: DecodePlan | None = None, held: Held | None = None
+) -> Iterator[VideoFrame]:
     """Frames of the video stream in presentation order, decoded from the beginning without seeking, or as a plan says.
 
     After a packet that cannot be decoded nothing is shown until the next key frame: what lies between refers to
@@ -231,8 +233,9 @@ def stream_frames(path: str, damage: Damage, *, beat: Beat, plan: DecodePlan | N
     Args:
         damage: receives every error; none is raised for a stream that could be opened.
         plan: what is decoded, of a stream that is taken to be sound.
+        held: the packets, where they are in memory; the decoder of their stream is new or has been emptied.
     """
-    container, stream, packets = _packets_of(path, damage, plan, beat)
+    container, stream, packets = _packets_of(path, damage, plan, held, beat)
     with container:
         codec = stream.codec_context
         if plan is not None and plan.strict:
@@ -260,9 +263,13 @@ def stream_frames(path: str, damage: Damage, *, beat: Beat, plan: DecodePlan | N
 
 
 def _packets_of(
-    path: str, damage: Damage, plan: DecodePlan | None, beat: Beat
-) -> tuple[InputContainer, VideoStream, Iterator[Packet | None]]:
-    """The opened file, and the packets that are fed; None empties the decoder, which then starts anew."""
+    path: str, damage: Damage, plan: DecodePlan | None, held: Held | None, beat: Beat
+) -> tuple[AbstractContextManager[Any], VideoStream, Iterator[Packet | None]]:
+    """What is to be closed, and the packets that are fed; None empties the decoder, which then starts anew."""
+    if held is not None:
+        packets = _packets(iter(held.packets), damage, beat)
+        fed = itertools.chain(packets, [None]) if plan is None else _of_runs(packets, plan, 0)
+        return contextlib.nullcontext(), held.stream, fed
     container, stream = open_video(path)
     packets = _packets(container.demux(stream), damage, beat)
     if plan is None:
@@ -330,7 +337,7 @@ def planned_pictures(
     times, damage, previous, rgb = index.times, Damage(), None, UprightRgb()
     queue = iter(zip(targets, wanted.tolist()))
     target, i = next(queue)
-    for frame in stream_frames(index.path, damage, beat=beat, plan=plan):
+    for frame in stream_frames(index.path, damage, beat=beat, plan=plan, held=index.held):
         if damage:
             raise Distrust(str(damage))
         if frame.pts is None or (previous is not None and frame.pts <= previous):
@@ -358,7 +365,8 @@ def with_true_head(index: VideoIndex, *, beat: Beat) -> VideoIndex:
     end = int(index.groups[1]) if len(index.groups) > 1 else len(index.fed)
     fed = np.arange(len(index.fed)) < end
     damage = Damage()
-    frames = stream_frames(index.path, damage, beat=beat, plan=DecodePlan([(0, end - 1)], fed, index.fed, False))
+    plan = DecodePlan([(0, end - 1)], fed, index.fed, False)
+    frames = stream_frames(index.path, damage, beat=beat, plan=plan, held=index.held)
     came = [frame.pts for frame in frames if frame.pts is not None]
     if damage:
         raise Distrust(str(damage))

@@ -5,13 +5,14 @@ Reading all packets of a ten-second clip costs 2 to 5 ms beyond opening it; deco
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import stat
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,14 @@ DECORD_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # decord gives
 DECORD_CODECS = ("h264", "hevc", "vp8", "vp9")
 DECORD_PIXEL_FORMATS = ("yuv420p", "yuvj420p", "yuv444p", "yuvj444p")  # of others decord rounds colours differently
 PLANNED_CONTAINERS = (*DECORD_CONTAINERS, "avi")  # that keep a stamp for every packet
+HELD_BYTES = 32 << 20  # packets of one stream that are kept until they are decoded
+
+
+class Held(NamedTuple):
+    """An open stream and all of its packets, so that decoding opens and reads nothing a second time."""
+
+    stream: VideoStream
+    packets: list[Packet]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +61,7 @@ class VideoIndex:
         leading: (m,) bool, packets behind such a start that are shown before it and refer to the group before.
         unused: (m,) bool, packets that no other refers to.
         headless: why some frames of the first group may not come, or None.
+        held: the packets themselves, while `opened_index` keeps the file open; None where they are more than HELD_BYTES.
         average_rate: frames a second the file declares, or None.
         stored_frames: frames the header promises (0 where it says nothing); packets: how many there are.
     """
@@ -77,6 +87,7 @@ class VideoIndex:
     leading: NDArray[np.bool_]
     unused: NDArray[np.bool_]
     headless: str | None
+    held: Held | None = None
 
     @property
     def times(self) -> NDArray[np.float64]:
@@ -186,6 +197,13 @@ def read_index(path: str, *, beat: Callable[[], None] = lambda: None) -> VideoIn
     Raises:
         DecodeError: no video stream, or frames beyond MAX_PIXELS. av.error.FFmpegError: not a media file.
     """
+    with opened_index(path, beat=beat) as index:
+        return replace(index, held=None)
+
+
+@contextlib.contextmanager
+def opened_index(path: str, *, beat: Callable[[], None] = lambda: None) -> Iterator[VideoIndex]:
+    """`read_index` for whoever decodes next: in the block the file stays open, and `held` are its packets."""
     from av.error import FFmpegError
 
     container, stream = open_video(path)
@@ -194,12 +212,17 @@ def read_index(path: str, *, beat: Callable[[], None] = lambda: None) -> VideoIn
         if codec.width * codec.height > MAX_PIXELS:
             raise DecodeError(f"frames of {codec.width} x {codec.height} pixels are beyond {MAX_PIXELS:,} pixels")
         name = codec.codec.canonical_name if hasattr(codec.codec, "canonical_name") else codec.name
-        survey = _PacketSurvey(name, codec.extradata)
+        survey, size = _PacketSurvey(name, codec.extradata), 0
+        packets: list[Packet] = []
         try:
             for packet in container.demux(stream):
                 beat()
                 if packet.size:
                     survey.add(packet)
+                    size += packet.size
+                    packets.append(packet)
+                    if size > HELD_BYTES:
+                        packets.clear()
         except (FFmpegError, OSError, ValueError) as error:
             survey.broken = describe_error(error)
         irregular = survey.irregular()
@@ -219,7 +242,7 @@ def read_index(path: str, *, beat: Callable[[], None] = lambda: None) -> VideoIn
         elif len(container.streams.video) > 1:
             doubt = "several video streams"
         rate = stream.average_rate
-        return VideoIndex(
+        yield VideoIndex(
             path=path,
             container=container.format.name,
             codec=name,
@@ -241,6 +264,7 @@ def read_index(path: str, *, beat: Callable[[], None] = lambda: None) -> VideoIn
             leading=leading,
             unused=unused,
             headless=survey.headless,
+            held=None if survey.broken or size > HELD_BYTES else Held(stream, packets),
         )
 
 
@@ -303,6 +327,15 @@ def probe(path: str) -> VideoInfo:
         width=index.width,
         height=index.height,
     )
+
+
+def header_seconds(path: str) -> float | None:
+    """How long a video file is as its header says, None where it does not. Raises as `open_video`."""
+    import av
+
+    container, _ = open_video(path)
+    with container:
+        return container.duration / av.time_base if container.duration else None
 
 
 def describe_error(error: BaseException) -> str:

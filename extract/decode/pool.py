@@ -385,16 +385,23 @@ def wake(modules: Iterable[str]) -> None:
 def start_fork_server() -> None:
     """Lets the process that forks workers come up deaf to Ctrl-C, which a terminal sends to all of a group.
 
-    It would end with a traceback while it imports; its children ignore the signal anyway.
+    It would end with a traceback while it imports; its children ignore the signal anyway. It takes no module from the
+    folder that it runs in, where an `av.py` may lie.
     """
     from multiprocessing import forkserver, resource_tracker
 
     resource_tracker.ensure_running()  # sets the mask itself, so it comes first
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    path_was_safe = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
     try:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if path_was_safe is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = path_was_safe
 
 
 def end_pool(pool: Any) -> None:

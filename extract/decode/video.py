@@ -37,7 +37,7 @@ from glscl.extract.decode.packets import (
     duration_and_rate,
     file_stamp,
     interlaced,
-    read_index,
+    opened_index,
 )
 from glscl.extract.decode.plan import DecodePlan
 from glscl.extract.decode.sampling import TOLERANCE, Sampling, first_stamp, repair_times, select_frames, window
@@ -302,13 +302,13 @@ class _Attempts:
         if self.stamp is not None and found != tuple(self.stamp):
             raise DecodeError(f"{self.path} changed since it was listed ({self.stamp[0]} bytes, now {found[0]})")
         self.read_as = found
-        index = read_index(self.path, beat=self.beat)
-        self.codec = index.codec
-        self._cut_short = index.cut_short
-        for picture in self._attempts(index):
-            if picture is None or picture.time > self.last_time + TOLERANCE:
-                self.last_time = self.resume_after if picture is None else picture.time
-                yield picture
+        with opened_index(self.path, beat=self.beat) as index:
+            self.codec = index.codec
+            self._cut_short = index.cut_short
+            for picture in self._attempts(index):
+                if picture is None or picture.time > self.last_time + TOLERANCE:
+                    self.last_time = self.resume_after if picture is None else picture.time
+                    yield picture
 
     def _attempts(self, index: VideoIndex) -> Iterator[Picture | None]:
         if self.decoder in BY_SEEKING:

@@ -181,6 +181,21 @@ def test_the_bank_is_the_first_caption_of_each_training_video():
             assert done.result["normalised"][name][direction] == summarise(values), (name, direction)
 
 
+def test_best_frames_are_added_to_the_scores_of_any_head():
+    held, weight = table(), 0.4
+    head = build_head("seq_lstm", embed_dim=8).eval()
+    done = evaluate_head(head, held, EvaluateSettings(best_frames=2, best_frames_weight=weight))
+    similarity = similarity_matrix(head, held)
+    for t in range(30):
+        for v in range(10):
+            cosines = torch.cosine_similarity(held.text_features[t], held.frame_features[v], dim=-1)
+            similarity[t, v] += weight * cosines.sort().values[-2:].mean()
+    found = done.result["normalised"]["best-frames"]
+    expected = retrieval_metrics(similarity, held.video_of_text)
+    assert {name: found[name] for name in expected} == expected and found["bank"] == "none"
+    assert done.result["text_to_video"] == evaluate_head(head, held).result["text_to_video"], "beside the raw numbers"
+
+
 def test_normalisations_that_cannot_be_had_are_refused_before_any_work(store, small_cache):
     with pytest.raises(UsageError, match="there is no normalisation 'qbnorm'; choose from qb-norm"):
         evaluate_run(store, settings=EvaluateSettings(normalise=("qbnorm",)))

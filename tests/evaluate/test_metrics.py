@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glscl.common.errors import InputError, NonFiniteError, UsageError
-from glscl.evaluate.metrics import retrieval_metrics, rsum, summarise
+from glscl.evaluate.metrics import partially_relevant, retrieval_metrics, rsum, summarise
 from glscl.evaluate.ranks import (
     pair,
     query_videos,
@@ -108,6 +108,12 @@ def test_summary_counts_percent_median_and_mean():
         "MdR": 7.5, "MnR": pytest.approx(79.5 / 6), "queries": 6,
     }  # fmt: skip
     assert rsum(result) == pytest.approx(800 / 6)
+
+
+def test_partially_relevant_retrieval_sums_four_recalls():
+    assert partially_relevant(np.array([1, 1, 5, 10, 100, 101])) == pytest.approx(
+        {"R@100": 500 / 6, "SumR": (200 + 300 + 400 + 500) / 6}
+    )
 
 
 # ---- references ------------------------------------------------------------------------------------------------------

@@ -54,9 +54,15 @@ def test_the_schema_and_the_code_know_the_same_names(judged):
     assert tuple(definitions["intervals"]["required"]) == stored_metrics()
     names = SCHEMA["properties"]["normalised"]["propertyNames"]["enum"]
     assert set(names) == set(NORMALISATIONS)
-    assert {*SCHEMA["properties"]} - {"tags", "normalised", "runs", "combine", "doubts", "graded"} == {
-        *judged.evaluations["run"].result
-    }
+    assert {*SCHEMA["properties"]} - {
+        "tags",
+        "normalised",
+        "runs",
+        "combine",
+        "doubts",
+        "graded",
+        "partially_relevant",
+    } == {*judged.evaluations["run"].result}
 
 
 @pytest.mark.parametrize(

@@ -70,18 +70,19 @@ def test_a_picture_without_sound_begins_the_file(tmp_path):
 
 
 def test_frames_whose_packets_tell_no_times_have_the_same_origin(late, monkeypatch):
+    import contextlib
     import dataclasses
 
     from glscl.extract.decode import video
 
+    @contextlib.contextmanager
     def irregular(path, **options):
-        return dataclasses.replace(
-            read_index(path, **options), irregular="made so", decord_doubt="made so", pts=np.zeros(0, np.int64)
-        )
+        with opened_index(path, **options) as index:
+            yield dataclasses.replace(index, irregular="made so", decord_doubt="made so", pts=np.zeros(0, np.int64))
 
     by_packets = decode(late, fps=2.0)
-    read_index = video.read_index
-    monkeypatch.setattr(video, "read_index", irregular)
+    opened_index = video.opened_index
+    monkeypatch.setattr(video, "opened_index", irregular)
     by_frames = decode(late, fps=2.0)
     np.testing.assert_array_equal(by_frames[0], by_packets[0])
     assert by_frames[1] == pytest.approx(by_packets[1], abs=1e-4)

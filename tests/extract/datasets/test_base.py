@@ -26,6 +26,7 @@ BENCHMARKS = [
     "activitynet",
     "activitynet_captions",
     "charades_sta",
+    "tvr",
     "vatex",
     "youcook2",
 ]

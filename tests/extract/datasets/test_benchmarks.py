@@ -431,6 +431,19 @@ def test_charades_sta_reads_sentences_of_whole_videos_and_names_lines_that_are_n
             DATASETS["charades_sta"].read(folder, None)
 
 
+def test_tvr_reads_sentences_of_whole_clips_and_tests_on_the_released_validation_part(files):
+    rows = [("show_a", "She sits."), ("show_b", "He reads."), ("show_a", "They leave.")]
+    lines = [json.dumps({"vid_name": v, "desc": d, "ts": [0.0, 2.5], "duration": 60.0, "desc_id": 1}) for v, d in rows]
+    folder = files("tvr", {"tvr_val_release.jsonl": "\n".join(lines)})
+    read = DATASETS["tvr"].read(folder, None)
+    assert [(v.id, v.split, v.start) for v in read.videos] == [("show_a", "test", None), ("show_b", "test", None)]
+    assert texts(read, "test") == rows
+    for line, message in (("{", "line 4"), ('{"vid_name": "show_c"}', "desc")):
+        files("tvr", {"tvr_val_release.jsonl": "\n".join([*lines, line])})
+        with pytest.raises(InputError, match=message):
+            DATASETS["tvr"].read(folder, None)
+
+
 def test_activitynet_says_what_its_validation_part_is_called(activitynet):
     with pytest.raises(UsageError, match=r"val_1 is read as split test.*no split 'val'"):
         DATASETS["activitynet"].read(activitynet, None, splits=["val"])
@@ -532,11 +545,12 @@ FILES = {
     "activitynet": ["train_ids.json", "train.json"],
     "activitynet_captions": ["val_1.json"],
     "charades_sta": ["charades_sta_train.txt"],
+    "tvr": ["tvr_val_release.jsonl"],
     "vatex": ["train_list.txt", "vatex_data.json"],
     "youcook2": ["youcookii_annotations_trainval.json"],
 }
 KEYS = ["videos", "sentences", "video_id", "caption", "split", "database", "subset", "annotations", "segment", "a"]
-KEYS += ["sentence", "duration", "enCap", "video", "description"]
+KEYS += ["sentence", "duration", "enCap", "video", "description", "vid_name", "desc"]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["a", "train", "training", "\ud800"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5),

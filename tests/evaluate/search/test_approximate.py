@@ -89,6 +89,8 @@ def test_choices_are_kept_and_widen_the_search(made):
         assert [hit.video for hit in hits] == [
             hit.video for hit in model.find(Query(query), where=few, top=5, exact=True)
         ]
+    assert model.index(few).num_videos == model.index(few, exact=True).num_videos < model.index().num_videos
+    assert model.index(few).num_frames == model.index(few, exact=True).num_frames
     assert not model.index(few).is_exact and model.index(few, exact=True).is_exact and model.indexes.problem is None
     moments = model.find_moments(Query(queries()[0]), top=7)
     assert [each.score for each in moments] == sorted((each.score for each in moments), reverse=True)

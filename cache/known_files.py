@@ -6,6 +6,7 @@ It stands in <cache>/files.jsonl, a line a file, is replaced in one step, and ma
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable, Iterable, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,12 @@ class _Line(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     size: int
     mtime_ns: int
     content: str
+    check: str
+
+    @property
+    def sum(self) -> str:
+        """What `check` says of an undamaged line: a bit that tipped must not become another file's content."""
+        return f"{zlib.crc32(repr((self.path, self.size, self.mtime_ns, self.content)).encode()):08x}"
 
 
 class KnownFiles:
@@ -56,7 +63,7 @@ class KnownFiles:
                 content = bytes.fromhex(row.content)
             except (msgspec.DecodeError, ValueError):  # a memo that is wrong in one place is a memo still
                 continue
-            if len(content) == KEY_BYTES and "\0" not in row.path:
+            if row.check == row.sum and len(content) == KEY_BYTES and "\0" not in row.path:
                 known._seen[row.path] = Stat(row.size, row.mtime_ns), content
         return known
 
@@ -68,7 +75,8 @@ class KnownFiles:
                 path.encode()
             except UnicodeEncodeError:
                 continue
-            rows.append(dump_json([path, *stat, content.hex()], indent=None))
+            line = _Line(path, *stat, content.hex(), "")
+            rows.append(dump_json([path, *stat, line.content, line.sum], indent=None))
         write_atomically(root / FILE, b"".join(rows))
 
     def unite(self, other: KnownFiles, contents: Set[bytes] | None = None) -> bool:

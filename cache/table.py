@@ -16,9 +16,9 @@ from torch.utils.data import Dataset
 
 from glscl.cache.library import Library
 from glscl.cache.lists import CacheList
-from glscl.cache.reading import read_arrays, read_rows, unique_numbers
+from glscl.cache.reading import read_arrays, read_rows, unique_numbers, without_padding
 from glscl.cache.sampler import CaptionSampler
-from glscl.cache.schema import PAD, FramePosition, Split, Status, TextFeatures, VideoFeatures
+from glscl.cache.schema import FramePosition, Split, Status, TextFeatures, VideoFeatures
 from glscl.common.errors import CacheCorruptError, Hint, InputError, UsageError
 
 
@@ -483,9 +483,7 @@ def _read_texts(library: Library, numbers: np.ndarray, tokens: bool, padded: boo
     left_out = library.has_padding and not padded and tokens
     found = read_arrays(library, "text", [*names, *(["token_ids"] if left_out else [])], items)
     if left_out:
-        real = found["token_ids"] != PAD  # (R,)
-        found["values"] = found["values"][real]
-        found["offsets"] = np.append(0, real.cumsum())[found["offsets"]]
+        found = without_padding(found)
     pooled = stored_tensor(found["pooled"] if place is None else found["pooled"][place], library.dtype)
     if not tokens and not padded:
         return _Texts(pooled)

@@ -83,7 +83,7 @@ def serve(
         note=_aside(run),
     )
     site = Site(catalog, settings, paths=not place.public, note=_aside(run))
-    site.answers.warm()
+    site.warm()
     if (problem := catalog.first.model().indexes.problem) is not None:
         _aside(run)(without_index(problem))
 

@@ -389,7 +389,8 @@ class Model:
     def _scores(self, index: FrameIndex, found: list[Found], query: Query) -> Tensor:
         """(n,) scores of the head, of each video on the frames around its best moment."""
         positions = [around_best(each.cosines, self.frames or len(each.cosines)) for each in found]
-        frames = [index.features_of(each.video)[torch.from_numpy(p)] for each, p in zip(found, positions)]
+        stored = index.features(np.array([each.video for each in found], np.int64))
+        frames = [rows[torch.from_numpy(chosen)] for rows, chosen in zip(stored, positions)]
         encoded = self.head.encode_video(self._looked_at(frames))
         return torch.stack(
             [weight * self.head.score(self.head.encode_text(text), encoded)[0] for text, weight in query.sentences]
@@ -422,5 +423,6 @@ class Model:
 def _likeness(index: FrameIndex, found: list[Found], frames: Tensor) -> Tensor:
     """(n,) how much of a clip is in each video: the mean over its frames of the highest cosine with one of the video's."""
     ours = F.normalize(frames.float(), dim=-1)
-    theirs = (F.normalize(index.features_of(each.video).float(), dim=-1) for each in found)
+    stored = index.features(np.array([each.video for each in found], np.int64))
+    theirs = (F.normalize(each.float(), dim=-1) for each in stored)
     return torch.stack([(ours @ each.T).amax(1).mean() for each in theirs]) if found else torch.zeros(0)

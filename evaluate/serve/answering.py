@@ -103,7 +103,6 @@ class Answers:
                     "links": links_of(where, hit.video, row, hit.time),
                 }
             )
-        chosen = slice(None) if index.chosen is None else index.chosen
         return {
             **about,
             "cache": where.cache,
@@ -111,8 +110,8 @@ class Answers:
             "head": asked.head or where.heads[0],
             "split": asked.settings.split,
             "searched": {
-                "videos": len(index.entries[chosen]),
-                "frames": int(np.diff(index.offsets)[chosen].sum()),
+                "videos": index.num_videos,
+                "frames": index.num_frames,
                 "exact": index.is_exact,
             },
             "hits": shown,

@@ -140,6 +140,8 @@ def _table_rows(text: str, path: Path, unused: dict[str, None], notes: list[str]
     repeated: list[int] = []
     headed = False
     for row, cells in table_records(text, path, delimiter=separator(text, path)):
+        if not first and [cell.lower() for cell in cells] == ["sep=", ""]:  # says what separates
+            continue
         if not first:
             first, at = cells, _header(cells, path, row)
             headed = bool(at)

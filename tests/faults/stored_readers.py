@@ -21,6 +21,8 @@ from hostile_reader import Reader
 from msgspec import structs
 
 from glscl.cache import lists
+from glscl.cache.keys import Stat
+from glscl.cache.known_files import KnownFiles
 from glscl.cache.lists import list_arrays
 from glscl.cache.schema import STREAMS
 from glscl.cache.shards import describe_array
@@ -79,9 +81,10 @@ def _cache(out: Path, format: str, *, videos: int) -> Any:
             ImportSettings(format=format, shard_videos=videos, shard_texts=2 * videos),
         )
     store = open_store(out)
-    rows = enumerate(store.list.video_key)
-    lines = [json.dumps([f"/videos/video{row}.mp4", 100, 10**18, key.tobytes().hex()]) for row, key in rows]
-    (out / "files.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    known = KnownFiles()
+    for row, key in enumerate(store.list.video_key):
+        known._seen[f"/videos/video{row}.mp4"] = Stat(100, 10**18), key.tobytes()
+    known.save(out)
     return store
 
 
@@ -254,7 +257,6 @@ KNOWN = b"""["/videos/a.mp4",7,1700000000000000000,"00112233445566778899aabbccdd
 
 
 def _read_known(folder: Path, _: Path | None) -> dict[str, Any]:
-    from glscl.cache.known_files import KnownFiles
 
     known = KnownFiles.read(folder)
     content = bytes.fromhex("00112233445566778899aabbccddeeff")

@@ -31,7 +31,7 @@ from glscl.common.memory import keep_freed_memory
 from glscl.common.progress import Progress
 from glscl.common.settings import as_dict, build, differences
 from glscl.common.tables import amount
-from glscl.extract.backbone.encoder import Backbone, load_backbone
+from glscl.extract.backbone.encoder import Backbone, introduce, load_backbone
 from glscl.extract.backbone.weight_settings import CONFIG_FILES
 from glscl.extract.batching import Stopwatch
 from glscl.extract.captions import cut_note, extract_captions
@@ -339,7 +339,7 @@ class _Extraction:
             self.library = create_library(
                 self.out, _spec(s, self.backbone, self.origin), s.format, single_writer=s.single_writer
             )
-            self.library.write_backbone_tensors(self.backbone.tensors_for_heads())
+            introduce(self.backbone, self.library)
             self.known.contents(_weight_files(s))
             self.is_verified = True
         return self.backbone

@@ -15,7 +15,7 @@ import torch
 from glscl.cache.library import open_library
 from glscl.cache.store import open_store
 from glscl.common.errors import CacheCorruptError, CacheError, StorageError, UsageError
-from glscl.evaluate.exporting.frames import export_frames
+from glscl.evaluate.exporting.frame_vectors import export_frames
 from glscl.evaluate.search import approximate
 from glscl.evaluate.search.answers import Where
 from glscl.evaluate.search.approximate import index_of, make_index

@@ -115,8 +115,9 @@ def against(lines: Sequence[dict[str, Any]], first: str = "glscl") -> str:
     """Each head against `first` in R@1 text to video: difference of means, and an exact permutation test over their seeds."""
     studied, rows = by_setting(lines), []
     base = recalls(studied.get((first, ""), {}))
-    for head in HEAD_NAMES:
-        found = recalls(studied.get((head, ""), {}))
+    settings = [key for name in HEAD_NAMES for key in studied if key[0] == name and "adapter=" not in key[1]]
+    for head, options in settings:
+        found = recalls(studied[head, options])
         if head != first and len(found) > 1 and len(base) > 1:
             together, seeds = [*base, *found], range(len(base) + len(found))
             gap = statistics.fmean(found) - statistics.fmean(base)
@@ -126,7 +127,8 @@ def against(lines: Sequence[dict[str, Any]], first: str = "glscl") -> str:
                 for picked in map(set, combinations(seeds, len(found)))
             ]
             p = sum(abs(other) >= abs(gap) - 1e-9 for other in gaps) / len(gaps)
-            rows.append([f"`{head}`", f"{len(found)} and {len(base)}", f"{gap:+.1f}", f"{p:.3f}"])
+            name = f"`{head}` with `{options}`" if options else f"`{head}`"
+            rows.append([name, f"{len(found)} and {len(base)}", f"{gap:+.1f}", f"{p:.3f}"])
     return markdown(["head", "seeds", f"R@1 − that of `{first}`", "p"], rows)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from glscl.cache.formats.rows import RawRows, take
 from glscl.cache.library import Library
-from glscl.cache.schema import Status
+from glscl.cache.schema import PAD, Status
 from glscl.cache.shard_arrays import LAYOUT, numpy_dtype
 from glscl.cache.shards import Shard
 from glscl.common.memory import require_memory
@@ -100,6 +100,13 @@ def read_arrays(library: Library, stream: str, names: list[str], numbers: Number
                 _read(share.shard, name, wanted, found[name][at:stop], filling)
                 at = stop
     return found
+
+
+def without_padding(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays of captions, `values`, `offsets` and `token_ids` among them, without the rows of what stands behind captions."""
+    real = found["token_ids"] != PAD  # (R,)
+    rows = {name: found[name][real] for name in ("values", "token_ids")}
+    return {**found, **rows, "offsets": np.append(0, real.cumsum())[found["offsets"]]}
 
 
 def read_entries(library: Library, stream: str, names: list[str], numbers: np.ndarray) -> dict[str, np.ndarray]:

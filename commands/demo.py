@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -34,8 +37,8 @@ def demo(
 ) -> None:
     """Run the whole pipeline on the built-in corpus and backbone: offline, on a CPU, in a few minutes."""
     from glscl.demo.corpus import SIZES
-    from glscl.demo.pipeline import DemoSettings, run_demo
-    from glscl.demo.pipeline import table as demo_table
+    from glscl.demo.stages import DemoSettings, run_demo
+    from glscl.demo.stages import table as demo_table
 
     out = out or home() / "demo"
     sizes = {}
@@ -62,7 +65,10 @@ def demo(
             tags = ", ".join(f":{tag} {found['R@1']:.1f}" for tag, found in result["tags"].items())
             run.say(f"text→video R@1 by kind of caption, {name}: {tags}")
     run.say(f"\n{spent}\nwritten to {out}/results.json and report.html")
-    run.say(
-        f"search it on a page: {command_text('serve', {'': out / 'cache', 'run': out / 'runs' / 'glscl'}, COMMANDS)}"
-    )
+    serve = command_text("serve", {"": out / "cache", "run": out / "runs" / "glscl"}, COMMANDS)
+    if (
+        shutil.which("glscl") is None and Path(sys.argv[0]).name == "glscl"
+    ):  # as `make demo` calls it, out of its own environment
+        serve = f"{shlex.quote(str(Path(sys.argv[0]).parent))}/{serve}"
+    run.say(f"search it on a page: {serve}")
     run.result(results)

@@ -247,7 +247,12 @@ def _likeness(model: Model, like: str, start: float | None, end: float | None) -
     """What a picture, a clip or a video of the list shows."""
     path = Path(like)
     if not path.is_file():
-        return model.listed(like, time=start)
+        try:
+            return model.listed(like, time=start)
+        except NotFoundError as error:
+            raise NotFoundError(
+                f"There is no file {like}, and the list {model.cache.list_name} has no such video"
+            ) from error
     return model.picture(path) if _is_picture(path) else model.clip(path, start=start, end=end)
 
 
@@ -484,7 +489,7 @@ def _export_features(run: Run, store: Store, out: Path, how: dict[str, Any]) -> 
 
 
 def _export_frames(run: Run, store: Store, out: Path, to: str, split: str | None) -> None:
-    from glscl.evaluate.exporting.frames import export_frames
+    from glscl.evaluate.exporting.frame_vectors import export_frames
     from glscl.evaluate.judged_lists import about_list
 
     about = {

@@ -24,13 +24,13 @@ import numpy as np
 
 from glscl.cache.files import dump_json, write_atomically
 from glscl.cache.lock import hold_folder
-from glscl.cache.reading import in_pieces, read_entries
+from glscl.cache.reading import in_pieces, read_entries, without_padding
 from glscl.cache.schema import Status
 from glscl.cache.shard_arrays import decode_features
 from glscl.cache.store import Store
 from glscl.common.errors import InputError, UsageError
 from glscl.common.versions import versions
-from glscl.evaluate.exporting.frames import put_aside
+from glscl.evaluate.exporting.frame_vectors import put_aside
 
 FEATURE_FORMATS = ("npy-files", "npz", "h5", "webdataset")
 NAMES = ("id", "content")
@@ -221,7 +221,8 @@ class _Listed:
         store, rows = self.store, np.array([row for row, _, _ in self.captions], np.int64)
         for start in range(0, len(rows), 1024):
             numbers = store.numbers["text"][rows[start : start + 1024]]
-            found = read_entries(store.library, "text", [which], numbers)
+            found = read_entries(store.library, "text", [which, "token_ids"], numbers)
+            found = without_padding(found) if which == "values" else found
             values = decode_features(found[which], store.dtype)
             for at in range(len(numbers)):
                 row, name, _ = self.captions[start + at]

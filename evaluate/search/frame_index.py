@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glscl.cache.library import Library
-from glscl.cache.reading import ragged_rows, read_arrays, unique_numbers
+from glscl.cache.reading import in_pieces, ragged_rows, read_arrays, unique_numbers
 from glscl.cache.schema import Status
 from glscl.cache.store import Store
 from glscl.cache.table import stored_tensor
@@ -27,6 +27,7 @@ BEST_FRAMES = (
 )
 BLOCK = 1 << 16  # rows a product
 WORTH_THREADS = 1 << 27  # products, some 30 ms of one thread: 260,000 frames of 512 dimensions
+AT_ONCE = 1 << 15  # frames whose features are read, and made float32, at once
 CHUNK = 128  # videos whose exact scores are taken at once, at most
 # A product of unit vectors rounded to bfloat16 (8 bits), summed in float32 and rounded once more, is off by at most this:
 # 2 · 2⁻⁹ for the factors, by Cauchy-Schwarz, their product, and 2⁻⁹ for the result.
@@ -36,8 +37,8 @@ ROUNDING = 3 * 2.0**-9 + 2.0**-16
 class Rows(Protocol):
     """Where the features of frames are: in memory, or in the cache."""
 
-    def of(self, video: int) -> Tensor:
-        """(n, D) as stored: the frames of one video of the index."""
+    def of(self, videos: np.ndarray) -> list[Tensor]:
+        """(n, D) each, as stored: the frames of some videos of the index."""
         ...
 
 
@@ -112,11 +113,13 @@ class FrameIndex:
 
     @property
     def num_videos(self) -> int:
-        return len(self.entries)
+        """That may be an answer."""
+        return len(self.entries) if self.chosen is None else int(self.chosen.sum())
 
     @property
     def num_frames(self) -> int:
-        return len(self.times)
+        """Of the videos that may be an answer."""
+        return len(self.times) if self.chosen is None else int(np.diff(self.offsets)[self.chosen].sum())
 
     @property
     def is_exact(self) -> bool:
@@ -136,19 +139,25 @@ class FrameIndex:
 
     def features_of(self, video: int) -> Tensor:
         """(n, D) as stored: float16, bfloat16 or float32."""
-        return self.rows.of(video)
+        return self.rows.of(np.array([video]))[0]
+
+    def features(self, videos: np.ndarray) -> Iterator[Tensor]:
+        """Those of some videos, in their order, read some at a time."""
+        for part in in_pieces(videos, np.diff(self.offsets)[videos], AT_ONCE):
+            yield from self.rows.of(part)
 
     @torch.inference_mode()
     def cosines(self, query: Tensor, videos: np.ndarray) -> list[np.ndarray]:
         """Exact cosines (n,) float32 of a query (D,) with the frames of each of some videos (numbers in the index)."""
-        if not len(videos):
-            return []
-        found = [self.rows.of(int(video)) for video in videos]
-        with _threads_for(sum(each.numel() for each in found)):
-            frames = torch.cat(found).float()
-            lengths = torch.linalg.vector_norm(frames, dim=-1).clamp_min(1e-12)
-            cosines = frames @ F.normalize(query.to(frames.device).float(), dim=-1) / lengths
-        return np.split(cosines.cpu().numpy(), np.cumsum([len(each) for each in found])[:-1])
+        counts, cosines = np.diff(self.offsets)[videos], list[np.ndarray]()
+        for part in in_pieces(videos, counts, AT_ONCE):
+            frames = torch.cat(self.rows.of(part))
+            with _threads_for(frames.numel()):
+                frames = frames.float()
+                lengths = torch.linalg.vector_norm(frames, dim=-1).clamp_min(1e-12)
+                found = frames @ F.normalize(query.to(frames.device).float(), dim=-1) / lengths
+            cosines.append(found.cpu().numpy())
+        return np.split(np.concatenate(cosines), np.cumsum(counts)[:-1]) if cosines else []
 
     def search(self, query: Tensor, *, top: int, best: int = BEST_FRAMES, minimum: float = -np.inf) -> list[Found]:
         """The videos whose frames fit a query (D,) best, by exact scores, best first; equals keep the list's order.
@@ -246,8 +255,8 @@ class HeldRows:
     def __init__(self, features: Tensor, offsets: np.ndarray) -> None:
         self.features, self.offsets = features, offsets
 
-    def of(self, video: int) -> Tensor:
-        return self.features[int(self.offsets[video]) : int(self.offsets[video + 1])]
+    def of(self, videos: np.ndarray) -> list[Tensor]:
+        return [self.features[int(self.offsets[video]) : int(self.offsets[video + 1])] for video in videos]
 
 
 class StoredRows:
@@ -260,10 +269,12 @@ class StoredRows:
     def __init__(self, library: Library, numbers: np.ndarray, device: torch.device | str) -> None:
         self._library, self._numbers, self._device = library, numbers, device
 
-    def of(self, video: int) -> Tensor:
-        number = int(self._numbers[video])
-        found = read_arrays(self._library, "video", ["values"], range(number, number + 1))
-        return stored_tensor(found["values"], self._library.dtype).to(self._device)
+    def of(self, videos: np.ndarray) -> list[Tensor]:
+        items, place = unique_numbers(self._numbers[videos])
+        found = read_arrays(self._library, "video", ["values", "offsets"], items)
+        rows = stored_tensor(found["values"], self._library.dtype).to(self._device)
+        each = rows.split(np.diff(found["offsets"]).tolist())
+        return [each[at] for at in (range(len(videos)) if place is None else place)]
 
 
 class Scan:

@@ -18,7 +18,7 @@ from glscl.common.errors import UsageError
 from glscl.evaluate.search.answers import Where
 from glscl.evaluate.search.model import Model, Query
 from glscl.evaluate.serve.asking import Asked
-from glscl.evaluate.serve.catalog import Catalog, Collection
+from glscl.evaluate.serve.served_caches import Catalog, Collection
 
 POINTS = 160  # of the score over time, a video
 FEWER_POINTS = 48  # where many videos are answers
@@ -103,7 +103,6 @@ class Answers:
                     "links": links_of(where, hit.video, row, hit.time),
                 }
             )
-        chosen = slice(None) if index.chosen is None else index.chosen
         return {
             **about,
             "cache": where.cache,
@@ -111,8 +110,8 @@ class Answers:
             "head": asked.head or where.heads[0],
             "split": asked.settings.split,
             "searched": {
-                "videos": len(index.entries[chosen]),
-                "frames": int(np.diff(index.offsets)[chosen].sum()),
+                "videos": index.num_videos,
+                "frames": index.num_frames,
                 "exact": index.is_exact,
             },
             "hits": shown,

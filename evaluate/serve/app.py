@@ -7,6 +7,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import pickle
 import tempfile
 import urllib.parse
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -34,12 +35,13 @@ from glscl.common.errors import (
 from glscl.common.tar_members import TarMember
 from glscl.evaluate.serve.answering import Answers, to_json
 from glscl.evaluate.serve.asking import MOST, PART, SEARCH, SENTENCES, WHERE, Asked, read_parameters
-from glscl.evaluate.serve.catalog import Catalog, Collection
+from glscl.evaluate.serve.moment_pictures import Abandoned, Thumbnails
 from glscl.evaluate.serve.openapi import describe
 from glscl.evaluate.serve.playback import Previews, media_type, member_response
+from glscl.evaluate.serve.served_caches import Catalog, Collection
 from glscl.evaluate.serve.settings import ServeSettings
-from glscl.evaluate.serve.thumbnails import Abandoned, Thumbnails
 from glscl.extract.decode.jobs import JobPool
+from glscl.extract.decode.pool import modules_of
 from glscl.extract.decode.stills import frames_of_upload
 from glscl.extract.decode.video import Decoding
 
@@ -115,9 +117,15 @@ class Site:
         self._computer = ThreadPoolExecutor(1, thread_name_prefix="search")
         self._turn = asyncio.Lock()  # fair: who comes first is answered first
         self._waiting = self._uploads = 0
-        self._jobs = JobPool(settings.workers, preload=["glscl.extract.backbone.picture_transform"])
+        transforms = [each.encoder.backbone.transform for each in catalog.collections if each.encoder.backbone]
+        self._jobs = JobPool(settings.workers, preload=modules_of(pickle.dumps(transforms)))
         self.thumbnails = Thumbnails(self._jobs, max_bytes=settings.max_thumbnails << 20)
         self.previews = Previews(self._jobs, max_bytes=settings.max_previews << 20)
+
+    def warm(self) -> None:
+        """Whoever asks first waits for nothing: the frames are read while the process that decoders are forked from comes up."""
+        self._jobs.wake()
+        self.answers.warm()
 
     def app(self) -> Starlette:
         """The application; its lifespan starts and ends the processes that decode."""
@@ -284,10 +292,10 @@ class Site:
         return FileResponse(video.path, stat_result=stat, **about)
 
     async def _preview(self, request: Request) -> Response:
-        where, id, asked = self._entry(request)
+        where, id, asked = self._entry(request, "encode")
         row = where.row(id)
         key = where.store.list.video_content[row].tobytes().hex()
-        made = await self.previews.get(key, functools.partial(where.video, id), asked.t or 0.0)
+        made = await self.previews.get(key, functools.partial(where.video, id), asked.t or 0.0, encode=asked.encode)
         about = made.preview
         url = f"/preview/{made.name}"
         return _json(to_json({"url": url, "start": about.start, "end": about.end, "how": about.how}))
@@ -296,8 +304,8 @@ class Site:
         path = self.previews.named(request.path_params["name"])
         return FileResponse(path, media_type=media_type(path), headers={"Cache-Control": "no-cache"})
 
-    def _entry(self, request: Request) -> tuple[Collection, str, Asked]:
-        asked = _asked(request, "t", "v", "id", *WHERE)
+    def _entry(self, request: Request, *names: str) -> tuple[Collection, str, Asked]:
+        asked = _asked(request, "t", "v", "id", *WHERE, *names)
         return self.catalog.find(asked.cache, asked.list), _id(request), asked
 
     # --- how it is answered ------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ class Asked:
         cache, list, head: names, as `/api/caches` gives them; None is the default.
         q: the sentence. also, without: others that should fit, or should not.
         t, start, end: seconds of a video.
+        encode: whether a part to be played is encoded anew.
     """
 
     cache: str | None = None
@@ -49,6 +50,7 @@ class Asked:
     t: float | None = None
     start: float | None = None
     end: float | None = None
+    encode: bool = False
     settings: SearchSettings = SearchSettings()
 
 
@@ -85,7 +87,7 @@ def read_parameters(given: Iterable[tuple[str, str]], *names: str) -> Asked:
 
 
 _FIELDS = {"min": "minimum"}
-_NUMBERS = {**SEARCH, **PART, "t": float}
+_NUMBERS = {**SEARCH, **PART, "t": float, "encode": bool}
 
 
 def _converted(name: str, value: str) -> str | int | float | bool:

@@ -27,6 +27,7 @@ PARAMETERS: dict[str, tuple[dict[str, Any], str]] = {
     "start": (_NUMBER, "of a clip that is sent: from this second on"),
     "end": (_NUMBER, "of a clip that is sent: up to this second"),
     "t": (_NUMBER, "seconds from the start of the video"),
+    "encode": ({"type": "boolean"}, "encode the part anew, also what browsers should be able to play as it is"),
     "id": (_TEXT, "the id where no path can hold it: `.` or `..`"),
     "v": (_TEXT, "ignored; makes another address of another file"),
 }
@@ -60,7 +61,9 @@ def describe() -> dict[str, Any]:
             "/api/caches": {"get": _operation("What can be searched", (), "Caches")},
             "/api/failures": {"get": _operation("Videos without features", tuple(WHERE), "Failures")},
             "/api/video/{id}": {"get": _operation("What is known of a video", video, "Video", of_id=True)},
-            "/api/preview/{id}": {"get": _operation("A part that browsers play", video, "Preview", of_id=True)},
+            "/api/preview/{id}": {
+                "get": _operation("A part that browsers play", (*video, "encode"), "Preview", of_id=True)
+            },
             "/preview/{name}": {
                 "get": {
                     "summary": "Such a part itself",

@@ -16,7 +16,7 @@ from starlette.responses import Response, StreamingResponse
 
 from glscl.common.errors import NotFoundError
 from glscl.common.tar_members import TarMember
-from glscl.evaluate.serve.catalog import Video
+from glscl.evaluate.serve.served_caches import Video
 from glscl.extract.decode.jobs import JobPool
 from glscl.extract.decode.previews import Preview, make_preview
 
@@ -86,24 +86,25 @@ class Previews:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    async def get(self, key: str, find: Callable[[], Video], time: float) -> Made:
+    async def get(self, key: str, find: Callable[[], Video], time: float, *, encode: bool = False) -> Made:
         """The part of a video around a time.
 
         Args:
             key: of the video's content; letters and digits.
             find: looks for its file.
             time: seconds.
+            encode: anew, also what browsers should be able to play.
 
         Raises:
             NotFoundError: the file is not there. DecodeError: it cannot be made playable.
         """
         begin = max(0.0, (time - BEFORE) // (SECONDS / 2) * (SECONDS / 2))  # so that near moments share a part
-        name = f"{key}-{begin:.0f}"
+        name = f"{key}-{begin:.0f}{'-encoded' if encode else ''}"
         if name in self._kept:
             self._kept.move_to_end(name)
             return self._kept[name]
         if name not in self._making:
-            made = asyncio.ensure_future(self._make(name, find, begin))
+            made = asyncio.ensure_future(self._make(name, find, begin, copy=not encode))
             self._making[name] = made
             made.add_done_callback(lambda _: self._making.pop(name))
         return await asyncio.shield(self._making[name])
@@ -115,14 +116,15 @@ class Previews:
             raise NotFoundError("this preview is not kept any more")
         return made.path
 
-    async def _make(self, name: str, find: Callable[[], Video], begin: float) -> Made:
+    async def _make(self, name: str, find: Callable[[], Video], begin: float, *, copy: bool) -> Made:
         video = await asyncio.get_running_loop().run_in_executor(None, find)
         if video.path is None:
             raise NotFoundError(f"the file of {video.id[:200]!r} is not where it was last seen")
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="glscl-previews-"))
         async with self._one:
-            job = self._jobs.submit(make_preview, str(video.path), str(self._folder), name, begin, SECONDS, limit=LIMIT)
+            part = str(self._folder), name, begin, SECONDS, copy
+            job = self._jobs.submit(make_preview, str(video.path), *part, limit=LIMIT)
             preview = await asyncio.wrap_future(job)
         made = self._kept[name] = Made(name, self._folder / preview.file, preview)
         total = sum(each.path.stat().st_size for each in self._kept.values())

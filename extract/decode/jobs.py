@@ -60,6 +60,10 @@ class JobPool:
             with contextlib.suppress(InvalidStateError):
                 answer.set_exception(DecodeError("given up"))
 
+    def wake(self) -> None:
+        """Starts the process that workers are forked from, and does not wait for its imports."""
+        wake(self._preload)
+
     def warm(self) -> None:
         """Starts the workers now, which takes a second, and not with the first job."""
         with contextlib.suppress(DecodeError):
@@ -96,7 +100,7 @@ class JobPool:
     def _start(self) -> ProcessPool:
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         context: Any = multiprocessing.get_context(method)
-        wake(self._preload)
+        self.wake()
         return ProcessPool(self.workers, max_tasks=JOBS_PER_WORKER, initializer=_initialise, context=context)
 
 

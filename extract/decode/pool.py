@@ -73,7 +73,7 @@ class DecodePool:
         self._sizes: collections.deque[int] = collections.deque(maxlen=32)  # bytes of the frames of the latest videos
         self._settings = functools.partial(WorkerSettings, decoding, decode)
         try:
-            self._preload = _modules_of(pickle.dumps(self._settings(spool="")))
+            self._preload = modules_of(pickle.dumps(self._settings(spool="")))
         except Exception as error:  # anything may come out of foreign code
             raise UsageError(f"preprocessing cannot be sent to decode workers: {error}") from error
         self._spool_bytes = self.in_flight * (SPOOL_WINDOW + 1) * decoding.chunk_bytes
@@ -325,8 +325,8 @@ def _cause(exitcode: int) -> str:
     return f"signal {-exitcode}" if exitcode < 0 else f"exit status {exitcode}"
 
 
-def _modules_of(packed: bytes) -> list[str]:
-    """What workers import to unpack their settings, for the fork server to have ready.
+def modules_of(packed: bytes) -> list[str]:
+    """What workers import to unpack what they are sent, for the fork server to have ready.
 
     Without it every worker would import torch by itself, for the transforms of torchvision in the preprocessing.
     """

@@ -6,6 +6,7 @@ A function for the processes of a `JobPool`.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +16,7 @@ from glscl.extract.decode.decoders import UprightRgb
 from glscl.extract.decode.packets import MAX_PIXELS, describe_error, open_video, stamp_of_start
 
 if TYPE_CHECKING:
+    from av import VideoFrame
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
@@ -41,8 +43,11 @@ class Preview(NamedTuple):
     how: str
 
 
-def make_preview(path: str, folder: str, name: str, start: float, seconds: float) -> Preview:
+def make_preview(path: str, folder: str, name: str, start: float, seconds: float, copy: bool = True) -> Preview:
     """Write the part of a video from `start` on, so many seconds of it at most, without sound.
+
+    Args:
+        copy: whether its packets may be taken as they are, where browsers know their codec.
 
     Raises:
         DecodeError: it gives no frame there, or nothing here can encode it.
@@ -54,7 +59,7 @@ def make_preview(path: str, folder: str, name: str, start: float, seconds: float
             if codec.width * codec.height > MAX_PIXELS:
                 raise DecodeError(f"frames of {codec.width} x {codec.height} pixels are too large")
             kind = codec.codec.canonical_name if hasattr(codec.codec, "canonical_name") else codec.name
-            if kind in PLAYED and codec.pix_fmt in PLAYED_PIXELS:
+            if copy and kind in PLAYED and codec.pix_fmt in PLAYED_PIXELS:
                 try:
                     return _copied(container, stream, Path(folder), name, start, seconds)
                 except (OSError, ValueError):  # packets that no other container takes, or seeking went past the time
@@ -130,7 +135,7 @@ def _encoded(
     begin, clock = _seek(container, stream, start if seek else 0.0)
     file, began, last, out, made = folder / f"{name}{suffix}", None, start, None, None
     try:
-        for frame in container.decode(stream):
+        for frame in _shown_frames(container, stream):
             if frame.pts is None:
                 continue
             at = float((frame.pts - begin) * clock)
@@ -162,6 +167,26 @@ def _encoded(
         if out is not None:
             out.close()
     return Preview(file.name, began, last + 1 / RATE, f"{kind} encoded anew, small and without sound")
+
+
+def _shown_frames(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    """What can be decoded, as players show it: a damaged packet is passed over. Raises its error where no packet gives a frame."""
+    import av
+
+    packets, problem, any_shown = container.demux(stream), None, False
+    while True:
+        try:
+            packet = next(packets, None)
+            if packet is None:
+                break
+            frames = packet.decode()
+        except av.error.InvalidDataError as error:
+            problem = problem or error
+            continue
+        any_shown = any_shown or bool(frames)
+        yield from frames
+    if problem is not None and not any_shown:
+        raise problem
 
 
 def _video_stream(out: Any, encoder: str, width: int, height: int) -> Any:

@@ -89,7 +89,7 @@ def test_every_frame_is_searched_and_answers_can_be_opened(glscl, cache, made_ba
     assert (tmp_path / "found.m3u").read_text() == "#EXTM3U\n"
     one_line(glscl("search", "a", "dog", "runs"), "quotes", "glscl search 'a dog runs'", status=2)
     one_line(glscl("search", "a dog", "--normalise", "nnn", "--min", 0.1), "--min", "--normalise", status=2)
-    one_line(glscl("search", "--like", "nobody"), "no video 'nobody'", status=1)
+    one_line(glscl("search", "--like", "nobody"), "no file nobody, and the list", status=1)
     one_line(glscl("search", "--and", "a cat"), "Give a sentence", status=2)
 
 

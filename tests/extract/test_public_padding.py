@@ -5,6 +5,7 @@ T texts, V videos, L tokens, F frames, D embed_dim.
 
 from __future__ import annotations
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -15,6 +16,7 @@ import glscl
 from glscl.cache.store import open_store
 from glscl.common.errors import UsageError
 from glscl.demo import BACKBONE_DIR, BPE_PATH, corpus
+from glscl.evaluate.exporting.features import export_features
 from glscl.evaluate.search.model import Model
 from glscl.evaluate.similarity import similarity_matrix
 from glscl.extract.listing import ListOrigin
@@ -138,7 +140,7 @@ def test_scores_are_those_of_the_public_program_from_words_and_files(rendered, e
     assert Model(head, store, frames=FRAMES).similarity(captions, table).sub(expected).abs().max() < 1e-4
 
 
-def test_other_heads_see_nothing_of_the_padding(extracted):
+def test_other_heads_and_exports_see_nothing_of_the_padding(extracted, tmp_path):
     store, plain = extracted("padded", pad_tokens=True), extracted("plain")
     assert store.fingerprint != plain.fingerprint
     ours, theirs = store.table("test", frames=FRAMES), plain.table("test", frames=FRAMES)
@@ -148,6 +150,9 @@ def test_other_heads_see_nothing_of_the_padding(extracted):
         ):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
     assert (store.arrays("text", ["token_ids"])["token_ids"] == -1).any()
+    export_features(store, tmp_path / "out", to="npz")
+    lengths = [len(np.load(path)["features"]) for path in sorted((tmp_path / "out" / "tokens").iterdir())]
+    assert max(lengths) < WORDS
 
 
 def test_a_cache_without_padding_is_refused(extracted, head):

@@ -15,7 +15,7 @@ let sent = null; // {file, url}: a picture or clip that was given
 let asking = null; // AbortController of the search under way
 let answers = []; // one a column
 let scale = [0, 1]; // of scores, of all strips
-let playing = null; // {hit, part}: what the player shows; part: {start} of a video that was made playable
+let playing = null; // {hit, part, encode}: what the player shows; part: {start} of a video that was made playable, encoded anew
 
 // --- small things -------------------------------------------------------------------------------------------------------
 
@@ -162,6 +162,7 @@ async function search({ push = false, remember = false } = {}) {
   }
   if (remember && question.q.trim() && !question.like && !sent) rememberQuery(question.q.trim());
   $("columns").setAttribute("aria-busy", "true");
+  const late = setTimeout(() => { $("status").textContent = sent ? `Looking at ${shown(sent.file.name || "the picture")} …` : "Searching …"; }, PAUSE);
   const began = performance.now();
   try {
     const found = await Promise.all(sources().map((source) => answerOf(source, control.signal)));
@@ -174,6 +175,7 @@ async function search({ push = false, remember = false } = {}) {
     render();
     showProblem(error.message);
   } finally {
+    clearTimeout(late);
     if (control === asking) $("columns").removeAttribute("aria-busy");
   }
 }
@@ -221,12 +223,14 @@ function render(milliseconds) {
   if (!asked) showTries();
   const all = found.flatMap((hit) => hit.strip.scores);
   scale = all.length ? [all.reduce((a, b) => Math.min(a, b)), all.reduce((a, b) => Math.max(a, b))] : [0, 1];
+  forgetPictures();
   $("columns").classList.toggle("beside", answers.length > 1);
   $("columns").replaceChildren(...answers.map((answer) => column(answer)));
   const counts = answers.map((answer) => answer.hits.length);
+  const searched = (what) => [...new Set(answers.map((answer) => answer.searched[what].toLocaleString("en")))].join(" + ");
   $("status").textContent = !answers.length ? "" : [
-    found.length ? `${counts.map((each) => each.toLocaleString("en")).join(" + ")} of ${count(answers[0].searched.videos, "video")}` : "Nothing fits. A lower score, or fewer filters, may show more",
-    count(answers[0].searched.frames, "frame") + (answers.every((answer) => answer.searched.exact) ? "" : " in an approximate index"),
+    found.length ? `${counts.map((each) => each.toLocaleString("en")).join(" + ")} of ${searched("videos")} video${searched("videos") === "1" ? "" : "s"}` : "Nothing fits. A lower score, or fewer filters, may show more",
+    `${searched("frames")} frame${searched("frames") === "1" ? "" : "s"}` + (answers.every((answer) => answer.searched.exact) ? "" : " in an approximate index"),
     answers.length > 1 ? null : `by ${answers[0].head}${places.length > 1 ? ` in ${answers[0].list}` : ""}`,
     milliseconds == null ? null : `${Math.round(milliseconds)} ms`,
     ...(answers[0].doubts || []),
@@ -235,6 +239,7 @@ function render(milliseconds) {
   $("more").hidden = !(more && question.top < limits.top);
   const cards = hits();
   if (cards.length) cards[0].tabIndex = 0;
+  for (const each of cards) inSight.observe(each.parentElement);
   markPlaying();
 }
 
@@ -248,8 +253,10 @@ function card(hit) {
   const moment = hit.moments[0];
   const name = shown(hit.video);
   const image = h("img", {
-    src: hit.links.thumb, loading: "lazy", decoding: "async", alt: "", draggable: false,
+    decoding: "async", alt: "", draggable: false,
+    onload: () => arrived(image),
     onerror: () => {
+      arrived(image);
       image.dataset.broken = "1";
       if (!shot.querySelector(".none")) shot.append(h("span", { class: "none" }, hit.there ? "no picture" : "the file is gone"));
     },
@@ -267,8 +274,8 @@ function card(hit) {
     },
     onfocus: () => roam(link),
   }, shot,
-    h("span", { class: "who" }, h("span", { class: "id", title: name }, name), h("span", { class: "score" }, hit.score.toFixed(3))));
-  link.hit = hit;
+    h("span", { class: "who" }, h("span", { class: "id", title: name }, ...pathParts(name)), h("span", { class: "score" }, hit.score.toFixed(3))));
+  Object.assign(link, { hit, image });
   const strip = h("div", { class: "strip", "aria-hidden": "true" });
   strip.append(plot(hit, 24));
   const cursor = h("span", { class: "cursor", hidden: true });
@@ -294,7 +301,51 @@ function card(hit) {
 }
 
 const sourceNames = (hit) => ({ cache: hit.place.cache, list: hit.place.list });
-const span = (moment) => `${clock(moment.start)}–${clock(moment.end)}`;
+const span = ({ start, end }) => (clock(start) === clock(end) ? clock(start) : `${clock(start)}–${clock(end)}`);
+
+/** A name whose folders give way to its end where there is no room for both. */
+function pathParts(name) {
+  const at = name.lastIndexOf("/", name.length - 2) + 1;
+  return [at ? h("span", { class: "folder" }, name.slice(0, at)) : null, h("span", { class: "file" }, name.slice(at))];
+}
+
+// A browser opens six connections to a server. Pictures, which are decoded on demand, take some of them and never all: what is
+// asked next, and the video that plays, do not wait for them.
+const AT_ONCE = 4;
+const waiting = new Set(); // links in sight whose pictures are not asked for yet
+const loading = new Set(); // pictures
+
+const inSight = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    const link = target.querySelector(".hit");
+    if (isIntersecting) waiting.add(link);
+    else waiting.delete(link);
+  }
+  askForPictures();
+}, { rootMargin: "200px" });
+
+function askForPictures() {
+  for (const link of waiting) {
+    if (loading.size >= AT_ONCE) return;
+    waiting.delete(link);
+    inSight.unobserve(link.parentElement);
+    loading.add(link.image);
+    link.image.src = link.hit.links.thumb;
+  }
+}
+
+function arrived(image) {
+  loading.delete(image);
+  askForPictures();
+}
+
+/** Nobody looks at them any more; the server does not make what it has not begun. */
+function forgetPictures() {
+  inSight.disconnect();
+  waiting.clear();
+  for (const image of loading) image.removeAttribute("src");
+  loading.clear();
+}
 
 /** The frame that a strip shows nearest to a time, as a picture. */
 function thumbAt(hit, time) {
@@ -379,8 +430,8 @@ const isPlaying = (hit) => playing?.hit.links.video === hit.links.video;
 
 async function play(hit, time, { start = true } = {}) {
   const same = isPlaying(hit);
-  const part = same ? playing.part : null;
-  playing = { hit, part, time, moment: hit.moments.find((each) => time >= each.start - 0.01 && time < each.end) ?? null };
+  const { part = null, encode = false } = same ? playing : {};
+  playing = { hit, part, encode, time, moment: hit.moments.find((each) => time >= each.start - 0.01 && time < each.end) ?? null };
   change({ play: hit.code, at: time.toFixed(3), ...(question.like || question.q || sent ? {} : sourceNames(hit)) });
   $("player").hidden = false;
   document.body.classList.add("with-player");
@@ -427,8 +478,8 @@ function arrive() {
   if (playing.begin) video.play().catch(() => {});
 }
 
-/** What the browser cannot play is made playable by the server, around the time that is wanted. */
-async function makePart(time) {
+/** What the browser cannot play is made playable by the server, around the time that is wanted; `encode` where a copy was of no use. */
+async function makePart(time, { encode = false } = {}) {
   const now = playing;
   if (!now || !now.hit.there || now.making) return;
   now.making = true;
@@ -436,6 +487,8 @@ async function makePart(time) {
   try {
     const parameters = new URL(now.hit.links.preview, location.origin);
     parameters.searchParams.set("t", Math.max(0, time).toFixed(3));
+    if (encode || now.encode) parameters.searchParams.set("encode", "true");
+    now.encode ||= encode;
     const made = await ask(parameters.pathname + parameters.search);
     if (!isPlaying(now.hit)) return;
     playing.part = made;
@@ -455,10 +508,17 @@ function note(text, low = false) {
   $("screen-note").classList.toggle("low", low);
 }
 
-video.addEventListener("loadedmetadata", arrive);
+video.addEventListener("loadedmetadata", () => {
+  if (playing && !playing.hit.moments.length && !playing.part && Number.isFinite(video.duration)) {
+    playing.hit.duration = video.duration; // nothing was searched: the address alone named it
+    showTimeline();
+  }
+  arrive();
+});
 video.addEventListener("error", () => {
   if (!playing || !video.getAttribute("src")) return;
-  if (playing.part) note("The preview cannot be played either.");
+  if (playing.part && !playing.encode) makePart(playing.time ?? position(), { encode: true });
+  else if (playing.part) note("The preview cannot be played either.");
   else if (!playing.hit.there) note("The file is not where it was last seen.");
   else makePart(playing.time ?? 0);
 });

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from glscl.evaluate.serve.app import Site
-from glscl.evaluate.serve.catalog import open_catalog
+from glscl.evaluate.serve.served_caches import open_catalog
 from glscl.evaluate.serve.server import Place, Server
 from glscl.evaluate.serve.settings import ServeSettings
 
@@ -78,7 +78,7 @@ def running(caches: list[Path], runs: list[Path] | None = None, **settings: Any)
     asked = ServeSettings(**{"port": 0, "workers": 1, **settings})
     place = Place(asked)
     site = Site(open_catalog(caches, runs or [], device=torch.device("cpu")), asked, paths=not place.public)
-    site.answers.warm()
+    site.warm()
     ready = threading.Event()
     server = Server(site, place, ready=ready.set)
     thread = threading.Thread(target=server.serve_requests)

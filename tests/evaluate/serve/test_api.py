@@ -245,6 +245,8 @@ def test_what_no_browser_plays_is_made_playable_around_the_moment(served, made):
             assert frame.to_ndarray(format="gray8").mean() == pytest.approx(10 + 235 * at / 6, abs=12)
     copied = served.ask("/api/preview/train0002").json
     assert "another container" in copied["how"]
+    encoded = served.ask("/api/preview/train0002?encode=true").json
+    assert "encoded anew" in encoded["how"] and encoded["url"] != copied["url"]
     reply = served.ask("/api/preview/broken")
     assert reply.status == 422 and "broken" not in reply.json["error"]
 

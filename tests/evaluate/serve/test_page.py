@@ -82,6 +82,23 @@ def test_typing_shows_thumbnails_and_a_click_plays_at_the_moment(page, served):
     playing_at(page, wanted[2]["moments"][0]["start"])
 
 
+def test_pictures_that_take_long_hold_nothing_up(page):
+    """A browser opens six connections to a server; pictures that nobody waits for any more are given up."""
+    held, given_up = [], []
+    page.route("**/thumb/**", lambda route: held.append(route))
+    page.on("requestfailed", lambda request: given_up.append(request.url))
+    search(page, "a red circle")
+    page.wait_for_timeout(200)
+    assert len(held) == 4
+    search(page, "a blue star")
+    page.wait_for_timeout(200)
+    assert len(held) == 8 and sorted(given_up) == sorted(route.request.url for route in held[:4])
+    for route in held[4:]:
+        route.continue_()
+    until(page, "document.querySelectorAll('.shot img')[0].naturalWidth > 0")
+    page.unroute("**/thumb/**")
+
+
 def test_what_is_typed_is_looked_for_without_enter(page):
     page.type("#q", "a blue star", delay=10)
     page.wait_for_selector(".hit")
@@ -344,6 +361,14 @@ def test_what_no_browser_plays_is_shown_as_a_preview(page, served):
     assert "mpeg4" in page.inner_text("#screen-note")
 
 
+def test_a_copy_that_does_not_play_is_encoded_anew(page, served):
+    page.route(f"{served.url}/video/**", lambda route: route.fulfill(body=b"nonsense", content_type="video/mp4"))
+    page.route("**/preview/*-0", lambda route: route.fulfill(body=b"nonsense", content_type="video/mp4"))
+    page.goto(f"{served.url}/?play=train0002&at=1")
+    until(page, "document.getElementById('screen-note').textContent.includes('encoded anew')")
+    playing_at(page, 1.0)
+
+
 def test_a_broken_video_and_one_that_is_gone_are_said_to_be(page, made, served):
     page.goto(f"{served.url}/?play=broken")
     until(page, "document.getElementById('screen-note').textContent.startsWith('This video cannot be shown')")
@@ -454,12 +479,12 @@ def test_nothing_comes_from_elsewhere(browser, served):
 
 def test_a_thousand_results_are_there_at_once(browser, tmp_path, small_cache, monkeypatch):
     """Of a cache of made-up features, whose videos are not there: what is asked is found by likeness."""
-    from glscl.evaluate.serve import catalog
+    from glscl.evaluate.serve import served_caches
 
     made = small_cache(videos=1300, captions=1)
     made.shard_items = {"video": 700, "text": 1300}
     made.fill()
-    assert catalog.open_catalog([made.path]).first.encoder.backbone is None
+    assert served_caches.open_catalog([made.path]).first.encoder.backbone is None
     with running([made.path]) as served:
         context = browser.new_context(viewport={"width": 1280, "height": 800})
         page, said = context.new_page(), []

@@ -90,3 +90,14 @@ def test_a_preview_of_what_browsers_decode_copies_it(make_video, tmp_path):
     assert np.array_equal(frames, again) and (made.start, made.end) == (0, 20)
     late = make_preview(str(path), str(tmp_path), "late", 500.0, 60.0)
     assert late.start < 20 and np.array_equal(decode(tmp_path / late.file, fps=None)[0][-1], frames[-1])
+
+
+def test_a_preview_passes_over_what_is_damaged(make_video, tmp_path):
+    path = make_video(tmp_path / "a.mp4", frames=80, fps=4)
+    data = bytearray(path.read_bytes())
+    middle = data.index(b"mdat") + (len(data) - data.index(b"mdat")) // 3
+    data[middle : middle + 200] = bytes(200)
+    path.write_bytes(data)
+    made = make_preview(str(path), str(tmp_path), "part", 0.0, 60.0, copy=False)
+    frames, times = decode(tmp_path / made.file, fps=None)
+    assert made.end > 18 and len(frames) > 40 and "encoded anew" in made.how

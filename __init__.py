@@ -15,10 +15,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from os import PathLike
-
-    import torch
-
     from glscl.cache.schema import Annotations, TextFeatures, VideoFeatures
     from glscl.cache.store import Store
     from glscl.cache.store import open_store as open_cache
@@ -27,10 +23,12 @@ if TYPE_CHECKING:
     from glscl.evaluate.evaluation import Evaluation
     from glscl.evaluate.evaluation import evaluate_run as evaluate
     from glscl.evaluate.metrics import retrieval_metrics
+    from glscl.evaluate.report.validation import train
     from glscl.evaluate.search.model import Model, load_run
     from glscl.evaluate.serve.client import Client
     from glscl.evaluate.settings import EvaluateSettings
     from glscl.extract.backbone.encoder import Backbone, load_backbone
+    from glscl.extract.datasets import read_dataset
     from glscl.extract.decode.video import decode
     from glscl.extract.pipeline import ExtractionSummary, extract
     from glscl.extract.settings import ExtractSettings
@@ -74,7 +72,7 @@ __all__ = [
     "train",
 ]
 
-_PLACES = {  # name → module:name in it
+_DEFINED = {  # name → module:name in it
     "HEADS": "train_head.heads:HEADS",
     "Annotations": "cache.schema:Annotations",
     "Backbone": "extract.backbone.encoder:Backbone",
@@ -98,76 +96,19 @@ _PLACES = {  # name → module:name in it
     "load_backbone": "extract.backbone.encoder:load_backbone",
     "load_run": "evaluate.search.model:load_run",
     "open_cache": "cache.store:open_store",
+    "read_dataset": "extract.datasets:read_dataset",
     "retrieval_metrics": "evaluate.metrics:retrieval_metrics",
+    "train": "evaluate.report.validation:train",
 }
-
-
-def read_dataset(
-    name: str,
-    annotations: PathLike[str] | str | None,
-    videos: PathLike[str] | str | None = None,
-    *,
-    protocol: str | None = None,
-    splits: list[str] | None = None,
-    allow_shared: bool = False,
-) -> Annotations:
-    """Videos and captions of a data set, with the files that were found; nothing is decoded.
-
-    Args:
-        name: "msrvtt", "csv", …, or `package.module:reader` of one's own.
-        annotations: folder, or file, with the annotations; None where the reader needs none (`folder`).
-        videos: folder with the videos; None leaves every path None.
-        protocol: variant of the splits, such as "9k"; the data set's first by default.
-        splits: only these of train, val, test.
-        allow_shared: of one's own data, let copies of one video lie in several splits.
-
-    Raises:
-        UsageError: unknown data set, protocol or split.
-        NotFoundError, InputError: files that are not there, or are not what they should be.
-    """
-    from pathlib import Path
-
-    from glscl.extract.datasets import dataset_entry
-
-    places = [None if place is None else Path(place) for place in (annotations, videos)]
-    return dataset_entry(name).read(places[0], places[1], splits=splits, protocol=protocol, allow_shared=allow_shared)
-
-
-def train(
-    cache: Store, settings: TrainSettings | None, out: PathLike[str] | str, *, device: str | torch.device = "cpu"
-) -> TrainResult:
-    """Train a head on a cache, validate every epoch, and keep best and last in a run folder.
-
-    Args:
-        cache: from `open_cache`, at the list to train on.
-        settings: what to train and how; None is `glscl` by the recipe of the cache's data set.
-        out: the run folder; it must hold no run yet.
-        device: where to train.
-
-    Raises:
-        UsageError: the folder holds a run, or settings that do not fit the cache.
-        NonFiniteError: the loss became NaN or infinite.
-    """
-    from pathlib import Path
-
-    from glscl.evaluate.report.validation import validation_of
-    from glscl.train_head import train as training
-    from glscl.train_head.settings import resolve
-
-    settings = settings or resolve({}, dataset=cache.recipe)
-    validate = validation_of(cache, settings, Path(out))
-    return training.train(cache, Path(out), settings, device=device, validate=validate)
 
 
 def __getattr__(name: str) -> Any:
     if name in ("extract", "evaluate"):  # the rooms themselves, which can be called
         return import_module(f"{__name__}.{name}")
-    if name not in _PLACES:
+    if name not in _DEFINED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = _PLACES[name].partition(":")
-    found = getattr(import_module(f"{__name__}.{module}"), attribute)
-    if attribute == name or name == "open_cache":
-        globals()[name] = found
+    module, _, attribute = _DEFINED[name].partition(":")
+    globals()[name] = found = getattr(import_module(f"{__name__}.{module}"), attribute)
     return found
 
 

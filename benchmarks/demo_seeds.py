@@ -35,7 +35,7 @@ from demo_page import rewrite, spread
 from common import digits, machine, markdown
 from glscl.cache.store import Store, open_store
 from glscl.common.versions import versions
-from glscl.demo.pipeline import HEADS
+from glscl.demo.stages import HEADS
 from glscl.evaluate.evaluation import evaluate_run, validation_metrics
 from glscl.evaluate.settings import EvaluateSettings
 from glscl.train_head.heads import HEAD_NAMES, head_options

@@ -22,8 +22,8 @@ from glscl.cache.table import FeatureTable
 from glscl.extract.backbone.encoder import Backbone, load_backbone
 from glscl.extract.backbone.feeding import Feed
 from glscl.extract.backbone.loading import Loaded
+from glscl.train_head.finetuning.backbone_and_head import Captions, Clips, EndToEnd
 from glscl.train_head.finetuning.gradients import backward_in_chunks
-from glscl.train_head.finetuning.model import Captions, Clips, EndToEnd
 from glscl.train_head.finetuning.settings import FinetuneSettings
 from glscl.train_head.finetuning.towers import unfreeze
 from glscl.train_head.heads import build_head

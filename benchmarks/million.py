@@ -3,6 +3,7 @@
     python benchmarks/million.py                             100,000 and 1,000,000 videos, an hour on two cores, 5 GB of disk
     python benchmarks/million.py --videos 2000 20000         a look
     python benchmarks/million.py --folder /data --keep       elsewhere, and what was made stays
+    python benchmarks/million.py --made                      the cache is written as an import would, which is left out
 
 Made-up videos have 4 frames and one caption each, D = 64: the frames are noise around a vector of the video, the caption is near it. One
 in twenty is a test video, and all of them are ranked among all of them. Frames come from an HDF5 file with a dataset a video, captions
@@ -31,7 +32,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cache import listed, new_library
 from common import digits, machine, markdown
+from glscl.cache.filling import filling
+from glscl.cache.library import Place
+from glscl.cache.lists import arrange
+from glscl.cache.planning import begin, work_for
+from glscl.cache.schema import Annotations, TextItem, VideoItem
+from glscl.cache.shard_arrays import encode_features, pack_strings
+from glscl.extract.settings import ImportSettings
 
 FRAMES, DIM = 4, 64
 TEST = 20  # one video in so many
@@ -67,6 +76,59 @@ def make(folder: Path, videos: int) -> None:
                 dataset = h5py.h5d.create(file.id, b"video%d" % number, kind, space)
                 dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, frames[i])
                 table.write(f"video{number},thing {number} is shown,{'train' if number % TEST else 'test'}\n")
+
+
+def make_cache(root: Path, videos: int) -> None:
+    """A cache as the import makes it of such features."""
+    split = ["test" if i % TEST == 0 else "train" for i in range(videos)]
+    found = arrange(
+        Annotations(
+            dataset="csv",
+            videos=[VideoItem(f"video{i}", split[i], None) for i in range(videos)],
+            texts=[TextItem(f"video{i}#0", f"video{i}", split[i], f"thing {i} is shown") for i in range(videos)],
+        )
+    )
+    made, library, size = listed(found, "made"), new_library(root, DIM, "zarr"), ImportSettings()
+    with filling(library, made):
+        for stream, keys, items in (
+            ("text", made.text_key, size.shard_texts),
+            ("video", made.video_key, size.shard_videos),
+        ):
+            for place in begin(library, work_for(library, stream, keys), stream, shard_items=items):
+                library.commit(place.addition, place.shard, shard(place, keys, found.texts))
+
+
+def shard(place: Place, keys: np.ndarray, texts: Sequence[TextItem]) -> dict[str, np.ndarray]:
+    """The arrays of a shard; a caption is near the middle of its video."""
+    items, count = slice(place.items.start, place.items.stop), len(place.items)
+    block = ImportSettings().shard_videos  # divides the captions of a shard too
+    blocks = range(items.start // block, -(-items.stop // block))
+    middles = np.concatenate([np.random.default_rng(i).standard_normal((block, DIM), np.float32) for i in blocks])[
+        :count
+    ]
+    rng, is_video = np.random.default_rng(place.shard), place.addition.stream == "video"
+    rows = FRAMES if is_video else 0  # of each item
+    values = (middles[:, None] + rng.standard_normal((count, rows, DIM), np.float32)).reshape(-1, DIM)
+    pooled = (
+        values.reshape(count, rows, DIM).mean(1)
+        if is_video
+        else middles + rng.standard_normal((count, DIM), np.float32)
+    )
+    ids = pack_strings([key.tobytes().hex() for key in keys[items]])
+    arrays = {
+        "values": encode_features(values, "float16"),
+        "pooled": encode_features(pooled, "float16"),
+        "offsets": np.arange(count + 1) * rows,
+        "id_bytes": ids[0],
+        "id_offsets": ids[1],
+        "status": np.zeros(count, np.uint8),
+    }
+    if is_video:
+        about = {"duration": np.float32(FRAMES), "fps": np.float32(1), "frames_total": np.int32(FRAMES)}
+        told = {name: np.full(count, value) for name, value in about.items()}
+        return arrays | told | {"times": np.tile(np.arange(FRAMES, dtype=np.float32), count)}
+    words = pack_strings([text.text for text in texts[items]])
+    return arrays | {"token_ids": np.zeros(0, np.int32), "text_bytes": words[0], "text_offsets": words[1]}
 
 
 def run(command: Sequence[str], folder: Path) -> Cost:
@@ -120,11 +182,13 @@ def stages(folder: Path, videos: int) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-def measure(folder: Path, videos: int) -> dict[str, Cost]:
+def measure(folder: Path, videos: int, *, imported: bool) -> dict[str, Cost]:
     """Stage → what it took."""
     found = {}
     commands = stages(folder, videos)
     commands["the same again"] = commands["import-features"]
+    if not imported:
+        del commands["import-features"], commands["the same again"]
     for stage, command in commands.items():
         found[stage] = run(command, folder)
         print(json.dumps({"videos": videos, "stage": stage, **found[stage]._asdict()}), file=sys.stderr, flush=True)
@@ -142,6 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--videos", type=int, nargs="+", default=[100_000, 1_000_000], help="numbers of videos")
     parser.add_argument("--folder", type=Path, help="where to write; default: the system's folder for temporary files")
+    parser.add_argument("--made", action="store_true", help="write the cache at once, without the import")
     parser.add_argument("--keep", action="store_true", help="leave what was made")
     arguments = parser.parse_args()
     print(f"# A million videos\n\n{machine()}\n\n`python {shlex.join(sys.argv)}`\n")
@@ -152,8 +217,11 @@ def main() -> None:
         for videos in arguments.videos:
             folder = root / str(videos)
             folder.mkdir()
-            make(folder, videos)
-            found[videos] = measure(folder, videos)
+            if arguments.made:
+                make_cache(folder / "cache", videos)
+            else:
+                make(folder, videos)
+            found[videos] = measure(folder, videos, imported=not arguments.made)
             if not arguments.keep:
                 shutil.rmtree(folder)
     finally:

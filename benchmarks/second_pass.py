@@ -35,7 +35,7 @@ from common import digits, machine, markdown
 from glscl.cache.store import Store, open_store
 from glscl.cache.table import FeatureTable
 from glscl.common.versions import versions
-from glscl.demo.pipeline import SECOND_PASS
+from glscl.demo.stages import SECOND_PASS
 from glscl.evaluate.evaluation import evaluate_run, validation_metrics
 from glscl.evaluate.from_pixels import evaluate_from_pixels
 from glscl.evaluate.settings import EvaluateSettings

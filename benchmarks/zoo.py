@@ -2,6 +2,7 @@
 
     python benchmarks/zoo.py --from 200 --to 500            # architectures of so many million parameters
     python benchmarks/zoo.py ViT-L-14 --out zoo.jsonl       # or by name; a row each is added to a file
+    python benchmarks/zoo.py --from 500 --to 9999 --blocks 2    # towers of two blocks, of full width: for little memory
 
 Weights are random, so nothing is downloaded; tokenizers and text towers of transformers are small stand-ins with the special
 tokens of the real ones. Compared are `Backbone.encode_frames` and `encode_texts` with open_clip's own transform, tokenizer,
@@ -30,7 +31,7 @@ from stand_ins import text_config, tokenizer_of
 from glscl.common.clip_names import clip_weights
 from glscl.extract.backbone.encoder import Backbone
 from glscl.extract.backbone.fitting import fit
-from glscl.extract.backbone.loading import Loaded
+from glscl.extract.backbone.loading import Loaded, NotInitialised
 from glscl.extract.backbone.parameters import MILLIONS
 from glscl.extract.backbone.weight_settings import PREPROCESSING, published
 
@@ -62,17 +63,56 @@ def pictures() -> list[Image.Image]:
     return [Image.fromarray(c).resize(s, Image.Resampling.BICUBIC) for c, s in zip(coarse, sizes)]
 
 
-def compare(name: str) -> dict[str, Any]:
+@contextlib.contextmanager
+def cut(blocks: int | None) -> Iterator[None]:
+    """Architectures with so many blocks a tower or stage, and no more words than OpenAI's; all of them where None."""
+    import open_clip.factory
+    import timm
+
+    whole, make = open_clip.factory.get_model_config, timm.create_model
+
+    def config(name: str) -> Any:
+        found = whole(name)
+        for tower in (found["vision_cfg"], found["text_cfg"], found.get("multimodal_cfg", {})):
+            layers = tower.get("layers", 12)
+            tower["layers"] = [min(blocks, n) for n in layers] if isinstance(layers, list) else min(blocks, layers)
+            tower |= {"vocab_size": min(tower["vocab_size"], 49408)} if "vocab_size" in tower else {}
+        return found
+
+    def shallow(name: str, **options: Any) -> Any:
+        staged = name.startswith(("convnext", "vitamin"))
+        depths = {"depths": (blocks,) * 4} if name.startswith("convnext") else {} if staged else {"depth": blocks}
+        return make(name, **options, **depths)
+
+    if blocks is None:
+        yield
+        return
+    with patch("open_clip.factory.get_model_config", config), patch("timm.create_model", shallow):
+        yield
+
+
+def random_weights(model: torch.nn.Module) -> None:
+    """Small numbers everywhere, norms near 1; faster than what the towers begin with."""
+    for parameter in model.parameters():
+        parameter.data.uniform_(-0.05, 0.05)
+        if parameter.ndim == 1:
+            parameter.data.add_(1.0)
+
+
+def compare(name: str, blocks: int | None = None) -> dict[str, Any]:
     """Largest differences of frames and captions, relative to the largest value, and how the architecture is used."""
     import open_clip
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     tags = published(name)
     used = next(iter(tags.values())) if tags else {}
-    with stand_ins():
+    with stand_ins(), cut(blocks):
         torch.manual_seed(0)
         options = {"force_preprocess_cfg": {key: used[key] for key in PREPROCESSING}} if used else {}
-        model: Any = open_clip.create_model(name, pretrained_text=False, **options).eval()
+        with NotInitialised() if blocks else contextlib.nullcontext():
+            model: Any = open_clip.create_model(name, pretrained_text=False, **options).eval()
+        if blocks:
+            random_weights(model)
         tokenizer = open_clip.get_tokenizer(name)
         fit(
             model, clip_weights(model.state_dict()), Path(name), name
@@ -94,6 +134,7 @@ def compare(name: str) -> dict[str, Any]:
         "tokens": encoded.token_features is not None,
         "words": backbone.words,
         "context": backbone.context_length,
+        **({"blocks": blocks} if blocks else {}),
     }
 
 
@@ -108,6 +149,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--from", dest="low", type=float, default=0.0)
     parser.add_argument("--to", dest="high", type=float, default=200.0)
+    parser.add_argument("--blocks", type=int, help="blocks a tower; all of them by default")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     done = (
@@ -119,7 +161,7 @@ def main() -> None:
         if name in done or not (asked.names or asked.low <= MILLIONS.get(name, 0) < asked.high):
             continue
         try:
-            row = compare(name)
+            row = compare(name, asked.blocks)
         except Exception as error:
             row = {"architecture": name, "millions": MILLIONS.get(name), "error": str(error).splitlines()[0][:200]}
         print(json.dumps(row), flush=True)

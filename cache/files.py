@@ -58,7 +58,7 @@ def _explain(error: OSError, path: os.PathLike[str] | str, doing: str) -> Storag
         return StorageError(f"{place}: no permission to write there", hint=elsewhere)
     if code in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         return StorageError(f"{place}: a file stands where a folder is expected, or the reverse", hint=elsewhere)
-    return StorageError(f"{place}: {reason}", first="See that the disk is well")
+    return StorageError(f"{place}: {reason}", first=_FIRST.get(code or 0, "See that the disk is well"))
 
 
 def _code(error: BaseException) -> int | None:
@@ -120,6 +120,7 @@ def links_below(root: Path, *, depth: int = sys.maxsize) -> Iterator[Path]:
             except (FileNotFoundError, NotADirectoryError):  # gone meanwhile, or a flat file
                 continue
             except OSError as error:
+                refuse_unread(error, folder)
                 raise StorageError(f"Cannot look for links in {folder}: {error.strerror or error}") from error
             yield from (Path(entry.path) for entry in found if entry.is_symlink())
             folders += [entry.path for entry in found if entry.is_dir(follow_symlinks=False)]

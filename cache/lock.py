@@ -154,6 +154,7 @@ def _hold_output(folder: Path, written: Path, what: str) -> Iterator[None]:
         with contextlib.suppress(OSError, StorageError):  # another writer has come
             for left in half_written(folder):  # of a killed one; who is just beginning writes it again, see `_put`
                 left.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
             folder.rmdir()
 
 

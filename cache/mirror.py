@@ -22,8 +22,8 @@ from functools import cached_property
 from pathlib import Path
 
 from glscl.cache.files import dump_json, listed, load_json, storage_errors, write_atomically, written
+from glscl.common.addresses import address_of, local_path, show_as
 from glscl.common.errors import CacheCorruptError, NotFoundError, StorageError, UsageError
-from glscl.common.places import address_of, local_path, show_as
 from glscl.common.remote import CONDITIONAL, Files, files_at, get_all, put_all, remote_errors
 from glscl.common.settings import home
 

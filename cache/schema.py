@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -85,6 +85,8 @@ class Annotations:
         written: ids of all captions in the order in which they stand in their files, with those that were dropped or
             that fall into splits not chosen; empty where the order is that of `texts`.
     """
+
+    MADE_BY: ClassVar = "`glscl.read_dataset`"
 
     dataset: str
     videos: list[VideoItem]

@@ -30,15 +30,15 @@ from glscl.cache.lists import (
     versions_of,
 )
 from glscl.cache.reading import read_entries
-from glscl.cache.schema import STREAMS, Annotations, Expected, Split, Status, TextItem, VideoItem
+from glscl.cache.schema import STREAMS, Annotations, Expected, FramePosition, Split, Status, TextItem, VideoItem
 from glscl.cache.shard_arrays import FLOAT, LAYOUT, decode_features, pack_strings
+from glscl.common.arguments import types_checked
 from glscl.common.errors import CacheCorruptError, CacheIncompleteError, Hint, NotFoundError, UsageError
 from glscl.common.settings import recorded_command
 
 if TYPE_CHECKING:
     import torch
 
-    from glscl.cache.schema import FramePosition
     from glscl.cache.table import FeatureTable
 
 PENDING = -1  # number of an entry whose key no committed item has
@@ -46,6 +46,7 @@ NO_KEY = -2  # number of an entry that has no key: no file is known, or it was n
 _OF_LIST = ("id_bytes", "id_offsets", "text_bytes", "text_offsets")  # what a list says, not the items
 
 
+@types_checked
 def open_store(path: os.PathLike[str] | str, list: str | None = None) -> Store:
     """Open a cache for reading.
 
@@ -126,6 +127,8 @@ class Store:
         list: who asked for what.
         numbers: "video" and "text" → (n,) int64, number of each entry's item in the library; `PENDING` or `NO_KEY`.
     """
+
+    MADE_BY = "`glscl.open_cache`"
 
     def __init__(self, library: Library, list: CacheList) -> None:
         self.library, self.list = library, list
@@ -291,6 +294,7 @@ class Store:
         """Frames of all entries that have any: of two that share an item each has its own."""
         return int(read_entries(self.library, "video", ["offsets"], self.numbers["video"])["offsets"][-1])
 
+    @types_checked
     def table(
         self,
         split: str | None,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from glscl.cache.lists import CacheList
 from glscl.cache.reading import read_arrays, read_rows, unique_numbers, without_padding
 from glscl.cache.sampler import CaptionSampler
 from glscl.cache.schema import FramePosition, Split, Status, TextFeatures, VideoFeatures
+from glscl.common.arguments import types_checked
 from glscl.common.errors import CacheCorruptError, Hint, InputError, UsageError
 
 
@@ -92,6 +93,8 @@ class FeatureTable:
         padded: whether padding has its features, as GLSCL's program reads it: captions are all of one length, of which no
             entry counts as padding, and padded frames, still masked, are features of a padded frame instead of zeros.
     """
+
+    MADE_BY: ClassVar = "`Store.table`"
 
     text_features: torch.Tensor
     token_values: torch.Tensor | None
@@ -284,6 +287,7 @@ class FeatureTable:
         index = self._index(index, self.num_videos)
         return VideoFeatures(self.frame_features.index_select(0, index).float(), self.frame_mask.index_select(0, index))
 
+    @types_checked
     def batches(
         self, batch_size: int, *, seed: int = 0, epoch: int = 0, same_video: str = "separate"
     ) -> Iterator[tuple[TextFeatures, VideoFeatures]]:

@@ -8,6 +8,7 @@ In reading order:
     default_paths   where caches, runs and results are looked for
     printing        what the commands say
     shared          what several commands take and do alike
+    hub_cards       cards of caches and runs on the Hugging Face Hub
     extraction      extract, import-features, merge
     caches          inspect, repair, convert
     training        train-head, finetune, import-checkpoint

@@ -11,7 +11,7 @@ from glscl.commands.options import COMMANDS, OneOf, Run, command
 from glscl.commands.printing import print_cache, print_repair
 from glscl.commands.shared import CacheArgument
 from glscl.commands.wording import hint_text
-from glscl.common.errors import CacheCorruptError, Hint
+from glscl.common.errors import CacheCorruptError, Hint, StorageError
 from glscl.common.tables import amount
 
 
@@ -30,7 +30,7 @@ def inspect(
     from glscl.cache.library import open_library
     from glscl.cache.store import resume_hint
     from glscl.cache.upkeep.summary import summarise
-    from glscl.cache.upkeep.verification import count_shards
+    from glscl.cache.upkeep.verification import Unread, count_shards
     from glscl.cache.upkeep.verification import verify as verify_cache
 
     library, report = open_library(cache), {}
@@ -57,9 +57,12 @@ def inspect(
         )
         for line in report["problems"]:
             run.say(f"  {line}")
-    if report.get("problems"):
+    if problems := report.get("problems"):
+        told = f"{cache} has {amount(len(problems), 'problem')}; the first: {problems[0]}"
+        if all(isinstance(line, Unread) for line in problems):  # nothing of that is damage
+            raise StorageError(told, first=problems[0].first)
         raise CacheCorruptError(
-            f"{cache} has {len(report['problems'])} problems; the first: {report['problems'][0]}",
+            told,
             hint=Hint("Set aside what is damaged, then run the commands that it tells", "repair", {"": cache}),
         )
     if unreadable is not None:

@@ -37,8 +37,8 @@ def demo(
 ) -> None:
     """Run the whole pipeline on the built-in corpus and backbone: offline, on a CPU, in a few minutes."""
     from glscl.demo.corpus import SIZES
-    from glscl.demo.pipeline import DemoSettings, run_demo
-    from glscl.demo.pipeline import table as demo_table
+    from glscl.demo.stages import DemoSettings, run_demo
+    from glscl.demo.stages import table as demo_table
 
     out = out or home() / "demo"
     sizes = {}

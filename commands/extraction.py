@@ -16,7 +16,7 @@ from glscl.commands.printing import print_extraction, print_failures, print_fore
 from glscl.commands.shared import CacheFolderOption, DatasetOption, share_of
 from glscl.commands.wording import hint_text, worded
 from glscl.common.devices import cores
-from glscl.common.errors import Hint, UsageError
+from glscl.common.errors import CacheCorruptError, Hint, UsageError
 from glscl.common.progress import counted
 from glscl.common.settings import build, home, with_option
 from glscl.common.tables import amount
@@ -281,14 +281,24 @@ def merge(
 @command()
 def push(
     run: Run,
-    cache: Annotated[Path, typer.Argument(help="Folder of the cache.")],
-    address: Annotated[str, typer.Argument(help="Where it goes: s3://…, gs://… or az://….")],
+    cache: Annotated[Path, typer.Argument(help="Folder of the cache, or with hf:// of a run.")],
+    address: Annotated[str, typer.Argument(help="Where it goes: s3://…, gs://…, az://… or hf://[datasets/]USER/NAME.")],
+    license: Annotated[str | None, typer.Option(help="With hf://: licence that the card states.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="With hf://: a new repository is for everybody.")] = False,
 ) -> None:
-    """Put a cache at an address, where `--cache` reads it from anywhere. Sends only what is not there; goes on after a kill."""
+    """Put a cache at an address, where `--cache` reads it from anywhere, or a cache or run on the Hugging Face Hub.
+
+    Sends only what is not there; goes on after a kill.
+    """
     from glscl.cache.library import open_library
     from glscl.cache.upkeep.transfer import push as push_cache
     from glscl.cache.upkeep.verification import count_shards
 
+    if address.startswith("hf:"):
+        _push_to_hub(run, cache, address, license, public)
+        return
+    if license is not None or public:
+        raise UsageError("`license` and `public` go with hf:// addresses")
     with run.progress.task("push", count_shards(open_library(cache)), "shards") as task:
         done = push_cache(cache, address, progress=task.advance)
     sent = f"{amount(done.shards, 'shard')} sent ({done.bytes / 1e6:.1f} MB in all), {done.there:,} there already"
@@ -300,14 +310,66 @@ def push(
     run.result(done.as_dict())
 
 
+def _push_to_hub(run: Run, folder: Path, address: str, license: str | None, public: bool) -> None:
+    from glscl.cache.known_files import FILE
+    from glscl.cache.library import open_library
+    from glscl.commands.hub_cards import cache_card, run_card
+    from glscl.common.hub import Repository, push_folder
+
+    where = Repository.at(address)
+    if (folder / "run.json").is_file():
+        card, leave = run_card(folder, where.address, license), ["*.lock"]
+    else:
+        library = open_library(folder)
+        if library.mirror is not None or library.is_flat:
+            raise UsageError(
+                f"{library.place} is not a cache folder here, of which all can be sent", hint="Pull it first"
+            )
+        card = cache_card(library, where.address, license)
+        leave = ["partial/*", "locks/*", "damaged/*", "*.lock", FILE]
+    url = push_folder(folder, where, card, leave=leave, public=public)
+    run.say(f"{folder}: pushed to {url}")
+    run.result({"folder": str(folder), "address": where.address, "url": url})
+
+
 @command()
 def pull(
     run: Run,
-    cache: Annotated[Path, typer.Argument(help="Address of the cache.")],
+    source: Annotated[str, typer.Argument(help="Address of the cache, or with hf:// of a run.")],
     out: Annotated[Path, typer.Argument(help="Folder to bring it to; there already, or new.")],
 ) -> None:
-    """Bring a whole cache from an address into a folder, checksums compared; a cache of the same encoder there gains it."""
-    _merge(run, out, [cache], copy=False)
+    """Bring a whole cache from an address into a folder, checksums compared; a cache of the same encoder there gains it.
+
+    From the Hugging Face Hub (hf://) a cache or a run comes into a folder of its own.
+    """
+    if source.startswith("hf:"):
+        _pull_from_hub(run, source, out)
+    else:
+        _merge(run, out, [Path(source)], copy=False)
+
+
+def _pull_from_hub(run: Run, source: str, out: Path) -> None:
+    from glscl.cache.files import written
+    from glscl.cache.library import open_library
+    from glscl.cache.upkeep.verification import count_shards, verify
+    from glscl.common.hub import Repository, pull_folder
+    from glscl.train_head.checkpoint import read_run
+
+    where = Repository.at(source)
+    if written(out / "store.json") or (out / "run.json").exists():
+        raise UsageError(f"{out} is a cache or a run already", hint="Choose another folder with `out`")
+    pull_folder(where, out)
+    if (out / "run.json").is_file():
+        found = f"a run of {read_run(out)['head']}"
+    else:
+        library = open_library(out)
+        with run.progress.task("verify", count_shards(library), "shards") as task:
+            problems = verify(library, progress=task.advance)
+        if problems:
+            raise CacheCorruptError(f"{out} is not what was pushed: {problems[0]}", hint="Delete it, and pull again")
+        found = f"{amount(len(library.stream('video').index), 'video')}, {amount(len(library.stream('text').index), 'caption')}"
+    run.say(f"{out}: {found}, from {where.address}")
+    run.result({"out": str(out), "address": where.address})
 
 
 def _merge(run: Run, out: Path, parts: list[Path], *, copy: bool) -> None:

@@ -29,10 +29,10 @@ import typer
 
 from glscl.commands.streams import standard_streams
 from glscl.commands.wording import error_text, worded
+from glscl.common.addresses import local_path, shown
 from glscl.common.errors import GlsclError, UsageError
 from glscl.common.launch import launch
 from glscl.common.memory import is_full
-from glscl.common.places import local_path, shown
 from glscl.common.progress import Progress
 from glscl.common.settings import as_dict, build, check, read_settings_file, setting
 from glscl.common.tables import steers

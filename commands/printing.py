@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from glscl.commands.options import Run
-from glscl.common.places import address_of
+from glscl.common.addresses import address_of
 from glscl.common.progress import duration
 from glscl.common.tables import Table, TableRow, amount, cell_text, plain_table, render
 from glscl.train_head.reports import Reporter

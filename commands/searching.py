@@ -489,7 +489,7 @@ def _export_features(run: Run, store: Store, out: Path, how: dict[str, Any]) -> 
 
 
 def _export_frames(run: Run, store: Store, out: Path, to: str, split: str | None) -> None:
-    from glscl.evaluate.exporting.frames import export_frames
+    from glscl.evaluate.exporting.frame_vectors import export_frames
     from glscl.evaluate.judged_lists import about_list
 
     about = {

@@ -11,8 +11,8 @@ import typer
 
 from glscl.commands.options import Run, Stopped, command
 from glscl.commands.shared import let_import, without_index
+from glscl.common.addresses import may_exist
 from glscl.common.errors import UsageError
-from glscl.common.places import may_exist
 from glscl.common.settings import build
 from glscl.common.tables import amount
 from glscl.evaluate.serve.settings import ServeSettings
@@ -66,7 +66,7 @@ def serve(
             f"A page needs starlette and uvicorn ({error.name} is not installed)", hint="pip install 'glscl[serve]'"
         ) from error
     from glscl.evaluate.serve.app import Site
-    from glscl.evaluate.serve.catalog import open_catalog
+    from glscl.evaluate.serve.served_caches import open_catalog
 
     settings = build(ServeSettings, asked)
     device = run.device()

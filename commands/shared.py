@@ -10,8 +10,8 @@ import typer
 
 from glscl.commands.options import COMMANDS, NEW_CACHE
 from glscl.commands.wording import hint_text
+from glscl.common.addresses import may_exist
 from glscl.common.errors import GlsclError, Hint
-from glscl.common.places import may_exist
 from glscl.extract.datasets import DATASETS
 
 if TYPE_CHECKING:

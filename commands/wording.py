@@ -79,7 +79,8 @@ def command_text(command: str, settings: Mapping[str, Any], commands: Mapping[st
 def error_text(error: GlsclError, commands: Mapping[str, inspect.Signature]) -> str:
     """An error as one sentence or two: what happened, what to do."""
     message = worded(error.message, commands)
-    return f"{message.rstrip('.')}. {hint_text(error.hint, commands)}" if error.hint else message
+    ended = message if message.endswith("...") else f"{message.removesuffix('.')}."
+    return f"{ended} {hint_text(error.hint, commands)}" if error.hint else message
 
 
 def _given(declared: tuple[str, ...], value: str | bool | None) -> list[str]:

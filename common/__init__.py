@@ -2,8 +2,9 @@
 
 In reading order:
     errors          the tree of errors, and hints as data
-    places          a path on this machine, or a refusal
+    addresses       a path on this machine, an address elsewhere, or a refusal
     remote          files at an address: listed, read, put, created only where nothing is
+    hub             folders on the Hugging Face Hub, pushed with a card and pulled
     settings        settings of a stage: defaults, bounds, layers from recipe, file and options
     outside         code from outside the package: module:attribute and entry points
     launch          which process of a launch this is; the only reader of RANK and its like
@@ -16,6 +17,7 @@ In reading order:
     state_dicts     checkpoints of every kind, read without unpickling or running anything but tensors
     clip_names      what a checkpoint is of, and its backbone under open_clip's names
     tables          a table, and how it is written for a terminal, Markdown, CSV and LaTeX
+    arguments       what a function of the front door is given, compared with its annotations
     callable_room   a room that is a function of the front door too
     versions        versions of everything that can change a number
 """

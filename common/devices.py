@@ -36,11 +36,7 @@ def choose_device(name: str, place: Launch) -> torch.device:
     Raises:
         UsageError: it is not there, or more processes than GPUs are on this machine.
     """
-    import torch
-
-    with warnings.catch_warnings():  # `lost_gpu` says it
-        warnings.simplefilter("ignore")
-        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = _gpus()
     if name == "auto":
         name = "cuda" if gpus else "cpu"
     if name == "cuda" and place.world > 1 and gpus:
@@ -49,14 +45,33 @@ def choose_device(name: str, place: Launch) -> torch.device:
                 f"{place.local_world} processes on this machine, which has {gpus} GPUs", hint="Start one process a GPU"
             )
         name = f"cuda:{place.local_rank if gpus > 1 else 0}"  # a batch system may show each process its own alone
-    device = torch.device(name)
+    return require_device(name)
+
+
+def require_device(name: str) -> torch.device:
+    """The torch device of a name. Raises UsageError where it names none, or one that is not there."""
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"`device` is {name!r}; expected cpu, cuda, cuda:N or mps") from None
+    gpus = _gpus() if device.type == "cuda" else 0
     number = int(name.partition(":")[2] or 0)  # torch keeps a byte of it
-    there = {"cuda": number < gpus, "mps": torch.backends.mps.is_available(), "cpu": True}
+    there = {"cuda": number < gpus, "mps": torch.backends.mps.is_available(), "cpu": True, "meta": True}
     if not there.get(device.type, False):
         lost = lost_gpu() if device.type == "cuda" and not gpus else None
         reason = f": {lost}" if lost else ""
-        raise UsageError(f"`device` is {name!r}, which this machine does not have{reason}", hint="Use `device=auto`")
+        raise UsageError(f"`device` is {name!r}, which this machine does not have{reason}", hint="Use `device=cpu`")
     return device
+
+
+def _gpus() -> int:
+    import torch
+
+    with warnings.catch_warnings():  # `lost_gpu` says it
+        warnings.simplefilter("ignore")
+        return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def lost_gpu() -> str | None:

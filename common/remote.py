@@ -24,7 +24,7 @@ CONDITIONAL = (*BUCKETS, "memory")  # kinds of address where a put can ask that 
 TRY_FOR_SECONDS = 90.0  # from the first request on
 ANSWER_SECONDS = 60.0  # until a request is answered, and between two pieces of an answer
 AT_ONCE = 4  # files
-_FORBIDDEN = ("Credential", "Permission", "Unauthenticated")  # in names of errors
+_FORBIDDEN = ("Credential", "Permission", "Unauthenticated", "TokenNotFound", "Gated")  # in names of errors
 _PIECE = 4 << 20  # bytes that a download holds in memory
 _EXTRAS = {**BUCKETS, "abfs": "az", "gcs": "gs", "https": "https", "http": "https"}
 
@@ -76,6 +76,11 @@ def remote_errors(address: str, doing: str) -> Iterator[None]:
     except (GlsclError, KeyboardInterrupt):
         raise
     except FileNotFoundError as error:
+        if type(error).__name__ == "LocalEntryNotFoundError":  # of the Hub, where it cannot be reached
+            raise StorageError(
+                f"Cannot {doing} {address}: {first_line(error.__cause__ or error)}",
+                first="See that the address is right and the network is well",
+            ) from error
         raise NotFoundError(f"There is nothing at {address}") from error
     except ImportError as error:
         extra = _EXTRAS.get(address.partition(":")[0], "https")
@@ -85,9 +90,12 @@ def remote_errors(address: str, doing: str) -> Iterator[None]:
         ) from error
     except Exception as error:  # each store has errors of its own
         text, name = first_line(error), type(error).__name__
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if name in ("RepositoryNotFoundError", "RevisionNotFoundError") and status == 404:
+            raise NotFoundError(f"There is nothing at {address}, or nothing that you may see") from error
         if "NoSuchBucket" in str(error) or "404 Not Found" in text:
             raise NotFoundError(f"There is nothing at {address}") from error
-        if isinstance(error, PermissionError) or any(each in name for each in _FORBIDDEN):
+        if status in (401, 403) or isinstance(error, PermissionError) or any(each in name for each in _FORBIDDEN):
             raise StorageError(
                 f"Cannot {doing} {address}: {text or name}", first="See that your credentials allow it"
             ) from error

@@ -20,8 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack
 
+from glscl.common.addresses import local_path
 from glscl.common.errors import InputError, NotFoundError, UsageError
-from glscl.common.places import local_path
 
 Kind = TypeVar("Kind")
 _OPTION = re.compile(r"-v$|-?\d|--[a-z][a-z-]*(=|$)")  # or a negative number

@@ -8,6 +8,7 @@ code and lets its classes restore themselves: its pickle is read here, with stan
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import pickle
 import re
@@ -18,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -123,6 +125,16 @@ def plain_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     while all(name.startswith("model.") for name in names.values()):
         names = {key: name.removeprefix("model.") for key, name in names.items()}
     return {names[key]: value for key, value in weights.items()}
+
+
+def weights_hash(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and float32 bytes of all weights: the same for every file they may come in."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        array = value.detach().float().cpu().contiguous().numpy()
+        digest.update(f"{name}{array.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data if array.size else b"")
+    return digest.hexdigest()[:16]
 
 
 def weights_file(folder: Path) -> Path | None:

@@ -5,7 +5,7 @@ In reading order:
     render          scenes → RGB frames
     grammar         captions of stories and of single frames
     corpus          stories → mp4 files and annotations; the reader of the dataset `demo`
-    pipeline        the whole way on the corpus: extract, train, judge, report
+    stages          the whole way on the corpus: extract, train, judge, report
 
 Wings:
     train_backbone  the script that made the folder `backbone` (config, weights, merges of the byte-pair tokenizer)

@@ -22,7 +22,7 @@ from glscl.cache.files import refuse_links
 from glscl.cache.schema import Annotations, Expected, TextItem, VideoItem
 from glscl.common.errors import GlsclError, Hint, InputError, NotFoundError, StorageError, UsageError
 from glscl.common.progress import Progress
-from glscl.demo.grammar import CAPTIONS, KINDS, caption_story
+from glscl.demo.grammar import CAPTIONS, caption_story
 from glscl.demo.render import SIDE, draw_frames, frames_of_story
 from glscl.demo.world import SPLITS, Story, draw_stories
 
@@ -244,9 +244,3 @@ def read(
             raise InputError(f"{path}: an entry lacks {error}", hint=RENDER_AGAIN) from None
         expected[split] = Expected(captions=len(entries) * CAPTIONS, videos=len(entries))
     return Annotations(dataset="demo", videos=items, texts=texts, expected=expected)
-
-
-def caption_kind(text_id: str) -> str:
-    """Kind of a caption (`scene`, `pair`, `order`, `direction`, `whole`) as its id tells it; "" for a foreign id."""
-    kind = text_id.rpartition(":")[2]
-    return kind if kind in KINDS else ""

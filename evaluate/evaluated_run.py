@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from glscl.cache.store import Store
+from glscl.common.addresses import may_exist
 from glscl.common.archive_limits import check_zip
 from glscl.common.errors import (
     CacheError,
@@ -25,7 +26,6 @@ from glscl.common.errors import (
     StorageError,
     UsageError,
 )
-from glscl.common.places import may_exist
 from glscl.evaluate.judged_lists import split_hash, version_of
 from glscl.evaluate.ranks import DIRECTIONS, RANKINGS, TEXT_TO_VIDEO
 from glscl.evaluate.result_record import result_problem

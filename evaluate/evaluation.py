@@ -22,6 +22,7 @@ from torch import Tensor
 from glscl.cache.files import dump_json, write_atomically
 from glscl.cache.store import Store, choose_list, open_store
 from glscl.cache.table import Counts, FeatureTable, FramePosition
+from glscl.common.arguments import types_checked
 from glscl.common.errors import Hint, InputError, UsageError
 from glscl.common.memory import available
 from glscl.common.settings import as_dict, check
@@ -98,6 +99,7 @@ class JudgedHead(NamedTuple):
     runs: Sequence[Path] = ()
 
 
+@types_checked
 def evaluate_run(
     cache: Store | os.PathLike[str] | str | None,
     run: os.PathLike[str] | str | None = None,

@@ -49,21 +49,6 @@ def retrieval_ranks(
     return _ranks_of_matrix(similarity, video_of_text, (TEXT_TO_VIDEO, *_directions(conventions)))
 
 
-def text_to_video_ranks(similarity: Any, video_of_text: Any = None) -> np.ndarray:
-    """(T,) float64: rank of each text's video among all videos. Arguments and errors as in `retrieval_ranks`."""
-    return _ranks_of_matrix(similarity, video_of_text, (TEXT_TO_VIDEO,))[TEXT_TO_VIDEO]
-
-
-def video_to_text_ranks(similarity: Any, video_of_text: Any = None, *, convention: str = "group") -> np.ndarray:
-    """(G,) float64: rank of each video's captions, in the order of `query_videos(video_of_text)`.
-
-    Args:
-        convention: "group" or "caption", see the head of this file. The others as in `retrieval_ranks`.
-    """
-    (direction,) = _directions([convention])
-    return _ranks_of_matrix(similarity, video_of_text, (direction,))[direction]
-
-
 def query_videos(video_of_text: Any) -> np.ndarray:
     """(G,) int64: the videos that have a caption, rising; the queries of video to text."""
     return np.unique(as_integers(video_of_text))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,13 +24,14 @@ from glscl.cache.lists import list_names, read_record, versions_of
 from glscl.cache.planning import Work, begin, work_for
 from glscl.cache.schema import STREAMS, Annotations, Status
 from glscl.cache.store import Store
+from glscl.common.arguments import types_checked
 from glscl.common.devices import cores
 from glscl.common.errors import DecodeError, GlsclError, Hint, InputError, NotFoundError, StorageError, UsageError
 from glscl.common.memory import keep_freed_memory
 from glscl.common.progress import Progress
-from glscl.common.settings import as_dict, build, check, differences
+from glscl.common.settings import as_dict, build, differences
 from glscl.common.tables import amount
-from glscl.extract.backbone.encoder import Backbone, load_backbone
+from glscl.extract.backbone.encoder import Backbone, introduce, load_backbone
 from glscl.extract.backbone.weight_settings import CONFIG_FILES
 from glscl.extract.batching import Stopwatch
 from glscl.extract.captions import cut_note, extract_captions
@@ -97,9 +99,10 @@ class ExtractionSummary:
         return dataclasses.asdict(self)
 
 
+@types_checked
 def extract(
     annotations: Annotations,
-    out: Path,
+    out: os.PathLike[str] | str,
     settings: ExtractSettings | None = None,
     *,
     origin: ListOrigin | None = None,
@@ -131,7 +134,6 @@ def extract(
     """
     started = time.perf_counter()
     settings = settings or ExtractSettings()
-    check(settings)
     run = _Extraction(
         annotations,
         Path(out),
@@ -349,7 +351,7 @@ class _Extraction:
         self.library = create_library(
             self.out, _spec(s, self.about, self.origin), s.format, single_writer=s.single_writer
         )
-        self.library.write_backbone_tensors(self.about.tensors)
+        introduce(self.about.description.name, self.about.tensors, self.library)
         self.known.contents(_weight_files(s))
         return self.about
 

@@ -17,11 +17,15 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO
 
 IMPORTED = (
     "accelerate",
+    "h5py",
+    "zarr.storage",
     "glscl.cli",
     "glscl.commands.extraction",
     "glscl.commands.training",
@@ -38,10 +42,14 @@ class Forked:
     Args:
         argv: the script or `-m` and the module, and its arguments.
         environment: all of it; None is that of this process.
+        cwd: where it begins; None is where this process is.
     """
 
-    def __init__(self, argv: Sequence[object], environment: Mapping[str, str] | None = None) -> None:
-        asked = {"argv": [str(word) for word in argv], "environment": dict(environment or os.environ)}
+    def __init__(
+        self, argv: Sequence[object], environment: Mapping[str, str] | None = None, cwd: Path | None = None
+    ) -> None:
+        words = [str(word) for word in argv]
+        asked = {"argv": words, "environment": dict(environment or os.environ), "cwd": str(cwd or Path.cwd())}
         self._said: tuple[IO[str], IO[str]] = (tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+"))
         read, write = os.pipe()
         socket.send_fds(_server(), [json.dumps(asked).encode()], [*(file.fileno() for file in self._said), write])
@@ -68,6 +76,16 @@ class Forked:
     def send_signal(self, kind: signal.Signals) -> None:
         if self.poll() is None:
             os.kill(self.pid, kind)
+
+    def lines(self, count: int, timeout: float = 300) -> list[str]:
+        """The first ones of its standard output, as soon as there are so many; fewer where it ends without."""
+        until = time.monotonic() + timeout
+        while True:
+            ended = self.poll() is not None or time.monotonic() > until
+            *whole, _ = os.pread(self._said[0].fileno(), 1 << 16, 0).decode().split("\n")
+            if len(whole) >= count or ended:
+                return whole[:count]
+            time.sleep(0.005)
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """What it printed to standard output and standard error, once it has ended."""
@@ -118,6 +136,7 @@ def _begun(asked: dict, out: int, err: int, told: int) -> list[str]:
         os.close(descriptor)
     os.environ.clear()
     os.environ.update(asked["environment"])
+    os.chdir(asked["cwd"])
     return asked["argv"]
 
 

@@ -11,18 +11,19 @@ import pytest
 
 from glscl.cache.store import open_store
 from glscl.common.errors import UsageError
-from glscl.demo.pipeline import DemoSettings, chance, run_demo, table
+from glscl.demo.stages import DemoSettings, chance, run_demo, table
 from glscl.evaluate.metrics import retrieval_metrics
 
 SCHEMA = Path(__file__).parents[1] / "docs" / "result.schema.json"
 EXAMPLES = SCHEMA.parents[1] / "examples"
+SIZES = {"train": 8, "val": 4, "test": 10}
 DIRECTIONS = ("text_to_video", "video_to_text", "video_to_text_caption")
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
-    return out, run_demo(out, DemoSettings(sizes={"train": 20, "val": 10, "test": 10}, epochs=1, workers=1))
+    return out, run_demo(out, DemoSettings(sizes=SIZES, epochs=1, workers=1))
 
 
 def test_every_entry_of_the_results_is_a_result(demo):
@@ -52,7 +53,7 @@ def test_the_heads_have_runs_and_the_page_and_the_times_stand_beside(demo):
 def test_a_second_demo_in_the_same_folder_trains_nothing_again(demo):
     out, done = demo
     weights = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
-    again = run_demo(out, DemoSettings(sizes={"train": 20, "val": 10, "test": 10}, epochs=1, workers=1))
+    again = run_demo(out, DemoSettings(sizes=SIZES, epochs=1, workers=1))
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == weights
     for name, result in done.results.items():
         assert {d: again.results[name][d] for d in DIRECTIONS} == {d: result[d] for d in DIRECTIONS}
@@ -60,8 +61,8 @@ def test_a_second_demo_in_the_same_folder_trains_nothing_again(demo):
 
 def test_the_second_pass_goes_on_from_the_glscl_head_and_its_backbone_extracts_again(demo):
     out, done = demo
-    sizes, lines = {"train": 20, "val": 10, "test": 10}, []
-    tuned = run_demo(out, DemoSettings(sizes=sizes, epochs=1, workers=1, finetune=True), say=lines.append)
+    lines = []
+    tuned = run_demo(out, DemoSettings(sizes=SIZES, epochs=1, workers=1, finetune=True), say=lines.append)
     assert "fine-tuning the text tower with glscl (1 epochs)" in lines
     assert list(tuned.results) == [*done.results, "finetuned"] and {"finetune", "extract_again"} <= set(tuned.seconds)
     result, before = tuned.results["finetuned"], tuned.results["glscl"]
@@ -76,7 +77,7 @@ def test_the_second_pass_goes_on_from_the_glscl_head_and_its_backbone_extracts_a
 
 def test_a_demo_of_other_videos_wants_another_folder(demo):
     out, _ = demo
-    other = DemoSettings(sizes={"train": 21, "val": 10, "test": 10}, epochs=1, workers=1)
+    other = DemoSettings(sizes=SIZES | {"train": 9}, epochs=1, workers=1)
     with pytest.raises(UsageError, match="holds runs on other videos. Choose another folder with `out`"):
         run_demo(out, other)
 
@@ -108,7 +109,7 @@ def test_a_notebook_runs_on_what_the_demo_made(demo, monkeypatch, capsys, name):
                 "FOLDER": str(out),
                 "HEADS": ["projection", "attention_pool"],
                 "EPOCHS": 1,
-                "SIZES": {"train": 20, "val": 10, "test": 10},
+                "SIZES": SIZES,
             }
     printed = capsys.readouterr().out
     assert space["done"].encoded == {"videos": 0, "texts": 0, "frames": 0}

@@ -5,10 +5,14 @@ from __future__ import annotations
 import ast
 import re
 import tomllib
+from collections import Counter
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import pytest
+
+from glscl.cli import COMMAND_GROUPS
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ["common", "cache", "extract", "train_head", "evaluate", "demo", "commands"]  # each may import those before it
@@ -157,12 +161,19 @@ def test_no_module_is_named_like_a_library_it_uses():
     assert not {path.stem for path in modules().values()} & LIBRARIES
 
 
+def test_a_name_of_a_module_has_one_meaning_and_says_it():
+    """Two files of one name are two things called alike; only `settings` are of a stage each."""
+    stems = Counter(path.stem for path in modules().values() if path.stem not in ("__init__", "settings"))
+    assert [stem for stem, count in stems.items() if count > 1] == []
+    vague = {"beside", "standing", "finite", "places", "upstream", "pieces", "utils", "helpers", "misc"}
+    assert not vague & {word for stem in stems for word in stem.split("_")}
+
+
 @pytest.mark.parametrize("room", ROOMS[:-1])
 def test_nothing_below_the_commands_knows_an_option_or_a_command(room):
     """Options and commands are words of `commands/`: the library names settings in backticks and gives hints as data."""
-    option = re.compile(
-        r"(?<![\w(-])--[a-z][a-z-]+|\bglscl (extract|inspect|repair|merge|convert|import-|train-head|finetune|eval)"
-    )
+    commands = "|".join(function.__name__.replace("_", "-") for function in chain(*COMMAND_GROUPS.values()))
+    option = re.compile(rf"(?<!var\()(?<![\w-])--[a-z][a-z-]+|\bglscl ({commands})\b")
     found = [
         f"{name}, line {node.lineno}: {node.value[:80]!r}"
         for name, path in modules().items()

@@ -295,7 +295,7 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise NotFoundError(f"There is no {path}", hint="Train until the first epoch is done, or name another run")
     try:
-        with utf8_name(path) as name, safe_open(name, framework="pt") as file:
+        with open(path, "rb"), utf8_name(path) as name, safe_open(name, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except Exception as error:  # safetensors raises its own, undocumented type
         refuse_unread(error, path)

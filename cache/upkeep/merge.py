@@ -23,6 +23,7 @@ from glscl.cache.creation import create_library
 from glscl.cache.files import (
     put_if_absent,
     refuse_links,
+    refuse_unread,
     remove,
     storage_errors,
     sync_directory,
@@ -223,8 +224,12 @@ class _Merge:
             sync_tree(aside)
             os.rename(aside, final)
             sync_directory(final.parent)
-        except BaseException:
+        except BaseException as error:
             remove(aside, self.root)
+            if isinstance(error, shutil.Error):  # of copytree: (from, to, what it says) of each
+                refuse_unread(error, error.args[0][0][0])
+            elif getattr(error, "filename", None) == str(source):
+                refuse_unread(error, source)
             raise
 
     def _link_or_copy(self, file: str, to: str) -> str:

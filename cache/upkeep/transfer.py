@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from glscl.cache.commits import all_commits_file, commit_file
+from glscl.cache.files import refuse_links
 from glscl.cache.fingerprint import differences
 from glscl.cache.library import Library, open_library
 from glscl.cache.lists import current_version, list_names
@@ -18,8 +19,8 @@ from glscl.cache.mirror import Mirror
 from glscl.cache.schema import STREAMS
 from glscl.cache.store import Store, open_store
 from glscl.cache.upkeep.contents import commit_bytes
+from glscl.common.addresses import address_of
 from glscl.common.errors import FingerprintError, Hint, UsageError
-from glscl.common.places import address_of
 
 
 @dataclass
@@ -51,7 +52,7 @@ def push(cache: os.PathLike[str] | str, address: str, *, progress: Callable[[], 
     Raises:
         UsageError: a flat file, or an address that cannot be written.
         FingerprintError: a cache of another encoder is there.
-        StorageError: the address cannot be reached.
+        StorageError: the address cannot be reached, or a link stands in the cache, and what it leads to would be sent.
     """
     known = address_of(address, "address")
     if known is None:
@@ -62,6 +63,7 @@ def push(cache: os.PathLike[str] | str, address: str, *, progress: Callable[[], 
     address, library = known, open_library(cache)
     if library.is_flat:
         raise UsageError(f"{library.path} is one flat file; copy it as it is, for it can be read at an address")
+    refuse_links(library.path)
     mirror = Mirror(address, library.path)
     mirror.there = mirror.listing()
     header = (library.path / "store.json").read_bytes()

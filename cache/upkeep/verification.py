@@ -28,12 +28,18 @@ def count_shards(library: Library) -> int:
         return sum(1 for stream in STREAMS for _ in (library.path / "shards" / stream).glob("*-*-*"))
 
 
+class Unread(str):
+    """A problem that says nothing of what is in the file; `first`: what is to be done before it is read again."""
+
+    first: str | None = None
+
+
 def verify(library: Library, *, progress: Callable[[], None] = lambda: None) -> list[str]:
     """Every contradiction, as a line; none of a good cache.
 
     Read back are additions (against their names), commits, lists (against their checksums and hashes), the backbone's tensors,
     and every committed shard: checksums, shapes, boundaries, finiteness, and keys, of which those of captions are made again.
-    A link anywhere in the cache is a problem too.
+    A link anywhere in the cache is a problem too, and a shard that could not be read is one, an `Unread`.
 
     Args:
         progress: called after each shard.
@@ -58,7 +64,9 @@ def _read_or_told(library: Library, commit: Commit, keys: np.ndarray) -> list[st
     try:
         return verify_commit(library, commit, keys)
     except StorageError as error:
-        return [error.message]
+        told = Unread(error.message)
+        told.first = error.first
+        return [told]
 
 
 def _different(files: Mapping[Path, Commit]) -> list[Commit]:

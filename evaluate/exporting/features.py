@@ -30,7 +30,7 @@ from glscl.cache.shard_arrays import decode_features
 from glscl.cache.store import Store
 from glscl.common.errors import InputError, UsageError
 from glscl.common.versions import versions
-from glscl.evaluate.exporting.frames import put_aside
+from glscl.evaluate.exporting.frame_vectors import put_aside
 
 FEATURE_FORMATS = ("npy-files", "npz", "h5", "webdataset")
 NAMES = ("id", "content")

@@ -32,10 +32,6 @@ class FrameWeights(NamedTuple):
     values: Tensor
     meaning: str
 
-    @property
-    def sums_to_one(self) -> bool:
-        return self.meaning != COSINE
-
 
 @torch.inference_mode()
 def frame_weights(head: Head, text: TextFeatures, video: VideoFeatures) -> FrameWeights:

@@ -24,7 +24,7 @@ from glscl.evaluate.judged_lists import version_of
 from glscl.evaluate.metrics import METRICS, directions_of_better, further_metrics, main_metrics
 from glscl.evaluate.report.examples import Pictures, Thumbnails, examples_context
 from glscl.evaluate.report.figures import TITLES
-from glscl.evaluate.report.tables import backbone_name, groups_of
+from glscl.evaluate.report.table_contents import backbone_name, groups_of
 
 _LONG_CAPTION = 240  # characters shown before the rest is folded away
 _FAILURES_SHOWN = 100

@@ -1,24 +1,51 @@
-"""The validation of a training that is tracked: metrics as in any other, their intervals, and a page about the best epoch."""
+"""Training that is validated; where it is tracked: metrics as in any other, their intervals, and a page about the best epoch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable
+from glscl.common.arguments import types_checked
 from glscl.common.versions import versions
 from glscl.evaluate.evaluation import Evaluation, evaluate_head, validation_metrics, write_result
 from glscl.evaluate.judged_lists import about_list
 from glscl.evaluate.ranks import DIRECTIONS
 from glscl.evaluate.settings import EvaluateSettings
+from glscl.train_head import train as training
 from glscl.train_head.heads.base import Head
 from glscl.train_head.run_cache import backbone_of
-from glscl.train_head.settings import TrainSettings, tracker_names
+from glscl.train_head.settings import TrainSettings, resolve, tracker_names
+from glscl.train_head.train import TrainResult
 
 _RESULT, _PAGE = "validation.json", "validation.html"
+
+
+@types_checked
+def train(
+    cache: Store, settings: TrainSettings | None, out: PathLike[str] | str, *, device: str | torch.device = "cpu"
+) -> TrainResult:
+    """Train a head on a cache, validate every epoch, and keep best and last in a run folder.
+
+    Args:
+        cache: from `open_cache`, at the list to train on.
+        settings: what to train and how; None is `glscl` by the recipe of the cache's data set.
+        out: the run folder; it must hold no run yet.
+        device: where to train.
+
+    Raises:
+        UsageError: the folder holds a run, or settings that do not fit the cache.
+        NonFiniteError: the loss became NaN or infinite.
+    """
+    settings = settings or resolve({}, dataset=cache.recipe)
+    validate = validation_of(cache, settings, Path(out))
+    return training.train(cache, Path(out), settings, device=device, validate=validate)
 
 
 def validation_of(

@@ -20,7 +20,6 @@ import io
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,11 +30,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glscl.cache.additions import KeyIndex
-from glscl.cache.files import dump_json, half_written, load_json, storage_errors, sync_directory, write_atomically
+from glscl.cache.files import (
+    dump_json,
+    half_written,
+    load_json,
+    refuse_links,
+    remove,
+    storage_errors,
+    sync_directory,
+    write_atomically,
+)
 from glscl.cache.library import Library
 from glscl.cache.lock import hold_folder
 from glscl.cache.reading import in_pieces, read_arrays
-from glscl.cache.schema import Status
+from glscl.cache.schema import DEPTH, Status
 from glscl.cache.store import Store
 from glscl.cache.table import stored_tensor
 from glscl.common.errors import (
@@ -45,7 +53,6 @@ from glscl.common.errors import (
     Hint,
     InputError,
     NonFiniteError,
-    StorageError,
     UsageError,
     first_line,
 )
@@ -250,11 +257,12 @@ def make_index(
 
     Raises:
         UsageError: no faiss, or a flat file. InputError: no frames.
-        BusyError: somebody else makes it. StorageError: it cannot be written.
+        BusyError: somebody else makes it. StorageError: it cannot be written, or a link stands in the cache.
     """
     faiss_module()
     if library.is_flat:
         raise UsageError(f"{library.path} is one file; an index stands in the folder of a cache")
+    refuse_links(library.path, depth=DEPTH)
     folder = library.path / FOLDER
     items, counts = items_with_frames(library)
     if not counts.sum():
@@ -372,13 +380,13 @@ def _add(library: Library, folder: Path, about: About, items: np.ndarray, added:
     path, aside = folder / f"{name}.faiss", folder / f".{name}.faiss.00000000.tmp"
     with storage_errors(path):
         try:
-            faiss.write_index(index, str(aside))
-        except RuntimeError as error:  # of faiss, whatever the disk said
+            with open(aside, "wb") as file:  # faiss's own writer takes no notice of a disk that is full when it closes
+                faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        finally:
             aside.unlink(missing_ok=True)
-            raise StorageError(f"{path} cannot be written: {first_line(error)}") from error
-        with open(aside, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, path)
         sync_directory(folder)
     return Segment(name, len(items), int(offsets[-1]))
 
@@ -388,8 +396,7 @@ def _remove_others(folder: Path, about: About) -> None:
     names = {about.cells, *(segment.name for segment in about.segments)}
     others = [path for kind in ("faiss", "npz") for path in folder.glob(f"*.{kind}") if path.stem not in names]
     for path in [*others, *half_written(folder)]:
-        with suppress(OSError):
-            path.unlink()
+        remove(path, folder.parent)
 
 
 # --- measuring -----------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from torch import Tensor
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable
+from glscl.common.arguments import types_checked
 from glscl.common.errors import NotFoundError, UsageError
 from glscl.evaluate.evaluation import seen_at, zero_shot_head
 from glscl.evaluate.search.answers import CaptionHit, Files, MomentHit, VideoHit, Where
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 REORDERED = 100  # videos found by their frames that a head puts in order
 
 
+@types_checked
 def load_run(
     run: os.PathLike[str] | str,
     cache: Store | os.PathLike[str] | str | None = None,
@@ -72,6 +74,7 @@ def load_run(
     return Model(head, store, record=record, frames=frames, frame_position=position, device=device)
 
 
+@types_checked
 def zero_shot(store: Store, head: str = "best_frames", *, device: str | torch.device = "cpu") -> Model:
     """A head that needs no training; where it looks at few frames, at as many as the recipe of the data set names."""
     frames = RECIPES.get(store.recipe, RECIPES["default"]).frames
@@ -187,12 +190,14 @@ class Model:
             self.__dict__["backbone"] = other.backbone
         return self
 
+    @types_checked
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Sentences → (T, D) and (T, L, D) features as the cache holds them, white space folded."""
         found = self.backbone.encode_texts([" ".join(text.split()) for text in texts], padded=self.padded)
         tokens, mask = (None if each is None else each.to(self.device) for each in found[1:])
         return TextFeatures(found.text_features.to(self.device), tokens, mask)
 
+    @types_checked
     @torch.inference_mode()
     def similarity(self, texts: Sequence[str] | TextFeatures, table: FeatureTable | None = None) -> Tensor:
         """(T, V) float32: how well each sentence fits each video of a table; the whole list by default."""
@@ -202,6 +207,7 @@ class Model:
 
     # --- what is looked for ------------------------------------------------------------------------------------
 
+    @types_checked
     def sentence(self, text: str, *, also: Sequence[str] = (), without: Sequence[str] = ()) -> Query:
         """A sentence, with others that count as much, and others that count against it by half.
 
@@ -252,6 +258,7 @@ class Model:
             query, top=settings.top, where=where, moments=settings.moments, minimum=minimum, exact=settings.exact
         )
 
+    @types_checked
     def search(
         self, sentence: str, *, top: int = 10, split: str | None = None, normalise: str | None = None
     ) -> list[VideoHit]:

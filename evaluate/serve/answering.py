@@ -18,7 +18,7 @@ from glscl.common.errors import UsageError
 from glscl.evaluate.search.answers import Where
 from glscl.evaluate.search.model import Model, Query
 from glscl.evaluate.serve.asking import Asked
-from glscl.evaluate.serve.catalog import Catalog, Collection
+from glscl.evaluate.serve.served_caches import Catalog, Collection
 
 POINTS = 160  # of the score over time, a video
 FEWER_POINTS = 48  # where many videos are answers

@@ -35,11 +35,11 @@ from glscl.common.errors import (
 from glscl.common.tar_members import TarMember
 from glscl.evaluate.serve.answering import Answers, to_json
 from glscl.evaluate.serve.asking import MOST, PART, SEARCH, SENTENCES, WHERE, Asked, read_parameters
-from glscl.evaluate.serve.catalog import Catalog, Collection
+from glscl.evaluate.serve.moment_pictures import Abandoned, Thumbnails
 from glscl.evaluate.serve.openapi import describe
 from glscl.evaluate.serve.playback import Previews, media_type, member_response
+from glscl.evaluate.serve.served_caches import Catalog, Collection
 from glscl.evaluate.serve.settings import ServeSettings
-from glscl.evaluate.serve.thumbnails import Abandoned, Thumbnails
 from glscl.extract.decode.jobs import JobPool
 from glscl.extract.decode.pool import modules_of
 from glscl.extract.decode.stills import frames_of_upload

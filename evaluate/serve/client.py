@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, quote, urlencode, urljoin, urlsplit
 
+from glscl.common.arguments import types_checked
 from glscl.common.errors import DecodeError, GlsclError, InputError, NotFoundError, UsageError
 
 ERRORS = {400: UsageError, 401: UsageError, 403: UsageError, 404: NotFoundError, 413: InputError, 422: DecodeError}
@@ -67,6 +68,7 @@ class Client:
         GlsclError: the server cannot answer now.
     """
 
+    @types_checked
     def __init__(self, url: str, *, timeout: float = 120.0) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:

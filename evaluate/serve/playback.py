@@ -16,7 +16,7 @@ from starlette.responses import Response, StreamingResponse
 
 from glscl.common.errors import NotFoundError
 from glscl.common.tar_members import TarMember
-from glscl.evaluate.serve.catalog import Video
+from glscl.evaluate.serve.served_caches import Video
 from glscl.extract.decode.jobs import JobPool
 from glscl.extract.decode.previews import Preview, make_preview
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
 
+from glscl.cache.backbone_tensors import read_tensors
 from glscl.cache.schema import TextFeatures
+from glscl.common.arguments import types_checked
 from glscl.common.devices import arithmetic
 from glscl.common.errors import (
     BackboneError,
+    CacheCorruptError,
     DecodeError,
     FingerprintError,
     InputError,
@@ -29,6 +30,7 @@ from glscl.common.errors import (
     UsageError,
     first_line,
 )
+from glscl.common.state_dicts import weights_hash
 from glscl.common.tar_members import file_of
 from glscl.extract.backbone.feeding import Feed, fetched_later
 from glscl.extract.backbone.loading import Loaded, load_model
@@ -42,12 +44,15 @@ from glscl.extract.decode.video import Decoding, FrameChunk, VideoTask
 from glscl.extract.settings import ActivationSettings
 
 if TYPE_CHECKING:
+    from glscl.cache.library import Library
     from glscl.extract.backbone.clip_model import ClipModel
 
 TEXT_BLOCKS_KEPT = 4  # blocks of the text transformer that aggregators start from
 THREAD_FRAMES = 32  # on a processor: what a layer makes of them then stays in its cache
 WIDTHS = 8  # on a GPU captions are padded to a multiple of it: a new shape costs kernels to be chosen
 WORDS = 32  # kept a caption where nobody says how many
+PROBE = "Two people are cooking; 3 dogs watch."  # its feature and that of a black frame tell a backbone by what it does
+SAME_FEATURES = 0.99  # cosine of two features of one thing by one backbone, in whatever precision, at least
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 PREPROCESSING = ("open_clip", "fast")
 
@@ -78,6 +83,8 @@ class Backbone:
         notes: what nobody said of its weights, and what was taken.
     """
 
+    MADE_BY = "`glscl.load_backbone`"
+
     def __init__(
         self, loaded: Loaded, *, words: int | None, device: torch.device, precision: str, preprocess: str = "open_clip"
     ) -> None:
@@ -104,7 +111,7 @@ class Backbone:
             library="open_clip",
             name=self.name,
             pretrained=self.pretrained,
-            weights=weights_hash(model),
+            weights=weights_hash(model.state_dict()),
             quick_gelu=any(type(m).__name__ == "QuickGELU" for m in model.modules()),
             preprocessing=preprocessing,
             tokenizer=_tokenizer_description(self.text_tower, words),
@@ -247,6 +254,7 @@ class Backbone:
             found.append(f"the tokenizer of {self.name} hardly knows this script: what is found means little")
         return found
 
+    @types_checked
     def encode_texts(self, texts: Sequence[str], *, padded: bool = False) -> TextFeatures:
         """Sentences → text_features (T, D), token_features (T, L, D) and token_mask (T, L), float32 on the host.
 
@@ -289,8 +297,12 @@ class Backbone:
             for key, value in text.state_dict().items()
             if key.startswith(wanted)
         }
+        ids = self.text_tower.tokenize([PROBE], self.words)
+        with torch.inference_mode(), self._arithmetic():
+            sentence, _ = self._frozen[1].states(torch.from_numpy(ids.ids).to(self.device), int(ids.lengths[0]))
         return {
             **found,
+            "sentence": sentence[0].float().cpu().numpy(),
             "logit_scale": np.array([self.logit_scale], np.float32),
             "black_frame": np.ascontiguousarray(self.black_frame, np.float32),
             "padded_frame": self._padded_frame(),
@@ -326,6 +338,7 @@ def _weight_type(model: ClipModel) -> torch.dtype:
     return next(model.parameters()).dtype
 
 
+@types_checked
 def load_backbone(
     name: str = "ViT-B-32",
     pretrained: str | None = "openai",
@@ -384,7 +397,7 @@ def backbone_of_cache(
 
     Raises:
         UsageError: the features were imported, so no backbone is known.
-        FingerprintError: the weights are others.
+        FingerprintError: the weights are others, or give other features.
         BackboneError: the cache says too little, or see `load_backbone`.
     """
     made = configuration.get("text_backbone", configuration["backbone"])
@@ -413,7 +426,38 @@ def backbone_of_cache(
             f"these are {backbone.description.weights}",
             hint="Give the same weights with `pretrained=FILE`",
         )
+    with contextlib.suppress(CacheCorruptError):
+        _compare_features(backbone.name, backbone.tensors_for_heads(), read_tensors(where), where)
     return backbone
+
+
+def introduce(name: str, ours: Mapping[str, np.ndarray], library: Library) -> None:
+    """Leave in a cache what heads start from (`Backbone.tensors_for_heads`), or compare it with what stands there.
+
+    Raises:
+        FingerprintError: the backbone that made the cache had these weights and gave other features, so its configuration,
+            its tokenizer or a library that computes them was another.
+        StorageError: it cannot be written.
+    """
+    library.write_backbone_tensors(ours)
+    with contextlib.suppress(CacheCorruptError):  # whoever needs them says so
+        _compare_features(name, ours, library.backbone_tensors(), library.path)
+
+
+def _compare_features(
+    backbone: str, ours: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray], where: Path
+) -> None:
+    for name, what in (("black_frame", "pictures"), ("sentence", "captions")):
+        if name in kept and name in ours and _cosine(kept[name], ours[name]) < SAME_FEATURES:
+            raise FingerprintError(
+                f"{where} was made with the same weights of {backbone}, but {what} had other features: the "
+                "backbone's configuration, its tokenizer or a version of open_clip or transformers was another",
+                hint="Go back to what made it, or extract again into another cache",
+            )
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.dot(a, b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30))
 
 
 def _tokenizer_description(tower: TextTower, words: int) -> str:
@@ -441,13 +485,3 @@ def _split_preprocessing(model: ClipModel) -> tuple[PictureTransform, torch.Tens
     mean, std = (torch.tensor(list(v), dtype=torch.float32).view(3, 1, 1) for v in (normalise.mean, normalise.std))
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(settings.items())}
     return PictureTransform(transform.transforms[:-3], size), mean, std, plain
-
-
-def weights_hash(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and float32 bytes of all weights: the same for every file they may come in."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        array = value.detach().float().cpu().contiguous().numpy()
-        digest.update(f"{name}{array.shape}".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data if array.size else b"")
-    return digest.hexdigest()[:16]

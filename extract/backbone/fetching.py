@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glscl.cache.files import dump_json, write_atomically
+from glscl.cache.files import dump_json, refuse_links, write_atomically
 from glscl.common.errors import BackboneError, UsageError
 from glscl.extract.backbone.catalog import config_of
 from glscl.extract.backbone.encoder import Backbone, load_backbone
@@ -44,7 +44,7 @@ def fetch(name: str, pretrained: str | None, out: Path, *, asked: ActivationSett
     Raises:
         BackboneError: it cannot be had, or the folder does not give the same again.
         UsageError: the folder holds something else.
-        StorageError: it cannot be written.
+        StorageError: it cannot be written, or a link stands in the folder.
     """
     from safetensors.torch import save
 
@@ -52,6 +52,7 @@ def fetch(name: str, pretrained: str | None, out: Path, *, asked: ActivationSett
         raise UsageError("demo is built in: there is nothing to fetch")
     if out.is_dir() and any(out.iterdir()) and not _is_fetched(out):
         raise UsageError(f"{out} holds other files", hint="Choose another folder with `out`")
+    refuse_links(out)
     backbone = load_backbone(name, pretrained, precision="fp32", asked=asked)
     out.mkdir(parents=True, exist_ok=True)
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in backbone.model.state_dict().items()}

@@ -13,10 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from glscl.common.errors import BackboneError
+
 if TYPE_CHECKING:
     from glscl.extract.backbone.clip_model import ClipModel
 
-SAMPLE = 20  # characters of a sentence that tell whether its script is known
+SAMPLE = (
+    20  # characters of a sentence that tell whether its script is known; tokens that tell how captions are filled up
+)
 
 
 class TokenizedTexts(NamedTuple):
@@ -39,6 +43,7 @@ class TextTower:
     Attributes:
         context_length: C.
         padding: id behind the end of a caption.
+        closing: id in the last position of every caption, behind its padding (CLIPS); None where there is none.
         gives_tokens: whether it tells the states of its tokens; all of open_clip's do.
     """
 
@@ -47,7 +52,10 @@ class TextTower:
         self.tower: Any = getattr(model, "text", model)
         known = (getattr(each, "context_length", None) for each in (tokenizer, model, self.tower))
         self.context_length = int(next(filter(None, known)))
-        self.padding = int(tokenizer([""])[0, -1])
+        self.padding, self.closing = int(tokenizer([""])[0, -1]), None
+        if getattr(tokenizer, "tokenizer_mode", "") == "clips":
+            self.padding, self.closing = int(tokenizer.tokenizer.pad_token_id), self.padding
+        self._check_padding()
         self.gives_tokens = _is_hugging_face(self.tower) or hasattr(model, "forward_intermediates")
 
     @property
@@ -57,9 +65,23 @@ class TextTower:
             return False
         return getattr(self.model, "text_pool_type", "argmax") in ("argmax", "eos", "first")
 
+    def _check_padding(self) -> None:
+        """Raise BackboneError where a short caption, cut and filled up again, is not what the tokenizer makes of it."""
+        ids = torch.from_numpy(self.tokenize(["a man"], min(SAMPLE, self.context_length)).ids)
+        if not torch.equal(self._filled(ids), self.tokenizer(["a man"])):
+            raise BackboneError(
+                "The tokenizer fills captions up in a way that is not known here, such as on their left",
+                hint='Set "padding_side" to "right" in its tokenizer_config.json, if the weights were trained so',
+            )
+
     def tokenize(self, texts: Sequence[str], words: int) -> TokenizedTexts:
         """Ids cut to `words`: as the public programs do, the end token takes the last place of a cut caption."""
-        ids = self.tokenizer(list(texts), context_length=words).numpy().astype(np.int64)
+        if self.closing is None:
+            ids = self.tokenizer(list(texts), context_length=words).numpy().astype(np.int64)
+        else:  # without it, and at the full length with a place for it
+            kept = words if words != self.context_length else words - 1
+            ids = self.tokenizer(list(texts), context_length=kept + 1).numpy().astype(np.int64)[:, :-1]
+            ids = np.pad(ids, ((0, 0), (0, words - kept)), constant_values=self.padding)
         end = getattr(self.tokenizer, "eot_token_id", None)
         if end is not None:
             return TokenizedTexts(ids, (ids == end).argmax(1) + 1)
@@ -86,7 +108,7 @@ class TextTower:
         """
         if self.is_causal:
             return self._causal_states(ids[:, :longest])
-        padded = nn.functional.pad(ids, (0, self.context_length - ids.shape[1]), value=self.padding)  # (T, C)
+        padded = self._filled(ids)
         if _is_hugging_face(self.tower):
             return self._hugging_face_states(padded)
         states = None
@@ -108,6 +130,13 @@ class TextTower:
         mask = mask.masked_fill(hidden[:, None], -torch.inf)  # (T, W, W)
         heads = self.model.transformer.resblocks[0].attn.num_heads
         return self._causal_states(ids, mask.repeat_interleave(heads, 0))
+
+    def _filled(self, ids: torch.Tensor) -> torch.Tensor:
+        """(T, W) ids → (T, C) as the tower was trained on them."""
+        padded = nn.functional.pad(ids, (0, self.context_length - ids.shape[1]), value=self.padding)
+        if self.closing is not None:
+            padded = torch.cat((padded[:, :-1], torch.full_like(padded[:, :1], self.closing)), 1)
+        return padded
 
     def _causal_states(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """What stands behind the longest caption cannot be seen from it, so it is not computed."""

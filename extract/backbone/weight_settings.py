@@ -153,7 +153,7 @@ def said_beside(name: str, source: Path, found: ClipWeights) -> dict[str, Any]:
 
 
 def describes(config: Any, name: str) -> bool:
-    """Whether a `model_cfg` has the towers of an architecture of open_clip: their sizes, and the heads, which shapes hide."""
+    """Whether a `model_cfg` has the towers of an architecture of open_clip: their sizes, and what shapes hide."""
     import open_clip
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
@@ -168,8 +168,9 @@ def describes(config: Any, name: str) -> bool:
     return isinstance(config, dict) and known is not None and towers(config) == towers(known)
 
 
-_VISION = ("layers", "width", "head_width", "patch_size", "image_size", "timm_model_name")
-_TEXT = ("context_length", "vocab_size", "width", "heads", "layers", "hf_model_name")
+_BOTH = ("layers", "width", "pool_type", "final_ln_after_pool", "act_kwargs", "norm_kwargs")
+_VISION = (*_BOTH, "head_width", "patch_size", "image_size", "timm_model_name", "timm_pool")
+_TEXT = (*_BOTH, "heads", "context_length", "vocab_size", "hf_model_name", "hf_pooler_type", "no_causal_mask")
 
 
 def check_towers(model: Any, source: Path, found: ClipWeights) -> None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glscl.common.arguments import types_checked
 from glscl.common.errors import UsageError
 from glscl.common.outside import attribute, load, outside_name
 
@@ -224,6 +226,34 @@ DATASETS: dict[str, DatasetEntry] = {
         fps=2.0,
     ),
 }
+
+
+@types_checked
+def read_dataset(
+    name: str,
+    annotations: PathLike[str] | str | None,
+    videos: PathLike[str] | str | None = None,
+    *,
+    protocol: str | None = None,
+    splits: Sequence[str] | None = None,
+    allow_shared: bool = False,
+) -> Annotations:
+    """Videos and captions of a data set, with the files that were found; nothing is decoded.
+
+    Args:
+        name: "msrvtt", "csv", …, or `package.module:reader` of one's own.
+        annotations: folder, or file, with the annotations; None where the reader needs none (`folder`).
+        videos: folder with the videos; None leaves every path None.
+        protocol: variant of the splits, such as "9k"; the data set's first by default.
+        splits: only these of train, val, test.
+        allow_shared: of one's own data, let copies of one video lie in several splits.
+
+    Raises:
+        UsageError: unknown data set, protocol or split.
+        NotFoundError, InputError: files that are not there, or are not what they should be.
+    """
+    places = [None if place is None else Path(place) for place in (annotations, videos)]
+    return dataset_entry(name).read(places[0], places[1], splits=splits, protocol=protocol, allow_shared=allow_shared)
 
 
 def first_videos(annotations: Annotations, count: int) -> Annotations:

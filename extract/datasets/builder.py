@@ -17,6 +17,7 @@ from glscl.extract.datasets.text_files import examples, fold, is_clean, listing,
 from glscl.extract.datasets.video_files import VideoFiles, split_extension
 
 NOT_LOOKED_FOR = "no folder of videos was given: no file was looked for"
+EMPTY_WORDS = frozenset({"nan", "none", "null", "n/a", "<na>"})
 LEAK = "A video belongs to one split: training on a test video makes every number worthless"
 
 
@@ -47,6 +48,7 @@ class AnnotationBuilder:
         self._captioned: set[str] = set()
         self._written: dict[str, list[str]] = {split: [] for split in splits}
         self._empty: dict[str, list[int | str]] = {}
+        self._words: dict[str, list[int | str]] = {}  # captions that are such a word, see EMPTY_WORDS
 
     def video(
         self,
@@ -95,6 +97,8 @@ class AnnotationBuilder:
         if not text:
             self._empty.setdefault(str(path), []).append("?" if row is None else row)
             return False
+        if text.lower() in EMPTY_WORDS:
+            self._words.setdefault(str(path), []).append("?" if row is None else row)
         if not is_clean(text):
             refuse(path, row, f"the caption {show(text)} is not valid Unicode")
         original = None if text == caption else caption
@@ -153,8 +157,12 @@ class AnnotationBuilder:
             NotFoundError: no such folder.
         """
         for path, rows in self._empty.items():
-            shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
-            self.note(f"dropped {amount(len(rows), 'empty caption')}: {location(path, shown)}")
+            self.note(f"dropped {amount(len(rows), 'empty caption')}: {location(path, examples(rows, 10))}")
+        for path, rows in self._words.items():
+            kinds = "as programs write an empty cell: taken as text"
+            self.note(
+                f"{amount(len(rows), 'caption')} of the word nan, none or null, {kinds}: {location(path, examples(rows, 10))}"
+            )
         items = [(split, id, entry) for split, entries in self._videos.items() for id, entry in entries.items()]
         if not items:
             raise InputError(f"{self.dataset}: no video in {listing(self.splits)}")
@@ -164,7 +172,7 @@ class AnnotationBuilder:
         if located is None and videos is not None:
             files = VideoFiles(videos)
             located = files.locate(names, also=also, any_prefix=any_prefix)
-            self.notes.extend(files.notes)
+            self.notes.extend([*files.notes, *([] if located else files.strangers(located, names))])
         elif located is None:  # only absolute paths can be looked for
             located = {name: name for name in names if os.path.isabs(name) and os.path.isfile(name)}
             if len(located) < len(names):

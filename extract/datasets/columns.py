@@ -29,8 +29,10 @@ NAMES: dict[str, tuple[str, ...]] = {  # column → how it is spelled; the first
     "id": ("id",),
 }
 _SPELLINGS = frozenset(each for spellings in NAMES.values() for each in spellings)
+_SAID_SEPARATOR = re.compile(r"sep=([\t;,])", re.IGNORECASE)  # a first line for Excel
 WANTED = "expected the columns video,caption[,split,start,end,id]"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_CLOCK = re.compile(r"(\d+):([0-5]?\d):([0-5]?\d(?:\.\d*)?)", re.ASCII)  # 1:02:03.5
 _FILM_TIME = re.compile(r"\d{1,2}([.:]\d{1,2}){2}([.:,]\d{1,3})?", re.ASCII)  # 01.23.45.678
 
 
@@ -38,15 +40,20 @@ _FILM_TIME = re.compile(r"\d{1,2}([.:]\d{1,2}){2}([.:,]\d{1,3})?", re.ASCII)  # 
 
 
 def number(value: object, name: str, path: Path, row: int | str | None) -> float:
-    """A finite number of seconds, not negative, from a JSON number or the text of a cell (`12.5`, not `1_0` or `1:30`)."""
+    """A finite number of seconds, not negative, from a JSON number or the text of a cell.
+
+    A cell holds `12.5` or `0:01:02.5`; not `1_0`, and not `1:30`, which programs write for minutes and for hours.
+    """
     result = math.nan
-    if (isinstance(value, (int, float)) and not isinstance(value, bool)) or (
+    if isinstance(value, str) and (clock := _CLOCK.fullmatch(value.strip())):
+        result = int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3])
+    elif (isinstance(value, (int, float)) and not isinstance(value, bool)) or (
         isinstance(value, str) and _NUMBER.fullmatch(value.strip())
     ):
         with suppress(ValueError, OverflowError):
             result = float(value)
     if not math.isfinite(result) or result < 0:
-        refuse(path, row, f"{name} is {show(value)}, expected seconds, a number from 0")
+        refuse(path, row, f"{name} is {show(value)}, expected seconds, a number from 0, or h:mm:ss")
     return result
 
 
@@ -121,6 +128,8 @@ def separator(text: str, path: Path) -> str:
     """
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     first_line = text.lstrip("\r\n").splitlines()[0]
+    if said := _SAID_SEPARATOR.fullmatch(first_line):
+        return said[1]
     there = [each for each in dict.fromkeys((usual, "\t", ";", ",")) if each in first_line] or [usual]
     if len(there) > 1:
         headed = [each for each in there if "video" in header(next(table_records(text, path, delimiter=each))[1])]

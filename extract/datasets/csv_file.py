@@ -18,6 +18,7 @@ from typing import Any
 from glscl.cache.schema import Annotations
 from glscl.common.errors import InputError, NotFoundError, telling
 from glscl.common.tables import amount
+from glscl.extract.datasets.annotation_rows import CheckedRow, RawRow, build_from_rows
 from glscl.extract.datasets.columns import (
     NAMES,
     WANTED,
@@ -34,7 +35,6 @@ from glscl.extract.datasets.columns import (
     unused_note,
 )
 from glscl.extract.datasets.own_videos import Contents, OwnVideos
-from glscl.extract.datasets.rows import CheckedRow, RawRow, build_from_rows
 from glscl.extract.datasets.splits import SPLIT_NAMES, choose_protocol, split_name
 from glscl.extract.datasets.text_files import (
     check_id,
@@ -140,6 +140,8 @@ def _table_rows(text: str, path: Path, unused: dict[str, None], notes: list[str]
     repeated: list[int] = []
     headed = False
     for row, cells in table_records(text, path, delimiter=separator(text, path)):
+        if not first and [cell.lower() for cell in cells] == ["sep=", ""]:  # says what separates
+            continue
         if not first:
             first, at = cells, _header(cells, path, row)
             headed = bool(at)

@@ -8,8 +8,8 @@ from pathlib import Path
 from glscl.cache.schema import Annotations
 from glscl.common.errors import InputError, UsageError, telling
 from glscl.common.tables import amount
+from glscl.extract.datasets.annotation_rows import CheckedRow, RawRow, build_from_rows
 from glscl.extract.datasets.own_videos import Contents, OwnVideos
-from glscl.extract.datasets.rows import CheckedRow, RawRow, build_from_rows
 from glscl.extract.datasets.splits import SPLIT_NAMES, choose_protocol
 from glscl.extract.datasets.text_files import examples, read_lines
 from glscl.extract.datasets.video_files import VIDEO_EXTENSIONS, VideoFiles, split_extension

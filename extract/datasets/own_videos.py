@@ -58,8 +58,10 @@ class OwnVideos:
             looked, notes = len(found) == len(names), []
         else:
             files = VideoFiles(folder)
-            found, looked, notes = files.locate(names, as_paths=True), True, files.notes
-        unseen = _whole_names([name for name in names if name not in found])
+            found, looked = files.locate(names, as_paths=True), True
+            notes = [*files.notes, *files.strangers(found, names)]
+        missing = [name for name in names if name not in found]
+        unseen = _whole_names(missing)
         return cls(found, contents, unseen=unseen, notes=notes, looked=looked)
 
     def identity(self, name: str) -> Hashable:

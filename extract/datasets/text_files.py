@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import pickletools
+import re
 import stat
 import unicodedata
 from collections import Counter
@@ -100,6 +101,8 @@ def check_relative_path(value: object, path: Path | str, row: int | str | None) 
         refuse(path, row, "the video is empty")
     if "\\" in value:
         refuse(path, row, f"the video {show(value)} has a back slash; expected forward slashes between folders")
+    if re.match(r"[a-z][a-z0-9+.-]*://", value, re.IGNORECASE):
+        refuse(path, row, f"the video {show(value)} is an address; expected a path below the folder of videos")
     if value.startswith("/"):
         refuse(path, row, f"the video {show(value)} is an absolute path; expected one below the folder of videos")
     parts = [part for part in value.split("/") if part not in ("", ".")]

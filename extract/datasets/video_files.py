@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from glscl.common.errors import InputError, NotFoundError
@@ -181,6 +181,17 @@ class VideoFiles:
                 hint="Move the others away, or give `videos` the folder that holds the ones you mean.",
             )
         return {id: self.full(found[id]) for id in ids if id in found}
+
+    def strangers(self, found: Mapping[str, str], ids: Iterable[str]) -> list[str]:
+        """A note on video files of no id beside ids without a file: they may be the same, spelled in another way."""
+        missing, taken = [id for id in ids if id not in found], set(found.values())
+        unused = [name for name in self.videos() if self.full(name) not in taken]
+        if not missing or not unused:
+            return []
+        return [
+            f"not found below {self.root}: {amount(len(missing), 'video')}, for example {missing[0]}; "
+            f"and of no video there: {amount(len(unused), 'file')}, for example {unused[0]}"
+        ]
 
     def _refuse_two_ids(self, found: dict[str, str]) -> None:
         owner: dict[str, str] = {}

@@ -112,19 +112,6 @@ class VideoIndex:
         return None
 
 
-@dataclass(frozen=True, kw_only=True)
-class VideoInfo:
-    """What `probe` tells: seconds, frames a second, presented frames, pixels before rotation."""
-
-    duration: float
-    fps: float
-    frames: int
-    codec: str
-    container: str
-    width: int
-    height: int
-
-
 def seconds(pts: NDArray[np.int64], time_base: Fraction) -> NDArray[np.float64]:
     """(n,) ascending stamps as seconds from the first of them."""
     return (pts - pts[:1]) * time_base.numerator / time_base.denominator
@@ -298,35 +285,6 @@ def interlaced(path: str) -> bool:
             return any(frame.interlaced_frame for frame in itertools.islice(container.decode(stream), 1))
     except (FFmpegError, OSError, ValueError):
         return False  # decoding meets that error as well, and says what it is
-
-
-def probe(path: str) -> VideoInfo:
-    """Duration, rate and frames of a video from its packets, without decoding.
-
-    Raises:
-        NotFoundError, DecodeError: as `read_index`, and for files that FFmpeg cannot open.
-    """
-    from av.error import FFmpegError
-
-    file_stamp(path)
-    try:
-        index = read_index(path)
-    except (FFmpegError, OSError) as error:
-        raise DecodeError(f"{path}: {describe_error(error)}") from error
-    if index.irregular is None:
-        frames, (duration, fps) = len(index.pts), duration_and_rate(index.times, index.average_rate)
-    else:
-        frames, fps = index.packets, index.average_rate or 25.0
-        duration = frames / fps
-    return VideoInfo(
-        duration=duration,
-        fps=fps,
-        frames=frames,
-        codec=index.codec,
-        container=index.container,
-        width=index.width,
-        height=index.height,
-    )
 
 
 def header_seconds(path: str) -> float | None:

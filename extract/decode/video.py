@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glscl.cache.schema import Status
+from glscl.common.arguments import types_checked
 from glscl.common.errors import DecodeError, NotFoundError, UsageError
 from glscl.extract.decode.decoders import (
     Beat,
@@ -229,6 +230,7 @@ def prepared(pixels: NDArray[np.uint8], prepare: Prepare | None) -> NDArray[np.u
     return result
 
 
+@types_checked
 def decode(
     path: str | Path,
     fps: float | None = 1.0,

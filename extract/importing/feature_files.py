@@ -262,10 +262,22 @@ def _h5(path: Path, stack: ExitStack) -> Entries:
 
     def visit(name: bytes, about: Any) -> None:
         if about.type == objects.TYPE_DATASET:  # opened when it is read: an open one takes 15 kB
-            entries[name.decode("utf-8", "surrogateescape")] = partial(_dataset, file, name)
+            text = name.decode("utf-8", "surrogateescape")
+            entries[text] = _Dataset(file, text)
 
     objects.visit(file.id, visit, info=True)
     return entries
+
+
+@dataclass(frozen=True, slots=True)
+class _Dataset:
+    """A dataset of an HDF5 file, to be read; there may be a million of them."""
+
+    file: Any
+    name: str
+
+    def __call__(self) -> Any:
+        return _dataset(self.file, self.name.encode("utf-8", "surrogateescape"))
 
 
 def _dataset(file: Any, name: bytes) -> Any:

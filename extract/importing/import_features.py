@@ -39,7 +39,7 @@ from glscl.common.progress import Progress
 from glscl.common.settings import as_dict, check
 from glscl.common.tables import amount
 from glscl.common.versions import versions
-from glscl.extract.backbone.encoder import Backbone, load_backbone
+from glscl.extract.backbone.encoder import Backbone, introduce, load_backbone
 from glscl.extract.captions import cut_note, extract_captions
 from glscl.extract.datasets.builder import NOT_LOOKED_FOR
 from glscl.extract.datasets.text_files import examples
@@ -333,7 +333,7 @@ def _fill(
     if not already:
         with filling(library, made, what="import-features"):
             if backbone is not None:
-                library.write_backbone_tensors(backbone.tensors_for_heads())
+                introduce(backbone.name, backbone.tensors_for_heads(), library)
             for stream, keys in wanted.items():
                 size = settings.shard_videos if stream == "video" else settings.shard_texts
                 places = begin(library, work_for(library, stream, keys), stream, shard_items=size)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -52,8 +52,26 @@ class EntryFrames(NamedTuple):
         return self.given - len(self.place) - self.padding
 
 
-FrameReaders = dict[str, Callable[[], EntryFrames]]  # id → reads its frames
-RowReaders = dict[str, Callable[[], np.ndarray]]  # id → reads its float32 rows, (n, D)
+FrameReaders = Mapping[str, Callable[[], EntryFrames]]  # id → reads its frames
+RowReaders = Mapping[str, Callable[[], np.ndarray]]  # id → reads its float32 rows, (n, D)
+Place = TypeVar("Place")
+Rows = TypeVar("Rows")
+
+
+class _Readers(Mapping[str, Callable[[], Rows]], Generic[Place, Rows]):
+    """id → reads its rows. Of each is kept only where its rows are: of a million, readers would take 300 MB."""
+
+    def __init__(self, places: Mapping[str, Place], read: Callable[[Place], Rows]) -> None:
+        self._places, self._read = places, read
+
+    def __getitem__(self, id: str) -> Callable[[], Rows]:
+        return partial(self._read, self._places[id])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -143,7 +161,7 @@ def frame_readers(arrays: Arrays, annotations: Annotations, notes: list[str]) ->
             hint="Name each file, or each entry, after the id of its video",
         )
     notes += _unused(arrays, found.values(), "video that is listed")
-    return {id: partial(_frames, arrays, name) for id, name in found.items()}
+    return _Readers(found, partial(_frames, arrays))
 
 
 def _match_by_field(arrays: Arrays, ids: Sequence[str], notes: list[str]) -> dict[str, str]:
@@ -201,7 +219,7 @@ def text_readers(arrays: Arrays, annotations: Annotations, axes: int, notes: lis
     by_caption = match(arrays.entries, ids, arrays.path)
     if by_caption:
         notes += _unused(arrays, by_caption.values(), "caption that is listed")
-        return {id: partial(_rows, arrays, name) for id, name in by_caption.items()}
+        return _Readers(by_caption, partial(_rows, arrays))
     written, kept = annotations.written or ids, frozenset(ids)
     of_video: dict[str, list[str]] = defaultdict(list)
     for id in written:
@@ -210,11 +228,11 @@ def text_readers(arrays: Arrays, annotations: Annotations, axes: int, notes: lis
     by_video = match(arrays.entries, with_captions, arrays.path)
     if by_video:
         notes += _unused(arrays, by_video.values(), "video with captions")
-        readers: RowReaders = {}
+        readers: dict[str, Callable[[], np.ndarray]] = {}
         for video, name in by_video.items():
             orders = {"captions of its video": of_video[video]}
             orders["captions of its video that are not empty"] = [id for id in of_video[video] if id in kept]
-            readers |= _by_row(arrays, name, orders, kept, axes)
+            readers |= dict(_by_row(arrays, name, orders, kept, axes))
         return readers
     if len(arrays.entries) > 1:
         raise NotFoundError(
@@ -229,10 +247,10 @@ def text_readers(arrays: Arrays, annotations: Annotations, axes: int, notes: lis
         "captions of the chosen splits": [id for id in written if id.rpartition("#")[0] in listed],
     }
     name = next(iter(arrays.entries))
-    readers = _by_row(arrays, name, orders, kept, axes)
-    first = next(iter(readers))
+    of_rows = _by_row(arrays, name, orders, kept, axes)
+    first = next(iter(of_rows))
     notes.append(f"rows of {arrays.path} are captions in the order of their files; the first that is used is {first}")
-    return readers
+    return of_rows
 
 
 def _by_row(
@@ -253,11 +271,8 @@ def _by_row(
         raise InputError(f"{arrays.where(name)}: the shape is {block.shape}, expected {', or '.join(shapes)}")
     ids = orders[counts[len(block)]]
     where = arrays.where(name)
-    return {id: partial(_row, block, row, where) for row, id in enumerate(ids) if id in kept}
-
-
-def _row(block: np.ndarray, row: int, where: str) -> np.ndarray:
-    return _two_axes(block[row], f"{where}, row {row}")
+    rows = {id: row for row, id in enumerate(ids) if id in kept}
+    return _Readers(rows, lambda row: _two_axes(block[row], f"{where}, row {row}"))
 
 
 def _rows(arrays: Arrays, name: str) -> np.ndarray:

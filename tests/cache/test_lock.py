@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import time
 
 import pytest
 
+from glscl.cache.files import write_atomically
 from glscl.cache.lock import hold, hold_file, hold_folder, locks, require_free
 from glscl.common.errors import BusyError, CacheBusyError, StorageError
 
@@ -219,6 +221,18 @@ def test_nothing_of_a_lock_stays_beside_what_was_written(tmp_path, holding):
             raise AssertionError("the lock was given twice")
         assert any(tmp_path.rglob("1-of-1-*.json"))
     assert list(tmp_path.rglob("*")) == []
+
+
+def test_without_a_file_to_open_that_is_said_and_no_lock_stays(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        with hold_file(tmp_path / "page.html", what="report"):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+            with pytest.raises(StorageError, match="Too many open files. Allow more open files"):
+                write_atomically(tmp_path / "page.html", b"page")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("holding", [hold_folder, hold_file])

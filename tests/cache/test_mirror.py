@@ -97,6 +97,19 @@ def test_pushing_again_sends_nothing_and_after_a_kill_only_the_rest(made, place,
     assert not [name for name in place.store if "partial" in name or "locks" in name or "files.jsonl" in name]
 
 
+@pytest.mark.parametrize("folder", [*"abc"])
+def test_what_a_link_in_a_cache_leads_to_is_not_sent(made, place, tmp_path, folder):
+    """At the top, among the lists, within a shard."""
+    (tmp_path / "secret").write_text("years of work")
+    shard = min((made / "shards" / "video").iterdir())
+    found = {"a": made / "backbone", "b": made / "lists" / "more", "c": shard if shard.is_file() else shard / "more"}
+    found[folder].unlink(missing_ok=True)
+    found[folder].symlink_to(tmp_path / "secret")
+    with pytest.raises(StorageError, match="is a link to"):
+        push(made, ADDRESS)
+    assert not place.find("memory://bucket")
+
+
 def test_two_caches_pushed_to_one_address_are_both_there(made, tmp_path):
     format = open_library(made).header["format"]
     other = made_library.annotations(("z", "test", ["snow", "rain"]))

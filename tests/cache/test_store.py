@@ -9,8 +9,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import textwrap
 from collections.abc import Container
 from pathlib import Path
@@ -19,6 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from forked import Forked
 
 from glscl.cache import library as library_module
 from glscl.cache.additions import write_addition
@@ -467,10 +466,10 @@ def test_a_killed_writer_leaves_a_cache_that_the_next_one_completes(small_cache,
     script = textwrap.dedent(
         """
         import sys
-        sys.path.insert(0, sys.argv[1])
         from pathlib import Path
+        sys.path.insert(0, "TESTS")
         from conftest import SmallCache
-        made = SmallCache(Path(sys.argv[2]), sys.argv[3], "float16", videos=24, captions=3, dim=8, seed=0)
+        made = SmallCache(Path(sys.argv[1]), sys.argv[2], "float16", videos=24, captions=3, dim=8, seed=0)
         library = made.create()
         print("ready", flush=True)
         for stream in ("text", "video"):
@@ -479,19 +478,14 @@ def test_a_killed_writer_leaves_a_cache_that_the_next_one_completes(small_cache,
                 print(stream, shard, flush=True)
         """
     )
+    (tmp_path / "writer.py").write_text(script.replace("TESTS", str(Path(__file__).parents[1])))
     made = small_cache(format, videos=24)
     whole = small_cache(format, videos=24, name="whole").fill()
     for lines in (1, 5, 9):
-        process = subprocess.Popen(
-            [sys.executable, "-c", script, str(Path(__file__).parents[1]), str(made.path), format],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(lines):
-            process.stdout.readline()
+        process = Forked([tmp_path / "writer.py", made.path, format])
+        assert len(process.lines(lines)) == lines
         process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        process.communicate()
         assert verify(open_library(made.path)) == []
     finished = made.fill()
     for stream in LAYOUT:

@@ -73,6 +73,14 @@ def test_a_whole_model_is_extracted_with_imported_and_judged_in_one_command(glsc
     assert made["words"] == 20, "the tower reads no more"
     head = torch.load(file, weights_only=True)["state_dict"]["clip.logit_scale"]
     assert found["imported"]["options"]["logit_scale"] and float(head) > 0
+    other = torch.load(file, weights_only=True)["state_dict"]  # as if its tower of pictures alone had been trained on
+    other["clip.visual.proj"] = other["clip.visual.proj"] + 0.01
+    torch.save(other, tmp_path / "other.pth")
+    cache = json.loads(out)["extracted"]["cache"]
+    status, out, err = glscl(
+        "import-checkpoint", tmp_path / "other.pth", "--cache", cache, "--out", tmp_path / "o", "--json"
+    )
+    assert status == 0 and json.loads(out)["backbone"] == "unknown" and "a backbone that may not be the one" in err
 
 
 def test_adopting_a_bare_backbone_or_a_bare_head_is_refused(glscl, one_line, whole_model, clips, tmp_path):

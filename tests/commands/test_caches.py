@@ -9,6 +9,6 @@ def test_a_damaged_cache_is_found_and_never_read_as_if_whole(glscl, trained, one
     shard.write_bytes(data[: len(data) // 2])
     one_line(glscl("eval", "--run", trained / "run"), "shards/video", "--verify")
     shard.write_bytes(data[:9] + bytes([data[9] ^ 4]) + data[10:])
-    one_line(glscl("inspect", trained / "cache", "--verify"), "problems", "values")
+    one_line(glscl("inspect", trained / "cache", "--verify"), "has 1 problem; the first", "values")
     (trained / "cache" / "store.json").write_text("{}")
     one_line(glscl("inspect", trained / "cache"), "schema")

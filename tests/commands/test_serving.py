@@ -6,11 +6,11 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import urllib.request
 
 import pytest
+from forked import Forked
 
 
 @pytest.fixture
@@ -19,21 +19,19 @@ def serving(trained):
     started = []
 
     def start(*arguments):
-        words = [sys.executable, "-m", "glscl", "serve", *map(str, arguments), "--port", "0"]
-        begun = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=trained)
+        begun = Forked(["-m", "glscl", "serve", *arguments, "--port", 0], cwd=trained)
         started.append(begun)
-        assert begun.stdout is not None
-        return begun, begun.stdout.readline()
+        return begun, begun.lines(1)[0]
 
     yield start
     for each in started:
-        each.kill()
+        each.send_signal(signal.SIGKILL)
         each.communicate()
 
 
 def test_the_first_line_is_the_address_and_ctrl_c_ends_it(serving, trained):
     server, line = serving(trained / "cache", "--run", trained / "run")
-    url = re.fullmatch(r"serving (http://127\.0\.0\.1:\d+/)\n", line).group(1)
+    url = re.fullmatch(r"serving (http://127\.0\.0\.1:\d+/)", line).group(1)
     with urllib.request.urlopen(f"{url}api/search?q=a%20thing&top=2") as answer:
         found = json.load(answer)
     assert found["head"] == "run" and len(found["hits"]) == 2
@@ -41,8 +39,8 @@ def test_the_first_line_is_the_address_and_ctrl_c_ends_it(serving, trained):
         assert b"<!doctype html>" in answer.read()
     with urllib.request.urlopen(f"{url}video/{found['hits'][0]['video']}"):
         server.send_signal(signal.SIGINT)  # while somebody reads
-        out, err = server.stdout.read(), server.stderr.read()
-    assert server.wait(30) == 130 and "Stopped serving" in err and "Traceback" not in err
+        out, err = server.communicate(60)
+    assert server.returncode == 130 and "Stopped serving" in err and "Traceback" not in err
     assert "csv-captions: 12 videos, by run, best_frames" in out
 
 
@@ -51,9 +49,9 @@ def test_with_json_standard_output_is_one_object(serving, trained):
     told = json.loads(line)
     assert told["token"] and told["token"] in told["url"]
     server.send_signal(signal.SIGTERM)
-    out, err = server.stdout.read(), server.stderr.read()
+    out, err = server.communicate(60)
     assert err.startswith("serving ") and "warning: whoever has this address" in err
-    assert json.loads(out)["exit_status"] == 130
+    assert json.loads(out.partition("\n")[2])["exit_status"] == 130
 
 
 def test_what_cannot_be_served_is_one_line(glscl, trained, one_line, small_cache, monkeypatch):

@@ -16,8 +16,6 @@ from glscl.evaluate.ranks import (
     ranks_of_tiles,
     retrieval_ranks,
     spans,
-    text_to_video_ranks,
-    video_to_text_ranks,
 )
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "metrics.npz")
@@ -89,16 +87,16 @@ def test_several_captions_a_video_worked_by_hand():
 
 def test_ties_share_the_mean_rank_worked_by_hand():
     S = np.array([[0.5, 0.5, 0.5, 0.1], [0.2, 0.9, 0.9, 0.9], [0.0, 0.0, 0.0, 0.0], [0.4, 0.3, 0.2, 0.1]])
-    assert text_to_video_ranks(S).tolist() == [2, 2, 2.5, 4]
+    assert retrieval_ranks(S)["text_to_video"].tolist() == [2, 2, 2.5, 4]
 
 
 def test_a_videos_other_captions_are_no_competitors_in_the_caption_convention():
     # The video's two captions tie at the top with one caption of another video: rank 1.5, not 2.
     S = np.array([[0.9, 0.0], [0.9, 0.1], [0.9, 0.5]])
-    assert video_to_text_ranks(S, [0, 0, 1], convention="caption").tolist() == [1.5, 1]
+    assert retrieval_ranks(S, [0, 0, 1])["video_to_text_caption"].tolist() == [1.5, 1]
     # Twice the same caption of one video ties with itself only: still first.
     S = np.array([[0.9, 0.0], [0.9, 0.1], [0.3, 0.5]])
-    assert video_to_text_ranks(S, [0, 0, 1], convention="caption").tolist() == [1, 1]
+    assert retrieval_ranks(S, [0, 0, 1])["video_to_text_caption"].tolist() == [1, 1]
 
 
 def test_summary_counts_percent_median_and_mean():
@@ -199,7 +197,8 @@ def test_a_constant_matrix_scores_like_chance(n, value):
 @given(matrices())
 @settings(max_examples=40, deadline=None)
 def test_both_conventions_agree_on_the_first_rank(case):
-    group, caption = (video_to_text_ranks(*case, convention=name) for name in ("group", "caption"))
+    ranks = retrieval_ranks(*case)
+    group, caption = ranks["video_to_text"], ranks["video_to_text_caption"]
     assert ((group == 1) == (caption == 1)).all()
     assert (caption >= group).all()
 
@@ -209,9 +208,9 @@ def test_both_conventions_agree_on_the_first_rank(case):
 def test_the_diagonal_is_the_identity_mapping_and_directions_are_transposes(case):
     S, _ = case
     ranks = retrieval_ranks(S)
-    assert (ranks["text_to_video"] == text_to_video_ranks(S, np.arange(len(S)))).all()
+    assert (ranks["text_to_video"] == retrieval_ranks(S, np.arange(len(S)))["text_to_video"]).all()
     assert (ranks["video_to_text"] == ranks["video_to_text_caption"]).all()
-    assert (ranks["video_to_text"] == text_to_video_ranks(S.T)).all()
+    assert (ranks["video_to_text"] == retrieval_ranks(S.T)["text_to_video"]).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int64])
@@ -248,7 +247,7 @@ def test_metrics_leave_the_matrix_alone():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("video_of_text", [None, [4, 3, 2, 1, 0]])
-@pytest.mark.parametrize("function", [retrieval_metrics, text_to_video_ranks, video_to_text_ranks])
+@pytest.mark.parametrize("function", [retrieval_metrics, retrieval_ranks])
 def test_a_score_that_is_not_finite_is_refused_and_named(function, value, video_of_text):
     S = np.random.RandomState(6).standard_normal((5, 5))
     S[3, 2] = value

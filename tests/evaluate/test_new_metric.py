@@ -16,7 +16,7 @@ from glscl.evaluate.confidence import confidence_95
 from glscl.evaluate.evaluated_run import read_evaluated
 from glscl.evaluate.evaluation import evaluate_run, write_result
 from glscl.evaluate.metrics import METRICS, Metric, chance, retrieval_metrics, summarise
-from glscl.evaluate.report import tables
+from glscl.evaluate.report import table_contents
 from glscl.evaluate.report.page import write_report
 from glscl.evaluate.settings import EvaluateSettings
 
@@ -78,7 +78,7 @@ def test_compare_shows_and_tests_it(folders, style):
 
 def test_the_report_shows_it_with_interval_chance_and_difference(folders, tmp_path):
     runs = [read_evaluated(folder) for folder in folders]
-    with mock.patch.object(tables, "figures_of", lambda *_: ()):
+    with mock.patch.object(table_contents, "figures_of", lambda *_: ()):
         page = write_report(runs, tmp_path / "report.html", resamples=20).read_text()
     value, gallery = runs[0].result["text_to_video"]["MRR"], runs[0].result["counts"]["videos"]
     assert f"{value:.3f}" in page and f"{chance(gallery)['MRR']:.3f}" in page

@@ -18,7 +18,7 @@ import torch
 
 from glscl.cache.schema import Annotations, Status, TextFeatures, VideoItem
 from glscl.cache.store import Store
-from glscl.extract.backbone.encoder import Description, TokenizedTexts
+from glscl.extract.backbone.encoder import Backbone, Description, TokenizedTexts
 from glscl.extract.decode.video import Decoding, FrameChunk, VideoDone, VideoTask
 from glscl.extract.listing import ListOrigin
 from glscl.extract.pipeline import ExtractionSummary, extract
@@ -54,7 +54,7 @@ def text_features_of(text: str) -> np.ndarray:
     return np.stack([ids, np.arange(len(ids), dtype=np.float32), ids % 7, ids + len(ids)], axis=1)
 
 
-class MadeBackbone:
+class MadeBackbone(Backbone):
     """Stands for `Backbone`; its features are functions of a frame or a caption alone.
 
     Attributes:

@@ -20,6 +20,7 @@ Only the pool of decoding processes is replaced: the same decoders run in the ex
 from __future__ import annotations
 
 import builtins
+import contextlib
 import errno
 import importlib
 import io
@@ -338,17 +339,22 @@ HOOKS = {"call": count_calls, "commit": count_calls, "line": count_lines}
 
 
 def in_child(work: Callable[[], Any], *, kill_after: float | None = None) -> tuple[int, Any]:
-    """Run `work` in a forked process: its exit status (negative for a signal) and what it returned, as JSON."""
+    """Run `work` in a forked process: its exit status (negative for a signal) and what it returned, as JSON.
+
+    What it imported is imported here then, so that all after it have it.
+    """
     read, write = os.pipe()
+    known = {*sys.modules}
     child = os.fork()
     if child == 0:
         try:
             os.close(read)
             try:
-                answer = json.dumps(work())
+                answer = work()
             except BaseException:
-                answer = json.dumps({"raised": traceback.format_exc()})
-            os.write(write, answer.encode())  # opening anything may be what fails
+                answer = {"raised": traceback.format_exc()}
+            new = [name for name in sys.modules if name not in known]
+            os.write(write, json.dumps([answer, new]).encode())  # opening anything may be what fails
         finally:
             os._exit(0)
     os.close(write)
@@ -358,7 +364,11 @@ def in_child(work: Callable[[], Any], *, kill_after: float | None = None) -> tup
     with os.fdopen(read) as pipe:
         answer = pipe.read()
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return status, json.loads(answer) if answer and status == 0 else None
+    returned, new = json.loads(answer) if answer and status == 0 else (None, [])
+    for module in new:
+        with contextlib.suppress(Exception):  # some are made up while others run
+            importlib.import_module(module)
+    return status, returned
 
 
 # --- what must be true afterwards --------------------------------------------------------------------------------------

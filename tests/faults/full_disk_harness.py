@@ -2,14 +2,14 @@
 
     python full_disk_harness.py WORK DISK ROUNDS SEED
 
-DISK is a folder; this process mounts the tmpfs there, for itself alone, so it wants a mount namespace of its own
-(`unshare --mount`). Where it may not mount, files larger than the room that is meant to be left are refused by the system
+DISK is a folder; this process mounts the tmpfs there, in a mount namespace of its own. Where it may not mount, files larger than the room that is meant to be left are refused by the system
 instead (RLIMIT_FSIZE). Prints one JSON object: {"disk": "tmpfs" or "file size limit", "failed": {command: rounds that ended
 for want of room}, "messages": [...], "problems": [...]}.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import random
@@ -30,6 +30,17 @@ from glscl.common.errors import StorageError
 from glscl.extract.backbone.encoder import Backbone, load_backbone
 
 SIZE = 64 << 20  # of the disk, bytes; a training at its largest takes half of that
+
+
+def own_mounts() -> None:
+    """Let what is mounted from here on be seen by this process and its children alone, where the system admits that."""
+    libc, user, group = ctypes.CDLL(None), os.getuid(), os.getgid()
+    mounts, users, private = 0x20000, 0x10000000, 0x44000  # CLONE_NEWNS, CLONE_NEWUSER, MS_REC | MS_PRIVATE
+    if libc.unshare(mounts) != 0 and libc.unshare(mounts | users) == 0:  # the first as root, the other as anybody
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+        Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    libc.mount(b"none", b"/", None, private, None)
 
 
 class Disk:
@@ -175,6 +186,7 @@ def run(arguments: list[str]) -> None:
 
 
 def main(work: str, disk: str, rounds: str, seed: str) -> None:
+    own_mounts()
     folder = Path(work)
     small = Disk(Path(disk))
     try:

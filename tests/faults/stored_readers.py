@@ -316,7 +316,7 @@ def _report(*, figures: bool) -> Any:
     """Reads runs into a page; with figures, which take nearly all of the time, or without."""
 
     def read(folder: Path, changed: Path | None) -> dict[str, Any]:
-        from glscl.evaluate.report import tables as report_tables
+        from glscl.evaluate.report import table_contents as report_tables
         from glscl.evaluate.report.page import write_report
 
         runs = _both(folder, changed, with_cache=False)

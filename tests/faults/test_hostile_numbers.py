@@ -151,7 +151,9 @@ def test_one_frame_a_video_goes_all_the_way(line, undrawn, data, tmp_path):
     assert set(statuses(line.all(tmp_path / "cache")).values()) == {0}
 
 
-@pytest.mark.parametrize(("videos", "captions"), [(1, 1), (1, 5), (2, 1)])
+@pytest.mark.parametrize(
+    ("videos", "captions"), [(1, 5), *(pytest.param(videos, 1, marks=pytest.mark.exhaustive) for videos in (1, 2))]
+)
 def test_a_cache_without_training_videos_is_judged_and_searched_untrained(
     line, undrawn, data, tmp_path, videos, captions
 ):
@@ -189,7 +191,7 @@ def test_empty_captions_are_left_out_and_counted(line, undrawn, data, tmp_path):
 
 def test_captions_of_ten_thousand_words_go_all_the_way(line, undrawn, data, tmp_path):
     words = " ".join(f"word{i}" for i in range(10_000))
-    assert line(*data(caption=lambda i, k: f"{i} {k} {words if i % 4 == 0 else 'few'}")).status == 0
+    assert line(*data(caption=lambda i, k: f"{i} {k} {words if i == k == 0 else 'few'}")).status == 0
     assert set(statuses(line.all(tmp_path / "cache")).values()) == {0}
     assert line("search", words, "--cache", tmp_path / "cache").status == 0
 
@@ -219,8 +221,15 @@ def poison(cache: Path, stream: str, name: str, row: int, value: float) -> None:
         raw.write(np.array([value], dtype).tobytes())
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf], ids=str)
-@pytest.mark.parametrize(("stream", "name"), [("video", "values"), ("text", "pooled")])
+@pytest.mark.parametrize(
+    ("stream", "name", "value"),
+    [
+        ("video", "values", np.nan),
+        ("text", "pooled", np.inf),
+        pytest.param("video", "values", np.inf, marks=pytest.mark.exhaustive),
+        pytest.param("text", "pooled", np.nan, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_bad_number_in_a_cache_stops_training_and_names_the_batch(line, data, tmp_path, stream, name, value):
     assert line(*data()).status == 0
     poison(tmp_path / "cache", stream, name, 0, value)

@@ -17,13 +17,16 @@ import pytest
 import torch
 
 from glscl.cache.files import put_if_absent, write_atomically
+from glscl.cache.library import open_library
 from glscl.cache.table import FeatureTable
 from glscl.common.errors import StorageError
 from glscl.demo.corpus import render_corpus
-from glscl.demo.pipeline import DemoSettings, run_demo
+from glscl.demo.stages import DemoSettings, run_demo
 from glscl.evaluate.evaluation import save_similarity_matrix, write_result
 from glscl.evaluate.exporting.vectors import export_vectors
 from glscl.evaluate.report.plots import Plot
+from glscl.evaluate.search.approximate import make_index
+from glscl.extract.backbone.fetching import fetch
 from glscl.extract.datasets import DATASETS
 from glscl.extract.datasets.unpacking import plain_tar
 from glscl.extract.decode.pool import _sweep
@@ -144,6 +147,26 @@ def test_imported_features_go_into_no_cache_with_links(small_cache, tmp_path, th
 
     for name in ("partial", "shards", "commits/video", "plan", "locks", "store.json"):
         refuses(made.path, name, thesis, write)
+
+
+def test_no_index_is_made_through_a_link_and_nothing_is_tidied_away_behind_it(small_cache, tmp_path, thesis):
+    pytest.importorskip("faiss")
+    made = small_cache("hdf5", videos=8)
+    made.fill()
+    (thesis / "results.npz").write_text("years of work")
+    (thesis / ".results.npz.00000000.tmp").write_text("work")
+    for name in ("index", "index/index.json", "index/locks", "index/0123456789abcdef.npz"):
+        box = tmp_path / "box" / made.path.name
+        shutil.copytree(made.path, box)
+        refuses(box, name, thesis, lambda box=box: make_index(open_library(box), recall=0.9, encode=lambda _: 1 / 0))
+
+
+def test_a_backbone_is_written_into_no_folder_with_links(tmp_path, thesis):
+    for name in ("text", "open_clip_model.safetensors", "text/config.json"):
+        out = tmp_path / "model"
+        out.mkdir()
+        (out / "open_clip_config.json").write_text('{"glscl": {}}')
+        refuses(out, name, thesis, lambda out=out: fetch("ViT-B-32", None, out))
 
 
 def test_a_shard_is_unpacked_into_no_folder_with_links(tmp_path, thesis):

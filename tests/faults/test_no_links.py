@@ -96,6 +96,7 @@ def test_features_are_imported(small_cache, tmp_path):
     assert open_store(made.path).complete
 
 
+@pytest.mark.parametrize("without_links", ["neither"], indirect=True)
 @pytest.mark.skipif(shutil.which("cc") is None or not sys.platform.startswith("linux"), reason="no C compiler")
 def test_with_the_system_refusing_links(tmp_path, make_video_file):
     (tmp_path / "shim.c").write_text(SHIM)

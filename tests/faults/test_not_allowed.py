@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,8 +15,11 @@ import pytest
 from glscl.cache.library import open_library
 from glscl.cache.reading import read_arrays
 from glscl.cache.store import open_store
+from glscl.cache.upkeep.merge import merge
 from glscl.cache.upkeep.repair import repair
 from glscl.cache.upkeep.verification import verify
+from glscl.commands.caches import inspect
+from glscl.commands.options import CommonConfig, Run
 from glscl.common.errors import CacheCorruptError, StorageError
 
 NOBODY = 65534
@@ -37,9 +41,9 @@ FOLDERS = {  # that may not be listed
 
 @pytest.fixture
 def place():
-    """A folder that anybody may enter."""
+    """A folder that anybody may enter and write to."""
     with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o755)
+        os.chmod(folder, 0o777)
         yield Path(folder)
 
 
@@ -106,6 +110,12 @@ def test_reading_says_that_it_is_not_allowed_and_sends_nobody_to_look_for_damage
         assert "damage" not in str(error.value) and "Ask its owner" in str(error.value)
         told = verify(open_library(root))
         assert len(told) == 1 and "Permission denied" in told[0], "the other shards are read all the same"
+        with pytest.raises(StorageError, match="Cannot read .*Ask its owner"):
+            inspect(Run(CommonConfig()), root, verify=True)
+        with pytest.raises(
+            StorageError, match=f"Cannot read {re.escape(str(target))}: Permission denied. Ask its owner"
+        ):
+            merge([root], place / "merged", copy=True)
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ESTALE, errno.EIO, errno.ENOTCONN])

@@ -10,7 +10,6 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,7 +24,6 @@ ROUNDS = int(os.environ.get("GLSCL_FAULT_ROUNDS", "6"))
 FEW = ("train-head:commit=1", "finetune:call=2")
 MANY = (*(f"train-head:{kind}={max(2, ROUNDS // 3)}" for kind in ("call", "line", "time")), "finetune:commit=1")
 SEED = os.environ.get("GLSCL_FAULT_SEED", "0")
-ALONE = os.environ | {"OMP_NUM_THREADS": "1"}
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the trainings that it kills")
 
@@ -40,11 +38,11 @@ def work(tmp_path_factory, make_video_file):
 
 def harness(work: Path, rounds: tuple[str, ...]) -> dict:
     """What `training_harness.py` says; it leaves the cache and the references."""
-    command = [sys.executable, str(HARNESS), str(work), SEED, *rounds]
-    done = subprocess.run(command, capture_output=True, text=True, env=ALONE)
-    assert done.returncode == 0, done.stderr
-    print(done.stdout)
-    return json.loads(done.stdout)
+    begun = Forked([HARNESS, work, SEED, *rounds])
+    said, problems = begun.communicate(timeout=3600)
+    assert begun.returncode == 0, problems
+    print(said)
+    return json.loads(said)
 
 
 @pytest.fixture(scope="module")

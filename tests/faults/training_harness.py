@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib
 import io
 import json
 import os
@@ -140,7 +139,7 @@ def expect(work: Callable[[], list[str]]) -> list[str]:
 def measure(name: str, work: Path, reference: Path, kinds: set[str]) -> tuple[dict[str, float], dict[str, list[int]]]:
     """How many calls, lines and seconds a whole training takes, and the calls of its commit points.
 
-    The first training is the reference. What it imports is then imported here, so that all others have it.
+    The first training is the reference.
     """
     out = work / "run"
 
@@ -153,7 +152,6 @@ def measure(name: str, work: Path, reference: Path, kinds: set[str]) -> tuple[di
     def first() -> dict[str, float]:
         whole()
         reference.write_text(json.dumps(content(out)))
-        (work / "modules.json").write_text(json.dumps(list(sys.modules)))
         return {}
 
     def counted() -> dict[str, Any]:
@@ -175,9 +173,6 @@ def measure(name: str, work: Path, reference: Path, kinds: set[str]) -> tuple[di
         if status != 0 or "raised" in answer:
             raise SystemExit(f"an uninterrupted run ends with {status}: {answer}")
         found |= answer
-        for module in json.loads((work / "modules.json").read_text()):
-            with contextlib.suppress(Exception):  # some are made up while others run
-                importlib.import_module(module)
     return found, found.pop("points")
 
 

@@ -22,6 +22,34 @@ def captions(found):
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
+def test_the_first_line_that_excel_writes_says_what_separates(files):
+    found = table(files, '\ufeffsep=;\r\nvideo;caption;split\r\na.mp4;"a cat; a dog, too";test\r\n')
+    assert captions(found) == [("a.mp4", "a cat; a dog, too")]
+
+
+def test_times_of_a_clock_with_hours_are_seconds_and_others_are_refused(files):
+    row = "video,caption,start,end\na.mp4,x,{},0:01:05\n"
+    (video,) = table(files, row.format("0:01:02.5")).videos
+    assert (video.start, video.end) == (62.5, 65.0)
+    for cell in ("1:02", "0:61:00", "0:00:60", "-1", "nan", '"62,5"', "00:01:02:12"):
+        with pytest.raises(InputError, match=r"row 2: start is .* expected seconds, a number from 0, or h:mm:ss"):
+            table(files, row.format(cell))
+
+
+def test_words_for_an_empty_cell_are_told(files):
+    found = table(files, "video,caption\na.mp4,nan\nb.mp4,None\nc.mp4,my nan\n")
+    assert len(found.texts) == 3
+    assert any(
+        note.startswith("2 captions of the word nan, none or null") and note.endswith("row 2, 3")
+        for note in found.notes
+    )
+
+
+def test_a_video_at_an_address_is_refused(files):
+    with pytest.raises(InputError, match=r"row 2: the video 'https://x.org/a.mp4' is an address"):
+        table(files, "video,caption\nhttps://x.org/a.mp4,x\n")
+
+
 @pytest.mark.parametrize(
     ("text", "place"),
     [

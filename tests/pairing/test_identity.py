@@ -211,6 +211,15 @@ def test_ways_of_reading_one_set_of_videos_divide_it_alike(files, shard, tmp_pat
         assert split_of_content(found) == by_folder
 
 
+def test_ids_without_a_file_are_shown_beside_files_without_an_id(files):
+    """As where a program that took ids for numbers lost the zeros in front."""
+    found = table(
+        files, "video,caption\n7,x\nb.mp4,y\n", files("videos", {"007.mp4": "1", "b.mp4": "2", "notes.txt": "3"})
+    )
+    (note,) = (note for note in found.notes if note.startswith("not found below"))
+    assert note.endswith("1 video, for example 7; and of no video there: 1 file, for example 007.mp4")
+
+
 # --- lists of ids -----------------------------------------------------------------------------------------------------
 
 WRITINGS = {

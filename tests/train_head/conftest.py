@@ -41,7 +41,7 @@ def planted_table(
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def planted() -> Callable[..., FeatureTable]:
     return planted_table
 

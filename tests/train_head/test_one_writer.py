@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from safetensors import safe_open
 from glscl.cache.files import half_written
 from glscl.cache.lock import hold_file, hold_folder
 from glscl.cache.upkeep.convert import convert
-from glscl.common.errors import BusyError, CheckpointError
+from glscl.common.errors import BusyError, CheckpointError, StorageError
 from glscl.evaluate.exporting.vectors import export_vectors
 from glscl.train_head.checkpoint import load_run, read_run, save_weights, write_run
 from glscl.train_head.heads import build_head
@@ -135,6 +136,17 @@ def test_weights_that_changed_since_are_refused(two_seeds):
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"last\.safetensors is damaged"):
         load_run(two_seeds[0], "last")
+
+
+def test_weights_that_may_not_be_read_are_not_taken_for_lost(two_seeds, monkeypatch):
+    """safetensors says of any file that it cannot open that it is not there."""
+
+    def refused(path, *arguments, **named):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+
+    monkeypatch.setattr("glscl.train_head.checkpoint.open", refused, raising=False)
+    with pytest.raises(StorageError, match=r"Cannot read .*best\.safetensors: Permission denied"):
+        load_run(two_seeds[0])
 
 
 def test_weights_of_another_epoch_are_taken_only_where_the_training_was_stopped_before_it_told(two_seeds):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -178,24 +179,35 @@ def test_reports_and_validation_change_nothing(planted):
     assert_equal(*ended)
 
 
+def fit_in_four_epochs(head, table, out, **more):
+    settings = TrainSettings(epochs=4, batch_size=16, lr=1e-3, log_every=1)
+    return fit(head, table, settings, validate=lambda head: validation_metrics(head, table), out=out, **more)
+
+
+@pytest.fixture(scope="module")
+def without_stop(planted, tmp_path_factory):
+    """`without_stop(name)`: a head that was trained in one go, what came of it, and the folder; each is made once."""
+
+    @functools.cache
+    def made(name):
+        head, out = new_head(name, planted()), tmp_path_factory.mktemp(name)
+        return head, fit_in_four_epochs(head, planted(), out), out
+
+    return made
+
+
 @pytest.mark.parametrize("name", ["glscl", "seq_lstm"])
 @pytest.mark.parametrize("stop", [(1, 2), (2, 5), (3, 9), (4, 1)])
-def test_a_stopped_training_goes_on_as_if_it_had_not_been(planted, tmp_path, name, stop):
-    table = planted()
-    settings = TrainSettings(epochs=4, batch_size=16, lr=1e-3, log_every=1)
-
-    def validate(head):
-        return validation_metrics(head, table)
-
-    straight = new_head(name, table)
-    whole = fit(straight, table, settings, validate=validate, out=tmp_path / "straight")
+def test_a_stopped_training_goes_on_as_if_it_had_not_been(without_stop, planted, tmp_path, name, stop):
+    straight, whole, out = without_stop(name)
+    table, stopped = planted(), tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
-        fit(new_head(name, table), table, settings, validate=validate, out=tmp_path / "stopped", reporter=Stop(*stop))
-    stopped_at = load_resume(tmp_path / "stopped").state
+        fit_in_four_epochs(new_head(name, table), table, stopped, reporter=Stop(*stop))
+    stopped_at = load_resume(stopped).state
     assert (stopped_at["epoch"] + 1, stopped_at["step"]) == stop
-    assert read_run_history(tmp_path / "stopped") == stopped_at["history"]
+    assert read_run_history(stopped) == stopped_at["history"]
     resumed = new_head(name, table, seed=99)  # its own start is overwritten
-    rest = fit(resumed, table, settings, validate=validate, out=tmp_path / "stopped", resume=True)
+    rest = fit_in_four_epochs(resumed, table, stopped, resume=True)
     assert_equal(tensors_of(straight), tensors_of(resumed))
     assert whole.losses[-len(rest.losses) :] == rest.losses
     measured = ("seconds", "captions_per_second")
@@ -203,8 +215,8 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(planted, tmp_path, nam
         assert {k: v for k, v in a.items() if k not in measured} == {k: v for k, v in b.items() if k not in measured}
     for name in ("best", "last"):
         file = f"{name}.safetensors"
-        assert (tmp_path / "straight" / file).read_bytes() == (tmp_path / "stopped" / file).read_bytes()
-    assert not (tmp_path / "stopped" / "resume.safetensors").exists()
+        assert (out / file).read_bytes() == (stopped / file).read_bytes()
+    assert not (stopped / "resume.safetensors").exists()
 
 
 def test_a_training_killed_between_epochs_resumes_from_its_last_epoch(planted, tmp_path):

@@ -25,7 +25,7 @@ from glscl.common.errors import CheckpointError, Hint, UsageError
 from glscl.common.launch import launch
 from glscl.extract.backbone.encoder import backbone_of_cache, load_backbone
 from glscl.train_head.checkpoint import load_run
-from glscl.train_head.finetuning.model import EndToEnd
+from glscl.train_head.finetuning.backbone_and_head import EndToEnd
 from glscl.train_head.finetuning.pixel_learner import PixelLearner, encode_table
 from glscl.train_head.finetuning.pixels import DecodedFrames, items_of
 from glscl.train_head.finetuning.settings import FinetuneSettings

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.train_head.distributed import average_gradients
-from glscl.train_head.finetuning.model import Captions, Clips, EndToEnd
+from glscl.train_head.finetuning.backbone_and_head import Captions, Clips, EndToEnd
 
 Side = TypeVar("Side", TextFeatures, VideoFeatures)
 

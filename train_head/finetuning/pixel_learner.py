@@ -19,8 +19,8 @@ from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable
 from glscl.common.devices import arithmetic
 from glscl.extract.backbone.feeding import Feed
+from glscl.train_head.finetuning.backbone_and_head import Captions, Clips, EndToEnd
 from glscl.train_head.finetuning.gradients import backward_in_chunks
-from glscl.train_head.finetuning.model import Captions, Clips, EndToEnd
 from glscl.train_head.finetuning.pixels import DecodedFrames, items_of
 from glscl.train_head.finetuning.settings import FinetuneSettings
 from glscl.train_head.finetuning.towers import export_backbone

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from glscl.common.errors import UsageError
-from glscl.extract.backbone.encoder import Backbone, weights_hash
+from glscl.common.state_dicts import weights_hash
+from glscl.extract.backbone.encoder import Backbone
 from glscl.extract.backbone.patch_embedding import temporal_embedding, widen_patch_embedding
 from glscl.extract.backbone.tuned_weights import TunedWeights, write_tuned
 from glscl.train_head.finetuning.settings import FinetuneSettings
@@ -179,4 +180,4 @@ def export_backbone(folder: Path, which: str, backbone: Backbone) -> dict[str, A
     about = backbone.description
     settings = {key: value for key, value in about.preprocessing.items() if key != "method"}  # how it is carried out
     write_tuned(folder / FILES[which], model, TunedWeights(backbone.name, about.quick_gelu, settings, embedding))
-    return {"backbone": FILES[which], "weights": weights_hash(model), "patch_embedding": embedding}
+    return {"backbone": FILES[which], "weights": weights_hash(model.state_dict()), "patch_embedding": embedding}

@@ -10,6 +10,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+from glscl.common.arguments import require, types_checked
 from glscl.common.errors import UsageError
 from glscl.common.outside import installed, load, outside_name
 
@@ -116,6 +117,7 @@ def head_options(name: str) -> dict[str, Any]:
     return {option: declared.default for option, declared in head_class(name).declared_options().items()}
 
 
+@types_checked
 def build_head(name: str, *, embed_dim: int, **options: Any) -> Head:
     """Build the head `name`.
 
@@ -134,6 +136,8 @@ def build_head(name: str, *, embed_dim: int, **options: Any) -> Head:
         raise UsageError(
             f"head {name} has no option {', '.join(map(repr, unknown))}; its options are {', '.join(known)}"
         )
+    for option, value in options.items():
+        require(option, value, known[option].kind)
     return kind(embed_dim=embed_dim, **options)
 
 

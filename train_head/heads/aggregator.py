@@ -6,12 +6,13 @@ V videos, F frames, D embed_dim.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from glscl.common.errors import UsageError
-from glscl.train_head.heads.base import Initialisation, require_at_least
+from glscl.train_head.heads.base import Head, Initialisation, require_at_least
 from glscl.train_head.heads.layers import ResidualBlock, attention_bias
 from glscl.train_head.heads.packing import Packing
 
@@ -92,6 +93,33 @@ def build_aggregator(
     if kind == "none":
         return NoAggregator()
     raise UsageError(f"aggregator must be one of {', '.join(AGGREGATORS)}, found {kind!r}")
+
+
+class AggregatingHead(Head):
+    """A head whose frames know of each other, through `aggregator`, before they are compared.
+
+    Args:
+        embed_dim: D.
+        aggregator: "seq_transf", "seq_lstm" or "none".
+        aggregator_layers: blocks of "seq_transf".
+        aggregator_heads: attention heads of "seq_transf"; None = max(1, D // 64).
+        frame_positions: longest clip the positions of "seq_transf" allow.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        aggregator: str = "seq_transf",
+        aggregator_layers: int = 4,
+        aggregator_heads: int | None = None,
+        frame_positions: int = 77,
+        **common: Any,
+    ) -> None:
+        super().__init__(embed_dim=embed_dim, **common)
+        self.aggregator = build_aggregator(
+            aggregator, embed_dim, layers=aggregator_layers, heads=aggregator_heads, positions=frame_positions
+        )
 
 
 def position_rows(positions: nn.Embedding, length: int) -> Tensor:

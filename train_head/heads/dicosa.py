@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.common.errors import UsageError
-from glscl.train_head.heads.aggregator import build_aggregator
-from glscl.train_head.heads.base import Head, require_at_least, require_positive
+from glscl.train_head.heads.aggregator import AggregatingHead
+from glscl.train_head.heads.base import require_at_least, require_positive
 from glscl.train_head.heads.pooling import attend_frames, masked_softmax
 
 
@@ -32,7 +32,7 @@ class DicosaVideo(NamedTuple):
     frame_mask: Tensor
 
 
-class Dicosa(Head):
+class Dicosa(AggregatingHead):
     """`S = Σ_c MLP([t_c; g_c]) · cos(t_c, g_c)` over C chunks of the features (Jin et al. 2023).
 
     `g = Σ_f softmax_f(t · x'_f / temperature) x'_f` is the video as the caption sees it. The MLP, 2D/C → 4D/C → ReLU
@@ -46,10 +46,7 @@ class Dicosa(Head):
         alpha: weight of the diagonal in `chunk_decorrelation`.
         beta: weight of its other entries.
         correlation_divisor: its divisor, the words a caption is padded to in the public program.
-        aggregator: "seq_transf", "seq_lstm" or "none".
-        aggregator_layers: blocks of "seq_transf".
-        aggregator_heads: attention heads of "seq_transf"; None = max(1, D // 64).
-        frame_positions: longest clip the positions of "seq_transf" allow.
+        **common: see `AggregatingHead`.
     """
 
     tall_tiles = True
@@ -63,10 +60,6 @@ class Dicosa(Head):
         alpha: float = 0.01,
         beta: float = 0.005,
         correlation_divisor: float = 32.0,
-        aggregator: str = "seq_transf",
-        aggregator_layers: int = 4,
-        aggregator_heads: int | None = None,
-        frame_positions: int = 77,
         **common: Any,
     ) -> None:
         super().__init__(embed_dim=embed_dim, **common)
@@ -80,9 +73,6 @@ class Dicosa(Head):
         self.alpha = alpha
         self.beta = beta
         self.correlation_divisor = correlation_divisor
-        self.aggregator = build_aggregator(
-            aggregator, embed_dim, layers=aggregator_layers, heads=aggregator_heads, positions=frame_positions
-        )
         width = embed_dim // chunks
         self.chunk_hidden = nn.Linear(2 * width, 4 * width)
         self.chunk_weight = nn.Linear(4 * width, 1)

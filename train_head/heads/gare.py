@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
-from glscl.train_head.heads.aggregator import build_aggregator
-from glscl.train_head.heads.base import Head, require_positive
+from glscl.train_head.heads.aggregator import AggregatingHead
+from glscl.train_head.heads.base import require_positive
 from glscl.train_head.heads.layers import identity_linear
 from glscl.train_head.heads.pooling import gram_matrix, masked_softmax, mean_of_normalised
 
@@ -37,7 +37,7 @@ class GareVideo(NamedTuple):
     frame_mask: Tensor
 
 
-class Gare(Head):
+class Gare(AggregatingHead):
     """`S = cos(n(t) + Δ, v)`, `Δ = Σ_f softmax_f(W_q (v − n(t)) · W_k n(x'_f) / temperature) W_v n(x'_f)` (Xiao et al. 2025,
     arXiv 2505.12499).
 
@@ -51,10 +51,7 @@ class Gare(Head):
         radius: length of a step that costs nothing; a caption has length 1.
         trust: weight of `trust_region`.
         diversity: weight of `direction_diversity`.
-        aggregator: "seq_transf", "seq_lstm" or "none".
-        aggregator_layers: blocks of "seq_transf".
-        aggregator_heads: attention heads of "seq_transf"; None = max(1, D // 64).
-        frame_positions: longest clip the positions of "seq_transf" allow.
+        **common: see `AggregatingHead`.
     """
 
     def __init__(
@@ -65,10 +62,6 @@ class Gare(Head):
         radius: float = 1.0,
         trust: float = 0.1,
         diversity: float = 0.01,
-        aggregator: str = "seq_transf",
-        aggregator_layers: int = 4,
-        aggregator_heads: int | None = None,
-        frame_positions: int = 77,
         **common: Any,
     ) -> None:
         super().__init__(embed_dim=embed_dim, **common)
@@ -76,9 +69,6 @@ class Gare(Head):
         require_positive("radius", radius)
         self.temperature = temperature
         self.radius, self.trust, self.diversity = radius, trust, diversity
-        self.aggregator = build_aggregator(
-            aggregator, embed_dim, layers=aggregator_layers, heads=aggregator_heads, positions=frame_positions
-        )
         self.query = identity_linear(embed_dim, bias=False)
         self.key = identity_linear(embed_dim, bias=False)
         self.value = nn.Linear(embed_dim, embed_dim, bias=False)

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.common.errors import UsageError
-from glscl.train_head.heads.aggregator import build_aggregator
+from glscl.train_head.heads.aggregator import AggregatingHead
 from glscl.train_head.heads.base import (
-    Head,
     require_at_least,
     require_choice,
     require_dropout,
@@ -47,7 +46,7 @@ class GlsclVideo(NamedTuple):
     concepts: Tensor
 
 
-class Glscl(Head):
+class Glscl(AggregatingHead):
     """`S = n(t)·n(g) + local_weight · mean over q of n(N_q)·n(P_q)` (Zhang et al. 2024).
 
     `g = Σ_f w_f x'_f` with `w = softmax_f(t · x'_f / temperature)` is the video as the caption sees it; `P` and `N` are
@@ -57,9 +56,6 @@ class Glscl(Head):
         embed_dim: D; a multiple of the decoder's 8 heads.
         queries: Q.
         decoder_layers: post-norm layers of the decoder.
-        aggregator: "seq_transf", "seq_lstm" or "none".
-        aggregator_layers: blocks of "seq_transf".
-        aggregator_heads: attention heads of "seq_transf"; None = max(1, D // 64).
         temperature: of the softmax over frames; smaller is sharper.
         local_weight: weight of the local match.
         alpha: weight of the intra-diversity loss.
@@ -70,7 +66,7 @@ class Glscl(Head):
         mask_padding: keep the decoder off padded frames and tokens. False reads them, as the public program does.
         consistency_scale: "batch" divides the query products by the batch size, so that the target 0.75 is a mean
             cosine; "queries" divides by Q, as the public program does, which ties the target to the batch size.
-        frame_positions: longest clip the positions of "seq_transf" allow.
+        **common: see `AggregatingHead`.
     """
 
     needs_tokens = True
@@ -81,9 +77,6 @@ class Glscl(Head):
         embed_dim: int,
         queries: int = 8,
         decoder_layers: int = 3,
-        aggregator: str = "seq_transf",
-        aggregator_layers: int = 4,
-        aggregator_heads: int | None = None,
         temperature: float = 3.0,
         local_weight: float = 0.5,
         alpha: float = 1e-4,
@@ -93,7 +86,6 @@ class Glscl(Head):
         dropout: float = 0.1,
         mask_padding: bool = True,
         consistency_scale: str = "batch",
-        frame_positions: int = 77,
         **common: Any,
     ) -> None:
         super().__init__(embed_dim=embed_dim, **common)
@@ -110,9 +102,6 @@ class Glscl(Head):
         self.beta = beta
         self.mask_padding = mask_padding
         self.consistency_scale = consistency_scale
-        self.aggregator = build_aggregator(
-            aggregator, embed_dim, layers=aggregator_layers, heads=aggregator_heads, positions=frame_positions
-        )
 
         def new_decoder() -> Decoder:
             return Decoder(

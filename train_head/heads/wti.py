@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
-from glscl.train_head.heads.aggregator import build_aggregator
-from glscl.train_head.heads.base import Head, tokens_of
+from glscl.train_head.heads.aggregator import AggregatingHead
+from glscl.train_head.heads.base import tokens_of
 from glscl.train_head.heads.layers import entry_scorer
 from glscl.train_head.heads.pooling import masked_softmax
 
@@ -26,18 +26,15 @@ class Entries(NamedTuple):
     weights: Tensor
 
 
-class Ti(Head):
+class Ti(AggregatingHead):
     """`S = ½ [Σ_l p_l max_f M_lf + Σ_f q_f max_l M_lf]`, `M = n(W) n(X')ᵀ`, p and q uniform (Wang et al. 2022, TI).
 
     Args:
         embed_dim: D.
-        aggregator: "seq_transf", "seq_lstm" or "none".
-        aggregator_layers: blocks of "seq_transf".
-        aggregator_heads: attention heads of "seq_transf"; None = max(1, D // 64).
-        frame_positions: longest clip the positions of "seq_transf" allow.
         decorrelation: weight of the channel decorrelation loss.
         alpha1: within it, weight of matched channels, which shall correlate.
         alpha2: within it, weight of different channels, which shall not.
+        **common: see `AggregatingHead`.
     """
 
     needs_tokens = True
@@ -46,10 +43,6 @@ class Ti(Head):
         self,
         *,
         embed_dim: int,
-        aggregator: str = "seq_transf",
-        aggregator_layers: int = 4,
-        aggregator_heads: int | None = None,
-        frame_positions: int = 77,
         decorrelation: float = 0.0,
         alpha1: float = 0.11,
         alpha2: float = 0.0,
@@ -59,9 +52,6 @@ class Ti(Head):
         self.decorrelation = decorrelation
         self.alpha1 = alpha1
         self.alpha2 = alpha2
-        self.aggregator = build_aggregator(
-            aggregator, embed_dim, layers=aggregator_layers, heads=aggregator_heads, positions=frame_positions
-        )
 
     def token_logits(self, tokens: Tensor) -> Tensor:
         """(T, L) logits of p for raw tokens (T, L, D)."""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.common.errors import UsageError
-from glscl.train_head.heads.aggregator import build_aggregator
-from glscl.train_head.heads.base import Head, require_at_least, require_positive, tokens_of
+from glscl.train_head.heads.aggregator import AggregatingHead
+from glscl.train_head.heads.base import require_at_least, require_positive, tokens_of
 from glscl.train_head.heads.pooling import masked_softmax, mean_of_normalised
 
 
@@ -36,7 +36,7 @@ class XclipVideo(NamedTuple):
     frame_mask: Tensor
 
 
-class Xclip(Head):
+class Xclip(AggregatingHead):
     """Mean of text-video, word-video, text-frame and word-frame scores (Ma et al. 2022).
 
     A list of scores is reduced by attention over similarity: `Σ_i (softmax(s / temperature) A)_i s_i`, A learned and
@@ -49,10 +49,7 @@ class Xclip(Head):
         max_words: longest caption; size of the maps over words.
         max_frames: longest clip; size of the maps over frames.
         temperature: of the attention over similarities.
-        aggregator: "seq_transf", "seq_lstm" or "none".
-        aggregator_layers: blocks of "seq_transf".
-        aggregator_heads: attention heads of "seq_transf"; None = max(1, D // 64).
-        frame_positions: longest clip the positions of "seq_transf" allow.
+        **common: see `AggregatingHead`.
     """
 
     needs_tokens = True
@@ -64,10 +61,6 @@ class Xclip(Head):
         max_words: int = 32,
         max_frames: int = 12,
         temperature: float = 0.01,
-        aggregator: str = "seq_transf",
-        aggregator_layers: int = 4,
-        aggregator_heads: int | None = None,
-        frame_positions: int = 77,
         **common: Any,
     ) -> None:
         super().__init__(embed_dim=embed_dim, **common)
@@ -75,9 +68,6 @@ class Xclip(Head):
         require_at_least("max_frames", max_frames, 1)
         require_positive("temperature", temperature)
         self.temperature = temperature
-        self.aggregator = build_aggregator(
-            aggregator, embed_dim, layers=aggregator_layers, heads=aggregator_heads, positions=frame_positions
-        )
         self.global_map = nn.Parameter(torch.eye(embed_dim))
         self.local_map = nn.Parameter(torch.eye(embed_dim))
         self.video_word_map = nn.Parameter(torch.eye(max_words))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from glscl.common.arguments import types_checked
 from glscl.common.clip_names import PROGRAMS, program_of
 from glscl.common.errors import CheckpointError, Hint, UsageError
 from glscl.common.state_dicts import plain_names
@@ -71,6 +72,7 @@ def head_of(weights: Mapping[str, Tensor], source: str) -> str:
     return "mean_pool" if kind == "none" else kind
 
 
+@types_checked
 def head_from_state_dict(
     state_dict: Mapping[str, Tensor], source: str | None = None, *, embed_dim: int, **options: Any
 ) -> Head:

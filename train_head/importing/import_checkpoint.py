@@ -22,7 +22,7 @@ from glscl.cache.schema import FramePosition
 from glscl.cache.store import Store
 from glscl.common.clip_names import OPENAI_MODELS, OPENAI_SETTINGS, clip_weights
 from glscl.common.errors import CheckpointError, NonFiniteError, UsageError
-from glscl.common.state_dicts import read_state_dict, weights_file
+from glscl.common.state_dicts import read_state_dict, weights_file, weights_hash
 from glscl.common.tables import amount
 from glscl.common.versions import versions
 from glscl.train_head.checkpoint import WHICH, run_id, save_weights, write_run
@@ -199,7 +199,8 @@ def compare_backbone(weights: Mapping[str, Tensor], store: Store) -> str:
 
     Args:
         weights: a public program's state dict with its backbone, by open_clip's names or those of Hugging Face.
-        store: an open cache; it keeps the first blocks of the text transformer and its positions.
+        store: an open cache; it keeps the first blocks of the text transformer and its positions, and the hash of all weights,
+            which tells of the rest where these are equal to the last bit.
 
     Returns:
         `ABSENT`, `SAME`, `DIFFERENT` or `UNKNOWN`.
@@ -221,6 +222,10 @@ def compare_backbone(weights: Mapping[str, Tensor], store: Store) -> str:
         size += ours.square().sum().item()
     if off > _SAME_BACKBONE**2 * size or used_otherwise(store.configuration):
         return DIFFERENT
+    made_with = store.configuration["backbone"].get("weights")
+    if not off and made_with and any(name.startswith("visual.") for name in found):  # a cache keeps none of that tower
+        ours = {"logit_scale": torch.from_numpy(tensors["logit_scale"]).reshape(())} if "logit_scale" in tensors else {}
+        return SAME if weights_hash({**found, **ours}) == made_with else UNKNOWN
     return SAME
 
 

@@ -80,14 +80,14 @@ def test_what_is_packed_is_refused_unread(tmp_path, options, monkeypatch):
     "codec", [ZstdCodec(), GzipCodec(), BloscCodec(cname="zstd")], ids=lambda codec: type(codec).__name__
 )
 def test_a_small_chunk_that_would_become_large_takes_no_memory(small_cache, codec, tmp_path):
-    """A chunk of half a gigabyte, in place of a small one of a cache."""
+    """A chunk of a quarter of a gigabyte, in place of a small one of a cache."""
     root = small_cache("zarr").fill().path
     shard = sorted((root / "shards/video").glob("*-*-*"))[-1]
     described = json.loads((shard / "values/zarr.json").read_text())
     described["codecs"] = [{"name": "bytes", "configuration": {"endian": "little"}}, codec.to_dict()]
     (shard / "values/zarr.json").write_text(json.dumps(described))
     ones = zarr.create_array(
-        tmp_path / "ones", shape=(2**26,), dtype="f8", chunks=(2**26,), compressors=[codec], filters=None
+        tmp_path / "ones", shape=(2**25,), dtype="f8", chunks=(2**25,), compressors=[codec], filters=None
     )
     ones[...] = 1  # zeros would be no chunk at all
     (shard / "values/c/0/0").write_bytes((tmp_path / "ones/c/0").read_bytes())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, settings
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_library import FORMATS, ROWS, Encoder, annotations, require_reads
 
@@ -19,7 +20,21 @@ from glscl.cache.upkeep.verification import verify
 
 # of each step: what a list asks for, after how many commits its first attempt is killed, items a shard, and whose part it is
 STEPS = st.lists(st.tuples(ROWS, st.integers(0, 6), st.integers(1, 3), st.integers(0, 2)), min_size=1, max_size=4)
-quiet = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def histories(few, many, *drawn):
+    """A test of a function of a folder and what is drawn: with `few` examples, in `make test-all` with `many` too."""
+
+    def test_of(body):
+        @pytest.mark.parametrize("examples", [few, pytest.param(many, marks=pytest.mark.exhaustive)])
+        def test(tmp_path_factory, examples):
+            settings(max_examples=examples)(
+                given(st.tuples(*drawn))(lambda found: body(tmp_path_factory.mktemp("history"), *found))
+            )()
+
+        return test  # pytest knows it by the name under which it stands
+
+    return test_of
 
 
 def filled(folder, steps, format):
@@ -44,10 +59,8 @@ def require_all(root, lists, format):
     assert (encoder.videos, encoder.texts) == ([], [])
 
 
-@quiet
-@given(STEPS, st.randoms(use_true_random=False), st.sampled_from(FORMATS))
-def test_parts_merged_in_any_order(tmp_path_factory, steps, random, format):
-    folder = tmp_path_factory.mktemp("merge")
+@histories(5, 50, STEPS, st.randoms(use_true_random=False), st.sampled_from(FORMATS))
+def test_parts_merged_in_any_order(folder, steps, random, format):
     parts, lists = filled(folder, steps, format)
     random.shuffle(parts)
     first = random.randint(1, len(parts))
@@ -58,10 +71,8 @@ def test_parts_merged_in_any_order(tmp_path_factory, steps, random, format):
     assert merge(parts, folder / "out").shards == 0
 
 
-@quiet
-@given(STEPS, st.sampled_from(FORMATS), st.sampled_from(FORMATS))
-def test_caches_converted_to_either_format(tmp_path_factory, steps, format, other):
-    folder = tmp_path_factory.mktemp("convert")
+@histories(5, 50, STEPS, st.sampled_from(FORMATS), st.sampled_from(FORMATS))
+def test_caches_converted_to_either_format(folder, steps, format, other):
     parts, lists = filled(folder, [(*step[:3], 0) for step in steps], format)
     convert(open_library(parts[0]), folder / "out", format=other)
     require_all(folder / "out", lists, other)
@@ -72,10 +83,8 @@ def test_caches_converted_to_either_format(tmp_path_factory, steps, format, othe
         assert verify(flat.library) == []
 
 
-@settings(quiet, max_examples=25)
-@given(STEPS, st.randoms(use_true_random=False), st.sampled_from(FORMATS))
-def test_caches_with_a_damaged_file(tmp_path_factory, steps, random, format):
-    folder = tmp_path_factory.mktemp("repair")
+@histories(12, 100, STEPS, st.randoms(use_true_random=False), st.sampled_from(FORMATS))
+def test_caches_with_a_damaged_file(folder, steps, random, format):
     parts, lists = filled(folder, [(*step[:3], 0) for step in steps], format)
     root = parts[0]
     if random.random() < 0.5:  # as after a kill between the last commit and what gathers them

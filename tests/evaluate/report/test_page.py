@@ -15,7 +15,7 @@ from glscl.common.errors import InputError
 from glscl.common.tables import interval, number
 from glscl.evaluate.evaluated_run import EvaluatedRun, open_cache_of, read_evaluated
 from glscl.evaluate.metrics import main_metrics, summarise
-from glscl.evaluate.report import tables
+from glscl.evaluate.report import table_contents
 from glscl.evaluate.report.examination import examine
 from glscl.evaluate.report.figures import figures_of
 from glscl.evaluate.report.page import write_report
@@ -83,7 +83,7 @@ def read(judged, *names):
 
 def written(runs, tmp_path, *, figures=False, **options):
     """The page of some runs. Figures take nearly all of the time: only tests that look at them have them drawn."""
-    with contextlib.nullcontext() if figures else mock.patch.object(tables, "figures_of", lambda *_: ()):
+    with contextlib.nullcontext() if figures else mock.patch.object(table_contents, "figures_of", lambda *_: ()):
         path = write_report(runs, tmp_path / "report.html", resamples=50, **options)
     return Page(path.read_text(encoding="utf-8"))
 
@@ -350,7 +350,7 @@ def test_each_dataset_has_its_own_section(judged, tmp_path):
     one, two = read(judged, "run", "other")
     runs = [one, replace(two, result={**two.result, "split": "val"})]
     training = lambda *of: tuple(each for each in figures_of(*of) if each[0] == "Training")  # noqa: E731
-    with mock.patch.object(tables, "figures_of", training):
+    with mock.patch.object(table_contents, "figures_of", training):
         write_report(runs, tmp_path / "report.html", plots_dir=tmp_path / "plots", resamples=50)
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "Results: made, test" in page.text and "Results: made, val" in page.text

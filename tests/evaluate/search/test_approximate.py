@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import resource
 import shutil
 import sys
 
@@ -11,7 +14,8 @@ import torch
 
 from glscl.cache.library import open_library
 from glscl.cache.store import open_store
-from glscl.common.errors import CacheCorruptError, CacheError, UsageError
+from glscl.common.errors import CacheCorruptError, CacheError, StorageError, UsageError
+from glscl.evaluate.exporting.frame_vectors import export_frames
 from glscl.evaluate.search import approximate
 from glscl.evaluate.search.answers import Where
 from glscl.evaluate.search.approximate import index_of, make_index
@@ -178,6 +182,40 @@ def test_what_was_killed_half_way_is_finished_and_what_is_damaged_is_said(made, 
         index_of(store)
     model = zero_shot(store)
     assert model.index().is_exact and "faiss" in model.indexes.problem.message
+
+
+@contextlib.contextmanager
+def largest_file(limit):
+    """No file grows beyond so many bytes within the block; the last bytes are lost as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("missing", [100, 5000])
+def test_a_disk_without_room_for_the_last_bytes_is_said(made, tmp_path, missing):
+    """faiss's own writer gives a file that is cut short, and no error, where what it had buffered does not fit."""
+    store = made(videos=400).fill()
+    folder, out = store.path / "index", tmp_path / "frames"
+    for write, file in (
+        (
+            lambda: indexed(store.path),
+            lambda: folder / f"{json.loads((folder / 'index.json').read_bytes())['segments'][0]['name']}.faiss",
+        ),
+        (lambda: export_frames(store, out, to="faiss"), lambda: out / "frames.faiss"),
+    ):
+        write()
+        target = file()
+        size = target.stat().st_size
+        shutil.rmtree(target.parent)
+        with largest_file(size - missing), pytest.raises(StorageError, match="File too large"):
+            write()
+        assert not target.exists() and not [*target.parent.glob(".*")]
+        write()
+        assert target.stat().st_size == size
 
 
 def test_without_captions_sentences_choose(small_cache):

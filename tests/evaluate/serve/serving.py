@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from glscl.evaluate.serve.app import Site
-from glscl.evaluate.serve.catalog import open_catalog
+from glscl.evaluate.serve.served_caches import open_catalog
 from glscl.evaluate.serve.server import Place, Server
 from glscl.evaluate.serve.settings import ServeSettings
 

@@ -479,12 +479,12 @@ def test_nothing_comes_from_elsewhere(browser, served):
 
 def test_a_thousand_results_are_there_at_once(browser, tmp_path, small_cache, monkeypatch):
     """Of a cache of made-up features, whose videos are not there: what is asked is found by likeness."""
-    from glscl.evaluate.serve import catalog
+    from glscl.evaluate.serve import served_caches
 
     made = small_cache(videos=1300, captions=1)
     made.shard_items = {"video": 700, "text": 1300}
     made.fill()
-    assert catalog.open_catalog([made.path]).first.encoder.backbone is None
+    assert served_caches.open_catalog([made.path]).first.encoder.backbone is None
     with running([made.path]) as served:
         context = browser.new_context(viewport={"width": 1280, "height": 800})
         page, said = context.new_page(), []

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import open_clip
 import pytest
 import torch
 from stand_ins import OF_OPEN_CLIP, SPECIAL, TEXTS, folder_of
 
-from glscl.extract.backbone.encoder import load_backbone
+from glscl.common.errors import BackboneError, FingerprintError
+from glscl.extract.backbone.encoder import introduce, load_backbone
 from glscl.extract.backbone.text_tower import _reads_text_alone
 
 TRANSFORMERS = ("roberta", "xlm-roberta", "mt5", "m2m_100")
@@ -93,3 +97,61 @@ def test_plain_captions_become_the_tokens_that_cleaning_in_full_gives():
     texts = ["".join(map(chr, random.integers(32, 127, random.integers(0, 40)))) for _ in range(300)]
     texts += ["", "  A  man\tcooks ", "caf\u00c3\u00a9", "it&#39;s", "&amp;lt;", "\x1b[1mbold\x1b[0m", "\u201cq\u201d"]
     assert (fast(texts, context_length=77) == full(texts, context_length=77)).all()
+
+
+def _retold(folder, file: str, **values: object) -> None:
+    """Change entries of a JSON file of a folder; those of `text_cfg` in open_clip_config.json."""
+    about = json.loads((folder / file).read_text())
+    (about["model_cfg"]["text_cfg"] if file.startswith("open_clip") else about).update(values)
+    (folder / file).write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize("words", [20, 24], ids=["fewer words than the tower reads", "all words"])
+def test_a_class_token_behind_the_padding_stays_there(tmp_path, words):
+    """As CLIPS has it, which pools it."""
+    folder = folder_of(tmp_path / "clips", "bert")
+    _retold(folder, "open_clip_config.json", tokenizer_mode="clips")
+    _retold(folder, "tokenizer_config.json", bos_token="<s>", cls_token="<1>")
+    backbone = load_backbone(f"local-dir:{folder}", words=words)
+    encoded = backbone.encode_texts(TEXTS)
+    torch.testing.assert_close(encoded.text_features, open_clips(folder), rtol=0, atol=2e-6)
+    assert encoded.token_mask.sum(1).tolist() == [len(text) + 2 for text in TEXTS]
+    long = "so long that it is cut somewhere"
+    tokens = backbone.tokenize([long, "a"])
+    assert tokens.lengths.tolist() == [min(words, 23), 3] and backbone.text_tower.cut([long, "a"], tokens) == 1
+
+
+def test_a_tokenizer_that_pads_on_the_left_is_refused(tmp_path):
+    folder = folder_of(tmp_path / "left", "gemma")
+    _retold(folder, "tokenizer_config.json", padding_side="left")
+    with pytest.raises(BackboneError, match='not known here, such as on their left.*"padding_side" to "right"'):
+        load_backbone(f"local-dir:{folder}")
+
+
+@pytest.mark.parametrize(
+    "change", [{"heads": 4}, {"pool_type": "first"}, {"tokenizer_kwargs": {"clean": "canonicalize"}}], ids=str
+)
+def test_weights_that_give_other_features_than_a_cache_was_made_with_are_refused(tmp_path, folders, change):
+    folder = shutil.copytree(folders["gemma"], tmp_path / "model")
+    made, library = load_backbone(f"local-dir:{folder}"), Kept(tmp_path)
+    introduce(made.name, made.tensors_for_heads(), library)
+    again = load_backbone(f"local-dir:{folder}")
+    introduce(again.name, again.tensors_for_heads(), library)
+    _retold(folder, "open_clip_config.json", **change)
+    other = load_backbone(f"local-dir:{folder}")
+    assert other.description == made.description, "nothing else tells them apart"
+    with pytest.raises(FingerprintError, match="same weights of .* but captions had other features"):
+        introduce(other.name, other.tensors_for_heads(), library)
+
+
+class Kept:
+    """The part of a library that keeps tensors."""
+
+    def __init__(self, path) -> None:
+        self.path, self.kept = path, None
+
+    def write_backbone_tensors(self, tensors) -> None:
+        self.kept = self.kept or tensors
+
+    def backbone_tensors(self):
+        return self.kept

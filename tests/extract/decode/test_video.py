@@ -28,7 +28,7 @@ from glscl.cache.schema import Status
 from glscl.common.errors import DecodeError, NotFoundError
 from glscl.extract.decode import decoders, video
 from glscl.extract.decode import packets as container
-from glscl.extract.decode.packets import file_stamp, probe, read_index
+from glscl.extract.decode.packets import file_stamp, read_index
 from glscl.extract.decode.sampling import Sampling
 from glscl.extract.decode.video import FrameChunk, VideoDone
 from glscl.extract.decode.video import decode as decode_file
@@ -321,8 +321,6 @@ def test_a_missing_file_is_missing(tmp_path):
     _, _, done = decode(tmp_path / "nowhere.mp4")
     assert done.status is Status.MISSING
     assert "no such file" in done.reason
-    with pytest.raises(NotFoundError):
-        probe(str(tmp_path / "nowhere.mp4"))
 
 
 @pytest.mark.parametrize("content", [b"", b"just text, no video\n" * 40, bytes(range(256)) * 8])
@@ -332,8 +330,6 @@ def test_what_is_no_video_is_refused_with_a_reason(tmp_path, content):
     _, _, done = decode(path)
     assert done.status is Status.DECODE_ERROR
     assert done.reason and "\n" not in done.reason
-    with pytest.raises(DecodeError):
-        probe(str(path))
 
 
 def test_sound_alone_has_no_video_stream(tmp_path):
@@ -506,13 +502,6 @@ def test_work_is_shown_at_every_step(plain):
     assert (
         len(beats) > 450
     )  # each packet once when looked at and once when decoded or passed over, to the last one wanted
-
-
-def test_probe_tells_what_packets_tell(plain, tmp_path):
-    info = probe(str(plain))
-    assert (info.frames, info.codec, info.width, info.height) == (250, "h264", 160, 96)
-    assert (info.duration, info.fps) == pytest.approx((10.0, 25.0))
-    assert "mp4" in info.container
 
 
 def test_reading_the_index_decodes_nothing(plain, monkeypatch):

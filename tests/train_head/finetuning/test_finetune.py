@@ -26,9 +26,9 @@ from glscl.evaluate.from_pixels import evaluate_from_pixels
 from glscl.evaluate.settings import EvaluateSettings
 from glscl.extract.backbone.encoder import backbone_of_cache, load_backbone
 from glscl.train_head.distributed import make_accelerator
+from glscl.train_head.finetuning.backbone_and_head import EndToEnd
 from glscl.train_head.finetuning.finetune import finetune
 from glscl.train_head.finetuning.gradients import backward_in_chunks
-from glscl.train_head.finetuning.model import EndToEnd
 from glscl.train_head.finetuning.pixel_learner import PixelLearner, encode_table
 from glscl.train_head.finetuning.pixels import find_videos
 from glscl.train_head.finetuning.settings import FinetuneSettings, resolve_finetune

@@ -17,7 +17,7 @@ from glscl.cache.store import Store
 from glscl.common.errors import NonFiniteError
 from glscl.evaluate.evaluation import validation_metrics
 from glscl.train_head.checkpoint import load_run
-from glscl.train_head.finetuning.model import EndToEnd
+from glscl.train_head.finetuning.backbone_and_head import EndToEnd
 from glscl.train_head.finetuning.pixel_learner import PixelLearner
 from glscl.train_head.finetuning.pixels import DecodedFrames
 from glscl.train_head.settings import resolve

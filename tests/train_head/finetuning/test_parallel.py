@@ -18,7 +18,7 @@ from glscl.cache.store import open_store
 from glscl.extract.backbone.encoder import Backbone, load_backbone
 from glscl.train_head.finetuning.pixels import DecodedFrames, items_of
 from glscl.train_head.finetuning.pixel_learner import PixelLearner
-from glscl.train_head.finetuning.model import EndToEnd
+from glscl.train_head.finetuning.backbone_and_head import EndToEnd
 from glscl.train_head.finetuning.settings import FinetuneSettings
 from glscl.train_head.finetuning.towers import unfreeze
 from glscl.train_head.heads import build_head

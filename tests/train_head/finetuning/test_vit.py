@@ -22,8 +22,8 @@ from glscl.evaluate.from_pixels import evaluate_from_pixels
 from glscl.evaluate.settings import EvaluateSettings
 from glscl.extract.backbone.encoder import load_backbone
 from glscl.train_head.distributed import make_accelerator
+from glscl.train_head.finetuning.backbone_and_head import EndToEnd
 from glscl.train_head.finetuning.gradients import backward_in_chunks
-from glscl.train_head.finetuning.model import EndToEnd
 from glscl.train_head.finetuning.pixel_learner import PixelLearner, encode_table
 from glscl.train_head.finetuning.settings import FinetuneSettings
 from glscl.train_head.finetuning.towers import export_backbone, unfreeze

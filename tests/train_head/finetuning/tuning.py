@@ -15,8 +15,8 @@ from glscl.evaluate.evaluation import validation_metrics
 from glscl.extract.backbone.encoder import load_backbone
 from glscl.extract.pipeline import extract
 from glscl.extract.settings import ExtractSettings
+from glscl.train_head.finetuning.backbone_and_head import EndToEnd
 from glscl.train_head.finetuning.finetune import finetune
-from glscl.train_head.finetuning.model import EndToEnd
 from glscl.train_head.finetuning.pixels import DecodedFrames, items_of
 from glscl.train_head.finetuning.settings import FinetuneSettings, resolve_finetune
 from glscl.train_head.reports import Reporter

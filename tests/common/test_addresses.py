@@ -10,8 +10,8 @@ import pytest
 
 from glscl import open_cache
 from glscl.cache.creation import create_library
+from glscl.common.addresses import local_path
 from glscl.common.errors import NotFoundError, UsageError
-from glscl.common.places import local_path
 
 ELSEWHERE = ["s3://bucket/cache", "gs://bucket/cache", "az://box/cache", "hf://datasets/me/it", "https://host/cache"]
 

@@ -11,7 +11,7 @@ from glscl.cache.library import open_library
 from glscl.common.errors import CacheIncompleteError, FingerprintError, NotFoundError, UsageError
 from glscl.evaluate.serve.answering import Answers, strip_of
 from glscl.evaluate.serve.asking import Asked, read_parameters
-from glscl.evaluate.serve.catalog import open_catalog, unique_names
+from glscl.evaluate.serve.served_caches import open_catalog, unique_names
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from glscl.cache.files import dump_json, storage_errors, sync_directory, write_atomically
+from glscl.cache.files import dump_json, storage_errors, sync_directory, sync_tree, write_atomically
 from glscl.cache.lock import hold_folder
 from glscl.cache.reading import in_pieces, read_entries
 from glscl.cache.schema import Status
@@ -146,7 +146,8 @@ def _write_faiss(modules: list[Any], store: Store, out: Path, blocks: Iterator[B
         times.append(block.times)
 
     def write(path: Path) -> None:
-        faiss.write_index(index, str(path))
+        with open(path, "wb") as file:  # faiss's own writer takes no notice of a disk that is full when it closes
+            faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
 
     def write_rows(path: Path) -> None:
         with open(path, "wb") as file:
@@ -207,6 +208,7 @@ def put_aside(path: Path, write: Callable[[Path], None]) -> None:
         _remove(aside)
         try:
             write(aside)
+            sync_tree(aside)
             _remove(path)
             os.replace(aside, path)
         finally:

@@ -245,7 +245,7 @@ class _Demo:
             write_report(
                 self.shown,
                 self.out / "report.html",
-                title="glscl demo: the built-in corpus",
+                title="Demo: the built-in corpus",
                 chance=self.results["chance"],
                 thumbnails=thumbnails_of(store),
             )

@@ -11,7 +11,7 @@ import numpy as np
 
 from glscl.cache.frames import StoredFrames
 from glscl.common.errors import DecodeError, NotFoundError
-from glscl.evaluate.serve.catalog import Collection
+from glscl.evaluate.serve.served_caches import Collection
 from glscl.extract.decode.jobs import JobPool
 from glscl.extract.decode.stills import jpeg_of, still
 

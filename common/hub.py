@@ -1,0 +1,93 @@
+"""Folders on the Hugging Face Hub: pushed with a card, pulled whole. huggingface_hub does the transfer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from glscl.common.errors import UsageError
+from glscl.common.remote import remote_errors
+
+_ADDRESS = re.compile(r"hf:/+(datasets/|models/)?([\w.-]+/[\w.-]+)(?:@([^/]+))?/?")
+_CARD = "README.md"
+
+
+class Repository(NamedTuple):
+    """A repository of the Hub: "dataset" or "model", `USER/NAME`, and the revision that an address asks for."""
+
+    kind: str
+    name: str
+    revision: str | None
+
+    @classmethod
+    def at(cls, address: str) -> Repository:
+        """Of `hf://datasets/USER/NAME` or `hf://USER/NAME`, perhaps with `@REVISION`. Raises UsageError."""
+        found = _ADDRESS.fullmatch(address)
+        if found is None:
+            raise UsageError(
+                f"{address[:200]} is no repository of the Hub; expected hf://datasets/USER/NAME or hf://USER/NAME"
+            )
+        return cls("dataset" if found[1] == "datasets/" else "model", found[2], found[3])
+
+    @property
+    def address(self) -> str:
+        """As it is written."""
+        return f"hf://{'datasets/' if self.kind == 'dataset' else ''}{self.name}"
+
+
+def push_folder(folder: Path, where: Repository, card: str, *, leave: Sequence[str] = (), public: bool = False) -> str:
+    """Put a folder into a repository, which is made, private unless `public`, where there is none; what is there already is not sent.
+
+    Args:
+        card: README.md, unless the repository has one.
+        leave: patterns of files that stay here.
+
+    Returns:
+        The address of its page.
+
+    Raises:
+        StorageError: the Hub cannot be reached, or there is no token that allows it.
+    """
+    with remote_errors(where.address, "push to"):
+        api = _hub().HfApi(endpoint=_endpoint())
+        about: dict[str, Any] = {"repo_id": where.name, "repo_type": where.kind}
+        url = api.create_repo(**about, private=not public, exist_ok=True)
+        if not api.file_exists(filename=_CARD, **about):
+            api.upload_file(path_or_fileobj=card.encode(), path_in_repo=_CARD, commit_message="Add a card", **about)
+        api.upload_folder(
+            folder_path=folder, ignore_patterns=[_CARD, ".*", "**/.*", *leave], commit_message="Add files", **about
+        )
+    return str(url)
+
+
+def pull_folder(where: Repository, out: Path) -> None:
+    """Bring all files of a repository into a folder; stopped, the same call goes on.
+
+    Raises:
+        NotFoundError: there is none. StorageError: the Hub cannot be reached, or not be read without a token.
+    """
+    with remote_errors(where.address, "pull"):
+        _hub().snapshot_download(
+            where.name, repo_type=where.kind, revision=where.revision, local_dir=out, endpoint=_endpoint()
+        )
+    shutil.rmtree(out / ".cache" / "huggingface", ignore_errors=True)  # its notes of what was brought
+    with contextlib.suppress(OSError):
+        (out / ".cache").rmdir()
+    (out / ".gitattributes").unlink(missing_ok=True)
+
+
+def _hub() -> Any:
+    import huggingface_hub
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    return huggingface_hub
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("HF_ENDPOINT")

@@ -171,7 +171,7 @@ def _encoded(
 
 def _shown_frames(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
     """What can be decoded, as players show it: a damaged packet is passed over. Raises its error where no packet gives a frame."""
-    import av
+    import av.error
 
     packets, problem, any_shown = container.demux(stream), None, False
     while True:

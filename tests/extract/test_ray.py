@@ -16,7 +16,7 @@ import torch
 from glscl.cache.frames import StoredFrames
 from glscl.cache.schema import STREAMS, Annotations, TextItem, VideoItem
 from glscl.cache.store import open_store
-from glscl.common.errors import BackboneError, DecodeError, UsageError
+from glscl.common.errors import BackboneError, DecodeError
 from glscl.common.progress import Progress
 from glscl.extract.pipeline import extract
 from glscl.extract.settings import ExtractSettings
@@ -131,12 +131,3 @@ def test_what_goes_wrong_there_is_said_here(cluster, corpus, tmp_path):
         on_cluster(
             Annotations(dataset="csv", videos=corpus.videos[:6], texts=corpus.texts[:12]), tmp_path / "two", strict=True
         )
-
-
-def test_where_no_cluster_is_one_line_says_so(corpus, tmp_path, monkeypatch):
-    from glscl.extract.cluster import ray_engine
-
-    ray.shutdown()
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(UsageError, match="There is no Ray cluster at `address=192.0.2.1:1`"):
-        ray_engine.RayEngine(ExtractSettings(backbone="demo"), "192.0.2.1:1")

@@ -49,9 +49,9 @@ PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist workst
 test: $(VENV)/.ready
 	$(PYTEST) -m "not exhaustive" $(PYTEST_OPTIONS)
 
-# what exhaustive tests need besides: a tracker, and what builds the site
+# what exhaustive tests need besides: a tracker, a cluster, and what builds the site
 $(VENV)/.all: pyproject.toml $(VENV)/.ready
-	$(VENV)/bin/python -m pip install --quiet --editable '.[docs,mlflow]'
+	$(VENV)/bin/python -m pip install --quiet --editable '.[docs,mlflow,ray]'
 	@touch $@
 
 test-all: $(VENV)/.all

@@ -16,7 +16,7 @@ import torch
 from glscl.cache.frames import StoredFrames
 from glscl.cache.schema import STREAMS, Annotations, TextItem, VideoItem
 from glscl.cache.store import open_store
-from glscl.common.errors import BackboneError, DecodeError
+from glscl.common.errors import BackboneError, DecodeError, UsageError
 from glscl.common.progress import Progress
 from glscl.extract.pipeline import extract
 from glscl.extract.settings import ExtractSettings
@@ -131,3 +131,15 @@ def test_what_goes_wrong_there_is_said_here(cluster, corpus, tmp_path):
         on_cluster(
             Annotations(dataset="csv", videos=corpus.videos[:6], texts=corpus.texts[:12]), tmp_path / "two", strict=True
         )
+
+
+def test_where_no_cluster_is_one_line_says_so(monkeypatch):
+    from glscl.extract.cluster.ray_engine import RayEngine
+
+    def nothing(**_: object):
+        raise ConnectionError("Could not find any running Ray instance.\nMore lines")
+
+    monkeypatch.setattr(ray, "init", nothing)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(UsageError, match=r"no Ray cluster at `address=auto`: Could not find any running Ray instance\."):
+        RayEngine(ExtractSettings(backbone="demo"))

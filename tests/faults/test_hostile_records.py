@@ -440,9 +440,9 @@ def test_a_name_of_megabytes_is_refused_before_torch_searches_it(tmp_path, zippe
 
 
 def test_names_of_foreign_weights_that_go_on_and_on_are_cut():
-    with pytest.raises(CheckpointError, match=r"unknown keys: x+ \[\.\.\.\] x+") as error:
+    with pytest.raises(CheckpointError, match="unknown keys: x{100} …") as error:
         head_from_state_dict({"x" * 100_000: torch.zeros(1)}, "clip4clip", embed_dim=64)
-    assert len(str(error.value)) < 2000
+    assert len(str(error.value)) < 400
 
 
 # --- results ----------------------------------------------------------------------------------------------------------

@@ -295,4 +295,4 @@ def _load(head: Head, plan: _Plan, weights: Mapping[str, Tensor], dropped: list[
 
 def _some(what: str, keys: list[str]) -> str:
     more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
-    return f"{what} keys: {', '.join(key[:100] for key in keys[:_NAMED])}{more}"
+    return f"{what} keys: {', '.join(key if len(key) <= 100 else f'{key[:100]} …' for key in keys[:_NAMED])}{more}"

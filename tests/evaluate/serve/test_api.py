@@ -47,7 +47,7 @@ def test_a_sentence_is_answered_as_the_model_answers_it(served, model):
         assert max(strip["scores"]) == pytest.approx(hit.score, abs=1e-4)
         assert strip["times"][int(np.argmax(strip["scores"]))] == hit.time
     assert body["doubts"] == []
-    assert body["searched"]["videos"] == 31 and body["head"] == "best_frames" and body["list"] == "made"
+    assert body["searched"]["videos"] == 32 and body["head"] == "best_frames" and body["list"] == "made"
 
 
 def test_a_sentence_that_may_not_be_understood_is_answered_with_a_doubt(served):
@@ -64,7 +64,7 @@ def test_filters_narrow_what_is_searched_without_reading_it_again(served, model)
     assert [hit["score"] for hit in cut] == scores[:4]
     moments = served.ask("/api/search?q=a%20circle&by=moment&top=7").json["hits"]
     assert [hit["rank"] for hit in moments] == list(range(1, 8))
-    assert served.ask("/api/search?q=a%20circle&longest=7").json["searched"]["videos"] < 31
+    assert served.ask("/api/search?q=a%20circle&longest=7").json["searched"]["videos"] < 32
     assert served.ask("/api/search?q=a&split=nope").status == 400
     assert served.ask("/api/search?q=a&folder=/etc").json["error"].startswith("No video of the list")
 

@@ -71,7 +71,7 @@ def test_typing_shows_thumbnails_and_a_click_plays_at_the_moment(page, served):
     wanted = served.ask("/api/search?q=a%20red%20circle&top=24&moments=3").json["hits"]
     assert ids(page) == [hit["video"] for hit in wanted]
     until(page, "document.querySelectorAll('.shot img')[0].naturalWidth > 0")
-    assert "24 of 31 videos" in page.inner_text("#status")
+    assert "24 of 32 videos" in page.inner_text("#status")
     page.click(".hit >> nth=2")
     playing_at(page, wanted[2]["moments"][0]["start"])
     assert page.inner_text("#player-id") == wanted[2]["video"]

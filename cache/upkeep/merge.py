@@ -7,6 +7,7 @@ bit by bit; `glscl.cache.upkeep.verification` does that.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import uuid
@@ -17,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from glscl.cache.additions import write_addition
+from glscl.cache.additions import Addition, addition_of, write_addition
 from glscl.cache.commits import commit_file
 from glscl.cache.creation import create_library
 from glscl.cache.files import (
+    dump_json,
     put_if_absent,
     refuse_links,
     refuse_unread,
@@ -189,7 +191,10 @@ class _Merge:
                     self.root, stream, addition.keys, shard_items=addition.shard_items, attempt=addition.attempt
                 )
             for place in wanted:
-                self._take_shard(part, stream, place)
+                self._take_shard(part, stream, place, addition, place.shard)
+            for place in committed:
+                if (addition.name, place.shard) in own.commits and self._went_better(theirs, place, own):
+                    self._take_shard(part, stream, place, self._another_attempt(stream, place), 0)
 
     @staticmethod
     def _brings_something(keys: np.ndarray, place: Place, own: Stream) -> bool:
@@ -198,17 +203,41 @@ class _Merge:
         numbers = own.index.find(keys)
         return not (numbers >= 0).all() or not np.isin(own.status[numbers], _USABLE).all()
 
-    def _take_shard(self, part: Library, stream: str, place: Place) -> None:
+    @staticmethod
+    def _went_better(theirs: Stream, place: Place, own: Stream) -> bool:
+        """Whether a shard that both have made holds something usable of which the target has nothing usable."""
+        numbers = own.index.find(theirs.keys_at(place))
+        usable = np.isin(own.status[numbers], _USABLE) & (numbers >= 0)
+        return bool((np.isin(theirs.status[place.items.start : place.items.stop], _USABLE) & ~usable).any())
+
+    def _another_attempt(self, stream: str, place: Place) -> Addition:
+        """An addition of the keys of one shard that the target does not have yet."""
+        keys, shard_items = place.addition.keys_of(place.shard), place.addition.shard_items
+        attempt = place.addition.attempt + 1
+        while self._has(addition_of(stream, keys, shard_items=shard_items, attempt=attempt)):
+            attempt += 1
+        return write_addition(self.root, stream, keys, shard_items=shard_items, attempt=attempt)
+
+    def _has(self, addition: Addition) -> bool:
+        return any(each.name == addition.name for each in self.target.stream(addition.stream).additions)
+
+    def _take_shard(self, part: Library, stream: str, place: Place, addition: Addition, shard: int) -> None:
+        """Bring a shard of a part as a shard of an addition of the target: its own, or another of the same keys."""
         commit = part.stream(stream).commit_of(place)
-        file = commit_file(part.path, stream, place.addition.name, place.shard)
-        told = commit_bytes(part, file, commit, place)
-        source, final = part.shard_file(commit), self.root / commit.path
+        told = commit_bytes(part, commit_file(part.path, stream, place.addition.name, place.shard), commit, place)
+        path = commit.path
+        if addition.name != place.addition.name:
+            path = f"shards/{stream}/{addition.name}-{shard:05d}-{path.rpartition('-')[2]}"
+            items = addition.shard_range(shard)
+            row = {"addition": addition.name, "shard": shard, "attempt": addition.attempt, "path": path}
+            told = dump_json(json.loads(told) | row | {"items": [items.start, items.stop]})
+        source, final = part.shard_file(commit), self.root / path
         if not source.exists():
             raise CacheCorruptError(f"{source} is committed but not there", hint=see_damage(part.path))
         with storage_errors(self.root):
             if not final.exists():
                 self._bring(source, final)
-            put_if_absent(commit_file(self.root, stream, place.addition.name, place.shard), told)
+            put_if_absent(commit_file(self.root, stream, addition.name, shard), told)
         self.done.shards += 1
 
     def _bring(self, source: Path, final: Path) -> None:

@@ -137,6 +137,21 @@ def test_what_failed_in_one_part_comes_from_the_other(format, tmp_path):
     assert merge([tmp_path / "b"], tmp_path / "a").shards == 1
 
 
+def test_what_failed_on_one_machine_comes_from_another_that_made_the_very_same_shards(format, tmp_path):
+    """Of one list both make shards of one name; the one that is there must not keep out what is in the other."""
+    files = {name: name.encode() * 3 for name in "abcde"}
+    same, busy = annotations(*((name, "test", [f"a {name}"]) for name in files)), Encoder()
+    busy.failing = frozenset({files["b"], files["d"], files["e"]})
+    busy.extract(tmp_path / "busy", same, files, shard=2, format=format)
+    Encoder().extract(tmp_path / "idle", same, files, shard=2, format=format)
+    assert merge([tmp_path / "idle"], tmp_path / "busy").shards == 3
+    require_reads(open_store(tmp_path / "busy"), same, files)
+    assert verify(open_library(tmp_path / "busy")) == []
+    assert merge([tmp_path / "idle"], tmp_path / "busy").shards == 0
+    assert merge([tmp_path / "busy"], tmp_path / "idle").shards == 0
+    require_reads(open_store(tmp_path / "idle"), same, files)
+
+
 def encoder_spec() -> StoreSpec:
     from made_library import SPEC
 

@@ -59,7 +59,7 @@ def require(name: str, value: Any, kind: Any) -> None:
             f"`{name}` is {found}; expected {' or '.join(dict.fromkeys(map(_called, admitted)))}",
             hint=f"{makers[0]} gives one" if makers else None,
         )
-    if any(getattr(each, "__name__", "") == "device" for each in admitted):
+    if any(getattr(each, "__name__", "") == "device" and isinstance(value, str | each) for each in admitted):
         require_device(str(value))
     elif dataclasses.is_dataclass(value) and any("help" in field.metadata for field in dataclasses.fields(value)):
         build(type(value), as_dict(value))
@@ -90,7 +90,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if origin is Sequence:  # arrays and columns of strings are no Sequence, and serve as one
         listed = hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, str | Mapping)
         return listed and all(_fits(each, inner[0]) for each in value)
-    if getattr(kind, "_is_protocol", False) or kind is Any:
+    if kind is Any or (getattr(kind, "_is_protocol", False) and not getattr(kind, "_is_runtime_protocol", False)):
         return True
     wanted = _NUMBERS.get(kind, origin or kind)
     return not isinstance(wanted, type) or isinstance(value, wanted)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -98,6 +98,7 @@ class AboutBackbone:
         )
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Makes shards elsewhere; they come back as they would be made here, and are committed by who asked."""
 

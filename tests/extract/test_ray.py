@@ -141,5 +141,7 @@ def test_where_no_cluster_is_one_line_says_so(monkeypatch):
 
     monkeypatch.setattr(ray, "init", nothing)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    with pytest.raises(UsageError, match=r"no Ray cluster at `address=auto`: Could not find any running Ray instance\."):
+    with pytest.raises(
+        UsageError, match=r"no Ray cluster at `address=auto`: Could not find any running Ray instance\."
+    ):
         RayEngine(ExtractSettings(backbone="demo"))

@@ -65,7 +65,7 @@ lint: $(VENV)/.lint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	@mkdir -p build/types && ln -sfn ../.. build/types/glscl  # the rooms stand at the top level; their import name is `glscl`
-	$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python
+	$(VENV)/bin/basedpyright --project pyproject.toml --pythonpath $(VENV)/bin/python
 
 # uv resolves what pip cannot: the lowest version of everything that pyproject.toml names
 build/uv/bin/uv:

@@ -19,8 +19,8 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
-import ray
-import ray.exceptions
+import ray  # pyright: ignore[reportMissingImports]
+import ray.exceptions  # pyright: ignore[reportMissingImports]
 
 from glscl.cache.additions import Addition
 from glscl.cache.formats.blocks import Blocks

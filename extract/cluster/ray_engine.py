@@ -227,7 +227,7 @@ def _cause(error: Any) -> Exception:
 
 def _ray() -> Any:
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UsageError("`engine=ray` needs Ray, which is not installed", hint="pip install 'glscl[ray]'") from None
     return ray

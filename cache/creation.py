@@ -162,7 +162,6 @@ def create_library(
                 mirror.refresh()
                 return create_library(path, spec, format, single_writer=single_writer)
         if not put_if_absent(root / "store.json", data):
-            return create_library(
-                path, spec, format, single_writer=single_writer
-            )  # another launch was a moment faster: compare with what it wrote
+            # another launch was a moment faster: compare with what it wrote
+            return create_library(path, spec, format, single_writer=single_writer)
     return open_library(root)

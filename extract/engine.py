@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 
 from glscl.cache.additions import Addition
 from glscl.cache.formats.blocks import Blocks
@@ -16,7 +17,7 @@ from glscl.cache.frame_format import FrameSpec
 from glscl.cache.keys import Stat
 from glscl.cache.library import Library, Place
 from glscl.common.progress import Progress
-from glscl.extract.backbone.encoder import Backbone, Description
+from glscl.extract.backbone.encoder import Backbone, Description, load_backbone
 from glscl.extract.backbone.picture_transform import PictureTransform
 from glscl.extract.batching import Stopwatch
 from glscl.extract.decode.sampling import Sampling
@@ -127,6 +128,19 @@ class Engine(Protocol):
     ) -> Stopwatch:
         """As `VideoExtraction.run`; seconds are summed over all machines."""
         ...
+
+
+def backbone_of(settings: ExtractSettings, device: str | torch.device) -> Backbone:
+    """The backbone of an extraction. Raises as `load_backbone`."""
+    return load_backbone(
+        settings.backbone,
+        settings.pretrained,
+        words=settings.max_words,
+        device=device,
+        precision=settings.precision,
+        preprocess=settings.preprocess,
+        asked=settings,
+    )
 
 
 def decoding_of(settings: ExtractSettings, transform: PictureTransform) -> Decoding:

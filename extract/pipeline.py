@@ -31,12 +31,12 @@ from glscl.common.memory import keep_freed_memory
 from glscl.common.progress import Progress
 from glscl.common.settings import as_dict, build, differences
 from glscl.common.tables import amount
-from glscl.extract.backbone.encoder import Backbone, introduce, load_backbone
+from glscl.extract.backbone.encoder import Backbone, introduce
 from glscl.extract.backbone.weight_settings import CONFIG_FILES
 from glscl.extract.batching import Stopwatch
 from glscl.extract.captions import cut_note, extract_captions
 from glscl.extract.decode.pool import DecodePool, wake
-from glscl.extract.engine import AboutBackbone, Engine, decoding_of
+from glscl.extract.engine import AboutBackbone, Engine, backbone_of, decoding_of
 from glscl.extract.listing import (
     Changes,
     Listing,
@@ -128,7 +128,7 @@ def extract(
     Raises:
         NotFoundError: not one of the videos is there.
         DecodeError: not one of them could be decoded, or `strict`.
-        BackboneError: the backbone cannot be loaded, see `load_backbone`.
+        BackboneError: the backbone cannot be loaded, see `glscl.extract.backbone.encoder.load_backbone`.
         CacheBusyError: another process writes this cache.
         FingerprintError, StorageError, …: see `create_library` and `Library.commit`.
     """
@@ -335,15 +335,7 @@ class _Extraction:
             if self.device.type == "cpu":
                 keep_freed_memory()
             if self.backbone is None:
-                self.backbone = load_backbone(
-                    s.backbone,
-                    s.pretrained,
-                    words=s.max_words,
-                    device=self.device,
-                    precision=s.precision,
-                    preprocess=s.preprocess,
-                    asked=s,
-                )
+                self.backbone = backbone_of(s, self.device)
             self.about = AboutBackbone.of(self.backbone)
         if self.given is None:
             for line in self.about.notes:

@@ -30,12 +30,12 @@ from glscl.cache.library import Place
 from glscl.cache.schema import Status
 from glscl.common.memory import keep_freed_memory
 from glscl.common.progress import Progress
-from glscl.extract.backbone.encoder import Backbone, load_backbone
+from glscl.extract.backbone.encoder import Backbone
 from glscl.extract.batching import Stopwatch
 from glscl.extract.captions import extract_captions
 from glscl.extract.decode.pool import DecodePool
 from glscl.extract.decode.video import FrameChunk, VideoDone, VideoTask
-from glscl.extract.engine import AboutBackbone, decoding_of
+from glscl.extract.engine import AboutBackbone, backbone_of, decoding_of
 from glscl.extract.listing import Source
 from glscl.extract.settings import ExtractSettings
 from glscl.extract.videos import VideoExtraction
@@ -146,16 +146,7 @@ class Encoder:
             if self._backbone is None:
                 if self.device == "cpu":
                     keep_freed_memory()
-                s = self.settings
-                self._backbone = load_backbone(
-                    s.backbone,
-                    s.pretrained,
-                    words=s.max_words,
-                    device=self.device,
-                    precision=s.precision,
-                    preprocess=s.preprocess,
-                    asked=s,
-                )
+                self._backbone = backbone_of(self.settings, self.device)
             return self._backbone
 
 

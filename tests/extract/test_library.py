@@ -28,7 +28,7 @@ from glscl.cache.upkeep.summary import summarise
 from glscl.cache.upkeep.verification import verify
 from glscl.common.errors import CacheBusyError, FingerprintError, InputError, NotFoundError
 from glscl.common.progress import Progress
-from glscl.extract import pipeline
+from glscl.extract import engine, pipeline
 from glscl.extract.datasets import dataset_entry
 from glscl.extract.pipeline import ExtractionSummary, count_encoded
 from glscl.extract.videos import CHANGED
@@ -498,7 +498,7 @@ def loaded(extractor, monkeypatch) -> list[str]:
         backbone.texts = extractor.backbone.texts
         return backbone
 
-    monkeypatch.setattr(pipeline, "load_backbone", load)
+    monkeypatch.setattr(engine, "load_backbone", load)
     return found
 
 
@@ -813,7 +813,7 @@ def test_nothing_but_lists_and_the_memo_names_an_id_a_path_or_a_list(extractor, 
 @pytest.fixture
 def said(extractor, tmp_path, glscl, monkeypatch):
     """`said(*more)`: the lines of `glscl extract` into a cache, without seconds."""
-    monkeypatch.setattr(pipeline, "load_backbone", lambda *_, **__: extractor.backbone)
+    monkeypatch.setattr(engine, "load_backbone", lambda *_, **__: extractor.backbone)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GLSCL_HOME", str(tmp_path / "home"))
 

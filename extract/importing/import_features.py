@@ -432,6 +432,13 @@ class _Checked:
                         self.padding[video.id] = frames.padding
                     if frames.holes:
                         self.holes[video.id] = frames.holes
+                    if frames.rows.shape[1] != self.embed_dim == frames.given:
+                        shape = (frames.given, frames.rows.shape[1])
+                        raise InputError(
+                            f"The video features of {video.id!r} have the shape {shape}, expected (F, {self.embed_dim}): "
+                            "are they transposed?",
+                            hint="Save a row for each frame",
+                        )
                     self._add("video", video.id, frames.rows if frames.usable else frames.rows[:0])
                     self.video_keys[video.id] = _video_key(video, frames, self.fps)
                     task.advance()

@@ -103,7 +103,6 @@ def eval(
     if moments is not None and (len(folders) > 1 or videos is not None):
         raise UsageError("--moments judges one head on stored frames; leave out the other runs, and --videos")
     if moments is not None:
-        from glscl.evaluate.moment_retrieval.judge_moments import judge_moments
         from glscl.evaluate.moment_retrieval.windows import read_windows
 
         read_windows(moments)  # what is wrong with it is said before anything is computed
@@ -131,6 +130,8 @@ def eval(
     with counted(run.progress, "score", "pairs") as pairs:
         evaluation = judge(device=device, command=command_line(), progress=pairs, note=run.note)
     if moments is not None:
+        from glscl.evaluate.moment_retrieval.judge_moments import judge_moments
+
         evaluation.result["moments"] = judge_moments(store, at, moments, settings, device=device)
     other = _other_list(store, folders) if list else None
     path = out or result_file(store.path, at, settings.head, settings.split, other)

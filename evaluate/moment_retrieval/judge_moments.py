@@ -94,5 +94,6 @@ def frame_scores(head: Head, texts: TextFeatures, frames: Tensor, device: torch.
     alone = VideoFeatures(
         frames.float()[:, None].to(device), torch.ones(len(frames), 1, dtype=torch.bool, device=device)
     )
-    texts = TextFeatures(*(None if field is None else field.to(device) for field in texts))
+    tokens, mask = (None if field is None else field.to(device) for field in texts[1:])
+    texts = TextFeatures(texts.text_features.to(device), tokens, mask)
     return head.score(head.encode_text(texts), head.encode_video(alone)).float()

@@ -302,15 +302,20 @@ class Mirror:
         self.there[name] = len(data)
         return True
 
-    def put(self, name: str) -> None:
-        """Put a file, or a folder with all that is in it, that stands here; what is there with as many bytes stays."""
-        source = self.root / name
+    def put(self, name: str, source: Path | None = None) -> None:
+        """Put a file, or a folder with all that is in it, that stands here; what is there with as many bytes stays.
+
+        Args:
+            source: where it stands here, unless under its name.
+        """
+        source = source or self.root / name
         paths = [path for path in sorted(source.rglob("*")) if path.is_file()] if source.is_dir() else [source]
-        sizes = {path.relative_to(self.root).as_posix(): path.stat().st_size for path in paths}
+        named = {f"{name}/{path.relative_to(source).as_posix()}".removesuffix("/."): path for path in paths}
+        sizes = {each: path.stat().st_size for each, path in named.items()}
         lacking = [each for each, size in sizes.items() if self.there.get(each) != size]
         if lacking:
             with remote_errors(self.address, "write"):
-                put_all(self._files, lacking, (self.root / each for each in lacking))
+                put_all(self._files, lacking, (named[each] for each in lacking))
             self.there |= {each: sizes[each] for each in lacking}
 
     def publish(self) -> None:

@@ -78,12 +78,12 @@ def test_pushing_again_sends_nothing_and_after_a_kill_only_the_rest(made, place,
     calls = 0
     put = Mirror.put
 
-    def killed(self, name):
+    def killed(self, name, *source):
         nonlocal calls
         calls += name.startswith("shards/video/") and "-0" in name
         if calls == 2:
             raise KeyboardInterrupt
-        put(self, name)
+        put(self, name, *source)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Mirror, "put", killed)
@@ -119,6 +119,26 @@ def test_two_caches_pushed_to_one_address_are_both_there(made, tmp_path):
     push(tmp_path / "other", ADDRESS)
     made_library.require_reads(open_store(ADDRESS, "other"), other, files)
     made_library.require_reads(open_store(ADDRESS, "made"), made_library.PLAIN, made_library.FILES)
+
+
+def test_what_failed_at_the_address_and_went_well_here_in_the_very_same_shard_is_there_afterwards(made, place, tmp_path):
+    format = open_library(made).header["format"]
+    same = made_library.annotations(*((name, "test", [f"a {name}"]) for name in "abcde"))
+    files = {name: name.encode() * 3 for name in "abcde"}
+    busy = made_library.Encoder()
+    busy.failing = frozenset({files["b"], files["d"], files["e"]})
+    busy.extract(tmp_path / "busy", same, files, shard=2, format=format)
+    made_library.Encoder().extract(tmp_path / "idle", same, files, shard=2, format=format)
+    push(tmp_path / "busy", ADDRESS)
+    first = {name: file.getvalue() for name, file in place.store.items()}
+    done = push(tmp_path / "idle", ADDRESS)
+    assert (done.shards, done.there) == (3, 3)
+    assert all(place.store[name].getvalue() == told for name, told in first.items())  # nothing was replaced
+    made_library.require_reads(open_store(ADDRESS), same, files)
+    assert verify(open_library(ADDRESS)) == []
+    assert push(tmp_path / "idle", ADDRESS).shards == push(tmp_path / "busy", ADDRESS).shards == 0
+    assert merge([ADDRESS], tmp_path / "busy").shards == 3
+    made_library.require_reads(open_store(tmp_path / "busy"), same, files)
 
 
 def test_a_cache_of_another_encoder_is_not_mixed_in(made, tmp_path):

@@ -75,7 +75,7 @@ class MergeSummary:
 def merge(parts: Sequence[Path], out: Path, *, copy: bool = False) -> MergeSummary:
     """Bring the lists and items of several caches of one encoder together, in any order, again at any time.
 
-    A shard is left out where all that it holds is there already. The version of a list that counts stays; a list without one
+    A shard is left out where all that it holds is there already, as usable or more. The version of a list that counts stays; a list without one
     gets the part's, of two parts that of the one named first.
 
     Args:

@@ -42,6 +42,7 @@ from glscl.cache.upkeep.attempts import Brought, as_brought, brings_more
 from glscl.cache.upkeep.convert import spec_of
 from glscl.common.errors import CacheCorruptError, FingerprintError, Hint, UsageError
 
+
 @dataclass(kw_only=True)
 class MergeSummary:
     """What a merge brought, and what is there now.

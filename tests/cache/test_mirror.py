@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -121,7 +124,9 @@ def test_two_caches_pushed_to_one_address_are_both_there(made, tmp_path):
     made_library.require_reads(open_store(ADDRESS, "made"), made_library.PLAIN, made_library.FILES)
 
 
-def test_what_failed_at_the_address_and_went_well_here_in_the_very_same_shard_is_there_afterwards(made, place, tmp_path):
+def test_what_failed_at_the_address_and_went_well_here_in_the_very_same_shard_is_there_afterwards(
+    made, place, tmp_path
+):
     format = open_library(made).header["format"]
     same = made_library.annotations(*((name, "test", [f"a {name}"]) for name in "abcde"))
     files = {name: name.encode() * 3 for name in "abcde"}
@@ -158,6 +163,34 @@ def test_merging_from_an_address_brings_it_whole(made, tmp_path):
     shutil.rmtree(tmp_path / "home")
     fsspec.filesystem("memory").store.clear()
     made_library.require_reads(open_store(tmp_path / "pulled"), made_library.PLAIN, made_library.FILES)
+
+
+def test_several_that_bring_one_cache_at_once_all_read_it_whole(made, tmp_path):
+    push(made, ADDRESS)
+    together = threading.Barrier(4)
+
+    def read(_: int) -> None:
+        together.wait()
+        made_library.require_reads(open_store(ADDRESS), made_library.PLAIN, made_library.FILES)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read, range(4)))
+    assert len(shards_here(tmp_path / "home")) == 4
+    assert not [*(tmp_path / "home" / "mirror" / ".incoming").iterdir()]
+
+
+def test_what_a_killed_download_left_goes_after_an_hour_and_one_under_way_stays(made, tmp_path):
+    push(made, ADDRESS)
+    incoming = tmp_path / "home" / "mirror" / ".incoming"
+    for name, age in (("killed", 2 * mirror.LATEST_SECONDS), ("slow", 60)):
+        file = incoming / name / "shards" / "half"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"half")
+        for path in (file, file.parent, incoming / name):
+            os.utime(path, (time.time() - age,) * 2)
+    os.utime(incoming / "slow", (0, 0))
+    open_store(ADDRESS)
+    assert [path.name for path in incoming.iterdir()] == ["slow"]
 
 
 def test_a_shard_that_came_otherwise_than_committed_is_refused_and_not_kept(made, place, tmp_path):

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from glscl.common.errors import UsageError
 from glscl.common import compiling
+from glscl.common.errors import UsageError
 from glscl.train_head import learner
 from glscl.train_head.heads import build_head
 from glscl.train_head.loop import fit

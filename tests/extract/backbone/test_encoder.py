@@ -56,7 +56,9 @@ def test_captions_do_not_see_what_they_are_batched_with(loaded):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.exhaustive if k != "clip_vit" else ()) for k in KINDS])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.exhaustive if k != "clip_vit" else ()) for k in KINDS]
+)
 def test_compiled_code_gives_the_features_of_plain_code(kind, tiny_clip, monkeypatch):
     """Traced whole; what a GPU's compiler makes of the trace needs a GPU."""
     loaded = load_backbone(f"local-dir:{tiny_clip(kind)}")
@@ -73,7 +75,9 @@ def test_compiled_code_gives_the_features_of_plain_code(kind, tiny_clip, monkeyp
     monkeypatch.setattr(compiling, "missing_compiler", lambda device: None)
     loaded.compile()
     np.testing.assert_allclose(loaded.encode_frames(frames), plain, atol=1e-6)
-    assert traced == [{"dynamic": False, "mode": None}], "no recording: what a batch gave is fetched while the next is made"
+    assert traced == [{"dynamic": False, "mode": None}], (
+        "no recording: what a batch gave is fetched while the next is made"
+    )
     torch.compiler.reset()
 
 

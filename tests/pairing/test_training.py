@@ -37,7 +37,8 @@ def test_there_must_be_a_run_to_go_on_with(glscl, small_cache, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "foreign", ["[]", '{"run": 1}', '{"head": "projection", "settings": {}, "history": []}', '{"model": "resnet", "epoch": 3}']
+    "foreign",
+    ["[]", '{"run": 1}', '{"head": "projection", "settings": {}, "history": []}', '{"model": "resnet", "epoch": 3}'],
 )
 def test_a_folder_of_another_program_is_not_gone_on_with(glscl, small_cache, tmp_path, foreign):
     cache = small_cache(videos=24).fill()

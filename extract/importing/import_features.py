@@ -458,7 +458,9 @@ class _Checked:
                 self.text_keys[text.id] = captioned_rows_key(text.text, rows)
                 task.advance()
         if not usable:
-            raise InputError(f"{source}: the features of all {len(readers.frames)} videos are zero everywhere")
+            raise InputError(
+                f"{source}: the features of all of {amount(len(readers.frames), 'video')} are zero everywhere"
+            )
         return self.digest.hexdigest()[:16]
 
     def notes(self) -> list[str]:

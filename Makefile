@@ -7,6 +7,8 @@ PYTEST_OPTIONS ?=
 JOBS ?= 2
 TORCH_INDEX ?= $(if $(CPU),https://download.pytorch.org/whl/cpu)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# whatever the shell says: without it pytest rewrites, and each process compiles, what the one before had compiled
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: help demo demo-finetune browser lint test test-all test-lowest test-latest dist docs site clean
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import fsspec
 import made_library
 import pytest
+from formats import BOTH, EITHER
 
 from glscl.cache import mirror
 from glscl.cache.creation import create_library
@@ -42,7 +43,7 @@ def place(tmp_path, monkeypatch):
     store.store.clear()
 
 
-@pytest.fixture(params=made_library.FORMATS)
+@pytest.fixture(params=EITHER)
 def made(request, tmp_path) -> Path:
     """A cache here, of two shards a stream and more."""
     made_library.Encoder().extract(
@@ -55,6 +56,7 @@ def shards_here(home: Path) -> list[Path]:
     return sorted((home / "mirror").glob("*/shards/*/*-*-*"))
 
 
+@pytest.mark.parametrize("made", BOTH, indirect=True)
 def test_what_was_pushed_reads_as_the_original(made, tmp_path):
     done = push(made, ADDRESS)
     assert done.shards == 4 and done.there == 0 and list(done.lists) == ["made"]

@@ -329,7 +329,7 @@ def test_an_output_that_cannot_be_made_is_named(tmp_path, small_cache):
 
 @pytest.mark.parametrize("stream", ["video", "text"])
 def test_every_flipped_bit_of_the_data_is_found(small_cache, format, stream):
-    library = small_cache(format).fill().library
+    library = small_cache(format, videos=4).fill().library
     shard = shard_file(library, stream, 0)
     files = (
         [shard]

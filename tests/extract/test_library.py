@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from formats import EITHER
 from made_extraction import ORIGIN, Extractor, MadeBackbone, MadePool, named, require_equal, require_reads, write
 
 from glscl.cache import known_files
@@ -88,8 +89,9 @@ CHANGES = {  # what happens → contents and captions that are encoded for it, a
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("format", ["zarr", "hdf5"])
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    ("change", "format"), [*((change, format) for change in CHANGES for format in EITHER), ("all at once", "zarr")]
+)
 def test_of_a_folder_that_changes_only_what_is_new_is_encoded(extractor, folder, tmp_path, change, format):
     before = read(folder)
     first = extractor(before, tmp_path / "cache", format=format)

@@ -14,6 +14,7 @@ import sys
 
 import numpy as np
 import pytest
+from formats import BOTH, EITHER
 
 from glscl.cache import files
 from glscl.cache.library import open_library
@@ -50,7 +51,7 @@ def without_links(request, monkeypatch):
     assert tried, "nothing of this test makes links where it can"
 
 
-@pytest.fixture(params=["zarr", "hdf5"])
+@pytest.fixture(params=EITHER)
 def cache(small_cache, request):
     """A cache that is written here, not copied from an earlier test."""
     made = small_cache(request.param)
@@ -67,6 +68,7 @@ def same(one, other):
     )
 
 
+@pytest.mark.parametrize("cache", BOTH, indirect=True)
 def test_a_cache_is_written_and_read(cache):
     assert verify(open_library(cache.path)) == []
     assert open_store(cache.path).complete

@@ -393,7 +393,7 @@ OVERFLOW = """() => [...document.querySelectorAll('body *')].filter(e => {
 }).map(e => e.id || e.className || e.tagName)"""
 
 
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("dark", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_it_fits_a_phone(browser, served, dark):
     scheme = "dark" if dark else "light"
     context = browser.new_context(

@@ -239,7 +239,10 @@ def test_extracting_into_an_address_puts_every_shard_there(tmp_path, format):
     assert verify(open_library(ADDRESS)) == []
 
 
-@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "on another machine"])
+@pytest.mark.parametrize(
+    "elsewhere",
+    [pytest.param(False, marks=pytest.mark.exhaustive, id="here"), pytest.param(True, id="on another machine")],
+)
 @pytest.mark.parametrize("stop", range(4))
 def test_killed_anywhere_it_goes_on_and_encodes_nothing_twice(tmp_path, stop, elsewhere):
     encoder = made_library.Encoder()

@@ -578,7 +578,9 @@ def killed_after(monkeypatch, commits: int, act) -> bool:
     return False
 
 
-@pytest.mark.parametrize("other", [False, True], ids=["same", "other"])
+@pytest.mark.parametrize(
+    "other", [pytest.param(False, marks=pytest.mark.exhaustive, id="same"), pytest.param(True, id="other")]
+)
 @pytest.mark.parametrize("commits", range(6))
 def test_after_a_kill_the_same_command_ends_in_the_same_bits(extractor, folder, tmp_path, monkeypatch, commits, other):
     wanted, out = read(folder), tmp_path / "cache"

@@ -47,8 +47,8 @@ HEAD = [f"--option={name}" for name in ("queries=2", "decoder_layers=1", "aggreg
 
 def command(name: str, cache: Path, out: Path, *, resume: bool) -> list[str]:
     """A short training of a small head with dropout, so that also the random numbers must come back."""
-    own = {"train-head": ["--epochs", "3"], "finetune": ["--epochs", "2", "--checkpoint-every", "1"]}[name]
-    fixed = ["--head", "glscl", *HEAD, "--batch-size", "4", "--seed", "3", "--device", "cpu", "--validation", "1"]
+    own = {"train-head": [], "finetune": ["--checkpoint-every", "1"]}[name]
+    fixed = ["--head", "glscl", *HEAD, "--epochs", "2", "--batch-size", "4", "--seed", "3", "--device", "cpu", "--validation", "1"]
     begun = (out / "run.json").exists()  # a training that died before has nothing to go on with
     return [name, "--cache", str(cache), "--out", str(out), *fixed, *own, *(["--resume"] if resume and begun else [])]
 

@@ -366,6 +366,18 @@ def make_video_file(tmp_path_factory):
 
 
 @pytest.fixture
+def decoded_here(monkeypatch):
+    """Extraction and second pass decode in this process; what tells which files were asked for, and can make them fail."""
+    from decoding_here import DecodesHere
+
+    for module in ("glscl.extract.pipeline", "glscl.train_head.finetuning.pixels"):
+        monkeypatch.setattr(f"{module}.DecodePool", DecodesHere)
+    monkeypatch.setattr(DecodesHere, "decoded", [])
+    monkeypatch.setattr(DecodesHere, "failing", {})
+    return DecodesHere
+
+
+@pytest.fixture
 def glscl(capsys, monkeypatch):
     """Run a command in this process: `glscl("inspect", path)` → (status, standard output, standard error)."""
     from glscl import cli

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from forked import Forked
+from formats import EITHER
 
 from glscl.cache import library as library_module
 from glscl.cache.additions import write_addition
@@ -461,6 +462,7 @@ def test_bfloat16_rounds_as_torch_does():
     )
 
 
+@pytest.mark.parametrize("format", EITHER)
 def test_a_killed_writer_leaves_a_cache_that_the_next_one_completes(small_cache, format, tmp_path):
     """SIGKILL at three moments of a real process that commits as fast as it can."""
     script = textwrap.dedent(

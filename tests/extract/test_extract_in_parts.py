@@ -202,7 +202,7 @@ def test_processes_of_one_launch_share_the_work_and_speak_with_one_voice(table, 
 DECODING_HERE = """
 import sys
 sys.path.insert(0, {folder!r})
-from conftest import DecodesHere
+from decoding_here import DecodesHere
 from glscl import cli
 from glscl.commands.options import main
 from glscl.extract import pipeline
@@ -214,7 +214,7 @@ sys.exit(main(cli.app, sys.argv[1:]))
 @pytest.mark.slow
 def test_a_killed_part_loses_nothing_that_the_other_did(table, backbone, tmp_path):
     out, script = tmp_path / "cache", tmp_path / "decoding_here.py"
-    script.write_text(DECODING_HERE.format(folder=str(Path(__file__).parent)))
+    script.write_text(DECODING_HERE.format(folder=str(Path(__file__).parents[1])))
     parts = [start([script, *command(table, out, "--part", f"{i}/2")[2:]]) for i in (1, 2)]
     while not any(lock.part == (2, 2) for lock in locks(out)) and parts[1].poll() is None:
         time.sleep(0.01)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from formats import EITHER
+from formats import BOTH
 from made_extraction import ORIGIN, Extractor, MadeBackbone, MadePool, named, require_equal, require_reads, write
 
 from glscl.cache import known_files
@@ -89,8 +89,18 @@ CHANGES = {  # what happens → contents and captions that are encoded for it, a
 }  # fmt: skip
 
 
+WITH_ZARR_TOO = ("all at once",)
+
+
 @pytest.mark.parametrize(
-    ("change", "format"), [*((change, format) for change in CHANGES for format in EITHER), ("all at once", "zarr")]
+    ("change", "format"),
+    [
+        pytest.param(
+            change, format, marks=() if format == "hdf5" or change in WITH_ZARR_TOO else pytest.mark.exhaustive
+        )
+        for change in CHANGES
+        for format in BOTH
+    ],
 )
 def test_of_a_folder_that_changes_only_what_is_new_is_encoded(extractor, folder, tmp_path, change, format):
     before = read(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from glscl.cache.schema import FORMATS
 from glscl.common.errors import UsageError
 from glscl.common.settings import setting
 from glscl.extract.part import Part
@@ -184,7 +185,7 @@ class ExtractSettings(WeightSettings):
         group="Cache",
         affects_result=False,
     )
-    format: str = setting("zarr", "Format of the cache.", group="Cache", choices=("zarr", "hdf5"))
+    format: str = setting("zarr", "Format of the cache.", group="Cache", choices=FORMATS)
     dtype: str = setting(
         "float16", "Type of the stored features.", group="Cache", choices=("float16", "float32", "bfloat16")
     )
@@ -246,6 +247,12 @@ class ExtractSettings(WeightSettings):
     )
     batch_frames: int = setting(128, "Frames encoded at once.", group="Speed", min=1, affects_result=False)
     batch_texts: int = setting(256, "Captions encoded at once.", group="Speed", min=1, affects_result=False)
+    compile: bool = setting(
+        False,
+        "Encode frames with compiled code, on a GPU: a slower start, faster batches. Needs a compiler.",
+        group="Speed",
+        affects_result=False,
+    )
     decoder: str = setting(
         "auto",
         "auto: PyAV, which decodes only what the frames depend on. The others give the same frames, or refuse a file.",
@@ -316,7 +323,7 @@ class ImportSettings(ActivationSettings):
         metavar="NAME",
         affects_result=False,
     )
-    format: str = setting("zarr", "Format of the cache.", group="Cache", choices=("zarr", "hdf5"))
+    format: str = setting("zarr", "Format of the cache.", group="Cache", choices=FORMATS)
     dtype: str = setting(
         "float16", "Type of the stored features.", group="Cache", choices=("float16", "float32", "bfloat16")
     )

@@ -260,6 +260,7 @@ def test_commands_and_what_they_record_name_the_address(made, glscl, tmp_path):
     for command in ("inspect", "repair"):
         _, text, _ = glscl(command, ADDRESS)
         assert ADDRESS in text and "mirror" not in text
+    assert json.loads(glscl("inspect", ADDRESS, "--json")[1])["path"] == ADDRESS
     glscl("eval", "--zero-shot", "--cache", ADDRESS, "--out", tmp_path / "result.json")
     assert json.loads((tmp_path / "result.json").read_text())["cache"] == ADDRESS
 

@@ -200,12 +200,14 @@ def test_processes_of_one_launch_share_the_work_and_speak_with_one_voice(table, 
 
 
 DECODING_HERE = """
-import sys
+import sys, time
 sys.path.insert(0, {folder!r})
 from decoding_here import DecodesHere
 from glscl import cli
 from glscl.commands.options import main
 from glscl.extract import pipeline
+if "2/2" in sys.argv:  # stands still at its first video
+    DecodesHere.decode = lambda *_: time.sleep(300)
 pipeline.DecodePool = DecodesHere
 sys.exit(main(cli.app, sys.argv[1:]))
 """

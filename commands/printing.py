@@ -20,6 +20,8 @@ def print_extraction(run: Run, out: Path, done: Any) -> None:
     """What an extraction did. Of several processes the one that completes the list speaks at the end."""
     if done.finished_here:
         run.speaks = True
+    elif run.launch.world > 1 and done.complete and not done.already_complete:
+        return  # another process completed the list in the same moment, and says so
     counts = f"{amount(done.videos, 'video')}, {amount(done.frames, 'frame')}, {amount(done.texts, 'caption')}"
     took = f" in {duration(done.seconds['total'])}" + (f"; bound by {done.bound_by}" if done.bound_by else "")
     if not done.complete:

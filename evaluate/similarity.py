@@ -169,7 +169,7 @@ def ranks(
 
 
 class Scorer:
-    """Tiles of scores. Videos are encoded at once, texts when a tile needs them.
+    """Tiles of scores. Either side is encoded when a tile needs it; encoded videos are kept.
 
     Encoded texts and tiles are kept while `free` bytes last. Beyond, they are made anew when asked for again, so tiles
     are best asked for text span by text span: the last one's encoding is at hand in any case.
@@ -204,17 +204,14 @@ class Scorer:
         self.last: tuple[Span, Any] = ((0, 0), None)
         self.seen = bytearray(len(self.text_spans) * len(self.video_spans))  # one byte a tile: whether it was made
         self.done = 0
-        with self._timed("encode"):
-            rows = torch.arange(table.num_videos)
-            self.encoded_videos = self._encode(head.encode_video, self._videos, rows, self.frames)
+        self.encoded_videos: dict[Span, Any] = {}
 
     def tile(self, texts: Span, videos: Span) -> Tensor:
         """(t, v) float32 scores of sorted texts [start, stop) and videos [start, stop), on the device."""
         if (texts, videos) in self.kept_tiles:
             return self.kept_tiles[texts, videos]
-        encoded_texts = self._encoded_texts(texts)
+        encoded_texts, encoded_videos = self._encoded_texts(texts), self._encoded_videos(videos)
         with self._timed("score"):
-            encoded_videos = _map(lambda field: field[slice(*videos)], self.encoded_videos)
             scores = self.head.score(encoded_texts, encoded_videos).float()
             require_finite(
                 scores, lambda row: self._name_text(texts[0] + row), lambda row: self._name_video(videos[0] + row)
@@ -229,6 +226,14 @@ class Scorer:
         if self._fits([scores]):
             self.kept_tiles[texts, videos] = scores
         return scores
+
+    def _encoded_videos(self, videos: Span) -> Any:
+        """Kept, whatever `free` says. Each span by itself, so that who scores some of them scores as who scores all."""
+        if videos not in self.encoded_videos:
+            with self._timed("encode"):
+                rows = torch.arange(*videos)
+                self.encoded_videos[videos] = self._encode(self.head.encode_video, self._videos, rows, self.frames)
+        return self.encoded_videos[videos]
 
     def _encoded_texts(self, texts: Span) -> Any:
         if texts in self.kept_texts:
@@ -373,5 +378,8 @@ def _words(table: Pairs) -> Tensor:
 
 def _frames(table: Pairs) -> Tensor | None:
     """(V,) where the last real frame of every video stands, from 1, on the CPU; None where the table does not say."""
+    counts = getattr(table, "frame_count", None)
+    if counts is not None:
+        return None if getattr(table, "padded", False) else counts
     mask = None if getattr(table, "padded", False) else getattr(table, "frame_mask", None)
     return None if mask is None else (mask.cpu() * torch.arange(1, mask.shape[1] + 1)).amax(1)

@@ -200,12 +200,10 @@ def counts(
     Returns:
         Direction → (2, n) int64, above and equal: of the n texts in the spans for text to video, else of the n videos.
     """
-    (low, high), (left, right) = _whole(text_spans), _whole(video_spans)
+    (low, high), (left, right) = whole(text_spans), whole(video_spans)
     own, best = targets.own[low:high], targets.best[left:right]
     video = torch.from_numpy(pairing.video_of_text[low:high]).to(own.device)
-    tallies = {
-        name: _Tally(high - low if name == TEXT_TO_VIDEO else right - left, own.device) for name in directions
-    }
+    tallies = {name: _Tally(high - low if name == TEXT_TO_VIDEO else right - left, own.device) for name in directions}
     groups = {span: _GroupMaxima() for span in video_spans}
     for start, stop in text_spans:
         texts = slice(start - low, stop - low)
@@ -227,7 +225,9 @@ def ranks_of_counts(counted: Mapping[str, Tensor], targets: Targets, pairing: Pa
     asked = np.unique(pairing.video_of_text)  # (G,)
     ranks = {}
     for direction, (above, equal) in counted.items():
-        own = targets.own_ties if direction == VIDEO_TO_TEXT_CAPTION else 1  # of the equal scores those of the query itself
+        own = (
+            targets.own_ties if direction == VIDEO_TO_TEXT_CAPTION else 1
+        )  # of the equal scores those of the query itself
         found = (1 + above).cpu().numpy() + (equal - own).cpu().numpy() / 2
         if direction == TEXT_TO_VIDEO:
             ranks[direction] = np.empty(len(found))
@@ -237,7 +237,8 @@ def ranks_of_counts(counted: Mapping[str, Tensor], targets: Targets, pairing: Pa
     return ranks
 
 
-def _whole(spans: Sequence[Span]) -> Span:
+def whole(spans: Sequence[Span]) -> Span:
+    """What consecutive spans cover."""
     return spans[0][0], spans[-1][1]
 
 

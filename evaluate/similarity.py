@@ -190,11 +190,7 @@ class Scorer:
         self.seconds, self.progress = seconds, progress
         self.watch: Callable[[Tensor, Span, Span], None] | None = getattr(head, "watch", None)
         self.pairing = pair(table.video_of_text, num_texts=table.num_texts, num_videos=table.num_videos)
-        # A quarter of the memory is for a batch being encoded, a quarter for a tile and the three like it that its
-        # comparison takes, half for what is kept.
-        side = max(1, int((max_bytes / 4 / (4 * 4)) ** 0.5))
-        self.video_spans = spans(table.num_videos, min(batches[1], side))
-        self.text_spans = spans(table.num_texts, min(batches[0], side))
+        self.text_spans, self.video_spans = tile_spans(table, batches, max_bytes)
         self.needs_tokens = head.needs_tokens
         self.words = _words(table) if self.needs_tokens else None
         self.frames = _frames(table)
@@ -341,7 +337,7 @@ def scoring(
     home = next((parameter.device for parameter in head.parameters()), torch.device("cpu"))
     device = home if device is None else torch.device(device)
     if max_bytes is None:
-        max_bytes = 1 << 32 if device.type == "cuda" else 1 << 28
+        max_bytes = memory_on(device)
     training = [module for module in head.modules() if module.training]
     try:
         head.eval().to(device)
@@ -359,6 +355,19 @@ def scoring(
         head.to(home)
         for module in training:
             module.training = True
+
+
+def memory_on(device: torch.device | str) -> int:
+    """Working memory of scoring, bytes, where none is said."""
+    return 1 << 32 if torch.device(device).type == "cuda" else 1 << 28
+
+
+def tile_spans(table: Pairs, batches: tuple[int, int], max_bytes: int) -> tuple[list[Span], list[Span]]:
+    """How texts and videos are cut into tiles."""
+    # A quarter of the memory is for a batch being encoded, a quarter for a tile and the three like it that its
+    # comparison takes, half for what is kept.
+    side = max(1, int((max_bytes / 4 / (4 * 4)) ** 0.5))
+    return spans(table.num_texts, min(batches[0], side)), spans(table.num_videos, min(batches[1], side))
 
 
 def _map(function: Callable[[Tensor], Tensor], side: Any) -> Any:

@@ -71,17 +71,17 @@ def folder(root: Path, stream: str) -> Path:
 def write_addition(root: Path, stream: str, keys: np.ndarray, *, shard_items: int, attempt: int = 0) -> Addition:
     """Write an addition, unless the very same is there. `keys`: (n, 16) uint8, n > 0, each once. Raises StorageError."""
     addition = addition_of(stream, keys, shard_items=shard_items, attempt=attempt)
-    put_if_absent(folder(root, stream) / f"{addition.name}.txt", _file(addition))
+    put_if_absent(folder(root, stream) / f"{addition.name}.txt", addition_bytes(addition))
     return addition
 
 
 def addition_of(stream: str, keys: np.ndarray, *, shard_items: int, attempt: int = 0) -> Addition:
     """The addition that `write_addition` would write."""
     nameless = Addition("", stream, shard_items, attempt, keys)
-    return nameless._replace(name=_name(_file(nameless)))
+    return nameless._replace(name=_name(addition_bytes(nameless)))
 
 
-def _file(made: Addition) -> bytes:
+def addition_bytes(made: Addition) -> bytes:
     """The content of the file of an addition."""
     head = {
         "schema": SCHEMA,

@@ -444,14 +444,17 @@ class Stream:
         return status
 
     @cached_property
-    def index(self) -> KeyIndex:
-        """Where keys stand among the committed items; of several items of a key the most usable."""
+    def rank(self) -> np.ndarray:
+        """(N,) uint8, 0 for the most usable items, higher for less usable ones, `WORST` for those that are not committed."""
         ranks = np.full(256, WORST, np.uint8)
         for status, rank in _RANKS.items():
             ranks[int(status)] = rank
-        rank = ranks[self.status]
-        rank[~self.is_committed] = WORST
-        return KeyIndex(self.keys, rank)
+        return np.where(self.is_committed, ranks[self.status], np.uint8(WORST))
+
+    @cached_property
+    def index(self) -> KeyIndex:
+        """Where keys stand among the committed items; of several items of a key the most usable."""
+        return KeyIndex(self.keys, self.rank)
 
     @cached_property
     def is_committed(self) -> np.ndarray:

@@ -29,7 +29,7 @@ from glscl.common.settings import home
 
 MARK = "mirrored.json"
 LATELY_SECONDS = 600.0  # a shard that was used since is not deleted to make room
-LATEST_SECONDS = 3600.0  # a shard that was put since may be about to be committed
+LATEST_SECONDS = 3600.0  # a shard that was put since may be about to be committed, what is brought to appear
 ROOM_GB = 100.0  # of shards of all mirrors together; $GLSCL_MIRROR_GB says otherwise
 _OPENED = re.compile(
     r"store\.json|zarr\.json|(shards|shards/(video|text))/zarr\.json|(additions|commits|lists|backbone)/.+"
@@ -111,6 +111,7 @@ class Mirror:
         Raises:
             NotFoundError: nothing is there, unless `new`. StorageError: it cannot be reached.
         """
+        self._sweep()
         self.there = self.listing()
         if not self.there and not new:
             raise NotFoundError(f"There is no cache at {self.address}")
@@ -143,7 +144,7 @@ class Mirror:
         lacking = [name for name in names if not self._is_here(name)]
         if not lacking:
             return
-        aside = self.root.parent / ".incoming" / uuid.uuid4().hex[:12]
+        aside = self._incoming / uuid.uuid4().hex[:12]
         try:
             with storage_errors(self.root):
                 for folder in {(aside / (name or "file")).parent for name in lacking}:
@@ -186,7 +187,7 @@ class Mirror:
 
     def _bring_whole(self, path: str, names: list[str], check: Callable[[Path], None]) -> None:
         """A shard appears in one step, also where it is a folder of several files."""
-        aside = self._into(self.root.parent / ".incoming" / f"shard-{uuid.uuid4().hex[:12]}")
+        aside = self._into(self._incoming / f"shard-{uuid.uuid4().hex[:12]}" / "cache")
         try:
             aside.bring(names, lambda folder: check(folder / path))
             with storage_errors(self.root):
@@ -197,7 +198,19 @@ class Mirror:
                     if not (self.root / path).exists():  # else another process was a moment faster
                         raise
         finally:
-            shutil.rmtree(aside.root, ignore_errors=True)
+            shutil.rmtree(aside.root.parent, ignore_errors=True)
+
+    @property
+    def _incoming(self) -> Path:
+        """Where files stand while they are brought; each download has a folder of its own there."""
+        return self.root.parent / ".incoming"
+
+    def _sweep(self) -> None:
+        """Delete what killed downloads have left: nothing was written there for an hour."""
+        for left in listed(self._incoming):
+            with contextlib.suppress(OSError):  # one that is under way has just ended
+                if max(path.stat().st_mtime for path in (left, *left.rglob("*"))) < time.time() - LATEST_SECONDS:
+                    shutil.rmtree(left, ignore_errors=True)
 
     def _is_here(self, name: str) -> bool:
         if name == "store.json" or _COUNTS.fullmatch(name):
@@ -210,6 +223,7 @@ class Mirror:
         """The cache is one file at the address: brought whole, as it is not read in parts."""
         folder, name = self.root, self.address.rpartition("/")[2]
         whole = self._into(folder.with_name(f"{folder.name}.file") / name)
+        whole._sweep()
         whole.bring([""])
         return whole.root
 
@@ -302,15 +316,20 @@ class Mirror:
         self.there[name] = len(data)
         return True
 
-    def put(self, name: str) -> None:
-        """Put a file, or a folder with all that is in it, that stands here; what is there with as many bytes stays."""
-        source = self.root / name
+    def put(self, name: str, source: Path | None = None) -> None:
+        """Put a file, or a folder with all that is in it, that stands here; what is there with as many bytes stays.
+
+        Args:
+            source: where it stands here, unless under its name.
+        """
+        source = source or self.root / name
         paths = [path for path in sorted(source.rglob("*")) if path.is_file()] if source.is_dir() else [source]
-        sizes = {path.relative_to(self.root).as_posix(): path.stat().st_size for path in paths}
+        named = {f"{name}/{path.relative_to(source).as_posix()}".removesuffix("/."): path for path in paths}
+        sizes = {each: path.stat().st_size for each, path in named.items()}
         lacking = [each for each, size in sizes.items() if self.there.get(each) != size]
         if lacking:
             with remote_errors(self.address, "write"):
-                put_all(self._files, lacking, (self.root / each for each in lacking))
+                put_all(self._files, lacking, (named[each] for each in lacking))
             self.there |= {each: sizes[each] for each in lacking}
 
     def publish(self) -> None:

@@ -68,6 +68,15 @@ def eval(
             rich_help_panel="Metrics",
         ),
     ] = None,
+    moments: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also judge when captions happen: the annotations of Charades-STA, TVR, QVHighlights, ActivityNet or DiDeMo, "
+            "or a .csv or .tsv with caption, start, end (seconds) and perhaps video.",
+            metavar="FILE",
+            rich_help_panel="Metrics",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -92,6 +101,12 @@ def eval(
         raise UsageError("--combine needs several runs; repeat --run")
     if videos is not None and (zero_shot or len(folders) > 1):
         raise UsageError("--videos judges one run of finetune from pixels")
+    if moments is not None and (len(folders) > 1 or videos is not None):
+        raise UsageError("--moments judges one head on stored frames; leave out the other runs, and --videos")
+    if moments is not None:
+        from glscl.evaluate.moment_retrieval.windows import read_windows
+
+        read_windows(moments)  # what is wrong with it is said before anything is computed
     names = tuple(name.strip() for name in normalise.split(",")) if normalise else ()
     settings = checked(build(EvaluateSettings, {"seed": run.seed}, asked, {"normalise": names}))
     if zero_shot:
@@ -115,6 +130,10 @@ def eval(
             judge = partial(evaluate_from_pixels, store, at, settings, videos=videos)
     with counted(run.progress, "score", "pairs") as pairs:
         evaluation = judge(device=device, command=command_line(), progress=pairs, note=run.note)
+    if moments is not None:
+        from glscl.evaluate.moment_retrieval.judge_moments import judge_moments
+
+        evaluation.result["moments"] = judge_moments(store, at, moments, settings, device=device)
     other = _other_list(store, folders) if list else None
     path = out or result_file(store.path, at, settings.head, settings.split, other)
     write_result(path, evaluation)

@@ -317,6 +317,12 @@ def print_result(run: Run, result: dict[str, Any]) -> None:
         names = [name for name in graded["text_to_video"] if name != "queries"]
         both = ((arrow, graded[key]) for key, arrow in _ARROWS.items() if key in graded)
         print_rows(run, [["", *names], *([arrow, *(f"{of[n]:.1f}" for n in names)] for arrow, of in both)])
+    if moments := result.get("moments"):
+        named = {name: value for name, value in moments.items() if isinstance(value, float)}
+        run.say(
+            f"when {moments['queries']:,} of {amount(moments['captions'], 'caption')} happen, by {moments['file']}:"
+        )
+        print_rows(run, [[*named], [f"{value:.1f}" for value in named.values()]])
     normalised = result.get("normalised", {})
     if any(found["transductive"] for found in normalised.values()):
         run.say("* sees all test queries at once: not what a query gets that comes alone")

@@ -10,6 +10,7 @@ In reading order:
     outside         code from outside the package: module:attribute and entry points
     launch          which process of a launch this is; the only reader of RANK and its like
     devices         which device a process takes, and full float32 on it
+    compiling       a step of training or a tower as compiled code
     signals         Ctrl-C and its like wait until a step is done
     memory          what can be had of it, an error where it does not suffice; what was freed is kept
     progress        tasks with rate and remaining time

@@ -30,8 +30,9 @@ Wings, which an evaluation never loads:
     leaderboard/      all heads on one cache, over seeds
     report/           one HTML page about some runs
     search/           from a sentence to videos
+    moment_retrieval/ when in its video a caption happens
     serve/            a page and an API to search with
-    exporting/        vectors for an index
+    exporting/        vectors for an index, a run for mteb
 """
 
 from glscl.common.callable_room import let_call

@@ -135,11 +135,7 @@ def evaluate_run(
     started, settings = time.perf_counter(), checked(settings)
     folder = None if run is None else Path(run)
     store = seen_at(cache, folder, list)
-    if folder is not None:
-        opened = open_run(folder, store, settings, note=note)
-    else:
-        recipe = RECIPES.get(store.recipe, RECIPES["default"])
-        opened = OpenedRun(zero_shot_head(settings.head, store), settings.head, "last", True, recipe.frames, "uniform")
+    opened = open_judged(folder, store, settings, note=note)
     head, table_of = placed(opened.head, device)
 
     def load(split: str) -> FeatureTable | StoredTable:
@@ -260,6 +256,16 @@ class OpenedRun(NamedTuple):
     frozen_backbone: bool
     max_frames: int | None
     frame_position: FramePosition
+
+
+def open_judged(
+    run: Path | None, store: Store, settings: EvaluateSettings, *, note: Callable[[str], None] = lambda text: None
+) -> OpenedRun:
+    """The head of a run, or where there is none the zero-shot `settings.head`; errors as in `evaluate_run`."""
+    if run is not None:
+        return open_run(run, store, settings, note=note)
+    recipe = RECIPES.get(store.recipe, RECIPES["default"])
+    return OpenedRun(zero_shot_head(settings.head, store), settings.head, "last", True, recipe.frames, "uniform")
 
 
 def open_run(run: Path, store: Store, settings: EvaluateSettings, *, note: Callable[[str], None]) -> OpenedRun:

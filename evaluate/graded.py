@@ -3,9 +3,9 @@
 T texts, V videos, Q queries.
 
 A judgement is (caption id, video id, grade); a grade above 0 is right. Files are TREC's qrels (`caption 0 video grade`, apart
-by blanks) or a table with the columns caption, video and perhaps grade, where a caption may also be named by its words. A
-caption's own video is always right: with the highest grade of the caption where the file says none, as in collections of extra
-judgements such as FIRE (Rodriguez et al. 2022, arXiv 2210.05038), with the file's grade where it says one above 0.
+by blanks), a table with the columns caption, video and perhaps grade, where a caption may also be named by its words, or the JSON
+files of FIRE (Rodriguez et al. 2022, arXiv 2210.05038), extra judgements for the tests of MSR-VTT 1k-A and MSVD. A caption's own
+video is always right: with the highest grade of the caption where the file says none or 0, with the file's grade where it says one above.
 """
 
 from __future__ import annotations
@@ -22,17 +22,20 @@ from torch import Tensor
 from glscl.cache.files import write_atomically
 from glscl.common.errors import InputError, NotFoundError
 from glscl.evaluate.ranks import TEXT_TO_VIDEO, VIDEO_TO_TEXT
+from glscl.extract.datasets.text_files import fold, member, read_json, refuse, show
 
 CUTOFF = 10  # of nDCG
 RECALLS = (1, 5, 10)
 DEPTH = 1000  # lines a query of a run file
 MEASURES = (f"nDCG@{CUTOFF}", "mAP", "R-precision", *(f"recall@{k}" for k in RECALLS), *(f"any@{k}" for k in RECALLS))
 
+FIRE_GRADES = {"relevant": "1", "irrelevant": "0"}
+
 Qrels = Mapping[str, Mapping[str, float]]  # caption (id or words) → video id → grade
 
 
 def read_qrels(path: Path) -> Qrels:
-    """Judgements from a file: TREC's qrels, or a .csv or .tsv table with the columns caption, video and perhaps grade.
+    """Judgements from a file: TREC's qrels, a .csv or .tsv table with the columns caption, video and perhaps grade, FIRE's .json.
 
     Raises:
         NotFoundError: there is no such file.
@@ -57,6 +60,9 @@ def read_qrels(path: Path) -> Qrels:
 
 def _rows(path: Path) -> Iterator[tuple[int, str, str, str]]:
     """Line, caption, video and grade of every judgement of a file."""
+    if path.suffix.lower() == ".json":
+        yield from _fire(path)
+        return
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -77,6 +83,19 @@ def _rows(path: Path) -> Iterator[tuple[int, str, str, str]]:
             raise InputError(f"{path}, line {number}: {len(words)} words; expected `caption 0 video grade`")
         if words:
             yield number, words[0], words[2], words[3]
+
+
+def _fire(path: Path) -> Iterator[tuple[int, str, str, str]]:
+    """Judgements as FIRE's files have them: captions by their words, pairs on which annotators disagreed left out.
+
+    `{"annotations": [{"query": …, "video_id": …, "label": "relevant" or "irrelevant", …}, …], "disagreements": […], …}`
+    """
+    found = member(read_json(path, dict), "annotations", list, path, "(whole file)")
+    for row, entry in enumerate(found, 1):
+        query, video, label = (member(entry, key, str, path, row) for key in ("query", "video_id", "label"))
+        if label not in FIRE_GRADES:
+            refuse(path, row, f"the label is {show(label)}, expected {' or '.join(FIRE_GRADES)}")
+        yield row, fold(query), video, FIRE_GRADES[label]
 
 
 def grades(

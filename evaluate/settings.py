@@ -88,7 +88,7 @@ class EvaluateSettings:
     )
     qrels: Path | None = setting(
         None,
-        "Also judge with several right videos a caption: TREC qrels, or a .csv or .tsv with caption, video and grade.",
+        "Also judge with several right videos a caption: TREC qrels, a .csv or .tsv with caption, video and grade, or FIRE's .json.",
         group="Metrics",
         metavar="FILE",
     )

@@ -31,7 +31,7 @@ from glscl.common.memory import keep_freed_memory
 from glscl.common.progress import Progress
 from glscl.common.settings import as_dict, build, differences
 from glscl.common.tables import amount
-from glscl.extract.backbone.encoder import Backbone, introduce
+from glscl.extract.backbone.encoder import Backbone, introduce, require_gpu_compiler
 from glscl.extract.backbone.weight_settings import CONFIG_FILES
 from glscl.extract.batching import Stopwatch
 from glscl.extract.captions import cut_note, extract_captions
@@ -196,6 +196,8 @@ class _Extraction:
                 f"`part` is {self.part} and `single_writer` says that nobody else writes there",
                 hint="Leave one of the two out",
             )
+        if settings.compile and self.engine is None:
+            require_gpu_compiler(self.device)
         self.origin = dataclasses.replace(origin, name=settings.list or origin.name).named(annotations.dataset)
         self.known = KnownFiles.read(out)
         self.is_current = False  # that the list counts already

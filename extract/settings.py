@@ -246,6 +246,12 @@ class ExtractSettings(WeightSettings):
     )
     batch_frames: int = setting(128, "Frames encoded at once.", group="Speed", min=1, affects_result=False)
     batch_texts: int = setting(256, "Captions encoded at once.", group="Speed", min=1, affects_result=False)
+    compile: bool = setting(
+        False,
+        "Encode frames with compiled code, on a GPU: a slower start, faster batches. Needs a compiler.",
+        group="Speed",
+        affects_result=False,
+    )
     decoder: str = setting(
         "auto",
         "auto: PyAV, which decodes only what the frames depend on. The others give the same frames, or refuse a file.",

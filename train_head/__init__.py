@@ -14,7 +14,6 @@ In reading order:
     teaching          a trained run as the teacher of a head
     encode_chunks     large batches in bounded memory
     doubts            numbers that look like a result and are none
-    compiling         the step as compiled code
     recording         the step as CUDA graphs
     learner           what is trained, and its batches
     reports           what a training tells

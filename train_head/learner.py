@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
+from glscl.common.compiling import compiled
+from glscl.common.errors import UsageError
 from glscl.common.launch import launch
-from glscl.train_head.compiling import compiled
 from glscl.train_head.distributed import gather_items
 from glscl.train_head.doubts import sampled_scores, score_doubts
 from glscl.train_head.encode_chunks import chunk_that_fits, encode_in_chunks
@@ -128,7 +129,9 @@ class Learner:
         step = self.step
         step.chunk = chunk
         if self._compile:
-            step.compute = compiled(step.losses, device, processes=launch().world)
+            if launch().world > 1:
+                raise UsageError(f"`compile` is for one process, found {launch().world}", hint="Leave it out")
+            step.compute = compiled(step.losses, device, replayed=True)
         if self._lengths is not None and (self._compile or device.type == "cuda"):
             few = longest if self._compile else -(-self._lengths // WIDTHS) * WIDTHS
             self._lengths = np.minimum(np.broadcast_to(few, self._lengths.shape), longest)

@@ -7,7 +7,6 @@ bit by bit; `glscl.cache.upkeep.verification` does that.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import uuid
@@ -16,13 +15,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from glscl.cache.additions import Addition, addition_of, write_addition
+from glscl.cache.additions import Addition, write_addition
 from glscl.cache.commits import commit_file
 from glscl.cache.creation import create_library
 from glscl.cache.files import (
-    dump_json,
     put_if_absent,
     refuse_links,
     refuse_unread,
@@ -34,19 +30,17 @@ from glscl.cache.files import (
 )
 from glscl.cache.fingerprint import differences
 from glscl.cache.known_files import KnownFiles
-from glscl.cache.library import Library, Place, Stream, open_library
+from glscl.cache.library import Library, open_library
 from glscl.cache.lists import CacheList, current_version, list_names, make_current, read_list, versions_of, write_list
 from glscl.cache.lock import hold
 from glscl.cache.mirror import cache_path
 from glscl.cache.remains import sweep
-from glscl.cache.schema import STREAMS, Status
+from glscl.cache.schema import STREAMS
 from glscl.cache.shards import see_damage
 from glscl.cache.store import PENDING, Store, resume_hint
-from glscl.cache.upkeep.contents import commit_bytes
+from glscl.cache.upkeep.attempts import Brought, as_brought, brings_more
 from glscl.cache.upkeep.convert import spec_of
 from glscl.common.errors import CacheCorruptError, FingerprintError, Hint, UsageError
-
-_USABLE = [int(status) for status in Status if status.usable]
 
 
 @dataclass(kw_only=True)
@@ -82,7 +76,7 @@ class MergeSummary:
 def merge(parts: Sequence[Path], out: Path, *, copy: bool = False) -> MergeSummary:
     """Bring the lists and items of several caches of one encoder together, in any order, again at any time.
 
-    A shard is left out where all that it holds is there already. The version of a list that counts stays; a list without one
+    A shard is left out where all that it holds is there already, as usable or more. The version of a list that counts stays; a list without one
     gets the part's, of two parts that of the one named first.
 
     Args:
@@ -180,64 +174,29 @@ class _Merge:
     def _take_items(self, part: Library, stream: str) -> None:
         """Bring the committed shards of a part that hold anything the target has not, and the additions they are of."""
         theirs, own = part.stream(stream), self.target.stream(stream)
-        places: dict[str, list[Place]] = {}
-        for place in theirs.places:
-            places.setdefault(place.addition.name, []).append(place)
+        wanted = [place for place in theirs.committed() if brings_more(theirs, place, own)]
+        named = {place.addition.name for place in [*wanted, *theirs.pending()]}
         for addition in theirs.additions:
-            committed = [p for p in places[addition.name] if (addition.name, p.shard) in theirs.commits]
-            wanted = [p for p in committed if self._brings_something(theirs.keys_at(p), p, own)]
-            if wanted or len(committed) < addition.num_shards:
-                write_addition(
-                    self.root, stream, addition.keys, shard_items=addition.shard_items, attempt=addition.attempt
-                )
-            for place in wanted:
-                self._take_shard(part, stream, place, addition, place.shard)
-            for place in committed:
-                if (addition.name, place.shard) in own.commits and self._went_better(theirs, place, own):
-                    self._take_shard(part, stream, place, self._another_attempt(stream, place), 0)
+            if addition.name in named:
+                self._write_addition(addition)
+        for place in wanted:
+            self._take_shard(part, as_brought(part, stream, place, own))
 
-    @staticmethod
-    def _brings_something(keys: np.ndarray, place: Place, own: Stream) -> bool:
-        if (place.addition.name, place.shard) in own.commits:
-            return False
-        numbers = own.index.find(keys)
-        return not (numbers >= 0).all() or not np.isin(own.status[numbers], _USABLE).all()
+    def _write_addition(self, addition: Addition) -> None:
+        keys, shard_items = addition.keys, addition.shard_items
+        write_addition(self.root, addition.stream, keys, shard_items=shard_items, attempt=addition.attempt)
 
-    @staticmethod
-    def _went_better(theirs: Stream, place: Place, own: Stream) -> bool:
-        """Whether a shard that both have made holds something usable of which the target has nothing usable."""
-        numbers = own.index.find(theirs.keys_at(place))
-        usable = np.isin(own.status[numbers], _USABLE) & (numbers >= 0)
-        return bool((np.isin(theirs.status[place.items.start : place.items.stop], _USABLE) & ~usable).any())
-
-    def _another_attempt(self, stream: str, place: Place) -> Addition:
-        """An addition of the keys of one shard that the target does not have yet."""
-        keys, shard_items = place.addition.keys_of(place.shard), place.addition.shard_items
-        attempt = place.addition.attempt + 1
-        while self._has(addition_of(stream, keys, shard_items=shard_items, attempt=attempt)):
-            attempt += 1
-        return write_addition(self.root, stream, keys, shard_items=shard_items, attempt=attempt)
-
-    def _has(self, addition: Addition) -> bool:
-        return any(each.name == addition.name for each in self.target.stream(addition.stream).additions)
-
-    def _take_shard(self, part: Library, stream: str, place: Place, addition: Addition, shard: int) -> None:
-        """Bring a shard of a part as a shard of an addition of the target: its own, or another of the same keys."""
-        commit = part.stream(stream).commit_of(place)
-        told = commit_bytes(part, commit_file(part.path, stream, place.addition.name, place.shard), commit, place)
-        path = commit.path
-        if addition.name != place.addition.name:
-            path = f"shards/{stream}/{addition.name}-{shard:05d}-{path.rpartition('-')[2]}"
-            items = addition.shard_range(shard)
-            row = {"addition": addition.name, "shard": shard, "attempt": addition.attempt, "path": path}
-            told = dump_json(json.loads(told) | row | {"items": [items.start, items.stop]})
-        source, final = part.shard_file(commit), self.root / path
+    def _take_shard(self, part: Library, shard: Brought) -> None:
+        stream = shard.addition.stream
+        source = part.shard_file(part.stream(stream).commit_of(shard.place))
         if not source.exists():
             raise CacheCorruptError(f"{source} is committed but not there", hint=see_damage(part.path))
+        if shard.is_another_attempt:
+            self._write_addition(shard.addition)
         with storage_errors(self.root):
-            if not final.exists():
-                self._bring(source, final)
-            put_if_absent(commit_file(self.root, stream, addition.name, shard), told)
+            if not (self.root / shard.path).exists():
+                self._bring(source, self.root / shard.path)
+            put_if_absent(commit_file(self.root, stream, shard.addition.name, shard.shard), shard.commit)
         self.done.shards += 1
 
     def _bring(self, source: Path, final: Path) -> None:

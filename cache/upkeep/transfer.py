@@ -10,15 +10,16 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from glscl.cache.additions import addition_bytes
 from glscl.cache.commits import all_commits_file, commit_file
 from glscl.cache.files import refuse_links
 from glscl.cache.fingerprint import differences
-from glscl.cache.library import Library, open_library
+from glscl.cache.library import Library, Stream, open_library
 from glscl.cache.lists import current_version, list_names
 from glscl.cache.mirror import Mirror
 from glscl.cache.schema import STREAMS
 from glscl.cache.store import Store, open_store
-from glscl.cache.upkeep.contents import commit_bytes
+from glscl.cache.upkeep.attempts import Brought, as_brought, brings_more
 from glscl.common.addresses import address_of
 from glscl.common.errors import FingerprintError, Hint, UsageError
 
@@ -67,13 +68,14 @@ def push(cache: os.PathLike[str] | str, address: str, *, progress: Callable[[], 
     mirror = Mirror(address, library.path)
     mirror.there = mirror.listing()
     header = (library.path / "store.json").read_bytes()
+    theirs = None
     if mirror.there or not mirror.put_if_absent("store.json", header):  # first, so that no other encoder's can come
-        _require_same(library, address)
+        theirs = _same_encoder(library, address)
     done = PushSummary(str(library.path), address, library.fingerprint)
     before = sum(mirror.there.values())
     mirror.publish()
     for stream in STREAMS:
-        _push_shards(library, stream, mirror, done, progress)
+        _push_shards(library, stream, mirror, theirs, done, progress)
     for name in list_names(library.path):
         version = current_version(library.path, name)
         if version is not None and Store(library, open_store(library.path, f"{name}@{version}").list).complete:
@@ -87,24 +89,32 @@ def push(cache: os.PathLike[str] | str, address: str, *, progress: Callable[[], 
 
 
 def _push_shards(
-    library: Library, stream: str, mirror: Mirror, done: PushSummary, progress: Callable[[], None]
+    library: Library,
+    stream: str,
+    mirror: Mirror,
+    theirs: Library | None,
+    done: PushSummary,
+    progress: Callable[[], None],
 ) -> None:
-    """The shards of a stream; of an addition of which all are ours, the commits in one file as well."""
+    """The shards of a stream; of an addition of which all are ours, the commits in one file as well.
+
+    Args:
+        theirs: what was at the address before. A shard that failed there stays, and ours stands beside it as another attempt.
+    """
     about, others = library.stream(stream), set()
+    there = Stream(stream, [], {}) if theirs is None else theirs.stream(stream)
     for place in about.committed():
         name = place.addition.name
         file = commit_file(library.path, stream, name, place.shard)
         told, gathered = (
             path.relative_to(library.path).as_posix() for path in (file, all_commits_file(library.path, stream, name))
         )
-        if told in mirror.there or gathered in mirror.there:
+        is_there = told in mirror.there or gathered in mirror.there
+        if is_there and not ((name, place.shard) in there.commits and brings_more(about, place, there)):
             done.there += 1
             others.add(name)
         else:
-            commit = about.commit_of(place)
-            library.shard_file(commit)
-            mirror.put(commit.path)
-            if not mirror.put_if_absent(told, commit_bytes(library, file, commit, place)):
+            if not _push_shard(library, as_brought(library, stream, place, there), mirror):
                 others.add(name)
             done.shards += 1
         progress()
@@ -114,7 +124,18 @@ def _push_shards(
             mirror.put(file.relative_to(library.path).as_posix())
 
 
-def _require_same(library: Library, address: str) -> None:
+def _push_shard(library: Library, shard: Brought, mirror: Mirror) -> bool:
+    """Put a shard, then its commit; False where it is another attempt, or another writer has committed it meanwhile."""
+    addition = shard.addition
+    if shard.is_another_attempt:
+        mirror.put_if_absent(f"additions/{addition.stream}/{addition.name}.txt", addition_bytes(addition))
+    mirror.put(shard.path, library.shard_file(library.stream(addition.stream).commit_of(shard.place)))
+    file = commit_file(library.path, addition.stream, addition.name, shard.shard).relative_to(library.path)
+    return mirror.put_if_absent(file.as_posix(), shard.commit) and not shard.is_another_attempt
+
+
+def _same_encoder(library: Library, address: str) -> Library:
+    """The cache at the address. Raises FingerprintError or UsageError where it cannot hold what this one holds."""
     theirs = open_library(address)
     if theirs.fingerprint != library.fingerprint:
         lines = differences(theirs.configuration, library.configuration)
@@ -130,3 +151,4 @@ def _require_same(library: Library, address: str) -> None:
             f"The cache at {address} is {theirs.header['format']} or stores frames in another way than {library.path}",
             hint="Push to another address",
         )
+    return theirs

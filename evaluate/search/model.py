@@ -198,6 +198,18 @@ class Model:
         return TextFeatures(found.text_features.to(self.device), tokens, mask)
 
     @types_checked
+    def encode_videos(self, paths: Sequence[os.PathLike[str] | str]) -> VideoFeatures:
+        """Video files → (V, F, D) features of the frames that the head looks at. Raises NotFoundError, DecodeError."""
+        from glscl.cache.table import frame_positions
+
+        videos = []
+        for path in paths:
+            frames, _ = self._encode_clip(Path(path), None, None)
+            chosen = frame_positions(len(frames), self.frames or len(frames), self.frame_position)
+            videos.append(torch.from_numpy(frames[chosen]))
+        return self._looked_at(videos)
+
+    @types_checked
     @torch.inference_mode()
     def similarity(self, texts: Sequence[str] | TextFeatures, table: FeatureTable | None = None) -> Tensor:
         """(T, V) float32: how well each sentence fits each video of a table; the whole list by default."""

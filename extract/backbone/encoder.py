@@ -10,6 +10,7 @@ import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ import torch
 from glscl.cache.backbone_tensors import read_tensors
 from glscl.cache.schema import TextFeatures
 from glscl.common.arguments import types_checked
+from glscl.common.compiling import compiled, require_compiler
 from glscl.common.devices import arithmetic
 from glscl.common.errors import (
     BackboneError,
@@ -120,6 +122,7 @@ class Backbone:
         )
         self.model.to(device)
         self._feed: Feed | None = None
+        self._compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
         if device.type == "cuda":
             for parameter in self.model.parameters():
                 if parameter.ndim == 4:  # convolutions over pictures, whose kernels want channels last
@@ -179,7 +182,13 @@ class Backbone:
         model, _ = self._frozen
         with self._arithmetic():
             pixels = self._pixels(frames)
-            return model.encode_image(pixels.to(_weight_type(model)), normalize=False).float()
+            encode = self._compiled or partial(model.encode_image, normalize=False)
+            return encode(pixels.to(_weight_type(model))).float()
+
+    def compile(self) -> None:
+        """Frames are encoded by compiled code from now on, made when the first come. Raises as `require_gpu_compiler`."""
+        require_gpu_compiler(self.device)
+        self._compiled = compiled(partial(self.model.encode_image, normalize=False), self.device)
 
     def image_features(self, frames: torch.Tensor) -> torch.Tensor:
         """(n, S, S, 3) uint8 on the device → (n, D), with gradients where they are wanted; autocast is the caller's."""
@@ -332,6 +341,16 @@ def _lowered(tower: TextTower) -> tuple[ClipModel, TextTower]:
     lowered.model = copy.deepcopy(tower.model).to(torch.bfloat16)
     lowered.tower = getattr(lowered.model, "text", lowered.model)
     return lowered.model, lowered
+
+
+def require_gpu_compiler(device: torch.device) -> None:
+    """Raises UsageError where frames cannot be encoded by compiled code, or gain nothing by it."""
+    if device.type != "cuda":
+        raise UsageError(
+            f"`compile` of an extraction is for a GPU, found {device.type}: on a processor it gains nothing",
+            hint="Leave `compile` out",
+        )
+    require_compiler(device)
 
 
 def _weight_type(model: ClipModel) -> torch.dtype:

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glscl.cache.files import dump_json, refuse_links, write_atomically
+from glscl.cache.files import dump_json, half_written, listed, refuse_links, write_atomically
+from glscl.cache.lock import FOLDER as LOCKS
+from glscl.cache.lock import hold_folder
 from glscl.common.errors import BackboneError, UsageError
 from glscl.extract.backbone.catalog import config_of
 from glscl.extract.backbone.encoder import Backbone, load_backbone
@@ -38,28 +40,25 @@ class Fetched(NamedTuple):
 def fetch(name: str, pretrained: str | None, out: Path, *, asked: ActivationSettings | None = None) -> Fetched:
     """Write weights, configuration, preprocessing and tokenizer of a backbone into a folder, and load it from there.
 
+    The same call again goes over what a killed one has left.
+
     Args:
         name, pretrained, asked: as in `load_backbone`. What is not on this machine is downloaded.
 
     Raises:
         BackboneError: it cannot be had, or the folder does not give the same again.
+        BusyError: another process writes the folder.
         UsageError: the folder holds something else.
         StorageError: it cannot be written, or a link stands in the folder.
     """
-    from safetensors.torch import save
-
     if name == "demo":
         raise UsageError("demo is built in: there is nothing to fetch")
-    if out.is_dir() and any(out.iterdir()) and not _is_fetched(out):
-        raise UsageError(f"{out} holds other files", hint="Choose another folder with `out`")
-    refuse_links(out)
-    backbone = load_backbone(name, pretrained, precision="fp32", asked=asked)
-    out.mkdir(parents=True, exist_ok=True)
-    weights = {key: value.detach().cpu().contiguous().clone() for key, value in backbone.model.state_dict().items()}
-    write_atomically(out / "open_clip_model.safetensors", save(weights, {"format": "pt"}))
-    _save_tokenizer(backbone, out)
-    write_atomically(out / _FOLDER_CONFIG, dump_json(_config(backbone, name, out)))
-    again = load_backbone(f"local-dir:{out}", None, precision="fp32")
+    _require_ours(out)
+    with hold_folder(out, what="fetch"):
+        _require_ours(out)
+        backbone = load_backbone(name, pretrained, precision="fp32", asked=asked)
+        _write(backbone, name, out)
+        again = load_backbone(f"local-dir:{out}", None, precision="fp32")
     if again.description != backbone.description:
         raise BackboneError(
             f"{out} does not give the same backbone again: {again.description}, not {backbone.description}"
@@ -71,7 +70,28 @@ def fetch(name: str, pretrained: str | None, out: Path, *, asked: ActivationSett
     return Fetched(out, about.name, about.pretrained, about.weights, names, size)
 
 
-def _config(backbone: Backbone, name: str, out: Path) -> dict[str, Any]:
+def _require_ours(out: Path) -> None:
+    if any(path.name != LOCKS for path in listed(out)) and not _is_fetched(out):
+        raise UsageError(f"{out} holds other files", hint="Choose another folder with `out`")
+    refuse_links(out)
+
+
+def _write(backbone: Backbone, name: str, out: Path) -> None:
+    from safetensors.torch import save
+
+    config = _config(backbone, name)  # may be read from this very folder
+    for left in half_written(out):  # of one that was killed
+        left.unlink(missing_ok=True)
+    write_atomically(out / _FOLDER_CONFIG, dump_json({"glscl": {}}))  # ours from now on, and no backbone yet
+    weights = {key: value.detach().cpu().contiguous().clone() for key, value in backbone.model.state_dict().items()}
+    write_atomically(out / "open_clip_model.safetensors", save(weights, {"format": "pt"}))
+    _save_tokenizer(backbone, out)
+    if "hf_model_name" in config["model_cfg"]["text_cfg"]:
+        backbone.text_tower.tower.config.save_pretrained(out / TEXT_FOLDER)
+    write_atomically(out / _FOLDER_CONFIG, dump_json(config))
+
+
+def _config(backbone: Backbone, name: str) -> dict[str, Any]:
     """`open_clip_config.json`, with what a cache keeps of the backbone beside what open_clip reads."""
     import open_clip
 
@@ -81,7 +101,6 @@ def _config(backbone: Backbone, name: str, out: Path) -> dict[str, Any]:
     config["quick_gelu"] = backbone.description.quick_gelu
     text = config["text_cfg"]
     if "hf_model_name" in text:
-        backbone.text_tower.tower.config.save_pretrained(out / TEXT_FOLDER)
         text["hf_model_name"] = TEXT_FOLDER
     about = {key: value for key, value in backbone.description.preprocessing.items() if key != "method"}
     return {

@@ -179,6 +179,13 @@ DATASETS: dict[str, DatasetEntry] = {
         max_words=64,
         public_rule="opencv",
     ),
+    "didemo_captions": DatasetEntry(
+        module=f"{_HERE}.didemo_captions",
+        partially_relevant=True,
+        help="DiDeMo by description: sentences that tell of a part of the first 31 seconds (partially relevant).",
+        recipe="didemo",
+        public_rule="opencv",
+    ),
     "lsmdc": DatasetEntry(
         module=f"{_HERE}.lsmdc",
         seconds=4.1,

@@ -1,7 +1,7 @@
 """Charades-STA: sentences about moments of videos of half a minute; each is a query for the whole video that holds it.
 
 For partially relevant retrieval the published numbers are measured on the part `test`; there is no validation part, so training
-carves one from train. The times of the moments are read and checked, and not kept: the gallery has whole videos.
+carves one from train. The times of the moments are read and checked, and not kept: `glscl.evaluate.moment_retrieval` reads them.
 """
 
 from __future__ import annotations

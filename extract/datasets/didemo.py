@@ -12,8 +12,8 @@ from glscl.extract.datasets.text_files import examples, member, read_json
 SECONDS = 31.0
 
 
-def _collect(builder: AnnotationBuilder, found: FoundFiles) -> None:
-    """Videos and their one text stand in the order of the lists.
+def collect(builder: AnnotationBuilder, found: FoundFiles, *, joined: bool = True) -> None:
+    """Videos and their one text (or, not `joined`, their descriptions) stand in the order of the lists.
 
     The descriptions of a video are joined by a space in the order of the file (not of time). Videos of the JSON files
     that no list names are left out, as by all public programs.
@@ -31,8 +31,8 @@ def _collect(builder: AnnotationBuilder, found: FoundFiles) -> None:
             else:
                 unlisted[id] = unlisted.get(id, 0) + 1
         for id, parts in descriptions.items():
-            if parts:
-                builder.text(id, " ".join(parts), path=data, row=id)
+            for text in [" ".join(parts)] if joined and parts else parts:
+                builder.text(id, text, path=data, row=id)
         if unlisted:
             builder.note(
                 f"{split}: dropped {amount(sum(unlisted.values()), 'description')} of {amount(len(unlisted), 'video')} of {data.name} "
@@ -50,6 +50,6 @@ DATASET = Benchmark(
     expected={"": {"train": Expected(8_392, 8_392), "val": Expected(1_065, 1_065), "test": Expected(1_004, 1_004)}},
     files=[f"{split}_{kind}" for split in SPLITS for kind in ("list.txt", "data.json")],
     needs={split: [(f"{split}_list.txt",), (f"{split}_data.json",)] for split in SPLITS},
-    collect=_collect,
+    collect=collect,
 )
 EXPECTED, read = DATASET.expected, DATASET.read

@@ -71,9 +71,11 @@ class Encoder:
 
     Attributes:
         failing: contents that it cannot decode though they are in order, as on a busy machine.
+        partial: contents of which it says that frames are lacking.
     """
 
     failing: frozenset[bytes] = frozenset()
+    partial: frozenset[bytes] = frozenset()
 
     def __init__(self) -> None:
         self.videos: list[bytes] = []
@@ -113,11 +115,12 @@ class Encoder:
             videos = []
             for key in named:
                 count = 0 if file_of[key] in self.failing else frames_of(file_of[key])
-                status = Status.OK if count else Status.DECODE_ERROR
+                lacking = Status.PARTIAL if file_of[key] in self.partial else Status.OK
+                status = lacking if count else Status.DECODE_ERROR
                 videos.append(EncodedVideo(features_of(key, count), np.arange(count, dtype=np.float32), status, None))
             arrays = video_arrays(keys, videos, embed_dim=D, dtype="float32")
             failures = [
-                {"key": key.hex(), "reason": "it is broken", "status": "decode_error"}
+                {"key": key.hex(), "reason": "it is broken", "status": video.status.name.lower()}
                 for key, video in zip(named, videos)
                 if video.status != Status.OK
             ]

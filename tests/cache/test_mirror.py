@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -78,12 +81,12 @@ def test_pushing_again_sends_nothing_and_after_a_kill_only_the_rest(made, place,
     calls = 0
     put = Mirror.put
 
-    def killed(self, name):
+    def killed(self, name, *source):
         nonlocal calls
         calls += name.startswith("shards/video/") and "-0" in name
         if calls == 2:
             raise KeyboardInterrupt
-        put(self, name)
+        put(self, name, *source)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Mirror, "put", killed)
@@ -121,6 +124,28 @@ def test_two_caches_pushed_to_one_address_are_both_there(made, tmp_path):
     made_library.require_reads(open_store(ADDRESS, "made"), made_library.PLAIN, made_library.FILES)
 
 
+def test_what_failed_at_the_address_and_went_well_here_in_the_very_same_shard_is_there_afterwards(
+    made, place, tmp_path
+):
+    format = open_library(made).header["format"]
+    same = made_library.annotations(*((name, "test", [f"a {name}"]) for name in "abcde"))
+    files = {name: name.encode() * 3 for name in "abcde"}
+    busy = made_library.Encoder()
+    busy.failing = frozenset({files["b"], files["d"], files["e"]})
+    busy.extract(tmp_path / "busy", same, files, shard=2, format=format)
+    made_library.Encoder().extract(tmp_path / "idle", same, files, shard=2, format=format)
+    push(tmp_path / "busy", ADDRESS)
+    first = {name: file.getvalue() for name, file in place.store.items()}
+    done = push(tmp_path / "idle", ADDRESS)
+    assert (done.shards, done.there) == (3, 3)
+    assert all(place.store[name].getvalue() == told for name, told in first.items())  # nothing was replaced
+    made_library.require_reads(open_store(ADDRESS), same, files)
+    assert verify(open_library(ADDRESS)) == []
+    assert push(tmp_path / "idle", ADDRESS).shards == push(tmp_path / "busy", ADDRESS).shards == 0
+    assert merge([ADDRESS], tmp_path / "busy").shards == 3
+    made_library.require_reads(open_store(tmp_path / "busy"), same, files)
+
+
 def test_a_cache_of_another_encoder_is_not_mixed_in(made, tmp_path):
     push(made, ADDRESS)
     spec = made_library.StoreSpec(
@@ -138,6 +163,34 @@ def test_merging_from_an_address_brings_it_whole(made, tmp_path):
     shutil.rmtree(tmp_path / "home")
     fsspec.filesystem("memory").store.clear()
     made_library.require_reads(open_store(tmp_path / "pulled"), made_library.PLAIN, made_library.FILES)
+
+
+def test_several_that_bring_one_cache_at_once_all_read_it_whole(made, tmp_path):
+    push(made, ADDRESS)
+    together = threading.Barrier(4)
+
+    def read(_: int) -> None:
+        together.wait()
+        made_library.require_reads(open_store(ADDRESS), made_library.PLAIN, made_library.FILES)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read, range(4)))
+    assert len(shards_here(tmp_path / "home")) == 4
+    assert not [*(tmp_path / "home" / "mirror" / ".incoming").iterdir()]
+
+
+def test_what_a_killed_download_left_goes_after_an_hour_and_one_under_way_stays(made, tmp_path):
+    push(made, ADDRESS)
+    incoming = tmp_path / "home" / "mirror" / ".incoming"
+    for name, age in (("killed", 2 * mirror.LATEST_SECONDS), ("slow", 60)):
+        file = incoming / name / "shards" / "half"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"half")
+        for path in (file, file.parent, incoming / name):
+            os.utime(path, (time.time() - age,) * 2)
+    os.utime(incoming / "slow", (0, 0))
+    open_store(ADDRESS)
+    assert [path.name for path in incoming.iterdir()] == ["slow"]
 
 
 def test_a_shard_that_came_otherwise_than_committed_is_refused_and_not_kept(made, place, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -90,6 +91,25 @@ def test_both_kinds_of_files_are_read_and_own_videos_are_right(tmp_path):
     for name in ("a.qrels", "a.csv"):
         made = grades(read_qrels(tmp_path / name), ["t0", "t1", "t2"], ["the first", "", ""], ["v0", "v1"], [0, 1, 0])
         assert made.tolist() == [[2, 2], [0, 3], [1, 0]], "own videos: the best grade of t0, the file's, 1"
+
+
+def test_fires_judgements_are_read_as_published_and_never_take_the_own_video_away(tmp_path):
+    """fire_msrvtt_dataset.json: captions by their words, a label a pair; pairs without a majority stand apart."""
+    about = {"annotator_ids": [3], "annotator_labels": ["relevant"], "models": ["SSB"], "dataset": "MSRVTT"}
+    said = [
+        ("a man is  cooking", "video1", "relevant"),
+        ("a man is  cooking", "video0", "irrelevant"),
+        ("a dog", "video1", "irrelevant"),
+    ]
+    found = [{"query": query, "video_id": video, "label": label, **about} for query, video, label in said]
+    disagreed = [{"query": "a dog", "video_id": "video0", **about}]
+    path = tmp_path / "fire_msrvtt_dataset.json"
+    path.write_text(json.dumps({"annotations": found, "disagreements": disagreed, "license": "CC BY-NC 2.0"}))
+    made = grades(read_qrels(path), ["r0", "r1"], ["a man is cooking", "a dog"], ["video0", "video1"], [0, 1])
+    assert made.tolist() == [[1, 1], [0, 1]]
+    path.write_text(json.dumps({"annotations": [{**found[0], "label": "perhaps"}]}))
+    with pytest.raises(InputError, match="entry 1: the label is 'perhaps', expected relevant or irrelevant"):
+        read_qrels(path)
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ def test_the_schema_and_the_code_know_the_same_names(judged):
         "combine",
         "doubts",
         "graded",
+        "moments",
         "partially_relevant",
     } == {*judged.evaluations["run"].result}
 

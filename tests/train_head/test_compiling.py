@@ -1,10 +1,13 @@
 """--compile: one graph for all batches, the losses of the uncompiled step, and a clear line where it cannot be had."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from glscl.common import compiling
 from glscl.common.errors import UsageError
-from glscl.train_head import compiling
+from glscl.train_head import learner
 from glscl.train_head.heads import build_head
 from glscl.train_head.loop import fit
 from glscl.train_head.settings import TrainSettings
@@ -61,8 +64,12 @@ def test_without_a_compiler_one_line_says_so(planted, monkeypatch):
     with pytest.raises(UsageError, match=r"^`compile`: there is no C\+\+ compiler here.*\n?.*leave `compile` out"):
         fit(new_head(), planted(videos=4, captions=1), TrainSettings(epochs=1, compile=True))
     assert "mps" in compiling.missing_compiler(torch.device("mps"))
+
+
+def test_several_processes_compile_nothing(planted, monkeypatch):
+    monkeypatch.setattr(learner, "launch", lambda: SimpleNamespace(world=2))
     with pytest.raises(UsageError, match="`compile` is for one process, found 2"):
-        compiling.compiled(len, torch.device("cpu"), processes=2)
+        learner.Learner(new_head(), planted(videos=4, captions=1), compile=True).begin(torch.device("cpu"))
 
 
 def test_on_a_gpu_every_step_begins_anew_and_is_replayed(monkeypatch):
@@ -70,7 +77,7 @@ def test_on_a_gpu_every_step_begins_anew_and_is_replayed(monkeypatch):
     monkeypatch.setattr(compiling, "missing_compiler", lambda device: None)
     monkeypatch.setattr(torch, "compile", lambda function, **options: asked.update(options) or function)
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(True))
-    step = compiling.compiled(lambda *values: sum(values), torch.device("cuda"))
+    step = compiling.compiled(lambda *values: sum(values), torch.device("cuda"), replayed=True)
     assert step(1, 2) == 3 and step(2, 2) == 4
     assert asked == {"dynamic": False, "mode": "reduce-overhead"} and len(begun) == 2
 

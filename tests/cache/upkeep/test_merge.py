@@ -152,6 +152,19 @@ def test_what_failed_on_one_machine_comes_from_another_that_made_the_very_same_s
     require_reads(open_store(tmp_path / "idle"), same, files)
 
 
+def test_a_video_that_was_read_whole_counts_before_one_read_in_part_whichever_cache_is_merged_into(format, tmp_path):
+    in_part = Encoder()
+    in_part.partial = frozenset({FILES["a"]})
+    in_part.extract(tmp_path / "part", PLAIN, FILES, format=format)
+    Encoder().extract(tmp_path / "whole", PLAIN, FILES, format=format)
+    assert [
+        merge([tmp_path / "part"], tmp_path / "whole").shards,
+        merge([tmp_path / "whole"], tmp_path / "part").shards,
+    ] == [0, 1]
+    for name in ("part", "whole"):
+        assert not open_store(tmp_path / name).failures() and verify(open_library(tmp_path / name)) == []
+
+
 def encoder_spec() -> StoreSpec:
     from made_library import SPEC
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import open_clip
@@ -13,8 +14,9 @@ import pytest
 import torch
 from stand_ins import TEXTS, VISION, folder_of
 
-from glscl.common.errors import BackboneError, UsageError
-from glscl.extract.backbone import loading
+from glscl.cache.lock import hold_folder
+from glscl.common.errors import BackboneError, BusyError, UsageError
+from glscl.extract.backbone import fetching, loading
 from glscl.extract.backbone.catalog import config_of, context_of, defaults_for, entries, needed_files
 from glscl.extract.backbone.encoder import load_backbone
 from glscl.extract.backbone.fetching import fetch
@@ -152,12 +154,27 @@ def test_a_fetched_file_of_weights_keeps_how_it_is_used_and_what_it_is_called(tm
     assert fetch("tiny-fetched", str(tmp_path / "w.pt"), tmp_path / "out", asked=asked) == done, (
         "over its own it writes again"
     )
+    with hold_folder(done.folder, what="fetch"), pytest.raises(BusyError, match="out is being written by glscl fetch"):
+        fetch("tiny-fetched", str(tmp_path / "w.pt"), tmp_path / "out", asked=asked)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").touch()
     with pytest.raises(UsageError, match="mine holds other files"):
         fetch("tiny-fetched", str(tmp_path / "w.pt"), tmp_path / "mine")
     with pytest.raises(UsageError, match="built in"):
         fetch("demo", None, tmp_path / "demo")
+
+
+def test_a_folder_whose_fetching_was_killed_is_no_backbone_and_is_fetched_again(tmp_path, monkeypatch):
+    source = f"local-dir:{folder_of(tmp_path / 'siglip', 'siglip')}"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fetching, "_save_tokenizer", Mock(side_effect=KeyboardInterrupt))
+        fetch(source, None, tmp_path / "out")
+    (tmp_path / "out" / ".open_clip_model.safetensors.0a0a0a0a.tmp").write_text("half")
+    with pytest.raises(BackboneError):
+        load_backbone(f"local-dir:{tmp_path / 'out'}")
+    done = fetch(source, None, tmp_path / "out")
+    assert load_backbone(f"local-dir:{done.folder}").description == load_backbone(source).description
+    assert not [name for name in done.files if name.startswith((".", "locks"))]
 
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch):

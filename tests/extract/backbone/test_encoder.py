@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from glscl.common import compiling
 from glscl.common.errors import BackboneError, DecodeError, NotFoundError, UsageError
-from glscl.extract.backbone import loading
+from glscl.extract.backbone import encoder, loading
 from glscl.extract.backbone.encoder import TokenizedTexts, load_backbone
 from glscl.extract.decode.sampling import Sampling
 from glscl.extract.decode.video import Decoding, decode
@@ -52,6 +53,41 @@ def test_captions_do_not_see_what_they_are_batched_with(loaded):
         length = int(tokens.lengths[row])
         np.testing.assert_allclose(alone.text_features[0], together.text_features[row], atol=1e-5)
         np.testing.assert_allclose(alone.token_features[0, :length], together.token_features[row, :length], atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.exhaustive if k != "clip_vit" else ()) for k in KINDS]
+)
+def test_compiled_code_gives_the_features_of_plain_code(kind, tiny_clip, monkeypatch):
+    """Traced whole; what a GPU's compiler makes of the trace needs a GPU."""
+    loaded = load_backbone(f"local-dir:{tiny_clip(kind)}")
+    traced, torch_compile = [], torch.compile
+
+    def without_a_compiler(function, **options):
+        traced.append(options)
+        return torch_compile(function, dynamic=options["dynamic"], fullgraph=True, backend="eager")
+
+    frames = np.random.default_rng(0).integers(0, 256, (3, *loaded.transform.size, 3), dtype=np.uint8)
+    plain = loaded.encode_frames(frames)
+    monkeypatch.setattr(torch, "compile", without_a_compiler)
+    monkeypatch.setattr(encoder, "require_gpu_compiler", lambda device: None)
+    monkeypatch.setattr(compiling, "missing_compiler", lambda device: None)
+    loaded.compile()
+    np.testing.assert_allclose(loaded.encode_frames(frames), plain, atol=1e-6)
+    assert traced == [{"dynamic": False, "mode": None}], (
+        "no recording: what a batch gave is fetched while the next is made"
+    )
+    torch.compiler.reset()
+
+
+def test_compiled_code_is_refused_where_it_gains_nothing(tiny_clip, monkeypatch):
+    loaded = load_backbone(f"local-dir:{tiny_clip()}")
+    with pytest.raises(UsageError, match="`compile` of an extraction is for a GPU, found cpu"):
+        loaded.compile()
+    monkeypatch.setattr(compiling, "missing_compiler", lambda device: "Triton is not installed")
+    with pytest.raises(UsageError, match="`compile`: Triton is not installed"):
+        encoder.require_gpu_compiler(torch.device("cuda"))
 
 
 def test_captions_are_cut_to_the_words_with_the_end_token_last(tiny_clip):

@@ -22,6 +22,7 @@ BENCHMARKS = [
     "msrvtt",
     "msvd",
     "didemo",
+    "didemo_captions",
     "lsmdc",
     "activitynet",
     "activitynet_captions",

@@ -419,6 +419,15 @@ def test_activitynet_by_caption_makes_every_sentence_a_query_for_the_whole_video
     ]
 
 
+def test_didemo_by_description_makes_every_one_a_query_for_the_same_videos(files):
+    data = [{"video": "a.mov", "description": " One\nhere. "}, {"video": "b", "description": "Two"}]
+    data.append({"video": "a.mov", "description": "Three"})
+    folder = files("didemo", {"test_list.txt": "b\na.mov\n", "test_data.json": json.dumps(data)})
+    whole, read = (DATASETS[name].read(folder, None) for name in ("didemo", "didemo_captions"))
+    assert read.videos == whole.videos and [video.end for video in read.videos] == [31.0, 31.0]
+    assert [(t.id, t.text) for t in read.texts] == [("b#0", "Two"), ("a.mov#0", "One here."), ("a.mov#1", "Three")]
+
+
 def test_charades_sta_reads_sentences_of_whole_videos_and_names_lines_that_are_none(files):
     text = "AAAA1 0.0 6.9##a person reads.\nBBBB2 1 2.5##one sits down.\nAAAA1 7 9##they leave.\n"
     folder = files("charades", {"charades_sta_test.txt": text})
@@ -541,6 +550,7 @@ FILES = {
     "msrvtt": ["MSRVTT_data.json", "MSRVTT_JSFUSION_test.csv", "MSRVTT_train.9k.csv"],
     "msvd": ["train_list.txt", "raw-captions.pkl"],
     "didemo": ["val_list.txt", "val_data.json"],
+    "didemo_captions": ["val_list.txt", "val_data.json"],
     "lsmdc": ["LSMDC16_annos_val.csv"],
     "activitynet": ["train_ids.json", "train.json"],
     "activitynet_captions": ["val_1.json"],
@@ -598,6 +608,7 @@ REAL = [
     ("msrvtt", "full", "MSRVTT", {"train": (130_260, 6_513), "val": (9_940, 497), "test": (59_800, 2_990)}),
     ("msvd", None, "MSVD", {"train": (48_774, 1_200), "val": (4_290, 100), "test": (27_763, 670)}),
     ("didemo", None, "DiDeMo", {"val": (1_065, 1_065), "test": (1_004, 1_004)}),
+    ("didemo_captions", None, "DiDeMo", {"val": (4_109, 1_065), "test": (3_932, 1_004)}),
     ("lsmdc", None, "LSMDC", {"test": (1_000, 1_000)}),
     ("activitynet", None, "ActivityNet", {"train": (10_009, 10_009), "test": (4_917, 4_917)}),
     ("activitynet_captions", None, "ActivityNet", {"train": (37_421, 10_009), "test": (17_505, 4_917)}),

@@ -1,4 +1,4 @@
-"""The setting `compile`: the loss of a batch as compiled code, and whether this machine can make it."""
+"""The setting `compile`: a step of training or a tower as compiled code, and whether this machine can make it."""
 
 from __future__ import annotations
 
@@ -14,34 +14,36 @@ import torch
 from glscl.common.errors import UsageError
 
 
-def compiled(function: Callable[..., Any], device: torch.device, *, processes: int = 1) -> Callable[..., Any]:
-    """The same function, compiled when it is first called, for shapes that stay the same.
-
-    On a GPU its kernels are recorded once and replayed as CUDA graphs: a step of a small head is bound by launching them.
+def compiled(function: Callable[..., Any], device: torch.device, *, replayed: bool = False) -> Callable[..., Any]:
+    """The same function, compiled when it is first called, for few shapes.
 
     Args:
         function: takes and gives tensors.
         device: where it will run, a CPU or a CUDA device.
-        processes: that share a batch; one only.
+        replayed: on a GPU, record its kernels once and replay them as CUDA graphs: a step of a small head is bound by
+            launching them. What a call gives is then overwritten by the next.
 
     Raises:
-        UsageError: there is no compiler for this device, or several processes.
+        UsageError: there is no compiler for this device.
     """
-    if processes > 1:
-        raise UsageError(f"`compile` is for one process, found {processes}", hint="Leave it out")
-    problem = missing_compiler(device)
-    if problem is not None:
-        raise UsageError(f"`compile`: {problem}", hint="Install it, or leave `compile` out")
-    on_gpu = device.type == "cuda"
-    step = torch.compile(function, dynamic=False, mode="reduce-overhead" if on_gpu else None)
-    if not on_gpu:
+    require_compiler(device)
+    replayed = replayed and device.type == "cuda"
+    step = torch.compile(function, dynamic=False, mode="reduce-overhead" if replayed else None)
+    if not replayed:
         return step
 
-    def replayed(*arguments: Any) -> Any:
+    def replay(*arguments: Any) -> Any:
         torch.compiler.cudagraph_mark_step_begin()  # what the last step gave may be overwritten
         return step(*arguments)
 
-    return replayed
+    return replay
+
+
+def require_compiler(device: torch.device) -> None:
+    """Raises UsageError where `missing_compiler` names something."""
+    problem = missing_compiler(device)
+    if problem is not None:
+        raise UsageError(f"`compile`: {problem}", hint="Install it, or leave `compile` out")
 
 
 def missing_compiler(device: torch.device) -> str | None:

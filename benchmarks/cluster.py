@@ -145,8 +145,14 @@ def scenarios(cluster: Cluster) -> list[tuple[str, Cluster]]:
         ("a worker dies once a day", replace(cluster, stragglers=0.0)),
         ("a worker dies once an hour", replace(cluster, stragglers=0.0, lifetime=3600.0)),
         ("stragglers, and a death a day", cluster),
-        ("a node of 8 workers is lost for good half-way", replace(quiet, lost=(ideal(quiet) / 2, 8))),
-        ("a rack of 100 workers is lost for good half-way", replace(quiet, lost=(ideal(quiet) / 2, 100))),
+        (
+            "a node of 8 workers is lost for good half-way",
+            replace(quiet, lost=(ideal(quiet) / 2, min(8, cluster.workers // 2))),
+        ),
+        (
+            f"a rack of {cluster.workers // 10} workers is lost for good half-way",
+            replace(quiet, lost=(ideal(quiet) / 2, cluster.workers // 10)),
+        ),
         ("a commit takes 1 s, 16 at once", replace(quiet, commit=1.0)),
         ("shards ten times as large", replace(cluster, shard=10 * cluster.shard, shards=cluster.shards // 10)),
     ]

@@ -41,7 +41,8 @@ class StoredTable:
     ) -> None:
         run = split_of(store, split, tokens=tokens, padded=padded)
         self._store, self._split, self._tokens, self.padded = store, split, tokens or padded, padded
-        self._most, self._position = max_frames, frame_position
+        self._most = max_frames
+        self._position: FramePosition = frame_position
         videos = store.numbers["video"][run.videos.start : run.videos.stop]
         about = _in_pieces(store, "video", ["offsets", "status"], videos)
         frames = np.concatenate([np.diff(each["offsets"]) for each in about])

@@ -133,7 +133,7 @@ def eval(
     if moments is not None:
         from glscl.evaluate.moment_retrieval.judge_moments import judge_moments
 
-        evaluation.result["moments"] = judge_moments(store, at, moments, settings, device=device)
+        evaluation.result["moments"] = judge_moments(store, at, moments, settings, device=run.device())
     other = _other_list(store, folders) if list else None
     path = out or result_file(store.path, at, settings.head, settings.split, other)
     write_result(path, evaluation)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,6 +27,7 @@ TRY_FOR_SECONDS = 90.0  # from the first request on
 ANSWER_SECONDS = 60.0  # until a request is answered, and between two pieces of an answer
 AT_ONCE = 4  # files
 _FORBIDDEN = ("Credential", "Permission", "Unauthenticated", "TokenNotFound", "Gated")  # in names of errors
+_OF_MEMORY = threading.Lock()  # fsspec's memory:// has one place of reading for all who read a file
 _PIECE = 4 << 20  # bytes that a download holds in memory
 _EXTRAS = {**BUCKETS, "abfs": "az", "gcs": "gs", "https": "https", "http": "https"}
 
@@ -282,6 +284,7 @@ class _FileSystem:
 
         self._system, self._at = url_to_fs(address, use_listings_cache=False, skip_instance_cache=True)
         self._at = self._at.rstrip("/")
+        self._turn = _OF_MEMORY if address.startswith("memory:") else contextlib.nullcontext()
 
     def _path(self, name: str) -> str:
         return f"{self._at}/{name}".rstrip("/")
@@ -299,14 +302,17 @@ class _FileSystem:
         return {name.removeprefix(self._at).lstrip("/"): _stamp(about) for name, about in found.items()}
 
     def read(self, name: str) -> bytes:
-        return self._system.cat_file(self._path(name))
+        with self._turn:
+            return self._system.cat_file(self._path(name))
 
     def part(self, name: str, start: int, length: int) -> bytes:
-        data = self._system.cat_file(self._path(name), start=start, end=start + length)
+        with self._turn:
+            data = self._system.cat_file(self._path(name), start=start, end=start + length)
         return data if len(data) <= length else data[start : start + length]  # of a server without ranges
 
     def get(self, name: str, target: Path) -> None:
-        self._system.get_file(self._path(name), str(target))
+        with self._turn:
+            self._system.get_file(self._path(name), str(target))
 
     def put(self, name: str, source: Path | bytes) -> None:
         if isinstance(source, bytes):

@@ -28,6 +28,7 @@ def hub_dataset(store: Store, split: str | None = None) -> Any:
     """
     try:
         import datasets  # pyright: ignore[reportMissingImports]
+        import datasets.config  # pyright: ignore[reportMissingImports]  # a folder of this name is no package
     except ImportError as error:
         raise UsageError(
             f"This needs the package datasets: {first_line(error)}", hint="pip install 'glscl[datasets]'"

@@ -21,7 +21,9 @@ def test_without_the_package_one_line_says_so(monkeypatch):
 
 @pytest.fixture
 def datasets(monkeypatch):
-    found = pytest.importorskip("datasets", reason="datasets is not installed: pip install 'glscl[datasets]'")
+    pytest.importorskip("datasets.config", reason="datasets is not installed: pip install 'glscl[datasets]'")
+    import datasets as found
+
     monkeypatch.setattr(found.config, "HF_HUB_OFFLINE", True)
     return found
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import heapq
 import itertools
+import logging
 import math
 import random
 import shlex
@@ -198,6 +199,7 @@ def measure(scratch: Path, videos: int) -> list[list[str]]:
     from glscl.evaluate.watched import Watched
     from glscl.train_head.heads import build_head
 
+    logging.getLogger("werkzeug").setLevel("ERROR")
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -144,7 +144,7 @@ def test_one_item_under_two_ids_is_two_answers(made):
 def test_what_was_killed_half_way_is_finished_and_what_is_damaged_is_said(made, monkeypatch):
     store = made().fill()
     monkeypatch.setattr(approximate, "SEGMENT", 300)
-    add, calls = approximate._add, []
+    add, calls = approximate._segment, []
 
     def killed(*arguments):
         calls.append(1)
@@ -152,7 +152,7 @@ def test_what_was_killed_half_way_is_finished_and_what_is_damaged_is_said(made, 
             raise KeyboardInterrupt
         return add(*arguments)
 
-    monkeypatch.setattr(approximate, "_add", killed)
+    monkeypatch.setattr(approximate, "_segment", killed)
     with pytest.raises(KeyboardInterrupt):
         indexed(store.path)
     with pytest.raises(CacheError, match="lacks"):

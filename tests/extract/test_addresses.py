@@ -153,3 +153,38 @@ def test_weights_at_an_address_load_as_a_file_here(there, tmp_path):
     assert one.pretrained == other.pretrained == "w.safetensors"
     for (name, left), right in zip(one.model.state_dict().items(), other.model.state_dict().values()):
         assert (left == right).all(), name
+
+
+@pytest.mark.exhaustive  # a server, and two extractions
+def test_videos_in_a_bucket_of_a_real_server(clips, tmp_path, monkeypatch):
+    """Names with a space; the second run brings nothing, as each video is known by what the store says of it."""
+    import urllib.request
+
+    obstore = pytest.importorskip("obstore", reason="obstore is not installed: pip install 'glscl[s3]'")
+    moto = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'moto[s3]' flask flask-cors")
+    server = moto.ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        for name, value in {
+            "GLSCL_HOME": tmp_path / "home",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": "a",
+            "AWS_SECRET_ACCESS_KEY": "b",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            monkeypatch.setenv(name, str(value))
+        urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/bucket", method="PUT"))
+        store = obstore.store.from_url("s3://bucket", client_options={"allow_http": True})
+        for path in clips.rglob("*.*"):
+            obstore.put(store, f"videos/{path.relative_to(clips)}", path.read_bytes())
+        extract(read_dataset("folder", None, "s3://bucket/videos"), tmp_path / "there", SETTINGS)
+        extract(read_dataset("folder", None, clips), tmp_path / "here", SETTINGS)
+        assert_equal(open_store(tmp_path / "there"), open_store(tmp_path / "here"))
+        found = read_dataset("folder", None, "s3://bucket/videos")
+        monkeypatch.setattr("glscl.extract.decode.staging.bring", lambda *_: pytest.fail("brought again"))
+        monkeypatch.setattr("glscl.common.staged.Reading.read", lambda *_: pytest.fail("read again"))
+        again = extract(found, tmp_path / "there", SETTINGS)
+        assert again.already_complete and again.encoded["videos"] == 0
+    finally:
+        server.stop()

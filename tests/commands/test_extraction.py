@@ -7,8 +7,11 @@ import pickle
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from glscl.commands.printing import print_extraction
 
 
 def test_a_dry_run_counts_and_decodes_nothing(glscl, clips, monkeypatch):
@@ -167,3 +170,11 @@ def test_a_dry_run_needs_no_videos(glscl, tmp_path, dataset):
 def test_without_ray_one_line_says_so_before_anything_is_read(glscl, one_line, monkeypatch, command):
     monkeypatch.setitem(sys.modules, "ray", None)
     one_line(glscl(*command, "--engine", "ray"), "needs Ray", "glscl[ray]", status=2)
+
+
+def test_of_two_processes_that_end_in_the_same_moment_one_speaks():
+    said, launch = [], SimpleNamespace(world=2)
+    run = SimpleNamespace(say=said.append, speaks=True, launch=launch)
+    done = SimpleNamespace(finished_here=False, complete=True, already_complete=False)
+    print_extraction(run, Path("cache"), done)
+    assert said == []

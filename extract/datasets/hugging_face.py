@@ -97,7 +97,7 @@ def _opened(repo: str) -> Mapping[str, Any]:
         kind = datasets.Video(decode=False)
     except (ImportError, AttributeError) as error:
         raise UsageError(
-            f"hf:{repo} needs the package datasets, 3.2 or newer: {first_line(error)}",
+            f"hf:{repo} needs the package datasets, 5.0 or newer: {first_line(error)}",
             hint="pip install 'glscl[datasets]'",
         ) from error
     address = f"hf://datasets/{repo}"

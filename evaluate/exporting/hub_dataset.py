@@ -6,6 +6,7 @@ F frames, D embed_dim.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 from glscl.cache.store import Store
@@ -27,8 +28,8 @@ def hub_dataset(store: Store, split: str | None = None) -> Any:
         UsageError: the package `datasets` is missing. InputError: no such split, or no frames.
     """
     try:
-        import datasets  # pyright: ignore[reportMissingImports]
-        import datasets.config  # pyright: ignore[reportMissingImports]  # a folder of this name is no package
+        import_module("datasets.config")  # a folder of this name is no package
+        datasets: Any = import_module("datasets")
     except ImportError as error:
         raise UsageError(
             f"This needs the package datasets: {first_line(error)}", hint="pip install 'glscl[datasets]'"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,8 +93,7 @@ def read(
 def _opened(repo: str) -> Mapping[str, Any]:
     """Split → its rows, streamed, with videos as they are stored."""
     try:
-        import datasets  # pyright: ignore[reportMissingImports]
-
+        datasets: Any = import_module("datasets")
         kind = datasets.Video(decode=False)
     except (ImportError, AttributeError) as error:
         raise UsageError(

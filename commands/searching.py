@@ -381,8 +381,8 @@ def index(
     with run.progress.task("index", frames, "frames") as task:
         about = make_index(library, recall=recall, encode=encode, added=task.advance, workers=workers)
     run.say(
-        f"{about.frames:,} frames in {about.count:,} cells, {len(about.segments)} segment"
-        f"{'s' * (len(about.segments) > 1)}; a query looks into {about.probes:,}"
+        f"{amount(about.frames, 'frame')} in {amount(about.count, 'cell')}, {amount(len(about.segments), 'segment')}; "
+        f"a query looks into {about.probes:,}"
     )
     run.say(
         f"recall@10 {about.recall:.3f} of the exact answer, on {about.queries}; {about.milliseconds:.2f} ms a query, "
@@ -509,5 +509,7 @@ def _export_frames(run: Run, store: Store, out: Path, split: str | None) -> None
     }
     with run.progress.task("export", store.count_frames(), "frames") as task:
         done = export_frames(store, out, split=split, about=about, progress=task.advance)
-    run.say(f"{out}: {done.frames:,} frames of {done.videos:,} videos, {done.dim}-d, in {', '.join(done.files)}")
+    run.say(
+        f"{out}: {amount(done.frames, 'frame')} of {amount(done.videos, 'video')}, {done.dim}-d, in {', '.join(done.files)}"
+    )
     run.result(done.as_dict())

@@ -232,6 +232,7 @@ def tuned_table(
         max_frames=settings.max_frames,
         frame_position=settings.frame_position,
         tokens=head.needs_tokens,
+        padded=not head.mask_padding,
     )
     with DecodedFrames(store, items_of(store, table), backbone.transform, settings) as frames:
         return head, encode_table(EndToEnd(backbone, head), table, store, frames, device=device)

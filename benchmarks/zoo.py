@@ -80,8 +80,7 @@ def cut(blocks: int | None) -> Iterator[None]:
         return found
 
     def shallow(name: str, **options: Any) -> Any:
-        staged = name.startswith(("convnext", "vitamin"))
-        depths = {"depths": (blocks,) * 4} if name.startswith("convnext") else {} if staged else {"depth": blocks}
+        depths = {"depths": (blocks,) * 4} if name.startswith("convnext") else {"depth": blocks}
         return make(name, **options, **depths)
 
     if blocks is None:
@@ -92,10 +91,11 @@ def cut(blocks: int | None) -> Iterator[None]:
 
 
 def random_weights(model: torch.nn.Module) -> None:
-    """Small numbers everywhere, norms near 1; faster than what the towers begin with."""
-    for parameter in model.parameters():
-        parameter.data.uniform_(-0.05, 0.05)
-        if parameter.ndim == 1:
+    """Uniform numbers that keep the scale of what passes through, gains near 1; drawn once, where towers draw theirs twice."""
+    for name, parameter in model.named_parameters():
+        bound = 0.05 if parameter.ndim < 2 else (3 / max(parameter[0].numel(), 1)) ** 0.5
+        parameter.data.uniform_(-bound, bound)
+        if parameter.ndim == 1 and name.endswith(("weight", "gamma")):
             parameter.data.add_(1.0)
 
 
@@ -109,10 +109,9 @@ def compare(name: str, blocks: int | None = None) -> dict[str, Any]:
     with stand_ins(), cut(blocks):
         torch.manual_seed(0)
         options = {"force_preprocess_cfg": {key: used[key] for key in PREPROCESSING}} if used else {}
-        with NotInitialised() if blocks else contextlib.nullcontext():
+        with NotInitialised():
             model: Any = open_clip.create_model(name, pretrained_text=False, **options).eval()
-        if blocks:
-            random_weights(model)
+        random_weights(model)
         tokenizer = open_clip.get_tokenizer(name)
         fit(
             model, clip_weights(model.state_dict()), Path(name), name
@@ -131,6 +130,7 @@ def compare(name: str, blocks: int | None = None) -> dict[str, Any]:
         "millions": MILLIONS.get(name),
         "frames": difference(torch.from_numpy(ours), frames),
         "texts": difference(encoded.text_features, texts),
+        "apart": [difference(features[:1], features[1:2]) for features in (frames, texts)],
         "tokens": encoded.token_features is not None,
         "words": backbone.words,
         "context": backbone.context_length,

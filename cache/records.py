@@ -14,6 +14,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from glscl.cache.additions import MAX_ITEMS, Addition
 from glscl.cache.frame_format import FrameSpec
+from glscl.cache.schema import Format
 from glscl.cache.shard_arrays import LAYOUT, numpy_dtype
 
 # More is no cache but an attempt to fill the memory.
@@ -55,7 +56,7 @@ class Configuration(Backbones, frozen=True, kw_only=True):
 class Header(Struct):
     """The fields of store.json that a reader uses; a flat file has `commits` and `list` too."""
 
-    format: Literal["zarr", "hdf5"]
+    format: Format
     fingerprint: str
     configuration: Configuration
     stored_frames: FrameSpec | None = None

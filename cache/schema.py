@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, get_args
 
 import msgspec
 from msgspec import Meta
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 SCHEMA = "glscl.cache/2"
 STREAMS = ("video", "text")
+Format = Literal["zarr", "hdf5"]  # of a cache: keys of `glscl.cache.formats.STORES`
+FORMATS: tuple[Format, ...] = get_args(Format)
 FramePosition = Literal["uniform", "first", "last"]  # which frames of a video where there are more than are wanted
 PAD = -1  # token id of what stands behind a caption, in a cache that stores it
 DEPTH = 3  # names from the root of a cache to a shard or a commit: nothing deeper is ever written

@@ -146,7 +146,8 @@ def adopt(
         raise UsageError("`pretrained` is what this command takes from the file")
     projection = read_backbone(file).weights.get("text_projection")
     if projection is not None:  # a head that does not fit is told before hours of extraction
-        head_in(read_state_dict(file), file, source=source, options=options, embed_dim=projection.shape[-1])
+        *_, head = head_in(read_state_dict(file), file, source=source, options=options, embed_dim=projection.shape[-1])
+        asked |= {} if head.mask_padding else {"pad_tokens": True}
     asked["backbone"] = asked.get("backbone") or architecture_of(file)
     asked["pretrained"] = str(file)
     cache = cache or home() / "caches" / f"{dataset.replace(':', '-')}-{file.resolve().parent.name}-{file.name}"

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from glscl.cache.schema import FORMATS
 from glscl.commands.options import COMMANDS, OneOf, Run, command
 from glscl.commands.printing import print_cache, print_repair
 from glscl.commands.shared import CacheArgument
@@ -96,7 +97,7 @@ def convert(
         Path, typer.Argument(help="*.h5 or *.zarr: one flat file or group. Any other name: a cache folder.")
     ],
     format: Annotated[
-        str | None, typer.Option(help="Format of a cache folder; the other one by default."), OneOf(("zarr", "hdf5"))
+        str | None, typer.Option(help="Format of a cache folder; the other one by default."), OneOf(FORMATS)
     ] = None,
     list: Annotated[
         list[str] | None,

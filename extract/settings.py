@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from glscl.cache.schema import FORMATS
 from glscl.common.errors import UsageError
 from glscl.common.settings import setting
 from glscl.extract.part import Part
@@ -184,7 +185,7 @@ class ExtractSettings(WeightSettings):
         group="Cache",
         affects_result=False,
     )
-    format: str = setting("zarr", "Format of the cache.", group="Cache", choices=("zarr", "hdf5"))
+    format: str = setting("zarr", "Format of the cache.", group="Cache", choices=FORMATS)
     dtype: str = setting(
         "float16", "Type of the stored features.", group="Cache", choices=("float16", "float32", "bfloat16")
     )
@@ -322,7 +323,7 @@ class ImportSettings(ActivationSettings):
         metavar="NAME",
         affects_result=False,
     )
-    format: str = setting("zarr", "Format of the cache.", group="Cache", choices=("zarr", "hdf5"))
+    format: str = setting("zarr", "Format of the cache.", group="Cache", choices=FORMATS)
     dtype: str = setting(
         "float16", "Type of the stored features.", group="Cache", choices=("float16", "float32", "bfloat16")
     )

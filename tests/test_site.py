@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -14,7 +15,13 @@ import glscl
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*DOCS.rglob("*.md"), *ROOT.glob("*.md")])
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in [*DOCS.rglob("*.md"), *ROOT.glob("*.md"), *ROOT.glob("benchmarks/**/*.md")]
+)
+NOTEBOOKS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("examples/*.ipynb"))
+FORMS = ROOT / ".github/ISSUE_TEMPLATE"
+HOME = "https://github.com/glscl/glscl"
 
 
 def test_the_navigation_has_every_page_once():
@@ -23,12 +30,45 @@ def test_the_navigation_has_every_page_once():
     assert len(set(found)) == len(found)
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_every_link_leads_to_a_file(page):
-    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(), flags=re.M | re.S)
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)", text):
-        if "://" not in target:
-            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+def without_code(path: Path) -> str:
+    return re.sub(r"^```.*?^```", "", path.read_text(), flags=re.M | re.S)
+
+
+def anchors(path: Path) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", without_code(path), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links(path: Path) -> list[str]:
+    """Targets of the links and pictures of a page, or of the text cells of a notebook."""
+    if path.suffix == ".ipynb":
+        cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "markdown"]
+        text = "\n".join("".join(cell["source"]) for cell in cells)
+    else:
+        text = without_code(path)
+    return re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"(?:src|href)=\"([^\"]+)\"", text)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS, ".github/PULL_REQUEST_TEMPLATE.md"])
+def test_every_link_leads_to_a_file_and_its_heading(page):
+    for link in links(ROOT / page):
+        own = re.sub(rf"^{HOME}/(?:blob|tree)/main/", f"{ROOT}/", link)
+        if "://" in own or own.startswith("mailto:"):
+            continue
+        target, _, anchor = own.partition("#")
+        file = (ROOT / page).parent / target if target else ROOT / page
+        assert file.exists(), f"{page}: {link}"
+        if anchor:
+            assert anchor in anchors(file), f"{page}: {link}"
+
+
+def test_the_links_of_the_package_and_its_forms_lead_to_files():
+    files = ["pyproject.toml", "mkdocs.yml", *(f".github/ISSUE_TEMPLATE/{n.name}" for n in FORMS.iterdir())]
+    found = [
+        m for file in files for m in re.findall(rf"{HOME}/(?:blob|tree)/main/([^\s\"'#)]+)", (ROOT / file).read_text())
+    ]
+    assert found and not [path for path in found if not (ROOT / path).exists()]
 
 
 def test_the_page_of_names_has_every_public_name():

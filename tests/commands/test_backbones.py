@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+import glscl as front_door
+from glscl.evaluate.similarity import similarity_matrix
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 CONFIG = {
     "embed_dim": 64,
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 8, "head_width": 32},
@@ -15,15 +21,26 @@ CONFIG = {
 
 
 @pytest.fixture(scope="module")
-def whole_model(tmp_path_factory):
-    """An X-Pool checkpoint as its trainer saves it: backbone, head, where the training stood. (architecture, file)."""
+def backbone_weights(tmp_path_factory):
+    """`backbone_weights()`: a backbone of the architecture tiny-adopted as the public programs save it, below `clip.`."""
     import open_clip
 
+    config = tmp_path_factory.mktemp("config") / "tiny-adopted.json"
+    config.write_text(json.dumps(CONFIG))
+    open_clip.add_model_config(config)
+
+    def make() -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        return {f"clip.{key}": value for key, value in open_clip.create_model("tiny-adopted").state_dict().items()}
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def whole_model(backbone_weights, tmp_path_factory):
+    """An X-Pool checkpoint as its trainer saves it: backbone, head, where the training stood. (architecture, file)."""
     folder = tmp_path_factory.mktemp("xpool")
-    (folder / "tiny-adopted.json").write_text(json.dumps(CONFIG))
-    open_clip.add_model_config(folder / "tiny-adopted.json")
-    torch.manual_seed(0)
-    weights = {f"clip.{key}": value for key, value in open_clip.create_model("tiny-adopted").state_dict().items()}
+    weights = backbone_weights()
     for name in ("cross_attn.q_proj", "cross_attn.k_proj", "cross_attn.v_proj", "cross_attn.out_proj", "linear_proj"):
         weights |= {f"pool_frames.{name}.weight": torch.eye(64), f"pool_frames.{name}.bias": torch.zeros(64)}
     for number in (1, 2, 3):
@@ -81,6 +98,33 @@ def test_a_whole_model_is_extracted_with_imported_and_judged_in_one_command(glsc
         "import-checkpoint", tmp_path / "other.pth", "--cache", cache, "--out", tmp_path / "o", "--json"
     )
     assert status == 0 and json.loads(out)["backbone"] == "unknown" and "a backbone that may not be the one" in err
+
+
+def test_a_whole_model_of_glscl_is_judged_with_the_padding_that_its_program_reads(
+    glscl, backbone_weights, clips, tmp_path
+):
+    meta = json.loads(str(np.load(GOLDEN / "glscl_ragged.npz")["meta"]))  # names and shapes as the program saves them
+    draw = torch.Generator().manual_seed(1)
+    weights = {key: 0.05 * torch.randn(shape, generator=draw) for key, shape in meta["params"].items()}
+    used = set(weights)
+    for key in [key for key in weights if "_noun" in key]:  # the copies and weightings that it saves and never uses
+        weights[key.replace("_noun", "_spatial")] = weights[key].clone()
+        weights[key.replace("transformer_decoder_noun.layers.0", "decoder_layer_noun")] = weights[key].clone()
+    weights |= {"noun_queries": torch.rand(8, 64), "weight_fc.0.weight": torch.rand(128, 128)} | backbone_weights()
+    file = tmp_path / "pytorch_model.bin.step2850.4"
+    torch.save(weights, file)
+    data = ("--dataset", "csv", "--annotations", clips / "captions.csv", "--videos", clips / "videos", "--workers", "1")
+    public = ("--option", "mask_padding=false", "--option", "consistency_scale=queries")
+    status, out, err = glscl("adopt", file, *data, *public, "--out", tmp_path / "run", "--json")
+    assert status == 0, err
+    found = json.loads(out)
+    assert (found["imported"]["head"], found["imported"]["backbone"]) == ("glscl", "same")
+    assert not used & {*found["imported"]["dropped_keys"]} and found["judged"]["counts"]["videos"] == 2
+    store = front_door.open_cache(found["extracted"]["cache"])
+    table = store.table("test", frames=12, padded=True)
+    ours = front_door.load_run(tmp_path / "run").head
+    theirs = front_door.head_from_state_dict(weights, embed_dim=64, mask_padding=False)
+    torch.testing.assert_close(similarity_matrix(ours, table), similarity_matrix(theirs, table), rtol=0, atol=0)
 
 
 def test_adopting_a_bare_backbone_or_a_bare_head_is_refused(glscl, one_line, whole_model, clips, tmp_path):

@@ -4,9 +4,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV ?= .venv
 OUT ?= demo-out
 PYTEST_OPTIONS ?=
-JOBS ?= 2
+# more than cores: a part of the time tests wait, for clocks, a browser, processes
+JOBS ?= 3
 TORCH_INDEX ?= $(if $(CPU),https://download.pytorch.org/whl/cpu)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# whatever the shell says: without it pytest rewrites, and each process compiles, what the one before had compiled
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: help demo demo-finetune browser lint test test-all test-lowest test-latest dist docs site clean
 

@@ -32,7 +32,7 @@ from glscl.commands.wording import error_text, worded
 from glscl.common.addresses import local_path, shown
 from glscl.common.errors import GlsclError, UsageError
 from glscl.common.launch import launch
-from glscl.common.memory import is_full
+from glscl.common.memory import is_full, process_limit
 from glscl.common.progress import Progress
 from glscl.common.settings import as_dict, build, check, read_settings_file, setting
 from glscl.common.tables import steers
@@ -414,20 +414,23 @@ def _run(app: typer.Typer, arguments: list[str]) -> int:
         if debug:
             raise
         if is_full(error):
-            return _fail(_FULL, 1, as_json)
+            return _fail(_full(), 1, as_json)
         text = " ".join(str(error).split())[:500]
         return _fail(
             f"Unexpected {type(error).__name__}: {text}. The same command with --debug shows where", 1, as_json
         )
 
 
-_FULL = "There is not enough memory for this. Free some, give the job more, or ask for less at once"
+def _full() -> str:
+    limit = process_limit()
+    allowed = "" if limit is None else f" (ulimit -v allows {limit / 1e9:,.1f} GB)"
+    return f"There is not enough memory for this{allowed}. Free some, give the job more, or ask for less at once"
 
 
 def _told_by_the_system(error: OSError | MemoryError) -> str:
     """What the system says of a path or of the memory, as a line of ours."""
     if isinstance(error, MemoryError) or is_full(error):
-        return _FULL
+        return _full()
     names = [os.fsdecode(name)[:200] for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
     return f"Cannot use {' or '.join(names) or 'a file'}: {error.strerror or ' '.join(str(error).split())[:200]}"
 

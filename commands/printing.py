@@ -20,6 +20,8 @@ def print_extraction(run: Run, out: Path, done: Any) -> None:
     """What an extraction did. Of several processes the one that completes the list speaks at the end."""
     if done.finished_here:
         run.speaks = True
+    elif run.launch.world > 1 and done.complete and not done.already_complete:
+        return  # another process completed the list in the same moment, and says so
     counts = f"{amount(done.videos, 'video')}, {amount(done.frames, 'frame')}, {amount(done.texts, 'caption')}"
     took = f" in {duration(done.seconds['total'])}" + (f"; bound by {done.bound_by}" if done.bound_by else "")
     if not done.complete:
@@ -113,7 +115,7 @@ def print_forecast(run: Run, foreseen: Any, cores: int) -> None:
         run.say(f"foreseen: {items}; how long the videos are is not known, as none is here")
         return
     frames = amount(round(float(f"{foreseen.frames:.2g}")), "frame")
-    size = "" if foreseen.bytes is None else f", {_size(foreseen.bytes)}"
+    size = "" if foreseen.bytes is None else f", {rough_size(foreseen.bytes)}"
     run.say(f"foreseen: {items}, about {frames}{size} ({_LENGTHS[foreseen.lengths]})")
     spent = [f"decoding {duration(foreseen.decode_seconds / cores)}"]
     if foreseen.encode_seconds is not None:
@@ -123,8 +125,10 @@ def print_forecast(run: Run, foreseen: Any, cores: int) -> None:
     )
 
 
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2g} GB" if count >= 1e9 else f"{count / 1e6:.2g} MB"
+def rough_size(count: int) -> str:
+    """Bytes as people say them: two digits, "150 MB"."""
+    unit, name = (1e9, "GB") if count >= 1e9 else (1e6, "MB")
+    return f"{float(f'{count / unit:.2g}'):,g} {name}"
 
 
 def print_cache(run: Run, report: dict[str, Any], again: dict[str, str]) -> None:

@@ -115,7 +115,6 @@ def train_head(
     """Train a head on cached features. Keeps the best and the last epoch, and how it went, in a run folder."""
     from glscl.cache.lock import require_free
     from glscl.commands.default_paths import run_folder
-    from glscl.evaluate.report.validation import validation_of
     from glscl.train_head.settings import resolve
     from glscl.train_head.train import check_trainable, earlier_run, train
 
@@ -134,26 +133,30 @@ def train_head(
         run.say(f"training {settings.head} on {_named(store)} by the recipe {settings.recipe} → {out}")
         run.say(settings_line(settings))
         run.in_force(settings)
-        with _resumable(out):
-            done = train(
-                store,
-                out,
-                settings,
-                device=device,
-                validate=validation_of(store, settings, out),
-                reporter=TrainingLines(run),
-                resume=begun is not None,
-                command=command_line(),
-            )
-        _say_trained(run, done)
-        run.result(vars(done))
+        run.result(vars(_trained(run, store, out, settings, partial(train, resume=begun is not None))))
 
 
-def _say_trained(run: Run, done: TrainResult) -> None:
+def _trained(
+    run: Run, store: Store, out: Path, settings: TrainSettings, train: Callable[..., TrainResult]
+) -> TrainResult:
+    """What comes of `train`, and said."""
+    from glscl.evaluate.report.validation import validation_of
+
+    with _resumable(out):
+        done = train(
+            store,
+            out,
+            settings,
+            device=run.device(),
+            validate=validation_of(store, settings, out),
+            reporter=TrainingLines(run),
+            command=command_line(),
+        )
     best = f"; best epoch {done.best['epoch']} by {done.selection}" if done.best else ""
     run.say(f"{done.run}: {amount(len(done.history), 'epoch')} in {duration(done.seconds)}{best}")
     for doubt in done.doubts:
         run.say(f"warning: {doubt}")
+    return done
 
 
 def _named(store: Store) -> str:
@@ -250,7 +253,6 @@ def finetune(
     """Train backbone and head together from pixels: the second pass. Leaves a run with a backbone to extract with."""
     from glscl.cache.lock import require_free
     from glscl.commands.default_paths import run_folder
-    from glscl.evaluate.report.validation import validation_of
     from glscl.train_head.finetuning.finetune import finetune as train_both
     from glscl.train_head.finetuning.settings import resolve_finetune
     from glscl.train_head.train import check_trainable, earlier_run
@@ -270,18 +272,7 @@ def finetune(
         run.say(settings_line(settings))
         run.say(backbone_line(settings))
         run.in_force(settings)
-        with _resumable(out):
-            done = train_both(
-                store,
-                out,
-                settings,
-                device=device,
-                validate=validation_of(store, settings, out),
-                reporter=TrainingLines(run),
-                resume=begun is not None,
-                command=command_line(),
-            )
-        _say_trained(run, done)
+        done = _trained(run, store, out, settings, partial(train_both, resume=begun is not None))
         _say_what_next(run, store, out, settings)
         run.result(vars(done))
 

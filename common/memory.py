@@ -72,15 +72,23 @@ def _of_machine() -> int | None:
 
 def _of_process() -> int | None:
     """What `ulimit -v` leaves."""
+    limit = process_limit()
+    try:
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+    return None if limit is None else limit - taken
+
+
+def process_limit() -> int | None:
+    """Bytes of addresses that `ulimit -v` allows this process; None where it is not set."""
     try:
         import resource
 
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if limit == resource.RLIM_INFINITY:
-            return None
-        return limit - int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    except (ImportError, OSError, ValueError, IndexError):
+    except (ImportError, OSError):
         return None
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def _of_groups() -> list[int]:

@@ -194,6 +194,11 @@ class _Demo:
         with self.stage("zero_shot"):
             self.judge(store, name="zero_shot", title="zero-shot (mean_pool)", run=None)
 
+    def training(self) -> dict[str, Any]:
+        """How every run is trained, or gone on with."""
+        about = {"device": self.device, "reporter": self.reporter, "command": self.command}
+        return {**about, "validate": validation_metrics, "resume": True}
+
     def train(self, head: str, store: Store) -> None:
         folder = self.out / "runs" / head
         if (folder / "run.json").exists() and list_differences(read_run(folder), store):
@@ -202,16 +207,7 @@ class _Demo:
             asked = {"head": head, "epochs": self.settings.epochs, "seed": self.settings.seed}
             settings = resolve(asked, dataset="demo", device_type=self.device.type)
             self.say(f"training {head} ({settings.epochs} epochs)")
-            train(
-                store,
-                folder,
-                settings,
-                device=self.device,
-                validate=validation_metrics,
-                reporter=self.reporter,
-                resume=True,
-                command=self.command,
-            )
+            train(store, folder, settings, **self.training())
             self.judge(store, name=head, title=head, run=folder)
 
     def finetune(self, annotations: Annotations, store: Store) -> None:
@@ -225,16 +221,7 @@ class _Demo:
         with self.stage("finetune"):
             settings = resolve_finetune(asked, dataset="demo", device_type=self.device.type)
             self.say(f"fine-tuning the text tower with glscl ({settings.epochs} epochs)")
-            finetune(
-                store,
-                folder,
-                settings,
-                device=self.device,
-                validate=validation_metrics,
-                reporter=self.reporter,
-                resume=True,
-                command=self.command,
-            )
+            finetune(store, folder, settings, **self.training())
         weights = folder / "backbone.safetensors"
         tuned = self.extract(annotations, stage="extract_again", cache="cache-finetuned", weights=weights)
         with self.stage("finetuned"):

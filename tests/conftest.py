@@ -332,13 +332,24 @@ def make_video(make_video_file):
 
 
 @pytest.fixture(scope="session")
-def make_video_file():
-    """`make_video_file(path, frames=12, fps=4)` writes a small H.264 clip whose brightness and hue tell its frames apart."""
+def make_video_file(tmp_path_factory):
+    """`make_video_file(path, frames=12, fps=4)` writes a small H.264 clip whose brightness and hue tell its frames apart.
+
+    Each clip is encoded once a session, and copied where another asks for the same.
+    """
     import av
-    import numpy as np
+
+    encoded = tmp_path_factory.mktemp("encoded")
 
     def make(path: Path, frames: int = 12, fps: int = 4, seed: int = 0, size: tuple[int, int] = (64, 48)) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
+        made = encoded / f"{frames}-{fps}-{seed}-{size}{path.suffix}"
+        if not made.exists():
+            encode(made, frames, fps, seed, size)
+        shutil.copyfile(made, path)
+        return path
+
+    def encode(path: Path, frames: int, fps: int, seed: int, size: tuple[int, int]) -> None:
         rng = np.random.default_rng(seed)
         base = rng.integers(0, 200, (6, 8, 3))
         with av.open(str(path), "w") as container:
@@ -350,9 +361,20 @@ def make_video_file():
                 picture = coarse.repeat(size[1] // 6, 0).repeat(size[0] // 8, 1)
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             container.mux(stream.encode(None))
-        return path
 
     return make
+
+
+@pytest.fixture
+def decoded_here(monkeypatch):
+    """Extraction and second pass decode in this process; what tells which files were asked for, and can make them fail."""
+    from decoding_here import DecodesHere
+
+    for module in ("glscl.extract.pipeline", "glscl.train_head.finetuning.pixels"):
+        monkeypatch.setattr(f"{module}.DecodePool", DecodesHere)
+    monkeypatch.setattr(DecodesHere, "decoded", [])
+    monkeypatch.setattr(DecodesHere, "failing", {})
+    return DecodesHere
 
 
 @pytest.fixture

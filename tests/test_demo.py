@@ -50,19 +50,13 @@ def test_the_heads_have_runs_and_the_page_and_the_times_stand_beside(demo):
     assert [row[0] for row in table(done.results)[1:]] == ["chance", "zero-shot (mean_pool)", *list(done.results)[2:]]
 
 
-def test_a_second_demo_in_the_same_folder_trains_nothing_again(demo):
+def test_a_second_demo_in_the_same_folder_trains_nothing_again_but_goes_on_with_a_second_pass(demo):
     out, done = demo
-    weights = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
-    again = run_demo(out, DemoSettings(sizes=SIZES, epochs=1, workers=1))
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == weights
-    for name, result in done.results.items():
-        assert {d: again.results[name][d] for d in DIRECTIONS} == {d: result[d] for d in DIRECTIONS}
-
-
-def test_the_second_pass_goes_on_from_the_glscl_head_and_its_backbone_extracts_again(demo):
-    out, done = demo
-    lines = []
+    weights, lines = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}, []
     tuned = run_demo(out, DemoSettings(sizes=SIZES, epochs=1, workers=1, finetune=True), say=lines.append)
+    assert {path: path.stat().st_mtime_ns for path in weights} == weights
+    for name, result in done.results.items():
+        assert {d: tuned.results[name][d] for d in DIRECTIONS} == {d: result[d] for d in DIRECTIONS}
     assert "fine-tuning the text tower with glscl (1 epochs)" in lines
     assert list(tuned.results) == [*done.results, "finetuned"] and {"finetune", "extract_again"} <= set(tuned.seconds)
     result, before = tuned.results["finetuned"], tuned.results["glscl"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import importlib.metadata
+import itertools
 import json
 import os
 import re
@@ -181,3 +182,16 @@ def test_the_image_is_given_all_that_the_package_is_made_of():
     )
     wanted = re.search(r"/src\[(.*?)\]", (ROOT / "Dockerfile").read_text())
     assert wanted and set(wanted[1].split(",")) <= config["project"]["optional-dependencies"].keys()
+
+
+def test_the_page_of_versions_names_the_bounds_that_are_set():
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = itertools.chain(*config["project"]["optional-dependencies"].values())
+    asked = [*config["build-system"]["requires"], *config["project"]["dependencies"], *extras]
+    bounds = {(m[1], m[2]) for line in asked if (m := re.match(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", line))}
+    table = (ROOT / "docs/versions.md").read_text().partition("## What was run")[0]
+    told = set()
+    for names, versions in re.findall(r"^\| ([a-z].*?) \| (\d.*?) \| ", table, re.M):
+        names = [re.match(r"[\w-]+", name)[0] for name in re.sub(r", (for|to) \w+", "", names).split(", ")]
+        told |= set(zip(names, re.findall(r"[\d.]+", re.sub(r", with .*", "", versions)), strict=True))
+    assert len(told) > 10 and told <= bounds

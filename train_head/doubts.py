@@ -20,6 +20,7 @@ from glscl.train_head.heads.base import Head
 ALIKE = 1e-3  # of the largest score: how far apart all of them lie at most for them to say nothing
 HUB = 0.25  # share of the queries that may find the same item first; of a small gallery more
 LEARNT = 0.01  # of the loss of who guesses: there is no more to learn
+FELL = 0.001  # of the same: by less a loss falls by chance, too
 FEW = 8  # queries, or steps, from which nothing is concluded
 
 
@@ -93,7 +94,7 @@ def score_doubts(found: ScoreSummary, hub: str) -> list[str]:
 
 
 def loss_doubt(history: Sequence[Mapping[str, Any]], losses: Sequence[float], batch_size: int) -> str | None:
-    """Whether the loss of a training did not fall, with the numbers that show it; of one that is next to nothing none are.
+    """Whether the loss of a training did not fall, or by next to nothing, with the numbers that show it; of one that is next to nothing none are.
 
     Args:
         history: rows of its epochs.
@@ -108,9 +109,10 @@ def loss_doubt(history: Sequence[Mapping[str, Any]], losses: Sequence[float], ba
         when = ("the first quarter of the steps", "the last")
     else:
         return None
-    if last < first or last < LEARNT * math.log(batch_size):
+    guessed = math.log(batch_size)
+    if first - last > FELL * guessed or last < LEARNT * guessed:
         return None
     return (
-        f"the loss did not fall: {first:.4f} in {when[0]}, {last:.4f} in {when[1]}; guessing among {batch_size} gives "
-        f"{math.log(batch_size):.4f}"
+        f"the loss {'hardly fell' if last < first else 'did not fall'}: {first:.4f} in {when[0]}, {last:.4f} in {when[1]}; guessing among {batch_size} gives "
+        f"{guessed:.4f}"
     )

@@ -39,7 +39,7 @@ def summarise(library: Library, list: str | None = None) -> dict[str, Any]:
     store = _chosen(library, list, shown)
     rows = [_row(Store(library, made), current) for made, current in shown]
     return {
-        "path": str(library.path),
+        "path": library.place,
         "format": library.header["format"],
         "complete": bool(rows) and all(row["complete"] for row in rows) if store is None else store.complete,
         "fingerprint": library.fingerprint,

@@ -94,7 +94,7 @@ def export_frames(
         ) from error
     store.require_complete()
     if split is not None and split not in store.splits:
-        raise InputError(f"{store.path} has no split {split!r}; it has {', '.join(store.splits) or 'none'}")
+        raise InputError(f"{store.place} has no split {split!r}; it has {', '.join(store.splits) or 'none'}")
     run = (store.everything if split is None else store.splits[split]).videos
     written = _Count()
     with hold_folder(out, what="export"):

@@ -16,7 +16,6 @@ from glscl.extract.backbone.loading import as_backbone_error
 from glscl.extract.settings import ActivationSettings
 
 TEXT_FOLDER = "text"  # configuration of a text tower of transformers
-_SAMPLE = ["a man is cooking", "Zwei Hunde rennen, schnell!", "犬が走る"]
 _FOLDER_CONFIG = "open_clip_config.json"
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import tarfile
+import time
+import uuid
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Protocol
 
-from glscl.cache.files import refuse_links
+from glscl.cache.files import listed, refuse_links
 from glscl.common.errors import InputError, StorageError
 
 BLOCK_BYTES = 2**20
 BLOCKS_AT_END = 2  # of zeros
+ABANDONED_SECONDS = 3600.0  # what nobody has written to for so long
 
 
 def plain_tar(shard: Path, videos: Path, stem: str) -> Path:
@@ -40,7 +43,12 @@ def unpack(archive: tarfile.TarFile, target: Path) -> None:
     assert content is not None
     left = archive.offset + BLOCKS_AT_END * tarfile.BLOCKSIZE  # behind the end mark anything may stand
     content.seek(0)
-    aside = target.with_name(f".{os.getpid()}.part")
+    told = target.stem[-12:]  # of the digits that tell shards apart; the whole name may leave no room for more
+    aside = target.with_name(f".{told}.{uuid.uuid4().hex[:8]}.part")  # several machines may unpack one shard
+    for part in listed(target.parent, f".{told}.*.part"):  # of one that was killed
+        with suppress(OSError):
+            if part.lstat().st_mtime < time.time() - ABANDONED_SECONDS:
+                part.unlink()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(aside, "wb") as out:

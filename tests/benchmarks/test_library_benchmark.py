@@ -16,6 +16,7 @@ def library(benchmark_script):
     return benchmark_script("library")
 
 
+@pytest.mark.exhaustive
 def test_every_promise_has_its_row(library, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("sys.argv", ["library.py", "--quick", "--repeats", "1", "--folder", str(tmp_path)])
     library.main()

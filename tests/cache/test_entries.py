@@ -186,7 +186,7 @@ CUT = st.tuples(st.lists(st.integers(0, ITEMS - 1), min_size=1, unique=True), st
 CUTS = st.fixed_dictionaries({stream: st.lists(CUT, max_size=3) for stream in STREAMS})
 VIDEOS = st.lists(st.none() | st.integers(0, ITEMS - 1), max_size=7)
 OWNED = st.lists(st.tuples(st.none() | st.integers(0, ITEMS - 1), st.integers(-1, 6)), max_size=9)
-quiet = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quiet = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @quiet

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from made_library import FILES, FORMATS, PLAIN, SPEC, STEPS, D, Encoder, annotations, require_reads
 
 from glscl.cache.creation import StoreSpec, create_library
@@ -167,10 +167,14 @@ def test_a_list_is_written_once(tmp_path):
     )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(STEPS)
-def test_any_history_reads_as_its_lists_say(tmp_path_factory, steps):
-    root, encoder = tmp_path_factory.mktemp("history") / "cache", Encoder()
+@pytest.mark.parametrize("examples", [8, pytest.param(50, marks=pytest.mark.exhaustive)])
+def test_any_history_reads_as_its_lists_say(tmp_path_factory, examples):
+    made = given(STEPS)(lambda steps: read_as_its_lists_say(tmp_path_factory.mktemp("history") / "cache", steps))
+    settings(max_examples=examples)(made)()
+
+
+def read_as_its_lists_say(root, steps):
+    encoder = Encoder()
     lists = {}
     for number, (rows, killed, shard) in enumerate(steps):
         wanted, files = annotations(*(row[:3] for row in rows)), {row[0]: row[3] for row in rows}

@@ -6,8 +6,11 @@ import json
 import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from glscl.commands.printing import print_extraction
 
 
 def test_a_dry_run_counts_and_decodes_nothing(glscl, clips, monkeypatch):
@@ -154,3 +157,11 @@ def test_a_dry_run_needs_no_videos(glscl, tmp_path, dataset):
         dataset
     ]
     assert "about " in glscl(*words)[1]
+
+
+def test_of_two_processes_that_end_in_the_same_moment_one_speaks():
+    said, launch = [], SimpleNamespace(world=2)
+    run = SimpleNamespace(say=said.append, speaks=True, launch=launch)
+    done = SimpleNamespace(finished_here=False, complete=True, already_complete=False)
+    print_extraction(run, Path("cache"), done)
+    assert said == []

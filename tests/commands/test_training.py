@@ -14,6 +14,7 @@ import torch
 
 from glscl import cli
 from glscl.cache.lists import CacheList, make_current, write_list
+from glscl.cache.store import open_store
 from glscl.commands import training
 from glscl.commands.options import main
 from glscl.commands.printing import TrainingLines
@@ -146,6 +147,27 @@ def test_training_over_a_run_says_so_before_it_says_that_it_trains(small_cache, 
     assert said.out == "" and "run holds a run already" in said.err and "--resume" in said.err
 
 
+def in_force(said: str) -> dict[str, str]:
+    """Settings as -v prints them."""
+    pairs = (line.partition(" = ") for line in said.splitlines() if line.startswith("  ") and " = " in line)
+    return {name.strip(): value for name, _, value in pairs}
+
+
+def as_printed(saved: dict) -> dict[str, str]:
+    return {name: str(value) for name, value in saved.items()}
+
+
+def test_what_was_in_force_is_printed_and_saved_whoever_decided_it(glscl, cache, tmp_path):
+    (tmp_path / "train.toml").write_text('head = "projection"\nepochs = 1\nbatch_size = 4\nvalidation = 2\n')
+    words = ("--config", tmp_path / "train.toml", "--batch-size", 8, "--out", tmp_path / "run", "-v")
+    status, _, said = glscl("train-head", *words)
+    saved = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert status == 0 and in_force(said) == as_printed(saved)
+    assert (saved["head"], saved["epochs"], saved["batch_size"], saved["weight_decay"]) == ("projection", 1, 8, 0.2)
+    status, _, said = glscl("train-head", "--config", tmp_path / "run" / "run.json", "--out", tmp_path / "again", "-v")
+    assert status == 0 and in_force(said) == as_printed(saved)
+
+
 def test_finetune_leaves_a_run_that_pixels_and_new_features_judge_alike(glscl, tmp_path, make_video):
     lines = ["video,caption,split"]
     for i in range(8):
@@ -159,8 +181,9 @@ def test_finetune_leaves_a_run_that_pixels_and_new_features_judge_alike(glscl, t
     assert glscl(*extract, "--out", cache, "--store-frames", "uint8")[0] == 0
 
     asked = ("--head", "projection", "--epochs", 1, "--batch-size", 4, "--lr", 1e-3, "--backbone-lr-scale", 0.1)
-    status, text, _ = glscl("finetune", "--cache", cache, "--out", out, *asked, "--micro-batch", 2)
+    status, text, said = glscl("finetune", "--cache", cache, "--out", out, *asked, "--micro-batch", 2, "-v")
     assert status == 0 and "judge it from pixels, or extract again" in text
+    assert in_force(said) == as_printed(json.loads((out / "run.json").read_text())["settings"])
     assert "  backbone: lr 0.0001, micro_batch 2" in text
     by_pixels, extraction, by_features = (
         shlex.split(line)[1:] for line in text.splitlines() if line.startswith("  glscl ")
@@ -173,7 +196,9 @@ def test_finetune_leaves_a_run_that_pixels_and_new_features_judge_alike(glscl, t
     status, text, _ = glscl(*by_pixels, "--json", "--out", tmp_path / "a.json")
     assert status == 0
     assert extraction == [*map(str, extract), "--store-frames", "uint8", *extraction[-4:]]
-    assert glscl(*[again if word == "CACHE" else word for word in extraction])[0] == 0
+    status, _, said = glscl(*[again if word == "CACHE" else word for word in extraction], "-v")
+    saved = as_printed(open_store(again).list.settings)
+    assert status == 0 and in_force(said) == saved | {"precision": "auto"} and saved["precision"] == "fp32"
     status, same, _ = glscl(*[again if word == "CACHE" else word for word in by_features], "--json")
     assert status == 0
     of_pixels, of_features = json.loads(text), json.loads(same)

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,10 +199,25 @@ def test_processes_of_one_launch_share_the_work_and_speak_with_one_voice(table, 
     assert "--part" not in open_store(out).list.command and locks(out) == []
 
 
+DECODING_HERE = """
+import sys, time
+sys.path.insert(0, {folder!r})
+from decoding_here import DecodesHere
+from glscl import cli
+from glscl.commands.options import main
+from glscl.extract import pipeline
+if "2/2" in sys.argv:  # stands still at its first video
+    DecodesHere.decode = lambda *_: time.sleep(300)
+pipeline.DecodePool = DecodesHere
+sys.exit(main(cli.app, sys.argv[1:]))
+"""
+
+
 @pytest.mark.slow
 def test_a_killed_part_loses_nothing_that_the_other_did(table, backbone, tmp_path):
-    out = tmp_path / "cache"
-    parts = [start(command(table, out, "--part", f"{i}/2")) for i in (1, 2)]
+    out, script = tmp_path / "cache", tmp_path / "decoding_here.py"
+    script.write_text(DECODING_HERE.format(folder=str(Path(__file__).parents[1])))
+    parts = [start([script, *command(table, out, "--part", f"{i}/2")[2:]]) for i in (1, 2)]
     while not any(lock.part == (2, 2) for lock in locks(out)) and parts[1].poll() is None:
         time.sleep(0.01)
     parts[1].send_signal(signal.SIGKILL)

@@ -384,7 +384,7 @@ def histories(count: int) -> Callable[[Callable[..., None]], Callable[..., None]
     )
 
 
-@histories(5)
+@histories(3)
 def test_every_list_reads_as_what_it_was_made_from(tmp_path_factory, format, first, history):
     lived(tmp_path_factory.mktemp("history"), format, first, history)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from formats import BOTH
 from made_extraction import ORIGIN, Extractor, MadeBackbone, MadePool, named, require_equal, require_reads, write
 
 from glscl.cache import known_files
@@ -88,8 +89,19 @@ CHANGES = {  # what happens → contents and captions that are encoded for it, a
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("format", ["zarr", "hdf5"])
-@pytest.mark.parametrize("change", CHANGES)
+WITH_ZARR_TOO = ("all at once",)
+
+
+@pytest.mark.parametrize(
+    ("change", "format"),
+    [
+        pytest.param(
+            change, format, marks=() if format == "hdf5" or change in WITH_ZARR_TOO else pytest.mark.exhaustive
+        )
+        for change in CHANGES
+        for format in BOTH
+    ],
+)
 def test_of_a_folder_that_changes_only_what_is_new_is_encoded(extractor, folder, tmp_path, change, format):
     before = read(folder)
     first = extractor(before, tmp_path / "cache", format=format)
@@ -576,7 +588,9 @@ def killed_after(monkeypatch, commits: int, act) -> bool:
     return False
 
 
-@pytest.mark.parametrize("other", [False, True], ids=["same", "other"])
+@pytest.mark.parametrize(
+    "other", [pytest.param(False, marks=pytest.mark.exhaustive, id="same"), pytest.param(True, id="other")]
+)
 @pytest.mark.parametrize("commits", range(6))
 def test_after_a_kill_the_same_command_ends_in_the_same_bits(extractor, folder, tmp_path, monkeypatch, commits, other):
     wanted, out = read(folder), tmp_path / "cache"

@@ -93,7 +93,7 @@ def test_format_and_number_of_workers_do_not_change_a_bit(corpus, backbone, tmp_
 
 
 @HERE
-@pytest.mark.parametrize("after", [1, 4, 5, 6])
+@pytest.mark.parametrize("after", [1, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (4, 5)), 6])
 def test_an_interrupted_run_goes_on_and_ends_in_the_same_bits(corpus, backbone, tmp_path, monkeypatch, after):
     run(corpus, tmp_path / "whole", backbone)
     commits = 0

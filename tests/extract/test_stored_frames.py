@@ -177,8 +177,7 @@ def test_another_choice_for_the_same_cache_is_one_clear_line(corpus, backbone, t
 
 
 @HERE
-@pytest.mark.parametrize("encoding", ["uint8", "jpeg"])
-@pytest.mark.parametrize("out", ["other", "flat.h5", "flat.zarr"])
+@pytest.mark.parametrize(("out", "encoding"), [("other", "jpeg"), ("flat.h5", "uint8"), ("flat.zarr", "jpeg")])
 def test_conversion_carries_the_frames(corpus, backbone, tmp_path, encoding, out):
     run(corpus, tmp_path / "cache", backbone, store_frames=encoding)
     store = open_store(tmp_path / "cache")

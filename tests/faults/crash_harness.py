@@ -34,12 +34,15 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
+from decoding_here import DecodesHere
 
 from glscl.cache import files, lock
 from glscl.cache.formats import STORES
@@ -55,7 +58,6 @@ from glscl.cache.upkeep.verification import verify
 from glscl.common.errors import StorageError, UsageError
 from glscl.extract import pipeline
 from glscl.extract.backbone.encoder import Backbone, load_backbone
-from glscl.extract.decode.video import Decoding, FrameChunk, VideoDone, VideoTask, decode_video
 from glscl.extract.listing import ListOrigin
 from glscl.extract.settings import ExtractSettings
 
@@ -67,32 +69,6 @@ KILLS = ("call", "line", "time")
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT, errno.EACCES)
 WRITES = ("fsync", "link", "replace", "rename", "mkdir", "open")
 TOLERANCE = 2e-3  # of float16 features that were encoded in other batches
-
-
-class DecodeHere:
-    """Stands for the pool: decodes in this process, one video after another.
-
-    Attributes:
-        failing: names of files that give nothing, as where a machine is too busy.
-    """
-
-    failing: ClassVar[frozenset[str]] = frozenset()
-
-    def __init__(self, decoding: Decoding, **_: Any) -> None:
-        self.decoding = decoding
-
-    def __enter__(self) -> DecodeHere:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def decode(self, tasks: Iterable[VideoTask]) -> Iterator[FrameChunk | VideoDone]:
-        for task in tasks:
-            if Path(task.path).name in self.failing:
-                yield VideoDone(task.item, Status.TIMED_OUT, "no progress for 60 s")
-            else:
-                yield from decode_video(task, self.decoding)
 
 
 def corpus(folder: Path) -> Annotations:
@@ -148,7 +124,8 @@ def extract(
     failing: Iterable[str] = (),
     **more: Any,
 ) -> None:
-    pipeline.DecodePool, DecodeHere.failing = DecodeHere, frozenset(failing)
+    pipeline.DecodePool = DecodesHere
+    DecodesHere.failing = {str(clips / name): "no progress for 60 s" for name in failing}
     settings = ExtractSettings(
         fps=2.0,
         format=format,

@@ -65,7 +65,7 @@ def clock(monkeypatch):
 def test_an_extraction_gives_the_same_cache_whatever_the_clock_does(clock, tmp_path, make_video_file, monkeypatch):
     for i in range(crash.VIDEOS):
         make_video_file(tmp_path / "clips" / f"clip{i}.mp4", frames=4, seed=i)
-    monkeypatch.setattr(pipeline, "DecodePool", crash.DecodeHere)
+    monkeypatch.setattr(pipeline, "DecodePool", crash.DecodesHere)
     backbone = load_backbone("demo", None, words=12, device="cpu", precision="fp32")
     crash.extract(tmp_path / "whole", tmp_path / "clips", "zarr", backbone)
     committing, committed = Library.commit, []

@@ -16,8 +16,8 @@ from forked import Forked
 
 HARNESS = Path(__file__).with_name("crash_harness.py")
 STAGES = ("first", "second", "retry", "merge", "convert")
-SWEEP = {"second": {"commit": 1, "time": 1, "disk": 3, "size": 2}}  # rounds; of `commit` at every point
-FEW = {"call": 2, "disk": 1}
+SWEEP = {"second": {"commit": 1, "time": 1, "disk": 2, "size": 1}}  # rounds; of `commit` at every point
+FEW = {"call": 1, "disk": 1}
 SHORT = {"hdf5": dict.fromkeys(STAGES, FEW) | SWEEP, "zarr": {"convert": FEW} | SWEEP}
 ROUNDS = int(os.environ.get("GLSCL_FAULT_ROUNDS", "66"))
 SEED = os.environ.get("GLSCL_FAULT_SEED", "0")

@@ -18,7 +18,7 @@ from glscl.common.errors import GlsclError, InputError
 from glscl.extract.datasets.text_files import check_id, check_relative_path, fold, parse_json, show, table_records
 from glscl.extract.importing.pairing import match
 
-QUICK = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 BIDIRECTIONAL = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 TEXT = st.text(st.characters(), max_size=40)  # half surrogates and control characters included
 HERE = Path("captions.csv")

@@ -14,6 +14,7 @@ import sys
 
 import numpy as np
 import pytest
+from formats import BOTH, EITHER
 
 from glscl.cache import files
 from glscl.cache.library import open_library
@@ -50,7 +51,7 @@ def without_links(request, monkeypatch):
     assert tried, "nothing of this test makes links where it can"
 
 
-@pytest.fixture(params=["zarr", "hdf5"])
+@pytest.fixture(params=EITHER)
 def cache(small_cache, request):
     """A cache that is written here, not copied from an earlier test."""
     made = small_cache(request.param)
@@ -67,6 +68,7 @@ def same(one, other):
     )
 
 
+@pytest.mark.parametrize("cache", BOTH, indirect=True)
 def test_a_cache_is_written_and_read(cache):
     assert verify(open_library(cache.path)) == []
     assert open_store(cache.path).complete
@@ -98,21 +100,16 @@ def test_features_are_imported(small_cache, tmp_path):
 
 @pytest.mark.parametrize("without_links", ["neither"], indirect=True)
 @pytest.mark.skipif(shutil.which("cc") is None or not sys.platform.startswith("linux"), reason="no C compiler")
-def test_with_the_system_refusing_links(tmp_path, make_video_file):
+def test_with_the_system_refusing_links(small_cache, tmp_path):
     (tmp_path / "shim.c").write_text(SHIM)
     subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "shim.so", tmp_path / "shim.c"], check=True)
-    for number in range(2):
-        make_video_file(tmp_path / "videos" / f"clip{number}.mp4", frames=8, seed=number)
-    command = [sys.executable, "-m", "glscl", "extract", "--dataset", "folder", "--backbone", "demo", "--device", "cpu"]
-    alone = os.environ | {"LD_PRELOAD": str(tmp_path / "shim.so"), "GLSCL_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    with pytest.raises(PermissionError):
-        os.link(tmp_path / "shim.c", tmp_path / "link")
-    done = subprocess.run(
-        [*command, "--videos", tmp_path / "videos", "--out", tmp_path / "cache"],
-        capture_output=True,
-        text=True,
-        env=alone,
-        timeout=300,
-    )
+    made = small_cache("hdf5")
+    made.create()
+    made.fill()
+    alone = os.environ | {"LD_PRELOAD": str(tmp_path / "shim.so"), "GLSCL_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "glscl", "merge", tmp_path / "all", made.path]
+    done = subprocess.run(command, capture_output=True, text=True, env=alone, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert open_store(tmp_path / "cache").complete
+    assert same(open_store(made.path), open_store(tmp_path / "all"))
+    shards = [path for path in (tmp_path / "all" / "shards").rglob("*.h5")]
+    assert shards and all(path.stat().st_nlink == 1 for path in shards)

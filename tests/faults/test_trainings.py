@@ -21,7 +21,7 @@ from forked import Forked
 HARNESS = Path(__file__).with_name("training_harness.py")
 PAUSING = Path(__file__).with_name("pausing_cli.py")
 ROUNDS = int(os.environ.get("GLSCL_FAULT_ROUNDS", "6"))
-FEW = ("train-head:commit=1", "finetune:call=2")
+FEW = ("train-head:commit=1", "finetune:call=1")
 MANY = (*(f"train-head:{kind}={max(2, ROUNDS // 3)}" for kind in ("call", "line", "time")), "finetune:commit=1")
 SEED = os.environ.get("GLSCL_FAULT_SEED", "0")
 

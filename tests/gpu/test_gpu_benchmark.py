@@ -50,7 +50,9 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.exhaustive) if n == "second-pass" else n for n in EXPECTED]
+)
 def test_a_section_measures_in_small_on_a_cpu(name, sections, bench):
     bench.section = name
     sections.SECTIONS[name].run(bench)

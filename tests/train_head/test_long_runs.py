@@ -247,6 +247,10 @@ def test_a_loss_that_does_not_fall_is_doubted_with_its_numbers(planted):
         "the loss did not fall: 4.8500 in the first epoch, 4.9000 in the last; guessing among 128 gives 4.8520"
     )
     assert loss_doubt(rows[::-1], [], 128) is None
+    hardly = loss_doubt([{"loss": 4.8520}, {"loss": 4.8517}], [], 128)
+    assert hardly is not None and hardly.startswith(
+        "the loss hardly fell: 4.8520 in the first epoch, 4.8517 in the last"
+    )
     assert loss_doubt([{"loss": 0.002}, {"loss": 0.007}], [], 32) is None, "there was nothing left to learn"
     one = [{"loss": 4.0}]
     assert "the first quarter of the steps" in loss_doubt(one, [4.0] * 4 + [4.5] * 4, 128)

@@ -196,7 +196,7 @@ def without_stop(planted, tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize("name", ["glscl", "seq_lstm"])
+@pytest.mark.parametrize("name", ["glscl", pytest.param("seq_lstm", marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("stop", [(1, 2), (2, 5), (3, 9), (4, 1)])
 def test_a_stopped_training_goes_on_as_if_it_had_not_been(without_stop, planted, tmp_path, name, stop):
     straight, whole, out = without_stop(name)

@@ -1,7 +1,7 @@
 """Dropout whose masks cost a fraction of what they cover.
 
-On a CPU torch draws a mask entry by entry, one core at a time; beside the product of a feed-forward layer that is half as
-much again. Here 64 random bits decide over four entries, so the probability is a multiple of 2⁻¹⁶ (0.1 becomes 0.100006),
+On a CPU torch draws a mask entry by entry, one core at a time: a step of `xpool` and `tmass`, which drop entries of every pair,
+takes an eighth and a sixth longer with its masks. Here 64 random bits decide over four entries, so the probability is a multiple of 2⁻¹⁶ (0.1 becomes 0.100006),
 and what is kept is scaled by that, so that expectations stay exact. Elsewhere and in compiled code it is torch's own.
 """
 
@@ -30,10 +30,6 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return dropout(x, self.p) if self.training else x
 
-    def of_relu(self, x: Tensor) -> Tensor:
-        """Dropout of `relu(x)`; keeps for the backward pass what it returns and nothing else."""
-        return relu_dropout(x, self.p) if self.training else F.relu(x)
-
     def extra_repr(self) -> str:
         return f"p={self.p}"
 
@@ -43,13 +39,6 @@ def dropout(x: Tensor, p: float) -> Tensor:
     if p == 0:
         return x
     return _Dropped.apply(x, p) if _by_hand(x) else F.dropout(x, p)
-
-
-def relu_dropout(x: Tensor, p: float) -> Tensor:
-    """`dropout(relu(x), p)`."""
-    if p == 0:
-        return F.relu(x)
-    return _DroppedRelu.apply(x, p) if _by_hand(x) else F.dropout(F.relu(x), p)
 
 
 def _by_hand(x: Tensor) -> bool:
@@ -76,20 +65,3 @@ class _Dropped(torch.autograd.Function):
         (gradient,) = gradients
         (mask,) = ctx.saved_tensors
         return mask.to(gradient.dtype).mul_(ctx.scale).mul_(gradient), None
-
-
-class _DroppedRelu(torch.autograd.Function):
-    """The result is above zero exactly where a gradient passes."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
-        mask, ctx.scale = _drawn(x, p)
-        result = mask.to(x.dtype).mul_(ctx.scale).mul_(x).relu_()
-        ctx.save_for_backward(result)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = gradients
-        (result,) = ctx.saved_tensors
-        return torch.ops.aten.threshold_backward(gradient, result, 0).mul_(ctx.scale), None

@@ -201,7 +201,7 @@ class DecoderLayer(nn.Module):
             attended = self.self_attn(queries)
         queries = self.norm1(queries + self.dropout(attended))
         queries = self.norm2(queries + self.dropout(self.multihead_attn.read(queries, projected, mask)))
-        hidden = self.dropout.of_relu(self.linear1(queries))
+        hidden = self.dropout(F.relu(self.linear1(queries)))
         return self.norm3(queries + self.dropout(self.linear2(hidden)))
 
 

@@ -77,7 +77,12 @@ def test_what_is_packed_is_refused_unread(tmp_path, options, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "codec", [ZstdCodec(), GzipCodec(), BloscCodec(cname="zstd")], ids=lambda codec: type(codec).__name__
+    "codec",
+    [
+        ZstdCodec(),
+        *(pytest.param(codec, marks=pytest.mark.exhaustive) for codec in (GzipCodec(), BloscCodec(cname="zstd"))),
+    ],
+    ids=lambda codec: type(codec).__name__,
 )
 def test_a_small_chunk_that_would_become_large_takes_no_memory(small_cache, codec, tmp_path):
     """A chunk of a quarter of a gigabyte, in place of a small one of a cache."""

@@ -43,8 +43,10 @@ def ledger_of(library):
     return [row for place in library.stream("video").places for row in library.ledger("video", place)]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize(("format", "name"), [("zarr", "b"), ("hdf5", "b"), ("zarr", "b.h5"), ("hdf5", "b.zarr")])
+@pytest.mark.parametrize(
+    ("format", "name", "dtype"),
+    [("zarr", "b", "float16"), ("hdf5", "b", "bfloat16"), ("zarr", "b.h5", "bfloat16"), ("hdf5", "b.zarr", "float16")],
+)
 def test_a_converted_cache_holds_the_same(small_cache, tmp_path, format, name, dtype):
     made = small_cache(format, dtype)
     library = made.create()

@@ -59,7 +59,7 @@ def require_all(root, lists, format):
     assert (encoder.videos, encoder.texts) == ([], [])
 
 
-@histories(5, 50, STEPS, st.randoms(use_true_random=False), st.sampled_from(FORMATS))
+@histories(3, 50, STEPS, st.randoms(use_true_random=False), st.sampled_from(FORMATS))
 def test_parts_merged_in_any_order(folder, steps, random, format):
     parts, lists = filled(folder, steps, format)
     random.shuffle(parts)
@@ -71,7 +71,7 @@ def test_parts_merged_in_any_order(folder, steps, random, format):
     assert merge(parts, folder / "out").shards == 0
 
 
-@histories(5, 50, STEPS, st.sampled_from(FORMATS), st.sampled_from(FORMATS))
+@histories(3, 50, STEPS, st.sampled_from(FORMATS), st.sampled_from(FORMATS))
 def test_caches_converted_to_either_format(folder, steps, format, other):
     parts, lists = filled(folder, [(*step[:3], 0) for step in steps], format)
     convert(open_library(parts[0]), folder / "out", format=other)
@@ -83,7 +83,7 @@ def test_caches_converted_to_either_format(folder, steps, format, other):
         assert verify(flat.library) == []
 
 
-@histories(12, 100, STEPS, st.randoms(use_true_random=False), st.sampled_from(FORMATS))
+@histories(6, 100, STEPS, st.randoms(use_true_random=False), st.sampled_from(FORMATS))
 def test_caches_with_a_damaged_file(folder, steps, random, format):
     parts, lists = filled(folder, [(*step[:3], 0) for step in steps], format)
     root = parts[0]

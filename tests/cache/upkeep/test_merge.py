@@ -8,6 +8,7 @@ import os
 
 import numpy as np
 import pytest
+from formats import BOTH, EITHER
 from made_library import FILES, PLAIN, Encoder, annotations, require_reads
 
 from glscl.cache.creation import StoreSpec, create_library
@@ -21,7 +22,7 @@ from glscl.cache.upkeep.verification import verify
 from glscl.common.errors import CacheCorruptError, CacheFormatError, CacheIncompleteError, FingerprintError, UsageError
 
 
-@pytest.fixture(params=["zarr", "hdf5"])
+@pytest.fixture(params=EITHER)
 def format(request):
     return request.param
 
@@ -42,6 +43,7 @@ def assert_equal_caches(a, b):
             np.testing.assert_array_equal(array, b.arrays(stream)[name], err_msg=f"{stream} {name}")
 
 
+@pytest.mark.parametrize("format", BOTH)
 @pytest.mark.parametrize("copy", [False, True])
 def test_merged_parts_equal_the_cache_made_in_one_go(small_cache, format, tmp_path, copy):
     whole = small_cache(format, name="whole").fill()

@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+from formats import BOTH, EITHER
 from made_library import FILES, PLAIN, Encoder, annotations, require_reads
 
 from glscl import cli
@@ -22,7 +23,7 @@ from glscl.cache.upkeep.verification import verify
 from glscl.commands.options import main
 from glscl.common.errors import CacheBusyError, CacheIncompleteError, UsageError
 
-FORMATS = pytest.mark.parametrize("format", ["zarr", "hdf5"])
+FORMATS = pytest.mark.parametrize("format", EITHER)
 
 
 def files(root):
@@ -109,7 +110,7 @@ def test_remains_are_dropped_and_nothing_else(small_cache, format):
     assert (report.freed_bytes > 1000, report.damaged, report.withdrawn, report.resume) == (True, [], [], [])
 
 
-@FORMATS
+@pytest.mark.parametrize("format", BOTH)
 def test_damaged_shards_become_pending_and_the_next_writer_makes_the_same_cache(small_cache, format):
     cache = small_cache(format)
     store = cache.fill()

@@ -195,7 +195,7 @@ def largest_file(limit):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("missing", [100, 5000])
+@pytest.mark.parametrize("missing", [100, pytest.param(5000, marks=pytest.mark.exhaustive)])
 def test_a_disk_without_room_for_the_last_bytes_is_said(made, tmp_path, missing):
     """faiss's own writer gives a file that is cut short, and no error, where what it had buffered does not fit."""
     store = made(videos=400).fill()

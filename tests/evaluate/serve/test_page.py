@@ -328,10 +328,11 @@ def test_hostile_ids_and_captions_are_text(page, served):
             playing_at(page, page.evaluate(f"document.querySelectorAll('.hit')[{number}].hit.moments[0].start"))
             shown = page.evaluate("document.getElementById('player-id').textContent")
             assert shown == as_shown(id)
-            page.click("#frame")
-            until(page, f"document.querySelector('.hit')?.hit.video === {json.dumps(id)}")
-            page.go_back()
-            until(page, "!location.search.includes('like=') && !document.getElementById('columns').ariaBusy")
+            if id == HOSTILE[0]:
+                page.click("#frame")
+                until(page, f"document.querySelector('.hit')?.hit.video === {json.dumps(id)}")
+                page.go_back()
+                until(page, "!location.search.includes('like=') && !document.getElementById('columns').ariaBusy")
             page.keyboard.press("Escape")
     assert page.locator("main script, main [onerror], footer [onerror]").count() == 0
     assert page.title() == "a · glscl"
@@ -393,7 +394,7 @@ OVERFLOW = """() => [...document.querySelectorAll('body *')].filter(e => {
 }).map(e => e.id || e.className || e.tagName)"""
 
 
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("dark", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_it_fits_a_phone(browser, served, dark):
     scheme = "dark" if dark else "light"
     context = browser.new_context(

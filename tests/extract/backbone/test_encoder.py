@@ -101,7 +101,10 @@ def test_captions_are_cut_to_the_words_with_the_end_token_last(tiny_clip):
     assert tokens.ids[1].tolist() == [start, *whole[:7], end]
 
 
-@pytest.mark.parametrize("size", [(320, 240), (240, 320), (31, 500), (32, 32), (5, 5)])
+@pytest.mark.parametrize(
+    "size",
+    [(320, 240), (31, 500), (5, 5), *(pytest.param(s, marks=pytest.mark.exhaustive) for s in ((240, 320), (32, 32)))],
+)
 def test_frames_are_encoded_exactly_as_open_clip_preprocesses_them(loaded, size):
     from open_clip.transform import PreprocessCfg, image_transform_v2
 

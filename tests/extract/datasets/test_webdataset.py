@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import tarfile
 from pathlib import Path
@@ -91,8 +92,12 @@ def test_a_compressed_shard_is_unpacked_once(tmp_path, mode):
     (name,) = below(videos)
     kept = (videos / name).stat()
     assert read(packed, videos) == found and (videos / name).stat() == kept
-    (videos / name).unlink()
+    left, others = (videos / f".{name[-16:-4]}.{digits}.part" for digits in ("0a0a0a0a", "1b1b1b1b"))
+    (videos / name).rename(left)  # of one that was killed long ago; and one that is under way
+    others.write_bytes(b"half")
+    os.utime(left, (0, 0))
     assert contents(read(packed, videos)) == contents(plain)
+    assert sorted(below(videos)) == sorted([name, others.name])
 
 
 def test_a_dry_run_writes_nothing_and_foresees_the_places(tmp_path):

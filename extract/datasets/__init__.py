@@ -238,6 +238,11 @@ DATASETS: dict[str, DatasetEntry] = {
         help="YouCook2: steps of recipes, one caption a clip, tested on the validation part.",
         protocols=("official", "mil-nce"),
     ),
+    "mteb": DatasetEntry(
+        module=f"{_HERE}.mteb",
+        help="MTEB's video retrieval sets, one caption a video, for testing alone.",
+        protocols=("msrvtt", "msvd", "didemo", "vatex", "activitynet", "youcook2"),
+    ),
     "demo": DatasetEntry(
         module="glscl.demo.corpus",
         help="The built-in corpus of rendered videos, made on the spot.",

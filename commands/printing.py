@@ -316,6 +316,9 @@ def print_result(run: Run, result: dict[str, Any]) -> None:
         run.say(
             f"captions of a part of a video: R@100 {part['R@100']:.1f}, SumR (R@1 + R@5 + R@10 + R@100) {part['SumR']:.1f}"
         )
+    if mteb := result.get("mteb"):
+        both = (f"{arrow} {mteb[f'{key} nDCG@10']:.1f}" for key, arrow in _ARROWS.items())
+        run.say(f"MTEB's own measure, nDCG@10: {', '.join(both)}")
     if graded := result.get("graded"):
         run.say(f"with the judgements of {graded['qrels']}, in percent:")
         names = [name for name in graded["text_to_video"] if name != "queries"]

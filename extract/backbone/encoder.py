@@ -313,7 +313,7 @@ class Backbone:
             **found,
             **self.probes(),
             "logit_scale": np.array([self.logit_scale], np.float32),
-            "padded_frame": self._padded_frame(),
+            "padded_frame": self._frozen_padded_frame(),
         }
 
     def probes(self) -> dict[str, np.ndarray]:
@@ -325,12 +325,21 @@ class Backbone:
         return {"sentence": sentence[0].float().cpu().numpy(), "black_frame": black_frame}
 
     @torch.inference_mode()
-    def _padded_frame(self) -> np.ndarray:
-        """(D,) float32: what the public programs fill short clips up with, zeros where pixels are normalised already."""
-        model, _ = self._frozen
+    def _frozen_padded_frame(self) -> np.ndarray:
         with self._arithmetic():
-            pixels = torch.zeros(1, 3, *self.transform.size, device=self.device, dtype=_weight_type(model))
-            return model.encode_image(pixels, normalize=False)[0].float().cpu().numpy()
+            return self.padded_frame(self._frozen[0]).float().cpu().numpy()
+
+    def padded_frame(self, model: ClipModel | None = None) -> torch.Tensor:
+        """(D,): what the public programs fill short clips up with, zeros where pixels are normalised already.
+
+        With gradients where they are wanted; autocast is the caller's.
+
+        Args:
+            model: this backbone's by default.
+        """
+        model = model or self.model
+        pixels = torch.zeros(1, 3, *self.transform.size, device=self.device, dtype=_weight_type(model))
+        return model.encode_image(pixels, normalize=False)[0]
 
     @contextlib.contextmanager
     def _arithmetic(self) -> Iterator[None]:

@@ -430,8 +430,8 @@ const isPlaying = (hit) => playing?.hit.links.video === hit.links.video;
 
 async function play(hit, time, { start = true } = {}) {
   const same = isPlaying(hit);
-  const { part = null, encode = false, told = ask(hit.links.about).catch(() => null) } = same ? playing : {};
-  playing = { hit, part, encode, told, time, moment: hit.moments.find((each) => time >= each.start - 0.01 && time < each.end) ?? null };
+  const { part = null, encode = false, origin = 0 } = same ? playing : {};
+  playing = { hit, part, encode, origin, time, moment: hit.moments.find((each) => time >= each.start - 0.01 && time < each.end) ?? null };
   change({ play: hit.code, at: time.toFixed(3), ...(question.like || question.q || sent ? {} : sourceNames(hit)) });
   $("player").hidden = false;
   document.body.classList.add("with-player");
@@ -443,7 +443,7 @@ async function play(hit, time, { start = true } = {}) {
   if (!same) {
     $("captions").replaceChildren();
     $("path").textContent = hit.path ? shown(hit.path) : "";
-    showAbout(hit, told);
+    showAbout(hit);
     note("");
     video.poster = thumbAt(hit, time);
     video.src = hit.links.video;
@@ -466,18 +466,15 @@ function seek(time, start = true) {
 }
 
 /** The video is known: go to the time that was asked for. */
-async function arrive() {
+function arrive() {
   if (!playing || playing.time == null) return;
-  const { hit, told } = playing;
-  const begins = (await told)?.begins ?? 0;
-  if (!isPlaying(hit) || playing.time == null || video.readyState < 1) return;
   if (!video.videoWidth && !playing.part) {
     makePart(playing.time); // sound that plays without a picture
     return;
   }
   const time = playing.time;
   playing.time = null;
-  playing.shift = playing.part ? -playing.part.start : begins;
+  playing.shift = playing.part ? -playing.part.start : playing.origin;
   video.currentTime = Math.max(0, time + playing.shift) + 0.001;
   if (playing.begin) video.play().catch(() => {});
 }
@@ -568,9 +565,14 @@ function showMoments() {
     }, span(moment), h("small", {}, moment.score.toFixed(3))))));
 }
 
-async function showAbout(hit, asked) {
-  const told = await asked;
+async function showAbout(hit) {
+  const told = await ask(hit.links.about).catch(() => null);
   if (!told || !isPlaying(hit)) return;
+  if (told.begins && !playing.origin) {
+    const now = position();
+    playing.origin = told.begins;
+    if (playing.time == null && !playing.part) seek(now, !video.paused);
+  }
   $("path").textContent = told.path ? shown(told.path) : "";
   const parts = [];
   if (told.failure) parts.push(h("p", { class: "problem" }, sentence(`When it was encoded: ${told.failure}`)));

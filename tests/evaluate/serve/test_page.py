@@ -337,6 +337,7 @@ def test_two_caches_stand_side_by_side_and_a_moment_is_shown_where_a_clock_begin
         moment = wanted[0]["moments"][0]
         assert 2.6 <= moment["start"] <= 3.1 and 3.9 <= moment["end"] <= 4.4, moment
         page.click(".column:nth-child(2) .hit")
+        until(page, f"document.getElementById('video').currentTime > {moment['start'] + 1.3}")
         playing_at(page, moment["start"] + 1.4)
         assert page.evaluate(SHOWN) > 200
         until(page, f"Number(document.getElementById('timeline').ariaValueNow) < {moment['end'] + 3}")

@@ -10,9 +10,9 @@ import typer
 
 from glscl.commands.extraction import extract
 from glscl.commands.judging import eval
-from glscl.commands.options import OneOf, Run, command
+from glscl.commands.options import Run, command
 from glscl.commands.printing import print_rows
-from glscl.commands.shared import CacheFolderOption, DatasetOption, RunFolderOption
+from glscl.commands.shared import CacheFolderOption, DatasetOption, RunFolderOption, SourceOption, UntoldOption
 from glscl.commands.training import import_checkpoint
 from glscl.common.errors import UsageError
 from glscl.common.settings import home
@@ -120,19 +120,8 @@ def adopt(
     ] = None,
     cache: CacheFolderOption = None,
     out: RunFolderOption = None,
-    source: Annotated[
-        str,
-        typer.Option(help="Program that made it; auto tells it by the names of the weights.", rich_help_panel="Head"),
-        OneOf(("auto", "glscl", "clip4clip", "xclip", "xpool", "drl", "dicosa")),
-    ] = "auto",
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Option of the head that weights cannot tell, such as mask_padding=false; repeat for more.",
-            metavar="KEY=VALUE",
-            rich_help_panel="Head",
-        ),
-    ] = None,
+    source: SourceOption = "auto",
+    option: UntoldOption = None,
 ) -> None:
     """Judge a whole model of GLSCL, CLIP4Clip, X-CLIP, X-Pool, DRL or DiCoSA: extract with its backbone, import its head, eval."""
     from glscl.commands.training import option_values

@@ -423,7 +423,7 @@ def _run(app: typer.Typer, arguments: list[str]) -> int:
 
 def _full() -> str:
     limit = process_limit()
-    allowed = "" if limit is None else f" (ulimit -v allows {limit / 1e9:.2g} GB)"
+    allowed = "" if limit is None else f" (ulimit -v allows {limit / 1e9:,.1f} GB)"
     return f"There is not enough memory for this{allowed}. Free some, give the job more, or ask for less at once"
 
 

@@ -115,7 +115,7 @@ def print_forecast(run: Run, foreseen: Any, cores: int) -> None:
         run.say(f"foreseen: {items}; how long the videos are is not known, as none is here")
         return
     frames = amount(round(float(f"{foreseen.frames:.2g}")), "frame")
-    size = "" if foreseen.bytes is None else f", {_size(foreseen.bytes)}"
+    size = "" if foreseen.bytes is None else f", {rough_size(foreseen.bytes)}"
     run.say(f"foreseen: {items}, about {frames}{size} ({_LENGTHS[foreseen.lengths]})")
     spent = [f"decoding {duration(foreseen.decode_seconds / cores)}"]
     if foreseen.encode_seconds is not None:
@@ -125,8 +125,10 @@ def print_forecast(run: Run, foreseen: Any, cores: int) -> None:
     )
 
 
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2g} GB" if count >= 1e9 else f"{count / 1e6:.2g} MB"
+def rough_size(count: int) -> str:
+    """Bytes as people say them: two digits, "150 MB"."""
+    unit, name = (1e9, "GB") if count >= 1e9 else (1e6, "MB")
+    return f"{float(f'{count / unit:.2g}'):,g} {name}"
 
 
 def print_cache(run: Run, report: dict[str, Any], again: dict[str, str]) -> None:
@@ -314,6 +316,9 @@ def print_result(run: Run, result: dict[str, Any]) -> None:
         run.say(
             f"captions of a part of a video: R@100 {part['R@100']:.1f}, SumR (R@1 + R@5 + R@10 + R@100) {part['SumR']:.1f}"
         )
+    if mteb := result.get("mteb"):
+        both = (f"{arrow} {mteb[f'{key} nDCG@10']:.1f}" for key, arrow in _ARROWS.items())
+        run.say(f"MTEB's own measure, nDCG@10: {', '.join(both)}")
     if graded := result.get("graded"):
         run.say(f"with the judgements of {graded['qrels']}, in percent:")
         names = [name for name in graded["text_to_video"] if name != "queries"]

@@ -373,8 +373,8 @@ def index(
     with run.progress.task("index", frames, "frames") as task:
         about = make_index(library, recall=recall, encode=encode, added=task.advance)
     run.say(
-        f"{about.frames:,} frames in {about.count:,} cells, {len(about.segments)} segment"
-        f"{'s' * (len(about.segments) > 1)}; a query looks into {about.probes:,}"
+        f"{amount(about.frames, 'frame')} in {amount(about.count, 'cell')}, {amount(len(about.segments), 'segment')}; "
+        f"a query looks into {about.probes:,}"
     )
     run.say(
         f"recall@10 {about.recall:.3f} of the exact answer, on {about.queries}; {about.milliseconds:.2f} ms a query, "
@@ -501,5 +501,7 @@ def _export_frames(run: Run, store: Store, out: Path, to: str, split: str | None
     }
     with run.progress.task("export", store.count_frames(), "frames") as task:
         done = export_frames(store, out, to=to, split=split, about=about, progress=task.advance)
-    run.say(f"{out}: {done.frames:,} frames of {done.videos:,} videos, {done.dim}-d, in {', '.join(done.files)}")
+    run.say(
+        f"{out}: {amount(done.frames, 'frame')} of {amount(done.videos, 'video')}, {done.dim}-d, in {', '.join(done.files)}"
+    )
     run.result(done.as_dict())

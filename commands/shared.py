@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glscl.commands.options import COMMANDS, NEW_CACHE
+from glscl.commands.options import COMMANDS, NEW_CACHE, OneOf
 from glscl.commands.wording import hint_text
 from glscl.common.addresses import may_exist
 from glscl.common.errors import GlsclError, Hint
@@ -41,6 +41,20 @@ HeadOfRunOption = Annotated[
         help="Head of the run where it is from outside this package, to let it be imported: package.module:Class.",
         metavar="NAME",
         rich_help_panel="What",
+    ),
+]
+SourceOption = Annotated[
+    str,
+    typer.Option(help="Program that made it; auto tells it by the names of the weights.", rich_help_panel="Head"),
+    OneOf(("auto", "glscl", "clip4clip", "xclip", "xpool", "drl", "dicosa")),
+]
+UntoldOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        help="Option of the head that weights cannot tell, such as mask_padding=false; repeat for more.",
+        metavar="KEY=VALUE",
+        rich_help_panel="Head",
     ),
 ]
 VideosOption = Annotated[

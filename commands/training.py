@@ -14,7 +14,7 @@ import typer
 
 from glscl.commands.options import COMMANDS, OneOf, Run, Stopped, command, command_line
 from glscl.commands.printing import TrainingLines, backbone_line, print_rows, settings_line
-from glscl.commands.shared import ListOption, RunFolderOption, let_import, open_cache
+from glscl.commands.shared import ListOption, RunFolderOption, SourceOption, UntoldOption, let_import, open_cache
 from glscl.commands.wording import hint_text
 from glscl.common.errors import NotFoundError, StorageError, UsageError
 from glscl.common.progress import duration
@@ -300,19 +300,8 @@ def _say_what_next(run: Run, store: Store, out: Path, settings: FinetuneSettings
 def import_checkpoint(
     run: Run,
     file: Annotated[Path, typer.Argument(help="Checkpoint: what torch.save wrote, or safetensors.")],
-    source: Annotated[
-        str,
-        typer.Option(help="Program that made it; auto tells it by the names of the weights.", rich_help_panel="What"),
-        OneOf(("auto", "glscl", "clip4clip", "xclip", "xpool", "drl", "dicosa")),
-    ] = "auto",
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Option of the head that weights cannot tell, such as mask_padding=false; repeat for more.",
-            metavar="KEY=VALUE",
-            rich_help_panel="What",
-        ),
-    ] = None,
+    source: SourceOption = "auto",
+    option: UntoldOption = None,
     cache: Annotated[
         Path | None, typer.Option(help="Cache to judge it on. Default: the only one there is.", rich_help_panel="Data")
     ] = None,

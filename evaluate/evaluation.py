@@ -31,7 +31,7 @@ from glscl.evaluate.confidence import confidence_of_directions
 from glscl.evaluate.graded import graded_metrics, grades, read_qrels, write_trec_run
 from glscl.evaluate.hubness import NORMALISATIONS, known_normalisations, normalised_ranks
 from glscl.evaluate.judged_lists import about_list
-from glscl.evaluate.metrics import partially_relevant, summarise
+from glscl.evaluate.metrics import as_mteb, partially_relevant, summarise
 from glscl.evaluate.query_banks import Banks, TableOnDevice
 from glscl.evaluate.ranks import DIRECTIONS, RANKINGS, TEXT_TO_VIDEO, VIDEO_TO_TEXT, query_videos, retrieval_ranks
 from glscl.evaluate.seen_in_training import training_of, videos_seen
@@ -236,6 +236,8 @@ def judge(
     }
     if store.dataset in DATASETS and DATASETS[store.dataset].partially_relevant:
         about["partially_relevant"] = partially_relevant(evaluation.ranks[TEXT_TO_VIDEO])
+    if store.dataset == "mteb":
+        about["mteb"] = {f"{way} nDCG@10": as_mteb(evaluation.ranks[way]) for way in DIRECTIONS}
     tail = {"settings": as_dict(settings), "versions": versions(), "command": command}
     return replace(evaluation, result={**about, **evaluation.result, "counts": counts, **tail})
 

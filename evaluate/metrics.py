@@ -85,6 +85,11 @@ def partially_relevant(ranks: np.ndarray) -> dict[str, float]:
     return {"R@100": found[100], "SumR": sum(found.values())}
 
 
+def as_mteb(ranks: np.ndarray, cutoff: int = 10) -> float:
+    """nDCG@10 in percent where each query has one right answer, which MTEB reports: mean of 1 / log2(1 + rank), 0 beyond the tenth."""
+    return float(100 * np.where(ranks <= cutoff, 1 / np.log2(1 + ranks), 0.0).mean())
+
+
 def _recall(cutoff: int, **options: Any) -> Metric:
     chance = lambda gallery: 100 * min(cutoff, gallery) / gallery  # noqa: E731
     return Metric(recall(cutoff), bounds=(0, 100), always=True, chance=chance, **options)

@@ -497,4 +497,5 @@ def _require_found(dataset: str, missing: list[str], *, among: int, strict: bool
             + (", or with `list` a list of this cache that knows them by their ids" if lists else ""),
         )
     if strict and missing:
-        raise NotFoundError(f"{len(missing)} videos are missing, the first is {missing[0]!r} (`strict`)")
+        lacking = f"{amount(len(missing), 'video')} {'is' if len(missing) == 1 else 'are'}"
+        raise NotFoundError(f"{lacking} missing, the first is {missing[0]!r} (`strict`)")

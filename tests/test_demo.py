@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import jsonschema
@@ -48,6 +49,20 @@ def test_the_heads_have_runs_and_the_page_and_the_times_stand_beside(demo):
     page = (out / "report.html").read_text()
     assert "seq_transf" in page and "chance" in page
     assert [row[0] for row in table(done.results)[1:]] == ["chance", "zero-shot (mean_pool)", *list(done.results)[2:]]
+
+
+def test_the_last_line_is_a_command_that_serves_it(demo, glscl, monkeypatch, tmp_path):
+    from glscl.evaluate.serve.server import Server
+
+    out, done = demo
+    (tmp_path / "out of the demo").symlink_to(out)
+    monkeypatch.setattr("glscl.demo.stages.run_demo", lambda *_, **__: done)
+    status, said, _ = glscl("demo", "--out", tmp_path / "out of the demo")
+    program, *words = shlex.split(said.splitlines()[-1].partition(": ")[2])
+    assert status == 0 and Path(program).name == "glscl"
+    monkeypatch.setattr(Server, "serve_requests", lambda server: server._ready())
+    status, said, err = glscl(*words, "--port", 0)
+    assert status == 0 and "  cache/demo: 22 videos, by glscl, best_frames" in said, err
 
 
 def test_a_second_demo_in_the_same_folder_trains_nothing_again_but_goes_on_with_a_second_pass(demo):

@@ -140,6 +140,9 @@ def _published(name: str) -> Recipe:
 
 
 RECIPES |= {name + PUBLISHED: _published(name) for name in ("msrvtt", "msvd", "lsmdc", "didemo", "activitynet")}
+AUGMENTED = frozenset(
+    head for each in RECIPES.values() for head, own in each.heads.items() if "augment" in own.training
+)  # heads whose published trainings change frames at random
 
 
 def recipe(name: str) -> Recipe:

@@ -284,8 +284,8 @@ def start_head(settings: TrainSettings, store: Store, data: TrainingData, report
     begun = head.initialise_from_backbone(tensors)
     total = sum(1 for _ in head.parameters())
     reporter.note(
-        f"{settings.head}: {sum(p.numel() for p in head.parameters()):,} parameters in {total} tensors; from the "
-        f"backbone: {', '.join(begun.initialised) or 'none'}"
+        f"{settings.head}: {amount(sum(p.numel() for p in head.parameters()), 'parameter')} in {amount(total, 'tensor')}; "
+        f"from the backbone: {', '.join(begun.initialised) or 'none'}"
     )
     for line in begun.skipped:
         reporter.note(f"not from the backbone: {line}")

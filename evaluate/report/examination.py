@@ -174,9 +174,10 @@ def _head_of(run: EvaluatedRun, store: Store) -> tuple[Head, dict[str, Any]]:
 
 
 def _agree(ranks: np.ndarray, table: FeatureTable, found: Neighbours) -> bool:
-    """Whether the neighbours and the recorded ranks tell the same first places, but for a few ties."""
-    first = found.videos[:, 0] == table.video_of_text.cpu().numpy()
-    return float((first != (ranks < 1.5)).mean()) <= 0.01
+    """Whether the neighbours and the recorded ranks tell the same first places, where one video alone is first."""
+    scores, first = found.video_scores, found.videos[:, 0] == table.video_of_text.cpu().numpy()
+    alone = scores[:, 0] > scores[:, 1] if scores.shape[1] > 1 else np.ones(len(first), bool)
+    return float(((first != (ranks < 1.5)) & alone).mean()) <= 0.01
 
 
 def _choose(ranks: np.ndarray, video: np.ndarray, found: Neighbours, count: int) -> tuple[list[int], list[int]]:

@@ -22,6 +22,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from rich.cells import cell_len, set_cell_size
 
 from glscl.cache.files import write_atomically
 from glscl.common.tables import one_line
@@ -303,14 +304,14 @@ def _look(name: str, order: Sequence[str]) -> tuple[str, Any, str]:
 def _label(name: str, width: int = 28) -> str:
     """A name for a legend: not too long, and not beginning with what matplotlib takes for "no entry"."""
     name = one_line(name) or " "
-    name = name if len(name) <= width else f"{name[: width - 1]}…"
+    name = name if cell_len(name) <= width else f"{set_cell_size(name, width - 1).rstrip()}…"
     return f" {name}" if name.startswith("_") else name
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
     """A legend above the axes, where it hides nothing; many rows make the figure higher, not the axes lower."""
     handles, labels = axes.get_legend_handles_labels()
-    longest = max(map(len, labels))
+    longest = max(map(cell_len, labels))
     columns = 4 if longest <= 8 else 3 if longest <= 12 else 2 if longest <= 20 else 1
     figure.set_figheight(HEIGHT + LEGEND_ROW * max(0, -(-len(labels) // columns) - 2))
     figure.legend(

@@ -42,12 +42,14 @@ from glscl.evaluate.serve.served_caches import Catalog, Collection
 from glscl.evaluate.serve.settings import ServeSettings
 from glscl.extract.decode.jobs import JobPool
 from glscl.extract.decode.pool import modules_of
+from glscl.extract.decode.previews import late_start
 from glscl.extract.decode.stills import frames_of_upload
 from glscl.extract.decode.video import Decoding
 
 WAITING = 64  # searches that may wait for their turn
 UPLOADS = 8  # at once
 UPLOAD_PAUSE = 20.0  # seconds that a sender may say nothing
+LOOK_LIMIT = 5.0  # seconds to look at the header of a video
 UPLOAD_LIMIT = 90.0  # seconds to decode what was sent
 UPLOAD_FRAMES = 256  # of a clip, evenly spread
 FAILURES = 1000  # that are listed
@@ -254,15 +256,21 @@ class Site:
 
     async def _about(self, request: Request) -> Response:
         where, id, _ = self._entry(request)
+        video = await _in_thread(where.video, id)
+        begins = 0.0
+        if video.path is not None:
+            job = self._jobs.submit(late_start, str(video.path), limit=LOOK_LIMIT)
+            with contextlib.suppress(GlsclError, TimeoutError):  # playing it says what is wrong
+                begins = await asyncio.wait_for(asyncio.wrap_future(job), LOOK_LIMIT)
 
         def about() -> dict[str, Any]:
-            video = where.video(id)
             failed = next((each["reason"] for each in where.failures if each["id"] == id), None)
             return {
                 "video": id,
                 "split": video.split,
                 "captions": where.captions(video.row),
                 "there": video.path is not None,
+                "begins": begins,
                 "path": str(video.path) if self._paths and video.path is not None else None,
                 "failure": failed,
             }

@@ -180,7 +180,13 @@ _SCHEMAS = {
         cache=_TEXT, list=_TEXT, total=_WHOLE, failures=_list(_object(id=_TEXT, reason=_TEXT, status=_TEXT))
     ),
     "Video": _object(
-        video=_TEXT, split=_TEXT, captions=_list(_TEXT), there=_BOOL, path=_MAYBE_TEXT, failure=_MAYBE_TEXT
+        video=_TEXT,
+        split=_TEXT,
+        captions=_list(_TEXT),
+        there=_BOOL,
+        begins=_NUMBER,
+        path=_MAYBE_TEXT,
+        failure=_MAYBE_TEXT,
     ),
     "Preview": _object(url=_TEXT, start=_NUMBER, end=_NUMBER, how=_TEXT),
     "Error": _object(error=_TEXT, hint_=_TEXT),

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -109,31 +110,33 @@ class Backbone:
         self.words = words = min(WORDS, self.context_length) if words is None else words
         if words > self.context_length:
             raise UsageError(f"`max_words` is {words}; {self.name} reads at most {self.context_length} tokens")
+        with ThreadPoolExecutor(1) as aside:  # a second core hashes while the first encodes
+            weights = aside.submit(weights_hash, model.state_dict())
+            self.model.to(device)
+            self._feed: Feed | None = None
+            self._compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
+            if device.type == "cuda":
+                for parameter in self.model.parameters():
+                    if parameter.ndim == 4:  # convolutions over pictures, whose kernels want channels last
+                        parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            self._amp = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+            self._frozen = self.model, self.text_tower  # what encodes
+            if device.type == "cpu" and precision == "bf16":
+                self._frozen = _lowered(self.text_tower)
+            black = np.zeros((1, *self.transform.size, 3), np.uint8)
+            self.black_frame = self.encode_frames(black)[0]
+            self.embed_dim = len(self.black_frame)
         self.description = Description(
             library="open_clip",
             name=self.name,
             pretrained=self.pretrained,
-            weights=weights_hash(model.state_dict()),
+            weights=weights.result(),
             quick_gelu=any(type(m).__name__ == "QuickGELU" for m in model.modules()),
             preprocessing=preprocessing,
             tokenizer=_tokenizer_description(self.text_tower, words),
             words=words,
             precision="bf16 weights" if device.type == "cpu" and precision == "bf16" else precision,
         )
-        self.model.to(device)
-        self._feed: Feed | None = None
-        self._compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
-        if device.type == "cuda":
-            for parameter in self.model.parameters():
-                if parameter.ndim == 4:  # convolutions over pictures, whose kernels want channels last
-                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        self._amp = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
-        self._frozen = self.model, self.text_tower  # what encodes
-        if device.type == "cpu" and precision == "bf16":
-            self._frozen = _lowered(self.text_tower)
-        black = np.zeros((1, *self.transform.size, 3), np.uint8)
-        self.black_frame = self.encode_frames(black)[0]
-        self.embed_dim = len(self.black_frame)
 
     @property
     def context_length(self) -> int:
@@ -306,24 +309,37 @@ class Backbone:
             for key, value in text.state_dict().items()
             if key.startswith(wanted)
         }
+        return {
+            **found,
+            **self.probes(),
+            "logit_scale": np.array([self.logit_scale], np.float32),
+            "padded_frame": self._frozen_padded_frame(),
+        }
+
+    def probes(self) -> dict[str, np.ndarray]:
+        """Features (D,) of one sentence and of a black frame, which tell a backbone by what it does."""
         ids = self.text_tower.tokenize([PROBE], self.words)
         with torch.inference_mode(), self._arithmetic():
             sentence, _ = self._frozen[1].states(torch.from_numpy(ids.ids).to(self.device), int(ids.lengths[0]))
-        return {
-            **found,
-            "sentence": sentence[0].float().cpu().numpy(),
-            "logit_scale": np.array([self.logit_scale], np.float32),
-            "black_frame": np.ascontiguousarray(self.black_frame, np.float32),
-            "padded_frame": self._padded_frame(),
-        }
+        black_frame = np.ascontiguousarray(self.black_frame, np.float32)
+        return {"sentence": sentence[0].float().cpu().numpy(), "black_frame": black_frame}
 
     @torch.inference_mode()
-    def _padded_frame(self) -> np.ndarray:
-        """(D,) float32: what the public programs fill short clips up with, zeros where pixels are normalised already."""
-        model, _ = self._frozen
+    def _frozen_padded_frame(self) -> np.ndarray:
         with self._arithmetic():
-            pixels = torch.zeros(1, 3, *self.transform.size, device=self.device, dtype=_weight_type(model))
-            return model.encode_image(pixels, normalize=False)[0].float().cpu().numpy()
+            return self.padded_frame(self._frozen[0]).float().cpu().numpy()
+
+    def padded_frame(self, model: ClipModel | None = None) -> torch.Tensor:
+        """(D,): what the public programs fill short clips up with, zeros where pixels are normalised already.
+
+        With gradients where they are wanted; autocast is the caller's.
+
+        Args:
+            model: this backbone's by default.
+        """
+        model = model or self.model
+        pixels = torch.zeros(1, 3, *self.transform.size, device=self.device, dtype=_weight_type(model))
+        return model.encode_image(pixels, normalize=False)[0]
 
     @contextlib.contextmanager
     def _arithmetic(self) -> Iterator[None]:
@@ -446,7 +462,7 @@ def backbone_of_cache(
             hint="Give the same weights with `pretrained=FILE`",
         )
     with contextlib.suppress(CacheCorruptError):
-        _compare_features(backbone.name, backbone.tensors_for_heads(), read_tensors(where), where)
+        _compare_features(backbone.name, backbone.probes(), read_tensors(where), where)
     return backbone
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ _TOWERS = {  # names of a tower alone, as it hangs in a model and without it
     r"text\.|text_model\.|token_embedding\.|embeddings\.token_embedding": "captions",
 }
 _MERGE = "Merge it into its model where it was trained (peft: merge_and_unload) and save that"
+ALIGNED = 64  # bytes, as torch allocates: sums may round otherwise elsewhere
 _MOST_BUILT = 16  # architectures that are compared in full; no more share a text tower
 
 
@@ -83,7 +85,22 @@ def fit(model: ClipModel, found: ClipWeights, source: Path, name: str) -> None:
             raise BackboneError(
                 f"{source} has NaN or infinite numbers in {key}: its training has failed, or it is damaged"
             )
-    model.load_state_dict(weights)
+    model.load_state_dict(_as_own(weights, own), assign=True)
+
+
+def _as_own(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights in the types of a model's own, each alone in memory, where torch would put it.
+
+    Copied is what was loaded otherwise: what shares memory, or is a file's, which may change while it is mapped.
+    """
+    shared = Counter(value.untyped_storage().data_ptr() for value in weights.values())
+
+    def is_plain(value: Tensor) -> bool:
+        storage = value.untyped_storage()
+        whole = storage.nbytes() == value.nbytes and value.is_contiguous()
+        return whole and shared[storage.data_ptr()] == 1 and storage.data_ptr() % ALIGNED == 0
+
+    return {key: value.to(own[key].dtype, copy=not is_plain(value)).contiguous() for key, value in weights.items()}
 
 
 def _as_in(model: ClipModel, weights: Mapping[str, Tensor], source: Path) -> dict[str, Tensor]:

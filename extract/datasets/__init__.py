@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from glscl.common.arguments import types_checked
 from glscl.common.errors import UsageError
 from glscl.common.outside import attribute, load, outside_name
+from glscl.common.tables import amount
 
 if TYPE_CHECKING:
     from glscl.cache.schema import Annotations, Expected
@@ -226,6 +227,11 @@ DATASETS: dict[str, DatasetEntry] = {
         help="YouCook2: steps of recipes, one caption a clip, tested on the validation part.",
         protocols=("official", "mil-nce"),
     ),
+    "mteb": DatasetEntry(
+        module=f"{_HERE}.mteb",
+        help="MTEB's video retrieval sets, one caption a video, for testing alone.",
+        protocols=("msrvtt", "msvd", "didemo", "vatex", "activitynet", "youcook2"),
+    ),
     "demo": DatasetEntry(
         module="glscl.demo.corpus",
         help="The built-in corpus of rendered videos, made on the spot.",
@@ -278,7 +284,7 @@ def first_videos(annotations: Annotations, count: int) -> Annotations:
         if taken[video.split] <= count:
             videos.append(video)
     kept = {video.id for video in videos}
-    note = f"`limit={count}`: {len(videos):,} of {len(annotations.videos):,} videos were taken"
+    note = f"`limit={count}`: {len(videos):,} of {amount(len(annotations.videos), 'video')} were taken"
     return replace(
         annotations,
         videos=videos,

@@ -22,7 +22,7 @@ def _collect(builder: AnnotationBuilder, found: FoundFiles) -> None:
     ids = builder.ids()
     captioned: dict[str, None] = {}
     for path in dict.fromkeys(path for _, path in found.files.values()):
-        for id, captions, entry in _captions(path):
+        for id, captions, entry in captions_of(path):
             captioned[id] = None
             if id in ids:
                 for caption in captions:
@@ -30,7 +30,7 @@ def _collect(builder: AnnotationBuilder, found: FoundFiles) -> None:
     builder.drop_uncaptioned("without caption", captioned)
 
 
-def _captions(path: Path) -> Iterator[tuple[str, list[object], str | int]]:
+def captions_of(path: Path) -> Iterator[tuple[str, list[object], str | int]]:
     """(id, English captions, where) of either layout."""
     content = read_json(path, (dict, list))
     if isinstance(content, dict):

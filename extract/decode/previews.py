@@ -75,6 +75,19 @@ def make_preview(path: str, folder: str, name: str, start: float, seconds: float
         raise DecodeError(describe_error(error)) from error
 
 
+def late_start(path: str) -> float:
+    """Seconds on a file's own clock, which browsers show, at what other players and a cache call 0. Raises DecodeError."""
+    try:
+        container, stream = open_video(path)
+        with container:
+            begin = stamp_of_start(container, stream, stream.start_time or 0)
+            return max(0.0, float(begin * (stream.time_base or 0)))  # they too begin at 0 where it lies before
+    except (DecodeError, NotFoundError):
+        raise
+    except Exception as error:  # whatever one file provokes
+        raise DecodeError(describe_error(error)) from error
+
+
 class _WentPastError(ValueError):
     """Seeking went past the time, as it may where a container keeps no index."""
 

@@ -1,4 +1,4 @@
-"""Arrays that other programs wrote (`.npy`, `.npz`, `.pt`, `.h5`, `.pkl`, `.tar`), read as input nobody vouches for.
+"""Arrays that other programs wrote (`.npy`, `.npz`, `.zip`, `.pt`, `.h5`, `.pkl`, `.tar`), read as input nobody vouches for.
 
 Nothing that is read can run code: numpy's files are read without pickles, `.pt` by torch's weights-only reader, and
 pickles by an unpickler that knows containers, strings, numbers and numpy arrays, whose bytes it puts together itself.
@@ -253,6 +253,17 @@ def _npz(path: Path, stack: ExitStack) -> Entries:
     return {name: lambda name=name: archive[name] for name in archive.files}
 
 
+def _zip(path: Path, stack: ExitStack) -> Entries:
+    """A folder of .npy files that was packed; what else is in it is not looked at, as in a folder."""
+    check_zip(path)
+    archive = stack.enter_context(np.load(path, allow_pickle=False))
+    packed = [name for name in archive.zip.namelist() if name.endswith(".npy")]
+    names = [name for name in packed if not name.startswith("__MACOSX/")]  # which has one of each
+    if not names:
+        raise InputError(f"{path}: none of its members is an .npy file", hint="Unpack it, and name the folder")
+    return {name.removesuffix(".npy"): lambda name=name: archive[name] for name in names}
+
+
 def _h5(path: Path, stack: ExitStack) -> Entries:
     import h5py
 
@@ -351,6 +362,7 @@ def _unpickle(path: Path, data: bytes) -> Any:
 _READERS: dict[str, Callable[[Path, ExitStack], Entries]] = {
     ".npy": _npy,
     ".npz": _npz,
+    ".zip": _zip,
     ".pt": _torch,
     ".pth": _torch,
     ".h5": _h5,

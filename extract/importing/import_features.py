@@ -432,6 +432,13 @@ class _Checked:
                         self.padding[video.id] = frames.padding
                     if frames.holes:
                         self.holes[video.id] = frames.holes
+                    if frames.rows.shape[1] != self.embed_dim == frames.given:
+                        shape = (frames.given, frames.rows.shape[1])
+                        raise InputError(
+                            f"The video features of {video.id!r} have the shape {shape}, expected (F, {self.embed_dim}): "
+                            "are they transposed?",
+                            hint="Save a row for each frame",
+                        )
                     self._add("video", video.id, frames.rows if frames.usable else frames.rows[:0])
                     self.video_keys[video.id] = _video_key(video, frames, self.fps)
                     task.advance()
@@ -451,7 +458,9 @@ class _Checked:
                 self.text_keys[text.id] = captioned_rows_key(text.text, rows)
                 task.advance()
         if not usable:
-            raise InputError(f"{source}: the features of all {len(readers.frames)} videos are zero everywhere")
+            raise InputError(
+                f"{source}: the features of all of {amount(len(readers.frames), 'video')} are zero everywhere"
+            )
         return self.digest.hexdigest()[:16]
 
     def notes(self) -> list[str]:

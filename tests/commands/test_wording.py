@@ -8,6 +8,7 @@ import pytest
 
 from glscl import cli
 from glscl.commands.options import COMMANDS
+from glscl.commands.printing import rough_size
 from glscl.commands.wording import command_text, error_text, hint_text, worded
 from glscl.common.errors import GlsclError, Hint, StorageError, UsageError
 
@@ -61,3 +62,11 @@ def test_a_full_disk_says_what_comes_first_and_how_it_goes_on():
     assert str(full.continued("glscl x --resume")) == "The disk is full. Free some space, then go on: glscl x --resume"
     elsewhere = StorageError("No permission", hint="Choose another folder with `out`")
     assert elsewhere.continued("glscl x") is elsewhere
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(470_123_456, "470 MB"), (1_834, "0.0018 MB"), (2_149_000_000, "2.1 GB"), (1_534_000_000_000, "1,500 GB")],
+)
+def test_a_size_that_is_foreseen_has_two_digits_and_no_power_of_ten(count, said):
+    assert rough_size(count) == said

@@ -3,13 +3,16 @@
 import copy
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
 import numpy as np
 import pytest
+import torch
 
 from glscl.evaluate.evaluation import evaluate_run
+from glscl.evaluate.graded import graded_metrics
 from glscl.evaluate.hubness import NORMALISATIONS
 from glscl.evaluate.metrics import stored_metrics, summarise
 from glscl.evaluate.settings import EvaluateSettings
@@ -48,6 +51,17 @@ def test_tags_follow_the_schema(judged):
     assert errors(result) == []
 
 
+def test_a_set_of_mteb_is_judged_by_its_own_measure_too(small_cache):
+    made = small_cache("hdf5", videos=30, captions=1)
+    made.annotations = replace(made.annotations, dataset="mteb")
+    store, path = made.fill(), made.path / "scores.npy"
+    result = evaluate_run(store, settings=EvaluateSettings(save_similarity=path)).result
+    assert errors(json.loads(json.dumps(result))) == []
+    scores = torch.from_numpy(np.load(path))
+    for way, found in graded_metrics(scores, np.eye(len(scores))).items():
+        assert result["mteb"][f"{way} nDCG@10"] == pytest.approx(found["nDCG@10"])
+
+
 def test_the_schema_and_the_code_know_the_same_names(judged):
     definitions = SCHEMA["$defs"]
     assert set(definitions["metrics"]["required"]) == set(summarise([1.0]))
@@ -62,6 +76,7 @@ def test_the_schema_and_the_code_know_the_same_names(judged):
         "doubts",
         "graded",
         "moments",
+        "mteb",
         "partially_relevant",
     } == {*judged.evaluations["run"].result}
 

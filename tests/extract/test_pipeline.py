@@ -183,7 +183,7 @@ def test_strict_stops_at_the_first_failure(corpus, backbone, tmp_path, make_vide
     with pytest.raises(DecodeError, match=r"'clip1' gives no frames: .*`strict`"):
         run(corpus, tmp_path / "cache", backbone, strict=True)
     missing = [structs.replace(corpus.videos[0], path=None), *corpus.videos[1:]]
-    with pytest.raises(NotFoundError, match="1 videos are missing, the first is 'clip0'"):
+    with pytest.raises(NotFoundError, match="1 video is missing, the first is 'clip0'"):
         run(dataclasses.replace(corpus, videos=missing), tmp_path / "other", backbone, strict=True)
 
 

@@ -19,9 +19,14 @@ from glscl.demo import BACKBONE_DIR, BPE_PATH, corpus
 from glscl.evaluate.exporting.features import export_features
 from glscl.evaluate.search.model import Model
 from glscl.evaluate.similarity import similarity_matrix
+from glscl.extract.backbone.encoder import backbone_of_cache
 from glscl.extract.listing import ListOrigin
 from glscl.extract.pipeline import extract
 from glscl.extract.settings import ExtractSettings
+from glscl.train_head.finetuning.backbone_and_head import Clips, EndToEnd
+from glscl.train_head.finetuning.pixel_learner import encode_table
+from glscl.train_head.finetuning.pixels import DecodedFrames, items_of
+from glscl.train_head.finetuning.settings import FinetuneSettings
 from glscl.train_head.heads import build_head
 from glscl.train_head.settings import resolve
 from glscl.train_head.train import LoadedSplits
@@ -138,6 +143,36 @@ def test_scores_are_those_of_the_public_program_from_words_and_files(rendered, e
     plain = similarity_matrix(masked, store.table("test", frames=FRAMES))
     assert (plain[::12] - expected).abs().max() > 1e-2, "the padding matters here"
     assert Model(head, store, frames=FRAMES).similarity(captions, table).sub(expected).abs().max() < 1e-4
+
+
+def test_a_second_pass_encodes_the_padding_anew(extracted, head, rendered):
+    """From pixels and words what the cache holds; and gradients as if every padded frame and word had been encoded by itself."""
+    store = extracted("padded", pad_tokens=True)
+    table = store.table("test", frames=FRAMES, padded=True)
+    model = EndToEnd(backbone_of_cache(store.configuration, store.path, precision="fp32", across_frames=True), head)
+    settings = FinetuneSettings(max_frames=FRAMES, workers=1, videos=rendered[1])
+    with DecodedFrames(store, items_of(store, table), model.backbone.transform, settings) as frames:
+        anew = encode_table(model, table, store, frames, device="cpu")
+        pixels = frames.read(items_of(store, table))
+    for name in ("text_features", "token_values", "frame_features"):
+        torch.testing.assert_close(getattr(anew, name), getattr(table, name), rtol=0, atol=1e-4)
+    assert torch.equal(anew.token_count, table.token_count) and (anew.token_count == WORDS).all() and anew.padded
+
+    model.towers.requires_grad_(True)
+    weight = model.towers.visual.conv1.weight
+    features = model.video_features(Clips.from_frames(pixels, FRAMES, torch.device("cpu"))).frame_features  # (V, F, D)
+    draw = torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
+    (ours,) = torch.autograd.grad((features * draw).sum(), weight)
+    gone = torch.zeros(1, 3, *model.backbone.transform.size)
+    each = [
+        model.backbone.image_features(torch.from_numpy(shown[f : f + 1]))[0]
+        if f < len(shown)
+        else model.towers.encode_image(gone)[0]
+        for shown in pixels
+        for f in range(FRAMES)
+    ]
+    (theirs,) = torch.autograd.grad((torch.stack(each) * draw.flatten(0, 1)).sum(), weight)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
 
 
 def test_other_heads_and_exports_see_nothing_of_the_padding(extracted, tmp_path):

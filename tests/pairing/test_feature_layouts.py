@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -138,7 +139,18 @@ def shards_by_number(root: Path) -> Path:
     return tar(root / "0.tar", members)
 
 
+def packed_folder(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("features/README.txt", "by us")
+        archive.writestr("__MACOSX/features/._a.npy", "of a Mac")
+        for id, rows in FRAMES.items():
+            with archive.open(f"features/{id}.npy", "w") as file:
+                np.save(file, rows)
+    return path
+
+
 LAYOUTS = {
+    "a packed folder of .npy": (packed_folder, "f.zip", False),
     "NAME_clip.npy with times in ms": (video_features, "d", True),
     "a group a video with timestamps": (groups, "g.h5", True),
     "a file a video with timestamps": (files_with_times, "t", True),
@@ -261,6 +273,23 @@ def test_a_shape_that_is_refused_is_not_the_one_that_is_expected(tmp_path):
         InputError, match=r"'a': the shape is \(2, 3, 8\), expected \(F, D\), or that with axes of length 1"
     ):
         imported(tmp_path, tmp_path / "f.npz")
+
+
+def test_features_with_frames_and_dimensions_exchanged_are_said_to_be_transposed(tmp_path):
+    np.savez(tmp_path / "f.npz", **{id: rows.T for id, rows in FRAMES.items()})
+    with pytest.raises(InputError, match=r"of 'a' have the shape \(8, 2\), expected \(F, 8\): are they transposed\?"):
+        imported(tmp_path, tmp_path / "f.npz")
+    np.savez(tmp_path / "n.npz", features=padded().transpose(0, 2, 1), ids=np.array(IDS))
+    with pytest.raises(InputError, match="transposed"):
+        imported(tmp_path, tmp_path / "n.npz")
+
+
+def test_a_zip_without_arrays_says_what_to_do(tmp_path):
+    with zipfile.ZipFile(tmp_path / "f.zip", "w") as archive:
+        archive.writestr("a.txt", "nothing")
+    with pytest.raises(InputError, match="none of its members is an .npy file") as refused:
+        imported(tmp_path, tmp_path / "f.zip")
+    assert refused.value.hint is not None and refused.value.hint.text == "Unpack it, and name the folder"
 
 
 def test_names_beside_an_array_must_be_one_a_video_and_different(tmp_path):

@@ -36,6 +36,28 @@ def test_there_must_be_a_run_to_go_on_with(glscl, small_cache, tmp_path):
     assert glscl(*arguments)[0] == 0
 
 
+@pytest.mark.parametrize(
+    "foreign",
+    ["[]", '{"run": 1}', '{"head": "projection", "settings": {}, "history": []}', '{"model": "resnet", "epoch": 3}'],
+)
+def test_a_folder_of_another_program_is_not_gone_on_with(glscl, small_cache, tmp_path, foreign):
+    cache = small_cache(videos=24).fill()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run.json").write_text(foreign)
+    said = line_of(glscl("train-head", *QUICK, "--cache", cache.path, "--out", tmp_path / "other", "--resume"))
+    assert str(tmp_path / "other") in said and "Unexpected" not in said, said
+    assert (tmp_path / "other" / "run.json").read_text() == foreign and len(list((tmp_path / "other").iterdir())) == 1
+
+
+def test_a_run_on_other_videos_is_not_gone_on_with(glscl, small_cache, tmp_path):
+    own, other = small_cache(name="own", videos=24).fill(), small_cache(name="other", videos=30).fill()
+    assert glscl("train-head", *QUICK, "--cache", own.path, "--out", tmp_path / "run")[0] == 0
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    said = line_of(glscl("train-head", "--resume", "--cache", other.path, "--out", tmp_path / "run"))
+    assert str(tmp_path / "run") in said, said
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
 def test_a_run_goes_on_with_its_own_cache_though_there_are_others(glscl, small_cache, tmp_path, monkeypatch):
     monkeypatch.setenv("GLSCL_HOME", str(tmp_path / "home"))
     caches = [small_cache(name=f"home/caches/{name}", videos=24).fill() for name in ("a", "b")]

@@ -10,7 +10,7 @@ from glscl.common.errors import UsageError
 from glscl.common.settings import as_dict
 from glscl.train_head.finetuning.settings import resolve_finetune
 from glscl.train_head.heads import HEAD_NAMES, build_head
-from glscl.train_head.recipes import RECIPES, recipe
+from glscl.train_head.recipes import AUGMENTED, RECIPES, recipe
 from glscl.train_head.settings import resolve, settings_from, typed_options
 
 PUBLISHED = {  # words, frames, batch, epochs, queries
@@ -48,6 +48,10 @@ def test_the_options_of_every_recipe_build_their_head(name):
         build_head(head, embed_dim=16, **own.options)
         resolve({"head": head, "recipe": name}, dataset="")
         resolve_finetune({"head": head, "recipe": name}, dataset="")
+
+
+def test_the_heads_that_were_published_with_changed_frames_are_known():
+    assert {*AUGMENTED} == {"glscl", "dicosa"}
 
 
 def test_a_published_recipe_is_of_a_head_and_a_dataset():

@@ -74,8 +74,10 @@ class EndToEnd(nn.Module):
 
     def __init__(self, backbone: Backbone, head: Head, *, loss: str | None = None) -> None:
         super().__init__()
-        if not head.mask_padding:
-            raise UsageError("`mask_padding=False` reads stored padding; a second pass makes features without it")
+        if not head.mask_padding and temporal_embedding(backbone.model) is not None:
+            raise UsageError(
+                "`patch_embedding=3d` sees the frames beside a frame, padding has none: set `mask_padding=true`"
+            )
         self.towers, self.head = backbone.model, head
         self._backbone, self._step = [backbone], [ContrastiveStep(head, loss=loss)]  # in lists: no modules of this one
 
@@ -94,7 +96,10 @@ class EndToEnd(nn.Module):
         return self
 
     def text_features(self, captions: Captions) -> TextFeatures:
-        """Pooled (B, D), tokens (B, L, D) and their mask, float32."""
+        """Pooled (B, D), tokens (B, L, D) and their mask, float32; all words where the head reads padding."""
+        if not self.head.mask_padding:
+            pooled, states = self.backbone.text_tower.padded_states(captions.ids, captions.lengths)
+            return TextFeatures(pooled.float(), states.float(), torch.ones_like(captions.ids, dtype=torch.bool))
         pooled, states = self.backbone.text_states(captions.ids, captions.width)
         if states is None or not self.head.needs_tokens:
             return TextFeatures(pooled.float())
@@ -102,7 +107,7 @@ class EndToEnd(nn.Module):
         return TextFeatures(pooled.float(), states[:, : captions.width].float() * mask[..., None], mask)
 
     def video_features(self, clips: Clips | VideoFeatures) -> VideoFeatures:
-        """Frame features (B, F, D) float32, padded with zeros; what is features already stays."""
+        """Frame features (B, F, D) float32, padded with zeros or as the head reads it; what is features already stays."""
         if isinstance(clips, VideoFeatures):
             return clips
         across = temporal_embedding(self.towers)
@@ -110,6 +115,8 @@ class EndToEnd(nn.Module):
             across.lengths = clips.counts
         features = self.backbone.image_features(clips.frames).float()  # (n, D)
         padded = features.new_zeros((clips.mask.numel(), features.shape[-1]))
+        if not self.head.mask_padding:
+            padded = padded + self.backbone.padded_frame().float()
         padded = padded.index_copy(0, clips.rows, features).view(*clips.mask.shape, -1)
         return VideoFeatures(padded, clips.mask)
 

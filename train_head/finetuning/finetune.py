@@ -32,6 +32,7 @@ from glscl.train_head.finetuning.settings import FinetuneSettings
 from glscl.train_head.finetuning.towers import FILES, unfreeze, vision_tower
 from glscl.train_head.heads.base import Head
 from glscl.train_head.loop import fit_learner
+from glscl.train_head.recipes import AUGMENTED
 from glscl.train_head.reports import Reporter
 from glscl.train_head.run_cache import check_cache
 from glscl.train_head.tracking import tracked
@@ -86,6 +87,10 @@ def finetune(
         earlier = earlier_run(out, store, settings, resume)
         if earlier and earlier.get("complete"):
             return finished(out, earlier, reporter)
+        if settings.augment == "none" and settings.freeze != "vision" and settings.head in AUGMENTED:
+            reporter.note(
+                f"{settings.head}'s published numbers used RandAugment on training frames: `augment=randaugment`"
+            )
         data = choose_data(LoadedSplits(store), settings, validate is not None, reporter)
         head = _started_head(store, settings, data, reporter)
         model, parameters = _trainable(store, settings, head, reporter)
@@ -232,6 +237,7 @@ def tuned_table(
         max_frames=settings.max_frames,
         frame_position=settings.frame_position,
         tokens=head.needs_tokens,
+        padded=not head.mask_padding,
     )
     with DecodedFrames(store, items_of(store, table), backbone.transform, settings) as frames:
         return head, encode_table(EndToEnd(backbone, head), table, store, frames, device=device)

@@ -41,6 +41,7 @@ class PixelTable:
     Attributes:
         items: (V,) item number in the cache of each video of the table.
         ids, lengths: token ids (T, W) and how many are real (T,), int64 on the host.
+        kept: (T,) int64, of how many the head has features: the real ones, or all W where it reads padding.
         width: F, frames that features are padded to.
     """
 
@@ -48,6 +49,7 @@ class PixelTable:
         self.items = np.array(items_of(store, table), np.int64)
         tokens = model.backbone.tokenize(table.captions)
         self.ids, self.lengths = torch.from_numpy(tokens.ids), torch.from_numpy(tokens.lengths)
+        self.kept = self.lengths if model.head.mask_padding else torch.full_like(self.lengths, self.ids.shape[1])
         self.width = table.frame_features.shape[1]
 
     def captions(self, rows: Tensor, device: torch.device, *, width: int | None = None) -> Captions:
@@ -209,7 +211,7 @@ def _encoded(
         text = model.text_features(pixels.captions(rows, device))
         pooled[rows] = text.text_features.cpu()
         if text.token_features is not None:
-            lengths = pixels.lengths[rows].tolist()
+            lengths = pixels.kept[rows].tolist()
             for row, features, length in zip(rows.tolist(), text.token_features.cpu(), lengths):
                 tokens[row] = features[:length]
     with_tokens = model.head.needs_tokens and table.num_texts > 0
@@ -217,8 +219,8 @@ def _encoded(
         table,
         text_features=pooled,
         token_values=torch.cat([rows for rows in tokens if rows is not None]) if with_tokens else None,  # (R, D)
-        token_first=pixels.lengths.cumsum(0) - pixels.lengths if with_tokens else None,
-        token_count=pixels.lengths if with_tokens else None,
+        token_first=pixels.kept.cumsum(0) - pixels.kept if with_tokens else None,
+        token_count=pixels.kept if with_tokens else None,
         frame_features=frame_features,
         frame_mask=table.frame_mask.cpu(),
         frame_times=table.frame_times.cpu(),

@@ -430,8 +430,8 @@ const isPlaying = (hit) => playing?.hit.links.video === hit.links.video;
 
 async function play(hit, time, { start = true } = {}) {
   const same = isPlaying(hit);
-  const { part = null, encode = false } = same ? playing : {};
-  playing = { hit, part, encode, time, moment: hit.moments.find((each) => time >= each.start - 0.01 && time < each.end) ?? null };
+  const { part = null, encode = false, told = ask(hit.links.about).catch(() => null) } = same ? playing : {};
+  playing = { hit, part, encode, told, time, moment: hit.moments.find((each) => time >= each.start - 0.01 && time < each.end) ?? null };
   change({ play: hit.code, at: time.toFixed(3), ...(question.like || question.q || sent ? {} : sourceNames(hit)) });
   $("player").hidden = false;
   document.body.classList.add("with-player");
@@ -443,7 +443,7 @@ async function play(hit, time, { start = true } = {}) {
   if (!same) {
     $("captions").replaceChildren();
     $("path").textContent = hit.path ? shown(hit.path) : "";
-    showAbout(hit);
+    showAbout(hit, told);
     note("");
     video.poster = thumbAt(hit, time);
     video.src = hit.links.video;
@@ -466,15 +466,19 @@ function seek(time, start = true) {
 }
 
 /** The video is known: go to the time that was asked for. */
-function arrive() {
+async function arrive() {
   if (!playing || playing.time == null) return;
+  const { hit, told } = playing;
+  const begins = (await told)?.begins ?? 0;
+  if (!isPlaying(hit) || playing.time == null || video.readyState < 1) return;
   if (!video.videoWidth && !playing.part) {
     makePart(playing.time); // sound that plays without a picture
     return;
   }
   const time = playing.time;
   playing.time = null;
-  video.currentTime = Math.max(0, time - (playing.part?.start ?? 0)) + 0.001;
+  playing.shift = playing.part ? -playing.part.start : begins;
+  video.currentTime = Math.max(0, time + playing.shift) + 0.001;
   if (playing.begin) video.play().catch(() => {});
 }
 
@@ -534,8 +538,8 @@ video.addEventListener("ended", () => {
   else if (playing.part && playing.part.end < reach(playing.hit)[1] - 1) seek(playing.part.end + 0.01);
 });
 
-/** Where the player stands, in seconds of the video. */
-const position = () => playing?.time ?? video.currentTime + (playing?.part?.start ?? 0);
+/** Where the player stands, in seconds of the video; a file's own clock may begin later, that of a part does. */
+const position = () => playing?.time ?? video.currentTime - (playing?.shift ?? 0);
 
 function showTimeline() {
   const line = $("timeline");
@@ -564,14 +568,9 @@ function showMoments() {
     }, span(moment), h("small", {}, moment.score.toFixed(3))))));
 }
 
-async function showAbout(hit) {
-  let told;
-  try {
-    told = await ask(hit.links.about);
-  } catch {
-    return;
-  }
-  if (!isPlaying(hit)) return;
+async function showAbout(hit, asked) {
+  const told = await asked;
+  if (!told || !isPlaying(hit)) return;
   $("path").textContent = told.path ? shown(told.path) : "";
   const parts = [];
   if (told.failure) parts.push(h("p", { class: "problem" }, sentence(`When it was encoded: ${told.failure}`)));

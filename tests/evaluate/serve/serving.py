@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +33,23 @@ def mpeg4(path: Path, *, seconds: int = 6, rate: int = 10) -> Path:
         for number in range(seconds * rate):
             frame = np.full((120, 160, 3), 10 + 235 * number // (seconds * rate), np.uint8)
             out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        out.mux(stream.encode(None))
+    return path
+
+
+def h264(path: Path, *, begins: float, white: Iterable[int], frames: int = 60, rate: int = 10) -> Path:
+    """A video that browsers play, whose own clock begins late: blue, but for some white frames."""
+    import av
+
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 96, 96, "yuv420p"
+        white = set(white)
+        for number in range(frames):
+            colour = (255, 255, 255) if number in white else (10, 10, 200)
+            frame = av.VideoFrame.from_ndarray(np.full((96, 96, 3), colour, np.uint8), format="rgb24")
+            frame.pts = round(begins * rate) + number
+            out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
     return path
 

@@ -12,11 +12,17 @@ from urllib.parse import quote
 
 import pytest
 from PIL import Image
-from serving import HOSTILE, MARKUP, running
+from serving import HOSTILE, MARKUP, h264, running
 
 import glscl
+from glscl.cache.schema import Annotations, VideoItem
 
 WAIT = 30_000  # ms: machines that test may be busy
+SHOWN = """() => {
+    const canvas = Object.assign(document.createElement("canvas"), { width: 8, height: 8 }).getContext("2d");
+    canvas.drawImage(document.getElementById("video"), 0, 0, 8, 8);
+    return canvas.getImageData(4, 4, 1, 1).data[1];
+}"""  # how light the middle of the video is
 
 
 @pytest.fixture
@@ -297,6 +303,48 @@ def test_two_heads_stand_side_by_side(page, served):
         found = page.eval_on_selector_all(f".column:nth-child({column + 1}) .hit", "all => all.map(e => e.hit.video)")
         assert found == [hit["video"] for hit in wanted]
     assert page.locator(".column h2").all_inner_texts() == ["best_frames", "mean_pool"]
+
+
+@pytest.fixture(scope="module")
+def second_cache(tmp_path_factory):
+    """A cache of a video whose clock begins at 1.4 s: white for a second from 3 s on, as it is shown."""
+    root = tmp_path_factory.mktemp("second")
+    late = VideoItem("late.mp4", "test", str(h264(root / "late.mp4", begins=1.4, white=range(30, 40))))
+    made = Annotations(dataset="second", videos=[late], texts=[], expected={}, notes=[])
+    glscl.extract(made, root / "second", glscl.ExtractSettings(backbone="demo", fps=2.0, workers=1))
+    return root / "second"
+
+
+def test_two_caches_stand_side_by_side_and_a_moment_is_shown_where_a_clock_begins_late(browser, made, second_cache):
+    with running([made.cache, second_cache]) as served:
+        page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
+        page.set_default_timeout(WAIT)
+        page.goto(f"{served.url}/?q=a+white+picture")
+        page.wait_for_selector(".hit")
+        page.click("#narrow")
+        assert page.eval_on_selector_all("#where option", "all => all.map(e => e.text)") == [
+            "cache / made",
+            "second / second",
+        ]
+        page.select_option("#beside", value="second/second/best_frames")
+        until(page, "document.querySelectorAll('.column').length === 2")
+        for column, cache in enumerate(("cache", "second")):
+            wanted = served.ask(f"/api/search?q=a%20white%20picture&top=24&cache={cache}").json["hits"]
+            found = page.eval_on_selector_all(
+                f".column:nth-child({column + 1}) .hit", "all => all.map(e => e.hit.video)"
+            )
+            assert found == [hit["video"] for hit in wanted]
+        moment = wanted[0]["moments"][0]
+        assert 2.6 <= moment["start"] <= 3.1 and 3.9 <= moment["end"] <= 4.4, moment
+        page.click(".column:nth-child(2) .hit")
+        playing_at(page, moment["start"] + 1.4)
+        assert page.evaluate(SHOWN) > 200
+        until(page, f"Number(document.getElementById('timeline').ariaValueNow) < {moment['end'] + 3}")
+        page.select_option("#where", label="second / second")
+        until(
+            page, "document.querySelectorAll('.column').length === 1 && document.querySelectorAll('.hit').length === 1"
+        )
+        page.context.close()
 
 
 def test_filters_narrow_and_say_so(page):

@@ -12,11 +12,13 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 from stand_ins import VISION
 from torch import nn
 
 from glscl.common.clip_names import OPENAI_SETTINGS, ClipWeights
 from glscl.common.errors import BackboneError, UsageError
+from glscl.common.state_dicts import weights_hash
 from glscl.extract.backbone.encoder import backbone_of_cache, load_backbone
 from glscl.extract.backbone.fetching import fetch
 from glscl.extract.backbone.fitting import _MOST_BUILT, architecture_of, architectures_of
@@ -123,6 +125,19 @@ def test_openais_archive_is_loaded_exactly_and_with_quickgelu(tmp_path, tiny, we
     for name, value in weights.items():
         assert torch.equal(backbone.model.state_dict()[name], value), name
     assert backbone.description.quick_gelu and backbone.notes == ()
+
+
+def test_weights_are_not_those_of_a_file_that_changes_later_nor_of_each_other(tmp_path, tiny, weights):
+    file = tmp_path / "w.safetensors"  # which is mapped
+    save_file(weights, file)
+    backbone = load_backbone(tiny, str(file))
+    file.write_bytes(bytes(file.stat().st_size))
+    assert backbone.description.weights == weights_hash(backbone.model.state_dict()) == weights_hash(weights)
+    tied = {**weights, "ln_final.bias": weights["ln_final.weight"]}
+    torch.save(tied, tmp_path / "tied.pt")
+    model = load_backbone(tiny, str(tmp_path / "tied.pt")).model
+    model.ln_final.bias.data.zero_()
+    assert torch.equal(model.ln_final.weight, weights["ln_final.weight"])
 
 
 # --- Hugging Face ------------------------------------------------------------------------------------------------------

@@ -487,7 +487,7 @@ def test_folders_that_are_not_of_features_are_refused(annotations, frames, texts
     with pytest.raises(InputError, match=r"last.npz: 2 arrays \('rgb', 'audio'\); expected one"):
         import_features(annotations, several, tmp_path / "c", text_features=tmp_path / "texts.npy")
     zeros = one_file(tmp_path / "zeros.npz", {id: x * 0 for id, x in frames.items()})
-    with pytest.raises(InputError, match=r"zeros.npz: the features of all 5 videos are zero everywhere"):
+    with pytest.raises(InputError, match=r"zeros.npz: the features of all of 5 videos are zero everywhere"):
         import_features(annotations, zeros, tmp_path / "c", text_features=tmp_path / "texts.npy")
 
 

@@ -101,7 +101,7 @@ def test_the_first_score_from_pixels_is_the_score_of_the_cache(plain_store, mode
     torch.testing.assert_close(model.video_features(clips).frame_features, video.frame_features, rtol=0, atol=1e-3)
 
 
-def test_stored_and_decoded_frames_are_the_same_pixels_and_are_kept(store, plain_store, model):
+def test_stored_and_decoded_frames_are_the_same_pixels_and_are_kept(pool, store, plain_store, model):
     table, items = load(store), list(range(8))
     with frames_of(store, table, model) as kept, frames_of(plain_store, table, model) as fresh:
         assert kept._pool is None and fresh._pool is not None

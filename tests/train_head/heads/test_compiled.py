@@ -67,8 +67,7 @@ def assert_alike(found, expected, *, tolerance):
         assert torch.allclose(gradient, wanted_gradients[key], atol=10 * tolerance * largest, rtol=0), key
 
 
-MACHINE_CODE = ("glscl",)  # in `make test`; each of the others takes the compiler five seconds more
-TRACED = ("glscl",)  # likewise, two to four seconds
+TRACED = ("glscl",)  # in `make test`; each of the others takes two to four seconds more
 
 
 @pytest.fixture
@@ -89,9 +88,8 @@ def test_a_compiled_head_learns_what_it_learns_uncompiled(name, fresh_compiler):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in MACHINE_CODE else pytest.mark.exhaustive) for n in NAMES]
-)
+@pytest.mark.exhaustive  # the first of them takes a C++ compiler half a minute
+@pytest.mark.parametrize("name", NAMES)
 def test_a_head_compiled_to_machine_code_scores_alike(name, fresh_compiler):
     """The default backend, which on a CPU writes C++."""
     from torch._inductor.cpp_builder import get_cpp_compiler

@@ -25,6 +25,7 @@ In reading order:
     sampler           which captions make a batch
     table             one split as tensors
     store             a list seen on a library
+    stored_table      one split, of which features are read as they are asked for
     creation          a cache, begun
     remains           what killed writers left
     filling           what every writer does: the list first, the items, at last the list counts

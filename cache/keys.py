@@ -9,11 +9,11 @@ import errno
 import os
 from collections.abc import Iterable
 from hashlib import blake2b
-from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple
 
 import numpy as np
 
+from glscl.common.staged import Reading, remote_file, stamp_of
 from glscl.common.tar_members import TarMember, file_of
 
 KEY_BYTES = 16
@@ -31,7 +31,7 @@ _HEX[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
 class Stat(NamedTuple):
     """What tells cheaply whether a file is still the same: size in bytes and time of its last change.
 
-    Of a video in a tar it is that of the whole archive.
+    Of a video in a tar it is that of the whole archive, of a file at an address what its store tells.
     """
 
     size: int
@@ -39,12 +39,14 @@ class Stat(NamedTuple):
 
     @classmethod
     def of(cls, path: os.PathLike[str] | str) -> Stat:
-        """Raises OSError."""
+        """Raises OSError; of a file at an address see `stamp_of`."""
+        if (address := remote_file(path)) is not None:
+            return cls(*stamp_of(address))
         found = os.stat(file_of(path))
         return cls(found.st_size, found.st_mtime_ns)
 
 
-def content_of(path: Path) -> tuple[Stat, bytes]:
+def content_of(path: os.PathLike[str] | str) -> tuple[Stat, bytes]:
     """What a file is and the hash of its content, (16,) bytes: of all of it up to 2 MiB, else of 16 pieces, evenly spread.
 
     The file is looked at before and after: one that changed meanwhile is read again.
@@ -52,6 +54,8 @@ def content_of(path: Path) -> tuple[Stat, bytes]:
     Raises:
         OSError: it cannot be read, or changes again and again.
     """
+    if (address := remote_file(path)) is not None:
+        return _content_there(address)
     for _ in range(ATTEMPTS):
         before, member = Stat.of(path), TarMember.at(path)
         with open(path if member is None else member.archive, "rb") as file:
@@ -61,7 +65,16 @@ def content_of(path: Path) -> tuple[Stat, bytes]:
     raise OSError(errno.EAGAIN, "it changes while it is read", os.fspath(path))
 
 
-def stream_content(file: BinaryIO | IO[bytes], size: int, offset: int = 0) -> bytes:
+def _content_there(address: str) -> tuple[Stat, bytes]:
+    for _ in range(ATTEMPTS):
+        before = stamp_of(address)
+        content = stream_content(Reading(address), before.size)
+        if stamp_of(address, anew=True) == before:
+            return Stat(*before), content
+    raise OSError(errno.EAGAIN, "it changes while it is read", address)
+
+
+def stream_content(file: BinaryIO | IO[bytes] | Reading, size: int, offset: int = 0) -> bytes:
     """Hash of `size` bytes of an open file from `offset` on, (16,) bytes."""
     digest = blake2b(f"{size}\0".encode(), digest_size=KEY_BYTES)
     if size <= WHOLE_BYTES:

@@ -15,6 +15,8 @@ import msgspec
 
 from glscl.cache.files import dump_json, write_atomically
 from glscl.cache.keys import KEY_BYTES, Stat, content_of
+from glscl.common.errors import StorageError
+from glscl.common.staged import remote_file
 
 FILE = "files.jsonl"
 THREADS = 16  # hashing waits for the disk
@@ -105,7 +107,7 @@ class KnownFiles:
         Args:
             progress: told how many of the files that the memo does not know have been read.
         """
-        names = [os.path.abspath(path) for path in paths]
+        names = [_absolute(path) for path in paths]
         with ThreadPoolExecutor(THREADS) as pool:
             remembered = dict(zip(names, pool.map(self._remembered, names)))
             found = {name: content for name, content in remembered.items() if content is not None}
@@ -124,17 +126,19 @@ class KnownFiles:
         known = self._seen.get(name)
         try:
             return known[1] if known is not None and known[0] == Stat.of(name) else None
+        except StorageError:
+            raise
         except OSError as error:
             return error
 
     def remembered(self, path: Path | str) -> bytes | None:
         """What is known of a file or folder that is still what it was then; None where nothing is."""
-        found = self._remembered(os.path.abspath(path))
+        found = self._remembered(_absolute(path))
         return None if isinstance(found, OSError) else found
 
     def remember(self, path: Path | str, content: bytes) -> None:
         """Know that of a file or folder as it is now. Raises OSError."""
-        self._seen[os.path.abspath(path)] = Stat.of(path), content
+        self._seen[_absolute(path)] = Stat.of(path), content
         self._paths = None
 
     def paths_of(self, content: bytes) -> list[str]:
@@ -146,14 +150,14 @@ class KnownFiles:
         return self._paths.get(content, [])
 
     def path_of(self, content: bytes, *, like: str = "") -> Path | None:
-        """A file with this content that is there still, as it was when it was hashed; None where none is known.
+        """A file here with this content that is there still, as it was when it was hashed; None where none is known.
 
         Args:
             like: of several one whose path has this in it comes first.
         """
         for path in sorted(self.paths_of(content), key=lambda each: like not in each):
             try:
-                if Stat.of(path) == self._seen[path][0]:
+                if remote_file(path) is None and Stat.of(path) == self._seen[path][0]:
                     return Path(path)
             except OSError:
                 continue
@@ -161,12 +165,18 @@ class KnownFiles:
 
     def stat_of(self, path: Path | str) -> Stat | None:
         """What a file was when it was hashed; None where it never was."""
-        known = self._seen.get(os.path.abspath(path))
+        known = self._seen.get(_absolute(path))
         return None if known is None else known[0]
+
+
+def _absolute(path: Path | str) -> str:
+    return remote_file(path) or os.path.abspath(path)
 
 
 def _read(name: str) -> tuple[Stat, bytes] | OSError:
     try:
-        return content_of(Path(name))
+        return content_of(name)
+    except StorageError:  # the network, and no fault of the file
+        raise
     except OSError as error:
         return error

@@ -140,33 +140,15 @@ class FeatureTable:
             UsageError: tokens or padding are asked for and the cache holds none.
             CacheIncompleteError, CacheCorruptError: see `Store.arrays`.
         """
-        library, splits = store.library, store.list.splits
-        if split is not None and split not in splits:
-            raise InputError(f"{library.path} has no split {split!r}; it has {', '.join(splits) or 'none'}")
-        if padded:
-            require_padding(store)
-        elif tokens:
-            require_tokens(store)
-        run = splits[split] if split is not None else store.everything
-        store.require_complete(run)
-        videos = _read_videos(
+        library, run = store.library, split_of(store, split, tokens=tokens, padded=padded)
+        videos = read_videos(
             library, store.numbers["video"][run.videos.start : run.videos.stop], max_frames, frame_position
         )
-        owners = store.list.text_video[run.texts.start : run.texts.stop]
-        foreign = owners[(owners >= 0) & ((owners < run.videos.start) | (owners >= run.videos.stop))]
-        if len(foreign):
-            raise CacheCorruptError(
-                f"{library.path}: captions of split {split} name video {foreign[0]} of another split"
-            )
-        row_of_entry = np.full(len(run.videos) + 1, -1, np.int64)  # the last entry stands for "no such video"
-        row_of_entry[videos.entries] = np.arange(len(videos.entries))
-        video_of_text = row_of_entry[np.where(owners >= 0, owners - run.videos.start, len(run.videos))]
+        rows = owners_of(store, split, run, videos.entries)
         numbers = store.numbers["text"][run.texts.start : run.texts.stop]
-        kept = np.flatnonzero((video_of_text >= 0) & (numbers >= 0))
-        texts = _read_texts(library, numbers[kept], tokens, padded)
+        texts = read_texts(library, numbers[rows.kept], tokens, padded)
         if padded:
-            videos = _filled(videos, library.backbone_tensors()["padded_frame"], max_frames)
-        names = store.list
+            videos = filled(videos, library.backbone_tensors()["padded_frame"], max_frames)
         return cls(
             text_features=texts.pooled,
             token_values=texts.values,
@@ -175,18 +157,11 @@ class FeatureTable:
             frame_features=videos.features,
             frame_mask=torch.from_numpy(videos.mask),
             frame_times=torch.from_numpy(videos.times),
-            video_of_text=torch.from_numpy(video_of_text[kept]),
-            text_ids=_named(names.text_ids[run.texts.start : run.texts.stop], kept),
-            video_ids=_named(names.video_ids[run.videos.start : run.videos.stop], videos.entries),
-            captions=_named(names.captions[run.texts.start : run.texts.stop], kept),
-            counts=Counts(
-                texts=len(kept),
-                videos=len(videos.entries),
-                texts_without_video=len(owners) - len(kept),
-                videos_failed=len(run.videos) - len(videos.entries),
-                expected_texts=run.expected.captions,
-                expected_videos=run.expected.videos,
-            ),
+            video_of_text=torch.from_numpy(rows.video_of_text),
+            text_ids=rows.text_ids,
+            video_ids=rows.video_ids,
+            captions=rows.captions,
+            counts=rows.counts,
             fingerprint=library.fingerprint,
             padded=padded,
         ).to(device)
@@ -274,13 +249,7 @@ class FeatureTable:
         if self.token_values is None or self.token_first is None or self.token_count is None:
             return TextFeatures(pooled)
         first, lengths = (rows.index_select(0, index) for rows in (self.token_first, self.token_count))  # (B,)
-        width = max(1, width if width is not None else int(lengths.max()) if len(index) else 0)
-        steps = torch.arange(width, device=self.device)  # (L,)
-        mask = steps < lengths[:, None]  # (B, L)
-        rows = torch.where(mask, first[:, None] + steps, 0)
-        values = self.token_values if len(self.token_values) else self.token_values.new_zeros(1, self.embed_dim)
-        tokens = values.index_select(0, rows.flatten()).view(*rows.shape, self.embed_dim)  # (B, L, D)
-        return TextFeatures(pooled, tokens.float() * mask[..., None], mask)
+        return TextFeatures(pooled, *token_batch(self.token_values, first, lengths, width))
 
     def videos(self, index: torch.Tensor | slice) -> VideoFeatures:
         """A batch of videos as float32. `index`: (B,) int64, or a slice."""
@@ -392,6 +361,79 @@ class CaptionDataset(Dataset[tuple[TextFeatures, VideoFeatures]]):
         return TextFeatures(pooled, pad_sequence(tokens, True), pad_sequence(masks, True)), video
 
 
+def token_batch(
+    values: torch.Tensor, first: torch.Tensor, lengths: torch.Tensor, width: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens (B, L, D) float32, zero where padded, and the mask (B, L) of the real ones.
+
+    Args:
+        values: (R, D). first, lengths: (B,) int64, first row of each text and how many it has.
+        width: L, the longest by default, at least 1.
+    """
+    width = max(1, width if width is not None else int(lengths.max()) if len(lengths) else 0)
+    steps = torch.arange(width, device=values.device)  # (L,)
+    mask = steps < lengths[:, None]  # (B, L)
+    rows = torch.where(mask, first[:, None] + steps, 0)
+    values = values if len(values) else values.new_zeros(1, values.shape[1])
+    tokens = values.index_select(0, rows.flatten()).view(*rows.shape, values.shape[1])  # (B, L, D)
+    return tokens.float() * mask[..., None], mask
+
+
+def split_of(store: FeatureSource, split: str | None, *, tokens: bool, padded: bool) -> Split:
+    """The entries of a split (None: of all), complete, in a cache that has what is asked of it; errors as of `FeatureTable.load`."""
+    splits = store.list.splits
+    if split is not None and split not in splits:
+        raise InputError(f"{store.library.path} has no split {split!r}; it has {', '.join(splits) or 'none'}")
+    if padded:
+        require_padding(store)
+    elif tokens:
+        require_tokens(store)
+    run = splits[split] if split is not None else store.everything
+    store.require_complete(run)
+    return run
+
+
+class RowsOfSplit(NamedTuple):
+    """Which captions of a split are rows, `kept` (T,) of its entries, and what the list says of the rows; see `FeatureTable`."""
+
+    kept: np.ndarray
+    video_of_text: np.ndarray
+    text_ids: list[str]
+    video_ids: list[str]
+    captions: list[str]
+    counts: Counts
+
+
+def owners_of(store: FeatureSource, split: str | None, run: Split, entries: np.ndarray) -> RowsOfSplit:
+    """The rows of a split whose videos with frames are the `entries` (V,). Raises CacheCorruptError."""
+    names = store.list
+    owners = names.text_video[run.texts.start : run.texts.stop]
+    foreign = owners[(owners >= 0) & ((owners < run.videos.start) | (owners >= run.videos.stop))]
+    if len(foreign):
+        raise CacheCorruptError(
+            f"{store.library.path}: captions of split {split} name video {foreign[0]} of another split"
+        )
+    row_of_entry = np.full(len(run.videos) + 1, -1, np.int64)  # the last entry stands for "no such video"
+    row_of_entry[entries] = np.arange(len(entries))
+    video_of_text = row_of_entry[np.where(owners >= 0, owners - run.videos.start, len(run.videos))]
+    kept = np.flatnonzero((video_of_text >= 0) & (store.numbers["text"][run.texts.start : run.texts.stop] >= 0))
+    return RowsOfSplit(
+        kept,
+        video_of_text[kept],
+        text_ids=_named(names.text_ids[run.texts.start : run.texts.stop], kept),
+        video_ids=_named(names.video_ids[run.videos.start : run.videos.stop], entries),
+        captions=_named(names.captions[run.texts.start : run.texts.stop], kept),
+        counts=Counts(
+            texts=len(kept),
+            videos=len(entries),
+            texts_without_video=len(owners) - len(kept),
+            videos_failed=len(run.videos) - len(entries),
+            expected_texts=run.expected.captions,
+            expected_videos=run.expected.videos,
+        ),
+    )
+
+
 def frame_positions(count: int, width: int, position: FramePosition) -> np.ndarray:
     """Which of `count` frames to keep: all where they fit in `width`, else `width` of them, int64, rising."""
     if count <= width or position == "first":
@@ -449,7 +491,7 @@ class _Texts(NamedTuple):
     lengths: torch.Tensor | None = None
 
 
-def _read_videos(library: Library, numbers: np.ndarray, max_frames: int | None, position: FramePosition) -> _Videos:
+def read_videos(library: Library, numbers: np.ndarray, max_frames: int | None, position: FramePosition) -> _Videos:
     """The frames of some entries, read once for each item and in stored order; (n,) numbers of their items."""
     items, place = unique_numbers(numbers)
     found = read_arrays(library, "video", ["offsets", "status", "times"], items)
@@ -471,7 +513,7 @@ def _read_videos(library: Library, numbers: np.ndarray, max_frames: int | None, 
     return _Videos(entries, stored_tensor(features, library.dtype), mask, times)
 
 
-def _filled(videos: _Videos, padded_frame: np.ndarray, max_frames: int | None) -> _Videos:
+def filled(videos: _Videos, padded_frame: np.ndarray, max_frames: int | None) -> _Videos:
     """The videos with `max_frames` frames each, or as many as they have, of which the padded are one and the same (D,)."""
     lacking = max(0, (max_frames or 0) - videos.mask.shape[1])
     mask = np.pad(videos.mask, ((0, 0), (0, lacking)))
@@ -480,7 +522,7 @@ def _filled(videos: _Videos, padded_frame: np.ndarray, max_frames: int | None) -
     return _Videos(videos.entries, features, mask, np.pad(videos.times, ((0, 0), (0, lacking))))
 
 
-def _read_texts(library: Library, numbers: np.ndarray, tokens: bool, padded: bool) -> _Texts:
+def read_texts(library: Library, numbers: np.ndarray, tokens: bool, padded: bool) -> _Texts:
     """Captions by the (T,) numbers of their items; the tokens of a sentence that stands for several are read once."""
     items, place = unique_numbers(numbers)
     names = ["pooled", *(["offsets", "values"] if tokens or padded else [])]

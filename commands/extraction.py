@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glscl.commands.options import COMMANDS, Run, command, command_line
+from glscl.commands.options import ANYWHERE, COMMANDS, Run, command, command_line
 from glscl.commands.printing import print_extraction, print_failures, print_forecast, print_splits
 from glscl.commands.shared import CacheFolderOption, DatasetOption, share_of
 from glscl.commands.wording import hint_text, worded
 from glscl.common.devices import cores
 from glscl.common.errors import CacheCorruptError, FingerprintError, Hint, UsageError
 from glscl.common.progress import counted
+from glscl.common.ray_cluster import ray_module
 from glscl.common.settings import build, home, with_option
 from glscl.common.tables import amount
 from glscl.extract.settings import ExtractSettings, ImportSettings, ListSettings
@@ -38,7 +39,10 @@ def extract(
     dataset: DatasetOption,
     videos: Annotated[
         Path | None,
-        typer.Option(help="Folder with the videos. Default: datasets/<name>/videos.", rich_help_panel="Data"),
+        typer.Option(
+            help="Folder or address with the videos. Default: datasets/<name>/videos.", rich_help_panel="Data"
+        ),
+        ANYWHERE,
     ] = None,
     out: CacheFolderOption = None,
     limit: Annotated[
@@ -70,8 +74,8 @@ def extract(
     )
     if settings.sampling == "public":
         settings = dataclasses.replace(settings, sampling=entry.public_rule)
-    if not dry_run and settings.engine == "local":
-        run.device()  # one that is not there is said first
+    if not dry_run:
+        _check_engine(run, settings)
     root = home() / "datasets" / entry.name
     if dataset == "demo" and wanted.annotations is None:
         _render_demo(run, root)
@@ -192,12 +196,20 @@ def _extract(run: Run, settings: ExtractSettings, found: Any, out: Path, origin:
     return done
 
 
+def _check_engine(run: Run, settings: ExtractSettings) -> None:
+    """Say what is missing to encode before anything is read."""
+    if settings.engine == "local":
+        run.device()
+        return
+    if run.launch.world > 1:
+        raise UsageError(f"`engine={settings.engine}` takes one process; this launch has {run.launch.world}")
+    ray_module()
+
+
 def _where(run: Run, settings: ExtractSettings) -> Any:
     """Entered, the device of this machine that encodes, or the engine that has others do it."""
     if settings.engine == "local":
         return nullcontext(run.device())
-    if run.launch.world > 1:
-        raise UsageError(f"`engine={settings.engine}` takes one process; this launch has {run.launch.world}")
     from glscl.extract.cluster.ray_engine import RayEngine
 
     return RayEngine(settings, settings.address, encoders=settings.encoders)

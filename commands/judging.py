@@ -33,6 +33,7 @@ from glscl.evaluate.settings import EvaluateSettings
 if TYPE_CHECKING:
     from glscl.cache.store import Store
     from glscl.evaluate.evaluated_run import EvaluatedRun
+    from glscl.evaluate.parts import ByParts
 
 
 @command(EvaluateSettings)
@@ -111,7 +112,7 @@ def eval(
     if zero_shot:
         check_zero_shot(settings.head)
     run.in_force(settings)
-    device = run.device()
+    device = _scorers(settings, videos) if settings.engine == "ray" else run.device()
     folders = [] if zero_shot else folders or [newest_run()]
     at = folders[0] if folders else None
     if len(folders) > 1:
@@ -132,7 +133,7 @@ def eval(
     if moments is not None:
         from glscl.evaluate.moment_retrieval.judge_moments import judge_moments
 
-        evaluation.result["moments"] = judge_moments(store, at, moments, settings, device=device)
+        evaluation.result["moments"] = judge_moments(store, at, moments, settings, device=run.device())
     other = _other_list(store, folders) if list else None
     path = out or result_file(store.path, at, settings.head, settings.split, other)
     write_result(path, evaluation)
@@ -141,6 +142,17 @@ def eval(
     matrix = "" if file is None else f", the matrix to {file}, its ids to {file.with_suffix('.json')}"
     run.say(f"written to {path}{matrix}")
     run.result(evaluation.result)
+
+
+def _scorers(settings: EvaluateSettings, videos: Path | None) -> ByParts:
+    """The machines of a cluster, which score by parts."""
+    from glscl.evaluate.evaluation import require_no_matrix
+    from glscl.evaluate.parts import ByParts
+
+    if videos is not None:
+        raise UsageError("`videos` is judged from pixels, on one machine; `engine=ray` scores stored features")
+    require_no_matrix(settings)
+    return ByParts.on_ray(settings.address)
 
 
 def _other_list(store: Store, folders: Sequence[Path]) -> str | None:

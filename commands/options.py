@@ -29,12 +29,13 @@ import typer
 
 from glscl.commands.streams import standard_streams
 from glscl.commands.wording import error_text, worded
-from glscl.common.addresses import local_path, shown
+from glscl.common.addresses import address_of, local_path, shown
 from glscl.common.errors import GlsclError, UsageError
 from glscl.common.launch import launch
 from glscl.common.memory import is_full, process_limit
 from glscl.common.progress import Progress
 from glscl.common.settings import as_dict, build, check, read_settings_file, setting
+from glscl.common.staged import brought
 from glscl.common.tables import steers
 
 
@@ -169,6 +170,7 @@ class OneOf(tuple[str, ...]):
 
 
 NEW_CACHE = "a cache that is made where there is none"  # marks the option that names it: Annotated[Path, …, NEW_CACHE]
+ANYWHERE = "a folder here or at an address"  # marks an option whose address the command reads itself
 _CACHES = ("cache", "caches", "parts")  # options that name caches to read, here or at an address
 
 
@@ -193,26 +195,29 @@ def command(*kinds: type) -> Callable[[Callable[..., None]], Callable[..., None]
         options += [_parameter(field, CommonConfig) for field in dataclasses.fields(CommonConfig)]
         options.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_CONFIG))
         kinds_of = {p.name: typing.get_args(p.annotation)[0] for p in own}
-        new = [p.name for p in own if NEW_CACHE in typing.get_args(p.annotation)]
+        kind_of = {p.name: typing.get_args(p.annotation) for p in own}
+
+        def plain_value(name: str, value: Any) -> Any:
+            about = kind_of.get(name, ())
+            return _value(name, value, new=NEW_CACHE in about, anywhere=ANYWHERE in about)
 
         def call(ctx: Any, *, config: Path | None, **values: Any) -> None:
-            values = {name: _value(name, given, new=name in new) for name, given in values.items()}
+            values = {name: plain_value(name, given) for name, given in values.items()}
             given = {name for name in values if ctx.get_parameter_source(name).name == "COMMANDLINE"}
             file = {} if config is None else read_settings_file(config)
             _refuse_code(file, given)
             common = {f.name: values[f.name] for f in dataclasses.fields(CommonConfig)}
             common |= {name: file[name] for name in common.keys() & file.keys() - given}
             mine = {p.name: values[p.name] for p in own}
-            mine |= {
-                n: _value(n, _converted(n, file[n], kinds_of[n]), new=n in new)
-                for n in mine.keys() & file.keys() - given
-            }
+            mine |= {n: plain_value(n, _converted(n, file[n], kinds_of[n])) for n in mine.keys() & file.keys() - given}
             missing = [name for name in required if mine[name] is None]
             if missing:
                 raise UsageError(
                     f"`{missing[0]}` is needed", hint="Give it on the command line or in the file of `config`"
                 )
             asked = {name: value for name, value in file.items() if name not in mine and name not in common}
+            if isinstance(asked.get("annotations"), str):
+                asked["annotations"] = brought(asked["annotations"], "annotations")
             asked |= {name: values[name] for name in given if name in fields}
             if "seed" in fields and ("seed" in file or "seed" in given):
                 asked["seed"] = common["seed"]
@@ -241,18 +246,26 @@ def _with_configs(function: Callable[..., None], kinds: tuple[type, ...]) -> Cal
     return _as_command(function, call, options)
 
 
-def _value(name: str, given: Any, *, new: bool = False) -> Any:
-    """What was given as an option, as commands take it: plain, and places on this machine; of a cache elsewhere its mirror."""
+def _value(name: str, given: Any, *, new: bool = False, anywhere: bool = False) -> Any:
+    """What was given as an option, as commands take it: plain, and places on this machine; of a cache elsewhere its mirror.
+
+    Args:
+        new: a cache that need not be there. anywhere: an address stays one.
+    """
     if isinstance(given, enum.Enum):
         return given.value
     if isinstance(given, Path):
+        if name == "annotations":
+            return brought(given, name)
+        if anywhere and address_of(given, name) is not None:
+            return given
         if new or name in _CACHES:
             from glscl.cache.mirror import cache_path
 
             return cache_path(given, name, new=new)
         return local_path(given, name)
     if isinstance(given, (list, tuple)):
-        return type(given)(_value(name, each, new=new) for each in given)
+        return type(given)(_value(name, each, new=new, anywhere=anywhere) for each in given)
     return given
 
 

@@ -349,6 +349,12 @@ def index(
             help="Weights of the backbone, where the cache was made from a file.", metavar="FILE", rich_help_panel="How"
         ),
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(help="ray: segments are made on the machines of a Ray cluster.", rich_help_panel="How"),
+        OneOf(("local", "ray")),
+    ] = "local",
+    address: Annotated[str, typer.Option(help="Of the Ray cluster, as in extract.", rich_help_panel="How")] = "auto",
 ) -> None:
     """Make an approximate index of all frames of a cache, for a million of them and more, or add what the cache gained.
 
@@ -356,9 +362,11 @@ def index(
     """
     from glscl.cache.library import open_library
     from glscl.commands.default_paths import the_cache
+    from glscl.common.ray_cluster import RayCluster
     from glscl.evaluate.search.approximate import faiss_module, items_with_frames, make_index
 
     faiss_module()
+    workers = RayCluster(address) if engine == "ray" else None
     library = open_library(cache or the_cache())
     device = run.device()
 
@@ -371,7 +379,7 @@ def index(
 
     frames = int(items_with_frames(library)[1].sum())
     with run.progress.task("index", frames, "frames") as task:
-        about = make_index(library, recall=recall, encode=encode, added=task.advance)
+        about = make_index(library, recall=recall, encode=encode, added=task.advance, workers=workers)
     run.say(
         f"{amount(about.frames, 'frame')} in {amount(about.count, 'cell')}, {amount(len(about.segments), 'segment')}; "
         f"a query looks into {about.probes:,}"
@@ -409,8 +417,8 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="npy, safetensors: one vector a video and one a caption, of a head; faiss, parquet, lance: one for every "
-            "stored frame; npy-files, npz, h5, webdataset: frames, captions and tokens as they are stored, by name.",
+            help="npy, safetensors: one vector a video and one a caption, of a head; faiss: an index of every stored frame; "
+            "npy-files, npz, h5, webdataset, parquet, lance: frames, captions and tokens as they are stored, by name.",
             rich_help_panel="Output",
         ),
         OneOf(("npy", "safetensors", "faiss", "parquet", "lance", "npy-files", "npz", "h5", "webdataset")),
@@ -443,7 +451,7 @@ def export(
             how = {"to": to, "split": None if split == "all" else split, "pooled": pooled, "names": names}
             _export_features(run, open_cache(cache, None, list), out, how)
             return
-        _export_frames(run, open_cache(cache, None, list), out, to, None if split == "all" else split)
+        _export_frames(run, open_cache(cache, None, list), out, None if split == "all" else split)
         return
     split = split or "test"
     run.device()  # one that is not there is said first
@@ -488,7 +496,7 @@ def _export_features(run: Run, store: Store, out: Path, how: dict[str, Any]) -> 
     run.result(done.as_dict())
 
 
-def _export_frames(run: Run, store: Store, out: Path, to: str, split: str | None) -> None:
+def _export_frames(run: Run, store: Store, out: Path, split: str | None) -> None:
     from glscl.evaluate.exporting.frame_vectors import export_frames
     from glscl.evaluate.judged_lists import about_list
 
@@ -500,7 +508,7 @@ def _export_frames(run: Run, store: Store, out: Path, to: str, split: str | None
         "command": command_line(),
     }
     with run.progress.task("export", store.count_frames(), "frames") as task:
-        done = export_frames(store, out, to=to, split=split, about=about, progress=task.advance)
+        done = export_frames(store, out, split=split, about=about, progress=task.advance)
     run.say(
         f"{out}: {amount(done.frames, 'frame')} of {amount(done.videos, 'video')}, {done.dim}-d, in {', '.join(done.files)}"
     )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DatasetOption = Annotated[
     str,
     typer.Option(
-        help=f"How the annotations are read: {', '.join(DATASETS)}, or package.module:reader; see docs/datasets.md.",
+        help=f"How the annotations are read: {', '.join(DATASETS)}, hf:USER/NAME of the Hugging Face Hub, or package.module:reader; see docs/datasets.md.",
         metavar="NAME",
         rich_help_panel="Data",
     ),

@@ -6,6 +6,7 @@ In reading order:
     remote          files at an address: listed, read, put, created only where nothing is
     hub             folders on the Hugging Face Hub, pushed with a card and pulled
     settings        settings of a stage: defaults, bounds, layers from recipe, file and options
+    staged          files at addresses, read in parts or brought here while they are needed
     outside         code from outside the package: module:attribute and entry points
     launch          which process of a launch this is; the only reader of RANK and its like
     devices         which device a process takes, and full float32 on it
@@ -14,6 +15,7 @@ In reading order:
     memory          what can be had of it, an error where it does not suffice; what was freed is kept
     progress        tasks with rate and remaining time
     tar_members     videos that lie in a tar: their place as a path
+    ray_cluster     a Ray cluster: reached, and functions run on its machines
     archive_limits  compressed files that claim to unpack to far more than they store
     state_dicts     checkpoints of every kind, read without unpickling or running anything but tensors
     clip_names      what a checkpoint is of, and its backbone under open_clip's names

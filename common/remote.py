@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from glscl.common.errors import GlsclError, NotFoundError, StorageError, UsageError, first_line
 
@@ -25,8 +27,16 @@ TRY_FOR_SECONDS = 90.0  # from the first request on
 ANSWER_SECONDS = 60.0  # until a request is answered, and between two pieces of an answer
 AT_ONCE = 4  # files
 _FORBIDDEN = ("Credential", "Permission", "Unauthenticated", "TokenNotFound", "Gated")  # in names of errors
+_OF_MEMORY = threading.Lock()  # fsspec's memory:// has one place of reading for all who read a file
 _PIECE = 4 << 20  # bytes that a download holds in memory
 _EXTRAS = {**BUCKETS, "abfs": "az", "gcs": "gs", "https": "https", "http": "https"}
+
+
+class Stamp(NamedTuple):
+    """Bytes of a file, and a number that another content would not have: when it was put, ns, or from what its store calls it."""
+
+    size: int
+    mark: int
 
 
 class Files(Protocol):
@@ -36,8 +46,16 @@ class Files(Protocol):
         """Name → bytes of all files below a name, or of the file that it is; empty where there is none."""
         ...
 
+    def stamps(self, below: str) -> dict[str, Stamp]:
+        """As `sizes`, with what tells whether a file is still the same."""
+        ...
+
     def read(self, name: str) -> bytes:
         """The bytes of a file. Raises FileNotFoundError."""
+        ...
+
+    def part(self, name: str, start: int, length: int) -> bytes:
+        """Some bytes of a file, which has as many. Raises FileNotFoundError."""
         ...
 
     def get(self, name: str, target: Path) -> None:
@@ -172,15 +190,21 @@ class _Bucket:
         return f"{self._at}/{name}".strip("/")
 
     def sizes(self, below: str) -> dict[str, int]:
+        return {name: stamp.size for name, stamp in self.stamps(below).items()}
+
+    def stamps(self, below: str) -> dict[str, Stamp]:
         path = self._path(below)
-        found = {each["path"]: each["size"] for some in self._calls.list(self._store, path or None) for each in some}
+        found = [each for some in self._calls.list(self._store, path or None) for each in some]
         if not found and path:
             with contextlib.suppress(FileNotFoundError):
-                found = {path: self._calls.head(self._store, path)["size"]}
-        return {path.removeprefix(self._at).lstrip("/"): size for path, size in found.items()}
+                found = [self._calls.head(self._store, path)]
+        return {each["path"].removeprefix(self._at).lstrip("/"): _stamp(each) for each in found}
 
     def read(self, name: str) -> bytes:
         return self._calls.get(self._store, self._path(name)).bytes().to_bytes()
+
+    def part(self, name: str, start: int, length: int) -> bytes:
+        return self._calls.get_range(self._store, self._path(name), start=start, length=length).to_bytes()
 
     def get(self, name: str, target: Path) -> None:
         with open(target, "wb") as file:
@@ -204,6 +228,20 @@ class _Bucket:
 
     def delete(self, names: list[str]) -> None:
         self._calls.delete(self._store, [*map(self._path, names)])
+
+
+def _stamp(about: Mapping[str, Any]) -> Stamp:
+    """From what a store tells of a file."""
+    for name in ("last_modified", "LastModified", "mtime", "created"):
+        when = about.get(name)
+        if isinstance(when, datetime):
+            return Stamp(about["size"] or 0, int(when.timestamp() * 1e9))
+        if isinstance(when, (int, float)):
+            return Stamp(about["size"] or 0, int(when * 1e9))
+    named = [
+        str(about[name]) for name in ("ETag", "etag", "e_tag", "blob_id", "oid", "Last-Modified") if about.get(name)
+    ]
+    return Stamp(about["size"] or 0, zlib.crc32(named[0].encode()) if named else 0)
 
 
 def _seconds_since(moment: datetime) -> float:
@@ -246,19 +284,35 @@ class _FileSystem:
 
         self._system, self._at = url_to_fs(address, use_listings_cache=False, skip_instance_cache=True)
         self._at = self._at.rstrip("/")
+        self._turn = _OF_MEMORY if address.startswith("memory:") else contextlib.nullcontext()
 
     def _path(self, name: str) -> str:
         return f"{self._at}/{name}".rstrip("/")
 
     def sizes(self, below: str) -> dict[str, int]:
-        found = self._system.find(self._path(below), detail=True)
-        return {name.removeprefix(self._at).lstrip("/"): about["size"] or 0 for name, about in found.items()}
+        return {name: stamp.size for name, stamp in self.stamps(below).items()}
+
+    def stamps(self, below: str) -> dict[str, Stamp]:
+        path = self._path(below)
+        if path.startswith("http"):  # a page that lists files, or a file, which must not be read to be listed
+            about = self._system.info(path)
+            if not str(about.get("mimetype", "")).startswith("text/html"):
+                return {below: _stamp(about)}
+        found = self._system.find(path, detail=True)
+        return {name.removeprefix(self._at).lstrip("/"): _stamp(about) for name, about in found.items()}
 
     def read(self, name: str) -> bytes:
-        return self._system.cat_file(self._path(name))
+        with self._turn:
+            return self._system.cat_file(self._path(name))
+
+    def part(self, name: str, start: int, length: int) -> bytes:
+        with self._turn:
+            data = self._system.cat_file(self._path(name), start=start, end=start + length)
+        return data if len(data) <= length else data[start : start + length]  # of a server without ranges
 
     def get(self, name: str, target: Path) -> None:
-        self._system.get_file(self._path(name), str(target))
+        with self._turn:
+            self._system.get_file(self._path(name), str(target))
 
     def put(self, name: str, source: Path | bytes) -> None:
         if isinstance(source, bytes):

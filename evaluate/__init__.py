@@ -13,6 +13,7 @@ In reading order:
     judged_lists      which list a result was judged on, and which were judged on the same
     run_names         how a result is called, with a mark where it is optimistic
     watched           what all scores have in common: alike, or one video for all
+    parts             ranks in a gallery that one machine does not hold
     graded            several right answers a query, and TREC's files
     evaluation        a head on one split of a cache: the result file
     ensemble          several runs judged as one

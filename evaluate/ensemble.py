@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.store import Store
+from glscl.cache.stored_table import StoredTable
 from glscl.cache.table import FeatureTable, FramePosition
 from glscl.common.errors import FingerprintError, Hint, UsageError
-from glscl.evaluate.evaluation import Evaluation, JudgedHead, OpenedRun, checked, judge, open_run
+from glscl.evaluate.evaluation import Evaluation, JudgedHead, OpenedRun, checked, judge, open_run, placed
 from glscl.evaluate.judged_lists import version_of
+from glscl.evaluate.parts import ByParts
 from glscl.evaluate.settings import COMBINATIONS, EvaluateSettings
 from glscl.evaluate.similarity import PairsDone
 from glscl.train_head.checkpoint import read_run
@@ -94,11 +96,12 @@ class JointTable:
     Everything else is that of the first table.
     """
 
-    def __init__(self, tables: Sequence[FeatureTable]) -> None:
+    def __init__(self, tables: Sequence[FeatureTable | StoredTable]) -> None:
         self.tables, first = list(tables), tables[0]
         self.num_texts, self.num_videos = first.num_texts, first.num_videos
         self.text_ids, self.video_ids, self.video_of_text = first.text_ids, first.video_ids, first.video_of_text
-        self.token_count, self.frame_mask = first.token_count, first.frame_mask
+        self.token_count = first.token_count
+        self.frame_mask, self.frame_count = (getattr(first, name, None) for name in ("frame_mask", "frame_count"))
         self.captions, self.counts, self.padded = first.captions, first.counts, first.padded
         self.device = first.device
 
@@ -115,7 +118,7 @@ def evaluate_ensemble(
     runs: Sequence[Path | str],
     settings: EvaluateSettings | None = None,
     *,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | ByParts = "cpu",
     command: str = "",
     progress: PairsDone | None = None,
     note: Callable[[str], None] = lambda text: None,
@@ -152,11 +155,12 @@ def evaluate_ensemble(
             "some of the runs read padding and others do not (`mask_padding`); they need tables of their own"
         )
     padded = not members[0].head.mask_padding
-    ensemble = Ensemble([member.head for member in members], combine=settings.combine, views=views).to(device)
+    ensemble = Ensemble([member.head for member in members], combine=settings.combine, views=views)
+    ensemble, table_of = placed(ensemble, device)
 
-    def load(split: str) -> FeatureTable | JointTable:
+    def load(split: str) -> FeatureTable | StoredTable | JointTable:
         tables = [
-            FeatureTable.load(
+            table_of(
                 store,
                 split,
                 max_frames=most,

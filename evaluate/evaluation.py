@@ -21,6 +21,7 @@ from torch import Tensor
 
 from glscl.cache.files import dump_json, write_atomically
 from glscl.cache.store import Store, choose_list, open_store
+from glscl.cache.stored_table import StoredTable
 from glscl.cache.table import Counts, FeatureTable, FramePosition
 from glscl.common.arguments import types_checked
 from glscl.common.errors import Hint, InputError, UsageError
@@ -32,6 +33,7 @@ from glscl.evaluate.graded import graded_metrics, grades, read_qrels, write_trec
 from glscl.evaluate.hubness import NORMALISATIONS, known_normalisations, normalised_ranks
 from glscl.evaluate.judged_lists import about_list
 from glscl.evaluate.metrics import as_mteb, partially_relevant, summarise
+from glscl.evaluate.parts import ByParts
 from glscl.evaluate.query_banks import Banks, TableOnDevice
 from glscl.evaluate.ranks import DIRECTIONS, RANKINGS, TEXT_TO_VIDEO, VIDEO_TO_TEXT, query_videos, retrieval_ranks
 from glscl.evaluate.seen_in_training import training_of, videos_seen
@@ -106,7 +108,7 @@ def evaluate_run(
     settings: EvaluateSettings | None = None,
     *,
     list: str | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | ByParts = "cpu",
     command: str = "",
     progress: PairsDone | None = None,
     note: Callable[[str], None] = lambda text: None,
@@ -119,7 +121,7 @@ def evaluate_run(
         settings: what to judge on and how; None is the defaults.
         list: which list of the cache (see `glscl.cache.store.open_store`); None is that of an open cache, else the version
             that the run was trained on, else the only one.
-        device: where to compute.
+        device: where to compute; a `ByParts` has others do it, for galleries that one machine does not hold.
         command: for the result.
         progress: called with pairs done and pairs in all.
         note: called with lines that people should read.
@@ -134,10 +136,10 @@ def evaluate_run(
     folder = None if run is None else Path(run)
     store = seen_at(cache, folder, list)
     opened = open_judged(folder, store, settings, note=note)
-    head = opened.head.to(device)
+    head, table_of = placed(opened.head, device)
 
-    def load(split: str) -> FeatureTable:
-        return FeatureTable.load(
+    def load(split: str) -> FeatureTable | StoredTable:
+        return table_of(
             store,
             split,
             max_frames=settings.max_frames or opened.max_frames,
@@ -154,6 +156,11 @@ def evaluate_run(
     }
     judged = JudgedHead(head, load, facts, () if folder is None else (folder,))
     return judge(judged, store, settings, started=started, device=device, command=command, progress=progress, note=note)
+
+
+def placed(head: Any, device: torch.device | str | ByParts) -> tuple[Any, Callable[..., FeatureTable | StoredTable]]:
+    """A head where it computes, and how the table is opened that it looks at."""
+    return (head, StoredTable) if isinstance(device, ByParts) else (head.to(device), FeatureTable.load)
 
 
 def seen_at(cache: Store | os.PathLike[str] | str | None, run: Path | None, list: str | None = None) -> Store:
@@ -189,7 +196,7 @@ def judge(
     settings: EvaluateSettings,
     *,
     started: float,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | ByParts = "cpu",
     command: str = "",
     progress: PairsDone | None = None,
     note: Callable[[str], None] = lambda text: None,
@@ -295,7 +302,7 @@ def evaluate_head(
     settings: EvaluateSettings | None = None,
     *,
     train: Callable[[], JudgedTable] | None = None,
-    device: torch.device | str | None = None,
+    device: torch.device | str | ByParts | None = None,
     seconds: dict[str, float] | None = None,
     progress: PairsDone | None = None,
 ) -> Evaluation:
@@ -307,7 +314,7 @@ def evaluate_head(
     Args:
         settings: of these count `normalise`, `best_frames`, `confidence`, `seed`, `qrels`, `trec_run`, `save_similarity`.
         train: gives the table that banks are taken from; called only where a normalisation needs one.
-        device: where to compute; None is where the head is.
+        device: where to compute; None is where the head is, a `ByParts` has others do it.
         seconds: the result's `seconds` are added to it.
         progress: called with pairs done and pairs in all.
     """
@@ -319,7 +326,11 @@ def evaluate_head(
     scoring: Any = watched  # all that a head has, by delegation
     judgements = None if settings.qrels is None else read_qrels(settings.qrels)
     wanted = (settings.save_similarity, settings.qrels, settings.trec_run, settings.best_frames)
-    if settings.normalise or any(each is not None for each in wanted):
+    parts, device = (device, None) if isinstance(device, ByParts) else (None, device)
+    if parts is not None:
+        require_no_matrix(settings)
+        found = parts.ranks(watched, table, seconds=seconds, progress=progress)
+    elif settings.normalise or any(each is not None for each in wanted):
         _check_room(table, bytes_a_pair=4 + 20 * bool(settings.normalise))
         similarity = similarity_matrix(scoring, table, device=device, seconds=seconds, progress=progress)
         with _timed(seconds, "metrics"):
@@ -364,6 +375,17 @@ def evaluate_head(
         video_ids=[table.video_ids[row] for row in queries.tolist()],
         video_of_text=np.searchsorted(queries, video),
     )
+
+
+def require_no_matrix(settings: EvaluateSettings) -> None:
+    """Raise UsageError where something is asked for that takes all similarities on one machine."""
+    names = ("normalise", "save_similarity", "qrels", "trec_run", "best_frames")
+    asked = [name for name in names if getattr(settings, name)]
+    if asked:
+        raise UsageError(
+            f"`{asked[0]}` takes all similarities on one machine, and with `engine=ray` none has them",
+            hint="Leave it out, or judge on this machine",
+        )
 
 
 def _check_room(table: JudgedTable, *, bytes_a_pair: int) -> None:

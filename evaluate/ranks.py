@@ -19,7 +19,7 @@ A video without captions is no query and no group, but stays in the gallery of t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +35,7 @@ CONVENTIONS = {"group": VIDEO_TO_TEXT, "caption": VIDEO_TO_TEXT_CAPTION}  # of v
 _TILE = 1 << 21  # entries of the matrix looked at together
 
 Span = tuple[int, int]  # start, stop
+Tile = Callable[[Span, Span], Tensor]
 
 
 def retrieval_ranks(
@@ -71,6 +72,11 @@ class Pairing(NamedTuple):
         """Rows of the sorted texts [start, stop) in the caller's order."""
         return slice(*span) if self.order is None else self.order[slice(*span)]
 
+    def texts_of(self, videos: Sequence[Span]) -> Span:
+        """The sorted texts of consecutive spans of videos."""
+        first, last = np.searchsorted(self.video_of_text, [videos[0][0], videos[-1][1]])
+        return int(first), int(last)
+
 
 def pair(video_of_text: Any, *, num_texts: int, num_videos: int) -> Pairing:
     """Check a text-to-video mapping and sort it (stable). None stands for the identity.
@@ -106,7 +112,7 @@ def pair(video_of_text: Any, *, num_texts: int, num_videos: int) -> Pairing:
 
 
 def ranks_of_tiles(
-    tile: Callable[[Span, Span], Tensor],
+    tile: Tile,
     pairing: Pairing,
     *,
     text_spans: Sequence[Span],
@@ -116,7 +122,9 @@ def ranks_of_tiles(
     """Ranks from tiles of the matrix, holding one tile at a time.
 
     Two passes: the first reads the scores of the pairs, only from tiles that hold any; the second compares every score
-    with its target. Both read a score from the same tile, so the result is exact whatever rounding the tiles have.
+    with its target. Both read a score from the same tile, so the result is exact whatever rounding the tiles have. What is
+    counted of parts of the matrix adds up: `pair_scores` and `counts` of parts, joined by `Targets.of` and `ranks_of_counts`,
+    give the same (`glscl.evaluate.parts`).
 
     Args:
         tile: (texts, videos) -> scores (t, v) of these sorted texts and videos; all finite (see `require_finite`), of one
@@ -129,50 +137,109 @@ def ranks_of_tiles(
     Returns:
         See `retrieval_ranks`.
     """
-    video = torch.from_numpy(pairing.video_of_text)  # (T,)
-    T, V = len(video), pairing.num_videos
+    targets = Targets.of(pair_scores(tile, pairing, text_spans=text_spans, video_spans=video_spans), pairing)
+    found = counts(tile, pairing, targets, text_spans=text_spans, video_spans=video_spans, directions=directions)
+    return ranks_of_counts(found, targets, pairing)
 
-    # First pass: the score of every text with its own video. The texts of a span of videos are a span.
-    target = torch.empty(0)
+
+class Targets(NamedTuple):
+    """What other scores are compared with.
+
+    Attributes:
+        own: (T,) score of each sorted text with its own video.
+        best: (V,) of each video with its own captions, -inf without any.
+        own_ties: (V,) int64, how many of its own captions have that score.
+    """
+
+    own: Tensor
+    best: Tensor
+    own_ties: Tensor
+
+    @classmethod
+    def of(cls, own: Tensor, pairing: Pairing) -> Targets:
+        video = torch.from_numpy(pairing.video_of_text).to(own.device)
+        best = own.new_full((pairing.num_videos,), -torch.inf).scatter_reduce(0, video, own, "amax")
+        return cls(own, best, torch.bincount(video[own == best[video]], minlength=pairing.num_videos))
+
+
+def pair_scores(tile: Tile, pairing: Pairing, *, text_spans: Sequence[Span], video_spans: Sequence[Span]) -> Tensor:
+    """Score of each text of the videos in `video_spans` with its video, in sorted order; other arguments as in `ranks_of_tiles`.
+
+    As texts are sorted by video, those of consecutive videos are consecutive.
+    """
+    first, last = pairing.texts_of(video_spans)
+    own = torch.empty(0)
     for start, stop in text_spans:
         for begin, end in video_spans:
-            first, last = np.searchsorted(pairing.video_of_text, [begin, end])
-            low, high = max(start, int(first)), min(stop, int(last))
+            low, high = (max(start, min(stop, each)) for each in pairing.texts_of([(begin, end)]))
             if low >= high:
                 continue
             scores = tile((start, stop), (begin, end))
-            if not len(target):
-                target = torch.empty(T, dtype=scores.dtype, device=scores.device)
-                video = video.to(scores.device)
-            target[low:high] = scores[low - start : high - start].gather(1, video[low:high, None] - begin)[:, 0]
-    best = target.new_full((V,), -torch.inf).scatter_reduce(0, video, target, "amax")  # (V,) of a video's own captions
-    own_ties = torch.bincount(video[target == best[video]], minlength=V)  # (V,)
+            if not len(own):
+                own = torch.empty(last - first, dtype=scores.dtype, device=scores.device)
+            video = torch.from_numpy(pairing.video_of_text[low:high]).to(scores.device)
+            own[low - first : high - first] = scores[low - start : high - start].gather(1, video[:, None] - begin)[:, 0]
+    return own
 
-    # Second pass: how many are above, and how many tie.
-    tallies = {direction: _Tally(T if direction == TEXT_TO_VIDEO else V, target.device) for direction in directions}
+
+def counts(
+    tile: Tile,
+    pairing: Pairing,
+    targets: Targets,
+    *,
+    text_spans: Sequence[Span],
+    video_spans: Sequence[Span],
+    directions: Sequence[str],
+) -> dict[str, Tensor]:
+    """Of each query in these spans, how many scores among them are above its target, and how many equal to it.
+
+    Args:
+        text_spans: where a span is the last of some, the captions of a video may not go on behind it.
+        The others: as in `ranks_of_tiles`.
+
+    Returns:
+        Direction → (2, n) int64, above and equal: of the n texts in the spans for text to video, else of the n videos.
+    """
+    (low, high), (left, right) = whole(text_spans), whole(video_spans)
+    own, best = targets.own[low:high], targets.best[left:right]
+    video = torch.from_numpy(pairing.video_of_text[low:high]).to(own.device)
+    tallies = {name: _Tally(high - low if name == TEXT_TO_VIDEO else right - left, own.device) for name in directions}
     groups = {span: _GroupMaxima() for span in video_spans}
     for start, stop in text_spans:
+        texts = slice(start - low, stop - low)
         for begin, end in video_spans:
-            scores = tile((start, stop), (begin, end))
+            scores, videos = tile((start, stop), (begin, end)), slice(begin - left, end - left)
             for direction, tally in tallies.items():
                 if direction == TEXT_TO_VIDEO:
-                    tally.add(scores, target[start:stop, None], at=slice(start, stop), dim=1)
+                    tally.add(scores, own[texts, None], at=texts, dim=1)
                 elif direction == VIDEO_TO_TEXT_CAPTION:
-                    tally.add(scores, best[begin:end], at=slice(begin, end), dim=0)
+                    tally.add(scores, best[videos], at=videos, dim=0)
                 else:
-                    complete = groups[begin, end].push(scores, video[start:stop], last=stop == T)  # (g, v)
-                    tally.add(complete, best[begin:end], at=slice(begin, end), dim=0)
+                    complete = groups[begin, end].push(scores, video[texts], last=stop == high)  # (g, v)
+                    tally.add(complete, best[videos], at=videos, dim=0)
+    return {name: tally.counts for name, tally in tallies.items()}
 
+
+def ranks_of_counts(counted: Mapping[str, Tensor], targets: Targets, pairing: Pairing) -> dict[str, np.ndarray]:
+    """Ranks, 1 + above + half the ties, as `retrieval_ranks` returns them, from what is counted of all texts and videos."""
     asked = np.unique(pairing.video_of_text)  # (G,)
     ranks = {}
-    for direction, tally in tallies.items():
+    for direction, (above, equal) in counted.items():
+        own = (
+            targets.own_ties if direction == VIDEO_TO_TEXT_CAPTION else 1
+        )  # of the equal scores those of the query itself
+        found = (1 + above).cpu().numpy() + (equal - own).cpu().numpy() / 2
         if direction == TEXT_TO_VIDEO:
-            ranks[direction] = np.empty(T)
-            ranks[direction][pairing.rows((0, T))] = tally.ranks(own=1)
+            ranks[direction] = np.empty(len(found))
+            ranks[direction][pairing.rows((0, len(found)))] = found
         else:
-            own = own_ties if direction == VIDEO_TO_TEXT_CAPTION else 1
-            ranks[direction] = tally.ranks(own=own)[asked]
+            ranks[direction] = found[asked]
     return ranks
+
+
+def whole(spans: Sequence[Span]) -> Span:
+    """What consecutive spans cover."""
+    return spans[0][0], spans[-1][1]
 
 
 def spans(total: int, step: int) -> list[Span]:
@@ -244,8 +311,7 @@ class _Tally:
     """For each query: how many scores are above its target, and how many are equal to it."""
 
     def __init__(self, queries: int, device: torch.device) -> None:
-        self.above = torch.zeros(queries, dtype=torch.int64, device=device)
-        self.equal = torch.zeros_like(self.above)
+        self.counts = torch.zeros(2, queries, dtype=torch.int64, device=device)
         self.scratch = torch.empty(0, dtype=torch.float32, device=device)
 
     def add(self, scores: Tensor, target: Tensor, *, at: slice, dim: int) -> None:
@@ -255,12 +321,8 @@ class _Tally:
         if self.scratch.numel() < scores.numel():  # float32 counts exactly up to 2^24, more than a tile is long
             self.scratch = self.scratch.new_empty(scores.numel())
         marks = self.scratch[: scores.numel()].view(scores.shape)
-        self.above[at] += torch.gt(scores, target, out=marks).sum(dim).long()
-        self.equal[at] += torch.eq(scores, target, out=marks).sum(dim).long()
-
-    def ranks(self, *, own: Tensor | int) -> np.ndarray:
-        """1 + above + half the ties, float64; `own` says how many of the equal scores are the query's own."""
-        return (1 + self.above).cpu().numpy() + (self.equal - own).cpu().numpy() / 2
+        self.counts[0, at] += torch.gt(scores, target, out=marks).sum(dim).long()
+        self.counts[1, at] += torch.eq(scores, target, out=marks).sum(dim).long()
 
 
 class _GroupMaxima:

@@ -72,6 +72,20 @@ class EvaluateSettings:
     best_frames_weight: float = setting(1.0, "What that mean is multiplied by before.", group="Metrics", min=0)
     confidence: bool = setting(True, "Whether metrics have bootstrap intervals.", group="Metrics", option=False)
     seed: int = setting(0, "Of the bootstrap.", min=0, option=False)
+    engine: str = setting(
+        "local",
+        "`ray`: scored by parts on the machines of a Ray cluster, for galleries that one does not hold; ranks are the same.",
+        group="Speed",
+        choices=("local", "ray"),
+        affects_result=False,
+    )
+    address: str = setting(
+        "auto",
+        "Of the Ray cluster; `auto`: the one this machine belongs to, `local`: a new one on this machine alone.",
+        group="Speed",
+        metavar="ADDRESS",
+        affects_result=False,
+    )
     qrels: Path | None = setting(
         None,
         "Also judge with several right videos a caption: TREC qrels, a .csv or .tsv with caption, video and grade, or FIRE's .json.",

@@ -169,7 +169,7 @@ def ranks(
 
 
 class Scorer:
-    """Tiles of scores. Videos are encoded at once, texts when a tile needs them.
+    """Tiles of scores. Either side is encoded when a tile needs it; encoded videos are kept.
 
     Encoded texts and tiles are kept while `free` bytes last. Beyond, they are made anew when asked for again, so tiles
     are best asked for text span by text span: the last one's encoding is at hand in any case.
@@ -190,11 +190,7 @@ class Scorer:
         self.seconds, self.progress = seconds, progress
         self.watch: Callable[[Tensor, Span, Span], None] | None = getattr(head, "watch", None)
         self.pairing = pair(table.video_of_text, num_texts=table.num_texts, num_videos=table.num_videos)
-        # A quarter of the memory is for a batch being encoded, a quarter for a tile and the three like it that its
-        # comparison takes, half for what is kept.
-        side = max(1, int((max_bytes / 4 / (4 * 4)) ** 0.5))
-        self.video_spans = spans(table.num_videos, min(batches[1], side))
-        self.text_spans = spans(table.num_texts, min(batches[0], side))
+        self.text_spans, self.video_spans = tile_spans(table, batches, max_bytes)
         self.needs_tokens = head.needs_tokens
         self.words = _words(table) if self.needs_tokens else None
         self.frames = _frames(table)
@@ -204,17 +200,14 @@ class Scorer:
         self.last: tuple[Span, Any] = ((0, 0), None)
         self.seen = bytearray(len(self.text_spans) * len(self.video_spans))  # one byte a tile: whether it was made
         self.done = 0
-        with self._timed("encode"):
-            rows = torch.arange(table.num_videos)
-            self.encoded_videos = self._encode(head.encode_video, self._videos, rows, self.frames)
+        self.encoded_videos: dict[Span, Any] = {}
 
     def tile(self, texts: Span, videos: Span) -> Tensor:
         """(t, v) float32 scores of sorted texts [start, stop) and videos [start, stop), on the device."""
         if (texts, videos) in self.kept_tiles:
             return self.kept_tiles[texts, videos]
-        encoded_texts = self._encoded_texts(texts)
+        encoded_texts, encoded_videos = self._encoded_texts(texts), self._encoded_videos(videos)
         with self._timed("score"):
-            encoded_videos = _map(lambda field: field[slice(*videos)], self.encoded_videos)
             scores = self.head.score(encoded_texts, encoded_videos).float()
             require_finite(
                 scores, lambda row: self._name_text(texts[0] + row), lambda row: self._name_video(videos[0] + row)
@@ -229,6 +222,14 @@ class Scorer:
         if self._fits([scores]):
             self.kept_tiles[texts, videos] = scores
         return scores
+
+    def _encoded_videos(self, videos: Span) -> Any:
+        """Kept, whatever `free` says. Each span by itself, so that who scores some of them scores as who scores all."""
+        if videos not in self.encoded_videos:
+            with self._timed("encode"):
+                rows = torch.arange(*videos)
+                self.encoded_videos[videos] = self._encode(self.head.encode_video, self._videos, rows, self.frames)
+        return self.encoded_videos[videos]
 
     def _encoded_texts(self, texts: Span) -> Any:
         if texts in self.kept_texts:
@@ -336,7 +337,7 @@ def scoring(
     home = next((parameter.device for parameter in head.parameters()), torch.device("cpu"))
     device = home if device is None else torch.device(device)
     if max_bytes is None:
-        max_bytes = 1 << 32 if device.type == "cuda" else 1 << 28
+        max_bytes = memory_on(device)
     training = [module for module in head.modules() if module.training]
     try:
         head.eval().to(device)
@@ -356,6 +357,19 @@ def scoring(
             module.training = True
 
 
+def memory_on(device: torch.device | str) -> int:
+    """Working memory of scoring, bytes, where none is said."""
+    return 1 << 32 if torch.device(device).type == "cuda" else 1 << 28
+
+
+def tile_spans(table: Pairs, batches: tuple[int, int], max_bytes: int) -> tuple[list[Span], list[Span]]:
+    """How texts and videos are cut into tiles."""
+    # A quarter of the memory is for a batch being encoded, a quarter for a tile and the three like it that its
+    # comparison takes, half for what is kept.
+    side = max(1, int((max_bytes / 4 / (4 * 4)) ** 0.5))
+    return spans(table.num_texts, min(batches[0], side)), spans(table.num_videos, min(batches[1], side))
+
+
 def _map(function: Callable[[Tensor], Tensor], side: Any) -> Any:
     """The same NamedTuple with `function` over its tensors; absent fields stay absent."""
     return type(side)(*(None if field is None else function(field) for field in side))
@@ -373,5 +387,8 @@ def _words(table: Pairs) -> Tensor:
 
 def _frames(table: Pairs) -> Tensor | None:
     """(V,) where the last real frame of every video stands, from 1, on the CPU; None where the table does not say."""
+    counts = getattr(table, "frame_count", None)
+    if counts is not None:
+        return None if getattr(table, "padded", False) else counts
     mask = None if getattr(table, "padded", False) else getattr(table, "frame_mask", None)
     return None if mask is None else (mask.cpu() * torch.arange(1, mask.shape[1] + 1)).amax(1)

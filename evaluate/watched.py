@@ -26,19 +26,39 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._head, name)
 
+    @property
+    def unwatched(self) -> Scoring:
+        return self._head
+
     def watch(self, scores: Tensor, texts: Span, videos: Span) -> None:
         """Look at the (t, v) scores of a tile; a tile that comes again changes nothing."""
         best, at = scores.max(1)
         self._ends.append(torch.stack([scores.amin(), best.amax()]))
-        known = self._first.get(texts)
-        at = at + videos[0]
-        if known is not None:
-            better = best > known[0]
-            best, at = torch.where(better, best, known[0]), torch.where(better, at, known[1])
+        self._take(texts, best, at + videos[0])
+
+    def seen(self) -> tuple[Tensor, dict[Span, tuple[Tensor, Tensor]]]:
+        """What `add` of another takes, on the CPU."""
+        return torch.stack(self._ends).cpu(), {
+            texts: (best.cpu(), at.cpu()) for texts, (best, at) in self._first.items()
+        }
+
+    def add(self, seen: tuple[Tensor, dict[Span, tuple[Tensor, Tensor]]]) -> None:
+        """Take what was seen elsewhere, of other tiles of the same spans of texts."""
+        ends, first = seen
+        self._ends.extend(ends)
+        for texts, (best, at) in first.items():
+            self._take(texts, best, at)
+
+    def _take(self, texts: Span, best: Tensor, at: Tensor) -> None:
+        """Of several videos with one score the first counts, in whichever order they come."""
+        if texts in self._first:
+            known, where = self._first[texts]
+            better = (best > known) | ((best == known) & (at < where))
+            best, at = torch.where(better, best, known), torch.where(better, at, where)
         self._first[texts] = best, at
 
     def summary(self, gallery: int) -> ScoreSummary:
-        """Of all tiles; `gallery` is V. Of several videos with one score the first counts as found."""
+        """Of all tiles; `gallery` is V."""
         ends = torch.stack(self._ends)
         found = torch.cat([at for _, at in self._first.values()])
         hits = torch.bincount(found, minlength=gallery)

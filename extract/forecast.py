@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glscl.cache.schema import Annotations, VideoItem
+from glscl.common.staged import remote_file
 from glscl.extract.backbone.catalog import config_of
 from glscl.extract.decode.jobs import JobPool
 from glscl.extract.decode.packets import header_seconds
@@ -92,7 +93,7 @@ def _seconds_a_video(videos: list[VideoItem], usual: float | None) -> tuple[floa
     """Seconds of an entry on average, and where they come from."""
     if videos and all(video.start is not None and video.end is not None for video in videos):
         return statistics.fmean((v.end or 0.0) - (v.start or 0.0) for v in videos), "annotations"
-    found = [video.path for video in videos if video.path is not None]
+    found = [video.path for video in videos if video.path is not None and remote_file(video.path) is None]
     told = lengths_of(found[:: max(1, math.ceil(len(found) / SAMPLED))]) if found else []
     if told:
         return statistics.fmean(told), "files"

@@ -13,8 +13,9 @@ from glscl.cache.formats.blocks import Blocks
 from glscl.cache.keys import Stat
 from glscl.cache.library import Place
 from glscl.cache.schema import Status
-from glscl.common.errors import DecodeError
+from glscl.common.errors import DecodeError, StorageError
 from glscl.common.progress import Progress, Task
+from glscl.common.staged import remote_file, stamp_of
 from glscl.extract.backbone.encoder import Backbone
 from glscl.extract.batching import ShardInProgress, Stopwatch
 from glscl.extract.decode.video import FrameChunk, VideoDone, VideoTask
@@ -102,7 +103,11 @@ class VideoExtraction:
         """What became of a video; MISSING where its file is not what it was when it was hashed."""
         path = self.videos[done.item].path
         try:
-            same = Stat.of(path) == self._listed(path)
+            address = remote_file(path)
+            found = Stat.of(path) if address is None else Stat(*stamp_of(address, anew=True))
+            same = found == self._listed(path)
+        except StorageError:
+            raise
         except OSError:
             same = False
         return done if same else done._replace(status=Status.MISSING, reason=CHANGED)

@@ -3,6 +3,8 @@
     frames/ID.npy, frames/ID.npz, frames.h5 or frames/00000.tar …    (F, D) each, or (D,) pooled
     texts/…, texts.h5                                                (D,) each, called ID#n
     tokens/…, tokens.h5                                              (L, D) each, called ID#n
+    frames.parquet, frames.lance                                     a row a frame: name, split, time, vector (D,)
+    texts.parquet, tokens.parquet, …lance                            a row a caption or token: name, text, vector (D,)
     captions.csv                                                     video, caption, split, id: what `import-features` takes
 
 F frames, L tokens, D embed_dim.
@@ -11,6 +13,7 @@ F frames, L tokens, D embed_dim.
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import json
 import tarfile
@@ -32,7 +35,8 @@ from glscl.common.errors import InputError, UsageError
 from glscl.common.versions import versions
 from glscl.evaluate.exporting.frame_vectors import put_aside
 
-FEATURE_FORMATS = ("npy-files", "npz", "h5", "webdataset")
+FEATURE_FORMATS = ("npy-files", "npz", "h5", "webdataset", "parquet", "lance")
+_ENDS = {"h5": ".h5", "parquet": ".parquet", "lance": ".lance"}
 NAMES = ("id", "content")
 BLOCK = 1 << 15  # rows that are held at once, one item at least
 SAMPLES = 1000  # of an archive
@@ -78,17 +82,19 @@ def export_features(
     Args:
         out: a folder; what it has of the same name is replaced.
         to: "npy-files" and "npz": a file an item, of which `.npz` has `features`, and `times` in seconds of frames; "h5": a
-            dataset an item; "webdataset": archives of `.npy`, `.txt` with a caption a line, and `.json`.
+            dataset an item; "webdataset": archives of `.npy`, `.txt` with a caption a line, and `.json`; "parquet" and "lance":
+            tables with a row a frame, caption or token, the rows of an item one after another.
         split: only its videos and captions.
         pooled: of each video the mean of its frames, each of length 1 before and the mean after.
         names: what a video is called: its "id", or its "content": 32 hexadecimal digits, the same in every list.
 
     Raises:
-        UsageError: no such format or names. InputError: no such split, an id that is no name of a file, or no frames.
+        UsageError: no such format or names, or what writes it is not installed. InputError: no such split, an id that is no name of a file, or no frames.
         BusyError: another process writes `out`. StorageError: the disk is full or failing.
     """
     if to not in FEATURE_FORMATS or names not in NAMES:
         raise UsageError(f"`to` is {to!r} and `names` {names!r}; expected {', '.join(FEATURE_FORMATS)}; id or content")
+    _require_modules(to)
     store.require_complete()
     if split is not None and split not in store.splits:
         raise InputError(f"{store.place} has no split {split!r}; it has {', '.join(store.splits) or 'none'}")
@@ -104,7 +110,7 @@ def export_features(
         ):
             if part == "tokens" and not store.has_tokens:
                 continue
-            file = f"{part}.h5" if to == "h5" else part
+            file = f"{part}{_ENDS.get(to, '')}"
             put_aside(out / file, lambda path, arrays=arrays: _write(_WRITERS[to](path), arrays))
             written.append(file)
         write_atomically(out / "captions.csv", listed.table())
@@ -120,6 +126,11 @@ def export_features(
         dim=store.embed_dim,
         left_out=listed.left_out,
     )
+
+
+def listed_frames(store: Store, split: str | None) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
+    """id, (F, D) and "split", "captions", "times" of each video with frames. Raises InputError: there are none."""
+    yield from _Listed(store, split, "id").frames(pooled=False)
 
 
 def _write(writer: _Writer, arrays: Iterator[tuple[str, np.ndarray, dict[str, Any]]]) -> None:
@@ -308,9 +319,81 @@ class _Archives:
             self.archive.close()
 
 
+def _require_modules(to: str) -> None:
+    names = {"parquet": ("pyarrow", "pyarrow.parquet"), "lance": ("lance", "pyarrow")}.get(to, ())
+    try:
+        for name in names:
+            importlib.import_module(name)
+    except ImportError as error:
+        raise UsageError(
+            f"{to} needs {error.name}, which is not installed", hint=f"pip install 'glscl[{to}]'"
+        ) from error
+
+
+class _Table:
+    """A row a frame, caption or token, in Parquet or Lance."""
+
+    def __init__(self, path: Path, to: str) -> None:
+        self.path, self.to = path, to
+        self.rows = 0
+        self.held: list[tuple[str, np.ndarray, dict[str, Any]]] = []
+        self.writer: Any = None
+
+    def add(self, name: str, array: np.ndarray, about: dict[str, Any]) -> None:
+        self.held.append((name, np.atleast_2d(array), about))
+        self.rows += len(self.held[-1][1])
+        if self.rows >= BLOCK:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        if self.to == "parquet" and self.writer is not None:
+            self.writer.close()
+
+    def _flush(self) -> None:
+        if not self.rows:
+            return
+        batch = self._batch()
+        self.held, self.rows = [], 0
+        if self.to == "lance":
+            lance: Any = importlib.import_module("lance")
+            mode = "create" if self.writer is None else "append"
+            self.writer = lance.write_dataset(batch, str(self.path), mode=mode)
+            return
+        if self.writer is None:
+            parquet: Any = importlib.import_module("pyarrow.parquet")
+            self.writer = parquet.ParquetWriter(self.path, batch.schema)
+        self.writer.write_table(batch)
+
+    def _batch(self) -> Any:
+        pa: Any = importlib.import_module("pyarrow")
+        counts = [len(array) for _, array, _ in self.held]
+
+        def column(values: list[str]) -> Any:
+            return pa.array(np.repeat(np.array(values, object), counts), pa.string())
+
+        vectors = np.concatenate([array for _, array, _ in self.held])
+        flat = pa.array(np.ascontiguousarray(vectors).ravel())
+        columns = {"name": column([_text(name) for name, *_ in self.held])}
+        if "split" in self.held[0][2]:
+            columns["split"] = column([about["split"] for *_, about in self.held])
+            if len(self.held[0][2]["times"]) == len(self.held[0][1]):  # not pooled
+                columns["time"] = pa.array(np.concatenate([about["times"] for *_, about in self.held]))
+        else:
+            columns["text"] = column([_text(about["captions"][0]) for *_, about in self.held])
+        columns["vector"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+        return pa.table(columns)
+
+
+def _text(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
 _WRITERS: dict[str, Callable[[Path], _Writer]] = {
     "npy-files": lambda path: _Files(path, ".npy"),
     "npz": lambda path: _Files(path, ".npz"),
     "h5": _Datasets,
     "webdataset": _Archives,
+    "parquet": lambda path: _Table(path, "parquet"),
+    "lance": lambda path: _Table(path, "lance"),
 }

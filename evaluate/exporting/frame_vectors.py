@@ -1,4 +1,4 @@
-"""Every stored frame of a list, for other engines: faiss, Parquet, Lance.
+"""Every stored frame of a list as an index of faiss.
 
 R frames, D embed_dim.
 """
@@ -61,44 +61,36 @@ def export_frames(
     store: Store,
     out: Path,
     *,
-    to: str,
     split: str | None = None,
     about: dict[str, Any] | None = None,
     progress: Progress = lambda _: None,
 ) -> ExportedFrames:
     """Write the features of every stored frame, of length 1: their dot product with a sentence's, made alike, is the cosine.
 
-        faiss     frames.faiss, float16, inner product; rows.npz: `entry` (R,) of frames.json's videos, and `time` (R,)
-        parquet   frames.parquet: video, split, time, vector (D float16)
-        lance     frames.lance, the same columns
-        frames.json   video_ids in the list's order, D, and `about`
+        frames.faiss   float16, inner product
+        rows.npz       `entry` (R,) of frames.json's videos, and `time` (R,)
+        frames.json    video_ids in the list's order, D, and `about`
 
     Args:
         out: a folder; files of the same name are replaced.
-        to: one of `FRAME_FORMATS`.
         split: only its videos.
 
     Raises:
-        UsageError: no such format or split, or what writes it is not installed.
-        InputError: there are no frames. NonFiniteError: a frame has NaN or infinity; names its video.
+        UsageError: faiss is not installed.
+        InputError: no such split, or there are no frames. NonFiniteError: a frame has NaN or infinity; names its video.
         BusyError: another process writes `out`. StorageError: the disk is full or failing.
     """
-    if to not in FRAME_FORMATS:
-        raise UsageError(f"`to` is {to!r}; expected one of {', '.join(FRAME_FORMATS)}")
-    modules, extra, write = FRAME_FORMATS[to]
     try:
-        found = [importlib.import_module(name) for name in modules]
+        faiss = importlib.import_module("faiss")
     except ImportError as error:
-        raise UsageError(
-            f"{to} needs {error.name}, which is not installed", hint=f"pip install 'glscl[{extra}]'"
-        ) from error
+        raise UsageError("faiss is not installed", hint="pip install 'glscl[index]'") from error
     store.require_complete()
     if split is not None and split not in store.splits:
         raise InputError(f"{store.place} has no split {split!r}; it has {', '.join(store.splits) or 'none'}")
     run = (store.everything if split is None else store.splits[split]).videos
     written = _Count()
     with hold_folder(out, what="export"):
-        files = write(found, store, Path(out), written.count(_blocks(store, run, progress)))
+        files = _write_faiss(faiss, store, Path(out), written.count(_blocks(store, run, progress)))
         ids = {**(about or {}), "frames": written.frames, "embed_dim": store.embed_dim, "versions": versions()}
         ids |= {"video_ids": store.ids("video")}
         write_atomically(Path(out) / "frames.json", dump_json(ids))
@@ -134,8 +126,7 @@ def _blocks(store: Store, run: range, progress: Progress) -> Iterator[Block]:
         progress(len(features))
 
 
-def _write_faiss(modules: list[Any], store: Store, out: Path, blocks: Iterator[Block]) -> list[str]:
-    [faiss] = modules
+def _write_faiss(faiss: Any, store: Store, out: Path, blocks: Iterator[Block]) -> list[str]:
     index = faiss.IndexScalarQuantizer(
         store.embed_dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
     )  # float16 keeps what most caches hold; nothing is learned
@@ -158,49 +149,6 @@ def _write_faiss(modules: list[Any], store: Store, out: Path, blocks: Iterator[B
     return ["frames.faiss", "rows.npz"]
 
 
-def _write_parquet(modules: list[Any], store: Store, out: Path, blocks: Iterator[Block]) -> list[str]:
-    pa, parquet = modules
-
-    def write(path: Path) -> None:
-        with parquet.ParquetWriter(path, _schema(pa, store), use_dictionary=["video", "split"]) as writer:
-            for batch in _batches(pa, store, blocks):
-                writer.write_batch(batch)
-
-    put_aside(out / "frames.parquet", write)
-    return ["frames.parquet"]
-
-
-def _write_lance(modules: list[Any], store: Store, out: Path, blocks: Iterator[Block]) -> list[str]:
-    lance, pa = modules
-
-    def write(path: Path) -> None:
-        lance.write_dataset(_batches(pa, store, blocks), str(path), schema=_schema(pa, store), mode="overwrite")
-
-    put_aside(out / "frames.lance", write)
-    return ["frames.lance"]
-
-
-def _schema(pa: Any, store: Store) -> Any:
-    vector = pa.list_(pa.float16(), store.embed_dim)
-    return pa.schema([("video", pa.string()), ("split", pa.string()), ("time", pa.float32()), ("vector", vector)])
-
-
-def _batches(pa: Any, store: Store, blocks: Iterator[Block]) -> Iterator[Any]:
-    ids, splits = store.ids("video"), np.full(store.num_items["video"], "", object)
-    for name, split in store.splits.items():
-        splits[split.videos.start : split.videos.stop] = name
-    for block in blocks:
-        rows = np.repeat(block.rows, block.counts).tolist()
-        flat = pa.array(block.features.astype(np.float16).ravel())
-        columns = [
-            pa.array([ids[row].encode("utf-8", "replace").decode() for row in rows]),
-            pa.array([splits[row] for row in rows], pa.string()),
-            pa.array(block.times),
-            pa.FixedSizeListArray.from_arrays(flat, store.embed_dim),
-        ]
-        yield pa.record_batch(columns, schema=_schema(pa, store))
-
-
 def put_aside(path: Path, write: Callable[[Path], None]) -> None:
     """A file, or a folder, made aside and then given its name; nothing half-written has it."""
     aside = path.with_name(f".{path.name}.part")
@@ -221,12 +169,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-FRAME_FORMATS: dict[
-    str, tuple[tuple[str, ...], str, Callable[[list[Any], Store, Path, Iterator[Block]], list[str]]]
-] = {
-    "faiss": (("faiss",), "index", _write_faiss),
-    "parquet": (("pyarrow", "pyarrow.parquet"), "parquet", _write_parquet),
-    "lance": (("lance", "pyarrow"), "lance", _write_lance),
-}

@@ -20,6 +20,7 @@ import io
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +41,7 @@ from glscl.cache.files import (
     sync_directory,
     write_atomically,
 )
-from glscl.cache.library import Library
+from glscl.cache.library import Library, open_library
 from glscl.cache.lock import hold_folder
 from glscl.cache.reading import in_pieces, read_arrays
 from glscl.cache.schema import DEPTH, Status
@@ -57,6 +58,7 @@ from glscl.common.errors import (
     first_line,
 )
 from glscl.common.versions import versions
+from glscl.evaluate.parts import Workers
 from glscl.evaluate.search.frame_index import Candidates, FrameIndex, Listed, StoredRows, units_of
 
 SCHEMA = "glscl.index/1"
@@ -246,7 +248,12 @@ class Approximate:
 
 
 def make_index(
-    library: Library, *, recall: float, encode: Callable[[Sequence[str]], Tensor], added: Progress = lambda _: None
+    library: Library,
+    *,
+    recall: float,
+    encode: Callable[[Sequence[str]], Tensor],
+    added: Progress = lambda _: None,
+    workers: Workers | None = None,
 ) -> About:
     """Make an index of all frames of a cache, or add to it those that it lacks.
 
@@ -254,6 +261,8 @@ def make_index(
         recall: share of the exact best ten videos that the index shall find.
         encode: sentences → (Q, D), for caches without captions.
         added: told how many frames were added.
+        workers: who makes segments, such as a `glscl.common.ray_cluster.RayCluster` whose machines reach the cache; None
+            makes them here. They are the same.
 
     Raises:
         UsageError: no faiss, or a flat file. InputError: no frames.
@@ -273,9 +282,11 @@ def make_index(
             about = _learn(library, folder, items, counts)
         keys = library.stream("video").keys
         lacking = Cells(folder, about).places_of(keys[items], counts) < 0
-        for numbers in in_pieces(items[lacking], counts[lacking], SEGMENT):
-            segment = _add(library, folder, about, numbers, added)
-            about = msgspec.structs.replace(about, segments=(*about.segments, segment))
+        there, made = about.segments, {}
+        pieces = [*in_pieces(items[lacking], counts[lacking], SEGMENT)]
+        for number, segment in _segments(library, folder, about, [keys[piece] for piece in pieces], added, workers):
+            made[number] = segment
+            about = msgspec.structs.replace(about, segments=(*there, *(made[each] for each in sorted(made))))
             _write(folder, about)
         if about.frames > 1.1 * about.tuned_for:
             about = _tuned(library, folder, about, recall, encode)
@@ -363,32 +374,72 @@ def _learn(library: Library, folder: Path, items: np.ndarray, counts: np.ndarray
     return About(library.fingerprint, name, cells, frames, versions=versions() | {"faiss": faiss.__version__})
 
 
-def _add(library: Library, folder: Path, about: About, items: np.ndarray, added: Progress) -> Segment:
-    """A further segment, of the frames of some items."""
+def _segments(
+    library: Library,
+    folder: Path,
+    about: About,
+    pieces: Sequence[np.ndarray],
+    added: Progress,
+    workers: Workers | None,
+) -> Iterator[tuple[int, Segment]]:
+    """Further segments as they are made, each of the frames of some items, given by their keys (n, 16)."""
+    cells = folder / f"{about.cells}.faiss"
+    if workers is None:
+        made = ((n, _segment(keys, library, cells.read_bytes(), added)) for n, keys in enumerate(pieces))
+    else:
+        made = workers.map(_segment_there, pieces, library.place, cells.read_bytes())
+    for number, (index, offsets) in made:
+        keys = pieces[number]
+        name = hashlib.sha256(about.cells.encode() + keys.tobytes()).hexdigest()[:16]
+        buffer = io.BytesIO()
+        np.savez(buffer, keys=keys, offsets=offsets)
+        write_atomically(folder / f"{name}.npz", buffer.getvalue())
+        _write_index(folder / f"{name}.faiss", index)
+        if workers is not None:
+            added(int(offsets[-1]))
+        yield number, Segment(name, len(keys), int(offsets[-1]))
+
+
+def _segment(
+    keys: np.ndarray, library: Library, cells: bytes, added: Progress = lambda _: None
+) -> tuple[Any, np.ndarray]:
+    """faiss's index of the frames of some items, and the boundaries (n + 1,) of the items in it."""
     faiss = faiss_module()
-    index, counts = faiss.read_index(str(folder / f"{about.cells}.faiss")), []
-    for rows, offsets in _blocks(library, items):
+    index, counts = faiss.deserialize_index(np.frombuffer(cells, np.uint8)), []
+    for rows, offsets in _blocks(library, library.stream("video").index.find(keys)):
         index.add(rows.numpy())
         counts.append(np.diff(offsets))
         added(len(rows))
-    keys = library.stream("video").keys[items]
-    name = hashlib.sha256(about.cells.encode() + keys.tobytes()).hexdigest()[:16]
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(counts))])
-    buffer = io.BytesIO()
-    np.savez(buffer, keys=keys, offsets=offsets)
-    write_atomically(folder / f"{name}.npz", buffer.getvalue())
-    path, aside = folder / f"{name}.faiss", folder / f".{name}.faiss.00000000.tmp"
+    return index, offsets
+
+
+def _segment_there(keys: np.ndarray, place: str, cells: bytes) -> tuple[bytes, np.ndarray]:
+    index, offsets = _segment(keys, _library_at(place), cells)
+    return faiss_module().serialize_index(index).tobytes(), offsets
+
+
+def _write_index(path: Path, index: Any) -> None:
+    """An index of faiss, or the bytes of one."""
+    faiss, aside = faiss_module(), path.with_name(f".{path.name}.00000000.tmp")
     with storage_errors(path):
         try:
             with open(aside, "wb") as file:  # faiss's own writer takes no notice of a disk that is full when it closes
-                faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+                if isinstance(index, bytes):
+                    file.write(index)
+                else:
+                    faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(aside, path)
         finally:
             aside.unlink(missing_ok=True)
-        sync_directory(folder)
-    return Segment(name, len(items), int(offsets[-1]))
+        sync_directory(path.parent)
+
+
+@lru_cache(1)
+def _library_at(place: str) -> Library:
+    return open_library(place)
 
 
 def _remove_others(folder: Path, about: About) -> None:

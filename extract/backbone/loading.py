@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
+from glscl.common.addresses import address_of
 from glscl.common.archive_limits import check_zip
 from glscl.common.clip_names import ClipWeights
 from glscl.common.errors import BackboneError, Hint
+from glscl.common.staged import brought
 from glscl.common.state_dicts import FOLDER_FILES, first_words, is_script, weights_file
 from glscl.extract.backbone.catalog import needed_files
 from glscl.extract.backbone.clip_model import ClipModel, is_clip
@@ -61,6 +63,8 @@ def load_model(
     Raises:
         BackboneError: unknown name or tag, weights that cannot be had or do not fit.
     """
+    if pretrained and address_of(pretrained, "pretrained") is not None:
+        pretrained = str(brought(pretrained, "pretrained"))
     source = Path(pretrained) if pretrained and _is_there(pretrained) else None
     tuned = read_tuned(source) if source and source.is_file() else None
     if source and tuned:

@@ -16,8 +16,9 @@ import numpy as np
 
 from glscl.cache.keys import Stat
 from glscl.cache.library import Library, Place
-from glscl.common.errors import BackboneError, DecodeError, GlsclError, UsageError, first_line
+from glscl.common.errors import BackboneError, DecodeError, first_line
 from glscl.common.progress import Progress
+from glscl.common.ray_cluster import cause_of, connect
 from glscl.common.tables import amount
 from glscl.extract.batching import Stopwatch
 from glscl.extract.engine import AboutBackbone
@@ -44,9 +45,7 @@ class RayEngine:
     """
 
     def __init__(self, settings: ExtractSettings, address: str = "auto", *, encoders: int | None = None) -> None:
-        self._ray = ray = _ray()
-        if not ray.is_initialized():
-            _connect(ray, address)
+        self._ray = ray = connect(address)
         there = ray.cluster_resources()
         self.gpus, self.cores = int(there.get("GPU", 0)), max(1, int(there.get("CPU", 1)))
         self.precision = "fp16" if self.gpus else "fp32"
@@ -156,7 +155,7 @@ class RayEngine:
                     made = ray.get(ref)
                 except ray.exceptions.RayTaskError as error:
                     self._free.append(encoder)
-                    raise _cause(error) from error
+                    raise cause_of(error) from error
                 except ray.exceptions.RayError as error:
                     if deaths + 1 == DEATHS:
                         raise DecodeError(
@@ -182,7 +181,7 @@ class RayEngine:
             try:
                 about: AboutBackbone = ray.get(ref)
             except ray.exceptions.RayTaskError as error:
-                raise _cause(error) from error
+                raise cause_of(error) from error
             except ray.exceptions.RayError:  # it died; Ray starts it again
                 self._starting[encoder.about.remote()] = encoder
                 continue
@@ -217,28 +216,3 @@ def _order(
         embed_dim=library.embed_dim,
         dtype=library.dtype,
     )
-
-
-def _cause(error: Any) -> Exception:
-    """What code of ours raised on another machine."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, GlsclError) else error
-
-
-def _ray() -> Any:
-    try:
-        import ray  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise UsageError("`engine=ray` needs Ray, which is not installed", hint="pip install 'glscl[ray]'") from None
-    return ray
-
-
-def _connect(ray: Any, address: str) -> None:
-    """Raises UsageError where there is no cluster."""
-    try:
-        ray.init(address=None if address == "local" else address, logging_level="ERROR", log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UsageError(
-            f"There is no Ray cluster at `address={address}`: {first_line(error)}",
-            hint="Start one with ray start, or use `address=local` for this machine alone",
-        ) from error

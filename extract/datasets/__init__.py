@@ -7,6 +7,7 @@ an installed package gives in the entry point group `glscl.datasets`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -42,6 +43,7 @@ class DatasetEntry:
         public_rule: how the public programs sample it, a rule of `glscl.extract.decode.sampling`.
         partially_relevant: its captions tell of a part of a video.
         own: of data of one's own, of which nobody knows the splits: its reader compares what is in the files.
+        repo: of the Hub, for the reader of its data sets.
     """
 
     name: str = ""
@@ -57,6 +59,7 @@ class DatasetEntry:
     public_rule: str = "public"
     partially_relevant: bool = False
     own: bool = False
+    repo: str | None = None
 
     def read(
         self,
@@ -88,6 +91,8 @@ class DatasetEntry:
         options: dict[str, object] = {"write": not dry_run} if self.unpacks else {}
         if self.own:
             options |= {"contents": contents, "allow_shared": allow_shared}
+        if self.repo is not None:
+            options["repo"] = self.repo
         reader: Callable[..., Annotations] = attribute(import_module(self.module), self.reader)
         found = reader(
             None if annotations is None else Path(annotations),
@@ -116,7 +121,7 @@ class DatasetEntry:
 
 
 def dataset_entry(name: str) -> DatasetEntry:
-    """The dataset of a name: one of `DATASETS`, `package.module:reader`, or an entry point of the group `glscl.datasets`.
+    """The dataset of a name: one of `DATASETS`, `hf:USER/NAME`, `package.module:reader`, or an entry point of `glscl.datasets`.
 
     An entry point gives a reader, or a `DatasetEntry` with defaults of its own.
 
@@ -125,11 +130,17 @@ def dataset_entry(name: str) -> DatasetEntry:
     """
     if name in DATASETS:
         return replace(DATASETS[name], name=name)
+    if name.startswith("hf:"):
+        repo = name.removeprefix("hf:").rstrip("/")
+        if not repo or ":" in repo:
+            raise UsageError(f"`dataset` is {name!r}; expected hf:USER/NAME, or hf:FOLDER")
+        short = re.sub(r"[^A-Za-z0-9._-]+", "-", repo).strip("-")[-100:]
+        return DatasetEntry(name=f"hf-{short}", module=f"{_HERE}.hugging_face", own=True, unpacks=True, repo=repo)
     full_name = outside_name(name, GROUP)
     if full_name is None:
         raise UsageError(
             f"`dataset` is {name!r}; expected one of {', '.join(DATASETS)}",
-            hint="One of your own is `package.module:reader`; see docs/datasets.md",
+            hint="One of the Hub is `hf:USER/NAME`, one of your own `package.module:reader`; see docs/datasets.md",
         )
     found = load(full_name, setting="dataset")
     module, _, path = full_name.partition(":")

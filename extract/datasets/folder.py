@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,9 +56,10 @@ def read(
     if annotations is not None and not annotations.is_dir():
         notes.append(f"no folder {annotations}: captions were looked for beside the videos")
         annotations = None
-    texts = _TextFiles(files if annotations is None or annotations == root else VideoFiles(annotations))
-    text_of = {name: texts.for_video(name) for name in names}
-    captions_of = {name: read_lines(text) if (text := text_of[name]) else [] for name in names}
+    with tempfile.TemporaryDirectory(prefix="glscl-captions-") as here:
+        texts = _TextFiles(files if annotations is None or annotations == root else VideoFiles(annotations), Path(here))
+        text_of = {name: texts.for_video(name) for name in names}
+        captions_of = {name: read_lines(text) if (text := text_of[name]) else [] for name in names}
 
     split_of = {name: SPLIT_NAMES.get(name.split("/")[0].lower()) if "/" in name else None for name in names}
     divided = all(split_of.values())
@@ -83,10 +85,12 @@ def read(
 
 
 class _TextFiles:
-    """The text files that belong to videos, each to one."""
+    """The text files that belong to videos, each to one; those of an address are brought below a folder here."""
 
-    def __init__(self, files: VideoFiles) -> None:
-        self._files = files
+    def __init__(self, files: VideoFiles, here: Path) -> None:
+        self._files, self._here = files, here if isinstance(files.root, str) else None
+        if self._here is not None:
+            files.bring((name for name in files.names if name.lower().endswith(".txt")), self._here)
         self._names: dict[str, str] = {}  # as looked for → as it is called
         for name in files.names:
             stem, dot, extension = name.rpartition(".")
@@ -105,7 +109,7 @@ class _TextFiles:
                 f"{self._files.full(text)} belongs to two videos: {other} and {video}",
                 hint=f"Name the captions {other}.txt and {video}.txt.",
             )
-        return Path(self._files.full(text))
+        return Path(self._files.full(text)) if self._here is None else self._here / text
 
     def unused(self) -> list[str]:
         """Those that no video was looked up for."""

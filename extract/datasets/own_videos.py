@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from glscl.common.staged import remote_file, stamp_of
 from glscl.common.tar_members import TarMember
 from glscl.extract.datasets.video_files import VideoFiles, split_extension
 
@@ -115,6 +116,8 @@ class _File(NamedTuple):
     @classmethod
     def at(cls, path: str) -> _File:
         """Raises OSError."""
+        if (address := remote_file(path)) is not None:
+            return cls((address, *stamp_of(address)), stamp_of(address).size)
         member = TarMember.at(path)
         stat = os.stat(path if member is None else member.archive)
         # some network file systems give the same number to several files

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from glscl.common.errors import InputError, NotFoundError
+from glscl.common.staged import bring_below, list_folder, remote_file, unsafe
 from glscl.common.tables import amount
 from glscl.extract.datasets.text_files import examples
 
@@ -30,19 +31,23 @@ class VideoFiles:
     """Every file below a folder, listed once; hidden files and folders are left out, symbolic links are followed.
 
     Args:
-        root: the folder.
+        root: the folder, or its address.
     Raises:
         NotFoundError: no such folder.
-        InputError: it cannot be listed.
+        InputError: it cannot be listed. StorageError: it cannot be reached.
     """
 
     def __init__(self, root: Path) -> None:
-        if not root.is_dir():
+        self.notes: list[str] = []
+        self.root: Path | str = remote_file(root) or root.absolute()
+        if isinstance(self.root, str):
+            names = self._list_there(self.root)
+        elif root.is_dir():
+            names = self._list()
+        else:
             found = "is a file, not a folder" if root.exists() else "no such folder"
             raise NotFoundError(f"{root}: {found}; expected the folder of videos", hint="Give `videos=DIR`.")
-        self.root = root.absolute()
-        self.notes: list[str] = []
-        self.names = sorted(self._list())  # relative, with forward slashes
+        self.names = sorted(names)  # relative, with forward slashes
         self._by_name: dict[str, list[str]] = defaultdict(list)
         self._by_stem: dict[str, list[str]] = defaultdict(list)
         self._by_suffix: dict[str, list[str]] | None = None
@@ -52,6 +57,21 @@ class VideoFiles:
             stem, extension = split_extension(name)
             if extension:
                 self._by_stem[stem].append(relative)
+
+    def _list_there(self, address: str) -> list[str]:
+        """Names below an address; what a store tells of them is known afterwards."""
+        found = list_folder(address)
+        if [*found] == [""]:
+            raise NotFoundError(f"{address}: is a file, not a folder; expected the folder of videos")
+        shown = [name for name in found if not any(part.startswith(".") for part in name.split("/"))]
+        names = [name for name in shown if _is_plain(name) and not unsafe(name) and not name.endswith("/")]
+        if left := len(shown) - len(names):
+            self.notes.append(f"left out {amount(left, 'name')} below {address} that no file here could have")
+        return names
+
+    def bring(self, relatives: Iterable[str], folder: Path) -> None:
+        """Bring files of an address below a folder here. Raises StorageError."""
+        bring_below(str(self.root), relatives, folder)
 
     def _list(self) -> list[str]:
         found: list[str] = []
@@ -107,7 +127,7 @@ class VideoFiles:
 
     def full(self, relative: str) -> str:
         """The whole path of a relative name."""
-        return os.path.join(self.root, relative)
+        return f"{self.root}/{relative}" if isinstance(self.root, str) else os.path.join(self.root, relative)
 
     def locate(
         self,
@@ -220,7 +240,7 @@ class VideoFiles:
     def _distinct(self, names: Iterable[str]) -> list[str]:
         """The candidates without repeats and without further names (links) of the same file."""
         names = sorted(set(names))
-        if len(names) < 2:
+        if len(names) < 2 or isinstance(self.root, str):
             return names
         files: dict[tuple[int, int], str] = {}
         for name in names:

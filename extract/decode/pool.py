@@ -28,6 +28,7 @@ from glscl.cache.schema import Status
 from glscl.common.devices import cores
 from glscl.common.errors import DecodeError, StorageError, UsageError
 from glscl.common.signals import Interrupts
+from glscl.extract.decode.staging import decode_from_anywhere
 from glscl.extract.decode.video import Decoding, FrameChunk, VideoDone, VideoTask, decode_video
 from glscl.extract.decode.worker import SPOOL_WINDOW, DecodeFunction, Spool, WorkerSettings, decode_task, initialise
 
@@ -130,10 +131,16 @@ class DecodePool:
         gives up the videos under way.
 
         Raises:
-            DecodeError: the workers themselves fail, whatever the video. StorageError: no room for frames under way.
+            DecodeError: the workers themselves fail, whatever the video. StorageError: no room for frames under way, or a
+            video at an address cannot be had.
         """
         if self._pool is None or self._spool is None:
             raise UsageError("a DecodePool decodes between entering and leaving its with-block")
+        yield from decode_from_anywhere(self._decode, tasks)
+
+    def _decode(self, tasks: Iterable[VideoTask]) -> Iterator[FrameChunk | VideoDone]:
+        """`decode` of files on this machine."""
+        assert self._spool is not None
         source = iter(tasks)
         running: dict[Future[Any], _Job] = {}
         more = True

@@ -1,4 +1,4 @@
-"""Arrays that other programs wrote (`.npy`, `.npz`, `.zip`, `.pt`, `.h5`, `.pkl`, `.tar`), read as input nobody vouches for.
+"""Arrays that other programs wrote (`.npy`, `.npz`, `.zip`, `.pt`, `.h5`, `.parquet`, `.pkl`, `.lance`, `.tar`), read as input nobody vouches for.
 
 Nothing that is read can run code: numpy's files are read without pickles, `.pt` by torch's weights-only reader, and
 pickles by an unpickler that knows containers, strings, numbers and numpy arrays, whose bytes it puts together itself.
@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from glscl.common.archive_limits import check_torch_file, check_unpacked, check_zip
-from glscl.common.errors import InputError, NotFoundError
+from glscl.common.errors import InputError, NotFoundError, UsageError
 from glscl.extract.datasets.text_files import check_memo, read_bytes, show
 from glscl.extract.datasets.video_files import VideoFiles
 from glscl.extract.decode.jobs import JobPool
@@ -118,7 +118,7 @@ def open_arrays(path: Path) -> Iterator[Arrays]:
     if not path.exists():
         raise NotFoundError(f"{path}: no such file or folder", hint=f"Name a file ({_KNOWN}), or a folder of them.")
     with ExitStack() as stack:
-        if path.is_dir():
+        if path.is_dir() and path.suffix.lower() != ".lance":
             yield _of_folder(path, stack)
         elif _is_tar(path.name):
             samples = open_samples(path, stack)
@@ -199,12 +199,12 @@ def _own_times(path: Path) -> np.ndarray:
 
 
 def _entries(path: Path, stack: ExitStack) -> Entries:
-    reader = _READERS.get(path.suffix.lower())
+    reader = _table if path.suffix.lower() == ".lance" else _READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{path}: a file of an unknown kind; known are {_KNOWN}")
     try:
         entries = reader(path, stack)
-    except InputError:
+    except (InputError, UsageError):
         raise
     except Exception as error:  # damaged files raise nearly anything, in five libraries
         raise InputError(f"{path}: cannot be read: {_reason(error)}") from None
@@ -328,6 +328,91 @@ def _read_texts(path: str, name: bytes) -> list[bytes]:
     return texts
 
 
+class _Rows:
+    """The rows of a table of Parquet that belong to each name, which stand one after another; a group is kept at a time."""
+
+    def __init__(self, path: Path, parquet: Any) -> None:
+        self._file = parquet.ParquetFile(path)
+        groups = [self._file.metadata.row_group(i) for i in range(self._file.num_row_groups)]
+        check_unpacked(sum(group.total_byte_size for group in groups), path.stat().st_size)
+        self._first = np.cumsum([0, *(group.num_rows for group in groups)])
+        self._kept: tuple[int, dict[str, np.ndarray]] = (-1, {})
+
+    def column(self, name: str) -> list[Any]:
+        return self._file.read([name]).column(0).to_pylist()
+
+    def __call__(self, column: str, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop) of a column of numbers or vectors."""
+        parts = []
+        for group in range(len(self._first) - 1):
+            low, high = max(start, self._first[group]), min(stop, self._first[group + 1])
+            if low < high:
+                parts.append(self._group(group, column)[low - self._first[group] : high - self._first[group]])
+        return np.concatenate(parts)
+
+    def _group(self, group: int, column: str) -> np.ndarray:
+        if self._kept[0] != group:
+            self._kept = group, {}
+        if column not in self._kept[1]:
+            self._kept[1][column] = _numbers(self._file.read_row_group(group, columns=[column]).column(0))
+        return self._kept[1][column]
+
+
+class _LanceRows:
+    """As `_Rows`, of a data set of Lance."""
+
+    def __init__(self, path: Path, lance: Any) -> None:
+        self._data = lance.dataset(str(path))
+
+    def column(self, name: str) -> list[Any]:
+        return self._data.to_table(columns=[name]).column(0).to_pylist()
+
+    def __call__(self, column: str, start: int, stop: int) -> np.ndarray:
+        return _numbers(self._data.take([*range(start, stop)], columns=[column]).column(0))
+
+
+def _numbers(column: Any) -> np.ndarray:
+    """A column of Arrow as (n,) or (n, D). Raises ValueError for anything else."""
+    if column.null_count:
+        raise ValueError("a row of it is empty")
+    whole, kind = column.combine_chunks(), str(column.type)
+    if kind.startswith("struct"):
+        raise ValueError(f"a column of {kind}, expected numbers or vectors")
+    values = (whole.flatten() if "list" in kind else whole).to_numpy(zero_copy_only=False)
+    if values.dtype.kind not in "fiu" or (len(whole) and len(values) % len(whole)):
+        raise ValueError(f"a column of {kind}, expected numbers, or vectors of one length")
+    return values.reshape(len(whole), -1) if "list" in kind else values
+
+
+def _table(path: Path, stack: ExitStack) -> Entries:
+    """A table whose columns are `name`, `vector`, and perhaps `time` in seconds: what `export` writes."""
+    kind = "lance" if path.suffix.lower() == ".lance" else "parquet"
+    try:
+        module: Any = import_module("lance" if kind == "lance" else "pyarrow.parquet")
+    except ImportError as error:
+        raise UsageError(
+            f"{path} needs {error.name}, which is not installed", hint=f"pip install 'glscl[{kind}]'"
+        ) from error
+    rows = _LanceRows(path, module) if kind == "lance" else _Rows(path, module)
+    columns = {*module.dataset(str(path)).schema.names} if kind == "lance" else {*module.read_schema(path).names}
+    if not {"name", "vector"} <= columns:
+        raise ValueError(f"its columns are {', '.join(sorted(columns))}; expected name, vector, and perhaps time")
+    names = rows.column("name")
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError("it has no rows, or a row without a name")
+    starts = [0, *(i for i in range(1, len(names)) if names[i] != names[i - 1]), len(names)]
+    if len({names[start] for start in starts[:-1]}) < len(starts) - 1:
+        raise ValueError("the rows of a name do not stand one after another")
+    entries: Entries = {}
+    for start, stop in zip(starts, starts[1:]):
+        if "time" in columns:
+            entries[f"{names[start]}/features"] = partial(rows, "vector", start, stop)
+            entries[f"{names[start]}/times"] = partial(rows, "time", start, stop)
+        else:
+            entries[names[start]] = partial(rows, "vector", start, stop)
+    return entries
+
+
 def _torch(path: Path, stack: ExitStack) -> Entries:
     import torch
 
@@ -367,10 +452,11 @@ _READERS: dict[str, Callable[[Path, ExitStack], Entries]] = {
     ".pth": _torch,
     ".h5": _h5,
     ".hdf5": _h5,
+    ".parquet": _table,
     ".pkl": _pickle,
     ".pickle": _pickle,
 }
-_KNOWN = ", ".join([*_READERS, ".tar"])
+_KNOWN = ", ".join([*_READERS, ".lance", ".tar"])
 
 
 class Budget:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -157,6 +158,18 @@ def test_a_dry_run_needs_no_videos(glscl, tmp_path, dataset):
         dataset
     ]
     assert "about " in glscl(*words)[1]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("extract", "--dataset", "csv", "--annotations", "not-there.csv"),
+        ("eval", "--zero-shot", "--cache", "not-there"),
+    ],
+)
+def test_without_ray_one_line_says_so_before_anything_is_read(glscl, one_line, monkeypatch, command):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    one_line(glscl(*command, "--engine", "ray"), "needs Ray", "glscl[ray]", status=2)
 
 
 def test_of_two_processes_that_end_in_the_same_moment_one_speaks():

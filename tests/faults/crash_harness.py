@@ -5,10 +5,10 @@
 A stage is a command on what stands there before: the extraction of a list into a new cache (`first`), of a longer list with
 a renamed, a copied and a replaced file and repeated captions into that (`second`), another attempt at videos that failed
 (`retry`), and `merge` and `convert` of such caches. A round lets it die at one point, looks at the cache, and finishes the
-work in another process; in half of the rounds another list is extracted in between. Points are the calls that make data
+work in another process; in a third of the rounds another list is extracted in between. Points are the calls that make data
 durable or visible (`call`, before the n-th), lines of the code that writes (`line`, before the n-th), and moments (`time`).
 `commit` finds its calls by itself: every place in the code where something becomes visible or vanishes; to die before each
-is to die in every state that others can see. With the kind `disk` it lives on, and that call fails once or from then on, as on
+is to die in every state that others can see; `appear` leaves out those where something vanishes. With the kind `disk` it lives on, and that call fails once or from then on, as on
 a full, failing or read-only disk; with `size` no file may grow beyond some bytes. Prints one JSON object: {STAGE: {"rounds":
 {kind: how many}, "stopped": {kind: rounds that ended before the work was done}, "commit_points", "messages", "problems"}}.
 
@@ -312,7 +312,7 @@ class FailingDisk:
         builtins.open = io.open = wrapped(io.open, by_mode)  # type: ignore[assignment]
 
 
-HOOKS = {"call": count_calls, "commit": count_calls, "line": count_lines}
+HOOKS = {"call": count_calls, "commit": count_calls, "appear": count_calls, "line": count_lines}
 
 
 def in_child(work: Callable[[], Any], *, kill_after: float | None = None) -> tuple[int, Any]:
@@ -455,7 +455,7 @@ def one_round(stage: str, kind: str, place: float, sizes: dict[str, float], sett
     shutil.rmtree(box, ignore_errors=True)
     shutil.copytree(start, box)
     at = int(place * sizes[kind])
-    between = command.another and setting["rng"].random() < 0.5
+    between = command.another and setting["rng"].random() < 0.3
     where = f"{stage} stopped at {place:.4f} of {sizes[kind]:g} ({kind})"
 
     def begin() -> str | None:
@@ -536,7 +536,8 @@ def measure(stage: str, setting: dict[str, Any], kinds: Iterable[str]) -> tuple[
         count_calls(calls)
         disk.install()
         command.run(work / "counted")
-        return {"call": calls.count, "commit": calls.count, "disk": disk.count, "points": calls.calls}
+        counts = dict.fromkeys(("call", "commit", "appear"), calls.count)
+        return {**counts, "disk": disk.count, "points": calls.calls}
 
     def traced() -> dict[str, float]:
         shutil.copytree(work / "start", work / "traced")
@@ -557,7 +558,12 @@ def measure(stage: str, setting: dict[str, Any], kinds: Iterable[str]) -> tuple[
 def all_rounds(stage: str, asked: dict[str, int], setting: dict[str, Any], seed: int) -> dict[str, Any]:
     """The rounds of a stage, and what came of them."""
     sizes, points = measure(stage, setting, asked)
-    chosen = [("commit", at) for at in at_commit_points(points, int(sizes["call"]), asked.pop("commit", 0), seed)]
+    at_points = {"commit": points, "appear": {name: n for name, n in points.items() if not name.startswith("unlink")}}
+    chosen = [
+        (kind, at)
+        for kind, calls in at_points.items()
+        for at in at_commit_points(calls, int(sizes["call"]), asked.pop(kind, 0), seed)
+    ]
     chosen += places(asked, seed)
     rounds = Counter(kind for kind, _ in chosen)
     report: dict[str, Any] = {"rounds": rounds, "stopped": dict.fromkeys(rounds, 0), "sizes": sizes}

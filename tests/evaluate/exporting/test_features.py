@@ -14,6 +14,7 @@ from glscl.cache.store import open_store
 from glscl.common.errors import InputError
 from glscl.evaluate.exporting.features import FEATURE_FORMATS, export_features
 from glscl.extract.datasets import dataset_entry
+from glscl.extract.importing.feature_files import open_arrays
 from glscl.extract.importing.import_features import FeatureFiles, import_features
 from glscl.extract.settings import ImportSettings
 
@@ -21,6 +22,11 @@ from glscl.extract.settings import ImportSettings
 @pytest.fixture
 def store(small_cache):
     return small_cache(format="hdf5").fill()
+
+
+def needed(to):
+    if to in ("parquet", "lance"):
+        pytest.importorskip("pyarrow" if to == "parquet" else "lance", reason=f"pip install 'glscl[{to}]'")
 
 
 def by_id(store):
@@ -41,7 +47,8 @@ def by_id(store):
 
 @pytest.mark.parametrize("to", FEATURE_FORMATS)
 def test_what_was_exported_is_imported_as_it_was(store, tmp_path, to):
-    out, end = tmp_path / "out", ".h5" if to == "h5" else ""
+    needed(to)
+    out, end = tmp_path / "out", {"h5": ".h5", "parquet": ".parquet", "lance": ".lance"}.get(to, "")
     done = export_features(store, out, to=to)
     frames, captions = by_id(store)
     assert (done.videos, done.texts) == (len(frames), len(captions))
@@ -63,7 +70,7 @@ def test_what_was_exported_is_imported_as_it_was(store, tmp_path, to):
 def test_each_layout_has_the_names_that_programs_look_for(store, tmp_path):
     frames, _ = by_id(store)
     id, values = next(iter(frames.items()))
-    for to in FEATURE_FORMATS:
+    for to in ("npy-files", "npz", "h5", "webdataset"):
         export_features(store, tmp_path / to, to=to)
     with np.load(tmp_path / "npz/frames" / f"{id}.npz") as file:
         assert np.array_equal(file["features"], values) and len(file["times"]) == len(values)
@@ -74,6 +81,34 @@ def test_each_layout_has_the_names_that_programs_look_for(store, tmp_path):
         told = json.load(archive.extractfile(f"{id}.json"))
         assert archive.extractfile(f"{id}.txt").read().decode().split("\n") == told["captions"]
         assert told["video_id"] == id and len(told["times"]) == len(values)
+
+
+def test_a_table_has_a_row_a_frame_and_is_refused_where_it_is_none(store, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pip install 'glscl[parquet]'")
+    frames, captions = by_id(store)
+    export_features(store, tmp_path / "p", to="parquet")
+    table = parquet.read_table(tmp_path / "p/frames.parquet")
+    assert table.column_names == ["name", "split", "time", "vector"]
+    assert list(dict.fromkeys(table["name"].to_pylist())) == [*frames]
+    assert np.array_equal(np.stack(table["vector"].to_numpy()), np.concatenate([*frames.values()]))
+    texts = parquet.read_table(tmp_path / "p/texts.parquet")
+    assert texts.num_rows == len(captions) and {*texts["text"].to_pylist()} == {caption for _, caption in captions}
+    export_features(store, tmp_path / "pooled", to="parquet", pooled=True, names="content")
+    pooled = parquet.read_table(tmp_path / "pooled/frames.parquet")
+    assert pooled.column_names == ["name", "split", "vector"] and pooled.num_rows == len({*pooled["name"].to_pylist()})
+    for columns, words in (
+        ({"name": ["a", "b", "a"], "vector": [[1.0, 2.0]] * 3}, "do not stand one after another"),
+        ({"name": ["a", None], "vector": [[1.0, 2.0]] * 2}, "a row without a name"),
+        ({"id": ["a"], "vector": [[1.0, 2.0]]}, "its columns are id, vector; expected name"),
+        ({"name": ["a"], "vector": [["x"]]}, "expected numbers"),
+        ({"name": ["a", "a"], "vector": [[1.0, 2.0], None]}, "a row of it is empty"),
+        ({"name": ["a", "a"], "vector": [[1.0, 2.0], [1.0]]}, "vectors of one length"),
+    ):
+        import pyarrow as pa
+
+        parquet.write_table(pa.table(columns), tmp_path / "wrong.parquet")
+        with pytest.raises(InputError, match=words), open_arrays(tmp_path / "wrong.parquet") as arrays:
+            arrays.read("a")
 
 
 def test_pooled_is_one_vector_of_length_one_a_video(store, tmp_path):

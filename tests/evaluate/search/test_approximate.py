@@ -144,7 +144,7 @@ def test_one_item_under_two_ids_is_two_answers(made):
 def test_what_was_killed_half_way_is_finished_and_what_is_damaged_is_said(made, monkeypatch):
     store = made().fill()
     monkeypatch.setattr(approximate, "SEGMENT", 300)
-    add, calls = approximate._add, []
+    add, calls = approximate._segment, []
 
     def killed(*arguments):
         calls.append(1)
@@ -152,7 +152,7 @@ def test_what_was_killed_half_way_is_finished_and_what_is_damaged_is_said(made, 
             raise KeyboardInterrupt
         return add(*arguments)
 
-    monkeypatch.setattr(approximate, "_add", killed)
+    monkeypatch.setattr(approximate, "_segment", killed)
     with pytest.raises(KeyboardInterrupt):
         indexed(store.path)
     with pytest.raises(CacheError, match="lacks"):
@@ -205,7 +205,7 @@ def test_a_disk_without_room_for_the_last_bytes_is_said(made, tmp_path, missing)
             lambda: indexed(store.path),
             lambda: folder / f"{json.loads((folder / 'index.json').read_bytes())['segments'][0]['name']}.faiss",
         ),
-        (lambda: export_frames(store, out, to="faiss"), lambda: out / "frames.faiss"),
+        (lambda: export_frames(store, out), lambda: out / "frames.faiss"),
     ):
         write()
         target = file()
@@ -216,6 +216,31 @@ def test_a_disk_without_room_for_the_last_bytes_is_said(made, tmp_path, missing)
         assert not target.exists() and not [*target.parent.glob(".*")]
         write()
         assert target.stat().st_size == size
+
+
+class InReverse:
+    """Workers elsewhere, of which the last is done first."""
+
+    gpus = 0
+
+    def map(self, function, calls, *shared):
+        for number, call in reversed([*enumerate(calls)]):
+            yield number, function(call, *shared)
+
+
+def test_segments_that_others_make_are_those_made_here(made, monkeypatch):
+    monkeypatch.setattr(approximate, "SEGMENT", 200)
+    store, told = made().fill(), []
+    here = indexed(store.path)
+    files = {path.name: path.read_bytes() for path in (store.path / "index").iterdir() if path.suffix != ".json"}
+    shutil.rmtree(store.path / "index")
+    about = make_index(
+        open_library(store.path), recall=0.9, encode=no_sentences, added=told.append, workers=InReverse()
+    )
+    assert len(about.segments) == len(told) > 2 and about.segments == here.segments and sum(told) == about.frames
+    for name, content in files.items():
+        if name.endswith(".faiss"):
+            assert (store.path / "index" / name).read_bytes() == content, name
 
 
 def test_without_captions_sentences_choose(small_cache):

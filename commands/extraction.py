@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -16,7 +17,7 @@ from glscl.commands.printing import print_extraction, print_failures, print_fore
 from glscl.commands.shared import CacheFolderOption, DatasetOption, share_of
 from glscl.commands.wording import hint_text, worded
 from glscl.common.devices import cores
-from glscl.common.errors import CacheCorruptError, Hint, UsageError
+from glscl.common.errors import CacheCorruptError, FingerprintError, Hint, UsageError
 from glscl.common.progress import counted
 from glscl.common.ray_cluster import ray_module
 from glscl.common.settings import build, home, with_option
@@ -25,6 +26,8 @@ from glscl.extract.settings import ExtractSettings, ImportSettings, ListSettings
 
 if TYPE_CHECKING:
     from glscl.cache.known_files import KnownFiles
+    from glscl.cache.library import Library
+    from glscl.common.hub import Repository
     from glscl.extract.datasets import DatasetEntry
     from glscl.extract.listing import ListOrigin
 
@@ -338,10 +341,36 @@ def _push_to_hub(run: Run, folder: Path, address: str, license: str | None, publ
                 f"{library.place} is not a cache folder here, of which all can be sent", hint="Pull it first"
             )
         card = cache_card(library, where.address, license)
-        leave = ["partial/*", "locks/*", "damaged/*", "*.lock", FILE]
+        leave = ["partial/*", "locks/*", "damaged/*", "*.lock", FILE, *_kept_there(library, where)]
     url = push_folder(folder, where, card, leave=leave, public=public)
     run.say(f"{folder}: pushed to {url}")
     run.result({"folder": str(folder), "address": where.address, "url": url})
+
+
+def _kept_there(library: Library, where: Repository) -> list[str]:
+    """Files of a cache that stand in a repository otherwise and stay: nothing of a cache is replaced but what version counts.
+
+    Raises:
+        FingerprintError: a cache of another encoder is there.
+        UsageError: a shard of ours is there as another machine made it.
+    """
+    from glscl.common.hub import read_file, replaced_by
+
+    other = replaced_by(library.path, where)
+    if "store.json" in other:
+        theirs = json.loads(read_file(where, "store.json"))
+        if any(theirs.get(key) != library.header.get(key) for key in ("fingerprint", "format", "stored_frames")):
+            raise FingerprintError(
+                f"{where.address} holds a cache of another encoder, or in another format, than {library.path}",
+                hint="Push to another repository",
+            )
+    shards = [name for name in other if name.startswith(("commits/", "additions/"))]
+    if shards:
+        raise UsageError(
+            f"{where.address} holds {shards[0]} as another extraction made it",
+            hint=Hint("Bring both together and push that", "merge", {"": ["OUT", where.address, library.path]}),
+        )
+    return [name for name in other if not (name.startswith("lists/") and name.endswith("/current"))]
 
 
 @command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -63,6 +64,37 @@ def push_folder(folder: Path, where: Repository, card: str, *, leave: Sequence[s
             folder_path=folder, ignore_patterns=[_CARD, ".*", "**/.*", *leave], commit_message="Add files", **about
         )
     return str(url)
+
+
+def replaced_by(folder: Path, where: Repository) -> list[str]:
+    """Names of the files of a folder that stand in a repository with another content. Raises StorageError, as `push_folder`."""
+    with remote_errors(where.address, "push to"):
+        api, about = _hub().HfApi(endpoint=_endpoint()), {"repo_id": where.name, "repo_type": where.kind}
+        if not api.repo_exists(**about):
+            return []
+        there = [file for file in api.list_repo_tree(recursive=True, **about) if hasattr(file, "blob_id")]
+    return [file.path for file in there if (folder / file.path).is_file() and not _is_same(folder / file.path, file)]
+
+
+def _is_same(path: Path, file: Any) -> bool:
+    """Whether a file is what the Hub says of one of its name: by SHA-256 where it is kept beside Git, else as Git hashes it."""
+    if path.stat().st_size != file.size:
+        return False
+    if file.lfs is not None:
+        with open(path, "rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest() == file.lfs.sha256
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == file.blob_id
+
+
+def read_file(where: Repository, name: str) -> bytes:
+    """A file of a repository. Raises NotFoundError, StorageError."""
+    with remote_errors(where.address, "read"):
+        return Path(
+            _hub().hf_hub_download(
+                where.name, name, repo_type=where.kind, revision=where.revision, endpoint=_endpoint()
+            )
+        ).read_bytes()
 
 
 def pull_folder(where: Repository, out: Path) -> None:

@@ -69,7 +69,7 @@ def bytes_on_disk(path: Path) -> int:
     """Bytes of a file, or of all files below a folder, none behind a link; 0 where there is nothing."""
     if path.is_file():
         return path.stat().st_size
-    return sum(os.lstat(Path(d, name)).st_size for d, _, names in os.walk(path) for name in names)
+    return sum(os.lstat(os.path.join(d, name)).st_size for d, _, names in os.walk(path) for name in names)
 
 
 def _lists_shown(library: Library) -> list[tuple[CacheList, bool]]:

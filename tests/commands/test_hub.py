@@ -85,7 +85,12 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(value={"commitUrl": f"{hub.address}/{name}/commit/{sha}", "commitOid": sha})
         if rest[:1] == ["tree"]:
             rows = [
-                {"type": "file", "path": each, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                {
+                    "type": "file",
+                    "path": each,
+                    "size": len(data),
+                    "oid": hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest(),
+                }
                 for each, data in files.items()
             ]
             return self.answer(value=rows)
@@ -167,6 +172,27 @@ def test_pushing_again_keeps_a_card_that_was_written_by_hand(small_cache, glscl,
     hub.repositories["datasets/user/features"]["README.md"] = b"mine"
     assert glscl("push", made.path, "hf://datasets/user/features")[0] == 0
     assert hub.repositories["datasets/user/features"]["README.md"] == b"mine"
+
+
+def test_of_a_cache_in_a_repository_nothing_is_replaced(small_cache, glscl, hub):
+    made = small_cache(format="hdf5")
+    made.fill()
+    glscl("push", made.path, "hf://datasets/user/features")
+    files = hub.repositories["datasets/user/features"]
+    commit = next(name for name in files if name.startswith("commits/video/"))
+    for name, data, told in (
+        (commit, files[commit].replace(b'"time"', b'"when"'), f"holds {commit} as another extraction made it"),
+        ("store.json", files["store.json"].replace(b'"fingerprint": "', b'"fingerprint": "0'), "of another encoder"),
+    ):
+        mine, files[name] = files[name], data
+        before = dict(files)
+        status, _, err = glscl("push", made.path, "hf://datasets/user/features")
+        assert status and told in err and err.count("glscl:") == 1, err
+        assert files == before
+        files[name] = mine
+    files["store.json"] = files["store.json"].replace(b'"created": "2', b'"created": "1')
+    before = dict(files)
+    assert glscl("push", made.path, "hf://datasets/user/features")[0] == 0 and files == before
 
 
 def test_a_shard_that_came_otherwise_is_said(small_cache, glscl, hub, tmp_path):

@@ -20,6 +20,7 @@ from glscl.evaluate.moment_retrieval.window_metrics import (
 )
 from glscl.evaluate.moment_retrieval.windows import moments_of_captions, read_windows
 from glscl.evaluate.settings import EvaluateSettings
+from glscl.extract.datasets import read_dataset
 
 
 def slow_overlap(a, b):
@@ -207,3 +208,17 @@ def test_the_command_judges_moments_and_says_so(judged, tmp_path, glscl):
     assert moments["queries"] == 5 and moments["file"] == str(path)
     status, _, said = glscl(*options, "--run", judged.run, "--run", judged.other)
     assert status == 2 and "--moments judges one head" in said
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("name", "place", "count", "annotators"),
+    [("activitynet_captions", "ActivityNet/val_1.json", 17_505, {1}), ("didemo_captions", "DiDeMo/test_data.json", 3_932, {4, 5, 7})],
+)  # fmt: skip
+def test_real_files_name_every_caption_of_their_test_set(real_data, name, place, count, annotators):
+    path = real_data / "annotations" / place
+    texts = read_dataset(name, path.parent, splits=["test"]).texts
+    columns = ([text.id for text in texts], [text.text for text in texts], [text.video for text in texts])
+    found = moments_of_captions(read_windows(path), *columns)
+    assert len(found) == len(texts) == count and {len(found[row]) for row in found} == {1}
+    assert {len(moment) for moments in found.values() for moment in moments} == annotators

@@ -92,7 +92,7 @@ def _require_same_format(library: Library, format: str) -> None:
     there = library.header["format"]
     if there != format:
         raise UsageError(
-            f"{library.path} is a {there} cache; asked for {format}",
+            f"{library.place} is a {there} cache; asked for {format}",
             hint=Hint(f"Use `format={there}`, or another folder with `out`"),
         )
 

@@ -102,7 +102,7 @@ class StoredFrames:
         """Rows of a video within its shard, readers of the shard's frames, and how these are stored."""
         if self.spec is None:
             raise UsageError(
-                f"{self.store.path} holds no frames",
+                f"{self.store.place} holds no frames",
                 hint=Hint("Extract with `store_frames=jpeg` (or uint8) into another folder, or give the videos"),
             )
         if not 0 <= item < self.store.num_items["video"]:
@@ -123,7 +123,7 @@ class StoredFrames:
 
     def _corrupt(self, item: int, error: Exception) -> CacheCorruptError:
         return CacheCorruptError(
-            f"The stored frames of video {item} in {self.store.path} cannot be read: {error}",
+            f"The stored frames of video {item} in {self.store.place} cannot be read: {error}",
             hint=see_damage(self.store.path),
         )
 

@@ -245,7 +245,7 @@ def _room(shape: tuple[int, ...], dtype: np.dtype, library: Library, stream: str
     if needed > LARGE_BYTES:
         require_memory(
             needed,
-            f"what is asked for of the {stream} features of {library.path}",
+            f"what is asked for of the {stream} features of {library.place}",
             hint="Free some, give the job more, or take fewer frames with `max_frames`",
         )
     return np.empty(shape, dtype)

@@ -46,7 +46,7 @@ def require_tokens(store: FeatureSource) -> None:
         imported = library.configuration.get("sampling", {}).get("source") == "imported"
         again = "Import with `token_features`" if imported else "Extract with `tokens`"
         raise UsageError(
-            f"{library.path} is without token features",
+            f"{library.place} is without token features",
             hint=Hint(f"{again} into another folder, or use a head that needs none"),
         )
 
@@ -57,7 +57,7 @@ def require_padding(store: FeatureSource) -> None:
     library = store.library
     if not library.has_padding:
         raise UsageError(
-            f"{library.path} does not hold what stands behind its captions, which `mask_padding=False` reads",
+            f"{library.place} does not hold what stands behind its captions, which `mask_padding=False` reads",
             hint=Hint("Extract with `pad_tokens` into another folder, or leave `mask_padding` as it is"),
         )
 
@@ -383,7 +383,7 @@ def split_of(store: FeatureSource, split: str | None, *, tokens: bool, padded: b
     """The entries of a split (None: of all), complete, in a cache that has what is asked of it; errors as of `FeatureTable.load`."""
     splits = store.list.splits
     if split is not None and split not in splits:
-        raise InputError(f"{store.library.path} has no split {split!r}; it has {', '.join(splits) or 'none'}")
+        raise InputError(f"{store.library.place} has no split {split!r}; it has {', '.join(splits) or 'none'}")
     if padded:
         require_padding(store)
     elif tokens:
@@ -411,7 +411,7 @@ def owners_of(store: FeatureSource, split: str | None, run: Split, entries: np.n
     foreign = owners[(owners >= 0) & ((owners < run.videos.start) | (owners >= run.videos.stop))]
     if len(foreign):
         raise CacheCorruptError(
-            f"{store.library.path}: captions of split {split} name video {foreign[0]} of another split"
+            f"{store.library.place}: captions of split {split} name video {foreign[0]} of another split"
         )
     row_of_entry = np.full(len(run.videos) + 1, -1, np.int64)  # the last entry stands for "no such video"
     row_of_entry[entries] = np.arange(len(entries))

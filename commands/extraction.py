@@ -361,7 +361,7 @@ def _kept_there(library: Library, where: Repository) -> list[str]:
         theirs = json.loads(read_file(where, "store.json"))
         if any(theirs.get(key) != library.header.get(key) for key in ("fingerprint", "format", "stored_frames")):
             raise FingerprintError(
-                f"{where.address} holds a cache of another encoder, or in another format, than {library.path}",
+                f"{where.address} holds a cache of another encoder, or in another format, than {library.place}",
                 hint="Push to another repository",
             )
     shards = [name for name in other if name.startswith(("commits/", "additions/"))]

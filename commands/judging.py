@@ -273,7 +273,7 @@ def leaderboard(
     check_trainable(store)
     name = store.path.name if list is None else f"{store.path.name}@{store.list_name}"
     out = out or home() / "runs" / f"leaderboard-{name}"
-    run.say(f"{', '.join(names)} on list {store.list_name} of {store.path} → {out}")
+    run.say(f"{', '.join(names)} on list {store.list_name} of {store.place} → {out}")
     board = all_heads(
         store,
         out,

@@ -228,10 +228,10 @@ def _check_settings(settings: SearchSettings, *, captions: bool, played: bool) -
 def _check_cache(settings: SearchSettings, store: Store, *, imported_frames: bool) -> None:
     """Raise UsageError for what this cache cannot be asked, before a model is loaded."""
     if imported_frames and "text_backbone" in store.configuration:
-        raise UsageError(f"{store.path} holds imported frame features: how they were made from pixels is not known")
+        raise UsageError(f"{store.place} holds imported frame features: how they were made from pixels is not known")
     if settings.normalise is not None and "train" not in store.splits:
         raise UsageError(
-            f"`normalise` needs a bank of training captions and {store.path} has no split train",
+            f"`normalise` needs a bank of training captions and {store.place} has no split train",
             hint="Search without `normalise`",
         )
 

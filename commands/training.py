@@ -160,7 +160,7 @@ def _trained(
 
 
 def _named(store: Store) -> str:
-    return f"list {store.list_name} of {store.path}"
+    return f"list {store.list_name} of {store.place}"
 
 
 def _run_to_resume(asked: dict[str, Any], out: Path | None) -> Path | None:
@@ -290,7 +290,7 @@ def _say_what_next(run: Run, store: Store, out: Path, settings: FinetuneSettings
         )
         run.say(from_pixels)
         return
-    run.say(f"its backbone gives other features than {store.path} holds; judge it from pixels, or extract again:")
+    run.say(f"its backbone gives other features than {store.place} holds; judge it from pixels, or extract again:")
     run.say(from_pixels)
     run.say(f"  {hint_text(again._replace(text=''), COMMANDS)}")
     run.say(f"  glscl eval --run {out} --cache CACHE")

@@ -22,6 +22,7 @@ from glscl.cache.store import Store, open_store
 from glscl.common.errors import UsageError
 from glscl.common.progress import Progress
 from glscl.common.settings import build
+from glscl.common.tables import amount
 from glscl.common.versions import versions
 from glscl.demo.corpus import render_corpus
 from glscl.evaluate.evaluated_run import EvaluatedRun, with_cache
@@ -206,7 +207,7 @@ class _Demo:
         with self.stage(head):
             asked = {"head": head, "epochs": self.settings.epochs, "seed": self.settings.seed}
             settings = resolve(asked, dataset="demo", device_type=self.device.type)
-            self.say(f"training {head} ({settings.epochs} epochs)")
+            self.say(f"training {head} ({amount(settings.epochs, 'epoch')})")
             train(store, folder, settings, **self.training())
             self.judge(store, name=head, title=head, run=folder)
 
@@ -220,7 +221,7 @@ class _Demo:
             asked["epochs"] = self.settings.epochs
         with self.stage("finetune"):
             settings = resolve_finetune(asked, dataset="demo", device_type=self.device.type)
-            self.say(f"fine-tuning the text tower with glscl ({settings.epochs} epochs)")
+            self.say(f"fine-tuning the text tower with glscl ({amount(settings.epochs, 'epoch')})")
             finetune(store, folder, settings, **self.training())
         weights = folder / "backbone.safetensors"
         tuned = self.extract(annotations, stage="extract_again", cache="cache-finetuned", weights=weights)

@@ -149,7 +149,7 @@ def with_cache(run: EvaluatedRun, store: Store) -> EvaluatedRun:
     """The run with what its cache knows: captions of the queries, failures of extraction in the split, provenance."""
     split = run.result["split"]
     if split not in store.splits:
-        return run.with_notes(f"The cache {store.path} has no split {split}, so captions and failures are not shown.")
+        return run.with_notes(f"The cache {store.place} has no split {split}, so captions and failures are not shown.")
     span = store.splits[split]
     captions = dict(zip(store.ids("text", span.texts), store.captions(span.texts)))
     videos = set(store.ids("video", span.videos))

@@ -556,7 +556,7 @@ def check_normalisations(names: Sequence[str], head: Scoring, store: Store | Non
             )
         if store is not None and NORMALISATIONS[name].needs_bank and "train" not in store.splits:
             raise UsageError(
-                f"{name} needs a bank of training queries and {store.path} has no split train",
+                f"{name} needs a bank of training queries and {store.place} has no split train",
                 hint="Extract it too, or choose one without a bank: dsl, csls",
             )
 

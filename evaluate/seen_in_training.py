@@ -82,4 +82,4 @@ def _list_of(record: Mapping[str, Any], store: Store) -> CacheList | str:
         for asked in (f"{name}@{version}", version):
             with contextlib.suppress(GlsclError, OSError):
                 return choose_list(open_library(path), asked)
-    return f"was trained on the list {name}@{version}, which is neither in {store.path} nor in {record['cache']}"
+    return f"was trained on the list {name}@{version}, which is neither in {store.place} nor in {record['cache']}"

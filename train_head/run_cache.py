@@ -127,7 +127,7 @@ def check_cache(folder: Path | str, run: Mapping[str, Any], store: Store, *, whi
         if pretrained not in (None, "openai", "demo"):
             again["pretrained"] = pretrained
         raise FingerprintError(
-            f"{store.path} was extracted with {ours}; {folder} expects {theirs}{detail}",
+            f"{store.place} was extracted with {ours}; {folder} expects {theirs}{detail}",
             hint=Hint("Extract again", "extract", again),
         )
     features = differences(store.configuration, trained)
@@ -141,7 +141,7 @@ def _other_than_tuned(
     pixels = Hint("Judge it from pixels", "eval", {"run": folder, "videos": videos_folder(store) or "DIR"})
     again = extract._replace(otherwise=pixels._replace(text="from pixels"))
     return FingerprintError(
-        f"{store.path} was extracted with {ours}; {folder} trained the backbone itself, so its head reads other features",
+        f"{store.place} was extracted with {ours}; {folder} trained the backbone itself, so its head reads other features",
         hint=pixels if tuned.get("patch_embedding") == "3d" else again,
     )
 

@@ -61,7 +61,7 @@ def load_teacher(settings: TrainSettings, store: Store, note: Callable[[str], No
             hint="Extract with that backbone, train a head on that cache and take it as the teacher there",
         )
     for line in check_cache(Path(settings.teacher), run, store):
-        note(f"the teacher {settings.teacher} was trained on other data than {store.path} gives: {line}")
+        note(f"the teacher {settings.teacher} was trained on other data than {store.place} gives: {line}")
     weights = (run.get("checkpoints") or {}).get("best", {}).get("sha256", "")
     return Teacher(
         head, settings.teacher_weight, {"run": str(settings.teacher), "head": run["head"], "sha256": weights}

@@ -304,7 +304,7 @@ def check_trainable(store: Store, head: str | None = None) -> None:
     """
     if "train" not in store.splits:
         raise InputError(
-            f"{store.path} has no split train to learn from; it has {', '.join(store.splits) or 'none'}",
+            f"{store.place} has no split train to learn from; it has {', '.join(store.splits) or 'none'}",
             hint=Hint(
                 "Extract captioned videos with a split train (docs/datasets.md), or search it untrained", "search"
             ),
@@ -374,13 +374,13 @@ def earlier_run(out: Path, store: Store, settings: TrainSettings, resume: bool) 
         if "weights" not in run:
             check_cache(out, run, store)
         raise FingerprintError(
-            f"{out} was begun on another cache ({run['cache']}, fingerprint {run['cache_fingerprint']}) than {store.path} "
+            f"{out} was begun on another cache ({run['cache']}, fingerprint {run['cache_fingerprint']}) than {store.place} "
             f"({store.fingerprint})",
             hint="Resume it on that one with `cache`, or train into another folder with `out`",
         )
     for line in list_differences(run, store):
         raise UsageError(
-            f"{out} was begun on other data than {store.path} gives: {line}",
+            f"{out} was begun on other data than {store.place} gives: {line}",
             hint=f"Resume it on that version with `list={run['list']}@{run['list_hash']}`, or train into another folder with "
             "`out`",
         )

@@ -165,7 +165,7 @@ class _Items:
             commit = self.about.commit_of(place)
             problems = verify_commit(self.library, commit, place.addition.keys)
             if problems:
-                raise CacheCorruptError(f"{self.library.path}: {problems[0]}", hint=see_damage(self.library.path))
+                raise CacheCorruptError(f"{self.library.place}: {problems[0]}", hint=see_damage(self.library.path))
 
     def arrays(self, run: slice) -> dict[str, np.ndarray | Blocks]:
         """The arrays of a run of the items as one shard holds them."""

@@ -63,7 +63,7 @@ def push(cache: os.PathLike[str] | str, address: str, *, progress: Callable[[], 
         )
     address, library = known, open_library(cache)
     if library.is_flat:
-        raise UsageError(f"{library.path} is one flat file; copy it as it is, for it can be read at an address")
+        raise UsageError(f"{library.place} is one flat file; copy it as it is, for it can be read at an address")
     refuse_links(library.path)
     mirror = Mirror(address, library.path)
     mirror.there = mirror.listing()
@@ -140,7 +140,7 @@ def _same_encoder(library: Library, address: str) -> Library:
     if theirs.fingerprint != library.fingerprint:
         lines = differences(theirs.configuration, library.configuration)
         raise FingerprintError(
-            f"The cache at {address} was made by another encoder than {library.path} ({'; '.join(lines[:3])})",
+            f"The cache at {address} was made by another encoder than {library.place} ({'; '.join(lines[:3])})",
             hint="Push to another address",
         )
     if (theirs.header["format"], theirs.header.get("stored_frames")) != (
@@ -148,7 +148,7 @@ def _same_encoder(library: Library, address: str) -> Library:
         library.header.get("stored_frames"),
     ):
         raise UsageError(
-            f"The cache at {address} is {theirs.header['format']} or stores frames in another way than {library.path}",
+            f"The cache at {address} is {theirs.header['format']} or stores frames in another way than {library.place}",
             hint="Push to another address",
         )
     return theirs

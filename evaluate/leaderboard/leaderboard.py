@@ -122,11 +122,11 @@ def fitting_heads(store: Store, asked: Sequence[str] = ("all",)) -> tuple[list[s
         if reason is None:
             fits.append(name)
         elif name in asked:
-            raise UsageError(f"{name} does not fit {store.path}: {reason}")
+            raise UsageError(f"{name} does not fit {store.place}: {reason}")
         else:
             left[name] = reason
     if not fits:
-        raise UsageError(f"no head fits {store.path}")
+        raise UsageError(f"no head fits {store.place}")
     return fits, left
 
 

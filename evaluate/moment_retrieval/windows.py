@@ -124,7 +124,7 @@ def _table(path: Path) -> Iterator[Written]:
 
 
 def _moment(windows: Sequence[Any], path: Path, row: int | str) -> np.ndarray:
-    """(a, 2) float64 seconds. Raises InputError for what is no window, or one that ends before it begins."""
+    """(a, 2) float64 seconds. One that ends before it begins is turned round. Raises InputError for what is no window."""
     made = np.array([_window(window, path, row) for window in windows], np.float64).reshape(-1, 2)
     if not len(made):
         refuse(path, row, "there is no window, expected [start, end]")

@@ -94,7 +94,7 @@ class Where(NamedTuple):
     def entries(self, store: Store, files: Files) -> np.ndarray:
         """(n,) int64 rising rows of the list. Raises InputError for an unknown split, UsageError where nothing is left."""
         if self.split is not None and self.split not in store.splits:
-            raise InputError(f"{store.path} has no split {self.split!r}; it has {', '.join(store.splits) or 'none'}")
+            raise InputError(f"{store.place} has no split {self.split!r}; it has {', '.join(store.splits) or 'none'}")
         run = store.everything.videos if self.split is None else store.splits[self.split].videos
         rows = np.arange(run.start, run.stop)
         if self.folder is not None:

@@ -144,7 +144,7 @@ def index_of(store: Store, *, device: torch.device | str = "cpu") -> FrameIndex 
     lacking = int((place[where] < 0).sum())
     if lacking:
         raise CacheError(
-            f"the index of {store.path} lacks {lacking:,} of {len(where):,} videos",
+            f"the index of {store.place} lacks {lacking:,} of {len(where):,} videos",
             hint=Hint("Add them", "index", {"": store.path}),
         )
     finder = Approximate(cells, place[where])
@@ -270,12 +270,12 @@ def make_index(
     """
     faiss_module()
     if library.is_flat:
-        raise UsageError(f"{library.path} is one file; an index stands in the folder of a cache")
+        raise UsageError(f"{library.place} is one file; an index stands in the folder of a cache")
     refuse_links(library.path, depth=DEPTH)
     folder = library.path / FOLDER
     items, counts = items_with_frames(library)
     if not counts.sum():
-        raise InputError(f"{library.path} has no frames")
+        raise InputError(f"{library.place} has no frames")
     with hold_folder(folder, what="index"):
         about = _growing(library, folder, int(counts.sum()))
         if about is None:
@@ -352,7 +352,7 @@ def _blocks(
         found = read_arrays(library, "video", ["values", "offsets"], numbers)
         rows = F.normalize(stored_tensor(found["values"], library.dtype).float(), dim=-1)
         if not torch.isfinite(rows).all():
-            raise NonFiniteError(f"{library.path} has frames with NaN or infinity")
+            raise NonFiniteError(f"{library.place} has frames with NaN or infinity")
         yield rows, found["offsets"]
 
 

@@ -303,7 +303,7 @@ def _lists_of(library: Library, asked: str | None, note: Note) -> list[Store]:
     finished = [name for name in names if current_version(library.path, name) is not None]
     for name in names:
         if name not in finished:
-            note(f"the list {name} of {library.path} was never finished, and is not searched")
+            note(f"the list {name} of {library.place} was never finished, and is not searched")
     if not finished:
         return [Store(library, choose_list(library, None))]  # says why it cannot be
     return [Store(library, choose_list(library, name)) for name in finished]

@@ -127,7 +127,7 @@ def _started_head(store: Store, settings: FinetuneSettings, data: TrainingData, 
         return start_head(settings, store, data, reporter)
     head, run = load_run(settings.start)
     for line in check_cache(settings.start, run, store):
-        reporter.note(f"{settings.start} was trained on other data than {store.path} gives: {line}")
+        reporter.note(f"{settings.start} was trained on other data than {store.place} gives: {line}")
     if (settings.loss or head.loss) == "sigmoid" and head.logit_bias is None:
         raise UsageError(
             f"`loss=sigmoid` needs a bias, which the head of {settings.start} was trained without",

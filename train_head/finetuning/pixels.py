@@ -57,7 +57,7 @@ class DecodedFrames:
     ) -> None:
         sampling = store.configuration.get("sampling")
         if not isinstance(sampling, Mapping) or "decoder" not in sampling:
-            raise UsageError(f"{store.path} holds imported features: how they were made from pixels is not known")
+            raise UsageError(f"{store.place} holds imported features: how they were made from pixels is not known")
         self.store, self.width = store, settings.max_frames
         self.position: FramePosition = settings.frame_position
         self.counts = np.diff(store.arrays("video", ["offsets"])["offsets"])
@@ -169,7 +169,7 @@ class DecodedFrames:
             elif event.frames != self.counts[item]:
                 raise DecodeError(
                     f"{self._paths[item]} gives {event.frames} frames now and gave {self.counts[item]} when "
-                    f"{self.store.path} was extracted" + (f" ({event.reason})" if event.reason else ""),
+                    f"{self.store.place} was extracted" + (f" ({event.reason})" if event.reason else ""),
                     hint="Put the same file there, or extract again",
                 )
         frames = {item: np.concatenate(chunks) for item, chunks in parts.items()}
@@ -220,7 +220,7 @@ def find_videos(store: Store, items: Sequence[int], folder: Path | None, known: 
         where = f"below {folder} or where extraction found them" if folder else "where extraction found them"
         is_it = "is not there" if other is None else f"has another content in {other}"
         raise NotFoundError(
-            f"{len(missing)} of {len(found)} videos of {store.path} are not {where} as they were extracted: the first, "
+            f"{len(missing)} of {len(found)} videos of {store.place} are not {where} as they were extracted: the first, "
             f"{store.list.video_ids[first]}, {is_it}",
             hint="Name the folder that holds them with `videos`, or extract again",
         )

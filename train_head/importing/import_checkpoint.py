@@ -119,7 +119,7 @@ def import_checkpoint(
     cautions = _backbone_notes(backbone, store)
     if not (head.mask_padding or store.library.has_padding):
         cautions.append(
-            f"{store.path} does not hold the padding that this head reads: extract with `pad_tokens` to judge it"
+            f"{store.place} does not hold the padding that this head reads: extract with `pad_tokens` to judge it"
         )
     _, pretrained = backbone_of(store.configuration)
     recipe = store.recipe if store.recipe in RECIPES else "default"

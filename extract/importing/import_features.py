@@ -435,8 +435,8 @@ class _Checked:
                     if frames.rows.shape[1] != self.embed_dim == frames.given:
                         shape = (frames.given, frames.rows.shape[1])
                         raise InputError(
-                            f"The video features of {video.id!r} have the shape {shape}, expected (F, {self.embed_dim}): "
-                            "are they transposed?",
+                            f"The video features of {video.id!r} have the shape {shape}, expected (F, {self.embed_dim}); "
+                            "perhaps they are transposed",
                             hint="Save a row for each frame",
                         )
                     self._add("video", video.id, frames.rows if frames.usable else frames.rows[:0])

@@ -37,8 +37,8 @@ def test_other_addresses_are_refused_as_they_were_typed(place):
     "words",
     [
         "extract --dataset demo --out ftp://host/cache",
-        "extract --dataset folder --videos s3://bucket/videos",
-        "extract --dataset csv --annotations https://host/table.csv",
+        "extract --dataset folder --videos ftp://bucket/videos",
+        "extract --dataset csv --annotations ftp://host/table.csv",
         "import-features --dataset csv --features s3://bucket/f.npz --text-features t.npy",
         "train-head --cache memory://bucket/cache",
         "train-head --out s3://bucket/run",

@@ -130,7 +130,7 @@ def test_of_a_folder_that_changes_only_what_is_new_is_encoded(extractor, folder,
 def hashed(monkeypatch) -> list[str]:
     """Names of the files that are read to be hashed, from now on."""
     found, real = [], known_files.content_of
-    monkeypatch.setattr(known_files, "content_of", lambda path: (found.append(path.name), real(path))[1])
+    monkeypatch.setattr(known_files, "content_of", lambda path: (found.append(Path(path).name), real(path))[1])
     return found
 
 
@@ -478,8 +478,8 @@ def test_of_copies_one_that_vanished_is_not_the_last_word(extractor, folder, tmp
 def test_a_file_that_cannot_be_hashed_is_told_with_the_reason(extractor, folder, tmp_path, monkeypatch):
     real = known_files.content_of
 
-    def refused(path: Path):
-        if path.name == "b.mp4":
+    def refused(path: Path | str):
+        if Path(path).name == "b.mp4":
             raise PermissionError(13, "Permission denied", str(path))
         return real(path)
 

@@ -277,7 +277,9 @@ def test_a_shape_that_is_refused_is_not_the_one_that_is_expected(tmp_path):
 
 def test_features_with_frames_and_dimensions_exchanged_are_said_to_be_transposed(tmp_path):
     np.savez(tmp_path / "f.npz", **{id: rows.T for id, rows in FRAMES.items()})
-    with pytest.raises(InputError, match=r"of 'a' have the shape \(8, 2\), expected \(F, 8\): are they transposed\?"):
+    with pytest.raises(
+        InputError, match=r"of 'a' have the shape \(8, 2\), expected \(F, 8\); perhaps they are transposed"
+    ):
         imported(tmp_path, tmp_path / "f.npz")
     np.savez(tmp_path / "n.npz", features=padded().transpose(0, 2, 1), ids=np.array(IDS))
     with pytest.raises(InputError, match="transposed"):

@@ -411,7 +411,10 @@ def with_nan(x):
 
 REFUSED = {
     "wrong D": (spoiled(lambda x: x[:, :7]), "video features of 'last' are 7-d, expected 16-d"),
-    "transposed": (spoiled(lambda x: x.T), "video features of 'last' are 4-d, expected 16-d"),
+    "transposed": (
+        spoiled(lambda x: x.T),
+        r"'last' have the shape \(16, 4\), expected \(F, 16\); perhaps they are transposed",
+    ),
     "NaN": (spoiled(with_nan), "last.npy: 1 of 64 values are NaN or infinite"),
     "infinite": (spoiled(lambda x: x / 0), "last.npy: 64 of 64 values are NaN or infinite"),
     "too large for float32": (spoiled(lambda x: x.astype(np.float64) * 1e60), "last.npy: 64 of 64 values are NaN"),

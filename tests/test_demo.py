@@ -72,7 +72,7 @@ def test_a_second_demo_in_the_same_folder_trains_nothing_again_but_goes_on_with_
     assert {path: path.stat().st_mtime_ns for path in weights} == weights
     for name, result in done.results.items():
         assert {d: tuned.results[name][d] for d in DIRECTIONS} == {d: result[d] for d in DIRECTIONS}
-    assert "fine-tuning the text tower with glscl (1 epochs)" in lines
+    assert "fine-tuning the text tower with glscl (1 epoch)" in lines
     assert list(tuned.results) == [*done.results, "finetuned"] and {"finetune", "extract_again"} <= set(tuned.seconds)
     result, before = tuned.results["finetuned"], tuned.results["glscl"]
     assert result["frozen_backbone"] is False and result["cache_fingerprint"] != before["cache_fingerprint"]

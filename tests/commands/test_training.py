@@ -118,7 +118,7 @@ def test_an_adapter_is_saved_with_the_run_and_found_again(glscl, cache, tmp_path
 @pytest.mark.parametrize("more", [[], ["--sweep", "queries=4,8"]], ids=["one", "sweep"])
 def test_training_says_nothing_of_a_cache_with_nothing_to_learn_from_but_the_error(more, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    store = SimpleNamespace(splits={"test": None}, path=Path("searched"), recipe="default", embed_dim=64)
+    store = SimpleNamespace(splits={"test": None}, place="searched", recipe="default", embed_dim=64)
     monkeypatch.setattr(training, "open_cache", lambda *_, **__: store)
     assert main(cli.app, ["train-head", *more]) == 1
     said = capsys.readouterr()
@@ -127,8 +127,8 @@ def test_training_says_nothing_of_a_cache_with_nothing_to_learn_from_but_the_err
 
 def test_training_without_the_tokens_a_head_needs_says_so_alone(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    library = SimpleNamespace(path=Path("c"), has_tokens=False, configuration={})
-    store = SimpleNamespace(splits={"train": None}, path=library.path, recipe="default", library=library)
+    library = SimpleNamespace(path=Path("c"), place="c", has_tokens=False, configuration={})
+    store = SimpleNamespace(splits={"train": None}, path=library.path, place="c", recipe="default", library=library)
     monkeypatch.setattr(training, "open_cache", lambda *_, **__: store)
     assert main(cli.app, ["train-head", "--head", "glscl"]) == 2
     said = capsys.readouterr()

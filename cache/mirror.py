@@ -24,7 +24,7 @@ from pathlib import Path
 from glscl.cache.files import dump_json, listed, load_json, storage_errors, write_atomically, written
 from glscl.common.addresses import address_of, local_path, show_as
 from glscl.common.errors import CacheCorruptError, NotFoundError, StorageError, UsageError
-from glscl.common.remote import CONDITIONAL, Files, files_at, get_all, put_all, remote_errors
+from glscl.common.remote import CONDITIONAL, Files, files_at, get_all, put_all, remote_errors, unsafe
 from glscl.common.settings import home
 
 MARK = "mirrored.json"
@@ -133,7 +133,7 @@ class Mirror:
         """Name → bytes of all files at the address, or below a name there; "" is the address itself where it is a file."""
         with remote_errors(self.address, "list"):
             found = self._files.sizes(below)
-        return {name: size for name, size in found.items() if not _unsafe(name) and not _TEMPORARY.search(name)}
+        return {name: size for name, size in found.items() if not unsafe(name) and not _TEMPORARY.search(name)}
 
     def bring(self, names: Iterable[str], check: Callable[[Path], None] | None = None) -> None:
         """Bring files that are not here, each whole before it appears.
@@ -408,9 +408,3 @@ def _bytes_of(path: Path) -> int:
     return (
         sum(each.stat().st_size for each in path.rglob("*") if each.is_file()) if path.is_dir() else path.stat().st_size
     )
-
-
-def _unsafe(name: str) -> bool:
-    """Whether a name at an address would lead out of the folder, or is nothing that a cache has."""
-    parts = name.split("/")
-    return bool(name) and (not {"", ".", ".."}.isdisjoint(parts) or "\0" in name or "\\" in name)

@@ -86,6 +86,11 @@ def files_at(address: str) -> Files:
         return cast(Files, _Persistent(files))
 
 
+def unsafe(name: str) -> bool:
+    """Whether a name below an address would lead out of a folder here, or is none that a file here can have."""
+    return bool(name) and (not {"", ".", ".."}.isdisjoint(name.split("/")) or "\0" in name or "\\" in name)
+
+
 @contextlib.contextmanager
 def remote_errors(address: str, doing: str) -> Iterator[None]:
     """Turn whatever libraries raise about an address into one of our errors, in one line."""

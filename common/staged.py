@@ -18,7 +18,7 @@ from pathlib import Path
 
 from glscl.common.addresses import address_of, show_as
 from glscl.common.errors import NotFoundError, StorageError, UsageError
-from glscl.common.remote import Files, Stamp, files_at, get_all, remote_errors
+from glscl.common.remote import Files, Stamp, files_at, get_all, remote_errors, unsafe
 from glscl.common.settings import home
 
 STAGE_GB = 20.0  # of files here at once; $GLSCL_STAGE_GB says otherwise
@@ -63,12 +63,16 @@ class Reading(io.RawIOBase):
         self._address, self._at = address, 0
         self._files, self._name = _split(address)
 
-    def seek(self, offset: int, whence: int = 0) -> int:
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence != os.SEEK_SET:
+            raise io.UnsupportedOperation("only positions from the start can be sought")
         self._at = offset
         return offset
 
     def read(self, size: int = -1) -> bytes:
-        if size <= 0:
+        if size < 0:
+            raise io.UnsupportedOperation("only parts are read")
+        if size == 0:
             return b""
         with remote_errors(self._address, "read"):
             data = self._files.part(self._name, self._at, size)
@@ -166,11 +170,6 @@ def stage_bytes() -> int:
     if not found > 0:
         raise UsageError(f"GLSCL_STAGE_GB is {given!r}; expected a number of gigabytes above 0")
     return int(found * 1e9)
-
-
-def unsafe(name: str) -> bool:
-    """Whether a name below an address would lead out of a folder here."""
-    return name.startswith("/") or "\\" in name or any(part in ("", ".", "..") for part in name.split("/") if name)
 
 
 @contextlib.contextmanager

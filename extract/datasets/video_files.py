@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from glscl.common.errors import InputError, NotFoundError
-from glscl.common.staged import bring_below, list_folder, remote_file, unsafe
+from glscl.common.remote import unsafe
+from glscl.common.staged import bring_below, list_folder, remote_file
 from glscl.common.tables import amount
 from glscl.extract.datasets.text_files import examples
 

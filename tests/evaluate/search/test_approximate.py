@@ -15,6 +15,7 @@ import torch
 from glscl.cache.library import open_library
 from glscl.cache.store import open_store
 from glscl.common.errors import CacheCorruptError, CacheError, StorageError, UsageError
+from glscl.common.ray_cluster import RayCluster
 from glscl.evaluate.exporting.frame_vectors import export_frames
 from glscl.evaluate.search import approximate
 from glscl.evaluate.search.answers import Where
@@ -228,19 +229,36 @@ class InReverse:
             yield number, function(call, *shared)
 
 
-def test_segments_that_others_make_are_those_made_here(made, monkeypatch):
+def segments_are_those_made_here(made, monkeypatch, workers):
     monkeypatch.setattr(approximate, "SEGMENT", 200)
     store, told = made().fill(), []
     here = indexed(store.path)
     files = {path.name: path.read_bytes() for path in (store.path / "index").iterdir() if path.suffix != ".json"}
     shutil.rmtree(store.path / "index")
-    about = make_index(
-        open_library(store.path), recall=0.9, encode=no_sentences, added=told.append, workers=InReverse()
-    )
+    about = make_index(open_library(store.path), recall=0.9, encode=no_sentences, added=told.append, workers=workers)
     assert len(about.segments) == len(told) > 2 and about.segments == here.segments and sum(told) == about.frames
     for name, content in files.items():
         if name.endswith(".faiss"):
             assert (store.path / "index" / name).read_bytes() == content, name
+
+
+def test_segments_that_others_make_are_those_made_here(made, monkeypatch):
+    segments_are_those_made_here(made, monkeypatch, InReverse())
+
+
+@pytest.mark.exhaustive  # a cluster takes half a minute to start
+def test_segments_that_a_cluster_of_two_nodes_makes_are_those_made_here(made, monkeypatch):
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'glscl[ray]'")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
+        segments_are_those_made_here(made, monkeypatch, RayCluster())
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
 
 
 def test_without_captions_sentences_choose(small_cache):

@@ -67,6 +67,17 @@ def setting(default: Any, help: str, **about: Unpack[About]) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def cluster_address() -> Any:
+    """The field of every stage that can run on a Ray cluster: which one."""
+    return setting(
+        "auto",
+        "Of the Ray cluster; `auto`: the one this machine belongs to, `local`: a new one on this machine alone.",
+        group="Speed",
+        metavar="ADDRESS",
+        affects_result=False,
+    )
+
+
 def build(kind: type[Kind], *layers: Mapping[str, Any]) -> Kind:
     """Settings from layers, each name → value; a later layer wins, and None in it leaves what is below.
 

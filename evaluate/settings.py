@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from glscl.common.errors import UsageError
-from glscl.common.settings import setting
+from glscl.common.settings import cluster_address, setting
 
 ZERO_SHOT_HEADS = (
     "mean_pool",
@@ -79,13 +79,7 @@ class EvaluateSettings:
         choices=("local", "ray"),
         affects_result=False,
     )
-    address: str = setting(
-        "auto",
-        "Of the Ray cluster; `auto`: the one this machine belongs to, `local`: a new one on this machine alone.",
-        group="Speed",
-        metavar="ADDRESS",
-        affects_result=False,
-    )
+    address: str = cluster_address()
     qrels: Path | None = setting(
         None,
         "Also judge with several right videos a caption: TREC qrels, a .csv or .tsv with caption, video and grade, or FIRE's .json.",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from glscl.cache.schema import FORMATS
 from glscl.common.errors import UsageError
-from glscl.common.settings import setting
+from glscl.common.settings import cluster_address, setting
 from glscl.extract.part import Part
 
 SPLITS = ("train", "val", "test")
@@ -217,13 +217,7 @@ class ExtractSettings(WeightSettings):
         choices=("local", "ray"),
         affects_result=False,
     )
-    address: str = setting(
-        "auto",
-        "Of the Ray cluster; `auto`: the one this machine belongs to, `local`: a new one on this machine alone.",
-        group="Speed",
-        metavar="ADDRESS",
-        affects_result=False,
-    )
+    address: str = cluster_address()
     encoders: int | None = setting(
         None,
         "Backbones on the Ray cluster. Default: one a GPU, without GPUs one a machine.",

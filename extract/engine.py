@@ -17,7 +17,7 @@ from glscl.cache.frame_format import FrameSpec
 from glscl.cache.keys import Stat
 from glscl.cache.library import Library, Place
 from glscl.common.progress import Progress
-from glscl.extract.backbone.encoder import Backbone, Description, load_backbone, require_gpu_compiler
+from glscl.extract.backbone.encoder import Backbone, Description, load_backbone
 from glscl.extract.backbone.picture_transform import PictureTransform
 from glscl.extract.batching import Stopwatch
 from glscl.extract.decode.sampling import Sampling
@@ -132,8 +132,6 @@ class Engine(Protocol):
 
 def backbone_of(settings: ExtractSettings, device: str | torch.device) -> Backbone:
     """The backbone of an extraction. Raises as `load_backbone`."""
-    if settings.compile:
-        require_gpu_compiler(torch.device(device))
     backbone = load_backbone(
         settings.backbone,
         settings.pretrained,

@@ -65,7 +65,7 @@ class VideoFiles:
         if [*found] == [""]:
             raise NotFoundError(f"{address}: is a file, not a folder; expected the folder of videos")
         shown = [name for name in found if not any(part.startswith(".") for part in name.split("/"))]
-        names = [name for name in shown if _is_plain(name) and not unsafe(name) and not name.endswith("/")]
+        names = [name for name in shown if _is_plain(name) and not unsafe(name)]
         if left := len(shown) - len(names):
             self.notes.append(f"left out {amount(left, 'name')} below {address} that no file here could have")
         return names

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from forked import Forked
 
 from glscl import cli
@@ -85,15 +84,6 @@ def committed(cache: Path) -> dict[str, bytes]:
 
 KILLED, TERMINATED = (2, signal.SIGKILL, False), (1, signal.SIGTERM, True)  # after so many commits; the whole group?
 ALONE, INTERRUPTED = (1, signal.SIGTERM, False), (1, signal.SIGINT, True)
-
-
-@pytest.fixture
-def one_thread():
-    """As many as the commands have that are ended: equal bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from forked import Forked
 
 HARNESS = Path(__file__).with_name("training_harness.py")
@@ -76,15 +75,6 @@ def stopped(work: Path, arguments: list[str], steps: int, kind: signal.Signals) 
     _, err = process.communicate(timeout=60)
     assert "Traceback" not in err
     return process.returncode, err.strip().splitlines()[-1]
-
-
-@pytest.fixture
-def one_thread():
-    """As many as the trainings of the harness have: sums come out the same to the last bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", ["train-head", "finetune"])

@@ -281,8 +281,7 @@ class _Extraction:
     def _wake_workers(self) -> None:
         """Let what decoding processes need be imported while the backbone is loaded."""
         if self.given is None and self.engine is None:
-            how = "fast_transform" if self.settings.preprocess == "fast" else "picture_transform"
-            wake([f"glscl.extract.backbone.{how}", "torchvision.transforms"])
+            wake([f"glscl.extract.backbone.{'fast' if self.settings.preprocess == 'fast' else 'picture'}_transform"])
 
     def fill(self) -> None:
         """Write the list, encode what is missing, and let the list count once everything of it is there."""

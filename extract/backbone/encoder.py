@@ -154,12 +154,14 @@ class Backbone:
     def encode_frames(self, frames: np.ndarray | torch.Tensor) -> np.ndarray:
         """(n, S, S, 3) uint8 as `transform` gives them → (n, D) float32, projected, not normalised.
 
-        A processor takes them in batches of THREAD_FRAMES, each on a thread of its own (see `thread_map`).
+        A processor takes them in an even number of equal batches of at most THREAD_FRAMES, each on a thread of its own (see
+        `thread_map`), so that two cores finish together.
         """
         frames = torch.as_tensor(frames)
         if self.device.type != "cpu" or len(frames) <= THREAD_FRAMES or temporal_embedding(self.model) is not None:
             return self._encode_batch(frames)
-        return np.concatenate(thread_map(self._encode_batch, frames.split(THREAD_FRAMES)))
+        batches = 2 * -(-len(frames) // (2 * THREAD_FRAMES))
+        return np.concatenate(thread_map(self._encode_batch, frames.split(-(-len(frames) // batches))))
 
     def encode_later(self, parts: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
         """`encode_frames` of arrays one after another; the call gives it. A GPU works on it meanwhile.

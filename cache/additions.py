@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import msgspec
 import numpy as np
 
-from glscl.cache.files import dump_json, listed, put_if_absent, refuse_unread, written
+from glscl.cache.files import dump_json, listed, plain, put_if_absent, refuse_unread, written
 from glscl.cache.keys import KEY_BYTES, from_lines, to_lines
 from glscl.common.errors import CacheCorruptError, StorageError, first_line
 
@@ -101,7 +101,7 @@ def read_addition(path: Path, stream: str) -> Addition:
         StorageError: the disk fails.
     """
     try:
-        data = path.read_bytes()
+        data = plain(path).read_bytes()
         first, _, rest = data.partition(b"\n")
         head = msgspec.json.decode(first, type=_Head)
         keys = from_lines(rest)

@@ -85,6 +85,19 @@ def refuse_unread(error: BaseException, path: os.PathLike[str] | str) -> None:
         link = link.__cause__ or link.__context__
 
 
+def plain(path: Path) -> Path:
+    """The path of a file that is to be read, or of nothing.
+
+    Raises:
+        OSError: a pipe or a device stands there, as a stranger may pack them: reading would wait, or go on, for ever.
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        kind = path.stat().st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+            raise OSError(errno.EINVAL, "a pipe or a device stands there, expected a file", os.fspath(path))
+    return path
+
+
 def listed(folder: Path, pattern: str = "*") -> list[Path]:
     """What is in a folder by that pattern, in order of the names; nothing where there is no folder.
 
@@ -351,7 +364,7 @@ def dump_json(value: Any, *, indent: int | None = 1) -> bytes:
 def load_json(path: Path, what: str) -> dict[str, Any]:
     """Read a JSON object; anything else is a CacheFormatError naming the file, a failing disk a StorageError."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(plain(path).read_bytes())
     except (ValueError, RecursionError) as error:
         raise CacheFormatError(f"{path} is not {what}: {error}") from error
     except FileNotFoundError:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from glscl.cache.files import dump_json, write_atomically
+from glscl.cache.files import dump_json, plain, write_atomically
 from glscl.cache.keys import KEY_BYTES, Stat, content_of
 from glscl.common.errors import StorageError
 from glscl.common.staged import remote_file
@@ -55,7 +55,7 @@ class KnownFiles:
         """The memo of a cache; empty where there is none, and without the lines that cannot be read."""
         known = cls()
         try:
-            lines = (root / FILE).read_bytes().split(b"\n")
+            lines = plain(root / FILE).read_bytes().split(b"\n")
         except OSError:
             return known
         decoder = msgspec.json.Decoder(_Line)

@@ -24,6 +24,7 @@ import numpy as np
 from glscl.cache.files import (
     dump_json,
     listed,
+    plain,
     put_if_absent,
     refuse_unread,
     remove,
@@ -298,7 +299,7 @@ def _read_arrays(path: Path, record: ListRecord, format: str) -> dict[str, np.nd
 def read_record(path: Path) -> ListRecord:
     """What the JSON file of a version says, its arrays left alone. Raises CacheCorruptError."""
     try:
-        record = msgspec.json.decode(path.read_bytes(), type=ListRecord)
+        record = msgspec.json.decode(plain(path).read_bytes(), type=ListRecord)
         if (record.name, record.hash) != (path.parent.name, path.stem):
             raise ValueError(f"it is {record.name}@{record.hash}")
     except (OSError, msgspec.DecodeError, ValueError) as error:
@@ -392,7 +393,7 @@ def current_version(root: Path, name: str) -> str | None:
     """Hash of the version that counts; None where none was ever finished. Raises CacheCorruptError."""
     path = root / "lists" / name / "current"
     try:
-        text = path.read_bytes()[:64].decode("ascii", "replace").strip()
+        text = plain(path).read_bytes()[:64].decode("ascii", "replace").strip()
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -409,7 +410,7 @@ def make_current(root: Path, made: CacheList) -> bool:
     if put_if_absent(path, data):
         return True
     with storage_errors(path):
-        same = path.read_bytes() == data
+        same = plain(path).read_bytes() == data
     if not same:
         write_atomically(path, data)
     return not same

@@ -14,7 +14,7 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,6 +104,7 @@ def hold(root: os.PathLike[str] | str, *, part: tuple[int, int] = (1, 1), what: 
 def hold_folder(folder: os.PathLike[str] | str, *, what: str) -> Iterator[None]:
     """Be the one writer of a folder that is no cache, until the block is left; nothing of the lock stays behind.
 
+    What a writer before was writing aside when it was killed is removed.
     Of a launch of several processes the first holds it for all of them.
 
     Args:
@@ -118,6 +119,7 @@ def hold_folder(folder: os.PathLike[str] | str, *, what: str) -> Iterator[None]:
     there = folder.exists()
     try:
         with _hold_output(folder / FOLDER, folder, what):
+            _sweep(half_written(folder))
             yield
     finally:
         if not there and launch().speaks:
@@ -138,7 +140,15 @@ def hold_file(file: os.PathLike[str] | str, *, what: str) -> Iterator[None]:
     """Be the one writer of a file, which need not be there; all else as in `hold_folder`."""
     file = Path(file)
     with _hold_output(file.with_name(f".{file.name}.{FOLDER}"), file, what):
+        _sweep(half_written(file.parent, name=file.name))
         yield
+
+
+def _sweep(left: Iterable[Path]) -> None:
+    """Remove what dead writers left; of several processes of one launch the first does."""
+    for path in left if launch().speaks else ():
+        if not path.is_symlink():  # which is refused, if it matters, and never removed
+            remove(path, path.parent)
 
 
 @contextlib.contextmanager

@@ -390,16 +390,21 @@ def pull(
 
 
 def _pull_from_hub(run: Run, source: str, out: Path) -> None:
-    from glscl.cache.files import written
+    from glscl.cache.files import listed, refuse_links, written
     from glscl.cache.library import open_library
+    from glscl.cache.lock import hold_file
     from glscl.cache.upkeep.verification import count_shards, verify
-    from glscl.common.hub import Repository, pull_folder
+    from glscl.common.hub import Repository, begun, pull_folder
     from glscl.train_head.checkpoint import read_run
 
     where = Repository.at(source)
     if written(out / "store.json") or (out / "run.json").exists():
         raise UsageError(f"{out} is a cache or a run already", hint="Choose another folder with `out`")
-    pull_folder(where, out)
+    with hold_file(out, what="pull"):  # beside it: of a folder with anything in it the Hub's library says no error
+        if not begun(out) and listed(out):
+            raise UsageError(f"{out} holds other files", hint="Choose another folder with `out`")
+        refuse_links(out)
+        pull_folder(where, out)
     if (out / "run.json").is_file():
         found = f"a run of {read_run(out)['head']}"
     else:

@@ -123,7 +123,7 @@ def search(
     _check_cache(settings, store, imported_frames=video is not None or (like is not None and Path(like).is_file()))
     model = _model(run, store, run_folder, head or ("mean_pool" if settings.normalise or video else "best_frames"))
     if like is None or Path(like).is_file():
-        model.load_backbone(pretrained)
+        model.load_backbone(pretrained, texts_only=text is not None)
     if settings.max_frames is not None:
         model.frames = settings.max_frames
     about = {

@@ -16,6 +16,7 @@ from glscl.common.remote import remote_errors
 
 _ADDRESS = re.compile(r"hf:/+(datasets/|models/)?([\w.-]+/[\w.-]+)(?:@([^/]+))?/?")
 _CARD = "README.md"
+_NOTES = ".cache/huggingface"  # where the Hub's library keeps what it has brought into a folder
 
 
 class Repository(NamedTuple):
@@ -97,8 +98,13 @@ def read_file(where: Repository, name: str) -> bytes:
         ).read_bytes()
 
 
+def begun(out: Path) -> bool:
+    """Whether a `pull_folder` into this folder was stopped."""
+    return (out / _NOTES).is_dir()
+
+
 def pull_folder(where: Repository, out: Path) -> None:
-    """Bring all files of a repository into a folder; stopped, the same call goes on.
+    """Bring all files of a repository into a folder that holds nothing else; stopped, the same call goes on.
 
     Raises:
         NotFoundError: there is none. StorageError: the Hub cannot be reached, or not be read without a token.
@@ -107,7 +113,7 @@ def pull_folder(where: Repository, out: Path) -> None:
         _hub().snapshot_download(
             where.name, repo_type=where.kind, revision=where.revision, local_dir=out, endpoint=_endpoint()
         )
-    shutil.rmtree(out / ".cache" / "huggingface", ignore_errors=True)  # its notes of what was brought
+    shutil.rmtree(out / _NOTES, ignore_errors=True)
     with contextlib.suppress(OSError):
         (out / ".cache").rmdir()
     (out / ".gitattributes").unlink(missing_ok=True)

@@ -71,12 +71,15 @@ _STORAGES = {
 }
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
     """Names and tensors of a checkpoint, on the CPU, in the precision they were saved in.
 
     Read are what torch saved, zipped or not, safetensors, TorchScript archives, and folders with one of these, in shards or
     whole. A state dict inside a training checkpoint is found; `module.`, `_orig_mod.` and a `model.` before all names are
     taken off.
+
+    Args:
+        mapped: read from a file what is looked at alone, and then, where its kind allows it.
 
     Raises:
         NotFoundError: there is no such file, or none with weights in a folder.
@@ -86,7 +89,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if path.is_dir():
         found: Any = _read_folder(path)
     elif path.is_file():
-        found = _read_file(path)
+        found = _read_file(path, mapped=mapped)
     else:
         raise NotFoundError(f"There is no checkpoint {path}")
     found = _unwrapped(found)
@@ -185,10 +188,10 @@ def _read_folder(folder: Path) -> Any:
     return {key: value for shard in shards for key, value in _read_file(shard).items()}
 
 
-def _read_file(path: Path) -> Any:
+def _read_file(path: Path, *, mapped: bool = False) -> Any:
     if is_script(path):
         return _read_script(path)
-    return _read_pickle(path) if _is_pickle(path) else _read_safetensors(path)
+    return _read_pickle(path, mapped=mapped) if _is_pickle(path) else _read_safetensors(path)
 
 
 def _is_pickle(path: Path) -> bool:
@@ -202,14 +205,15 @@ def _is_pickle(path: Path) -> bool:
         return opened.read(1) == b"\x80"
 
 
-def _read_pickle(path: Path) -> Any:
+def _read_pickle(path: Path, *, mapped: bool) -> Any:
     try:
         check_torch_file(path)
-        if zipfile.is_zipfile(path) and not _has_pickle(path):
+        zipped = zipfile.is_zipfile(path)
+        if zipped and not _has_pickle(path):
             raise InputError(f"{path} is a zip archive, but no checkpoint of torch")
         options = torch.serialization.safe_globals([argparse.Namespace])  # of a program
         with warnings.catch_warnings(action="ignore"), options:  # it reads it or it raises
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipped)
     except InputError:
         raise
     except pickle.UnpicklingError as error:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from glscl.cache.files import plain
 from glscl.cache.store import Store
 from glscl.common.addresses import may_exist
 from glscl.common.archive_limits import check_zip
@@ -289,7 +290,7 @@ def _with_history(run: EvaluatedRun, folder: Path) -> EvaluatedRun:
     path = folder / "history.jsonl"
     rows: list[Any] = []
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [json.loads(line) for line in plain(path).read_text(encoding="utf-8").splitlines() if line.strip()]
         problem = history_problem(rows)
     except (OSError, ValueError, RecursionError) as error:
         problem = type(error).__name__

@@ -96,7 +96,8 @@ class SmallCache:
             notes=["2 rows without a caption were dropped"],
         )
         self.path, self.format, self.dtype = path, format, dtype
-        self.shard_items = {"video": 4, "text": 7}
+        # six to eight shards of each where there are more than a few items: each takes 40 ms to write
+        self.shard_items = {"video": max(4, -(-videos // 6)), "text": max(7, -(-videos * captions // 8))}
         self.spec = StoreSpec(
             configuration={"backbone": {"name": "made", "pretrained": "seed"}}, embed_dim=dim, dtype=dtype
         )
@@ -188,8 +189,8 @@ class SmallCache:
         keys = self.list.video_key if stream == "video" else self.list.text_key
         return write_addition(self.path, stream, keys, shard_items=self.shard_items[stream])
 
-    def arrays(self, stream: str, shard: int) -> dict[str, np.ndarray]:
-        addition = self.addition(stream)
+    def arrays(self, stream: str, shard: int, addition: Addition | None = None) -> dict[str, np.ndarray]:
+        addition = addition or self.addition(stream)
         items = addition.shard_range(shard)
         keys, dim = addition.keys[items.start : items.stop], self.spec.embed_dim
         if stream == "video":
@@ -197,8 +198,10 @@ class SmallCache:
         texts = [self.annotations.texts[i].text for i in items]
         return text_arrays(keys, texts, [self.texts[i] for i in items], embed_dim=dim, dtype=self.dtype)
 
-    def commit(self, library: Library, stream: str, shard: int, **options: Any) -> bool:
-        failures, addition = [], self.addition(stream)
+    def commit(
+        self, library: Library, stream: str, shard: int, addition: Addition | None = None, **options: Any
+    ) -> bool:
+        failures, addition = [], addition or self.addition(stream)
         if stream == "video":
             items = addition.shard_range(shard)
             failures = [
@@ -212,7 +215,7 @@ class SmallCache:
             ]
             decoders = [{"decoder": "decord" if i % 2 else "pyav", "seconds": 0.5} for i in items]
             options.setdefault("ledger", decoders)
-        return library.commit(addition, shard, self.arrays(stream, shard), failures=failures, **options)
+        return library.commit(addition, shard, self.arrays(stream, shard, addition), failures=failures, **options)
 
     @staticmethod
     def pending(library: Library, stream: str) -> list[int]:
@@ -244,8 +247,9 @@ class SmallCache:
     def _fill(self) -> Store:
         library = self.create()
         for stream in ("text", "video"):
+            addition = self.addition(stream)  # once: to make it is to go through the whole list
             for shard in self.pending(library, stream):
-                self.commit(library, stream, shard)
+                self.commit(library, stream, shard, addition)
         return self.finish(library)
 
 

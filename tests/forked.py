@@ -143,6 +143,7 @@ def _begun(asked: dict, out: int, err: int, told: int) -> list[str]:
 if __name__ == "__main__":
     for module in IMPORTED:
         importlib.import_module(module)
+    sys.modules["glscl.commands.options"].parser_of(sys.modules["glscl.cli"].app)
     words = asked_of(socket.socket(fileno=int(sys.argv[1])))
     if words[0] == "-m":
         sys.argv = words[1:]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from glscl.cache.files import dump_json, write_atomically
+from glscl.cache.files import dump_json, plain, write_atomically
 from glscl.common.errors import GlsclError, InputError, first_line
 from glscl.common.launch import launch
 from glscl.train_head.reports import Reporter, StepReport
@@ -202,7 +202,7 @@ class Tracking(Reporter):
 def _known(out: Path) -> dict[str, Any]:
     """Tracker → what it calls this training, of an earlier process; nothing where that cannot be read."""
     with contextlib.suppress(OSError, msgspec.MsgspecError):
-        return msgspec.json.decode((out / _IDS).read_bytes(), type=dict[str, str])
+        return msgspec.json.decode(plain(out / _IDS).read_bytes(), type=dict[str, str])
     return {}
 
 

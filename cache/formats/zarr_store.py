@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glscl.cache.files import dump_json, write_atomically
+from glscl.cache.files import dump_json, plain, write_atomically
 from glscl.cache.formats.blocks import Blocks, Groups, chunk_shape
 from glscl.cache.formats.rows import Chunk, LibraryRows, RawRows, RowReader
 
@@ -37,6 +37,7 @@ class _OpenGroup:
         """An array of plain numbers of which every chunk is there."""
         import zarr
 
+        plain(self._path / name / "zarr.json")
         array = self._group[name]
         if not isinstance(array, zarr.Array):
             raise TypeError(f"{name} of {self._path} is a group, expected an array")
@@ -85,11 +86,12 @@ class ZarrShards:
     def opened(path: Path) -> Iterator[_OpenGroup]:
         import zarr
 
+        plain(path / "zarr.json")
         yield _OpenGroup(path, zarr.open_group(path, mode="r", zarr_format=3, use_consolidated=False))
 
     @staticmethod
     def rows(path: Path, names: list[str]) -> dict[str, RowReader]:
-        if json.loads((path / "zarr.json").read_bytes())["node_type"] != "group":
+        if json.loads(plain(path / "zarr.json").read_bytes())["node_type"] != "group":
             raise ValueError(f"{path} is not a Zarr group")
         return {name: _raw_rows(path / name) or _library_rows(path, name) for name in names}
 
@@ -187,7 +189,7 @@ def _raw_rows(folder: Path) -> RawRows | None:
     Raises:
         FileNotFoundError: there is no such array. ValueError, KeyError, …: its description cannot be read.
     """
-    described = json.loads((folder / "zarr.json").read_bytes())
+    described = json.loads(plain(folder / "zarr.json").read_bytes())
     shape, checksums = tuple(described["shape"]), _plain_codecs(described["codecs"])
     grid, keys = described["chunk_grid"], described["chunk_key_encoding"]
     if (

@@ -23,7 +23,7 @@ import numpy as np
 
 from glscl.cache.additions import Addition, addition_of, write_addition
 from glscl.cache.creation import StoreSpec, create_library
-from glscl.cache.files import dump_json, half_written, remove, storage_errors, sync_directory, sync_tree, written
+from glscl.cache.files import dump_json, remove, storage_errors, sync_directory, sync_tree, written
 from glscl.cache.formats import STORES
 from glscl.cache.formats.blocks import Blocks
 from glscl.cache.frame_format import FrameSpec
@@ -289,8 +289,6 @@ def _write_flat(library: Library, out: Path, format: str, made: CacheList, items
     with storage_errors(out), hold_file(out, what="convert"):
         if os.path.lexists(out):  # another conversion was faster
             raise _there_already(out)
-        for path in half_written(out.parent, name=out.name):
-            remove(path, out.parent)
         try:
             STORES[format].write_groups(aside, _groups(library, format, made, items))
             sync_tree(aside)

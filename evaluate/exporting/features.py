@@ -16,16 +16,17 @@ import csv
 import importlib
 import io
 import json
+import os
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from glscl.cache.files import dump_json, write_atomically
+from glscl.cache.files import dump_json, refuse_link, write_atomically
 from glscl.cache.lock import hold_folder
 from glscl.cache.reading import in_pieces, read_entries, without_padding
 from glscl.cache.schema import Status
@@ -80,7 +81,7 @@ def export_features(
     """Write frames, captions and tokens by name, in the type that they are stored in (bfloat16 as float32).
 
     Args:
-        out: a folder; what it has of the same name is replaced.
+        out: a folder; what an earlier export left there of the same name is replaced.
         to: "npy-files" and "npz": a file an item, of which `.npz` has `features`, and `times` in seconds of frames; "h5": a
             dataset an item; "webdataset": archives of `.npy`, `.txt` with a caption a line, and `.json`; "parquet" and "lance":
             tables with a row a frame, caption or token, the rows of an item one after another.
@@ -89,8 +90,9 @@ def export_features(
         names: what a video is called: its "id", or its "content": 32 hexadecimal digits, the same in every list.
 
     Raises:
-        UsageError: no such format or names, or what writes it is not installed. InputError: no such split, an id that is no name of a file, or no frames.
-        BusyError: another process writes `out`. StorageError: the disk is full or failing.
+        UsageError: no such format or names, what writes it is not installed, or `out` has something of the same name that is no export.
+        InputError: no such split, an id that is no name of a file, or no frames.
+        BusyError: another process writes `out`. StorageError: the disk is full or failing, or a link stands there.
     """
     if to not in FEATURE_FORMATS or names not in NAMES:
         raise UsageError(f"`to` is {to!r} and `names` {names!r}; expected {', '.join(FEATURE_FORMATS)}; id or content")
@@ -102,7 +104,10 @@ def export_features(
     listed.check(to)
     out = Path(out)
     written = []
+    told = {**(about or {}), "names": names, "pooled": pooled, "embed_dim": store.embed_dim, "versions": versions()}
     with hold_folder(out, what="export"):
+        _require_ours(out, [*(f"{part}{_ENDS.get(to, '')}" for part in ("frames", "texts", "tokens")), "captions.csv"])
+        write_atomically(out / "export.json", dump_json({**told, "complete": False}))
         for part, arrays in (
             ("frames", listed.frames(pooled)),
             ("texts", listed.texts("pooled")),
@@ -114,7 +119,6 @@ def export_features(
             put_aside(out / file, lambda path, arrays=arrays: _write(_WRITERS[to](path), arrays))
             written.append(file)
         write_atomically(out / "captions.csv", listed.table())
-        told = {**(about or {}), "names": names, "pooled": pooled, "embed_dim": store.embed_dim, "versions": versions()}
         if names == "content":
             told["video_ids"] = listed.ids
         write_atomically(out / "export.json", dump_json(told))
@@ -317,6 +321,15 @@ class _Archives:
     def close(self) -> None:
         if self.archive is not None:
             self.archive.close()
+
+
+def _require_ours(out: Path, names: Sequence[str]) -> None:
+    """Raise UsageError where somebody else's file or folder would be replaced: an export says in export.json that it is one."""
+    there = [out / name for name in names if os.path.lexists(out / name)]
+    if there and not (out / "export.json").is_file():
+        raise UsageError(f"{there[0]} is there already and is no export", hint="Choose another folder with `out`")
+    for path in there:
+        refuse_link(path)
 
 
 def _require_modules(to: str) -> None:

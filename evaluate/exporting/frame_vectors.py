@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from glscl.cache.files import dump_json, storage_errors, sync_directory, sync_tree, write_atomically
+from glscl.cache.files import dump_json, refuse_link, storage_errors, sync_directory, sync_tree, write_atomically
 from glscl.cache.lock import hold_folder
 from glscl.cache.reading import in_pieces, read_entries
 from glscl.cache.schema import Status
@@ -153,6 +153,7 @@ def put_aside(path: Path, write: Callable[[Path], None]) -> None:
     """A file, or a folder, made aside and then given its name; nothing half-written has it."""
     aside = path.with_name(f".{path.name}.part")
     with storage_errors(path):
+        refuse_link(path)
         _remove(aside)
         try:
             write(aside)

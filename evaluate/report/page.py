@@ -18,6 +18,7 @@ import jinja2
 from glscl.cache.files import write_atomically
 from glscl.cache.lock import hold_file, hold_folder
 from glscl.common.errors import InputError
+from glscl.common.settings import recorded_command
 from glscl.common.tables import Difference, Measured, Table, TableRow, amount, cell_text, minus, number, p_value, signed
 from glscl.evaluate.evaluated_run import EvaluatedRun, with_distinct_names
 from glscl.evaluate.judged_lists import version_of
@@ -136,11 +137,12 @@ def _failures_table(title: str, failures: Sequence[Mapping[str, Any]]) -> Table:
 
 def _provenance_context(run: EvaluatedRun) -> dict[str, Any]:
     result, trained = run.result, run.run or {}
-    commands = [
+    recorded = [
         ("Extraction", run.extraction.get("command")),
         ("Training", trained.get("command")),
         ("Evaluation", result.get("command")),
     ]
+    commands = [(stage, recorded_command(str(command), None)) for stage, command in recorded if command]
     facts = [
         ("Head", result["head"]),
         ("Run", result.get("run") or ", ".join(result.get("runs") or ()) or "none, untrained"),
@@ -165,7 +167,9 @@ def _provenance_context(run: EvaluatedRun) -> dict[str, Any]:
     options = {**(trained.get("settings") or {}), "options": trained.get("options") or {}} if trained else {}
     return {
         "name": run.name,
-        "commands": [(stage, command) for stage, command in commands if command],
+        "commands": [
+            (stage, command) for stage, command in commands if command
+        ],  # a stranger's curl … | sh is not shown
         "facts": [(name, str(value)) for name, value in facts if value not in (None, "")],
         "versions": list(versions.items()),
         "other_versions": others,

@@ -33,7 +33,6 @@ from torch import Tensor
 from glscl.cache.additions import KeyIndex
 from glscl.cache.files import (
     dump_json,
-    half_written,
     load_json,
     refuse_links,
     remove,
@@ -443,10 +442,10 @@ def _library_at(place: str) -> Library:
 
 
 def _remove_others(folder: Path, about: About) -> None:
-    """What earlier cells had, and what killed runs left."""
+    """What earlier cells had."""
     names = {about.cells, *(segment.name for segment in about.segments)}
     others = [path for kind in ("faiss", "npz") for path in folder.glob(f"*.{kind}") if path.stem not in names]
-    for path in [*others, *half_written(folder)]:
+    for path in others:
         remove(path, folder.parent)
 
 

@@ -158,11 +158,17 @@ class Model:
         """What the cache was encoded with, its weights compared by hash. Raises UsageError, BackboneError."""
         return self.load_backbone()
 
-    def load_backbone(self, weights: str | None = None) -> Backbone:
-        """The backbone, from a file of `weights` where the cache was made from one; used from now on."""
+    def load_backbone(self, weights: str | None = None, *, texts_only: bool = False) -> Backbone:
+        """The backbone, from a file of `weights` where the cache was made from one; used from now on.
+
+        Args:
+            texts_only: only sentences will be asked for, for which less is read.
+        """
         from glscl.extract.backbone.encoder import backbone_of_cache
 
-        found = backbone_of_cache(self.cache.configuration, self.cache.path, weights, device=self.device)
+        found = backbone_of_cache(
+            self.cache.configuration, self.cache.path, weights, device=self.device, texts_only=texts_only
+        )
         self.__dict__["backbone"] = found
         return found
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ from glscl.common.errors import (
 from glscl.common.state_dicts import weights_hash
 from glscl.common.tar_members import file_of
 from glscl.extract.backbone.feeding import Feed, fetched_later
-from glscl.extract.backbone.loading import Loaded, load_model
+from glscl.extract.backbone.loading import Loaded, load_model, load_text_tower
 from glscl.extract.backbone.patch_embedding import temporal_embedding
 from glscl.extract.backbone.picture_transform import PictureTransform, Step
 from glscl.extract.backbone.text_tower import TextTower, TokenizedTexts
@@ -78,9 +78,9 @@ class Backbone:
     """A frozen open_clip model with its preprocessing and tokenizer. Obtain it from `load_backbone`.
 
     Attributes:
-        embed_dim: D.
         transform: picture part of the preprocessing, for the decode workers.
         description: see `Description`.
+        weights: hash of the weights.
         logit_scale: log of the temperature factor that the model was trained with.
         notes: what nobody said of its weights, and what was taken.
     """
@@ -90,16 +90,9 @@ class Backbone:
     def __init__(
         self, loaded: Loaded, *, words: int | None, device: torch.device, precision: str, preprocess: str = "open_clip"
     ) -> None:
-        model, self.tokenizer, self.name, self.pretrained, self.notes = loaded
+        self.tokenizer, self.name, self.pretrained, self.notes = loaded[1:5]
         self.device, self.precision = device, precision
-        self.model = model.eval().requires_grad_(False)
-        steps, size, self._mean, self._std, preprocessing = _split_preprocessing(model)
-        self.transform = PictureTransform(steps, size)
-        if preprocess == "fast":
-            from glscl.extract.backbone.fast_transform import FastTransform
-
-            self.transform = FastTransform(steps, size)
-            preprocessing = {**preprocessing, "method": "fast"}
+        self.model = model = loaded.model.eval().requires_grad_(False)
         self.logit_scale = float(model.logit_scale.detach())
         self.text_tower = TextTower(model, self.tokenizer)
         if not self.text_tower.gives_tokens:
@@ -107,39 +100,64 @@ class Backbone:
                 *self.notes,
                 f"{self.name} tells no states of tokens: captions are kept as with `tokens=False`",
             )
-        self.words = words = min(WORDS, self.context_length) if words is None else words
-        if words > self.context_length:
+        self.words = min(WORDS, self.context_length) if words is None else words
+        if self.words > self.context_length:
             raise UsageError(f"`max_words` is {words}; {self.name} reads at most {self.context_length} tokens")
+        self._feed: Feed | None = None
+        self._compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self._amp = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+        self._of_texts = loaded.known is not None  # alone
+        if loaded.known is not None:
+            self.weights = loaded.known
+            self._place()
+            return
+        steps, size, self._mean, self._std, self._preprocessing = _split_preprocessing(model)
+        self.transform = PictureTransform(steps, size)
+        if preprocess == "fast":
+            from glscl.extract.backbone.fast_transform import FastTransform
+
+            self.transform = FastTransform(steps, size)
+            self._preprocessing = {**self._preprocessing, "method": "fast"}
         with ThreadPoolExecutor(1) as aside:  # a second core hashes while the first encodes
-            weights = aside.submit(weights_hash, model.state_dict())
-            self.model.to(device)
-            self._feed: Feed | None = None
-            self._compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
-            if device.type == "cuda":
-                for parameter in self.model.parameters():
-                    if parameter.ndim == 4:  # convolutions over pictures, whose kernels want channels last
-                        parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-            self._amp = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
-            self._for_heads: dict[str, torch.Tensor] = {}  # as it was read, where the model no longer is
-            if device.type == "cpu" and precision == "bf16":
-                # Autocast casts every weight again for every batch, and turns off torch's own path through attention.
-                self._for_heads = {key: value.clone() for key, value in self._text_start().items()}
-                self.model.to(torch.bfloat16)
-                self._amp = None
-            black = np.zeros((1, *self.transform.size, 3), np.uint8)
-            self.black_frame = self.encode_frames(black)[0]
-            self.embed_dim = len(self.black_frame)
-        self.description = Description(
+            hashed = aside.submit(weights_hash, model.state_dict())
+            self._place()
+            self.black_frame = self.encode_frames(np.zeros((1, *self.transform.size, 3), np.uint8))[0]
+        self.weights = hashed.result()
+        if loaded.file:
+            loaded.file.remember(self.weights)
+
+    def _place(self) -> None:
+        """The model on its device, in the precision and layout that it computes in."""
+        self.model.to(self.device)
+        if self.device.type == "cuda":
+            for parameter in self.model.parameters():
+                if parameter.ndim == 4:  # convolutions over pictures, whose kernels want channels last
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        self._for_heads: dict[str, torch.Tensor] = {}  # as it was read, where the model no longer is
+        if self.device.type == "cpu" and self.precision == "bf16":
+            # Autocast casts every weight again for every batch, and turns off torch's own path through attention.
+            self._for_heads = {key: value.clone() for key, value in self._text_start().items()}
+            self.model.to(torch.bfloat16)
+            self._amp = None
+
+    @cached_property
+    def description(self) -> Description:
+        return Description(
             library="open_clip",
             name=self.name,
             pretrained=self.pretrained,
-            weights=weights.result(),
-            quick_gelu=any(type(m).__name__ == "QuickGELU" for m in model.modules()),
-            preprocessing=preprocessing,
-            tokenizer=_tokenizer_description(self.text_tower, words),
-            words=words,
-            precision="bf16 weights" if device.type == "cpu" and precision == "bf16" else precision,
+            weights=self.weights,
+            quick_gelu=any(type(m).__name__ == "QuickGELU" for m in self.model.modules()),
+            preprocessing=self._preprocessing,
+            tokenizer=_tokenizer_description(self.text_tower, self.words),
+            words=self.words,
+            precision="bf16 weights" if self.device.type == "cpu" and self.precision == "bf16" else self.precision,
         )
+
+    @cached_property
+    def embed_dim(self) -> int:
+        """D."""
+        return len(self.probes()["sentence"])
 
     @property
     def context_length(self) -> int:
@@ -320,12 +338,17 @@ class Backbone:
         return {key: value for key, value in states.items() if key.startswith(wanted)}
 
     def probes(self) -> dict[str, np.ndarray]:
-        """Features (D,) of one sentence and of a black frame, which tell a backbone by what it does."""
+        """Features (D,) of one sentence and of a black frame, which tell a backbone by what it does.
+
+        Of a sentence alone, where captions alone can be encoded.
+        """
         ids = self.text_tower.tokenize([PROBE], self.words)
         with torch.inference_mode(), self._arithmetic():
             sentence, _ = self.text_tower.states(torch.from_numpy(ids.ids).to(self.device), int(ids.lengths[0]))
-        black_frame = np.ascontiguousarray(self.black_frame, np.float32)
-        return {"sentence": sentence[0].float().cpu().numpy(), "black_frame": black_frame}
+        found = {"sentence": sentence[0].float().cpu().numpy()}
+        if not self._of_texts:
+            found["black_frame"] = np.ascontiguousarray(self.black_frame, np.float32)
+        return found
 
     @torch.inference_mode()
     def _frozen_padded_frame(self) -> np.ndarray:
@@ -394,10 +417,17 @@ def load_backbone(
     if precision not in PRECISIONS:
         raise UsageError(f"`precision` is {precision!r}; expected one of {', '.join(PRECISIONS)}")
     device = torch.device(device)
-    if precision == "auto":
-        precision = "fp16" if device.type == "cuda" else "fp32"
     loaded = load_model(name, pretrained, asked=asked, across_frames=across_frames)
-    return Backbone(loaded, words=words, device=device, precision=precision, preprocess=preprocess)
+    return Backbone(
+        loaded, words=words, device=device, precision=_precision_on(device, precision), preprocess=preprocess
+    )
+
+
+def _precision_on(device: torch.device, precision: str) -> str:
+    """What `auto` is there."""
+    if precision == "auto":
+        return "fp16" if device.type == "cuda" else "fp32"
+    return precision
 
 
 def backbone_of_cache(
@@ -408,6 +438,7 @@ def backbone_of_cache(
     device: str | torch.device = "cpu",
     precision: str = "auto",
     across_frames: bool = False,
+    texts_only: bool = False,
 ) -> Backbone:
     """The backbone that a cache was made with, its weights compared by hash.
 
@@ -416,6 +447,7 @@ def backbone_of_cache(
         where: the cache, for messages.
         pretrained: file with the weights, where the cache was made from a file.
         device, precision, across_frames: as in `load_backbone`.
+        texts_only: only captions will be encoded: of weights that were loaded before, no more than that takes is read.
 
     Raises:
         UsageError: the features were imported, so no backbone is known.
@@ -432,20 +464,26 @@ def backbone_of_cache(
         raise BackboneError(
             f"{where} does not say how its backbone was used: it lacks the number of words, or the weights' hash"
         )
-    backbone = load_backbone(
-        made["name"],
-        pretrained or made["pretrained"],
-        words=made["words"],
-        device=device,
-        precision=precision,
-        preprocess=made.get("preprocessing", {}).get("method", "open_clip"),
-        across_frames=across_frames,
-        asked=recorded(made),
-    )
-    if backbone.description.weights != made["weights"]:
+    name, weights, asked, words = made["name"], pretrained or made["pretrained"], recorded(made), made["words"]
+    texts = load_text_tower(name, weights, asked=asked) if texts_only else None
+    if texts is not None:
+        device = torch.device(device)
+        backbone = Backbone(texts, words=words, device=device, precision=_precision_on(device, precision))
+    else:
+        backbone = load_backbone(
+            name,
+            weights,
+            words=words,
+            device=device,
+            precision=precision,
+            preprocess=made.get("preprocessing", {}).get("method", "open_clip"),
+            across_frames=across_frames,
+            asked=asked,
+        )
+    if backbone.weights != made["weights"]:
         raise FingerprintError(
             f"{where} was made with other weights of {made['name']} ({made['pretrained']}, {made['weights']}); "
-            f"these are {backbone.description.weights}",
+            f"these are {backbone.weights}",
             hint="Give the same weights with `pretrained=FILE`",
         )
     with contextlib.suppress(CacheCorruptError):

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glscl.cache.files import dump_json, half_written, listed, refuse_links, write_atomically
+from glscl.cache.files import dump_json, listed, refuse_links, write_atomically
 from glscl.cache.lock import FOLDER as LOCKS
 from glscl.cache.lock import hold_folder
 from glscl.common.errors import BackboneError, UsageError
@@ -79,8 +79,6 @@ def _write(backbone: Backbone, name: str, out: Path) -> None:
     from safetensors.torch import save
 
     config = _config(backbone, name)  # may be read from this very folder
-    for left in half_written(out):  # of one that was killed
-        left.unlink(missing_ok=True)
     write_atomically(out / _FOLDER_CONFIG, dump_json({"glscl": {}}))  # ours from now on, and no backbone yet
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in backbone.model.state_dict().items()}
     write_atomically(out / "open_clip_model.safetensors", save(weights, {"format": "pt"}))

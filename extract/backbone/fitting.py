@@ -31,14 +31,17 @@ ALIGNED = 64  # bytes, as torch allocates: sums may round otherwise elsewhere
 _MOST_BUILT = 16  # architectures that are compared in full; no more share a text tower
 
 
-def read_backbone(source: Path) -> ClipWeights:
+def read_backbone(source: Path, *, mapped: bool = False) -> ClipWeights:
     """The backbone in a file or folder of any kind.
+
+    Args:
+        mapped: as in `read_state_dict`.
 
     Raises:
         BackboneError: it cannot be read, or holds none.
     """
     try:
-        found = clip_weights(read_state_dict(source))
+        found = clip_weights(read_state_dict(source, mapped=mapped))
     except InputError as error:
         raise BackboneError(error.message, hint=error.hint) from error
     if not found.weights:
@@ -85,6 +88,29 @@ def fit(model: ClipModel, found: ClipWeights, source: Path, name: str) -> None:
             raise BackboneError(
                 f"{source} has NaN or infinite numbers in {key}: its training has failed, or it is damaged"
             )
+    model.load_state_dict(_as_own(weights, own), assign=True)
+
+
+class NotRead(nn.Module):
+    """Stands where a tower for pictures would, in a model that encodes captions alone."""
+
+    def forward(self, *_: Any) -> Any:
+        raise RuntimeError("The tower for pictures was not loaded")
+
+
+def fit_texts(model: ClipModel, found: ClipWeights, source: Path, name: str) -> None:
+    """`fit` of all but the tower for pictures, which is taken out of the model, for weights that have been fit before.
+
+    Raises:
+        BackboneError: names or shapes are not the model's.
+    """
+    model.visual = NotRead()  # pyright: ignore[reportAttributeAccessIssue]
+    own = model.state_dict()
+    weights = {
+        key: value for key, value in _as_in(model, found.weights, source).items() if not key.startswith("visual.")
+    }
+    if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in weights.items()}:
+        raise BackboneError(f"The weights in {source} do not fit {name}")
     model.load_state_dict(_as_own(weights, own), assign=True)
 
 

@@ -25,7 +25,8 @@ from glscl.common.staged import brought
 from glscl.common.state_dicts import FOLDER_FILES, first_words, is_script, weights_file
 from glscl.extract.backbone.catalog import needed_files
 from glscl.extract.backbone.clip_model import ClipModel, is_clip
-from glscl.extract.backbone.fitting import architecture_of, fit, read_backbone
+from glscl.extract.backbone.fitting import architecture_of, fit, fit_texts, read_backbone
+from glscl.extract.backbone.known_weights import WeightsFile
 from glscl.extract.backbone.patch_embedding import widen_patch_embedding
 from glscl.extract.backbone.tuned_weights import TunedWeights, read_tuned
 from glscl.extract.backbone.weight_settings import check_towers, decide, describes, said
@@ -42,6 +43,8 @@ class Loaded(NamedTuple):
         tokenizer: of open_clip.
         name, pretrained: of architecture and weights, as a cache keeps them.
         notes: what nobody said of the weights, and what was taken.
+        file: that its weights are from, where it is one.
+        known: hash of the weights, where only captions can be encoded (`load_text_tower`).
     """
 
     model: ClipModel
@@ -49,6 +52,8 @@ class Loaded(NamedTuple):
     name: str
     pretrained: str
     notes: tuple[str, ...] = ()
+    file: WeightsFile | None = None
+    known: str | None = None
 
 
 def load_model(
@@ -66,12 +71,12 @@ def load_model(
     if pretrained and address_of(pretrained, "pretrained") is not None:
         pretrained = str(brought(pretrained, "pretrained"))
     source = Path(pretrained) if pretrained and _is_there(pretrained) else None
+    file = WeightsFile.of(name, _source_of(name, pretrained))
     tuned = read_tuned(source) if source and source.is_file() else None
     if source and tuned:
         _check_tuned(source, tuned, name, across_frames)
-    if name == "demo" or name.startswith("local-dir:"):
-        folder = DEMO_BACKBONE if name == "demo" else Path(name.removeprefix("local-dir:"))
-        loaded = _load_folder(folder, name, asked, filled=source is None)
+    if _is_folder(name):
+        loaded = _load_folder(_folder_of(name), name, asked, filled=source is None)
     elif name.startswith("hf-hub:"):
         loaded = _load_published(name, None, asked)
     elif source:
@@ -85,7 +90,46 @@ def load_model(
     if source and (name == "demo" or ":" in name):
         _fill(loaded.model, source, tuned, name)
         loaded = loaded._replace(pretrained=source.name)
-    return loaded
+    return loaded._replace(file=file)
+
+
+def load_text_tower(name: str, pretrained: str | None, *, asked: ActivationSettings) -> Loaded | None:
+    """As `load_model`, for captions alone: nothing of the pictures' tower is read, nor is all hashed again.
+
+    Args:
+        asked: how the weights are used, the activation at least.
+
+    Returns:
+        None where the weights are not those of one file that was loaded before and is unchanged since; or are of the hub.
+    """
+    file = WeightsFile.of(name, _source_of(name, pretrained))
+    known = file and file.known_hash()
+    if file is None or known is None or asked.quick_gelu is None or name.startswith("hf-hub:"):
+        return None
+    if _is_folder(name):
+        loaded = _load_folder(_folder_of(name), name, asked, filled=False)
+    else:
+        loaded = Loaded(_unfilled(name, said(asked)), _tokenizer_of(name, file.path), name, str(pretrained))
+    fit_texts(loaded.model, read_backbone(file.path, mapped=True), file.path, name)
+    return loaded._replace(known=known)
+
+
+def _is_folder(name: str) -> bool:
+    return name == "demo" or name.startswith("local-dir:")
+
+
+def _folder_of(name: str) -> Path:
+    return DEMO_BACKBONE if name == "demo" else Path(name.removeprefix("local-dir:"))
+
+
+def _source_of(name: str, pretrained: str | None) -> Path | None:
+    """The file or folder that the weights of a backbone are in, as far as it is on this machine."""
+    if pretrained and _is_there(pretrained):
+        return Path(pretrained)
+    if _is_folder(name):
+        return _folder_of(name)
+    found = next((file.path for file in needed_files(name, pretrained) if file.what == "weights"), None)
+    return Path(found) if found else None
 
 
 def _is_there(pretrained: str) -> bool:
@@ -147,8 +191,6 @@ def _tokenizer_in(folder: Path) -> Any:
 
 def _load_source(name: str, source: Path, tuned: TunedWeights | None, asked: ActivationSettings | None) -> Loaded:
     """An architecture with the weights in a file or folder."""
-    import open_clip
-
     _check_architecture(name)
     if source.suffix in (".npz", ".npy"):
         return _load_big_vision(name, source, asked)
@@ -166,11 +208,18 @@ def _load_source(name: str, source: Path, tuned: TunedWeights | None, asked: Act
     beside = {**tuned.preprocessing, "quick_gelu": tuned.quick_gelu} if tuned else None
     decided = decide(name, source, found, asked=asked, is_script=is_script(source), beside=beside)
     values = {**decided.values, **(tuned.preprocessing if tuned else {}), **said(asked)}
-    with _quiet(), NotInitialised(), as_backbone_error(f"Cannot build {name}"):
-        model: Any = open_clip.create_model(name, None, load_weights=False, pretrained_text=False, **_options(values))
+    model = _unfilled(name, values)
     _fill(model, source, tuned, name, found)
     check_towers(model, source, found)
     return Loaded(model, _tokenizer_of(name, source), name, source.name, tuple(decided.notes))
+
+
+def _unfilled(name: str, values: Mapping[str, Any]) -> Any:
+    """A model of an architecture, as `values` of `weight_settings.KEYS` have it, whose weights hold anything."""
+    import open_clip
+
+    with _quiet(), NotInitialised(), as_backbone_error(f"Cannot build {name}"):
+        return open_clip.create_model(name, None, load_weights=False, pretrained_text=False, **_options(values))
 
 
 def _load_big_vision(name: str, source: Path, asked: ActivationSettings | None) -> Loaded:

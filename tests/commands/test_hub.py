@@ -142,6 +142,12 @@ def test_a_pushed_cache_is_pulled_whole_and_trains(small_cache, glscl, hub, tmp_
         for path in made.path.rglob("*")
         if path.is_file() and path.name != "files.jsonl" and not path.name.startswith(".")
     }
+    own = tmp_path / "project" / "README.md"
+    own.parent.mkdir()
+    own.write_text("years of work")
+    status, out, err = glscl("pull", "hf://datasets/user/features", own.parent)
+    assert (status, own.read_text()) == (2, "years of work") and "project holds other files" in err
+    assert [*own.parent.iterdir()] == [own]
     status, out, err = glscl("pull", "hf://datasets/user/features", tmp_path / "pulled")
     assert status == 0, err
     shutil.rmtree(made.path)

@@ -39,7 +39,7 @@ def test_a_search_normalises_one_sentence_at_a_time_or_a_list_of_them(glscl, cac
             return TextFeatures(**made, token_mask=torch.ones(1, 3, dtype=torch.bool))
 
     monkeypatch.setattr(Model, "backbone", Backbone())
-    monkeypatch.setattr(Model, "load_backbone", lambda self, weights=None: self.backbone)
+    monkeypatch.setattr(Model, "load_backbone", lambda self, weights=None, texts_only=False: self.backbone)
     status, out, err = glscl("search", "a dog", "--normalise", "nnn", "--top", 3)
     said = out.splitlines()
     assert status == 0 and said[1].split() == ["rank", "score", "nnn", "video", "moment", "file"], err
@@ -68,7 +68,7 @@ def made_backbone(monkeypatch):
             return TextFeatures(torch.randn(1, 8, generator=torch.Generator().manual_seed(len(texts[0]))))
 
     monkeypatch.setattr(Model, "backbone", Backbone())
-    monkeypatch.setattr(Model, "load_backbone", lambda self, weights=None: self.backbone)
+    monkeypatch.setattr(Model, "load_backbone", lambda self, weights=None, texts_only=False: self.backbone)
 
 
 def test_every_frame_is_searched_and_answers_can_be_opened(glscl, cache, made_backbone, one_line, tmp_path):

@@ -26,6 +26,7 @@ import importlib
 import io
 import json
 import os
+import pickle
 import random
 import resource
 import shutil
@@ -37,7 +38,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -382,6 +383,22 @@ def alike(one: tuple[np.ndarray, ...], other: tuple[np.ndarray, ...], tolerance:
     return all(a.shape == b.shape and np.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in zip(one, other))
 
 
+class Known(NamedTuple):
+    """What a cache holds that changes no more: `records`, and of each list that counts its version and its `entries`."""
+
+    records: dict[tuple[str, str, int], Any]
+    lists: dict[str, tuple[str, dict[tuple[str, str], tuple[np.ndarray, ...]]]]
+
+
+def known(path: Path) -> Known:
+    """Read once, and from then on from a file beside it: each round compares with the same."""
+    file = path.with_name(f"{path.name}.known")
+    if not file.exists():
+        found = Known(records(path), {name: (store.list_hash, entries(store)) for name, store in tables(path).items()})
+        file.write_bytes(pickle.dumps(found))
+    return pickle.loads(file.read_bytes())
+
+
 def look(path: Path, reference: Path, before: Path | None = None) -> list[str]:
     """Problems of a cache whose writer was killed: what is committed must be whole, and what it should be.
 
@@ -391,18 +408,18 @@ def look(path: Path, reference: Path, before: Path | None = None) -> list[str]:
     """
     if not (path / "store.json").exists():
         return []
-    expected, problems = records(reference), verify(open_library(path))
+    expected, problems = known(reference), verify(open_library(path))
     for shard, found in records(path).items():
-        if found != expected.get(shard):
+        if found != expected.records.get(shard):
             problems.append(f"shard {shard} is not that of an uninterrupted run")
-    finished, now = tables(reference), tables(path)
-    for name, store in (tables(before) if before else {}).items():
-        if name not in now or now[name].list_hash not in (store.list_hash, finished[name].list_hash):
+    now = tables(path)
+    for name, (version, then) in (known(before).lists if before else {}).items():
+        at_end, end = expected.lists[name]
+        if name not in now or now[name].list_hash not in (version, at_end):
             problems.append(f"the list {name} counts no more")
             continue
-        then, end = entries(store), entries(finished[name])
         for entry, found in entries(now[name]).items():
-            if not any(alike(found, known[entry]) for known in (then, end) if entry in known):
+            if not any(alike(found, either[entry]) for either in (then, end) if entry in either):
                 problems.append(f"{entry} of the list {name} reads as neither before nor at the end")
     return problems
 
@@ -418,16 +435,17 @@ def ended(path: Path, stage: Stage, reference: Path, another: Callable[[], objec
     if another is not None:
         another()
     stage.run(path.parent)
-    found, expected, problems = records(path), records(reference), []
+    whole = known(reference)
+    found, expected, problems = records(path), whole.records, []
     if another is None and (found != expected if not stage.repeats else not expected.items() <= found.items()):
         problems.append("it is not the cache of an uninterrupted run")
     now, tolerance = tables(path), 0.0 if another is None else TOLERANCE
-    for name, store in tables(reference).items():
-        if name not in now or now[name].list_hash != store.list_hash:
+    for name, (version, ends) in whole.lists.items():
+        if name not in now or now[name].list_hash != version:
             problems.append(f"the list {name} does not count")
             continue
         found = entries(now[name])
-        wrong = [entry for entry, end in entries(store).items() if not alike(found[entry], end, tolerance)]
+        wrong = [entry for entry, end in ends.items() if not alike(found[entry], end, tolerance)]
         problems += [f"{len(wrong)} entries of the list {name} read otherwise, {wrong[0]} is one"] if wrong else []
     problems += [f"{p} was written again" for p, when in committed.items() if p.stat().st_mtime_ns != when]
     for stream in STREAMS:

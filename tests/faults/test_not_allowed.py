@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from glscl.cache.reading import read_arrays
 from glscl.cache.store import open_store
 from glscl.cache.upkeep.merge import merge
 from glscl.cache.upkeep.repair import repair
+from glscl.cache.upkeep.summary import summarise
 from glscl.cache.upkeep.verification import verify
 from glscl.commands.caches import inspect
 from glscl.commands.options import CommonConfig, Run
-from glscl.common.errors import CacheCorruptError, StorageError
+from glscl.common.errors import CacheCorruptError, GlsclError, StorageError
 
 NOBODY = 65534
 FILES = {  # of somebody else, mode 600
@@ -96,6 +98,36 @@ def test_repair_touches_nothing_where_something_may_not_be_read(small_cache, pla
         target.chmod(0o700)
     assert snapshot(root) == before, "nothing was touched"
     assert repair(root).clean, "nothing was lost"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("format", ["hdf5", "zarr"])
+def test_a_pipe_in_the_place_of_any_file_is_not_waited_for(small_cache, format, monkeypatch):
+    """Archives may hold pipes, and who opens one to read waits for ever."""
+    root, kinds = small_cache(format, videos=4).fill().path, set()
+    looks = (
+        lambda: verify(open_library(root)),
+        lambda: open_store(root).arrays("video"),
+        lambda: summarise(open_library(root)),
+        lambda: repair(root, dry_run=True),
+    )
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)  # who waits is interrupted
+    try:
+        for file in [path for path in sorted(root.rglob("*")) if path.is_file()]:
+            kind = re.sub(r"[0-9a-f]{8,}|-\d{5}|[a-z_]+/(?=c/|zarr)", "", file.relative_to(root).as_posix())
+            if kind not in kinds:
+                kinds.add(kind)
+                aside = file.rename(root.parent / "aside")
+                os.mkfifo(file)
+                signal.alarm(300)
+                for look in looks:
+                    with contextlib.suppress(GlsclError):
+                        look()
+                signal.alarm(0)
+                aside.replace(file)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert len(kinds) > 8 and verify(open_library(root)) == []
 
 
 @pytest.mark.parametrize("format", ["hdf5", "zarr"])

@@ -89,6 +89,20 @@ def test_an_export_is_the_one_writer_of_its_folder(planted, tmp_path):
     assert not (tmp_path / "locks").exists()
 
 
+def test_what_a_killed_writer_was_writing_goes_when_the_next_one_begins(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    ours = [".ids.json.0badcafe.tmp", ".page.html.0badcafe.tmp", ".page.html.0badf00d.tmp"]
+    kept = [".page.html.tmp", ".mine.0badcafe", "page.html"]
+    for name in (*ours, *kept):
+        (tmp_path / name).write_text("half of it")
+    (tmp_path / ".link.0badcafe.tmp").symlink_to(tmp_path / "page.html")
+    with hold_file(tmp_path / "page.html", what="report"):
+        assert not any((tmp_path / name).exists() for name in ours[1:]) and (tmp_path / ours[0]).exists()
+    with hold_folder(tmp_path / "link", what="export"):
+        assert not (tmp_path / ours[0]).exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "link", ".link.0badcafe.tmp"])
+
+
 def test_a_second_conversion_to_a_file_leaves_alone_what_the_first_is_writing(store, tmp_path):
     library, out = store.library, tmp_path / "flat.h5"
     writing = tmp_path / ".flat.h5.0123abcd.tmp"

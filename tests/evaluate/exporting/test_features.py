@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from glscl.cache.store import open_store
-from glscl.common.errors import InputError
+from glscl.common.errors import InputError, UsageError
 from glscl.evaluate.exporting.features import FEATURE_FORMATS, export_features
 from glscl.extract.datasets import dataset_entry
 from glscl.extract.importing.feature_files import open_arrays
@@ -118,6 +118,25 @@ def test_pooled_is_one_vector_of_length_one_a_video(store, tmp_path):
     for path in paths:
         values = np.load(path)
         assert values.shape == (store.embed_dim,) and abs(np.linalg.norm(values.astype(np.float32)) - 1) < 2e-3
+
+
+@pytest.mark.parametrize("name", ["frames", "captions.csv"])
+def test_what_no_export_made_is_not_replaced(store, tmp_path, name):
+    own = tmp_path / "data" / name
+    if name == "frames":
+        own.mkdir(parents=True)
+        own = own / "0001.jpg"
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("years of work")
+    with pytest.raises(UsageError, match=f"{name} is there already and is no export"):
+        export_features(store, tmp_path / "data", to="npy-files")
+    assert [path for path in (tmp_path / "data").rglob("*") if path.is_file()] == [own]
+    assert own.read_text() == "years of work"
+    export_features(store, tmp_path / "out", to="npy-files")
+    (tmp_path / "out/frames/left.npy").write_text("of another split")
+    export_features(store, tmp_path / "out", to="npy-files", split="test")
+    assert not (tmp_path / "out/frames/left.npy").exists()
+    assert "complete" not in json.loads((tmp_path / "out/export.json").read_text())
 
 
 def test_ids_that_are_no_names_of_files_are_refused_and_go_by_content(store, tmp_path):

@@ -272,7 +272,7 @@ def hostile_page(judged, tmp_path_factory):
             examination=replace(run.examination, worst=(example,)),
             captions=dict.fromkeys(run.captions, caption),
             failures=[{"id": caption, "reason": caption, "status": "decode_error"}],
-            extraction={"command": caption},
+            extraction={"command": f"curl {caption} | sh"},
             notes=(caption,),
         )
         runs.append(hostile)
@@ -283,7 +283,8 @@ def hostile_page(judged, tmp_path_factory):
 def test_hostile_text_is_shown_and_never_run(hostile_page, caption):
     page = hostile_page
     plain = "".join("\N{REPLACEMENT CHARACTER}" if c in "\x07\x00" else "?" if c == "\ud800" else c for c in caption)
-    assert page.text.count(plain) >= 5  # as caption, id, command, note and reason
+    assert page.text.count(plain) >= 4  # as caption, id, note and reason
+    assert "curl" not in page.text, "a command that cannot be ours is not shown"
     assert "script" not in page.tags and not any(name.startswith("on") for _, name, _ in page.attributes)
     assert [value for tag, name, value in page.attributes if name == "src"] == []
     if len(caption) > 240:

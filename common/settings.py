@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import shlex
@@ -117,14 +118,17 @@ def check(settings: Any) -> None:
     """Raise UsageError for the first setting outside its choices or bounds, or not in its form."""
     for field in dataclasses.fields(settings):
         value, meta = getattr(settings, field.name), field.metadata
+        name = meta.get("name") or field.name
         if value is None:
             continue
         if meta.get("choices") and value not in meta["choices"]:
-            raise UsageError(f"`{field.name}` is {value!r}; expected one of {', '.join(meta['choices'])}")
+            raise UsageError(f"`{name}` is {value!r}; expected one of {', '.join(meta['choices'])}")
         low, high = meta.get("min"), meta.get("max")
         if (low is not None and not value >= low) or (high is not None and not value <= high):
             bounds = f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}"
-            raise UsageError(f"`{field.name}` is {value!r}; expected {bounds}")
+            raise UsageError(f"`{name}` is {value!r}; expected {bounds}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"`{name}` is {value}; expected a finite number")
         if meta.get("parse"):
             meta["parse"](value)
 

@@ -8,7 +8,7 @@ videos are drawn instead.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -61,12 +61,21 @@ def resampled_metrics(ranks: Any, cluster: Any = None, *, resamples: int, seed: 
     ranks, cluster, clusters = check_queries(ranks, cluster)
     distinct, rank_of_query = np.unique(ranks, return_inverse=True)
     rng = np.random.default_rng(seed)
-    metrics = np.empty((resamples, len(stored_metrics())))
-    for row in metrics:
+
+    def draw() -> np.ndarray:
         times = np.bincount(rng.integers(0, clusters, clusters), minlength=clusters)  # (C,) how often drawn
-        counts = np.bincount(rank_of_query, times[cluster], minlength=len(distinct)).astype(np.int64)  # (U,)
-        row[:] = list(values_of(distinct, counts).values())
-    return metrics
+        return np.bincount(rank_of_query, times[cluster], minlength=len(distinct)).astype(np.int64)
+
+    return np.concatenate([values_of(distinct, counts) for counts in in_blocks(draw, resamples)])
+
+
+def in_blocks(draw: Callable[[], np.ndarray], resamples: int) -> Iterator[np.ndarray]:
+    """(b, U) arrays of what `draw` gives, (U,) at a time, `resamples` times in all; b as large as a few megabytes hold."""
+    first = draw()
+    size = max(1, 2**19 // len(first))
+    for start in range(0, resamples, size):
+        rows = range(start, min(start + size, resamples))
+        yield np.stack([draw() if row else first for row in rows])
 
 
 def check_queries(ranks: Any, cluster: Any) -> tuple[np.ndarray, np.ndarray, int]:

@@ -5,7 +5,7 @@ N queries, U distinct ranks. What ranks are, and of which directions there are a
 An entry is all that a metric needs: it then stands in result files with its bootstrap interval, in the tables of a
 terminal, in Markdown, CSV and LaTeX, in the paired tests of `compare` and on the page of `report`. Mean reciprocal rank:
 
-    METRICS["MRR"] = Metric(lambda ranks, counts: float((counts / ranks).sum() / counts.sum()), digits=3,
+    METRICS["MRR"] = Metric(lambda ranks, counts: (counts / ranks).sum(-1) / counts.sum(-1), digits=3,
                             bounds=(0, 1), meaning="mean of 1 / rank")
 """
 
@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from glscl.common.errors import InputError
+from glscl.common.errors import InputError, UsageError
 from glscl.common.tables import Cell, Measured
 from glscl.evaluate.ranks import retrieval_ranks
 
@@ -29,8 +29,9 @@ class Metric:
     """An entry of `METRICS`.
 
     Attributes:
-        function: (U,) distinct ranks, rising, and (U,) how many queries have each -> the metric. None for one that is
-            made of others (`of_metrics`): tables show it, files do not hold it.
+        function: (U,) distinct ranks, rising, and (…, U) how many queries have each -> (…) the metric; a bootstrap asks
+            for many counts at once. None for one that is made of others (`of_metrics`): tables show it, files do not
+            hold it.
         better: whether more is better or less.
         bounds: the least and the largest value there can be.
         digits: decimals that are printed.
@@ -42,7 +43,7 @@ class Metric:
         chance: gallery items -> what random orders score, where it is not simply the function of ranks 1 to G.
     """
 
-    function: Callable[[np.ndarray, np.ndarray], float] | None
+    function: Callable[[np.ndarray, np.ndarray], Any] | None
     better: Literal["higher", "lower"] = "higher"
     bounds: tuple[float, float] = (-1e12, 1e12)
     digits: int = 1
@@ -54,23 +55,24 @@ class Metric:
     chance: Callable[[int], float] | None = None
 
 
-def recall(cutoff: int) -> Callable[[np.ndarray, np.ndarray], float]:
+def recall(cutoff: int) -> Callable[[np.ndarray, np.ndarray], Any]:
     """R@K: percent of queries ranked at K or above."""
-    return lambda ranks, counts: float(
-        counts[: np.searchsorted(ranks, cutoff, side="right")].sum() / counts.sum() * 100
+    return lambda ranks, counts: (
+        counts[..., : np.searchsorted(ranks, cutoff, side="right")].sum(-1) / counts.sum(-1) * 100
     )
 
 
-def median_rank(ranks: np.ndarray, counts: np.ndarray) -> float:
+def median_rank(ranks: np.ndarray, counts: np.ndarray) -> Any:
     """MdR: the middle rank, or the mean of the two in the middle."""
-    upto = np.cumsum(counts)
-    middle = np.searchsorted(upto, [(upto[-1] - 1) // 2, upto[-1] // 2], side="right")
-    return float(ranks[middle].mean())
+    upto = np.cumsum(counts, -1)
+    queries = upto[..., -1:]
+    lower, upper = ((upto <= place).sum(-1) for place in ((queries - 1) // 2, queries // 2))
+    return (ranks[lower] + ranks[upper]) / 2
 
 
-def mean_rank(ranks: np.ndarray, counts: np.ndarray) -> float:
+def mean_rank(ranks: np.ndarray, counts: np.ndarray) -> Any:
     """MnR."""
-    return float((counts * ranks).sum() / counts.sum())
+    return (counts * ranks).sum(-1) / counts.sum(-1)
 
 
 def rsum(metrics: Mapping[str, float]) -> float:
@@ -156,13 +158,26 @@ def summarise(ranks: Any) -> dict[str, float]:
     ranks = np.asarray(ranks, np.float64)
     if ranks.ndim != 1 or not len(ranks):
         raise InputError(f"metrics need a list of ranks of at least one query, found shape {ranks.shape}")
-    metrics: dict[str, float] = values_of(*np.unique(ranks, return_counts=True))
-    return {**metrics, "queries": len(ranks)}
+    names, values = stored_metrics(), values_of(*np.unique(ranks, return_counts=True))
+    return {**dict(zip(names, values.tolist())), "queries": len(ranks)}
 
 
-def values_of(ranks: np.ndarray, counts: np.ndarray) -> dict[str, float]:
-    """Every stored metric of (U,) distinct ranks, rising, that (U,) counts of queries have."""
-    return {name: metric.function(ranks, counts) for name, metric in METRICS.items() if metric.function is not None}
+def values_of(ranks: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(…, M) float64: the stored metrics of (U,) distinct ranks, rising, that (…, U) counts of queries have.
+
+    Raises:
+        UsageError: the function of a metric gives another shape, as one that sums over all counts at once.
+    """
+    values = np.empty((*counts.shape[:-1], len(stored_metrics())))
+    for i, name in enumerate(stored_metrics()):
+        value = np.asarray(METRICS[name].function(ranks, counts))  # pyright: ignore[reportOptionalCall]
+        if value.shape != counts.shape[:-1]:
+            raise UsageError(
+                f"the function of the metric {name} gives shape {value.shape} for counts of shape {counts.shape}, "
+                f"expected {counts.shape[:-1]}; sum over the last axis, as in counts.sum(-1)"
+            )
+        values[..., i] = value
+    return values
 
 
 def value(metrics: Mapping[str, float], name: str) -> float | None:
@@ -180,7 +195,7 @@ def chance(gallery: int) -> dict[str, float]:
     """What random orders score on average: a rank is uniform over the gallery."""
     ranks, once = np.arange(1.0, gallery + 1), np.ones(gallery, np.int64)
     return {
-        name: metric.chance(gallery) if metric.chance is not None else metric.function(ranks, once)
+        name: metric.chance(gallery) if metric.chance is not None else float(metric.function(ranks, once))
         for name, metric in METRICS.items()
         if metric.function is not None
     }

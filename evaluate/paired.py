@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from glscl.common.errors import InputError, UsageError
-from glscl.evaluate.confidence import check_queries, resampled_metrics
+from glscl.evaluate.confidence import check_queries, in_blocks, resampled_metrics
 from glscl.evaluate.metrics import stored_metrics, summarise, values_of
 
 _ROUNDING = 1e-9  # two exchanges that make the same difference may round it otherwise
@@ -67,18 +67,18 @@ def paired_test(
     unchanged = np.bincount(np.delete(code_before, changed), minlength=len(ranks))
 
     def differences(counts_before: np.ndarray) -> np.ndarray:
-        values = [list(values_of(ranks, counts).values()) for counts in (counts_before, together - counts_before)]
-        return np.subtract(values[1], values[0])
+        return values_of(ranks, together - counts_before) - values_of(ranks, counts_before)
 
     observed = np.abs(differences(np.bincount(code_before, minlength=len(ranks))))
     code_before, code_after, cluster_changed = code_before[changed], code_after[changed], cluster[changed]
     rng = np.random.default_rng(seed)
-    as_large = np.zeros(len(stored_metrics()), np.int64)
-    for _ in range(resamples):
+
+    def exchange() -> np.ndarray:
         exchanged = rng.integers(0, 2, clusters, dtype=np.int8).astype(bool)[cluster_changed]
-        counted = np.where(exchanged, code_after, code_before)
-        as_large += np.abs(differences(unchanged + np.bincount(counted, minlength=len(ranks)))) >= observed - _ROUNDING
-    p = (1 + as_large) / (1 + resamples)
+        return unchanged + np.bincount(np.where(exchanged, code_after, code_before), minlength=len(ranks))
+
+    found = np.concatenate([np.abs(differences(counts)) for counts in in_blocks(exchange, resamples)])  # (B, M)
+    p = (1 + (found >= observed - _ROUNDING).sum(0)) / (1 + resamples)
 
     first, second = summarise(before), summarise(after)
     return {

@@ -232,7 +232,9 @@ def test_a_report_of_a_head_from_outside_shows_examples_where_it_is_named(glscl,
     del sys.modules["outside_head"]
 
 
-def test_runs_that_were_not_judged_are_all_named_and_judged_where_that_is_wanted(glscl, two_runs, one_line, tmp_path):
+def test_runs_that_were_not_judged_are_all_named_and_judged_where_that_is_wanted(
+    glscl, undrawn, two_runs, one_line, tmp_path
+):
     a, b = two_runs
     for command in (("compare",), ("report", "--out", tmp_path / "r.html")):
         one_line(glscl(*command, a, b), "2 of 2 were not judged on the split test", f"{a}, {b}", "--judge")

@@ -22,6 +22,7 @@ class Made:
     head: str | None = setting(None, "Head.", choices=("a", "b"))
     folder: Path | None = setting(None, "Folder.", affects_result=False)
     options: Mapping[str, Any] = setting(dict, "Options.", option=False)
+    minimum: float | None = setting(None, "Least score.", name="min")
 
 
 def test_later_layers_win_and_none_leaves_what_is_below():
@@ -42,6 +43,7 @@ def test_values_keep_their_types_through_json():
         ({"epochs": "3"}, "`epochs` is '3'; expected int, got str"),
         ({"epochs": True}, "`epochs` is True; expected int"),
         ({"epochs": 0}, "`epochs` is 0; expected at least 1"),
+        ({"minimum": float("-inf")}, "`min` is -inf; expected a finite number"),
         ({"lr": 2}, "`lr` is 2; expected 0 to 1|`lr` is 2.0; expected 0 to 1"),
         ({"lr": float("nan")}, "`lr` is nan; expected 0 to 1"),
         ({"head": "c"}, "`head` is 'c'; expected one of a, b"),

@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 
 from glscl.commands.printing import result_table
+from glscl.common.errors import UsageError
 from glscl.common.tables import render
 from glscl.evaluate.compare.comparison import compare_runs
 from glscl.evaluate.confidence import confidence_95
@@ -22,7 +23,7 @@ from glscl.evaluate.settings import EvaluateSettings
 
 
 def reciprocal(ranks, counts):
-    return float((counts / ranks).sum() / counts.sum())
+    return (counts / ranks).sum(-1) / counts.sum(-1)
 
 
 @pytest.fixture
@@ -49,6 +50,12 @@ def test_a_result_file_holds_it_with_its_interval(folders):
     assert summarise([1, 2, 4])["MRR"] == pytest.approx((1 + 0.5 + 0.25) / 3)
     assert retrieval_metrics([[1.0]])["text_to_video"]["MRR"] == 1 and confidence_95([2, 2])["MRR"] == [0.5, 0.5]
     assert chance(2)["MRR"] == 0.75
+
+
+def test_one_that_adds_up_many_counts_at_once_is_refused(monkeypatch):
+    monkeypatch.setitem(METRICS, "MRR", Metric(lambda ranks, counts: (counts / ranks).sum() / counts.sum()))
+    with pytest.raises(UsageError, match=r"metric MRR gives shape \(\) .* sum over the last axis"):
+        confidence_95([1, 2, 4])
 
 
 def test_the_schema_admits_it(folders, result_schema):

@@ -135,7 +135,7 @@ def test_a_video_of_zeros_is_counted_as_failed(line, undrawn, data, tmp_path):
     assert done["eval"].told["counts"]["videos_failed"] == 1
 
 
-def test_features_that_are_all_the_same_are_ties(line, data, tmp_path):
+def test_features_that_are_all_the_same_are_ties(line, undrawn, data, tmp_path):
     def change(arrays):
         for rows in arrays.values():
             rows[:] = 1

@@ -674,7 +674,7 @@ def extracted(glscl, tmp_path, make_video, tiny_clip):
 
 
 @pytest.mark.parametrize("format", EITHER)
-def test_exported_features_come_back_as_they_were_and_serve_every_command(glscl, extracted, tiny_clip, format):
+def test_exported_features_come_back_as_they_were_and_serve_every_command(glscl, undrawn, extracted, tiny_clip, format):
     base = ("import-features", "--dataset", "csv", "--annotations", extracted / "captions.csv")
     base = (*base, "--features", extracted / "exported", "--name", "tiny", "--format", format)
     backbone = ("--backbone", f"local-dir:{tiny_clip()}")

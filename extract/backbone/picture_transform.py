@@ -32,7 +32,7 @@ class Resize:
             other = int(self.size * max(width, height) / min(width, height))
             size = (self.size, other) if width <= height else (other, self.size)
         else:
-            size = self.size[::-1]
+            size = (self.size[1], self.size[0])
         return picture if picture.size == size else picture.resize(size, Image.Resampling(self.resample))
 
 

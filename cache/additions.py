@@ -135,6 +135,9 @@ class KeyIndex:
         keys: (N, 16) uint8, of all items in the order of additions by name.
         rank: (N,) uint8: 0 for the most usable items of a key, higher for less usable ones, `WORST` for those that are not
             committed. Of several items of one key the best counts; of equals the first.
+
+    Attributes:
+        numbers: (k,) int64, number of the item that counts of each key.
     """
 
     def __init__(self, keys: np.ndarray, rank: np.ndarray) -> None:
@@ -149,11 +152,11 @@ class KeyIndex:
             words[runs], there[runs] = words[runs][inner], there[runs][inner]
         first = np.ones(len(words), bool)
         first[1:] = (words[1:] != words[:-1]).any(axis=1)
-        self._words, self._numbers = words[first], there[first]
+        self._words, self.numbers = words[first], there[first]
 
     def __len__(self) -> int:
         """How many different keys there are."""
-        return len(self._numbers)
+        return len(self.numbers)
 
     def find(self, keys: np.ndarray) -> np.ndarray:
         """(m, 16) uint8 → (m,) int64 item numbers, −1 where a key is not there."""
@@ -171,7 +174,7 @@ class KeyIndex:
             same = self._words[at[left], 0] == wanted[left, 0]
             left = left[same]
             hit = self._words[at[left], 1] == wanted[left, 1]
-            found[left[hit]] = self._numbers[at[left[hit]]]
+            found[left[hit]] = self.numbers[at[left[hit]]]
             left = left[~hit]
             at[left] += 1
             left = left[at[left] < len(self._words)]

@@ -400,7 +400,9 @@ def _pull_from_hub(run: Run, source: str, out: Path) -> None:
     where = Repository.at(source)
     if written(out / "store.json") or (out / "run.json").exists():
         raise UsageError(f"{out} is a cache or a run already", hint="Choose another folder with `out`")
-    with hold_file(out, what="pull"):  # beside it: of a folder with anything in it the Hub's library says no error
+    with hold_file(
+        out.resolve(), what="pull"
+    ):  # beside it: where anything is in the folder the Hub's library says no error
         if not begun(out) and listed(out):
             raise UsageError(f"{out} holds other files", hint="Choose another folder with `out`")
         refuse_links(out)

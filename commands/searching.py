@@ -319,6 +319,8 @@ def _play(run: Run, hits: Sequence[VideoHit | MomentHit]) -> None:
     if command is None:
         run.note("no player was found; mpv, vlc and ffplay begin at the moment")
         return
+    if Path(command[0]).stem not in PLAYERS and hit.moments[0].start:
+        run.note("the system's own player begins at the beginning; mpv, vlc and ffplay begin at the moment")
     subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

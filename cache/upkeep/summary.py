@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from glscl.cache.keys import has_key
 from glscl.cache.library import Library
-from glscl.cache.lists import CacheList, current_version, list_names, read_flat_list, read_list, versions_of
+from glscl.cache.lists import current_version, list_names, read_flat_list, read_list, versions_of
 from glscl.cache.reading import read_entries
 from glscl.cache.schema import STREAMS, Status
 from glscl.cache.store import NO_KEY, PENDING, Store, choose_list
@@ -37,7 +38,7 @@ def summarise(library: Library, list: str | None = None) -> dict[str, Any]:
     """
     shown = _lists_shown(library)
     store = _chosen(library, list, shown)
-    rows = [_row(Store(library, made), current) for made, current in shown]
+    rows = [_row(each, current) for each, current in shown]
     return {
         "path": library.place,
         "format": library.header["format"],
@@ -49,7 +50,7 @@ def summarise(library: Library, list: str | None = None) -> dict[str, Any]:
         "tokens": library.has_tokens,
         "items": {stream: _items(library, stream) for stream in STREAMS},
         "unlisted": {
-            stream: _unlisted(library, stream, [made for made, current in shown if current]) for stream in STREAMS
+            stream: _unlisted(library, stream, [each for each, current in shown if current]) for stream in STREAMS
         },
         "additions": {stream: len(library.stream(stream).additions) for stream in STREAMS},
         "shards": {
@@ -69,32 +70,42 @@ def bytes_on_disk(path: Path) -> int:
     """Bytes of a file, or of all files below a folder, none behind a link; 0 where there is nothing."""
     if path.is_file():
         return path.stat().st_size
-    return sum(os.lstat(os.path.join(d, name)).st_size for d, _, names in os.walk(path) for name in names)
+    total, folders = 0, [os.fspath(path)]
+    while folders:
+        with contextlib.suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                else:
+                    total += entry.stat(follow_symlinks=False).st_size
+    return total
 
 
-def _lists_shown(library: Library) -> list[tuple[CacheList, bool]]:
+def _lists_shown(library: Library) -> list[tuple[Store, bool]]:
     """The versions that count, and those that were begun after them and never finished; whether each counts."""
     if library.is_flat:
-        return [(read_flat_list(library.path, library.header, library.header["format"]), True)]
+        return [(Store(library, read_flat_list(library.path, library.header, library.header["format"])), True)]
     root, found = library.path, []
     for name in list_names(root):
         current = current_version(root, name)
         versions = {each: read_list(root, name, each, library.header["format"]) for each in versions_of(root, name)}
         since = versions[current].created if current in versions else ""
         if current in versions:
-            found.append((versions[current], True))
+            found.append((Store(library, versions[current]), True))
         for version, made in versions.items():
-            if (version != current and made.created >= since and not Store(library, made).complete) or current is None:
-                found.append((made, False))
+            if current is None or (version != current and made.created >= since):
+                store = Store(library, made)
+                if current is None or not store.complete:
+                    found.append((store, False))
     return found
 
 
-def _chosen(library: Library, asked: str | None, shown: list[tuple[CacheList, bool]]) -> Store | None:
+def _chosen(library: Library, asked: str | None, shown: list[tuple[Store, bool]]) -> Store | None:
     """The list whose splits are shown: the one asked for, else the only one, finished or not."""
     if asked is not None:
         return Store(library, choose_list(library, asked))
-    counting = [made for made, current in shown if current] or [made for made, _ in shown]
-    return Store(library, counting[0]) if len(counting) == 1 and len({made.name for made, _ in shown}) == 1 else None
+    counting = [store for store, current in shown if current] or [store for store, _ in shown]
+    return counting[0] if len(counting) == 1 and len({store.list_name for store, _ in shown}) == 1 else None
 
 
 def _row(store: Store, current: bool) -> dict[str, Any]:
@@ -177,16 +188,15 @@ def _counting(library: Library, stream: str) -> np.ndarray:
     """(N,) bool, the item of each key that counts."""
     about = library.stream(stream)
     found = np.zeros(about.num_items, bool)
-    found[about.index.find(about.keys[about.is_committed])] = True
+    found[about.index.numbers] = True
     return found
 
 
-def _unlisted(library: Library, stream: str, lists: list[CacheList]) -> int:
+def _unlisted(library: Library, stream: str, lists: Sequence[Store]) -> int:
     """Items that are there and that none of the lists names."""
     unnamed = _counting(library, stream)
-    for made in lists:
-        keys = made.video_key if stream == "video" else made.text_key
-        numbers = library.stream(stream).index.find(keys[has_key(keys)])
+    for store in lists:
+        numbers = store.numbers[stream]
         unnamed[numbers[numbers >= 0]] = False
     return int(unnamed.sum())
 

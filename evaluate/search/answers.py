@@ -104,7 +104,14 @@ class Where(NamedTuple):
             low, high = self.shortest or 0.0, np.inf if self.longest is None else self.longest
             rows = rows[(seconds >= low) & (seconds <= high)]
         if not len(rows):
-            raise UsageError(f"No video of the list {store.list_name} is among those asked for")
+            asked = {
+                "in split {}": self.split,
+                "below {!r}": self.folder,
+                "of at least {:g} s": self.shortest,
+                "of at most {:g} s": self.longest,
+            }
+            narrowed = [words.format(value) for words, value in asked.items() if value is not None]
+            raise UsageError(f"The list {store.list_name} has no video {', '.join(narrowed)}".rstrip())
         return rows
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -91,6 +93,8 @@ def test_every_frame_is_searched_and_answers_can_be_opened(glscl, cache, made_ba
     one_line(glscl("search", "a dog", "--normalise", "nnn", "--min", 0.1), "--min", "--normalise", status=2)
     one_line(glscl("search", "--like", "nobody"), "no file nobody, and the list", status=1)
     one_line(glscl("search", "--and", "a cat"), "Give a sentence", status=2)
+    nothing = glscl("search", "a dog", "--folder", "x", "--shortest", 2, "--longest", 1.5)
+    one_line(nothing, "has no video below 'x', of at least 2 s, of at most 1.5 s", status=2)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +107,7 @@ def test_every_frame_is_searched_and_answers_can_be_opened(glscl, cache, made_ba
         (("--video", "v.mp4", "--min", 0.1), "--min goes with a search of every frame, not with --video"),
         (("--video", "v.mp4", "--by", "moment"), "--by goes with"),
         (("--video", "v.mp4", "--m3u", "x.m3u"), "which have no moments"),
+        (("a dog", "--min", "nan"), "--min is nan; expected a finite number"),
         (
             ("a dog", "--max-frames", 3, "--folder", "x"),
             "--folder goes with a search of every frame, not with --max-frames",
@@ -148,6 +153,17 @@ def test_of_a_video_in_a_tar_it_is_said_where_it_lies(capsys, tmp_path):
     said = capsys.readouterr()
     assert f"  {place}\n" in said.out
     assert f"`tail -c +513 '{tmp_path}/my shard.tar' | head -c 80 > egg.mp4` takes it out" in said.out
+
+
+@pytest.mark.parametrize("player, said", [("mpv", ""), ("xdg-open", "begins at the beginning")])
+def test_a_moment_is_played_by_what_is_there(monkeypatch, capsys, player, said):
+    started = []
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}" if name == player else None)
+    monkeypatch.setattr(subprocess, "Popen", lambda words, **_: started.append(words))
+    monkeypatch.setattr(sys, "platform", "linux")
+    _play(Run(CommonConfig()), [VideoHit(1, "a", "/v/a b", 1.0, None, 3.0, (Moment(2.5, 4.0, 1.0, 3.0),))])
+    assert started == [[f"/bin/{player}", *(["--start=2.500"] if player == "mpv" else []), "/v/a b"]]
+    assert said in capsys.readouterr().out
 
 
 def test_vectors_of_a_run_reproduce_its_similarities(glscl, two_runs, tmp_path):

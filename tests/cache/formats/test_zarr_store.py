@@ -11,6 +11,8 @@ import pytest
 import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
 
+from glscl.cache.formats import blocks
+from glscl.cache.formats.blocks import Blocks
 from glscl.cache.formats.zarr_store import ZarrShards
 from glscl.cache.store import open_store
 
@@ -41,6 +43,50 @@ def test_arrays_that_other_programs_wrote_are_read_however_they_lie(tmp_path, op
     array[...] = VALUES
     found = ZarrShards.rows(tmp_path / "shard", ["values"])["values"].map()
     np.testing.assert_array_equal(found, VALUES)
+
+
+WRITTEN = {
+    "several chunks": VALUES,
+    "half precision": VALUES.astype(np.float16),
+    "one chunk of bytes": np.arange(9, dtype=np.uint8),
+    "big endian": np.arange(40, dtype=">i8"),
+    "every other": np.arange(40, dtype=np.uint16)[::2],
+    "no rows": VALUES[:0],
+    "no columns": VALUES[:, :0],
+    "one value": np.array(5, np.int32),
+    "blocks": Blocks(VALUES.shape, VALUES.dtype, lambda: iter(np.array_split(VALUES, 4))),
+}
+
+
+@pytest.mark.parametrize("array", WRITTEN.values(), ids=WRITTEN.keys())
+def test_what_is_written_is_what_the_library_would_write_and_reads(tmp_path, array, monkeypatch):
+    monkeypatch.setattr(blocks, "MAX_CHUNK_BYTES", 48)
+    ZarrShards.write_groups(tmp_path / "ours", [("video/0", {"values": array})])
+    plain = array.whole() if isinstance(array, Blocks) else array
+    theirs = zarr.create_group(tmp_path / "theirs", zarr_format=3).create_group("video/0")
+    shape = zarr.open_array(tmp_path / "ours" / "video" / "0" / "values", mode="r").chunks
+    options = {"chunks": shape, "compressors": [Crc32cCodec()], "fill_value": 0, "config": {"write_empty_chunks": True}}
+    written = theirs.create_array("values", shape=plain.shape, dtype=plain.dtype.newbyteorder("="), **options)
+    if plain.size:
+        written[...] = plain
+    files = [
+        {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+        for root in (tmp_path / "ours", tmp_path / "theirs")
+    ]
+    assert files[0] == files[1]
+    with ZarrShards.opened(tmp_path / "ours" / "video" / "0") as shard:
+        found = shard.read("values")
+        np.testing.assert_array_equal(found, plain, strict=plain.dtype.isnative)
+        if plain.size and plain.ndim:
+            np.testing.assert_array_equal(np.concatenate([*shard.blocks("values")]), plain)
+
+
+def test_a_chunk_that_changed_is_refused_with_its_name(tmp_path):
+    ZarrShards.write(tmp_path / "shard", {"values": VALUES}, {})
+    chunk = tmp_path / "shard" / "values" / "c" / "0" / "0"
+    chunk.write_bytes(bytes([chunk.read_bytes()[0] ^ 1]) + chunk.read_bytes()[1:])
+    with ZarrShards.opened(tmp_path / "shard") as shard, pytest.raises(ValueError, match=f"{chunk} does not have the"):
+        shard.read("values")
 
 
 @pytest.mark.parametrize("checksums", [[], [Crc32cCodec()], [Crc32cCodec(), Crc32cCodec()]])

@@ -2,6 +2,7 @@
 
     python benchmarks/decode.py --videos DIR [DIR …]      your clips (the real ones of the test data)
     python benchmarks/decode.py --fps 2                   two frames a second; --fps native: all of them
+    python benchmarks/decode.py --pixels --videos …       what resizing costs beside decoding, on clips of 720 lines and more
     python benchmarks/decode.py --quick                   clips of the built-in corpus, to see that it works
 
 Standard output is the result, in Markdown. Seconds are those of the processor, one thread in a process for each way, the
@@ -23,14 +24,16 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from common import digits, machine, markdown
 from glscl.extract.decode.decoders import UprightRgb
 from glscl.extract.decode.packets import read_index
 from glscl.extract.decode.sampling import Sampling, select_frames
-from glscl.extract.decode.video import Decoding, FrameChunk, VideoTask, decode_video
+from glscl.extract.decode.video import Decoding, FrameChunk, VideoTask, decode, decode_video
 from glscl.extract.settings import parse_rate
 
 VIDEO_FILES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".3gp")
@@ -194,11 +197,58 @@ def compare(clips: list[Path], sampling: Sampling, repeats: int) -> None:
         way.process.shutdown()
 
 
+class Counted:
+    """A preprocessing that counts the processor seconds that it takes."""
+
+    def __init__(self, steps: Callable[[Any], np.ndarray]) -> None:
+        self.steps, self.seconds = steps, 0.0
+
+    def __call__(self, picture: Any) -> np.ndarray:
+        started = time.process_time()
+        result = self.steps(picture)
+        self.seconds += time.process_time() - started
+        return result
+
+
+def pixels(clips: list[Path], repeats: int) -> None:
+    """Processor milliseconds a wanted frame: decoding (with the conversion to RGB), and what a model does to its pixels."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    from glscl.extract.backbone.fast_transform import FastTransform
+    from glscl.extract.backbone.picture_transform import PictureTransform
+
+    torch.set_num_threads(1)
+    steps = image_transform_v2(PreprocessCfg(), is_train=False).transforms[:-3]
+    ways = PictureTransform(steps, (224, 224)), FastTransform(steps, (224, 224))
+    rows = []
+    for clip in clips:
+        if min(decode(clip)[0].shape[1:3]) < 720:
+            continue
+        for fps in (1.0, None):
+            found = []
+            for way in ways:
+                best = (np.inf, np.inf)
+                for _ in range(repeats):
+                    counted, started = Counted(way), time.process_time()
+                    frames, _ = decode(clip, fps, prepare=counted)
+                    seconds = time.process_time() - started
+                    best = min(best[0], seconds - counted.seconds), min(best[1], counted.seconds)
+                found.append([1e3 * each / len(frames) for each in best])
+            (decoding, exact), (_, fast) = found
+            size = " × ".join(map(str, decode(clip)[0].shape[2:0:-1]))
+            rate = "all" if fps is None else f"{fps:g}"
+            rows.append(
+                [f"{clip.name}, {size}", rate, *map(digits, (decoding, exact, fast)), f"{exact / decoding:.2f}"]
+            )
+    print(markdown(["clip", "frames/s", "decoding, ms", "open_clip, ms", "fast, ms", "open_clip ÷ decoding"], rows))
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--videos", type=Path, nargs="+", help="folders with clips; default: rendered ones")
     parser.add_argument("--fps", type=parse_rate, default=1.0)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--pixels", action="store_true")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args(arguments)
     print(f"`python benchmarks/decode.py {shlex.join(arguments or sys.argv[1:])}`\n\n{machine()}\n")
@@ -210,6 +260,8 @@ def main(arguments: list[str] | None = None) -> None:
 
             _, videos = render_corpus(Path(scratch), sizes={"train": 2 if options.quick else 20, "val": 1, "test": 1})
             clips = sorted(videos.rglob("*.mp4"))
+        if options.pixels:
+            return pixels(clips, options.repeats)
         compare(clips, Sampling(fps=options.fps), 1 if options.quick else options.repeats)
 
 

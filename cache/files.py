@@ -56,9 +56,16 @@ def _explain(error: OSError, path: os.PathLike[str] | str, doing: str) -> Storag
         return StorageError(f"{place}: the disk is full", first="Free some space")
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StorageError(f"{place}: no permission to write there", hint=elsewhere)
+    if lost := next((each for each in (Path(path), *Path(path).parents) if _leads_nowhere(each)), None):
+        return StorageError(f"{place}: {lost} is a link to {os.readlink(lost)}, which is not there", hint=elsewhere)
     if code in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         return StorageError(f"{place}: a file stands where a folder is expected, or the reverse", hint=elsewhere)
     return StorageError(f"{place}: {reason}", first=_FIRST.get(code or 0, "See that the disk is well"))
+
+
+def _leads_nowhere(path: Path) -> bool:
+    """Whether a link stands there to a folder or file that does not."""
+    return os.path.islink(path) and not os.path.exists(path)
 
 
 def _code(error: BaseException) -> int | None:

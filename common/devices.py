@@ -27,6 +27,13 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def has_matrix_tiles() -> bool:
+    """Whether the processor multiplies bfloat16 in tiles (AMX), several times as fast as float32; without it bfloat16 is slower."""
+    import torch
+
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
 def choose_device(name: str, place: Launch) -> torch.device:
     """The torch device of a name; each process of a launch gets a GPU of its own.
 

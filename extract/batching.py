@@ -24,12 +24,14 @@ AHEAD = 2  # batches that a GPU may have to do while the host makes the next one
 
 @dataclass
 class Stopwatch:
-    """Seconds of the stages, which overlap, and frames that were encoded."""
+    """Seconds of the stages, which overlap, seconds of processors (`cpu`), and frames that were encoded."""
 
     waiting: float = 0.0  # for frames
     encoding: float = 0.0
     writing: float = 0.0
     decoding: float = 0.0  # in the workers, summed
+    decoding_cpu: float = 0.0
+    encoding_cpu: float = 0.0
     frames: int = 0
 
 
@@ -104,9 +106,10 @@ class ShardInProgress:
 
     def _encode(self, batch: list[tuple[_Video, np.ndarray]]) -> None:
         """Begin with frames of some videos; their features join them in the order of the calls."""
-        clock = time.perf_counter()
+        clock, cpu = time.perf_counter(), time.process_time()
         features = self.backbone.encode_later([frames for _, frames in batch])
         self.watch.encoding += time.perf_counter() - clock
+        self.watch.encoding_cpu += time.process_time() - cpu
         counts = [(video, len(frames)) for video, frames in batch]
         self.watch.frames += sum(count for _, count in counts)
         self._under_way.append((features, counts))

@@ -19,7 +19,7 @@ from glscl.cache.filling import filling
 from glscl.cache.frame_format import FrameSpec
 from glscl.cache.keys import Stat, has_key
 from glscl.cache.known_files import KnownFiles
-from glscl.cache.library import Library, Place, open_library
+from glscl.cache.library import Library, Place, open_library, read_header
 from glscl.cache.lists import list_names, read_record, versions_of
 from glscl.cache.planning import Work, begin, work_for
 from glscl.cache.schema import STREAMS, Annotations, Status
@@ -36,7 +36,7 @@ from glscl.extract.backbone.weight_settings import CONFIG_FILES
 from glscl.extract.batching import Stopwatch
 from glscl.extract.captions import cut_note, extract_captions
 from glscl.extract.decode.pool import DecodePool, wake
-from glscl.extract.engine import AboutBackbone, Engine, backbone_of, decoding_of
+from glscl.extract.engine import AboutBackbone, Engine, backbone_of, decoding_of, precision_in_force
 from glscl.extract.listing import (
     Changes,
     Listing,
@@ -221,6 +221,10 @@ class _Extraction:
             _require_found(self.annotations.dataset, missing, among=total, strict=strict)
         else:
             require_format(self.out, self.settings.format)
+        if self.given is None and self.engine is None:
+            made_with = None if fresh else read_header(self.out)["configuration"]["backbone"].get("precision")
+            precision = precision_in_force(self.settings, self.device, made_with)
+            self.settings = dataclasses.replace(self.settings, precision=precision)
         alike = None if self.backbone or fresh else _made_alike(self.out, self._in_force(), self.origin, self.known)
         if alike is None:
             self._wake_workers()
@@ -281,8 +285,7 @@ class _Extraction:
     def _wake_workers(self) -> None:
         """Let what decoding processes need be imported while the backbone is loaded."""
         if self.given is None and self.engine is None:
-            how = "fast_transform" if self.settings.preprocess == "fast" else "picture_transform"
-            wake([f"glscl.extract.backbone.{how}", "torchvision.transforms"])
+            wake([f"glscl.extract.backbone.{'fast' if self.settings.preprocess == 'fast' else 'picture'}_transform"])
 
     def fill(self) -> None:
         """Write the list, encode what is missing, and let the list count once everything of it is there."""
@@ -353,8 +356,9 @@ class _Extraction:
         """The settings as a list keeps them: the same for all parts, and true of a backbone that was given."""
         s, given = dataclasses.replace(self.settings, part=None), self.given
         if given is None:
-            auto = self.engine.precision if self.engine else "fp16" if self.device.type == "cuda" else "fp32"
-            return dataclasses.replace(s, precision=auto if s.precision == "auto" else s.precision)
+            return dataclasses.replace(
+                s, precision=self.engine.precision if self.engine and s.precision == "auto" else s.precision
+            )
         return dataclasses.replace(s, backbone=given.name, max_words=given.words, precision=given.precision)
 
     def _remember(self) -> None:
@@ -392,7 +396,7 @@ class _Extraction:
                 "writing": watch.writing,
                 "decoding_in_workers": watch.decoding,
             },
-            bound_by=_bound_by(watch),
+            bound_by=_bound_by(watch, cores() if self.engine is None and self.device.type == "cpu" else None),
         )
 
 
@@ -479,11 +483,18 @@ def counted(store: Store) -> dict[str, Any]:
     }
 
 
-def _bound_by(watch: Stopwatch) -> str | None:
-    """Which stage the others waited for, and for how much of the time: decoding, where the encoder found no frames."""
+def _bound_by(watch: Stopwatch, shared: int | None = None) -> str | None:
+    """Which stage sets the pace, and for how much of the time.
+
+    It is the one that the others wait for: decoding, where the encoder found no frames. Where all work on the same `shared`
+    cores each slows the others down, and it is the one that takes most of the cores.
+    """
     if not watch.frames:
         return None
     stages = {"decode": watch.waiting, "encode": watch.encoding, "write": watch.writing}
+    if shared:
+        stages["decode"] = max(watch.waiting, watch.decoding_cpu / shared)
+        stages["encode"] = watch.encoding_cpu / shared
     slowest = max(stages, key=lambda name: stages[name])
     return f"{slowest} ({100 * stages[slowest] / sum(stages.values()):.0f} % of the time)"
 

@@ -137,7 +137,8 @@ class ExtractSettings(WeightSettings):
     )
     precision: str = setting(
         "auto",
-        "Arithmetic of the backbone; auto is fp16 on a GPU, fp32 elsewhere.",
+        "Arithmetic of the backbone; auto is what the cache was made with, in a new one fp16 on a GPU, bf16 for large backbones on "
+        "a processor with AMX, fp32 elsewhere.",
         group="Backbone",
         choices=("auto", "fp32", "fp16", "bf16"),
     )

@@ -114,6 +114,7 @@ class VideoExtraction:
 
     def _decoded(self, done: VideoDone, task: Task) -> None:
         self.watch.decoding += done.seconds
+        self.watch.decoding_cpu += done.cpu_seconds
         self._failed += not done.status.usable
         if self.settings.strict and not done.status.usable:
             raise DecodeError(f"{self.videos[done.item].id!r} gives no frames: {done.reason} (`strict`)")

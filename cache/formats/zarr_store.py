@@ -12,26 +12,32 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import google_crc32c
 import numpy as np
 
-from glscl.cache.files import dump_json, plain, write_atomically
+from glscl.cache.files import plain, write_atomically
 from glscl.cache.formats.blocks import Blocks, Groups, chunk_shape
 from glscl.cache.formats.rows import Chunk, LibraryRows, RawRows, RowReader
 
 if TYPE_CHECKING:
     import zarr
-    from zarr.abc.buffer import Buffer
-    from zarr.storage import LocalStore
 
-# The library is imported where it is needed: our own shards are read as raw bytes, which takes less time than the import.
+# The library is imported where it is needed, for what others wrote: our own shards take less time than the import.
 _PLAIN_TYPES = {"uint8", "uint16", "int32", "int64", "float16", "float32", "float64"}
+_CHECKSUM = 4  # bytes of a crc32c behind the values of a chunk
 
 
 class _OpenGroup:
     """See `glscl.cache.formats.OpenShard`."""
 
-    def __init__(self, path: Path, group: zarr.Group) -> None:
-        self._path, self._group = path, group
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @functools.cached_property
+    def _group(self) -> zarr.Group:
+        import zarr
+
+        return zarr.open_group(self._path, mode="r", zarr_format=3, use_consolidated=False)
 
     def array(self, name: str) -> zarr.Array:
         """An array of plain numbers of which every chunk is there."""
@@ -45,9 +51,21 @@ class _OpenGroup:
         return array
 
     def read(self, name: str) -> np.ndarray:
-        return np.asarray(self.array(name)[...])
+        rows = _checked_rows(self._path / name)
+        if rows is None:
+            return np.asarray(self.array(name)[...])
+        if len(rows.chunks) == 1:
+            return _chunk(rows, 0)
+        found = np.empty(rows.shape, rows.dtype)
+        for i in range(len(rows.chunks)):
+            found[i * rows.rows : (i + 1) * rows.rows] = _chunk(rows, i)
+        return found
 
     def blocks(self, name: str) -> Iterator[np.ndarray]:
+        rows = _checked_rows(self._path / name)
+        if rows is not None:
+            yield from (_chunk(rows, i) for i in range(len(rows.chunks)))
+            return
         array = self.array(name)
         for start in range(0, array.shape[0], array.chunks[0]):
             yield np.asarray(array[start : start + array.chunks[0]])
@@ -67,56 +85,51 @@ class ZarrShards:
         """
         for folder in (root, root / "shards", *(root / "shards" / stream for stream in streams)):
             if not (folder / "zarr.json").exists():
-                write_atomically(
-                    folder / "zarr.json", dump_json({"zarr_format": 3, "node_type": "group", "attributes": {}})
-                )
+                write_atomically(folder / "zarr.json", _group_json({}))
 
     @staticmethod
     def write(path: Path, arrays: Mapping[str, np.ndarray | Blocks], attributes: Mapping[str, str]) -> None:
-        _write_arrays(_new_group(path, attributes), arrays)
+        _write_group(path, attributes)
+        for name, array in arrays.items():
+            _write_array(path / name, array)
 
     @staticmethod
     def write_groups(path: Path, groups: Groups) -> None:
-        root = _new_group(path)
-        for name, arrays in groups:
-            _write_arrays(root if name == "/" else root.create_group(name), arrays)
+        _write_group(path, {})
+        for group, arrays in groups:
+            folder = path
+            for name in group.strip("/").split("/") if group != "/" else ():
+                folder = folder / name
+                if not folder.exists():
+                    _write_group(folder, {})
+            for name, array in arrays.items():
+                _write_array(folder / name, array)
 
     @staticmethod
     @contextlib.contextmanager
     def opened(path: Path) -> Iterator[_OpenGroup]:
-        import zarr
-
-        plain(path / "zarr.json")
-        yield _OpenGroup(path, zarr.open_group(path, mode="r", zarr_format=3, use_consolidated=False))
+        _require_group(path)
+        yield _OpenGroup(path)
 
     @staticmethod
     def rows(path: Path, names: list[str]) -> dict[str, RowReader]:
-        if json.loads(plain(path / "zarr.json").read_bytes())["node_type"] != "group":
-            raise ValueError(f"{path} is not a Zarr group")
+        _require_group(path)
         return {name: _raw_rows(path / name) or _library_rows(path, name) for name in names}
 
 
-def _new_group(path: Path, attributes: Mapping[str, str] | None = None) -> zarr.Group:
-    import zarr
+def _require_group(path: Path) -> None:
+    described = json.loads(plain(path / "zarr.json").read_bytes())
+    if (described["zarr_format"], described["node_type"]) != (3, "group"):
+        raise ValueError(f"{path} is not a Zarr group of version 3")
 
-    return zarr.create_group(_linkless()(path), zarr_format=3, attributes=dict(attributes or {}))
+
+def _group_json(attributes: Mapping[str, str]) -> bytes:
+    return _described({"attributes": dict(attributes), "zarr_format": 3, "node_type": "group"})
 
 
-@functools.cache
-def _linkless() -> type[LocalStore]:
-    from zarr.storage import LocalStore
-
-    class Linkless(LocalStore):
-        """Makes no hard links, which vfat, exFAT, and many FUSE and SMB mounts refuse.
-
-        The library makes them to spare what another writer has put meanwhile; who writes a group here is alone.
-        """
-
-        async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-            if not await self.exists(key):
-                await self.set(key, value)
-
-    return Linkless
+def _write_group(folder: Path, attributes: Mapping[str, str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "zarr.json").write_bytes(_group_json(attributes))
 
 
 def _library_rows(path: Path, name: str) -> LibraryRows:
@@ -125,26 +138,77 @@ def _library_rows(path: Path, name: str) -> LibraryRows:
     return LibraryRows(lambda rows: np.asarray(array[rows]), array.shape, array.dtype)
 
 
-def _write_arrays(group: zarr.Group, arrays: Mapping[str, np.ndarray | Blocks]) -> None:
-    from zarr.codecs import Crc32cCodec
+def _write_array(folder: Path, array: np.ndarray | Blocks) -> None:
+    """One array of the Zarr specification, version 3: its description, and the chunks that hold values, each checked."""
+    full = bool(array.size and array.ndim)
+    chunks = chunk_shape(array.shape, array.dtype) if full else tuple(max(1, n) for n in array.shape)
+    folder.mkdir()
+    (folder / "zarr.json").write_bytes(_array_json(array.shape, array.dtype, chunks))
+    if isinstance(array, Blocks):
+        pieces = array.chunks(chunks[0])
+    elif full:
+        pieces = ((start, array[start : start + chunks[0]]) for start in range(0, len(array), chunks[0]))
+    else:
+        pieces = [(0, array)] if array.size else ()
+    for start, piece in pieces:
+        _write_chunk(_chunk_file(folder, start // chunks[0] if full else None, array.ndim), piece, chunks)
 
-    for name, array in arrays.items():
-        full = bool(array.size and array.ndim)
-        chunks = chunk_shape(array.shape, array.dtype) if full else tuple(max(1, n) for n in array.shape)
-        target = group.create_array(
-            name,
-            shape=array.shape,
-            dtype=array.dtype,
-            chunks=chunks,
-            compressors=[Crc32cCodec()],
-            fill_value=0,
-            config={"write_empty_chunks": True},  # without it an all-zero chunk gets no file
-        )
-        if full and isinstance(array, Blocks):
-            for start, piece in array.chunks(chunks[0]):
-                target[start : start + len(piece)] = piece
-        elif array.size and not isinstance(array, Blocks):
-            target[...] = array
+
+def _array_json(shape: tuple[int, ...], dtype: np.dtype, chunks: tuple[int, ...]) -> bytes:
+    endian = {"configuration": {"endian": "little"}} if dtype.itemsize > 1 else {}
+    return _described(
+        {
+            "shape": list(shape),
+            "data_type": dtype.name,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunks)}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": 0.0 if dtype.kind == "f" else 0,
+            "codecs": [{"name": "bytes", **endian}, {"name": "crc32c"}],
+            "attributes": {},
+            "zarr_format": 3,
+            "node_type": "array",
+            "storage_transformers": [],
+        }
+    )
+
+
+def _described(metadata: Mapping[str, Any]) -> bytes:
+    return json.dumps(metadata, indent=2).encode()
+
+
+def _chunk_file(folder: Path, number: int | None, dimensions: int) -> Path:
+    """Chunk `number` along the first axis, all of the others; None is the one of a single value."""
+    place = () if number is None else (str(number), *("0" for _ in range(dimensions - 1)))
+    return folder.joinpath("c", *place)
+
+
+def _write_chunk(file: Path, piece: np.ndarray, chunks: tuple[int, ...]) -> None:
+    """The values little-endian, zeros where the last chunk has fewer rows than others, and their checksum."""
+    values = np.ascontiguousarray(piece, piece.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+    padding = bytes(math.prod(chunks) * piece.dtype.itemsize - len(values))
+    checksum = google_crc32c.extend(google_crc32c.value(values), padding)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "wb") as target:
+        target.writelines((values.data, padding, checksum.to_bytes(_CHECKSUM, "little")))
+
+
+def _checked_rows(folder: Path) -> RawRows | None:
+    """The chunks of an array that lies as we write it, each with one checksum; None leaves it to the library."""
+    described = json.loads(plain(folder / "zarr.json").read_bytes())
+    ours = described.get("node_type") == "array" and described.get("zarr_format") == 3
+    if not ours or _plain_codecs(described["codecs"]) != _CHECKSUM or not described["shape"]:
+        return None
+    return _raw_rows(folder)
+
+
+def _chunk(rows: RawRows, number: int) -> np.ndarray:
+    """The values of a chunk. Raises ValueError where they do not have their checksum, OSError where the file ends early."""
+    file = rows.chunks[number].path
+    content = np.fromfile(plain(file), np.uint8)
+    values, checksum = content[:-_CHECKSUM], content[-_CHECKSUM:].tobytes()
+    if google_crc32c.value(values) != int.from_bytes(checksum, "little"):
+        raise ValueError(f"chunk {file} does not have the checksum it was written with")
+    return values.view(rows.dtype).reshape(-1, *rows.shape[1:])[: rows.shape[0] - number * rows.rows]
 
 
 def _require_chunks(path: Path, array: zarr.Array) -> None:
@@ -208,7 +272,7 @@ def _raw_rows(folder: Path) -> RawRows | None:
     expected = dtype.itemsize * rows * math.prod(shape[1:]) + checksums
     chunks = []
     for number in range(-(-shape[0] // rows)):
-        chunks.append(Chunk(folder.joinpath("c", str(number), *("0" for _ in shape[1:])), 0))
+        chunks.append(Chunk(_chunk_file(folder, number, len(shape)), 0))
         if _size(chunks[-1].path) != expected:
             return None  # the library says what is wrong
     return RawRows(chunks, rows, shape, dtype)
@@ -227,4 +291,4 @@ def _plain_codecs(codecs: list[dict[str, Any]]) -> int | None:
     """Bytes of checksums behind the values; None where the codecs do more than store them little-endian."""
     first, *others = codecs
     little = first["name"] == "bytes" and first.get("configuration", {}).get("endian", "little") == "little"
-    return 4 * len(others) if little and all(codec["name"] == "crc32c" for codec in others) else None
+    return _CHECKSUM * len(others) if little and all(codec["name"] == "crc32c" for codec in others) else None

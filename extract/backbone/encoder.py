@@ -6,7 +6,6 @@ T texts, L tokens, D embed_dim, n frames, S side of the model's input in pixels.
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +37,7 @@ from glscl.common.tar_members import file_of
 from glscl.extract.backbone.feeding import Feed, fetched_later
 from glscl.extract.backbone.loading import Loaded, load_model, load_text_tower
 from glscl.extract.backbone.patch_embedding import temporal_embedding
-from glscl.extract.backbone.picture_transform import PictureTransform
+from glscl.extract.backbone.picture_transform import PictureTransform, Step
 from glscl.extract.backbone.text_tower import TextTower, TokenizedTexts
 from glscl.extract.backbone.thread_map import thread_map
 from glscl.extract.backbone.weight_settings import recorded
@@ -112,11 +111,12 @@ class Backbone:
             self.weights = loaded.known
             self._place()
             return
-        self.transform, self._mean, self._std, self._preprocessing = _split_preprocessing(model)
+        steps, size, self._mean, self._std, self._preprocessing = _split_preprocessing(model)
+        self.transform = PictureTransform(steps, size)
         if preprocess == "fast":
             from glscl.extract.backbone.fast_transform import FastTransform
 
-            self.transform = FastTransform(self.transform.steps, self.transform.size)
+            self.transform = FastTransform(steps, size)
             self._preprocessing = {**self._preprocessing, "method": "fast"}
         with ThreadPoolExecutor(1) as aside:  # a second core hashes while the first encodes
             hashed = aside.submit(weights_hash, model.state_dict())
@@ -133,9 +133,12 @@ class Backbone:
             for parameter in self.model.parameters():
                 if parameter.ndim == 4:  # convolutions over pictures, whose kernels want channels last
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        self._frozen = self.model, self.text_tower  # what encodes
+        self._for_heads: dict[str, torch.Tensor] = {}  # as it was read, where the model no longer is
         if self.device.type == "cpu" and self.precision == "bf16":
-            self._frozen = _lowered(self.text_tower)
+            # Autocast casts every weight again for every batch, and turns off torch's own path through attention.
+            self._for_heads = {key: value.clone() for key, value in self._text_start().items()}
+            self.model.to(torch.bfloat16)
+            self._amp = None
 
     @cached_property
     def description(self) -> Description:
@@ -169,12 +172,14 @@ class Backbone:
     def encode_frames(self, frames: np.ndarray | torch.Tensor) -> np.ndarray:
         """(n, S, S, 3) uint8 as `transform` gives them → (n, D) float32, projected, not normalised.
 
-        A processor takes them in batches of THREAD_FRAMES, each on a thread of its own (see `thread_map`).
+        A processor takes them in an even number of equal batches of at most THREAD_FRAMES, each on a thread of its own (see
+        `thread_map`), so that two cores finish together.
         """
         frames = torch.as_tensor(frames)
         if self.device.type != "cpu" or len(frames) <= THREAD_FRAMES or temporal_embedding(self.model) is not None:
             return self._encode_batch(frames)
-        return np.concatenate(thread_map(self._encode_batch, frames.split(THREAD_FRAMES)))
+        batches = 2 * -(-len(frames) // (2 * THREAD_FRAMES))
+        return np.concatenate(thread_map(self._encode_batch, frames.split(-(-len(frames) // batches))))
 
     def encode_later(self, parts: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
         """`encode_frames` of arrays one after another; the call gives it. A GPU works on it meanwhile.
@@ -200,11 +205,10 @@ class Backbone:
     @torch.inference_mode()
     def _features(self, frames: torch.Tensor) -> torch.Tensor:
         """(n, S, S, 3) uint8 → (n, D) float32, both on the device."""
-        model, _ = self._frozen
         with self._arithmetic():
-            pixels = self._pixels(frames)
-            encode = self._compiled or partial(model.encode_image, normalize=False)
-            return encode(pixels.to(_weight_type(model))).float()
+            pixels = self._pixels(frames).to(_weight_type(self.model))
+            encode = self._compiled or partial(self.model.encode_image, normalize=False)
+            return encode(pixels).float()
 
     def compile(self) -> None:
         """Frames are encoded by compiled code from now on, made when the first come. Raises as `require_gpu_compiler`."""
@@ -301,7 +305,7 @@ class Backbone:
         longest = width = tokens.ids.shape[1] if padded else int(tokens.lengths.max(initial=1))
         if self.device.type == "cuda":
             width = min(-(-longest // WIDTHS) * WIDTHS, tokens.ids.shape[1])
-        ids, tower = torch.from_numpy(tokens.ids).to(self.device), self._frozen[1]
+        ids, tower = torch.from_numpy(tokens.ids).to(self.device), self.text_tower
         with self._arithmetic():
             if padded:
                 pooled, states = tower.padded_states(ids, torch.from_numpy(tokens.lengths).to(self.device))
@@ -320,19 +324,18 @@ class Backbone:
 
     def tensors_for_heads(self) -> dict[str, np.ndarray]:
         """First text blocks, frame positions, logit_scale, features of a black and of a padded frame, for `backbone/`."""
-        text = getattr(self.model, "text", self.model)
-        wanted = ("positional_embedding", *(f"transformer.resblocks.{i}." for i in range(TEXT_BLOCKS_KEPT)))
-        found = {
-            key: value.float().cpu().numpy().copy()
-            for key, value in text.state_dict().items()
-            if key.startswith(wanted)
-        }
+        found = self._for_heads or self._text_start()
         return {
-            **found,
+            **{key: value.float().cpu().numpy().copy() for key, value in found.items()},
             **self.probes(),
             "logit_scale": np.array([self.logit_scale], np.float32),
             "padded_frame": self._frozen_padded_frame(),
         }
+
+    def _text_start(self) -> dict[str, torch.Tensor]:
+        wanted = ("positional_embedding", *(f"transformer.resblocks.{i}." for i in range(TEXT_BLOCKS_KEPT)))
+        states = self.text_tower.tower.state_dict()
+        return {key: value for key, value in states.items() if key.startswith(wanted)}
 
     def probes(self) -> dict[str, np.ndarray]:
         """Features (D,) of one sentence and of a black frame, which tell a backbone by what it does.
@@ -341,7 +344,7 @@ class Backbone:
         """
         ids = self.text_tower.tokenize([PROBE], self.words)
         with torch.inference_mode(), self._arithmetic():
-            sentence, _ = self._frozen[1].states(torch.from_numpy(ids.ids).to(self.device), int(ids.lengths[0]))
+            sentence, _ = self.text_tower.states(torch.from_numpy(ids.ids).to(self.device), int(ids.lengths[0]))
         found = {"sentence": sentence[0].float().cpu().numpy()}
         if not self._of_texts:
             found["black_frame"] = np.ascontiguousarray(self.black_frame, np.float32)
@@ -350,36 +353,20 @@ class Backbone:
     @torch.inference_mode()
     def _frozen_padded_frame(self) -> np.ndarray:
         with self._arithmetic():
-            return self.padded_frame(self._frozen[0]).float().cpu().numpy()
+            return self.padded_frame().float().cpu().numpy()
 
-    def padded_frame(self, model: ClipModel | None = None) -> torch.Tensor:
+    def padded_frame(self) -> torch.Tensor:
         """(D,): what the public programs fill short clips up with, zeros where pixels are normalised already.
 
         With gradients where they are wanted; autocast is the caller's.
-
-        Args:
-            model: this backbone's by default.
         """
-        model = model or self.model
-        pixels = torch.zeros(1, 3, *self.transform.size, device=self.device, dtype=_weight_type(model))
-        return model.encode_image(pixels, normalize=False)[0]
+        pixels = torch.zeros(1, 3, *self.transform.size, device=self.device, dtype=_weight_type(self.model))
+        return self.model.encode_image(pixels, normalize=False)[0]
 
     @contextlib.contextmanager
     def _arithmetic(self) -> Iterator[None]:
-        lowered = self._amp is None or self._frozen[0] is not self.model
-        with arithmetic(self.device), torch.autocast(self.device.type, dtype=self._amp, enabled=not lowered):
+        with arithmetic(self.device), torch.autocast(self.device.type, dtype=self._amp, enabled=self._amp is not None):
             yield
-
-
-def _lowered(tower: TextTower) -> tuple[ClipModel, TextTower]:
-    """A model and its text tower with weights in bfloat16, for a processor.
-
-    Autocast casts every weight again for every batch, and turns off torch's own path through an attention layer.
-    """
-    lowered = copy.copy(tower)
-    lowered.model = copy.deepcopy(tower.model).to(torch.bfloat16)
-    lowered.tower = getattr(lowered.model, "text", lowered.model)
-    return lowered.model, lowered
 
 
 def require_gpu_compiler(device: torch.device) -> None:
@@ -540,8 +527,10 @@ def _tokenizer_description(tower: TextTower, words: int) -> str:
     return f"{name}, padded with {tower.padding} to {tower.context_length}" if seen else name
 
 
-def _split_preprocessing(model: ClipModel) -> tuple[PictureTransform, torch.Tensor, torch.Tensor, dict[str, Any]]:
-    """open_clip's evaluation transform as picture transform, mean (3, 1, 1), standard deviation (3, 1, 1) and its settings."""
+def _split_preprocessing(
+    model: ClipModel,
+) -> tuple[Sequence[Step], tuple[int, int], torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """open_clip's evaluation transform: picture steps, (height, width), mean and deviation (3, 1, 1), and its settings."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
     from torchvision.transforms import Compose, Normalize
 
@@ -557,4 +546,4 @@ def _split_preprocessing(model: ClipModel) -> tuple[PictureTransform, torch.Tens
     size = (size, size) if isinstance(size, int) else (size[-2], size[-1])
     mean, std = (torch.tensor(list(v), dtype=torch.float32).view(3, 1, 1) for v in (normalise.mean, normalise.std))
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(settings.items())}
-    return PictureTransform(transform.transforms[:-3], size), mean, std, plain
+    return transform.transforms[:-3], size, mean, std, plain

@@ -39,7 +39,8 @@ class FastTransform(PictureTransform):
                     f"`preprocess=fast` does not know the step {type(step).__name__} of this backbone's preprocessing",
                     hint="Use `preprocess=open_clip`",
                 )
-        super().__init__(steps, size)
+        super().__init__((), size)
+        self.steps = list(steps)
 
     def __call__(self, picture: Image.Image) -> np.ndarray:
         pixels = torch.from_numpy(np.array(picture if picture.mode == "RGB" else picture.convert("RGB")))

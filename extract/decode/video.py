@@ -130,7 +130,7 @@ class VideoDone(NamedTuple):
     Attributes:
         reason: why the status is not OK. decoder_note: why more was decoded than the wanted frames depend on, where it was.
         duration, fps, frames_total: seconds, frames a second and frames as decoded, of the part asked for.
-        seconds: time spent. frames: how many were given in chunks. packets: how many PyAV decoded for them.
+        seconds, cpu_seconds: time spent, by the clock and of the processor. frames: how many were given in chunks. packets: how many PyAV decoded for them.
     """
 
     item: int
@@ -145,6 +145,7 @@ class VideoDone(NamedTuple):
     frames: int = 0
     decoder_note: str | None = None
     packets: int = 0
+    cpu_seconds: float = 0.0
 
 
 def decode_video(
@@ -161,7 +162,7 @@ def decode_video(
     Yields:
         FrameChunk in time order, then one VideoDone.
     """
-    clock = time.monotonic()
+    clock, cpu = time.monotonic(), time.process_time()
     part = _Attempts(task, decoding, resume_after, beat)
     frames = 0
     status, reason = Status.OK, None
@@ -206,6 +207,7 @@ def decode_video(
         frames=frames,
         decoder_note=_nameless(part.note, task.path),
         packets=part.packets,
+        cpu_seconds=time.process_time() - cpu,
     )
 
 

@@ -101,3 +101,9 @@ def test_a_folder_that_cannot_be_copied_is_told_as_a_file_is(tmp_path, monkeypat
 
     with pytest.raises(StorageError, match="Cannot write there: no permission"), files.storage_errors("there"):
         shutil.copytree(tmp_path / "from", tmp_path / "to", copy_function=refused)
+
+
+def test_a_link_to_a_disk_that_is_gone_is_named(tmp_path):
+    (tmp_path / "runs").symlink_to(tmp_path / "scratch" / "runs")
+    with pytest.raises(StorageError, match=r"runs is a link to .*scratch/runs, which is not there"):
+        write_atomically(tmp_path / "runs" / "a" / "run.json", b"{}")

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from made_extraction import ORIGIN, WORDS, MadeBackbone, MadePool, require_equal, require_reads, write
 
 from glscl.cache.schema import Annotations, TextItem, VideoItem
 from glscl.cache.store import open_store
 from glscl.common.errors import UsageError
 from glscl.common.progress import Progress
+from glscl.extract import engine
 from glscl.extract.captions import extract_captions
-from glscl.extract.engine import AboutBackbone, Engine
+from glscl.extract.engine import AboutBackbone, Engine, precision_in_force
 from glscl.extract.pipeline import extract
 from glscl.extract.settings import ExtractSettings
 from glscl.extract.videos import VideoExtraction
@@ -71,3 +73,30 @@ def test_the_cache_is_the_same_and_the_engine_is_not_asked_twice(corpus, tmp_pat
 def test_what_is_no_engine_is_refused(corpus, tmp_path: Path):
     with pytest.raises(UsageError, match=r"`device` is 5 \(int\); expected a string or device or Engine"):
         extract(corpus[0], tmp_path / "cache", SETTINGS, device=5)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "device", "tiles", "made_with", "expected"),
+    [
+        ("ViT-B-32", "cpu", True, None, "bf16"),
+        ("ViT-B-32", "cpu", False, None, "fp32"),
+        ("demo", "cpu", True, None, "fp32"),  # products are not what it waits for
+        ("ViT-B-32", "cpu", True, "fp32", "fp32"),  # a cache goes on as it began
+        ("ViT-B-32", "cpu", False, "bf16 weights", "bf16"),
+        (
+            "ViT-B-32",
+            "cpu",
+            True,
+            "fp16",
+            "bf16",
+        ),  # which no processor computes: the cache is refused by its fingerprint
+        ("ViT-B-32", "cuda", True, None, "fp16"),
+        ("ViT-B-32", "cuda", True, "fp32", "fp32"),
+    ],
+)
+def test_auto_is_what_a_cache_was_made_with_or_what_pays(monkeypatch, backbone, device, tiles, made_with, expected):
+    monkeypatch.setattr(engine, "has_matrix_tiles", lambda: tiles)
+    settings = ExtractSettings(backbone=backbone)
+    assert precision_in_force(settings, torch.device(device), made_with) == expected
+    said = ExtractSettings(backbone=backbone, precision="fp32")
+    assert precision_in_force(said, torch.device(device), made_with) == "fp32"

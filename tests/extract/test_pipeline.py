@@ -228,6 +228,16 @@ def test_what_bounds_a_run_is_what_the_others_waited_for():
     assert _bound_by(Stopwatch(writing=1.0)) is None
 
 
+def test_on_shared_cores_the_stage_that_takes_most_of_them_bounds_a_run():
+    slowed_down = dict(waiting=1.0, encoding=6.0, decoding=12.0, frames=5)  # each waits for the other's cores
+    decode = Stopwatch(**slowed_down, decoding_cpu=9.0, encoding_cpu=3.0)
+    assert _bound_by(decode, 2) == "decode (75 % of the time)"
+    encode = Stopwatch(**slowed_down, decoding_cpu=4.0, encoding_cpu=12.0)
+    assert _bound_by(encode, 2) == "encode (75 % of the time)"
+    slow_disk = Stopwatch(waiting=9.0, encoding=3.0, decoding_cpu=1.0, encoding_cpu=6.0, frames=5)
+    assert _bound_by(slow_disk, 2) == "decode (75 % of the time)"
+
+
 @HERE
 def test_clips_of_one_file_are_videos_of_their_own(corpus, backbone, tmp_path):
     path = corpus.videos[4].path  # 41 frames at 4 a second

@@ -257,13 +257,11 @@ WRITERS = ("additions", "commits", "creation", "files", "filling", "known_files"
 
 
 def count_lines(tick: Callable[[], None], watched: frozenset[str] | None = None) -> None:
-    """Calls `tick` before each line of the files `watched`: of what writes a cache, with the library's file access."""
+    """Calls `tick` before each line of the files `watched`: of what writes a cache."""
     if watched is None:
-        import zarr.storage._local
-
         names = (*WRITERS, "formats.hdf5_store", "formats.zarr_store", "upkeep.merge", "upkeep.convert")
         modules = [importlib.import_module(f"glscl.cache.{name}") for name in names]
-        watched = frozenset(str(module.__file__) for module in (*modules, zarr.storage._local))
+        watched = frozenset(str(module.__file__) for module in modules)
 
     def lines(frame: Any, event: str, _: Any) -> Any:
         if event == "line":

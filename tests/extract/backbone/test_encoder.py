@@ -222,9 +222,14 @@ def test_bf16_stays_near_float32(tiny_clip):
 
 def test_bf16_on_a_processor_multiplies_weights_that_were_cast_once(tiny_clip):
     rough = load_backbone(f"local-dir:{tiny_clip()}", precision="bf16")
-    assert {weight.dtype for weight in rough.model.parameters()} == {torch.float32}, "heads start from those"
+    exact = load_backbone(f"local-dir:{tiny_clip()}")
+    assert {weight.dtype for weight in rough.model.parameters()} == {torch.bfloat16}, "no second copy is held"
+    assert rough.description.weights == exact.description.weights
+    for name, tensor in exact.tensors_for_heads().items():
+        if name.startswith(("positional", "transformer")):
+            np.testing.assert_array_equal(rough.tensors_for_heads()[name], tensor)
     seen = []
-    rough._frozen[0].visual.transformer.register_forward_pre_hook(
+    rough.model.visual.transformer.register_forward_pre_hook(
         lambda _, given: seen.append((given[0].dtype, torch.is_autocast_enabled("cpu")))
     )
     rough.encode_frames(np.zeros((2, 32, 32, 3), np.uint8))

@@ -131,7 +131,7 @@ def test_what_is_searched_can_be_narrowed(model, store):
     assert {hit.video for hit in hits} == {id for id, seconds in durations.items() if 3 <= seconds <= 6}
     with pytest.raises(InputError, match="no split 'dev'"):
         model.find(model.sentence("1"), where=Where("dev"))
-    with pytest.raises(UsageError, match="No video"):
+    with pytest.raises(UsageError, match="has no video"):
         model.find(model.sentence("1"), where=Where(folder="/nowhere"))
 
 

@@ -66,7 +66,7 @@ def test_filters_narrow_what_is_searched_without_reading_it_again(served, model)
     assert [hit["rank"] for hit in moments] == list(range(1, 8))
     assert served.ask("/api/search?q=a%20circle&longest=7").json["searched"]["videos"] < 32
     assert served.ask("/api/search?q=a&split=nope").status == 400
-    assert served.ask("/api/search?q=a&folder=/etc").json["error"].startswith("No video of the list")
+    assert served.ask("/api/search?q=a&folder=/etc").json["error"] == "The list made has no video below '/etc'"
 
 
 def test_other_heads_order_otherwise_and_others_are_not_there(served, model):

@@ -37,7 +37,7 @@ from glscl.common.tar_members import file_of
 from glscl.extract.backbone.feeding import Feed, fetched_later
 from glscl.extract.backbone.loading import Loaded, load_model, load_text_tower
 from glscl.extract.backbone.patch_embedding import temporal_embedding
-from glscl.extract.backbone.picture_transform import PictureTransform, Step
+from glscl.extract.backbone.picture_transform import PictureTransform
 from glscl.extract.backbone.text_tower import TextTower, TokenizedTexts
 from glscl.extract.backbone.thread_map import thread_map
 from glscl.extract.backbone.weight_settings import expected, recorded

@@ -427,10 +427,19 @@ def test_every_published_preprocessing_comes_back_from_a_cache():
 
 
 def test_what_is_expected_of_published_weights_is_what_open_clip_does_with_them():
-    for name in ("MobileCLIP-B", "ViT-B-16-SigLIP", "ViT-B-16-SigLIP2-512", "ViT-H-14-CLIPA-336", "ViT-L-14", "coca_ViT-B-32"):
+    for name in (
+        "MobileCLIP-B",
+        "ViT-B-16-SigLIP",
+        "ViT-B-16-SigLIP2-512",
+        "ViT-H-14-CLIPA-336",
+        "ViT-L-14",
+        "coca_ViT-B-32",
+    ):
         size = open_clip.get_model_config(name)["vision_cfg"].get("image_size", 224)
         for tag in open_clip.list_pretrained_tags_by_model(name):
-            about = merge_preprocess_dict(PreprocessCfg(size), {**open_clip.get_pretrained_cfg(name, tag), "size": size})
+            about = merge_preprocess_dict(
+                PreprocessCfg(size), {**open_clip.get_pretrained_cfg(name, tag), "size": size}
+            )
             assert expected(name, tag, None) == about, (name, tag)
         assert expected(name, "a file", WeightSettings(resize_mode="longest"))["resize_mode"] == "longest"
 

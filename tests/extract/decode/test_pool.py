@@ -126,8 +126,18 @@ def test_a_video_that_never_ends_is_given_up():
 
 
 def test_what_was_begun_is_gone_on_with_and_what_is_not_wanted_holds_up_nobody():
-    wanted = [VideoTask(5, "good 9"), VideoTask(6, "good 2", stamp=(1, 2)), VideoTask(7, "crash 3"), VideoTask(8, "good 1")]
-    begun = [VideoTask(0, "slow 400"), VideoTask(1, "slow 400"), VideoTask(2, "good 2", stamp=(1, 1)), VideoTask(3, "good 9")]
+    wanted = [
+        VideoTask(5, "good 9"),
+        VideoTask(6, "good 2", stamp=(1, 2)),
+        VideoTask(7, "crash 3"),
+        VideoTask(8, "good 1"),
+    ]
+    begun = [
+        VideoTask(0, "slow 400"),
+        VideoTask(1, "slow 400"),
+        VideoTask(2, "good 2", stamp=(1, 1)),
+        VideoTask(3, "good 9"),
+    ]
     with pool(workers=2, decoder="pyav") as running:
         running.begin(begun)
         result = collect(running.decode(wanted))

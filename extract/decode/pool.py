@@ -69,7 +69,7 @@ class DecodePool:
         if workers < 1:
             raise UsageError(f"decode workers: found {workers}; expected at least 1")
         self.decoding, self.workers = decoding, workers
-        self.in_flight = workers + max(2, workers // 2)  # at first; more where videos prove small
+        self.in_flight = workers + max(4, workers // 2)  # at first; more where videos prove small
         self._ahead = ahead
         self._sizes: collections.deque[int] = collections.deque(maxlen=32)  # bytes of the frames of the latest videos
         self._settings = functools.partial(WorkerSettings, decoding, decode)

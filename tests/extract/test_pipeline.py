@@ -11,9 +11,9 @@ from msgspec import structs
 from glscl.cache.library import Library, open_library
 from glscl.cache.schema import STREAMS, Annotations, Status, TextItem, VideoItem
 from glscl.cache.store import Store, open_store
-from glscl.common.errors import CacheIncompleteError, DecodeError, InputError, NotFoundError
+from glscl.common.errors import CacheIncompleteError, DecodeError, FingerprintError, InputError, NotFoundError
 from glscl.common.settings import build
-from glscl.extract import pipeline
+from glscl.extract import engine, pipeline
 from glscl.extract.backbone.encoder import expected_preprocessing, load_backbone
 from glscl.extract.batching import Stopwatch
 from glscl.extract.datasets import first_videos
@@ -299,3 +299,20 @@ def test_a_new_cache_has_its_first_videos_decoded_while_the_backbone_is_loaded(
     decoded_here.begun.clear()
     extract(corpus, tmp_path / "named", settings)
     assert not decoded_here.begun  # nothing is wanted
+
+
+@HERE
+def test_a_cache_in_bfloat16_goes_on_so_where_the_processor_has_no_tiles(corpus, tiny_clip, tmp_path, monkeypatch):
+    named = ExtractSettings(backbone=f"local-dir:{tiny_clip()}", pretrained="", max_words=12, fps=2.0)
+    monkeypatch.setitem(engine.MILLIONS, named.backbone, engine.LARGE)
+    found = []
+    for tiles, some in ((True, first_videos(corpus, 1)), (False, corpus)):
+        monkeypatch.setattr(engine, "has_matrix_tiles", lambda tiles=tiles: tiles)
+        found.append(extract(some, tmp_path / "cache", named))
+    assert found[0].fingerprint == found[1].fingerprint and found[1].complete and found[1].reused["videos"] == 2
+    library = open_library(tmp_path / "cache")
+    assert library.configuration["backbone"]["precision"] == "bf16 weights"
+    with pytest.raises(FingerprintError, match="precision"):
+        extract(corpus, tmp_path / "cache", dataclasses.replace(named, precision="fp32"))
+    extract(corpus, tmp_path / "other", named)
+    assert open_library(tmp_path / "other").configuration["backbone"]["precision"] == "fp32"

@@ -167,7 +167,7 @@ def test_settings_that_cannot_work_are_refused():
         next(pool().decode([]))
 
 
-@pytest.mark.parametrize(("ahead", "most"), [(0, 4), (8, 10)])
+@pytest.mark.parametrize(("ahead", "most"), [(0, 6), (8, 10)])
 def test_tasks_are_pulled_as_they_are_needed(ahead, most):
     pulled = []
 
@@ -188,11 +188,11 @@ def test_tasks_are_pulled_as_they_are_needed(ahead, most):
 def test_fewer_videos_lie_ready_where_they_are_large(monkeypatch):
     monkeypatch.setattr(decode_pool, "AHEAD_BYTES", 1000)
     with pool() as running:
-        assert running._room() == running.in_flight == 4
+        assert running._room() == running.in_flight == 6
         running._sizes.extend([10, 100])
         assert running._room() == 2 + 1000 // 100
         running._sizes.append(600)
-        assert running._room() == 4
+        assert running._room() == 6
 
 
 def test_a_slow_reader_holds_the_worker_back():

@@ -548,7 +548,7 @@ def expected_preprocessing(settings: ExtractSettings) -> Preprocessing | None:
     """
     try:
         told = expected(settings.backbone, settings.pretrained, settings)
-        return told and _preprocessing_of(told, settings.preprocess)
+        return None if told is None else _preprocessing_of(told, settings.preprocess)
     except Exception:  # whatever is wrong with it is told, in its words, by who loads the backbone
         return None
 

@@ -9,7 +9,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,13 +34,14 @@ from glscl.common.errors import (
 )
 from glscl.common.state_dicts import weights_hash
 from glscl.common.tar_members import file_of
+from glscl.extract.backbone.catalog import description_of
 from glscl.extract.backbone.feeding import Feed, fetched_later
 from glscl.extract.backbone.loading import Loaded, load_model, load_text_tower
 from glscl.extract.backbone.patch_embedding import temporal_embedding
 from glscl.extract.backbone.picture_transform import PictureTransform
 from glscl.extract.backbone.text_tower import TextTower, TokenizedTexts
 from glscl.extract.backbone.thread_map import thread_map
-from glscl.extract.backbone.weight_settings import expected, recorded
+from glscl.extract.backbone.weight_settings import agreed, published, recorded, said
 from glscl.extract.decode.pool import DecodePool
 from glscl.extract.decode.video import Decoding, FrameChunk, VideoTask
 from glscl.extract.settings import ActivationSettings, ExtractSettings
@@ -551,6 +552,21 @@ def expected_preprocessing(settings: ExtractSettings) -> Preprocessing | None:
         return None if told is None else _preprocessing_of(told, settings.preprocess)
     except Exception:  # whatever is wrong with it is told, in its words, by who loads the backbone
         return None
+
+
+def expected(name: str, pretrained: str | None, asked: ActivationSettings | None) -> dict[str, Any] | None:
+    """Preprocessing that weights most likely have, as open_clip's `PreprocessCfg` takes it; None where only they tell it."""
+    described = description_of(name)
+    config = described.get("model_cfg", described)
+    if not config:
+        return None
+    from open_clip.transform import PreprocessCfg
+
+    values = asdict(PreprocessCfg())
+    tags = {} if name == "demo" or ":" in name else published(name)
+    told = described.get("preprocess_cfg") or tags.get(str(pretrained)) or agreed(tags)
+    told = {**told, **said(asked), "size": config.get("vision_cfg", {}).get("image_size", 224)}
+    return {key: told.get(key, value) for key, value in values.items()}
 
 
 def _preprocessing_of(settings: Mapping[str, Any], method: str) -> Preprocessing:

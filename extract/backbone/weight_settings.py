@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,6 @@ from torch import nn
 
 from glscl.common.clip_names import OPENAI_MODELS, OPENAI_SETTINGS, ClipWeights, program_of
 from glscl.common.errors import BackboneError
-from glscl.extract.backbone.catalog import description_of
 from glscl.extract.settings import ActivationSettings, WeightSettings, parse_channels, parse_deviations
 
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
@@ -74,7 +72,7 @@ def decide(
         guessed = found.program == "clip4clip" and program_of(found.others) is None  # nothing but its `clip.`
     else:
         guessed = False
-    values = {**_agreed(tags), **{key: value for key, value in values.items() if value is not None}, **said(asked)}
+    values = {**agreed(tags), **{key: value for key, value in values.items() if value is not None}, **said(asked)}
     open_ones = [key for key in KEYS if key not in values]
     notes = _notes(name, source, open_ones, tags) if open_ones else []
     if guessed and "quick_gelu" not in said(asked):
@@ -87,7 +85,7 @@ def decide(
     return Decided(values, notes)
 
 
-def _agreed(tags: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def agreed(tags: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What all published weights of an architecture have in common."""
     return {key: next(iter(tags.values()))[key] for key in KEYS if len({str(tag[key]) for tag in tags.values()}) == 1}
 
@@ -111,21 +109,6 @@ def _listed(keys: list[str]) -> str:
 
 def _shown(value: Any) -> str:
     return ",".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)
-
-
-def expected(name: str, pretrained: str | None, asked: ActivationSettings | None) -> dict[str, Any] | None:
-    """Preprocessing that weights most likely have, as open_clip's `PreprocessCfg` takes it; None where only they tell it."""
-    described = description_of(name)
-    config = described.get("model_cfg", described)
-    if not config:
-        return None
-    from open_clip.transform import PreprocessCfg
-
-    values = asdict(PreprocessCfg())
-    tags = {} if name == "demo" or ":" in name else published(name)
-    told = described.get("preprocess_cfg") or tags.get(str(pretrained)) or _agreed(tags)
-    told = {**told, **said(asked), "size": config.get("vision_cfg", {}).get("image_size", 224)}
-    return {key: told.get(key, value) for key, value in values.items()}
 
 
 def default_of(name: str) -> dict[str, Any]:

@@ -20,11 +20,11 @@ from torch import nn
 from glscl.common.clip_names import OPENAI_SETTINGS, ClipWeights
 from glscl.common.errors import BackboneError, UsageError
 from glscl.common.state_dicts import weights_hash
-from glscl.extract.backbone.encoder import backbone_of_cache, load_backbone
+from glscl.extract.backbone.encoder import backbone_of_cache, expected, load_backbone
 from glscl.extract.backbone.fetching import fetch
 from glscl.extract.backbone.fitting import _MOST_BUILT, architecture_of, architectures_of
 from glscl.extract.backbone.loading import NotInitialised, load_model
-from glscl.extract.backbone.weight_settings import PREPROCESSING, decide, expected, published, recorded, said
+from glscl.extract.backbone.weight_settings import PREPROCESSING, decide, published, recorded, said
 from glscl.extract.settings import WeightSettings
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}

@@ -59,12 +59,12 @@ def extract(
     ] = False,
 ) -> None:
     """Encode every frame and caption with CLIP into a cache. Resumes by itself; a finished cache is left alone."""
+    from glscl.cache.files import written
     from glscl.cache.known_files import KnownFiles
     from glscl.extract.backbone.catalog import defaults_for
     from glscl.extract.datasets import dataset_entry, first_videos
     from glscl.extract.datasets.builder import summary
-    from glscl.extract.forecast import forecast
-    from glscl.extract.pipeline import count_encoded
+    from glscl.extract.decode.pool import wake
 
     entry = dataset_entry(dataset)
     wanted = build(ListSettings, share_of(ListSettings, asked))
@@ -74,6 +74,11 @@ def extract(
     )
     if settings.sampling == "public":
         settings = dataclasses.replace(settings, sampling=entry.public_rule)
+    out = out or home() / "caches" / f"{entry.name}-{_as_name(settings.backbone)}"
+    if not dry_run and settings.engine == "local" and not written(out / "store.json"):
+        wake([settings.transform_module])  # while torch is imported
+    from glscl.extract.pipeline import count_encoded, in_force
+
     if not dry_run:
         _check_engine(run, settings)
     root = home() / "datasets" / entry.name
@@ -82,7 +87,6 @@ def extract(
     if videos is not None or not (dry_run or dataset == "csv") or (root / "videos").is_dir():
         videos = videos or root / "videos"
     annotations = _annotations_folder(entry, wanted.annotations)
-    out = out or home() / "caches" / f"{entry.name}-{_as_name(settings.backbone)}"
     known = KnownFiles.read(out)
     found = entry.read(
         annotations,
@@ -107,6 +111,11 @@ def extract(
         if any(there.values()):
             items = f"{amount(there['videos'], 'video')} and {amount(there['texts'], 'caption')}"
             run.say(f"{out} has {items} of these already")
+        from torch import device
+
+        from glscl.extract.forecast import forecast
+
+        settings = in_force(settings, out, device("cpu"))
         foreseen = forecast(found, settings, there=there, usual_seconds=entry.seconds)
         print_forecast(run, foreseen, settings.workers or cores())
         run.result(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -63,12 +62,6 @@ class Destination(Protocol):
 
 class Pool(Protocol):
     """What decodes: a `DecodePool`, or decoders elsewhere."""
-
-    def __enter__(self) -> Any: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None: ...
 
     def decode(self, tasks: Iterable[VideoTask], /) -> Iterator[FrameChunk | VideoDone]: ...
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glscl.cache.schema import Annotations, VideoItem
+from glscl.common.devices import has_matrix_tiles
 from glscl.common.staged import remote_file
 from glscl.extract.backbone.catalog import config_of
 from glscl.extract.decode.jobs import JobPool
@@ -24,6 +25,7 @@ SAMPLED = 64  # files of which the length is read
 FILE_SECONDS, ALL_SECONDS = 5.0, 20.0  # that reading one may take, and all of them
 DECODE_SECONDS = 0.014  # of a core for a second of video up to 720p: benchmarks/results/2026-11-29-decode.md
 FLOPS_A_CORE = 1.0e11  # of a backbone in float32: benchmarks/results/2026-11-29-encode.md
+TILES = 3.4  # times as much in bfloat16 where the processor has tiles for it, 2.9 to 4 times: benchmarks/results/2026-11-29-extract.md
 NATIVE_FPS = 25.0
 TOKENS_A_WORD = 1.2  # and two at the ends; 13 tokens of 9.3 words in MSR-VTT
 JPEG_BYTES = 0.34  # a pixel, at quality 95; the same note
@@ -61,6 +63,7 @@ def forecast(
     """Foresee an extraction of a list: of what is here, or of all where no file is. Reads some headers and decodes nothing.
 
     Args:
+        settings: `precision` is that in force, see `glscl.extract.pipeline.in_force`.
         there: how many "videos" and "texts" of the list are encoded already, as `count_encoded` counts them.
         usual_seconds: of a video of this data set on average, for lists of which no file is here.
     """
@@ -78,6 +81,7 @@ def forecast(
     mean_words = statistics.fmean(words.values()) if words else 0.0
     tokens = texts * min(settings.max_words, math.inf if settings.pad_tokens else TOKENS_A_WORD * mean_words + 2)
     config = config_of(settings.backbone)
+    speed = FLOPS_A_CORE * (TILES if settings.precision == "bf16" and has_matrix_tiles() else 1.0)
     return Forecast(
         videos=videos,
         texts=texts,
@@ -85,7 +89,7 @@ def forecast(
         frames=frames,
         bytes=None if frames is None else _bytes(settings, config, frames, texts, tokens),
         decode_seconds=decode,
-        encode_seconds=None if frames is None else _encode_seconds(config, frames, tokens),
+        encode_seconds=None if frames is None else _encode_seconds(config, frames, tokens, speed),
     )
 
 
@@ -119,12 +123,12 @@ def _bytes(settings: ExtractSettings, config: Mapping[str, Any], frames: int, te
     return round(vectors * config["embed_dim"] * _BYTES[settings.dtype] + stored)
 
 
-def _encode_seconds(config: Mapping[str, Any], frames: int, tokens: float) -> float | None:
-    """Of one core: 24·width² operations a layer and token, attention's own left out. None where the tower is no ViT."""
+def _encode_seconds(config: Mapping[str, Any], frames: int, tokens: float, speed: float) -> float | None:
+    """Of one core, which does `speed` operations a second: 24·width² operations a layer and token, attention's own left out. None where the tower is no ViT."""
     picture, text = config.get("vision_cfg", {}), config.get("text_cfg", {})
     layers, width, patch, side = (picture.get(k) for k in ("layers", "width", "patch_size", "image_size"))
     if not all(isinstance(x, int) for x in (layers, width, patch, side)):
         return None
     flops = 24.0 * layers * width**2 * ((side // patch) ** 2 + 1) * frames
     flops += 24.0 * text.get("layers", 12) * text.get("width", 512) ** 2 * tokens
-    return flops / FLOPS_A_CORE
+    return flops / speed

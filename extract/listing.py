@@ -132,9 +132,14 @@ def list_of(
     sources: dict[bytes, Source] = {}
     for video in annotations.videos:
         if video.id in videos and video.path is not None:
-            start, end = (None if t is None else t / 1e6 for t in clip(video.start, video.end))
-            sources.setdefault(videos[video.id].key, Source(video.id, video.path, start, end))
+            sources.setdefault(videos[video.id].key, Source(video.id, video.path, *seconds_of(video)))
     return Listing(made, sources, {key: text.text for key, text in captions.items()})
+
+
+def seconds_of(video: VideoItem) -> tuple[float | None, float | None]:
+    """Where a clip starts and ends in its file, to the microsecond."""
+    start, end = (None if t is None else t / 1e6 for t in clip(video.start, video.end))
+    return start, end
 
 
 class Keyed(NamedTuple):

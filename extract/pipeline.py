@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,20 @@ from glscl.common.errors import DecodeError, GlsclError, Hint, InputError, NotFo
 from glscl.common.memory import keep_freed_memory
 from glscl.common.progress import Progress
 from glscl.common.settings import as_dict, build, differences
+from glscl.common.staged import remote_file
 from glscl.common.tables import amount
-from glscl.extract.backbone.encoder import Backbone, introduce, require_gpu_compiler
+from glscl.extract.backbone.encoder import (
+    Backbone,
+    Preprocessing,
+    expected_preprocessing,
+    introduce,
+    require_gpu_compiler,
+)
 from glscl.extract.backbone.weight_settings import CONFIG_FILES
 from glscl.extract.batching import Stopwatch
 from glscl.extract.captions import cut_note, extract_captions
 from glscl.extract.decode.pool import DecodePool, wake
+from glscl.extract.decode.video import VideoTask
 from glscl.extract.engine import AboutBackbone, Engine, backbone_of, decoding_of, precision_in_force
 from glscl.extract.listing import (
     Changes,
@@ -46,6 +54,7 @@ from glscl.extract.listing import (
     current_list,
     list_of,
     require_apart,
+    seconds_of,
 )
 from glscl.extract.part import Part
 from glscl.extract.settings import ExtractSettings
@@ -144,10 +153,11 @@ def extract(
         progress or Progress(quiet=True),
     )
     run.known = known or run.known
-    run.open()
-    run.plan()
-    if not run.nothing_to_do:
-        run.fill()
+    with run.decoders:
+        run.open()
+        run.plan()
+        if not run.nothing_to_do:
+            run.fill()
     return run.summary(seconds=time.perf_counter() - started)
 
 
@@ -165,6 +175,14 @@ def count_encoded(
     library = open_library(out)
     made = list_of(annotations, known or KnownFiles.read(out), origin or ListOrigin(), library, progress=progress).made
     return {"videos": _answered(library, "video", made.video_key), "texts": _answered(library, "text", made.text_key)}
+
+
+def in_force(settings: ExtractSettings, out: Path, device: torch.device) -> ExtractSettings:
+    """The settings with the precision that a device takes for a cache, which may be there."""
+    made_with = None
+    if written(out / "store.json"):
+        made_with = read_header(out)["configuration"]["backbone"].get("precision")
+    return dataclasses.replace(settings, precision=precision_in_force(settings, device, made_with))
 
 
 class _Extraction:
@@ -207,6 +225,8 @@ class _Extraction:
         self.cut = 0  # captions longer than what is kept of them
         self.seconds_texts = 0.0
         self.workers = settings.workers or cores()
+        self.decoders = contextlib.ExitStack()  # that are at work
+        self._begun: tuple[Preprocessing, DecodePool] | None = None
 
     # --- what is there, and what is asked for ------------------------------------------------------------------
 
@@ -222,15 +242,35 @@ class _Extraction:
         else:
             require_format(self.out, self.settings.format)
         if self.given is None and self.engine is None:
-            made_with = None if fresh else read_header(self.out)["configuration"]["backbone"].get("precision")
-            precision = precision_in_force(self.settings, self.device, made_with)
-            self.settings = dataclasses.replace(self.settings, precision=precision)
+            self.settings = in_force(self.settings, self.out, self.device)
         alike = None if self.backbone or fresh else _made_alike(self.out, self._in_force(), self.origin, self.known)
         if alike is None:
             self._wake_workers()
+            if fresh and self.part.whole and self.given is None and self.engine is None:
+                self._begin_decoding()
             self._load()
         else:
             self.library = alike
+
+    def _begin_decoding(self) -> None:
+        """Let the first videos of a new cache be decoded while the backbone is loaded, for what it will most likely want."""
+        told = expected_preprocessing(self.settings)
+        if told is not None:
+            pool = self.decoders.enter_context(
+                DecodePool(decoding_of(self.settings, told.transform), workers=self.workers)
+            )
+            pool.begin(self._first_videos())
+            self._begun = told, pool
+
+    def _first_videos(self) -> Iterator[VideoTask]:
+        """Videos on this machine in the order of the list, each as its file is now."""
+        videos = self.annotations.videos
+        for split in dict.fromkeys(video.split for video in videos):
+            for video in videos:
+                if video.split == split and video.path is not None and remote_file(video.path) is None:
+                    start, end = seconds_of(video)
+                    with contextlib.suppress(OSError):
+                        yield VideoTask(0, video.path, start, end, Stat.of(video.path))
 
     def plan(self) -> None:
         """Make the list and find out what of it is not there."""
@@ -285,7 +325,7 @@ class _Extraction:
     def _wake_workers(self) -> None:
         """Let what decoding processes need be imported while the backbone is loaded."""
         if self.given is None and self.engine is None:
-            wake([f"glscl.extract.backbone.{'fast' if self.settings.preprocess == 'fast' else 'picture'}_transform"])
+            wake([self.settings.transform_module])
 
     def fill(self) -> None:
         """Write the list, encode what is missing, and let the list count once everything of it is there."""
@@ -319,8 +359,15 @@ class _Extraction:
         elif self.backbone is not None:
             videos = VideoExtraction(self.library, places, sources, listed, self.backbone, self.settings)
             self.watch = videos.watch
-            decoding = decoding_of(self.settings, about.transform)
-            videos.run(DecodePool(decoding, workers=self.workers), self.progress)
+            videos.run(self._pool(about), self.progress)
+
+    def _pool(self, about: AboutBackbone) -> DecodePool:
+        """The one that has begun, where the backbone wants what was expected of it; else a new one."""
+        if self._begun is not None and self._begun[0].same_pictures(about.description.preprocessing):
+            return self._begun[1]
+        self.decoders.close()
+        pool = DecodePool(decoding_of(self.settings, about.transform), workers=self.workers)
+        return self.decoders.enter_context(pool)
 
     def _begin(self, stream: str, work: Work) -> list[Place]:
         """The shards that fall to this part."""

@@ -274,6 +274,11 @@ class ExtractSettings(WeightSettings):
         False, "Ask again for the videos that failed before.", group="Decoding", affects_result=False
     )
 
+    @property
+    def transform_module(self) -> str:
+        """What does to a picture what the backbone wants: the module that decoders need besides their own."""
+        return f"glscl.extract.backbone.{'fast' if self.preprocess == 'fast' else 'picture'}_transform"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImportSettings(ActivationSettings):

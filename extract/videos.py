@@ -61,7 +61,7 @@ class VideoExtraction:
         self._failed = 0
 
     def run(self, pool: Pool, progress: Progress) -> None:
-        """Make all of them.
+        """Make all of them. `pool` is entered already.
 
         Raises:
             DecodeError: `strict`.
@@ -69,7 +69,7 @@ class VideoExtraction:
         """
         if not self.places:
             return
-        with progress.task("videos", len(self.videos), "videos") as task, pool:
+        with progress.task("videos", len(self.videos), "videos") as task:
             for event in self._timed(pool.decode(self._tasks())):
                 shard = self._shard_of[event.item]
                 if shard not in self._under_way:

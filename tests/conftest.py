@@ -376,6 +376,7 @@ def decoded_here(monkeypatch):
 
     for module in ("glscl.extract.pipeline", "glscl.train_head.finetuning.pixels"):
         monkeypatch.setattr(f"{module}.DecodePool", DecodesHere)
+    monkeypatch.setattr(DecodesHere, "begun", [])
     monkeypatch.setattr(DecodesHere, "decoded", [])
     monkeypatch.setattr(DecodesHere, "failing", {})
     return DecodesHere

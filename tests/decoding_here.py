@@ -14,10 +14,12 @@ class DecodesHere:
     """Stands for `DecodePool`: one video after another.
 
     Attributes:
+        begun: paths, of which the pool would have begun the first.
         decoded: paths, in the order in which they were asked for.
         failing: path → why nothing comes of it, as where a machine is too busy or short of memory.
     """
 
+    begun: ClassVar[list[str]] = []
     decoded: ClassVar[list[str]] = []
     failing: ClassVar[dict[str, str]] = {}
 
@@ -29,6 +31,9 @@ class DecodesHere:
 
     def __exit__(self, *_: object) -> None:
         pass
+
+    def begin(self, tasks: Iterable[VideoTask]) -> None:
+        self.begun.extend(task.path for task in tasks)
 
     def decode(self, tasks: Iterable[VideoTask]) -> Iterator[FrameChunk | VideoDone]:
         quality = self.decoding.jpeg_quality

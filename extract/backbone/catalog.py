@@ -75,11 +75,8 @@ def config_names() -> list[str]:
     return sorted(path.stem for path in _config_folder().glob("*.json"))
 
 
-def config_of(name: str) -> dict[str, Any]:
-    """`model_cfg` of an architecture or of `local-dir:FOLDER`; empty where nothing on this machine says it.
-
-    It is read from open_clip's own files: a command that only asks for it does not wait for torch.
-    """
+def description_of(name: str) -> dict[str, Any]:
+    """What `config_of` is read from; of a folder what else stands there, such as `preprocess_cfg`, too."""
     path = _config_folder() / f"{name}.json"
     if name == "demo":
         path = Path(__file__).parents[2] / "demo" / "backbone" / "open_clip_config.json"
@@ -93,7 +90,16 @@ def config_of(name: str) -> dict[str, Any]:
         import open_clip  # which may have been told of more
 
         found = open_clip.get_model_config(name)
-    found = found.get("model_cfg", found) if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) else {}
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """`model_cfg` of an architecture or of `local-dir:FOLDER`; empty where nothing on this machine says it.
+
+    It is read from open_clip's own files: a command that only asks for it does not wait for torch.
+    """
+    described = description_of(name)
+    found = described.get("model_cfg", described)
     return found if isinstance(found, dict) else {}
 
 

@@ -9,10 +9,10 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,16 +34,17 @@ from glscl.common.errors import (
 )
 from glscl.common.state_dicts import weights_hash
 from glscl.common.tar_members import file_of
+from glscl.extract.backbone.catalog import description_of
 from glscl.extract.backbone.feeding import Feed, fetched_later
 from glscl.extract.backbone.loading import Loaded, load_model, load_text_tower
 from glscl.extract.backbone.patch_embedding import temporal_embedding
-from glscl.extract.backbone.picture_transform import PictureTransform, Step
+from glscl.extract.backbone.picture_transform import PictureTransform
 from glscl.extract.backbone.text_tower import TextTower, TokenizedTexts
 from glscl.extract.backbone.thread_map import thread_map
-from glscl.extract.backbone.weight_settings import recorded
+from glscl.extract.backbone.weight_settings import agreed, published, recorded, said
 from glscl.extract.decode.pool import DecodePool
 from glscl.extract.decode.video import Decoding, FrameChunk, VideoTask
-from glscl.extract.settings import ActivationSettings
+from glscl.extract.settings import ActivationSettings, ExtractSettings
 
 if TYPE_CHECKING:
     from glscl.cache.library import Library
@@ -111,13 +112,8 @@ class Backbone:
             self.weights = loaded.known
             self._place()
             return
-        steps, size, self._mean, self._std, self._preprocessing = _split_preprocessing(model)
-        self.transform = PictureTransform(steps, size)
-        if preprocess == "fast":
-            from glscl.extract.backbone.fast_transform import FastTransform
-
-            self.transform = FastTransform(steps, size)
-            self._preprocessing = {**self._preprocessing, "method": "fast"}
+        found = _preprocessing_of(model.visual.preprocess_cfg, preprocess)
+        self.transform, self._mean, self._std, self._preprocessing = found
         with ThreadPoolExecutor(1) as aside:  # a second core hashes while the first encodes
             hashed = aside.submit(weights_hash, model.state_dict())
             self._place()
@@ -527,14 +523,57 @@ def _tokenizer_description(tower: TextTower, words: int) -> str:
     return f"{name}, padded with {tower.padding} to {tower.context_length}" if seen else name
 
 
-def _split_preprocessing(
-    model: ClipModel,
-) -> tuple[Sequence[Step], tuple[int, int], torch.Tensor, torch.Tensor, dict[str, Any]]:
-    """open_clip's evaluation transform: picture steps, (height, width), mean and deviation (3, 1, 1), and its settings."""
+class Preprocessing(NamedTuple):
+    """What is done to a picture: `transform`, then mean and deviation (3, 1, 1); `settings` as a `Description` has them."""
+
+    transform: PictureTransform
+    mean: torch.Tensor
+    std: torch.Tensor
+    settings: dict[str, Any]
+
+    def same_pictures(self, settings: Mapping[str, Any]) -> bool:
+        """Whether `transform` is that of other settings too: mean and deviation are none of its business."""
+        wanted, told = ({**each, "size": _sides(each.get("size", 0))} for each in (settings, self.settings))
+        return all(told.get(key) == wanted.get(key) for key in {*told, *wanted} - {"mean", "std"})
+
+
+def _sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width)"""
+    return (size, size) if isinstance(size, int) else (size[-2], size[-1])
+
+
+def expected_preprocessing(settings: ExtractSettings) -> Preprocessing | None:
+    """What a backbone most likely does to pictures, told before its weights are read; None where nothing tells.
+
+    Some file beside the weights, or in it, may yet say otherwise: compare with `Description.preprocessing`.
+    """
+    try:
+        told = expected(settings.backbone, settings.pretrained, settings)
+        return None if told is None else _preprocessing_of(told, settings.preprocess)
+    except Exception:  # whatever is wrong with it is told, in its words, by who loads the backbone
+        return None
+
+
+def expected(name: str, pretrained: str | None, asked: ActivationSettings | None) -> dict[str, Any] | None:
+    """Preprocessing that weights most likely have, as open_clip's `PreprocessCfg` takes it; None where only they tell it."""
+    described = description_of(name)
+    config = described.get("model_cfg", described)
+    if not config:
+        return None
+    from open_clip.transform import PreprocessCfg
+
+    values = asdict(PreprocessCfg())
+    tags = {} if name == "demo" or ":" in name else published(name)
+    told = described.get("preprocess_cfg") or tags.get(str(pretrained)) or agreed(tags)
+    told = {**told, **said(asked), "size": config.get("vision_cfg", {}).get("image_size", 224)}
+    return {key: told.get(key, value) for key, value in values.items()}
+
+
+def _preprocessing_of(settings: Mapping[str, Any], method: str) -> Preprocessing:
+    """open_clip's evaluation transform."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
     from torchvision.transforms import Compose, Normalize
 
-    settings = model.visual.preprocess_cfg
     transform = image_transform_v2(PreprocessCfg(**settings), is_train=False)
     assert isinstance(transform, Compose), "of one that does not train"
     normalise = transform.transforms[-1]
@@ -542,8 +581,12 @@ def _split_preprocessing(
     known = [["MaybeConvertMode", "MaybeToTensor"], ["_convert_to_rgb", "ToTensor"]]  # from open_clip 3.3, and before
     if names[-3:-1] not in known or not isinstance(normalise, Normalize):
         raise BackboneError(f"This open_clip preprocesses in an unknown way: {names}")
-    size = settings["size"]
-    size = (size, size) if isinstance(size, int) else (size[-2], size[-1])
+    size = _sides(settings["size"])
     mean, std = (torch.tensor(list(v), dtype=torch.float32).view(3, 1, 1) for v in (normalise.mean, normalise.std))
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(settings.items())}
-    return transform.transforms[:-3], size, mean, std, plain
+    steps = transform.transforms[:-3]
+    if method != "fast":
+        return Preprocessing(PictureTransform(steps, size), mean, std, plain)
+    from glscl.extract.backbone.fast_transform import FastTransform
+
+    return Preprocessing(FastTransform(steps, size), mean, std, {**plain, "method": "fast"})

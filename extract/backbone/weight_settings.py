@@ -72,8 +72,7 @@ def decide(
         guessed = found.program == "clip4clip" and program_of(found.others) is None  # nothing but its `clip.`
     else:
         guessed = False
-    agreed = {key: next(iter(tags.values()))[key] for key in KEYS if len({str(tag[key]) for tag in tags.values()}) == 1}
-    values = {**agreed, **{key: value for key, value in values.items() if value is not None}, **said(asked)}
+    values = {**agreed(tags), **{key: value for key, value in values.items() if value is not None}, **said(asked)}
     open_ones = [key for key in KEYS if key not in values]
     notes = _notes(name, source, open_ones, tags) if open_ones else []
     if guessed and "quick_gelu" not in said(asked):
@@ -84,6 +83,11 @@ def decide(
     if found.form != "open_clip" and beside is None:
         notes += _crops(source)
     return Decided(values, notes)
+
+
+def agreed(tags: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What all published weights of an architecture have in common."""
+    return {key: next(iter(tags.values()))[key] for key in KEYS if len({str(tag[key]) for tag in tags.values()}) == 1}
 
 
 def _notes(name: str, source: Path, open_ones: list[str], tags: Mapping[str, Mapping[str, Any]]) -> list[str]:

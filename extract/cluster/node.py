@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -161,14 +160,6 @@ class Decoders:
 
     def __init__(self, packed: bytes, most: int, turn: threading.RLock) -> None:
         self.packed, self.most, self.turn = ray.put(packed), most, turn
-
-    def __enter__(self) -> Decoders:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
 
     def decode(self, tasks: Iterable[VideoTask]) -> Iterator[FrameChunk | VideoDone]:
         """As `DecodePool.decode`."""

@@ -69,7 +69,7 @@ class DecodePool:
         if workers < 1:
             raise UsageError(f"decode workers: found {workers}; expected at least 1")
         self.decoding, self.workers = decoding, workers
-        self.in_flight = workers + max(2, workers // 2)  # at first; more where videos prove small
+        self.in_flight = workers + max(4, workers // 2)  # at first; more where videos prove small
         self._ahead = ahead
         self._sizes: collections.deque[int] = collections.deque(maxlen=32)  # bytes of the frames of the latest videos
         self._settings = functools.partial(WorkerSettings, decoding, decode)
@@ -84,6 +84,7 @@ class DecodePool:
         self._lock: FileLock | None = None
         self._restarts = 0
         self._interrupts = Interrupts()
+        self._begun: dict[Future[Any], _Job] = {}  # before anybody asked for them
 
     def __repr__(self) -> str:
         return f"<DecodePool of {self.workers} workers, {self.decoding.sampling}>"
@@ -122,6 +123,15 @@ class DecodePool:
         finally:
             self._interrupts.release()
 
+    def begin(self, tasks: Iterable[VideoTask]) -> None:
+        """Begins with the first of some files on this machine, as many as are under way at first; `decode` goes on with them.
+
+        That is, with those that are among the first it is asked for, the same part of a file with the same stamp, whatever
+        their `item`; the others are given up.
+        """
+        for task in {task._replace(item=0): None for task in itertools.islice(tasks, self.in_flight)}:
+            self._submit(_Job(task, self.decoding.decoder), self._begun)
+
     def decode(self, tasks: Iterable[VideoTask]) -> Iterator[FrameChunk | VideoDone]:
         """Decodes `tasks`, taking more from the iterable than there are workers, and yields as results come.
 
@@ -145,6 +155,8 @@ class DecodePool:
         running: dict[Future[Any], _Job] = {}
         more = True
         try:
+            if self._begun:
+                source = itertools.chain(self._go_on(source, running), source)
             while True:
                 while more and len(running) < self._room():
                     task = next(source, None)
@@ -165,10 +177,27 @@ class DecodePool:
                     yield from self._finish(job, future, running)
         finally:
             with self._interrupts.held():
-                for future, job in running.items():
-                    future.cancel()
-                    if self._spool is not None:
-                        self._spool.discard(job.name)
+                self._give_up(running)
+
+    def _go_on(self, source: Iterator[VideoTask], running: dict[Future[Any], _Job]) -> list[VideoTask]:
+        """Takes over what was begun of the first tasks, and gives up the rest. Returns those that were not begun."""
+        begun = {job.task[1:]: (future, job) for future, job in self._begun.items()}
+        self._begun, others = {}, []
+        with self._interrupts.held():
+            for task in (VideoTask(*task) for task in itertools.islice(source, self.in_flight)):
+                future, job = begun.pop(task[1:], (None, None))
+                if future is None or job is None:
+                    others.append(task)
+                else:
+                    job.task, running[future] = task, job
+            self._give_up(dict(begun.values()))
+        return others
+
+    def _give_up(self, running: dict[Future[Any], _Job]) -> None:
+        for future, job in running.items():
+            future.cancel()
+            if self._spool is not None:
+                self._spool.discard(job.name)
 
     def _room(self) -> int:
         """Videos that may be under way or lie finished: so many that workers go on while the reader encodes a batch."""
@@ -275,10 +304,11 @@ class DecodePool:
             self._restarts = 0
             if chunk is not None:
                 job.count(chunk)
-                yield chunk
+                yield chunk._replace(item=job.task.item)
             self._sizes.append(job.bytes)
             notes = [*job.notes, *([done.decoder_note] if done.decoder_note else [])]
-            yield done._replace(frames=job.frames, decoder_note="; ".join(notes) or None)
+            note = "; ".join(notes) or None
+            yield done._replace(item=job.task.item, frames=job.frames, decoder_note=note)
             return
         self._restarts = 0
         if job.decoder == "auto":

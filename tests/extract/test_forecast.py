@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from glscl.cache.schema import Annotations, TextItem, VideoItem
+from glscl.extract import forecast as module
 from glscl.extract.forecast import forecast, lengths_of
 from glscl.extract.settings import ExtractSettings
 
@@ -43,6 +44,16 @@ def test_larger_backbones_take_longer_and_what_is_there_is_left_out():
     assert forecast(found, ExtractSettings(backbone="RN50"), there=NOTHING).encode_seconds is None
     half = forecast(found, ExtractSettings(), there={"videos": 1, "texts": 1})
     assert (half.videos, half.texts, half.frames) == (1, 0, 10)
+
+
+def test_bfloat16_takes_less_time_where_the_processor_has_tiles_for_it(monkeypatch):
+    def seconds(precision, tiles):
+        monkeypatch.setattr(module, "has_matrix_tiles", lambda: tiles)
+        settings = ExtractSettings(backbone="ViT-B-32", precision=precision)
+        return forecast(listed((0.0, 10.0)), settings, there=NOTHING).encode_seconds
+
+    assert seconds("fp32", True) == seconds("fp32", False) == seconds("bf16", False)
+    assert 2.9 <= seconds("fp32", True) / seconds("bf16", True) <= 4
 
 
 def test_what_nobody_knows_is_not_foreseen():

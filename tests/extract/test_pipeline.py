@@ -11,10 +11,10 @@ from msgspec import structs
 from glscl.cache.library import Library, open_library
 from glscl.cache.schema import STREAMS, Annotations, Status, TextItem, VideoItem
 from glscl.cache.store import Store, open_store
-from glscl.common.errors import CacheIncompleteError, DecodeError, InputError, NotFoundError
+from glscl.common.errors import CacheIncompleteError, DecodeError, FingerprintError, InputError, NotFoundError
 from glscl.common.settings import build
-from glscl.extract import pipeline
-from glscl.extract.backbone.encoder import load_backbone
+from glscl.extract import engine, pipeline
+from glscl.extract.backbone.encoder import expected_preprocessing, load_backbone
 from glscl.extract.batching import Stopwatch
 from glscl.extract.datasets import first_videos
 from glscl.extract.decode.video import decode
@@ -266,3 +266,53 @@ def test_settings_in_force_are_kept_in_the_cache_and_leave_the_fingerprint_alone
     assert build(ExtractSettings, kept).max_frames == 1 and kept["batch_frames"] == 7 and kept["part"] is None
     assert (kept["backbone"], kept["max_words"], kept["precision"]) == (backbone.name, 12, "fp32")
     assert a.fingerprint == b.fingerprint
+
+
+@pytest.mark.parametrize("predicted", [True, False])
+def test_a_new_cache_has_its_first_videos_decoded_while_the_backbone_is_loaded(
+    corpus, backbone, tiny_clip, tmp_path, monkeypatch, decoded_here, predicted
+):
+    """Whatever is expected of a backbone, the cache is that of what it is."""
+    begun, pools = [], []
+
+    class Pool(decoded_here):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            pools.append(self)
+
+    def load(settings, device):
+        begun.extend(decoded_here.begun)
+        return backbone
+
+    monkeypatch.setattr(pipeline, "DecodePool", Pool)
+    monkeypatch.setattr(pipeline, "backbone_of", load)
+    named = {"backbone": f"local-dir:{tiny_clip()}", "pretrained": "", "max_words": 12, "fps": 2.0}
+    if not predicted:
+        told = expected_preprocessing(ExtractSettings(**named, resize_mode="squash"))
+        monkeypatch.setattr(pipeline, "expected_preprocessing", lambda settings: told)
+    settings = ExtractSettings(**named, precision="fp32")
+    extract(corpus, tmp_path / "named", settings)
+    paths = [video.path for video in corpus.videos]
+    assert begun == paths and decoded_here.decoded == paths and len(pools) == (1 if predicted else 2)
+    extract(corpus, tmp_path / "given", settings, backbone=backbone)
+    assert_equal_caches(open_store(tmp_path / "named"), open_store(tmp_path / "given"))
+    decoded_here.begun.clear()
+    extract(corpus, tmp_path / "named", settings)
+    assert not decoded_here.begun  # nothing is wanted
+
+
+@HERE
+def test_a_cache_in_bfloat16_goes_on_so_where_the_processor_has_no_tiles(corpus, tiny_clip, tmp_path, monkeypatch):
+    named = ExtractSettings(backbone=f"local-dir:{tiny_clip()}", pretrained="", max_words=12, fps=2.0)
+    monkeypatch.setitem(engine.MILLIONS, named.backbone, engine.LARGE)
+    found = []
+    for tiles, some in ((True, first_videos(corpus, 1)), (False, corpus)):
+        monkeypatch.setattr(engine, "has_matrix_tiles", lambda tiles=tiles: tiles)
+        found.append(extract(some, tmp_path / "cache", named))
+    assert found[0].fingerprint == found[1].fingerprint and found[1].complete and found[1].reused["videos"] == 2
+    library = open_library(tmp_path / "cache")
+    assert library.configuration["backbone"]["precision"] == "bf16 weights"
+    with pytest.raises(FingerprintError, match="precision"):
+        extract(corpus, tmp_path / "cache", dataclasses.replace(named, precision="fp32"))
+    extract(corpus, tmp_path / "other", named)
+    assert open_library(tmp_path / "other").configuration["backbone"]["precision"] == "fp32"

@@ -15,9 +15,10 @@ from PIL import Image
 from glscl.common import compiling
 from glscl.common.errors import BackboneError, DecodeError, NotFoundError, UsageError
 from glscl.extract.backbone import encoder, loading
-from glscl.extract.backbone.encoder import TokenizedTexts, load_backbone
+from glscl.extract.backbone.encoder import TokenizedTexts, expected_preprocessing, load_backbone
 from glscl.extract.decode.sampling import Sampling
 from glscl.extract.decode.video import Decoding, decode
+from glscl.extract.settings import ExtractSettings
 
 KINDS = ("clip_vit", "clip_resnet", "custom_text", "coca")
 TEXTS = ["a man is cooking", "two dogs run over the green grass " * 20, "", "Ein Hund läuft, 犬が走る"]
@@ -121,6 +122,21 @@ def test_the_transform_travels_to_workers(loaded):
     again = pickle.loads(pickle.dumps(loaded.transform))
     np.testing.assert_array_equal(again(picture), loaded.transform(picture))
     assert again(picture).shape == (*loaded.transform.size, 3) and again(picture).dtype == np.uint8
+
+
+@pytest.mark.parametrize("preprocess", ["open_clip", "fast"])
+def test_what_is_done_to_pictures_is_told_before_weights_are_read(tiny_clip, preprocess):
+    settings = ExtractSettings(backbone=f"local-dir:{tiny_clip()}", pretrained="", preprocess=preprocess)
+    told = expected_preprocessing(settings)
+    backbone = load_backbone(settings.backbone, preprocess=preprocess)
+    found = backbone.description.preprocessing
+    assert told is not None and told.same_pictures(found) and told.same_pictures({**found, "mean": [0.0] * 3})
+    for other in ({"interpolation": "bilinear"}, {"size": 64}, {"method": "another"}):
+        assert not told.same_pictures({**found, **other})
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (50, 70, 3), dtype=np.uint8))
+    np.testing.assert_array_equal(told.transform(picture), backbone.transform(picture))
+    for name in ("hf-hub:org/repo", "local-dir:/nowhere", "no architecture"):
+        assert expected_preprocessing(dataclasses.replace(settings, backbone=name)) is None
 
 
 def test_pieces_are_what_heads_start_from(loaded):

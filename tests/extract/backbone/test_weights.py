@@ -12,6 +12,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from safetensors.torch import save_file
 from stand_ins import VISION
 from torch import nn
@@ -19,7 +20,7 @@ from torch import nn
 from glscl.common.clip_names import OPENAI_SETTINGS, ClipWeights
 from glscl.common.errors import BackboneError, UsageError
 from glscl.common.state_dicts import weights_hash
-from glscl.extract.backbone.encoder import backbone_of_cache, load_backbone
+from glscl.extract.backbone.encoder import backbone_of_cache, expected, load_backbone
 from glscl.extract.backbone.fetching import fetch
 from glscl.extract.backbone.fitting import _MOST_BUILT, architecture_of, architectures_of
 from glscl.extract.backbone.loading import NotInitialised, load_model
@@ -423,6 +424,24 @@ def test_every_published_preprocessing_comes_back_from_a_cache():
         for use in published(name).values():
             made = {key: list(use[key]) if key in ("mean", "std") else use[key] for key in PREPROCESSING}
             assert said(recorded({"quick_gelu": use["quick_gelu"], "preprocessing": made})) == use
+
+
+def test_what_is_expected_of_published_weights_is_what_open_clip_does_with_them():
+    for name in (
+        "MobileCLIP-B",
+        "ViT-B-16-SigLIP",
+        "ViT-B-16-SigLIP2-512",
+        "ViT-H-14-CLIPA-336",
+        "ViT-L-14",
+        "coca_ViT-B-32",
+    ):
+        size = open_clip.get_model_config(name)["vision_cfg"].get("image_size", 224)
+        for tag in open_clip.list_pretrained_tags_by_model(name):
+            about = merge_preprocess_dict(
+                PreprocessCfg(size), {**open_clip.get_pretrained_cfg(name, tag), "size": size}
+            )
+            assert expected(name, tag, None) == about, (name, tag)
+        assert expected(name, "a file", WeightSettings(resize_mode="longest"))["resize_mode"] == "longest"
 
 
 def test_a_configuration_beside_the_file_counts_where_it_is_of_the_same_model(tmp_path):

@@ -125,6 +125,27 @@ def test_a_video_that_never_ends_is_given_up():
     assert "not finished after 1.5 s" in done.reason
 
 
+def test_what_was_begun_is_gone_on_with_and_what_is_not_wanted_holds_up_nobody():
+    wanted = [
+        VideoTask(5, "good 9"),
+        VideoTask(6, "good 2", stamp=(1, 2)),
+        VideoTask(7, "crash 3"),
+        VideoTask(8, "good 1"),
+    ]
+    begun = [
+        VideoTask(0, "slow 400"),
+        VideoTask(1, "slow 400"),
+        VideoTask(2, "good 2", stamp=(1, 1)),
+        VideoTask(3, "good 9"),
+    ]
+    with pool(workers=2, decoder="pyav") as running:
+        running.begin(begun)
+        result = collect(running.decode(wanted))
+        assert next(running._names) == "v6", "three begun, of which one was wanted; three more"
+    assert [len(result[item][0]) for item in (5, 6, 8)] == [9, 2, 1]
+    assert result[7][1].status is Status.PARTIAL
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_DATA counts everything on Linux alone")
 def test_a_worker_cannot_outgrow_its_memory():
     result = run("greedy 100", "greedy 600", memory_limit=300 << 20, time_limit=30)
@@ -146,7 +167,7 @@ def test_settings_that_cannot_work_are_refused():
         next(pool().decode([]))
 
 
-@pytest.mark.parametrize(("ahead", "most"), [(0, 4), (8, 10)])
+@pytest.mark.parametrize(("ahead", "most"), [(0, 6), (8, 10)])
 def test_tasks_are_pulled_as_they_are_needed(ahead, most):
     pulled = []
 
@@ -167,11 +188,11 @@ def test_tasks_are_pulled_as_they_are_needed(ahead, most):
 def test_fewer_videos_lie_ready_where_they_are_large(monkeypatch):
     monkeypatch.setattr(decode_pool, "AHEAD_BYTES", 1000)
     with pool() as running:
-        assert running._room() == running.in_flight == 4
+        assert running._room() == running.in_flight == 6
         running._sizes.extend([10, 100])
         assert running._room() == 2 + 1000 // 100
         running._sizes.append(600)
-        assert running._room() == 4
+        assert running._room() == 6
 
 
 def test_a_slow_reader_holds_the_worker_back():

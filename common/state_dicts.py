@@ -195,14 +195,18 @@ def _read_file(path: Path, *, mapped: bool = False) -> Any:
 
 
 def _is_pickle(path: Path) -> bool:
-    """Whether torch wrote it: a zip archive, or a bare pickle as before torch 1.6."""
+    """Whether torch wrote it: a zip archive, or a bare pickle as before torch 1.6.
+
+    One file of safetensors in 32 begins as a pickle does: with the length of its header, of which this is the lowest byte.
+    """
     try:
         if zipfile.is_zipfile(path):
             return True
     except zipfile.BadZipFile:  # damaged, but nothing else
         return True
     with open(path, "rb") as opened:
-        return opened.read(1) == b"\x80"
+        head = opened.read(9)
+    return head[:1] == b"\x80" and not (head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size)
 
 
 def _read_pickle(path: Path, *, mapped: bool) -> Any:

@@ -72,7 +72,7 @@ class ContrastiveStep(nn.Module):
             whole = logits[0] if len(logits) == 1 else self._logits(self.head.score(encoded_text, encoded_video))
             distilled = distillation_loss(whole, teacher.logits(text, video), exclude=exclude)
             losses["distillation"] = teacher.weight * distilled
-        return losses | dict(self.head.auxiliary_losses(encoded_text, encoded_video))
+        return {**losses, **self.head.auxiliary_losses(encoded_text, encoded_video)}
 
     def _encoded(self, text: TextFeatures, video: VideoFeatures) -> tuple[Any, Any]:
         if self.chunk is None or len(text.text_features) <= self.chunk:

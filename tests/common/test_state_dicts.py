@@ -55,6 +55,18 @@ def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor] = WEI
         assert torch.equal(found[name], value) and found[name].dtype == value.dtype, name
 
 
+def test_safetensors_whose_header_is_as_long_as_a_pickle_begins_are_read(tmp_path):
+    """The length of the header stands first, and 0x80 begins a pickle of any protocol."""
+    path = tmp_path / "model.safetensors"
+    for filling in range(256):
+        save_file(WEIGHTS, path, metadata={"filling": "x" * filling})
+        if path.read_bytes()[0] == 0x80:
+            break
+    else:
+        pytest.fail("no header is so long")
+    same(read_state_dict(path))
+
+
 @pytest.mark.parametrize("kind", WRAPPERS)
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
 def test_weights_are_found_whatever_they_are_wrapped_in(tmp_path, kind, zipped):

@@ -33,6 +33,7 @@ for name, (options, same_video) in CASES.items():
 if int(__import__("os").environ.get("RANK", 0)) == 0:
     torch.save(weights, sys.argv[1])
 if torch.distributed.is_initialized():
+    torch.distributed.barrier()  # who goes first may leave the other waiting
     torch.distributed.destroy_process_group()
 """
 
@@ -86,6 +87,7 @@ at = load_resume(Path(sys.argv[1]).with_name("stopped")).state
 resumed = trained("stopped", resume=True)
 if rank == 0:
     torch.save({"whole": whole, "resumed": resumed, "at": torch.tensor([at["epoch"], at["step"]])}, sys.argv[1])
+torch.distributed.barrier()  # who goes first may leave the other waiting
 torch.distributed.destroy_process_group()
 """
 

@@ -43,6 +43,7 @@ def main():
     if int(os.environ.get("RANK", 0)) == 0:
         torch.save(weights, sys.argv[1])
     if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # who goes first may leave the other waiting
         torch.distributed.destroy_process_group()
 
 if __name__ == "__main__":

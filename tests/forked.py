@@ -6,7 +6,9 @@ output is text. Run as a script, this file is the server: each process is forked
 
 from __future__ import annotations
 
+import atexit
 import functools
+import gc
 import importlib
 import json
 import os
@@ -17,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +28,7 @@ from typing import IO
 IMPORTED = (
     "accelerate",
     "h5py",
+    "torch._dynamo",  # which the first step of a training imports
     "zarr.storage",
     "glscl.cli",
     "glscl.commands.extraction",
@@ -144,11 +148,23 @@ if __name__ == "__main__":
     for module in IMPORTED:
         importlib.import_module(module)
     sys.modules["glscl.commands.options"].parser_of(sys.modules["glscl.cli"].app)
+    gc.freeze()
     words = asked_of(socket.socket(fileno=int(sys.argv[1])))
-    if words[0] == "-m":
-        sys.argv = words[1:]
-        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = words
-        sys.path[0] = os.path.dirname(words[0])
-        runpy.run_path(words[0], run_name="__main__")
+    status: object = 0
+    try:
+        if words[0] == "-m":
+            sys.argv = words[1:]
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = words
+            sys.path[0] = os.path.dirname(words[0])
+            runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as ended:
+        status = ended.code or 0
+        if not isinstance(status, int):
+            raise
+    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # two seconds earlier: all that was imported need not be taken apart

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 
@@ -33,11 +32,8 @@ def remembering(monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    path = tmp_path_factory.mktemp("architectures") / "tiny-known.json"
-    path.write_text(json.dumps(CONFIG))
-    open_clip.add_model_config(path)
-    return path.stem
+def tiny(architecture):
+    return architecture("tiny-known", CONFIG)
 
 
 @pytest.fixture(scope="module")

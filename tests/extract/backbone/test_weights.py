@@ -34,12 +34,9 @@ PLAIN = ClipWeights({}, "open_clip", "", (), None)
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
+def tiny(architecture):
     """The name of a small architecture, as open_clip knows its own."""
-    path = tmp_path_factory.mktemp("architectures") / "tiny-weights.json"
-    path.write_text(json.dumps(CONFIG))
-    open_clip.add_model_config(path)
-    return path.stem
+    return architecture("tiny-weights", CONFIG)
 
 
 @pytest.fixture(scope="module")

@@ -198,7 +198,7 @@ def _checked_rows(folder: Path) -> RawRows | None:
     ours = described.get("node_type") == "array" and described.get("zarr_format") == 3
     if not ours or _plain_codecs(described["codecs"]) != _CHECKSUM or not described["shape"]:
         return None
-    return _raw_rows(folder)
+    return _rows_described(folder, described)
 
 
 def _chunk(rows: RawRows, number: int) -> np.ndarray:
@@ -253,7 +253,10 @@ def _raw_rows(folder: Path) -> RawRows | None:
     Raises:
         FileNotFoundError: there is no such array. ValueError, KeyError, …: its description cannot be read.
     """
-    described = json.loads(plain(folder / "zarr.json").read_bytes())
+    return _rows_described(folder, json.loads(plain(folder / "zarr.json").read_bytes()))
+
+
+def _rows_described(folder: Path, described: dict[str, Any]) -> RawRows | None:
     shape, checksums = tuple(described["shape"]), _plain_codecs(described["codecs"])
     grid, keys = described["chunk_grid"], described["chunk_key_encoding"]
     if (

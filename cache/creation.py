@@ -79,6 +79,11 @@ def _settings_of(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     return " and ".join(f"`{_SETTINGS[name]}={str(value).split()[0]}`" for name, value in values.items())
 
 
+def foreign_names(root: Path) -> list[str]:
+    """What stands in a folder and is no part of a cache, in order."""
+    return sorted(name for name in os.listdir(root) if name not in _OWN_NAMES and not name.startswith("."))
+
+
 def require_format(root: Path, format: str) -> None:
     """Raise UsageError where there is a cache in `root` of another format, StorageError where links stand in it."""
     if root.is_dir():
@@ -135,8 +140,7 @@ def create_library(
         return library
     with storage_errors(root, "create the cache"):
         root.mkdir(parents=True, exist_ok=True)
-        foreign = sorted(n for n in os.listdir(root) if n not in _OWN_NAMES and not n.startswith("."))
-        if foreign:
+        if foreign := foreign_names(root):
             raise CacheFormatError(
                 f"{root} is not a glscl cache and not empty: found {', '.join(foreign[:3])}, expected store.json",
                 hint=Hint("Choose another folder with `out`"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
@@ -308,9 +309,28 @@ def test_a_conversion_goes_on_only_with_what_it_began(small_cache, tmp_path):
     small_cache("hdf5", name="other", seed=1, videos=12).create()
     small_cache("zarr", name="same format").create()
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("mine")
     for name in ("other", "same format", "mine"):
         with pytest.raises(UsageError, match="exists already"):
             convert(library, tmp_path / name)
+
+
+@pytest.mark.parametrize("stop", range(1, 8))
+def test_a_conversion_goes_on_wherever_its_creation_was_stopped(small_cache, tmp_path, monkeypatch, stop):
+    library, made = small_cache().fill().library, []
+    making = Path.mkdir
+
+    def mkdir(self, *args, **options):
+        if len(made) == stop:
+            raise KeyboardInterrupt
+        made.append(self)
+        return making(self, *args, **options)
+
+    with monkeypatch.context() as until, pytest.raises(KeyboardInterrupt):
+        until.setattr(Path, "mkdir", mkdir)
+        convert(library, tmp_path / "out")
+    assert (tmp_path / "out").is_dir() and not (tmp_path / "out" / "store.json").exists()
+    assert open_store(convert(library, tmp_path / "out")).complete
 
 
 def test_what_a_killed_conversion_left_beside_a_flat_file_is_removed(small_cache, tmp_path):

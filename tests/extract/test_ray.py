@@ -105,20 +105,23 @@ def test_the_cache_equals_that_of_one_machine(cluster, corpus, alone, tmp_path):
 def test_an_encoder_and_a_node_that_are_killed_cost_the_shards_in_hand(cluster, corpus, alone, tmp_path):
     """A second node comes, works, and goes with all its processes; an encoder on the other is killed by the system."""
     node = cluster.add_node(num_cpus=2)
-    killed = []
+    killed, ended = [], threading.Event()
 
     def kill():
+        while not (making := encoders()) and not ended.is_set():
+            time.sleep(0.01)
+        for process in making[:1]:
+            os.kill(process, signal.SIGKILL)
+            killed.append(process)
         shards = tmp_path / "cache" / "commits" / "video"
         while not (shards.is_dir() and any(shards.iterdir())):
             time.sleep(0.05)
-        killed.extend(encoders()[:1])
-        for process in killed:
-            os.kill(process, signal.SIGKILL)
         cluster.remove_node(node, allow_graceful=False)
 
     thread = threading.Thread(target=kill)
     thread.start()
     done, notes = on_cluster(corpus, tmp_path / "cache", shard_videos=1)
+    ended.set()
     thread.join()
     assert killed and done.complete
     assert_equal(open_store(tmp_path / "cache"), alone)

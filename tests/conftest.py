@@ -37,6 +37,14 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_configure(config) -> None:
+    if getattr(config.option, "numprocesses", None):
+        import forked
+
+        if forked.SERVER not in os.environ:  # one for all of them
+            forked.serve()
+
+
 _FILLED = tempfile.TemporaryDirectory()  # caches that tests filled, for others to copy
 
 

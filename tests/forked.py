@@ -1,7 +1,8 @@
 """Python programs in processes of their own that start at once: forked from a server that has imported what they need.
 
 `Forked([SCRIPT, ARGUMENT…])` or `Forked(["-m", MODULE, ARGUMENT…])` begins one; it is used as a `subprocess.Popen` whose
-output is text. Run as a script, this file is the server: each process is forked by one of its own, which waits for it.
+output is text. Run as a script, this file is the server, one for all processes of a run of tests: each program is forked by
+a process of its own, which waits for it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import runpy
 import select
+import selectors
 import signal
 import socket
 import subprocess
@@ -38,6 +40,8 @@ IMPORTED = (
     "glscl.train_head.train",
     "glscl.train_head.finetuning.finetune",
 )
+
+SERVER = "GLSCL_FORK_SERVER"  # its name, for the processes of a run of tests
 
 
 class Forked:
@@ -102,27 +106,52 @@ class Forked:
         return out, err
 
 
+def serve() -> None:
+    """Begin the server of this process and of those that it begins; it ends with this one."""
+    name = f"glscl-forked-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(f"\0{name}")
+        listening.listen()
+        ended, _ = os.pipe()  # of which the other end is open as long as this process is
+        alone = os.environ | {"OMP_NUM_THREADS": "1"}
+        words = [sys.executable, __file__, str(listening.fileno()), str(ended)]
+        subprocess.Popen(words, pass_fds=[listening.fileno(), ended], env=alone)
+        os.close(ended)
+    os.environ[SERVER] = name
+
+
 @functools.cache
 def _server() -> socket.socket:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        alone = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.Popen([sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()], env=alone)
-    return ours
+    if SERVER not in os.environ:
+        serve()
+    connected = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connected.connect(f"\0{os.environ[SERVER]}")
+    return connected
 
 
-def asked_of(channel: socket.socket) -> list[str]:
+def asked_of(listening: socket.socket, ended: IO[bytes]) -> list[str]:
     """Forks at every message; returns, in the process that is to become it, the program and its arguments."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    asking = selectors.DefaultSelector()
+    asking.register(ended, selectors.EVENT_READ)
+    asking.register(listening, selectors.EVENT_READ)
     while True:
-        message, descriptors, *_ = socket.recv_fds(channel, 1 << 20, 3)
-        if not message:
-            sys.exit()
-        if os.fork() == 0:
-            channel.close()
-            return _begun(json.loads(message), *descriptors)
-        for descriptor in descriptors:
-            os.close(descriptor)
+        for key, _ in asking.select():
+            if not isinstance(channel := key.fileobj, socket.socket):
+                sys.exit()
+            if channel is listening:
+                asking.register(listening.accept()[0], selectors.EVENT_READ)
+                continue
+            message, descriptors, *_ = socket.recv_fds(channel, 1 << 20, 3)
+            if not message:
+                asking.unregister(channel)
+                channel.close()
+            elif os.fork() == 0:
+                for each in list(asking.get_map().values()):
+                    each.fileobj.close()
+                return _begun(json.loads(message), *descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
 
 
 def _begun(asked: dict, out: int, err: int, told: int) -> list[str]:
@@ -149,7 +178,7 @@ if __name__ == "__main__":
         importlib.import_module(module)
     sys.modules["glscl.commands.options"].parser_of(sys.modules["glscl.cli"].app)
     gc.freeze()
-    words = asked_of(socket.socket(fileno=int(sys.argv[1])))
+    words = asked_of(socket.socket(fileno=int(sys.argv[1])), open(int(sys.argv[2]), "rb"))
     status: object = 0
     try:
         if words[0] == "-m":

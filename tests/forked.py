@@ -113,9 +113,10 @@ def serve() -> None:
         listening.bind(f"\0{name}")
         listening.listen()
         ended, _ = os.pipe()  # of which the other end is open as long as this process is
-        alone = os.environ | {"OMP_NUM_THREADS": "1"}
+        for each in (listening.fileno(), ended):
+            os.set_inheritable(each, True)
         words = [sys.executable, __file__, str(listening.fileno()), str(ended)]
-        subprocess.Popen(words, pass_fds=[listening.fileno(), ended], env=alone)
+        os.spawnve(os.P_NOWAIT, sys.executable, words, os.environ | {"OMP_NUM_THREADS": "1"})
         os.close(ended)
     os.environ[SERVER] = name
 

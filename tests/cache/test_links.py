@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import shutil
-import stat
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +15,7 @@ import pytest
 from formats import EITHER
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from snapshots import snapshot
 
 from glscl.cache.files import remove
 from glscl.cache.library import open_library
@@ -31,22 +31,6 @@ from glscl.common.errors import CacheCorruptError, GlsclError, StorageError
 from glscl.extract.shard_frames import ShardFrames
 
 FORMATS = ("zarr", "hdf5")
-
-
-def snapshot(folder: Path) -> dict[str, tuple]:
-    """Every name below a folder with its kind, time of change and content; links are not followed."""
-    found = {}
-    for base, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            path = os.path.join(base, name)
-            about, content = os.lstat(path), None
-            if stat.S_ISLNK(about.st_mode):
-                content = os.readlink(path)
-            elif stat.S_ISREG(about.st_mode):
-                with open(path, "rb", buffering=0) as file:
-                    content = file.read()
-            found[os.path.relpath(path, folder)] = (about.st_mode, about.st_mtime_ns, content)
-    return found
 
 
 def resume(box):

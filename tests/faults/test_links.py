@@ -7,7 +7,6 @@ import io
 import os
 import re
 import shutil
-import stat
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from snapshots import snapshot
 
 from glscl.cache.files import put_if_absent, write_atomically
 from glscl.cache.library import open_library
@@ -38,23 +38,6 @@ from glscl.train_head.importing.import_checkpoint import import_checkpoint
 from glscl.train_head.settings import resolve
 from glscl.train_head.sweeping.sweep import parse_sweep, sweep_points, train_sweep
 from glscl.train_head.train import train
-
-
-def snapshot(folder: Path) -> dict[str, tuple]:
-    """Every name below a folder with its kind, time of change and content; links are not followed."""
-    found = {}
-    for base, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            path = os.path.join(base, name)
-            about, content = os.lstat(path), None
-            if stat.S_ISLNK(about.st_mode):
-                content = os.readlink(path)
-            elif stat.S_ISREG(about.st_mode):
-                with open(path, "rb", buffering=0) as file:
-                    content = file.read()
-            found[os.path.relpath(path, folder)] = (about.st_mode, about.st_mtime_ns, content)
-    return found
-
 
 # --- folders of runs, results, the demo and unpacked videos ----------------------------------------------------------
 

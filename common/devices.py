@@ -85,8 +85,8 @@ def lost_gpu() -> str | None:
     """Why torch cannot use the NVIDIA GPU of this machine; None where it can, where there is none, or where it is hidden."""
     import torch
 
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if hidden is not None and not hidden.strip(" -1"):
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shown is not None and shown.split(",")[0].strip() in ("", "-1", "NoDevFiles"):  # the last as Slurm says it
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

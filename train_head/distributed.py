@@ -61,6 +61,8 @@ def make_accelerator(device: torch.device | str, precision: str) -> Accelerator:
         own = f"{gpu.name} {getattr(gpu, 'uuid', accelerator.device.index)} of {socket.gethostname()}"
         store = dist.distributed_c10d._get_default_store()
         refuse_shared_gpus(store, accelerator.process_index, accelerator.num_processes, own)
+        # By it Accelerate numbers the GPU that gradients are summed on: another one where a process sees its own alone.
+        accelerator.state.local_process_index = accelerator.device.index
     return accelerator
 
 

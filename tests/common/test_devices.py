@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
 
 from glscl.common import devices
 from glscl.common.devices import arithmetic, choose_device, lost_gpu
 from glscl.common.errors import UsageError
 from glscl.common.launch import Launch
-from glscl.train_head.distributed import refuse_shared_gpus
+from glscl.train_head import distributed
+from glscl.train_head.distributed import make_accelerator, refuse_shared_gpus
 from glscl.train_head.settings import precision_on, resolve
 
 
@@ -73,8 +76,12 @@ def test_a_gpu_that_is_not_there_is_refused_with_the_reason(gpus, monkeypatch, t
         choose_device("cuda", Launch())
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
     assert "built without CUDA" in lost_gpu()
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert lost_gpu() is None, "it was hidden on purpose"
+    for shown in ("1", "0,1", "11", "GPU-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+        assert lost_gpu(), f"{shown} shows one"
+    for hidden in ("", "-1", " -1,0", "NoDevFiles"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert lost_gpu() is None, "it was hidden on purpose"
 
 
 def test_auto_says_once_that_a_gpu_cannot_be_used(gpus, monkeypatch, capsys):
@@ -145,3 +152,27 @@ def test_processes_that_share_a_gpu_are_told_so_all_of_them():
     assert meet(["a of one", "b of one", "a of two"]) == {}
     refused = meet(["a of one", "b of one", "a of one"])
     assert refused.keys() == {0, 2} and "processes 0, 2 share one GPU (a of one)" in refused[2]
+
+
+def test_gradients_are_summed_on_the_one_gpu_that_a_process_sees(monkeypatch):
+    asked = {}
+
+    class ThirdOfThree(Accelerator):
+        num_processes, multi_device, device = 3, True, torch.device("cuda:0")  # type: ignore[assignment]
+
+        def __init__(self, **options):
+            super().__init__(**{**options, "cpu": True})
+            self.state.local_process_index = 2
+
+    class Parallel(torch.nn.Module):
+        def __init__(self, module, **options):
+            super().__init__()
+            asked.update(options)
+
+    monkeypatch.setattr(distributed, "Accelerator", ThirdOfThree)
+    monkeypatch.setattr(distributed, "refuse_shared_gpus", lambda *_: None)
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(name="made up"))
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", Parallel)
+    make_accelerator("cuda", "fp32").prepare_model(torch.nn.Linear(2, 2), device_placement=False)
+    assert asked["device_ids"] == [0] and asked["output_device"] == 0

@@ -139,7 +139,7 @@ def backbone_of(settings: ExtractSettings, device: str | torch.device) -> Backbo
         asked=settings,
     )
     if settings.compile:
-        backbone.compile()
+        backbone.compile(settings.batch_frames)
     return backbone
 
 

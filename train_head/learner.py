@@ -220,7 +220,7 @@ class _Gather:
     def __call__(
         self, device: torch.device, width: int | None, texts: Tensor, videos: Tensor
     ) -> tuple[TextFeatures, VideoFeatures, Tensor | None]:
-        exclude = (videos[:, None] == videos).to(device) if self._mask else None  # (B, B)
+        exclude = moved(videos[:, None] == videos, device) if self._mask else None  # (B, B)
         text = _to(self._table.texts(texts, width=width), device)
         return text, _to(self._table.videos(videos[self._share]), device), exclude
 

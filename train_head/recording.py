@@ -80,7 +80,7 @@ class RecordedStep:
 
     def _aside(self, key: Any, tensors: tuple[Tensor, ...]) -> Tensor:
         """A step as it is, on the stream that is recorded later."""
-        here = torch.cuda.current_stream()
+        here = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(here)
         with torch.cuda.stream(self._stream):
             result = self._step(key, *tensors)

@@ -35,7 +35,7 @@ from glscl.common.errors import (
 from glscl.common.state_dicts import weights_hash
 from glscl.common.tar_members import file_of
 from glscl.extract.backbone.catalog import description_of
-from glscl.extract.backbone.feeding import Feed, fetched_later
+from glscl.extract.backbone.feeding import ROWS, Feed, fetched_later
 from glscl.extract.backbone.loading import Loaded, load_model, load_text_tower
 from glscl.extract.backbone.patch_embedding import temporal_embedding
 from glscl.extract.backbone.picture_transform import PictureTransform
@@ -105,6 +105,7 @@ class Backbone:
         if self.words > self.context_length:
             raise UsageError(f"`max_words` is {words}; {self.name} reads at most {self.context_length} tokens")
         self._feed: Feed | None = None
+        self._filled = ROWS
         self._compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._amp = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
         self._of_texts = loaded.known is not None  # alone
@@ -192,7 +193,7 @@ class Backbone:
     def feed(self) -> Feed:
         """The way of frames to the GPU that this backbone is on."""
         if self._feed is None:
-            self._feed = Feed(self.device)
+            self._feed = Feed(self.device, rows=self._filled)
         return self._feed
 
     def _encode_batch(self, frames: torch.Tensor) -> np.ndarray:
@@ -206,9 +207,14 @@ class Backbone:
             encode = self._compiled or partial(self.model.encode_image, normalize=False)
             return encode(pixels).float()
 
-    def compile(self) -> None:
-        """Frames are encoded by compiled code from now on, made when the first come. Raises as `require_gpu_compiler`."""
+    def compile(self, batch: int) -> None:
+        """Frames are encoded by compiled code from now on, made when the first come. Raises as `require_gpu_compiler`.
+
+        Args:
+            batch: what `encode_later` is given is filled up to so many frames, as a new shape would be compiled anew.
+        """
         require_gpu_compiler(self.device)
+        self._filled = batch
         self._compiled = compiled(partial(self.model.encode_image, normalize=False), self.device)
 
     def image_features(self, frames: torch.Tensor) -> torch.Tensor:
@@ -221,7 +227,10 @@ class Backbone:
         if pixels.device.type != "cuda":  # there channels last
             pixels = pixels.contiguous()
         pixels = pixels.float().div_(255)
-        return pixels.sub_(self._mean.to(pixels.device)).div_(self._std.to(pixels.device))
+        if self._mean.device != pixels.device:  # once: the host waits for such a copy until the device is through
+            with torch.inference_mode(False):
+                self._mean, self._std = self._mean.to(pixels.device), self._std.to(pixels.device)
+        return pixels.sub_(self._mean).div_(self._std)
 
     def encode_video(
         self,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 SLOTS = 2
-ROWS = 32  # batches are filled up to a multiple of it: a new shape costs kernels to be chosen and memory
+ROWS = 32  # a new shape costs kernels to be chosen and memory
 
 
 class Feed:
@@ -20,10 +20,11 @@ class Feed:
 
     Args:
         device: a CUDA device.
+        rows: batches are filled up to a multiple of it.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, *, rows: int = ROWS) -> None:
+        self._device, self._rows = device, rows
         self._copying = torch.cuda.Stream(device)
         self._pinned: list[Tensor] = []
         self._there: list[Tensor] = []
@@ -37,7 +38,7 @@ class Feed:
         What comes back may be overwritten by the next call but one; behind it n is filled up by frames that mean nothing.
         """
         count = sum(map(len, parts))
-        rows = -(-count // ROWS) * ROWS
+        rows = -(-count // self._rows) * self._rows
         if not self._pinned or rows > len(self._pinned[0]) or self._pinned[0].shape[1:] != parts[0].shape[1:]:
             self._make(rows, parts[0].shape[1:])
         slot, self._next = self._next, (self._next + 1) % SLOTS
@@ -68,7 +69,7 @@ def fetched_later(features: Tensor) -> Callable[[], np.ndarray]:
     there = torch.empty(features.shape, dtype=features.dtype).pin_memory()
     there.copy_(features, non_blocking=True)
     copied = torch.cuda.Event()
-    copied.record()
+    copied.record(torch.cuda.current_stream(features.device))  # which need not be that of the current device
 
     def wait() -> np.ndarray:
         copied.synchronize()

@@ -24,7 +24,7 @@ from glscl.train_head.finetuning.gradients import backward_in_chunks
 from glscl.train_head.finetuning.pixels import DecodedFrames, items_of
 from glscl.train_head.finetuning.settings import FinetuneSettings
 from glscl.train_head.finetuning.towers import export_backbone
-from glscl.train_head.learner import Learner, moved
+from glscl.train_head.learner import WIDTHS, Learner, moved
 from glscl.train_head.optim import parameter_groups
 
 _CHANGES, _MAGNITUDE = 4, 21  # of RandAugment: timm's rand-m7-n4 of ten levels, on torchvision's 31
@@ -53,9 +53,11 @@ class PixelTable:
         self.width = table.frame_features.shape[1]
 
     def captions(self, rows: Tensor, device: torch.device, *, width: int | None = None) -> Captions:
-        """Captions of the table's rows; features are cut to `width`, None to the longest of them."""
+        """Captions of the table's rows; features are cut to `width`, None to the longest of them, or on a GPU little behind it."""
         lengths = self.lengths[rows]
         width = int(lengths.max()) if width is None else width
+        if device.type == "cuda":
+            width = min(-(-width // WIDTHS) * WIDTHS, self.ids.shape[1])
         return Captions(moved(self.ids[rows], device), moved(lengths, device), width)
 
 
@@ -152,12 +154,12 @@ class _PixelBatches:
         width = int(pixels.lengths[rows].max())
         captions = pixels.captions(rows[self._share], device, width=width)
         if self._ahead is None:
-            clips = VideoFeatures(*(field.to(device) for field in self._learner.table.videos(videos[self._share])))
+            clips = VideoFeatures(*(moved(each, device) for each in self._learner.table.videos(videos[self._share])))
         else:
             clips = self._learner.augmented(
                 Clips.from_frames(next(self._ahead), pixels.width, device, self._learner.feed)
             )
-        exclude = (videos[:, None] == videos).to(device) if self._mask else None  # (B, B)
+        exclude = moved(videos[:, None] == videos, device) if self._mask else None  # (B, B)
         return captions, clips, exclude
 
 

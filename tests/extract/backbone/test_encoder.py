@@ -74,7 +74,7 @@ def test_compiled_code_gives_the_features_of_plain_code(kind, tiny_clip, monkeyp
     monkeypatch.setattr(torch, "compile", without_a_compiler)
     monkeypatch.setattr(encoder, "require_gpu_compiler", lambda device: None)
     monkeypatch.setattr(compiling, "missing_compiler", lambda device: None)
-    loaded.compile()
+    loaded.compile(3)
     np.testing.assert_allclose(loaded.encode_frames(frames), plain, atol=1e-6)
     assert traced == [{"dynamic": False, "mode": None}], (
         "no recording: what a batch gave is fetched while the next is made"
@@ -85,7 +85,7 @@ def test_compiled_code_gives_the_features_of_plain_code(kind, tiny_clip, monkeyp
 def test_compiled_code_is_refused_where_it_gains_nothing(tiny_clip, monkeypatch):
     loaded = load_backbone(f"local-dir:{tiny_clip()}")
     with pytest.raises(UsageError, match="`compile` of an extraction is for a GPU, found cpu"):
-        loaded.compile()
+        loaded.compile(3)
     monkeypatch.setattr(compiling, "missing_compiler", lambda device: "Triton is not installed")
     with pytest.raises(UsageError, match="`compile`: Triton is not installed"):
         encoder.require_gpu_compiler(torch.device("cuda"))

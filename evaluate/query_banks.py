@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
+from glscl.common.devices import arithmetic
 from glscl.common.errors import UsageError
 from glscl.evaluate.ranks import TEXT_TO_VIDEO
 from glscl.evaluate.similarity import Pairs, Scoring, similarity_matrix
@@ -123,12 +124,13 @@ class Banks:
 
 def _vectors(head: VectorHead, fetch: Callable[[Tensor], Any], rows: Tensor) -> Tensor:
     """(N, D) float32: one vector of each item in some rows."""
-    parts = []
+    parts, device = [], head.logit_scale.device
     for some in rows.split(512):
         features = fetch(some)
-        features = type(features)(*(None if f is None else f.to(head.logit_scale.device) for f in features))
-        if isinstance(features, VideoFeatures):
-            parts.append(head.video_vectors(head.encode_video(features)))
-        else:
-            parts.append(head.text_vectors(head.encode_text(features)))
+        features = type(features)(*(None if f is None else f.to(device) for f in features))
+        with arithmetic(device):
+            if isinstance(features, VideoFeatures):
+                parts.append(head.video_vectors(head.encode_video(features)))
+            else:
+                parts.append(head.text_vectors(head.encode_text(features)))
     return torch.cat(parts).float()

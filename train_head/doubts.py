@@ -14,6 +14,7 @@ from torch import Tensor
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
+from glscl.common.devices import arithmetic
 from glscl.common.tables import amount
 from glscl.train_head.heads.base import Head
 
@@ -65,11 +66,12 @@ def sampled_scores(head: Head, table: FeatureTable, size: int) -> ScoreSummary:
     tokens = (text.token_features, text.token_mask) if head.needs_tokens else ()
     try:
         head.eval()
-        encoded_text = head.encode_text(
-            TextFeatures(text.text_features.to(device), *(each if each is None else each.to(device) for each in tokens))
+        text = TextFeatures(
+            text.text_features.to(device), *(each if each is None else each.to(device) for each in tokens)
         )
-        encoded_video = head.encode_video(VideoFeatures(*(field.to(device) for field in video)))
-        found = summary_of(head.score(encoded_text, encoded_video).float())
+        video = VideoFeatures(*(field.to(device) for field in video))
+        with arithmetic(device):
+            found = summary_of(head.score(head.encode_text(text), head.encode_video(video)).float())
         return found._replace(hub=int(gallery[found.hub]))
     finally:
         head.train(training)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glscl.common.devices import arithmetic
 from glscl.common.errors import InputError, NonFiniteError, UsageError
 from glscl.evaluate.search.model import Model
 
@@ -109,7 +110,8 @@ class MtebModel:
 
     def _scores(self, queries: Any, part: Any) -> Tensor:
         score = self.model.head.score
-        return score(queries, part) if self._holds_videos else score(part, queries).T
+        with arithmetic(self.model.device):
+            return score(queries, part) if self._holds_videos else score(part, queries).T
 
     def _best(
         self, ids: list[str], scores: Tensor, top_k: int, top_ranked: Mapping[str, Iterable[str]] | None
@@ -131,11 +133,17 @@ class MtebModel:
             with tempfile.TemporaryDirectory() as folder:
                 for ids, batch in _batches(undecoded(rows)):
                     paths = [video_file(row["video"], Path(folder, f"{i}.mp4")) for i, row in enumerate(batch)]
-                    yield ids, self.model.head.encode_video(self.model.encode_videos(paths))
+                    features = self.model.encode_videos(paths)
+                    with arithmetic(self.model.device):
+                        encoded = self.model.head.encode_video(features)
+                    yield ids, encoded
         else:
             for ids, batch in _batches(rows):
                 texts = [" ".join(filter(None, (row.get("title"), row["text"]))) for row in batch]
-                yield ids, self.model.head.encode_text(self.model.encode_texts(texts))
+                features = self.model.encode_texts(texts)
+                with arithmetic(self.model.device):
+                    encoded = self.model.head.encode_text(features)
+                yield ids, encoded
 
 
 def is_video(rows: Any) -> bool:

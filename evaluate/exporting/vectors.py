@@ -18,6 +18,7 @@ from torch import Tensor
 from glscl.cache.files import dump_json, write_atomically
 from glscl.cache.lock import hold_folder
 from glscl.cache.table import FeatureTable
+from glscl.common.devices import arithmetic
 from glscl.common.errors import NonFiniteError, UsageError
 from glscl.common.versions import versions
 from glscl.train_head.heads import HEADS
@@ -133,7 +134,7 @@ def vectors_of(head: VectorHead, table: FeatureTable) -> dict[str, Tensor]:
         return values
 
     try:
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False), arithmetic(device):
             return {
                 "video_vectors": rows(
                     table.num_videos,

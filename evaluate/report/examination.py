@@ -15,6 +15,7 @@ import torch
 from glscl.cache.schema import VideoItem
 from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable
+from glscl.common.devices import arithmetic
 from glscl.common.errors import GlsclError
 from glscl.evaluate.evaluated_run import EvaluatedRun
 from glscl.evaluate.neighbours import Neighbours, nearest_neighbours, occurrences
@@ -209,8 +210,9 @@ def _example(
     places[correct] = float(ranks[row])
     rows = torch.tensor(list(places), device=table.device)
     text, video = table.texts(torch.tensor([row], device=table.device)), table.videos(rows)
-    scores = head.score(head.encode_text(text), head.encode_video(video))[0].tolist()
-    weights = frame_weights(head, text, video)
+    with arithmetic(table.device):
+        scores = head.score(head.encode_text(text), head.encode_video(video))[0].tolist()
+        weights = frame_weights(head, text, video)
     answer = []
     for i, (item, place) in enumerate(places.items()):
         real = video.frame_mask[i]

@@ -21,6 +21,7 @@ from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable
 from glscl.common.arguments import types_checked
+from glscl.common.devices import arithmetic
 from glscl.common.errors import NotFoundError, UsageError
 from glscl.evaluate.evaluation import seen_at, zero_shot_head
 from glscl.evaluate.search.answers import CaptionHit, Files, MomentHit, VideoHit, Where
@@ -416,10 +417,11 @@ class Model:
         positions = [around_best(each.cosines, self.frames or len(each.cosines)) for each in found]
         stored = index.features(np.array([each.video for each in found], np.int64))
         frames = [rows[torch.from_numpy(chosen)] for rows, chosen in zip(stored, positions)]
-        encoded = self.head.encode_video(self._looked_at(frames))
-        return torch.stack(
-            [weight * self.head.score(self.head.encode_text(text), encoded)[0] for text, weight in query.sentences]
-        ).sum(0)
+        with arithmetic(self.device):
+            encoded = self.head.encode_video(self._looked_at(frames))
+            return torch.stack(
+                [weight * self.head.score(self.head.encode_text(text), encoded)[0] for text, weight in query.sentences]
+            ).sum(0)
 
     def _looked_at(self, videos: list[Tensor]) -> VideoFeatures:
         """Frames (F, D) of some videos as the head wants them: padded with zeros, or as in a table that is `padded`."""

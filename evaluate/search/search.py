@@ -13,6 +13,7 @@ from torch import Tensor
 
 from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.cache.table import FeatureTable
+from glscl.common.devices import arithmetic
 from glscl.common.errors import Hint, InputError, NonFiniteError, UsageError
 from glscl.evaluate.hubness import ONLINE, online
 from glscl.evaluate.query_banks import Banks
@@ -75,11 +76,12 @@ class Search:
         table = self.table
         if not table.num_videos:
             raise InputError("there are no videos to search: none of the cache gave frames")
-        encoded = self.head.encode_text(text)
-        gallery = self._gallery(
-            "text_to_video", lambda span: self.head.encode_video(table.videos(span)), table.num_videos
-        )
-        return torch.cat([self.head.score(encoded, part) for part in gallery], dim=1)
+        with arithmetic(table.device):
+            encoded = self.head.encode_text(text)
+            gallery = self._gallery(
+                "text_to_video", lambda span: self.head.encode_video(table.videos(span)), table.num_videos
+            )
+            return torch.cat([self.head.score(encoded, part) for part in gallery], dim=1)
 
     @torch.inference_mode()
     def videos(self, text: TextFeatures, *, top: int = 10) -> Ranked:
@@ -106,9 +108,13 @@ class Search:
                     "Extract with captions (docs/datasets.md), or search the videos", "search", {"": "a sentence"}
                 ),
             )
-        encoded = self.head.encode_video(video)
-        gallery = self._gallery("video_to_text", lambda span: self.head.encode_text(table.texts(span)), table.num_texts)
-        best = self._best(torch.cat([self.head.score(part, encoded)[:, 0] for part in gallery]), "video_to_text", top)
+        with arithmetic(table.device):
+            encoded = self.head.encode_video(video)
+            gallery = self._gallery(
+                "video_to_text", lambda span: self.head.encode_text(table.texts(span)), table.num_texts
+            )
+            scores = torch.cat([self.head.score(part, encoded)[:, 0] for part in gallery])
+        best = self._best(scores, "video_to_text", top)
         owners = table.video_of_text.cpu()[best.rows].tolist()
         return [
             CaptionHit(rank, table.captions[row], table.video_ids[owner], score, normalised)

@@ -74,6 +74,8 @@ def note(lines: Sequence[dict[str, Any]], titles: dict[str, str], told: str) -> 
     parts = [f"# One GPU ({days[0]})", f"Command: `{told}`"]
     if any(line.get("small") for line in lines):
         parts.append("**Small sizes: a look at whether it runs, not a result.**")
+    for device in sorted({line["device"] for line in lines if not line.get("device", "cuda").startswith("cuda")}):
+        parts.append(f"**It ran on the device {device}: nothing here was measured on a GPU.**")
     parts.append(
         "Features, frames and weights are made up (the demo's are its own), so these are times, sizes and differences, no quality. "
         "Each number was measured once, after a burn-in where none is said to be a first call."

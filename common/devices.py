@@ -69,7 +69,10 @@ def require_device(name: str) -> torch.device:
     if not there.get(device.type, False):
         lost = lost_gpu() if device.type == "cuda" and not gpus else None
         reason = f": {lost}" if lost else ""
-        raise UsageError(f"`device` is {name!r}, which this machine does not have{reason}", hint="Use `device=cpu`")
+        other = "cuda" if gpus else "cpu"
+        raise UsageError(
+            f"`device` is {name!r}, which this machine does not have{reason}", hint=f"Use `device={other}`"
+        )
     return device
 
 

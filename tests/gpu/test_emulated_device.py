@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,9 @@ def test_features_heads_and_searches_of_the_device_are_those_of_the_cpu(stubs, c
         *(["train-head", "--cache", cache, "--head", head, "--out", out, *train] for head, out in runs.items()),
         *(["eval", "--run", out] for out in runs.values()),
         ["search", "a red circle", "--cache", cache, "--run", runs["glscl"]],
+        ["search", "a red circle", "--cache", cache, "--run", runs["seq_lstm"]],
         ["export", "--run", runs["attention_pool"], "--out", tmp_path / "vectors"],
+        ["export", "--run", runs["seq_lstm"], "--out", tmp_path / "vectors of an LSTM"],
         ["finetune", "--run", runs["glscl"], "--out", tmp_path / "second", "--epochs", "1", "--batch-size", "8"],
     )
     assert "rank" in found
@@ -121,6 +124,13 @@ def test_a_device_without_room_for_the_table_trains_all_the_same(stubs, corpus, 
     )
 
 
+def test_the_tests_that_need_a_gpu_pass_on_the_device(stubs, tmp_path):
+    """So that on a real one none fails for a fault of its own."""
+    files = [str(file) for file in HERE.parents[1].rglob("test_*.py") if "mark.gpu" in file.read_text()]
+    said = on_device(stubs, tmp_path, "marked.py", sorted(files)).stdout
+    assert " passed" in said.splitlines()[-1] and "failed" not in said, said
+
+
 REPORT = 2  # times that the host waits where the loop reports: for the losses, and for their parts
 
 
@@ -131,6 +141,40 @@ def test_no_step_of_a_head_makes_the_host_wait(stubs, tmp_path):
     for head, each in zip(heads, found, strict=True):
         first, second, last = each["counts"]  # the training begins in the first, and the last ends it
         assert second.get("waits", 0) <= REPORT and second.get("copies", 0) == 0, (head, second)
+
+
+def test_no_batch_of_frames_and_no_step_of_a_second_pass_makes_the_host_wait(stubs, corpus, tmp_path):
+    found = json.loads(
+        on_device(stubs, tmp_path, "pixels.py", [*map(str, corpus), str(tmp_path)]).stdout.splitlines()[-1]
+    )
+    assert found["encoding"].get("waits", 0) == 0, found["encoding"]
+    _, *steady, _ = found["second pass"]
+    assert steady and all(each.get("waits", 0) <= REPORT for each in steady), steady
+
+
+OF_A_GPU = {"attention", "driver"}  # kernels that torch has for some shapes alone, and nvidia-smi
+
+
+def test_every_section_of_the_gpu_benchmark_measures_on_the_device(stubs, tmp_path):
+    names = [
+        "machine",
+        "attention",
+        "step",
+        "graphs",
+        "recipe",
+        "encodes",
+        "frames",
+        "values",
+        "second-pass",
+        "scoring",
+    ]
+    lines = json.loads(on_device(stubs, tmp_path, "sections.py", [*names, "search"]).stdout.splitlines()[-1])
+    assert [line for line in lines if "not_measured" in line and not OF_A_GPU & {*line.values()}] == []
+    rows = Counter(line["section"] for line in lines if "table" in line)
+    assert {*names, "search"} == {*rows}
+    assert [rows[name] for name in ("step", "graphs", "recipe", "second-pass")] == [11, 4, 2, 5]
+    manners = {(line["row"]["arithmetic"], line["row"]["by"]) for line in lines if line["section"] == "step"}
+    assert {(how, by) for how in ("fp32", "TF32", "bf16") for by in ("loop", "recorded loop")} <= manners
 
 
 def test_recorded_steps_are_one_launch_and_give_what_the_plain_ones_give(stubs, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -197,19 +198,18 @@ def test_weights_that_differ_are_told(sections, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_whole_script_writes_its_note(gpu, tmp_path):
-    results, target = tmp_path / "made.jsonl", tmp_path / "note.md"
-    options = [
-        "--small",
-        "--device",
-        "cpu",
-        "--only",
-        "search,machine",
-        "--results",
-        str(results),
-        "--note",
-        str(target),
-    ]
-    gpu.main(options)
-    told = target.read_text()
+def test_the_script_writes_its_note_and_goes_on_from_an_earlier_one(gpu, tmp_path):
+    def ran(out: str, *options: str, **more: str) -> str:
+        about = {"OUT": str(tmp_path / out), "SITE": str(tmp_path / "site"), "PYTHON": sys.executable, **more}
+        command = ["bash", str(gpu.HERE / "gpu.sh"), "--small", "--seconds", "120", "--device", "cpu", *options]
+        subprocess.run(command, env={**os.environ, **about}, check=True, capture_output=True)
+        (told,) = (tmp_path / out).glob("*-gpu-small.md")
+        return told.read_text()
+
+    told = ran("first", "--only", "search,machine")
     assert "Small sizes" in told and "TFLOP/s" in told and "Search among 1,000 frames" in told
+    assert "It ran on the device cpu: nothing here was measured on a GPU." in told
+    assert told.count("Not measured: it was not begun.") == 11
+    again = ran("second", "--only", "machine,scoring", EARLIER=str(tmp_path / "first" / "gpu-small.jsonl"))
+    assert told.split("## Tests")[0].split("## The machine")[1] in again, "what was measured is not measured again"
+    assert again.count("Not measured: it was not begun.") == 10

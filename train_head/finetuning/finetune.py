@@ -35,6 +35,7 @@ from glscl.train_head.loop import fit_learner
 from glscl.train_head.recipes import AUGMENTED
 from glscl.train_head.reports import Reporter
 from glscl.train_head.run_cache import check_cache
+from glscl.train_head.settings import precision_on
 from glscl.train_head.tracking import tracked
 from glscl.train_head.train import (
     LoadedSplits,
@@ -105,8 +106,9 @@ def finetune(
         with frames or contextlib.nullcontext():
             judge = None
             if validate is not None and data.validation is not None:
+                precision = precision_on(torch.device(device).type, settings.precision)
                 judge = partial(
-                    _judge_from_pixels, validate, model, data.validation, store, frames, precision=settings.precision
+                    _judge_from_pixels, validate, model, data.validation, store, frames, precision=precision
                 )
             fitted = fit_learner(
                 PixelLearner(model, data.train, store, frames, settings),

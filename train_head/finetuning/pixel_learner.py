@@ -18,7 +18,7 @@ from glscl.cache.schema import VideoFeatures
 from glscl.cache.store import Store
 from glscl.cache.table import FeatureTable
 from glscl.common.devices import arithmetic
-from glscl.extract.backbone.feeding import Feed
+from glscl.extract.backbone.feeding import Feed, fetched_later
 from glscl.train_head.finetuning.backbone_and_head import Captions, Clips, EndToEnd
 from glscl.train_head.finetuning.gradients import backward_in_chunks
 from glscl.train_head.finetuning.pixels import DecodedFrames, items_of
@@ -205,7 +205,12 @@ def _encoded(
         videos = [pixels.items[start : start + batch].tolist() for start in range(0, table.num_videos, batch)]
         feed = Feed(device) if device.type == "cuda" else None
         clips = (Clips.from_frames(decoded, pixels.width, device, feed) for decoded in frames.ahead(videos))
-        frame_features = torch.cat([model.video_features(some).frame_features.cpu() for some in clips])
+        encoded = (model.video_features(some).frame_features for some in clips)
+        if feed is None:
+            frame_features = torch.cat([features.cpu() for features in encoded])
+        else:  # the host goes on to the next frames meanwhile
+            under_way = [fetched_later(features) for features in encoded]
+            frame_features = torch.cat([torch.from_numpy(features()) for features in under_way])
     pooled = torch.empty((table.num_texts, table.embed_dim))
     tokens: list[Tensor | None] = [None] * table.num_texts
     order = torch.argsort(pixels.lengths, stable=True)

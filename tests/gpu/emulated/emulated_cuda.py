@@ -78,9 +78,9 @@ def held(value: Any) -> Any:
     return value.held if isinstance(value, OnDevice) else value
 
 
-COUNTS: Counter[str] = (
-    Counter()
-)  # "operations", "waits" of the host for the device, "copies" from the host; each wait by name
+# "operations", "waits" of the host for the device (each by name, too; a copy from or to the host waits unless it is
+# `non_blocking`), other "copies", and as "loose" convolutions and recurrences of float32 in TF32
+COUNTS: Counter[str] = Counter()
 
 
 def run(operation: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -89,6 +89,8 @@ def run(operation: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     COUNTS[kind] += 1
     if kind == "waits":
         COUNTS[operation.name()] += 1
+    if operation.name() in OF_CUDNN and args[0].dtype == torch.float32 and torch.backends.cudnn.allow_tf32:
+        COUNTS["loose"] += 1
     if Graph.recording is None:
         return execute(operation, args, kwargs)
     if kind in ("waits", "copies"):
@@ -96,6 +98,7 @@ def run(operation: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     return Graph.recording.record(operation, args, kwargs)
 
 
+OF_CUDNN = {"aten::convolution", "aten::_thnn_fused_lstm_cell"}
 FREE = {"aten::empty", "aten::_unsafe_view", "aten::_reshape_alias", "aten::lift_fresh", "aten::is_pinned"}
 WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::unique_dim"}
 
@@ -110,8 +113,10 @@ def kind_of(operation: Any, args: tuple, kwargs: dict[str, Any]) -> str:
     if name in ("aten::_to_copy", "aten::copy_"):
         source = args[0] if name == "aten::_to_copy" else args[1]
         target = kwargs.get("device") or args[0].device
-        there = is_cuda(source.device), is_cuda(target)
-        return {(True, False): "waits", (False, True): "copies"}.get(there, "operations")
+        at_once = kwargs.get("non_blocking") or args[2:] == (True,)
+        if is_cuda(source.device) == is_cuda(target):
+            return "operations"
+        return "copies" if at_once else "waits"
     returns = operation._schema.returns
     if name in FREE or name.startswith("aten::empty") or name.startswith("aten::new_empty"):
         return "views"

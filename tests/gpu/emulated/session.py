@@ -27,5 +27,8 @@ if __name__ == "__main__":
     statuses = []
     for words in json.loads(Path(sys.argv[1]).read_text()):
         print("$", *words, file=sys.stderr, flush=True)
+        emulated_cuda.COUNTS.clear()
         statuses.append(main(cli.app, words))
+        if words[0] not in ("train-head", "finetune") and emulated_cuda.COUNTS["loose"]:
+            raise SystemExit(f"{words[0]} computes in TF32")
     print(json.dumps(statuses))

@@ -45,7 +45,9 @@ def tune(store: Store, out: Path, start: Path | None, asked: dict | None = None,
     """Two epochs of batches of four, from a trained head or a fresh `projection`."""
     fresh = {"head": "projection", "max_frames": 3} if start is None else {}
     usual = {"epochs": 2, "batch_size": 4, "lr": 1e-3, "backbone_lr_scale": 0.1, "workers": 1, "log_every": 1}
-    settings = resolve_finetune({**usual, **fresh, **(asked or {}), "start": start}, dataset="made")
+    kind = torch.device(options.get("device", "cpu")).type
+    asked = {**usual, **fresh, **(asked or {}), "start": start}
+    settings = resolve_finetune(asked, dataset="made", device_type=kind)
     return finetune(store, out, settings, validate=validation_metrics, **options)
 
 

@@ -62,9 +62,12 @@ def missing_compiler(device: torch.device) -> str | None:
 
         if not has_triton():
             return "Triton is not installed, or does not know this GPU"
-        if not any(map(shutil.which, [os.environ.get("CC") or "cc", "gcc", "clang"])):
-            return "there is no C compiler here (gcc or clang), with which Triton builds what starts its kernels"
-        if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        asked = os.environ.get("CC")  # and no other, where it is set
+        if not any(map(shutil.which, ["gcc", "clang"] if asked is None else [asked])):
+            found = "gcc or clang" if asked is None else f"CC is {asked!r}"
+            return f"there is no C compiler here ({found}), with which Triton builds what starts its kernels"
+        scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # as Triton asks Debian's Python
+        if not (Path(sysconfig.get_path("include", scheme)) / "Python.h").is_file():
             return "Python.h is not here (Debian's python3-dev), with which Triton builds what starts its kernels"
         return None
     return f"it runs on a CPU or a CUDA device, found {device.type}"

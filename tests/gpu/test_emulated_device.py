@@ -126,8 +126,7 @@ def test_a_device_without_room_for_the_table_trains_all_the_same(stubs, corpus, 
 
 def test_the_tests_that_need_a_gpu_pass_on_the_device(stubs, tmp_path):
     """So that on a real one none fails for a fault of its own."""
-    files = [str(file) for file in HERE.parents[1].rglob("test_*.py") if "mark.gpu" in file.read_text()]
-    said = on_device(stubs, tmp_path, "marked.py", sorted(files)).stdout
+    said = on_device(stubs, tmp_path, "marked.py", str(HERE.parents[1])).stdout
     assert " passed" in said.splitlines()[-1] and "failed" not in said, said
 
 

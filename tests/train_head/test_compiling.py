@@ -86,10 +86,16 @@ def test_what_triton_lacks_to_build_is_said_before_the_training(monkeypatch, tmp
     gpu = torch.device("cuda")
     monkeypatch.setattr("torch.utils._triton.has_triton", lambda: True)
     (tmp_path / "Python.h").touch()
-    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    assert "C compiler" in compiling.missing_compiler(gpu)
-    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/gcc")
+    monkeypatch.setattr("sysconfig.get_default_scheme", lambda: "posix_local")  # of Debian's own Python
+    monkeypatch.setattr("sysconfig.get_path", lambda name, scheme: str(tmp_path) if scheme == "posix_prefix" else "/no")
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}" if name in there else None)
+    monkeypatch.delenv("CC", raising=False)
+    there = ["cc"]  # which Triton does not look for
+    assert "C compiler here (gcc or clang)" in compiling.missing_compiler(gpu)
+    there = ["gcc"]
     assert compiling.missing_compiler(gpu) is None
+    monkeypatch.setenv("CC", "icc")
+    assert "C compiler here (CC is 'icc')" in compiling.missing_compiler(gpu)
+    monkeypatch.delenv("CC")
     (tmp_path / "Python.h").unlink()
     assert "Python.h" in compiling.missing_compiler(gpu)

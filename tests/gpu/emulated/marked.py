@@ -1,6 +1,6 @@
 """The tests that need a GPU, on the emulated device.
 
-python marked.py FILE      FILE: JSON, a list of test files
+python marked.py FILE      FILE: JSON, the folder of all tests
 """
 
 import json
@@ -15,5 +15,6 @@ if __name__ == "__main__":
     emulated_cuda.install()
     import pytest
 
-    files = [file for file in json.loads(Path(sys.argv[1]).read_text()) if "emulated" not in Path(file).name]
+    tests = Path(json.loads(Path(sys.argv[1]).read_text()))
+    files = sorted(str(file) for file in tests.rglob("test_*.py") if "pytest.mark.gpu" in file.read_text("utf-8"))
     pytest.main(["-q", "-m", "gpu", "-p", "no:cacheprovider", "--tb=line", *files])

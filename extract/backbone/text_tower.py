@@ -168,9 +168,27 @@ def _reads_text_alone(tokenizer: Any) -> Any:
         tokenizer = copy.copy(tokenizer)
         tokenizer.clean_fn = _cleaned(tokenizer.clean_fn)
         tokenizer.pat = regex.compile(pattern.pattern.removeprefix(f"{commands}|"), regex.IGNORECASE)
+        tokenizer.encode = _remembering(tokenizer)
     elif hasattr(tokenizer, "tokenizer"):  # of transformers
         tokenizer.tokenizer.split_special_tokens = True
     return tokenizer
+
+
+def _remembering(tokenizer: Any) -> Callable[[str], list[int]]:
+    """`encode` of open_clip's own tokenizer, which spells a word once: twice as fast, and it shares the time with what encodes."""
+    known: dict[str, list[int]] = {}
+
+    def encode(text: str) -> list[int]:
+        found: list[int] = []
+        for word in tokenizer.pat.findall(tokenizer.clean_fn(text)):
+            ids = known.get(word)
+            if ids is None:
+                letters = "".join(tokenizer.byte_encoder[byte] for byte in word.encode("utf-8"))
+                ids = known[word] = [tokenizer.encoder[part] for part in tokenizer.bpe(letters).split(" ")]
+            found += ids
+        return found
+
+    return encode
 
 
 def _cleaned(clean: Callable[[str], str]) -> Callable[[str], str]:

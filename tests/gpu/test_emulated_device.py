@@ -130,6 +130,14 @@ def test_the_tests_that_need_a_gpu_pass_on_the_device(stubs, tmp_path):
     assert " passed" in said.splitlines()[-1] and "failed" not in said, said
 
 
+def test_a_training_of_the_device_goes_on_where_it_stopped(stubs, tmp_path):
+    """In every precision, recorded or not; a step that is recorded draws the same random numbers as one that is not."""
+    ways = ({"precision": "tf32"}, {"precision": "bf16", "cuda_graphs": True}, {"precision": "fp16"})
+    asked = [(head, how) for head in ("glscl", "seq_lstm") for how in ways]
+    found = json.loads(on_device(stubs, tmp_path, "resumed.py", asked).stdout.splitlines()[-1])
+    assert found == [0.0] * len(asked)
+
+
 REPORT = 2  # times that the host waits where the loop reports: for the losses, and for their parts
 
 

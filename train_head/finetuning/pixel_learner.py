@@ -129,7 +129,7 @@ class PixelLearner(Learner):
         """The clips as `augment` says, every frame of a video changed alike, by torch's own random numbers."""
         if self._settings.augment == "none":
             return clips
-        from torchvision.transforms import InterpolationMode, RandAugment
+        from torchvision.transforms.v2 import InterpolationMode, RandAugment  # the first asks a GPU about every picture
 
         change = RandAugment(_CHANGES, _MAGNITUDE, interpolation=InterpolationMode.BILINEAR)
         videos = clips.frames.permute(0, 3, 1, 2).split(clips.counts)  # (F, 3, S, S) each

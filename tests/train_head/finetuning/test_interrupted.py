@@ -45,16 +45,16 @@ def trained_head(store, tmp_path_factory) -> Path:
 
 
 def test_augmentation_is_four_changes_of_magnitude_seven_of_ten(store, monkeypatch, tmp_path):
-    import torchvision.transforms
+    from torchvision.transforms import v2
 
     made = []
 
-    class Recorded(torchvision.transforms.RandAugment):
+    class Recorded(v2.RandAugment):
         def __init__(self, *arguments, **options) -> None:
             super().__init__(*arguments, **options)
             made.append(self)
 
-    monkeypatch.setattr(torchvision.transforms, "RandAugment", Recorded)
+    monkeypatch.setattr(v2, "RandAugment", Recorded)
     tune(store, tmp_path / "run", None, asked={"epochs": 1, "augment": "randaugment"})
     assert made and {(a.num_ops, a.magnitude, a.num_magnitude_bins) for a in made} == {(4, 21, 31)}  # 21 of 0 … 30
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -62,7 +62,8 @@ def make_accelerator(device: torch.device | str, precision: str) -> Accelerator:
         store = dist.distributed_c10d._get_default_store()
         refuse_shared_gpus(store, accelerator.process_index, accelerator.num_processes, own)
         # By it Accelerate numbers the GPU that gradients are summed on: another one where a process sees its own alone.
-        accelerator.state.local_process_index = accelerator.device.index
+        state: Any = accelerator.state  # it gets its attributes at run time
+        state.local_process_index = accelerator.device.index
     return accelerator
 
 

@@ -26,23 +26,23 @@ Positive = Annotated[int, Meta(ge=1, le=MAX_ITEMS)]
 Kind = TypeVar("Kind")
 
 
-class Preprocessing(Struct, frozen=True):
+class PreprocessingRecord(Struct, frozen=True):
     method: str = ""
 
 
-class Backbone(Struct, frozen=True):
+class BackboneRecord(Struct, frozen=True):
     name: str
     pretrained: str
     weights: str = ""
-    preprocessing: Preprocessing = Preprocessing()
+    preprocessing: PreprocessingRecord = PreprocessingRecord()
     words: Positive = 1
 
 
 class Backbones(Struct, frozen=True):
     """What a configuration says of its backbone, and of one for captions alone."""
 
-    backbone: Backbone
-    text_backbone: Backbone | UnsetType = UNSET
+    backbone: BackboneRecord
+    text_backbone: BackboneRecord | UnsetType = UNSET
 
 
 class Configuration(Backbones, frozen=True, kw_only=True):

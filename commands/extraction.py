@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,16 @@ if TYPE_CHECKING:
     from glscl.extract.listing import ListOrigin
 
 
-@command(ListSettings, ExtractSettings)
+def _as_for_a_run(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings that extract what a run was trained on, of its run.json; of the record of a list those it was extracted with."""
+    if "cache_configuration" not in record:
+        return record["settings"]
+    from glscl.extract.pipeline import settings_of
+
+    return settings_of(record["cache_configuration"])
+
+
+@command(ListSettings, ExtractSettings, of_run=_as_for_a_run)
 def extract(
     run: Run,
     asked: dict[str, Any],

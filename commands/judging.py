@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glscl.commands.options import OneOf, Run, command, command_line
+from glscl.commands.options import BY_COMMAS, OneOf, Run, command, command_line
 from glscl.commands.printing import TrainingLines, print_result
 from glscl.commands.shared import (
     CacheArgument,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from glscl.evaluate.parts import ByParts
 
 
-@command(EvaluateSettings)
+@command(EvaluateSettings, of_run=itemgetter("settings"))
 def eval(
     run: Run,
     asked: dict[str, Any],
@@ -67,6 +68,7 @@ def eval(
             help="Hubness normalisations, separated by commas: qb-norm, inverted-softmax, dsl, csls, nnn, dual-is, sinkhorn.",
             rich_help_panel="Metrics",
         ),
+        BY_COMMAS,
     ] = None,
     moments: Annotated[
         Path | None,

@@ -24,7 +24,7 @@ import shlex
 import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,12 +190,20 @@ ANYWHERE = "a folder here or at an address"  # marks an option whose address the
 _CACHES = ("cache", "caches", "parts")  # options that name caches to read, here or at an address
 
 
-def command(*kinds: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+BY_COMMAS = "a list in a settings file"  # marks an option that takes several values separated by commas
+
+
+def command(
+    *kinds: type, of_run: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a function a command with the fields of settings as options; `register` gives it to an application.
 
     The function's first parameter takes the `Run`, its second, `asked`, what a user asked for: name → value of the settings
     that were given as options or, below them, in the file of --config. The others are options of its own, which that file
     may name too. A command without settings has no `asked`.
+
+    Args:
+        of_run: which settings a run's run.json is for this command; None: it is no settings file of it.
     """
 
     def make(function: Callable[..., None]) -> Callable[..., None]:
@@ -209,8 +217,10 @@ def command(*kinds: type) -> Callable[[Callable[..., None]], Callable[..., None]
         fields = {field.name: (field, kind) for kind in kinds for field in dataclasses.fields(kind)}
         options += [_parameter(field, kind) for field, kind in fields.values() if field.metadata.get("option", True)]
         options += [_parameter(field, CommonConfig) for field in dataclasses.fields(CommonConfig)]
-        options.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_CONFIG))
-        kinds_of = {p.name: typing.get_args(p.annotation)[0] for p in own}
+        called = {flags_of(p)[0].lstrip("-").replace("-", "_"): p.name for p in options}  # as a user knows them
+        name_of = {name: user for user, name in called.items()}
+        config = _CONFIG if of_run is None else _CONFIG_OR_RUN
+        options.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=config))
         kind_of = {p.name: typing.get_args(p.annotation) for p in own}
 
         def plain_value(name: str, value: Any) -> Any:
@@ -220,16 +230,20 @@ def command(*kinds: type) -> Callable[[Callable[..., None]], Callable[..., None]
         def call(ctx: Any, *, config: Path | None, **values: Any) -> None:
             values = {name: plain_value(name, given) for name, given in values.items()}
             given = {name for name in values if ctx.get_parameter_source(name).name == "COMMANDLINE"}
-            file = {} if config is None else read_settings_file(config)
+            file = {} if config is None else read_settings_file(config, of_run)
+            file = {called.get(name, name): value for name, value in file.items()}
             _refuse_code(file, given)
             common = {f.name: values[f.name] for f in dataclasses.fields(CommonConfig)}
             common |= {name: file[name] for name in common.keys() & file.keys() - given}
             mine = {p.name: values[p.name] for p in own}
-            mine |= {n: plain_value(n, _converted(n, file[n], kinds_of[n])) for n in mine.keys() & file.keys() - given}
+            mine |= {
+                n: plain_value(n, _converted(name_of[n], file[n], kind_of[n]))
+                for n in mine.keys() & file.keys() - given
+            }
             missing = [name for name in required if mine[name] is None]
             if missing:
                 raise UsageError(
-                    f"`{missing[0]}` is needed", hint="Give it on the command line or in the file of `config`"
+                    f"`{name_of[missing[0]]}` is needed", hint="Give it on the command line or in the file of `config`"
                 )
             asked = {name: value for name, value in file.items() if name not in mine and name not in common}
             if isinstance(asked.get("annotations"), str):
@@ -312,27 +326,32 @@ def _refuse_code(file: dict[str, Any], given: set[str]) -> None:
             )
 
 
-def _converted(name: str, value: Any, kind: Any) -> Any:
-    """A value of a settings file as an option of its own would be. Raises UsageError where it is of another type."""
+def _converted(name: str, value: Any, about: Sequence[Any]) -> Any:
+    """A value of a settings file as an option of its own would be. Raises UsageError where it is of another type.
+
+    Args:
+        about: the option's type, and its marks.
+    """
+    kind, *marks = about
     wanted = required_type(kind)
     if wanted is Path and isinstance(value, str):
         return Path(value)
-    if typing.get_origin(wanted) is list and isinstance(value, list):
-        return [_converted(name, item, typing.get_args(wanted)[0]) for item in value]
+    if BY_COMMAS in marks and isinstance(value, list):
+        return ",".join(_converted(name, item, [str]) for item in value)
+    if typing.get_origin(wanted) is list:
+        items = value if isinstance(value, list) else [value]
+        return [_converted(name, item, typing.get_args(wanted)[:1]) for item in items]
     if isinstance(wanted, type) and (type(value) is wanted or (wanted is float and type(value) is int)):
         return value
     raise UsageError(f"`{name}` is {value!r}; expected {getattr(wanted, '__name__', wanted)}")
 
 
-_CONFIG = typing.Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        help="TOML or JSON file of settings, which options override; a run's own run.json works.",
-        metavar="FILE",
-        rich_help_panel="Common",
-    ),
-]
+def _config_option(also: str = "") -> Any:
+    help = f"TOML or JSON file of settings, which options override{also}."
+    return typing.Annotated[Path | None, typer.Option("--config", help=help, metavar="FILE", rich_help_panel="Common")]
+
+
+_CONFIG, _CONFIG_OR_RUN = _config_option(), _config_option("; a run's own run.json works")
 _CONTEXT = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
 
 

@@ -60,7 +60,7 @@ def serve(
 ) -> None:
     """Serve a page to search videos with, and an API for programs; see docs/search.md."""
     try:
-        from glscl.evaluate.serve.server import Place, Server
+        from glscl.evaluate.serve.server import Server, ServerAddress
     except ImportError as error:
         raise UsageError(
             f"A page needs starlette and uvicorn ({error.name} is not installed)", hint="pip install 'glscl[serve]'"
@@ -73,7 +73,7 @@ def serve(
     for head in heads or []:
         let_import(head)
     runs = [*dict.fromkeys(run_folders or [])]
-    place = Place(settings)
+    place = ServerAddress(settings)
     catalog = open_catalog(
         [*dict.fromkeys(caches or _caches_of(runs))],
         runs,

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -94,7 +95,7 @@ def _going_on(out: Path, sweep: bool) -> str:
     return " ".join([typed, shlex.join(more)]).strip()
 
 
-@command(TrainSettings, TypedOptions)
+@command(TrainSettings, TypedOptions, of_run=itemgetter("settings"))
 def train_head(
     run: Run,
     asked: dict[str, Any],
@@ -234,7 +235,7 @@ def _sweep(
         run.result({"out": out, "rows": [row.as_dict() for row in rows]})
 
 
-@command(FinetuneSettings, TypedOptions)
+@command(FinetuneSettings, TypedOptions, of_run=itemgetter("settings"))
 def finetune(
     run: Run,
     asked: dict[str, Any],

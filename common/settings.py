@@ -150,8 +150,13 @@ def differences(found: Any, asked: Any) -> list[tuple[str, Any, Any]]:
     return [(n, getattr(found, n), getattr(asked, n)) for n in names if getattr(found, n) != getattr(asked, n)]
 
 
-def read_settings_file(path: Path) -> dict[str, Any]:
-    """Name → value from a TOML or JSON file; of a record of a run (run.json) its settings.
+def read_settings_file(
+    path: Path, of_record: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Name → value from a TOML or JSON file.
+
+    Args:
+        of_record: what is taken of a record that holds settings, such as a run's run.json; None is these settings.
 
     Raises:
         NotFoundError: it is not there.
@@ -167,8 +172,8 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not {'JSON' if path.suffix.lower() == '.json' else 'TOML'}: {error}") from error
     if isinstance(found, dict) and isinstance(found.get("settings"), dict):
-        found = found["settings"]
-    if not isinstance(found, dict):
+        found = found["settings"] if of_record is None else of_record(found)
+    if not isinstance(found, Mapping):
         raise InputError(f"{path} holds no settings: found a {type(found).__name__}, expected names and values")
     return {name.replace("-", "_"): value for name, value in found.items()}
 

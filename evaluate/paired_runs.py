@@ -99,10 +99,10 @@ def _why_not(first: EvaluatedRun, other: EvaluatedRun) -> str | None:
     return None
 
 
-Ranked = tuple[EvaluatedRun, Mapping[str, np.ndarray]]  # a run and its ranks, which are there
+RankedRun = tuple[EvaluatedRun, Mapping[str, np.ndarray]]  # a run and its ranks, which are there
 
 
-def _against(before: Ranked, after: Ranked, *, top: int, resamples: int, seed: int) -> Against:
+def _against(before: RankedRun, after: RankedRun, *, top: int, resamples: int, seed: int) -> Against:
     (first, ranks_before), (other, ranks_after) = before, after
     both: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # direction -> positions in either run of the common queries
     tests = {}

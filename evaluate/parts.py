@@ -33,7 +33,7 @@ from glscl.evaluate.watched import Watched
 SPANS = (16, 16)  # of texts and of videos in a part: 8,192 texts, 16,384 videos
 
 
-class Part(NamedTuple):
+class Spans(NamedTuple):
     """Some spans of texts and of videos."""
 
     texts: Sequence[Span]
@@ -89,7 +89,7 @@ class ByParts:
         )
         text_spans, video_spans = tile_spans(table, self.batches, memory_on(device))
         galleries = [video_spans[at : at + self.spans[1]] for at in range(0, len(video_spans), self.spans[1])]
-        pairs = [Part(text_spans, videos) for videos in galleries if len(range(*pairing.texts_of(videos)))]
+        pairs = [Spans(text_spans, videos) for videos in galleries if len(range(*pairing.texts_of(videos)))]
         own = [torch.empty(0)] * len(pairs)
         scored = bare, table, self.batches, device
         for number, (found, spent) in self.workers.map(_pair_scores, pairs, *scored):
@@ -97,7 +97,7 @@ class ByParts:
             _add(clock, spent)
         began = time.perf_counter()
         targets = Targets.of(torch.cat(own), pairing)
-        parts = [Part(texts, videos) for texts in _blocks(text_spans, pairing, self.spans[0]) for videos in galleries]
+        parts = [Spans(texts, videos) for texts in _blocks(text_spans, pairing, self.spans[0]) for videos in galleries]
         total = {
             name: torch.zeros(2, table.num_texts if name == TEXT_TO_VIDEO else table.num_videos, dtype=torch.int64)
             for name in directions
@@ -117,7 +117,7 @@ class ByParts:
 
 
 def _pair_scores(
-    part: Part, head: Scoring, table: Pairs, batches: tuple[int, int], device: str
+    part: Spans, head: Scoring, table: Pairs, batches: tuple[int, int], device: str
 ) -> tuple[Tensor, dict[str, float]]:
     spent: dict[str, float] = {}
     with scoring(head, table, batches, device=device, seconds=spent) as scorer:
@@ -126,7 +126,7 @@ def _pair_scores(
 
 
 def _counts(
-    part: Part,
+    part: Spans,
     head: Scoring,
     table: Pairs,
     batches: tuple[int, int],

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-Numbers = dict[str, float]
+PublishedMetrics = dict[str, float]
 
 FROZEN, FINE_TUNED = "frozen", "fine-tuned"
 
@@ -28,8 +28,8 @@ class Published:
     dataset: str
     protocol: str
     backbone: str
-    text_to_video: Numbers
-    video_to_text: Numbers | None = None
+    text_to_video: PublishedMetrics
+    video_to_text: PublishedMetrics | None = None
     source: str | None = None
 
 
@@ -49,7 +49,7 @@ _SOURCES = {
 _MV_ADAPTER = "MV-Adapter, Jin et al. 2024, arXiv:2301.07868 (sequence transformer alone trained)"
 
 
-def _numbers(values: str, names: str = "R@1 R@5 R@10 MdR MnR") -> Numbers:
+def _numbers(values: str, names: str = "R@1 R@5 R@10 MdR MnR") -> PublishedMetrics:
     """A slash-separated row under its names; "–" was not published."""
     return {name: float(value) for name, value in zip(names.split(), values.split("/"), strict=True) if value != "–"}
 

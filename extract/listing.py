@@ -35,7 +35,7 @@ from glscl.common.tables import amount
 from glscl.extract.datasets.text_files import examples
 
 NO_KEY = bytes(KEY_BYTES)
-Entry = tuple[str, int, int]  # id, start and end of a video, microseconds
+VideoSpan = tuple[str, int, int]  # id, start and end of a video, microseconds
 SHOWN = 3  # contents that stand twice, in a note
 
 
@@ -201,7 +201,7 @@ def assemble(
     return replace(made, notes=[*made.notes, *_notes_on_copies(made)]), captions
 
 
-class Changes(NamedTuple):
+class ListChanges(NamedTuple):
     """How a list differs from the version before: counts of entries.
 
     Attributes:
@@ -220,13 +220,13 @@ class Changes(NamedTuple):
     known_by_id: int
 
 
-def changes_since(before: CacheList | None, made: CacheList) -> Changes:
+def changes_since(before: CacheList | None, made: CacheList) -> ListChanges:
     """What changed since a version, or since nothing."""
     then = {} if before is None else _contents_by_id(before)
     now = _contents_by_id(made)
     contents = {*then.values()} - {NO_KEY}
     new = [id for id in now if id not in then]
-    return Changes(
+    return ListChanges(
         new=len(new),
         gone=sum(id not in now for id in then),
         replaced=sum(NO_KEY != then.get(id, content) != content != NO_KEY for id, content in now.items()),
@@ -294,7 +294,7 @@ def _contents(videos: list[VideoItem], known: KnownFiles, progress: Progress) ->
 
 def _known_by_id(
     library: Library | None, origin: ListOrigin, videos: list[VideoItem], at_hand: Collection[bytes]
-) -> dict[Entry, Keyed]:
+) -> dict[VideoSpan, Keyed]:
     """What videos are in the lists of the family, of items that are there or will be, their keys being `at_hand`.
 
     The list's own current version is asked first, then what counts in other lists, then all versions: of the first of these
@@ -303,7 +303,7 @@ def _known_by_id(
     wanted = {_entry(video) for video in videos}
     if library is None or not wanted:
         return {}
-    found: dict[Entry, dict[Keyed, int]] = {}  # → how near the list is that says so
+    found: dict[VideoSpan, dict[Keyed, int]] = {}  # → how near the list is that says so
     for name in list_names(library.path):
         current = current_version(library.path, name)
         for version in versions_of(library.path, name):
@@ -331,7 +331,7 @@ def _answered(library: Library, keys: Collection[bytes]) -> set[bytes]:
     return {key for key, n in zip(keys, numbers) if n >= 0 and about.status[n] != int(Status.MISSING)}
 
 
-def _entry(video: VideoItem) -> Entry:
+def _entry(video: VideoItem) -> VideoSpan:
     start, end = (NO_TIME if t is None else t for t in clip(video.start, video.end))
     return video.id, start, end
 

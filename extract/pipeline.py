@@ -39,14 +39,14 @@ from glscl.extract.backbone.encoder import (
     introduce,
     require_gpu_compiler,
 )
-from glscl.extract.backbone.weight_settings import CONFIG_FILES
+from glscl.extract.backbone.weight_settings import CONFIG_FILES, recorded
 from glscl.extract.batching import Stopwatch
 from glscl.extract.captions import cut_note, extract_captions
 from glscl.extract.decode.pool import DecodePool, wake
 from glscl.extract.decode.video import VideoTask
 from glscl.extract.engine import AboutBackbone, Engine, backbone_of, decoding_of, precision_in_force
 from glscl.extract.listing import (
-    Changes,
+    ListChanges,
     Listing,
     ListOrigin,
     another_set,
@@ -190,7 +190,7 @@ class _Extraction:
 
     library: Library
     listing: Listing
-    changes: Changes
+    changes: ListChanges
     warnings: list[str]
 
     def __init__(
@@ -496,6 +496,34 @@ def _spec(settings: ExtractSettings, backbone: AboutBackbone, origin: ListOrigin
         frames=FrameSpec.make(settings.store_frames, backbone.transform.size, settings.frame_quality),
         versions=origin.versions,
     )
+
+
+def settings_of(configuration: Any) -> dict[str, Any]:
+    """The settings that make a cache of this configuration again, name → value: `_spec` the other way round.
+
+    Raises:
+        UsageError: it is of no extraction, or says too little.
+    """
+    try:
+        made, sampling = configuration["backbone"], configuration["sampling"]
+        if made["pretrained"] == "imported":
+            raise UsageError("The run was trained on imported features, which no extraction makes")
+        return {
+            **as_dict(recorded(made)),
+            "backbone": made["name"],
+            "pretrained": made["pretrained"],
+            "precision": made["precision"].split()[0],  # of "bf16 weights"
+            "preprocess": made["preprocessing"].get("method", "open_clip"),
+            "max_words": made["words"],
+            "fps": "native" if sampling["fps"] is None else sampling["fps"],
+            "sampling": sampling["rule"],
+            "max_frames": sampling["max_frames"],
+            "decoder": sampling["decoder"],
+            "pad_tokens": configuration.get("pad_tokens", False),
+            **{name: configuration[name] for name in ("dtype", "tokens")},
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"The record does not say how its cache was extracted: {error!r}") from error
 
 
 def _answered(library: Library, stream: str, keys: np.ndarray) -> int:

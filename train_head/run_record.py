@@ -37,7 +37,7 @@ class TrainedOn(Struct):
     videos: int = 0
 
 
-class Imported(Struct, frozen=True):
+class ImportRecord(Struct, frozen=True):
     notes: list[str] = []
 
 
@@ -68,7 +68,7 @@ class RunRecord(Struct):
     selection: Literal["validation", "last", "test"] = "last"
     versions: dict[str, Any] = {}
     training: TrainedOn | None = None
-    imported: Imported = Imported()
+    imported: ImportRecord = ImportRecord()
     cache_configuration: dict[str, Any] | None = None
     command: str = ""
     list: str = ""  # name of the list it was trained on, the version of it, and the hash of its annotations alone

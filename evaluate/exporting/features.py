@@ -223,13 +223,13 @@ class _Listed:
             values = decode_features(found["values"], store.dtype)
             for at, first, stop in zip(chosen, found["offsets"], found["offsets"][1:]):
                 name, frames, times = names[at], values[first:stop], found["times"][first:stop]
-                beside = {
+                about = {
                     "video_id": self.ids[name][0],
                     "split": self.split_of.get(int(rows[at]), ""),
                     "captions": texts.get(name, []),
                     "times": times,
                 }
-                yield name, _mean(frames) if pooled else frames, beside
+                yield name, _mean(frames) if pooled else frames, about
 
     def texts(self, which: str) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
         """Name and (D,) `pooled` or (L, D) `values` of each caption."""

@@ -26,7 +26,6 @@ from glscl.common.errors import InputError, NonFiniteError, UsageError
 from glscl.common.versions import versions
 
 BLOCK = 1 << 15  # frames that are held at once, one video at least
-Progress = Callable[[int], None]
 
 
 class ExportedFrames(NamedTuple):
@@ -63,7 +62,7 @@ def export_frames(
     *,
     split: str | None = None,
     about: dict[str, Any] | None = None,
-    progress: Progress = lambda _: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> ExportedFrames:
     """Write the features of every stored frame, of length 1: their dot product with a sentence's, made alike, is the cosine.
 
@@ -109,7 +108,7 @@ class _Count:
             raise InputError("there are no frames to export")
 
 
-def _blocks(store: Store, run: range, progress: Progress) -> Iterator[Block]:
+def _blocks(store: Store, run: range, progress: Callable[[int], None]) -> Iterator[Block]:
     """The frames of entries of a list, in its order."""
     rows = np.arange(run.start, run.stop)
     rows = rows[np.isin(store.status()[rows], [status for status in Status if status.usable])]

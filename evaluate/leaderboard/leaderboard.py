@@ -37,7 +37,7 @@ SHOWN = ((TEXT_TO_VIDEO, "R@1"), (TEXT_TO_VIDEO, "R@10"), (TEXT_TO_VIDEO, "MnR")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class LeaderboardRow:
     """A head's row.
 
     Attributes:
@@ -64,10 +64,10 @@ class Standing:
 
 @dataclass(frozen=True, kw_only=True)
 class Leaderboard:
-    """Standings, best R@1 text to video first; `left_out` says which heads are not there, and why."""
+    """Rows, best R@1 text to video first; `left_out` says which heads are not there, and why."""
 
     split: str
-    standings: Sequence[Standing]
+    rows: Sequence[LeaderboardRow]
     left_out: Mapping[str, str]
 
     def table(self) -> Table:
@@ -82,13 +82,13 @@ class Leaderboard:
             "score s",
         ]
         rows = []
-        for row in self.standings:
+        for row in self.rows:
             cells = [Measured(*row.metrics[d][name]) for d, name in SHOWN]
             spread = None if row.deviation is None else f"{row.deviation:.1f}"
             p = None if row.p is None else f"{row.p:.3f}"
             costs = (f"{row.parameters:,}", f"{row.seconds:.1f}", f"{row.scoring:.2f}")
             rows.append(TableRow("", (row.head, *cells, spread, p, *costs)))
-        seeds = len(self.standings[0].runs) if self.standings else 0
+        seeds = len(self.rows[0].runs) if self.rows else 0
         notes = (
             f"Means over {amount(seeds, 'seed')}; intervals of 95 % draw videos; p tests R@1 text to video against the first row. "
             "Seconds are medians a seed on this machine: of training, of encoding and scoring the split.",
@@ -98,7 +98,7 @@ class Leaderboard:
         return Table(f"Heads on the split {self.split}", tuple(columns), tuple(rows), notes)
 
     def as_dict(self) -> dict[str, Any]:
-        rows = [{**vars(row), "runs": [str(run) for run in row.runs]} for row in self.standings]
+        rows = [{**vars(row), "runs": [str(run) for run in row.runs]} for row in self.rows]
         return {"split": self.split, "rows": rows, "left_out": dict(self.left_out)}
 
 
@@ -186,10 +186,10 @@ def leaderboard(
             say(f"judging {outcome.point}")
             write_result(outcome.run / "result.json", evaluate_run(store, outcome.run, device=device))
         judged.setdefault(head, {})[outcome.changes["seed"]] = outcome, read_evaluated(outcome.run)
-    rows = [_standing(head, [*of.values()]) for head, of in judged.items() if head not in left]
+    rows = [_row_of(head, [*of.values()]) for head, of in judged.items() if head not in left]
     rows.sort(key=lambda row: -row[0].metrics[TEXT_TO_VIDEO]["R@1"][0])
-    standings = [row if number == 0 else _against(row, runs, rows[0][1]) for number, (row, runs) in enumerate(rows)]
-    board = Leaderboard(split=split, standings=standings, left_out=left)
+    judged_rows = [row if number == 0 else _against(row, runs, rows[0][1]) for number, (row, runs) in enumerate(rows)]
+    board = Leaderboard(split=split, rows=judged_rows, left_out=left)
     about = {"cache": store.place, "cache_fingerprint": store.fingerprint, "list_hash": store.list_hash}
     write_atomically(out / "leaderboard.json", dump_json({**about, **board.as_dict(), "versions": versions()}))
     return board
@@ -201,7 +201,7 @@ def _of_other_data(run: EvaluatedRun, store: Store) -> bool:
     return of != (store.fingerprint, store.list_hash) or run.ranks is None
 
 
-def _standing(head: str, found: Sequence[tuple[Outcome, EvaluatedRun]]) -> tuple[Standing, list[EvaluatedRun]]:
+def _row_of(head: str, found: Sequence[tuple[Outcome, EvaluatedRun]]) -> tuple[LeaderboardRow, list[EvaluatedRun]]:
     runs = [run for _, run in found]
     metrics: dict[str, dict[str, tuple[float, float, float]]] = {}
     for direction in DIRECTIONS:
@@ -212,7 +212,7 @@ def _standing(head: str, found: Sequence[tuple[Outcome, EvaluatedRun]]) -> tuple
     firsts = [run.result[TEXT_TO_VIDEO]["R@1"] for run in runs]
     seconds = [run.result["seconds"] for run in runs]
     return (
-        Standing(
+        LeaderboardRow(
             head=head,
             runs=[outcome.run for outcome, _ in found],
             metrics=metrics,
@@ -233,9 +233,9 @@ def _together(runs: Sequence[EvaluatedRun], direction: str) -> tuple[np.ndarray,
     return np.concatenate(ranks), np.tile(cluster, len(ranks))
 
 
-def _against(row: Standing, runs: list[EvaluatedRun], first: list[EvaluatedRun]) -> Standing:
+def _against(row: LeaderboardRow, runs: list[EvaluatedRun], first: list[EvaluatedRun]) -> LeaderboardRow:
     ranks, cluster = _together(runs, TEXT_TO_VIDEO)
     leaders, _ = _together(first, TEXT_TO_VIDEO)
     if len(ranks) != len(leaders):
         return row
-    return Standing(**{**vars(row), "p": paired_test(leaders, ranks, cluster)["R@1"].p})
+    return LeaderboardRow(**{**vars(row), "p": paired_test(leaders, ranks, cluster)["R@1"].p})

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 # A video and seconds of its frames -> pictures of them, or None where the file cannot be had.
-Thumbnails = Callable[[VideoItem, Sequence[float]], "Sequence[Image] | None"]
+ThumbnailReader = Callable[[VideoItem, Sequence[float]], "Sequence[Image] | None"]
 
 _FRAMES_SHOWN = 12
 _THUMBNAIL = 120  # pixels, the longer side
@@ -28,7 +28,7 @@ _THUMBNAIL = 120  # pixels, the longer side
 class Pictures:
     """Thumbnails as data URIs, each made once."""
 
-    def __init__(self, make: Thumbnails | None) -> None:
+    def __init__(self, make: ThumbnailReader | None) -> None:
         self._make = make
         self._made: dict[tuple[str, tuple[float, ...]], list[str]] = {}
         self._lost: set[str] = set()

@@ -23,7 +23,7 @@ from glscl.common.tables import Difference, Measured, Table, TableRow, amount, c
 from glscl.evaluate.evaluated_run import EvaluatedRun, with_distinct_names
 from glscl.evaluate.judged_lists import version_of
 from glscl.evaluate.metrics import METRICS, directions_of_better, further_metrics, main_metrics
-from glscl.evaluate.report.examples import Pictures, Thumbnails, examples_context
+from glscl.evaluate.report.examples import Pictures, ThumbnailReader, examples_context
 from glscl.evaluate.report.figures import TITLES
 from glscl.evaluate.report.table_contents import backbone_name, groups_of
 
@@ -44,7 +44,7 @@ def write_report(
     *,
     title: str | None = None,
     chance: Mapping[str, Any] | None = None,
-    thumbnails: Thumbnails | None = None,
+    thumbnails: ThumbnailReader | None = None,
     plots_dir: Path | None = None,
     resamples: int = 2000,
     seed: int = 0,

@@ -91,7 +91,7 @@ class Where(NamedTuple):
         """As the settings of a search say."""
         return cls(settings.split, settings.folder, settings.shortest, settings.longest)
 
-    def entries(self, store: Store, files: Files) -> np.ndarray:
+    def entries(self, store: Store, files: ListedFiles) -> np.ndarray:
         """(n,) int64 rising rows of the list. Raises InputError for an unknown split, UsageError where nothing is left."""
         if self.split is not None and self.split not in store.splits:
             raise InputError(f"{store.place} has no split {self.split!r}; it has {', '.join(store.splits) or 'none'}")
@@ -115,7 +115,7 @@ class Where(NamedTuple):
         return rows
 
 
-class Files:
+class ListedFiles:
     """Where the videos of a list are now, as far as that is known: by content, so renaming loses none."""
 
     def __init__(self, store: Store) -> None:
@@ -130,7 +130,7 @@ class Files:
         return self._found[row]
 
 
-def _lies_below(folder: str, store: Store, files: Files, row: int) -> bool:
+def _lies_below(folder: str, store: Store, files: ListedFiles, row: int) -> bool:
     """Whether the id of a video, or its file's path, lies below a folder. No file is looked at but those of the list."""
     if store.list.video_ids[row].startswith(folder.rstrip("/") + "/"):
         return True

@@ -67,7 +67,7 @@ SAMPLE = 64  # frames a cell that cells are learned from; faiss wants 39 at leas
 AGAIN = 8  # times as many frames as the cells were learned for: they are learned anew
 QUERIES = 256  # half of them choose, the other half measure
 TOP = 10  # videos whose recall is measured
-Progress = Callable[[int], None]
+FramesTold = Callable[[int], None]
 
 
 class Segment(msgspec.Struct, frozen=True):
@@ -78,7 +78,7 @@ class Segment(msgspec.Struct, frozen=True):
     frames: int
 
 
-class About(msgspec.Struct, frozen=True):
+class IndexRecord(msgspec.Struct, frozen=True):
     """What index.json says.
 
     Attributes:
@@ -154,7 +154,7 @@ def index_of(store: Store, *, device: torch.device | str = "cpu") -> FrameIndex 
 class Cells:
     """Segments of an index, mapped from their files."""
 
-    def __init__(self, folder: Path, about: About) -> None:
+    def __init__(self, folder: Path, about: IndexRecord) -> None:
         faiss = faiss_module()
         self.about = about
         self.segments = [faiss.read_index(str(folder / f"{s.name}.faiss"), faiss.IO_FLAG_MMAP) for s in about.segments]
@@ -251,9 +251,9 @@ def make_index(
     *,
     recall: float,
     encode: Callable[[Sequence[str]], Tensor],
-    added: Progress = lambda _: None,
+    added: FramesTold = lambda _: None,
     workers: Workers | None = None,
-) -> About:
+) -> IndexRecord:
     """Make an index of all frames of a cache, or add to it those that it lacks.
 
     Args:
@@ -311,7 +311,7 @@ def _opened(folder: Path) -> Cells:
     """Raises CacheCorruptError, UsageError where faiss is missing."""
     faiss_module()
     try:
-        about = msgspec.convert(load_json(folder / "index.json", "index"), About)
+        about = msgspec.convert(load_json(folder / "index.json", "index"), IndexRecord)
         names = [about.cells, *(segment.name for segment in about.segments)]
         if about.schema != SCHEMA or not all(name.isalnum() for name in names):
             raise ValueError(f"it is {about.schema}, not {SCHEMA}")
@@ -320,7 +320,7 @@ def _opened(folder: Path) -> Cells:
         raise CacheCorruptError(f"{folder} cannot be read: {first_line(error)}", hint=_again(folder.parent)) from error
 
 
-def _write(folder: Path, about: About) -> None:
+def _write(folder: Path, about: IndexRecord) -> None:
     write_atomically(folder / "index.json", dump_json(about.as_dict()))
 
 
@@ -332,7 +332,7 @@ def _kept(folder: Path, segment: Segment) -> tuple[np.ndarray, np.ndarray]:
     return keys, offsets
 
 
-def _growing(library: Library, folder: Path, frames: int) -> About | None:
+def _growing(library: Library, folder: Path, frames: int) -> IndexRecord | None:
     """The index that is there, to be grown; None where it is damaged, or its cells were learned for much fewer frames."""
     try:
         about = _opened(folder).about
@@ -355,7 +355,7 @@ def _blocks(
         yield rows, found["offsets"]
 
 
-def _learn(library: Library, folder: Path, items: np.ndarray, counts: np.ndarray) -> About:
+def _learn(library: Library, folder: Path, items: np.ndarray, counts: np.ndarray) -> IndexRecord:
     """Cells for the frames there are, learned from a part of them."""
     faiss = faiss_module()
     frames = int(counts.sum())
@@ -370,15 +370,15 @@ def _learn(library: Library, folder: Path, items: np.ndarray, counts: np.ndarray
     data = faiss.serialize_index(index).tobytes()
     name = hashlib.sha256(data).hexdigest()[:16]
     write_atomically(folder / f"{name}.faiss", data)
-    return About(library.fingerprint, name, cells, frames, versions=versions() | {"faiss": faiss.__version__})
+    return IndexRecord(library.fingerprint, name, cells, frames, versions=versions() | {"faiss": faiss.__version__})
 
 
 def _segments(
     library: Library,
     folder: Path,
-    about: About,
+    about: IndexRecord,
     pieces: Sequence[np.ndarray],
-    added: Progress,
+    added: FramesTold,
     workers: Workers | None,
 ) -> Iterator[tuple[int, Segment]]:
     """Further segments as they are made, each of the frames of some items, given by their keys (n, 16)."""
@@ -400,7 +400,7 @@ def _segments(
 
 
 def _segment(
-    keys: np.ndarray, library: Library, cells: bytes, added: Progress = lambda _: None
+    keys: np.ndarray, library: Library, cells: bytes, added: FramesTold = lambda _: None
 ) -> tuple[Any, np.ndarray]:
     """faiss's index of the frames of some items, and the boundaries (n + 1,) of the items in it."""
     faiss = faiss_module()
@@ -441,7 +441,7 @@ def _library_at(place: str) -> Library:
     return open_library(place)
 
 
-def _remove_others(folder: Path, about: About) -> None:
+def _remove_others(folder: Path, about: IndexRecord) -> None:
     """What earlier cells had."""
     names = {about.cells, *(segment.name for segment in about.segments)}
     others = [path for kind in ("faiss", "npz") for path in folder.glob(f"*.{kind}") if path.stem not in names]
@@ -462,10 +462,10 @@ class Truth(NamedTuple):
 def _tuned(
     library: Library,
     folder: Path,
-    about: About,
+    about: IndexRecord,
     wanted: float,
     encode: Callable[[Sequence[str]], Tensor],
-) -> About:
+) -> IndexRecord:
     """The same index with as many cells a query as the recall takes, and what is measured then."""
     queries, what = _queries(library, encode)
     cells = Cells(folder, about)

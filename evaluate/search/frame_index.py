@@ -159,7 +159,7 @@ class FrameIndex:
             cosines.append(found.cpu().numpy())
         return np.split(np.concatenate(cosines), np.cumsum(counts)[:-1]) if cosines else []
 
-    def search(self, query: Tensor, *, top: int, best: int = BEST_FRAMES, minimum: float = -np.inf) -> list[Found]:
+    def search(self, query: Tensor, *, top: int, best: int = BEST_FRAMES, minimum: float = -np.inf) -> list[FoundVideo]:
         """The videos whose frames fit a query (D,) best, by exact scores, best first; equals keep the list's order.
 
         Exact scores are taken of the videos that come first by the finder, until its rounding can bring no further one
@@ -171,19 +171,19 @@ class FrameIndex:
             minimum: only videos with at least this score.
         """
         videos, nearly = self.finder.candidates(query, best=best, among=self.chosen, enough=top)
-        found: list[Found] = []
+        found: list[FoundVideo] = []
         chunk = min(CHUNK, 2 * top)
         for start in range(0, len(videos), chunk):
             bound = nearly[start] + ROUNDING  # of what follows
             if bound < minimum or (len(found) == top and found[-1].score > bound):
                 break
             part = videos[start : start + chunk]
-            found += [Found(v, best_frames(c, best), c) for v, c in zip(part.tolist(), self.cosines(query, part))]
+            found += [FoundVideo(v, best_frames(c, best), c) for v, c in zip(part.tolist(), self.cosines(query, part))]
             found = sorted((each for each in found if each.score >= minimum), key=lambda f: (-f.score, f.video))[:top]
         return found
 
 
-class Found(NamedTuple):
+class FoundVideo(NamedTuple):
     """A video of an index that fits a query.
 
     Attributes:

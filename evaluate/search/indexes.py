@@ -8,7 +8,7 @@ import torch
 
 from glscl.cache.store import Store
 from glscl.common.errors import CacheError, GlsclError, UsageError
-from glscl.evaluate.search.answers import Files, Where
+from glscl.evaluate.search.answers import ListedFiles, Where
 from glscl.evaluate.search.approximate import index_of
 from glscl.evaluate.search.frame_index import FrameIndex
 
@@ -23,7 +23,7 @@ class Indexes:
         problem: why the approximate index that the cache has is not used; known once one was asked for.
     """
 
-    def __init__(self, store: Store, files: Files, device: torch.device) -> None:
+    def __init__(self, store: Store, files: ListedFiles, device: torch.device) -> None:
         self._store, self._files, self._device = store, files, device
         self.problem: GlsclError | None = None
         self._kept: dict[tuple[Where, bool], FrameIndex] = {}

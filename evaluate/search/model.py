@@ -24,8 +24,8 @@ from glscl.common.arguments import types_checked
 from glscl.common.devices import arithmetic
 from glscl.common.errors import NotFoundError, UsageError
 from glscl.evaluate.evaluation import seen_at, zero_shot_head
-from glscl.evaluate.search.answers import CaptionHit, Files, MomentHit, VideoHit, Where
-from glscl.evaluate.search.frame_index import BEST_FRAMES, Found, FrameIndex
+from glscl.evaluate.search.answers import CaptionHit, ListedFiles, MomentHit, VideoHit, Where
+from glscl.evaluate.search.frame_index import BEST_FRAMES, FoundVideo, FrameIndex
 from glscl.evaluate.search.indexes import EVERYWHERE, Indexes
 from glscl.evaluate.search.moments import Moment, around_best, moments_of
 from glscl.evaluate.search.search import Search
@@ -137,7 +137,7 @@ class Model:
         self.device = torch.device(device)
         self.head, self.cache, self.record = head.to(self.device).eval(), cache, record or {}
         self.frames, self.frame_position = frames, frame_position
-        self.files = Files(cache)
+        self.files = ListedFiles(cache)
         self._searches: dict[tuple[str | None, str | None], Search] = {}
         self.indexes = Indexes(cache, self.files, self.device)
 
@@ -371,7 +371,7 @@ class Model:
         rows = np.array([row_of[search.table.video_ids[each]] for each in ranked.rows])
         index = FrameIndex.load(self.cache, np.sort(rows), device=self.device)
         videos = np.searchsorted(index.entries, rows)
-        found = [Found(v, 0.0, c) for v, c in zip(videos.tolist(), index.cosines(query.vector, videos))]
+        found = [FoundVideo(v, 0.0, c) for v, c in zip(videos.tolist(), index.cosines(query.vector, videos))]
         return [
             self._hit(rank, int(row), score, normalised, self._moments(index, each, moments))
             for rank, (row, each, score, normalised) in enumerate(zip(rows, found, *ranked[1:]), 1)
@@ -402,7 +402,7 @@ class Model:
         decoding = Decoding.of_cache(self.cache.configuration["sampling"])
         return self.backbone.encode_video(path, decoding, start=start, end=end)
 
-    def _reordering(self, query: Query) -> Callable[[FrameIndex, list[Found]], Tensor] | None:
+    def _reordering(self, query: Query) -> Callable[[FrameIndex, list[FoundVideo]], Tensor] | None:
         """What scores the videos found by their frames anew, (n,); None where they are in order already."""
         if query.frames is not None:
             frames = query.frames
@@ -412,7 +412,7 @@ class Model:
         return None
 
     @torch.inference_mode()
-    def _scores(self, index: FrameIndex, found: list[Found], query: Query) -> Tensor:
+    def _scores(self, index: FrameIndex, found: list[FoundVideo], query: Query) -> Tensor:
         """(n,) scores of the head, of each video on the frames around its best moment."""
         positions = [around_best(each.cosines, self.frames or len(each.cosines)) for each in found]
         stored = index.features(np.array([each.video for each in found], np.int64))
@@ -435,7 +435,7 @@ class Model:
             mask[row, : len(frames)] = True
         return VideoFeatures(features, mask)
 
-    def _moments(self, index: FrameIndex, found: Found, count: int) -> tuple[Moment, ...]:
+    def _moments(self, index: FrameIndex, found: FoundVideo, count: int) -> tuple[Moment, ...]:
         times, duration = index.times_of(found.video), float(index.durations[found.video])
         return tuple(moments_of(found.cosines, times, duration, count=count))
 
@@ -447,7 +447,7 @@ class Model:
 
 
 @torch.inference_mode()
-def _likeness(index: FrameIndex, found: list[Found], frames: Tensor) -> Tensor:
+def _likeness(index: FrameIndex, found: list[FoundVideo], frames: Tensor) -> Tensor:
     """(n,) how much of a clip is in each video: the mean over its frames of the highest cosine with one of the video's."""
     ours = F.normalize(frames.float(), dim=-1)
     stored = index.features(np.array([each.video for each in found], np.int64))

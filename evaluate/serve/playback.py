@@ -59,7 +59,7 @@ def _bytes(member: TarMember, start: int, end: int) -> Iterator[bytes]:
             yield block
 
 
-class Made(NamedTuple):
+class PlayableClip(NamedTuple):
     """A playable part: its name in a URL, its file, and what it is of."""
 
     name: str
@@ -78,15 +78,15 @@ class Previews:
     def __init__(self, jobs: JobPool, *, max_bytes: int) -> None:
         self._jobs, self._max_bytes = jobs, max_bytes
         self._folder: Path | None = None
-        self._kept: OrderedDict[str, Made] = OrderedDict()
-        self._making: dict[str, asyncio.Future[Made]] = {}
+        self._kept: OrderedDict[str, PlayableClip] = OrderedDict()
+        self._making: dict[str, asyncio.Future[PlayableClip]] = {}
         self._one = asyncio.Lock()  # so that it never takes all workers
 
     def close(self) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    async def get(self, key: str, find: Callable[[], Video], time: float, *, encode: bool = False) -> Made:
+    async def get(self, key: str, find: Callable[[], Video], time: float, *, encode: bool = False) -> PlayableClip:
         """The part of a video around a time.
 
         Args:
@@ -116,7 +116,7 @@ class Previews:
             raise NotFoundError("this preview is not kept any more")
         return made.path
 
-    async def _make(self, name: str, find: Callable[[], Video], begin: float, *, copy: bool) -> Made:
+    async def _make(self, name: str, find: Callable[[], Video], begin: float, *, copy: bool) -> PlayableClip:
         video = await asyncio.get_running_loop().run_in_executor(None, find)
         if video.path is None:
             raise NotFoundError(f"the file of {video.id[:200]!r} is not where it was last seen")
@@ -126,7 +126,7 @@ class Previews:
             part = str(self._folder), name, begin, SECONDS, copy
             job = self._jobs.submit(make_preview, str(video.path), *part, limit=LIMIT)
             preview = await asyncio.wrap_future(job)
-        made = self._kept[name] = Made(name, self._folder / preview.file, preview)
+        made = self._kept[name] = PlayableClip(name, self._folder / preview.file, preview)
         total = sum(each.path.stat().st_size for each in self._kept.values())
         while total > self._max_bytes and len(self._kept) > 1:
             oldest = self._kept.popitem(last=False)[1]

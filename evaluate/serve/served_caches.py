@@ -54,7 +54,7 @@ class Collection:
         runs: name → folder of the runs that understand this cache.
     """
 
-    def __init__(self, cache: str, store: Store, encoder: Encoder, runs: dict[str, Path]) -> None:
+    def __init__(self, cache: str, store: Store, encoder: BackboneOfCache, runs: dict[str, Path]) -> None:
         self.cache, self.name, self.store, self.encoder, self.runs = cache, store.list_name, store, encoder, runs
         self._models: dict[str, Model] = {}
 
@@ -156,7 +156,7 @@ class Collection:
         return [text for text in dict.fromkeys(chosen) if text is not None][:EXAMPLES]
 
 
-class Encoder:
+class BackboneOfCache:
     """The backbone of a cache, loaded once, or why there is none.
 
     Attributes:
@@ -266,13 +266,13 @@ def open_catalog(
     """
     records = {folder: read_run(folder) for folder in runs}
     names, run_names = unique_names([path.stem for path in caches]), unique_names([path.name for path in runs])
-    encoders: dict[str, Encoder] = {}
+    encoders: dict[str, BackboneOfCache] = {}
     collections, used, refused = [], set[Path](), dict[Path, GlsclError]()
     for name, path in zip(names, caches):
         library = open_library(path)
         stores = _lists_of(library, list, note)
         if library.fingerprint not in encoders:
-            encoders[library.fingerprint] = Encoder(library, weights, torch.device(device))
+            encoders[library.fingerprint] = BackboneOfCache(library, weights, torch.device(device))
             problem = encoders[library.fingerprint].problem
             if problem is not None:
                 note(f"{path} can be searched by its own videos alone: {problem}")

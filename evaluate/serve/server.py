@@ -17,7 +17,7 @@ CONNECTIONS = 512  # at once
 LAST_WORDS = 2  # seconds that answers under way have when the server stops
 
 
-class Place:
+class ServerAddress:
     """The address of a server, taken.
 
     Attributes:
@@ -50,7 +50,7 @@ class Place:
         self.url = f"http://{shown}:{self.port}/{f'?token={self.token}' if self.token else ''}"
 
     def __repr__(self) -> str:
-        return f"Place({self.host}, port {self.port})"
+        return f"ServerAddress({self.host}, port {self.port})"
 
 
 class Server(uvicorn.Server):
@@ -60,7 +60,7 @@ class Server(uvicorn.Server):
         ready: called once requests are answered.
     """
 
-    def __init__(self, site: Site, place: Place, *, ready: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, site: Site, place: ServerAddress, *, ready: Callable[[], None] = lambda: None) -> None:
         guarded = Guard(site.app(), host=place.host, port=place.port, token=place.token)
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what goes wrong is noted by the site
         super().__init__(

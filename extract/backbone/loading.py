@@ -205,8 +205,8 @@ def _load_source(name: str, source: Path, tuned: TunedWeights | None, asked: Act
         loaded = _load_folder(source, f"local-dir:{source}", asked, filled=True)
         return loaded if fetched else loaded._replace(name=name, pretrained=source.name)
     found = read_backbone(source)
-    beside = {**tuned.preprocessing, "quick_gelu": tuned.quick_gelu} if tuned else None
-    decided = decide(name, source, found, asked=asked, is_script=is_script(source), beside=beside)
+    in_file = {**tuned.preprocessing, "quick_gelu": tuned.quick_gelu} if tuned else None
+    decided = decide(name, source, found, asked=asked, is_script=is_script(source), in_file=in_file)
     values = {**decided.values, **(tuned.preprocessing if tuned else {}), **said(asked)}
     model = _unfilled(name, values)
     _fill(model, source, tuned, name, found)

@@ -52,7 +52,7 @@ def decide(
     *,
     asked: ActivationSettings | None,
     is_script: bool,
-    beside: Any = None,
+    in_file: Any = None,
 ) -> Decided:
     """How the weights in a file or folder are used.
 
@@ -62,9 +62,9 @@ def decide(
         found: what was read from it.
         asked: what the user says.
         is_script: whether it is a TorchScript archive, as OpenAI published its weights.
-        beside: what stands in the file itself, KEYS → values; None looks beside it.
+        in_file: what stands in the file itself, KEYS → values; None looks beside it.
     """
-    values = said_beside(name, source, found) if beside is None else dict(beside)
+    values = said_in_files(name, source, found) if in_file is None else dict(in_file)
     tags = published(name)
     is_openais = name.removesuffix("-quickgelu") in OPENAI_MODELS or not tags
     if not values.keys() & set(KEYS) and (found.program or is_script) and is_openais:
@@ -80,7 +80,7 @@ def decide(
             f"{source} looks like a whole CLIP4Clip and is used as OpenAI's weights are, with QuickGELU. If another program "
             "made it from other weights, say `quick_gelu=False`"
         )
-    if found.form != "open_clip" and beside is None:
+    if found.form != "open_clip" and in_file is None:
         notes += _crops(source)
     return Decided(values, notes)
 
@@ -138,7 +138,7 @@ def published(name: str) -> dict[str, dict[str, Any]]:
 # --- beside the weights ------------------------------------------------------------------------------------------------
 
 
-def said_beside(name: str, source: Path, found: ClipWeights) -> dict[str, Any]:
+def said_in_files(name: str, source: Path, found: ClipWeights) -> dict[str, Any]:
     """What `open_clip_config.json`, or the configuration files of transformers, in the same folder say of weights.
 
     Raises:

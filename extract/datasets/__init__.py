@@ -22,7 +22,7 @@ from glscl.common.tables import amount
 
 if TYPE_CHECKING:
     from glscl.cache.schema import Annotations, Expected
-    from glscl.extract.datasets.own_videos import Contents
+    from glscl.extract.datasets.own_videos import ContentHasher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class DatasetEntry:
         splits: Sequence[str] | None = None,
         protocol: str | None = None,
         dry_run: bool = False,
-        contents: Contents | None = None,
+        contents: ContentHasher | None = None,
         allow_shared: bool = False,
     ) -> Annotations:
         """Read the annotations and find the files.

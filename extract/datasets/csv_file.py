@@ -34,7 +34,7 @@ from glscl.extract.datasets.columns import (
     unused_keys,
     unused_note,
 )
-from glscl.extract.datasets.own_videos import Contents, OwnVideos
+from glscl.extract.datasets.own_videos import ContentHasher, OwnVideos
 from glscl.extract.datasets.splits import SPLIT_NAMES, choose_protocol, split_name
 from glscl.extract.datasets.text_files import (
     check_id,
@@ -56,7 +56,7 @@ def read(
     *,
     splits: Sequence[str] | None = None,
     protocol: str | None = None,
-    contents: Contents | None = None,
+    contents: ContentHasher | None = None,
     allow_shared: bool = False,
 ) -> Annotations:
     """Read a table of videos and captions.

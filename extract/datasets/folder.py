@@ -10,7 +10,7 @@ from glscl.cache.schema import Annotations
 from glscl.common.errors import InputError, UsageError, telling
 from glscl.common.tables import amount
 from glscl.extract.datasets.annotation_rows import CheckedRow, RawRow, build_from_rows
-from glscl.extract.datasets.own_videos import Contents, OwnVideos
+from glscl.extract.datasets.own_videos import ContentHasher, OwnVideos
 from glscl.extract.datasets.splits import SPLIT_NAMES, choose_protocol
 from glscl.extract.datasets.text_files import examples, read_lines
 from glscl.extract.datasets.video_files import VIDEO_EXTENSIONS, VideoFiles, split_extension
@@ -24,7 +24,7 @@ def read(
     *,
     splits: Sequence[str] | None = None,
     protocol: str | None = None,
-    contents: Contents | None = None,
+    contents: ContentHasher | None = None,
     allow_shared: bool = False,
 ) -> Annotations:
     """List every video file below a folder; the id is its relative path.

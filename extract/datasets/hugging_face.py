@@ -20,7 +20,7 @@ from glscl.common.errors import GlsclError, InputError, StorageError, UsageError
 from glscl.common.remote import remote_errors
 from glscl.extract.datasets.annotation_rows import CheckedRow, RawRow, build_from_rows
 from glscl.extract.datasets.columns import NAMES
-from glscl.extract.datasets.own_videos import Archived, Contents, OwnVideos
+from glscl.extract.datasets.own_videos import Archived, ContentHasher, OwnVideos
 from glscl.extract.datasets.splits import SPLIT_NAMES, choose_protocol
 from glscl.extract.datasets.text_files import check_relative_path, listing
 
@@ -43,7 +43,7 @@ def read(
     splits: Sequence[str] | None = None,
     protocol: str | None = None,
     write: bool = True,
-    contents: Contents | None = None,
+    contents: ContentHasher | None = None,
     allow_shared: bool = False,
 ) -> Annotations:
     """Read the rows of all splits. A set of one split alone is divided as `csv` divides rows without one.

@@ -13,7 +13,7 @@ from glscl.common.staged import remote_file, stamp_of
 from glscl.common.tar_members import TarMember
 from glscl.extract.datasets.video_files import VideoFiles, split_extension
 
-Contents = Callable[[Sequence[str]], Sequence[bytes | OSError]]  # paths → hash of what is in each file
+ContentHasher = Callable[[Sequence[str]], Sequence[bytes | OSError]]  # paths → hash of what is in each file
 
 
 class Archived(NamedTuple):
@@ -38,7 +38,7 @@ class OwnVideos:
     def __init__(
         self,
         paths: Mapping[str, str],
-        contents: Contents | None = None,
+        contents: ContentHasher | None = None,
         *,
         archived: Mapping[str, Archived] | None = None,
         unseen: Mapping[str, str] | None = None,
@@ -51,7 +51,7 @@ class OwnVideos:
         self._files: dict[str, _File | None] = {}
 
     @classmethod
-    def below(cls, folder: Path | None, names: Iterable[str], contents: Contents | None = None) -> OwnVideos:
+    def below(cls, folder: Path | None, names: Iterable[str], contents: ContentHasher | None = None) -> OwnVideos:
         """The files of some names below a folder; without one, those of absolute paths. Raises as `VideoFiles.locate`."""
         names = dict.fromkeys(names)
         if folder is None:

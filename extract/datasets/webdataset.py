@@ -24,7 +24,7 @@ from glscl.common.tables import amount
 from glscl.common.tar_members import TarMember
 from glscl.extract.datasets.annotation_rows import CheckedRow, RawRow, build_from_rows
 from glscl.extract.datasets.columns import captions_of
-from glscl.extract.datasets.own_videos import Archived, Contents, OwnVideos
+from glscl.extract.datasets.own_videos import Archived, ContentHasher, OwnVideos
 from glscl.extract.datasets.splits import SPLIT_NAMES, choose_protocol, split_name
 from glscl.extract.datasets.text_files import check_relative_path, examples, fold, parse_json, refuse, show
 from glscl.extract.datasets.unpacking import content_of_member, member_content, plain_tar, unpack
@@ -112,7 +112,7 @@ def read(
     splits: Sequence[str] | None = None,
     protocol: str | None = None,
     write: bool = True,
-    contents: Contents | None = None,
+    contents: ContentHasher | None = None,
     allow_shared: bool = False,
 ) -> Annotations:
     """List the samples of all shards, and unpack those shards that are compressed.

@@ -15,7 +15,7 @@ HEVC_SETS, HEVC_RASL, HEVC_IRAP = (32, 33, 34), (8, 9), range(16, 22)
 H264_SETS, H264_IDR, H264_SLICES = (7, 8), 5, range(1, 6)
 
 
-class Picture(NamedTuple):
+class CodedPicture(NamedTuple):
     """What a packet holds.
 
     Attributes:
@@ -35,7 +35,7 @@ class Picture(NamedTuple):
     parameters: tuple[bytes, ...] = ()
 
 
-Look = Callable[[memoryview], Picture]
+Look = Callable[[memoryview], CodedPicture]
 
 
 def reader(codec: str, extradata: bytes | None) -> Look | None:
@@ -44,14 +44,14 @@ def reader(codec: str, extradata: bytes | None) -> Look | None:
         split = _splitter(codec, extradata)
         return (lambda data: _h264(split(data))) if codec == "h264" else (lambda data: _hevc(split(data)))
     if codec in INTRA_CODECS:
-        return lambda _: Picture(restart=True)
+        return lambda _: CodedPicture(restart=True)
     return {"mpeg4": _mpeg4, "vp8": _vp8, "vp9": _vp9, "av1": _av1}.get(codec)
 
 
 # --------------------------------------------------------------------------------------------------- H.264 and HEVC
 
 
-def _h264(units: Iterator[memoryview]) -> Picture:
+def _h264(units: Iterator[memoryview]) -> CodedPicture:
     sets = []
     for unit in units:
         kind = unit[0] & 31
@@ -60,25 +60,25 @@ def _h264(units: Iterator[memoryview]) -> Picture:
         if kind in H264_SLICES:
             # of two fields the second may be referred to
             unused = unit[0] >> 5 == 0 and all(other[0] >> 5 == 0 for other in units if other[0] & 31 in H264_SLICES)
-            return Picture(restart=kind == H264_IDR, unused=unused, parameters=tuple(sets))
-    return Picture(parameters=tuple(sets))
+            return CodedPicture(restart=kind == H264_IDR, unused=unused, parameters=tuple(sets))
+    return CodedPicture(parameters=tuple(sets))
 
 
-def _hevc(units: Iterator[memoryview]) -> Picture:
+def _hevc(units: Iterator[memoryview]) -> CodedPicture:
     sets = []
     for unit in units:
         kind = unit[0] >> 1 & 63
         if kind in HEVC_SETS:
             sets.append(bytes(unit))
         if kind < 32 and len(unit) > 1:
-            return Picture(
+            return CodedPicture(
                 restart=kind in HEVC_IRAP,
                 unused=kind < 15 and kind % 2 == 0,  # the sub-layer non-reference pictures
                 layer=(unit[1] & 7) - 1,
                 leading=kind in HEVC_RASL,
                 parameters=tuple(sets),
             )
-    return Picture(parameters=tuple(sets))
+    return CodedPicture(parameters=tuple(sets))
 
 
 def _splitter(codec: str, extradata: bytes | None) -> Callable[[memoryview], Iterator[memoryview]]:
@@ -116,32 +116,32 @@ def _by_start_code(data: memoryview) -> Iterator[memoryview]:
 # ----------------------------------------------------------------------------------------------------------- others
 
 
-def _mpeg4(data: memoryview) -> Picture:
+def _mpeg4(data: memoryview) -> CodedPicture:
     """Volume and layer headers are its parameters. A packet with two pictures (DivX in AVI) is none that is known."""
     text = bytes(data)
     at = text.find(b"\0\0\1\xb6")
     if at < 0 or at + 4 >= len(text) or text.find(b"\0\0\1\xb6", at + 4) >= 0:
-        return Picture()
+        return CodedPicture()
     kind = text[at + 4] >> 6
     layers = [i for i in range(0x20, 0x30) if bytes((0, 0, 1, i)) in text[:at]]
     sets = tuple(text[text.find(bytes((0, 0, 1, i))) : at].split(b"\0\0\1\xb3")[0] for i in layers)
-    return Picture(restart=kind == 0, unused=kind == 2, refers_back=kind == 2, parameters=sets)
+    return CodedPicture(restart=kind == 0, unused=kind == 2, refers_back=kind == 2, parameters=sets)
 
 
-def _vp8(data: memoryview) -> Picture:
-    return Picture(restart=len(data) > 0 and data[0] & 1 == 0)
+def _vp8(data: memoryview) -> CodedPicture:
+    return CodedPicture(restart=len(data) > 0 and data[0] & 1 == 0)
 
 
-def _vp9(data: memoryview) -> Picture:
+def _vp9(data: memoryview) -> CodedPicture:
     """The first frame of a superframe speaks for it: a key frame replaces every reference."""
     if not len(data):
-        return Picture()
+        return CodedPicture()
     bits = f"{data[0]:08b}"
     show_existing, inter = bits[5:7] if bits[2:4] == "11" else bits[4:6]  # a reserved bit comes first in profile 3
-    return Picture(restart=bits[:2] == "10" and show_existing == "0" and inter == "0")
+    return CodedPicture(restart=bits[:2] == "10" and show_existing == "0" and inter == "0")
 
 
-def _av1(data: memoryview) -> Picture:
+def _av1(data: memoryview) -> CodedPicture:
     """A restart is a shown key frame behind a sequence header."""
     at, sequence = 0, False
     while at < len(data):
@@ -159,6 +159,6 @@ def _av1(data: memoryview) -> Picture:
         if kind == 1:
             sequence = at < len(data) and data[at] >> 3 & 1 == 0  # no reduced header, as stills have
         if kind in (3, 6):  # frame header, frame
-            return Picture(restart=sequence and at < len(data) and data[at] >> 4 == 0b0001)
+            return CodedPicture(restart=sequence and at < len(data) and data[at] >> 4 == 0b0001)
         at += length
-    return Picture()
+    return CodedPicture()

@@ -317,7 +317,7 @@ class _PacketSurvey:
         self.headless: str | None = None
         self._keys: list[int] = []  # positions of packets that the container calls key frames
         self._restarts: list[int] = []
-        self._pictures: list[bitstream.Picture] = []
+        self._pictures: list[bitstream.CodedPicture] = []
         self._codec = codec
         self._look = bitstream.reader(codec, extradata)
         self._known = extradata or b""
@@ -331,7 +331,7 @@ class _PacketSurvey:
         if packet.pts is None:
             self.unstamped += 1
             return
-        picture = self._look(memoryview(packet)) if self._look else bitstream.Picture()
+        picture = self._look(memoryview(packet)) if self._look else bitstream.CodedPicture()
         if picture.parameters:
             self._learn(picture.parameters)
         restart = picture.restart and packet.is_keyframe

@@ -25,7 +25,7 @@ from glscl.common.errors import InputError, NotFoundError, UsageError
 from glscl.extract.datasets.text_files import check_memo, read_bytes, show
 from glscl.extract.datasets.video_files import VideoFiles
 from glscl.extract.decode.jobs import JobPool
-from glscl.extract.importing.layouts import Entries, Times, arrange, only
+from glscl.extract.importing.layouts import NamedReaders, Times, arrange, only
 from glscl.extract.importing.samples import TARS, open_samples
 
 TEXTS_SECONDS = 60.0  # for the names in an HDF5 file
@@ -42,7 +42,7 @@ class Arrays:
     """
 
     path: Path
-    entries: Entries
+    entries: NamedReaders
     files: dict[str, Path]
     clocks: dict[str, Times] = field(default_factory=dict)
     named: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -130,7 +130,7 @@ def open_arrays(path: Path) -> Iterator[Arrays]:
 
 def _of_folder(folder: Path, stack: ExitStack) -> Arrays:
     files, shards = _files(folder)
-    read: Entries = {name: partial(_only_array, file) for name, file in files.items()}
+    read: NamedReaders = {name: partial(_only_array, file) for name, file in files.items()}
     entries, clocks = _arranged(folder, read)
     there = {name: files[name] for name in entries if name in files}
     for name, file in there.items():
@@ -146,7 +146,7 @@ def _of_folder(folder: Path, stack: ExitStack) -> Arrays:
     return Arrays(folder, entries, there, clocks, named)
 
 
-def _arranged(path: Path, entries: Entries) -> tuple[Entries, dict[str, Times]]:
+def _arranged(path: Path, entries: NamedReaders) -> tuple[NamedReaders, dict[str, Times]]:
     try:
         return arrange(entries, lambda value: _array(value, Budget(path)))
     except InputError:
@@ -198,7 +198,7 @@ def _own_times(path: Path) -> np.ndarray:
         return np.zeros(0) if clock is None else _array(clock.read(), Budget(path)) * clock.seconds
 
 
-def _entries(path: Path, stack: ExitStack) -> Entries:
+def _entries(path: Path, stack: ExitStack) -> NamedReaders:
     reader = _table if path.suffix.lower() == ".lance" else _READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{path}: a file of an unknown kind; known are {_KNOWN}")
@@ -223,7 +223,7 @@ def _reason(error: Exception) -> str:
 # --- kinds of files ---------------------------------------------------------------------------------------------------
 
 
-def _npy(path: Path, stack: ExitStack) -> Entries:
+def _npy(path: Path, stack: ExitStack) -> NamedReaders:
     """An array, or what `numpy.save` makes of a dictionary: a pickle behind a header."""
     with open(path, "rb") as file:
         version = np.lib.format.read_magic(file)  # np.load would also take other kinds of files
@@ -244,7 +244,7 @@ def _unpickled(path: Path, data: bytes) -> Any:
     return found
 
 
-def _npz(path: Path, stack: ExitStack) -> Entries:
+def _npz(path: Path, stack: ExitStack) -> NamedReaders:
     check_zip(path)
     archive = np.load(path, allow_pickle=False)
     if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -253,7 +253,7 @@ def _npz(path: Path, stack: ExitStack) -> Entries:
     return {name: lambda name=name: archive[name] for name in archive.files}
 
 
-def _zip(path: Path, stack: ExitStack) -> Entries:
+def _zip(path: Path, stack: ExitStack) -> NamedReaders:
     """A folder of .npy files that was packed; what else is in it is not looked at, as in a folder."""
     check_zip(path)
     archive = stack.enter_context(np.load(path, allow_pickle=False))
@@ -264,12 +264,12 @@ def _zip(path: Path, stack: ExitStack) -> Entries:
     return {name.removesuffix(".npy"): lambda name=name: archive[name] for name in names}
 
 
-def _h5(path: Path, stack: ExitStack) -> Entries:
+def _h5(path: Path, stack: ExitStack) -> NamedReaders:
     import h5py
 
     objects: Any = import_module("h5py.h5o")  # typed stubs leave it out
     file = stack.enter_context(h5py.File(path, "r"))
-    entries: Entries = {}
+    entries: NamedReaders = {}
 
     def visit(name: bytes, about: Any) -> None:
         if about.type == objects.TYPE_DATASET:  # opened when it is read: an open one takes 15 kB
@@ -384,7 +384,7 @@ def _numbers(column: Any) -> np.ndarray:
     return values.reshape(len(whole), -1) if "list" in kind else values
 
 
-def _table(path: Path, stack: ExitStack) -> Entries:
+def _table(path: Path, stack: ExitStack) -> NamedReaders:
     """A table whose columns are `name`, `vector`, and perhaps `time` in seconds: what `export` writes."""
     kind = "lance" if path.suffix.lower() == ".lance" else "parquet"
     try:
@@ -403,7 +403,7 @@ def _table(path: Path, stack: ExitStack) -> Entries:
     starts = [0, *(i for i in range(1, len(names)) if names[i] != names[i - 1]), len(names)]
     if len({names[start] for start in starts[:-1]}) < len(starts) - 1:
         raise ValueError("the rows of a name do not stand one after another")
-    entries: Entries = {}
+    entries: NamedReaders = {}
     for start, stop in zip(starts, starts[1:]):
         if "time" in columns:
             entries[f"{names[start]}/features"] = partial(rows, "vector", start, stop)
@@ -413,7 +413,7 @@ def _table(path: Path, stack: ExitStack) -> Entries:
     return entries
 
 
-def _torch(path: Path, stack: ExitStack) -> Entries:
+def _torch(path: Path, stack: ExitStack) -> NamedReaders:
     import torch
 
     check_torch_file(path)
@@ -429,7 +429,7 @@ def _torch(path: Path, stack: ExitStack) -> Entries:
     return _flat(value, Budget(path))
 
 
-def _pickle(path: Path, stack: ExitStack) -> Entries:
+def _pickle(path: Path, stack: ExitStack) -> NamedReaders:
     return _flat(_unpickle(path, read_bytes(path)), Budget(path))
 
 
@@ -444,7 +444,7 @@ def _unpickle(path: Path, data: bytes) -> Any:
         ) from None
 
 
-_READERS: dict[str, Callable[[Path, ExitStack], Entries]] = {
+_READERS: dict[str, Callable[[Path, ExitStack], NamedReaders]] = {
     ".npy": _npy,
     ".npz": _npz,
     ".zip": _zip,
@@ -477,12 +477,12 @@ class Budget:
             raise ValueError(f"its containers repeat each other to far more than its {self.size} bytes")
 
 
-def _flat(value: Any, budget: Budget, prefix: str = "") -> Entries:
+def _flat(value: Any, budget: Budget, prefix: str = "") -> NamedReaders:
     """The leaves of nested dictionaries, their keys joined by slashes."""
     budget.spend(len(prefix))
     if not isinstance(value, dict):
         return {prefix: lambda: value}
-    entries: Entries = {}
+    entries: NamedReaders = {}
     for key, inner in value.items():
         if isinstance(key, bool) or not isinstance(key, (str, int)):
             raise ValueError(f"the key {show(key)} is not a string")

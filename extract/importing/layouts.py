@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Read = Callable[[], Any]
-Entries = dict[str, Read]  # name → reads its value; "" is the name of an array that has none
+NamedReaders = dict[str, Read]  # name → reads its value; "" is the name of an array that has none
 
 _SECONDS = {"timestamps": 1.0, "times": 1.0, "timestamps_ms": 1e-3}  # what times are called, with their unit
 _RATE = "fps"  # of the video, not of the features: nothing follows from it
 _LENGTHS = ("lengths", "num_frames", "n_frames")
 _IDS = ("video_ids", "video_id", "ids", "names", "video_names", "keys", "filenames")
 _FEATURES = ("features", "clip_embeddings")
-_BESIDE = re.compile(rf"(.+)_(timestamps_ms|{_RATE})")  # video0_timestamps_ms beside video0_clip
+_TIMES_OF_CLIP = re.compile(rf"(.+)_(timestamps_ms|{_RATE})")  # video0_timestamps_ms beside video0_clip
 
 
 class Times(NamedTuple):
@@ -34,11 +34,11 @@ class Times(NamedTuple):
 class Arranged(NamedTuple):
     """Entries by the name of their video, and the times of those that have some."""
 
-    entries: Entries
+    entries: NamedReaders
     times: dict[str, Times]
 
 
-def arrange(entries: Entries, as_array: Callable[[Any], np.ndarray]) -> Arranged:
+def arrange(entries: NamedReaders, as_array: Callable[[Any], np.ndarray]) -> Arranged:
     """Entries called after their videos.
 
     Understood are `ID/features` with `ID/timestamps` beside, `ID_clip` with `ID_fps` and `ID_timestamps_ms`, and one array
@@ -53,12 +53,12 @@ def arrange(entries: Entries, as_array: Callable[[Any], np.ndarray]) -> Arranged
     if listed is not None:
         return listed
     inside: dict[str, dict[str, str]] = defaultdict(dict)  # folder → last part of a name → entry
-    beside: dict[str, dict[str, str]] = defaultdict(dict)  # video → what stands beside it → entry
+    times_of: dict[str, dict[str, str]] = defaultdict(dict)  # video → what stands beside it → entry
     for name in entries:
         folder, _, last = name.rpartition("/")
         inside[folder][last.lower()] = name
-        if found := _BESIDE.fullmatch(name):
-            beside[found[1]][found[2]] = name
+        if found := _TIMES_OF_CLIP.fullmatch(name):
+            times_of[found[1]][found[2]] = name
     made, times = dict(entries), {}
     for folder, parts in inside.items():
         key = next((each for each in _FEATURES if each in parts), None)
@@ -71,7 +71,7 @@ def arrange(entries: Entries, as_array: Callable[[Any], np.ndarray]) -> Arranged
                 made.pop(parts[other])
                 times.setdefault(name, Times(entries[parts[other]], seconds))
         made.pop(parts.get(_RATE, ""), None)
-    for video, parts in beside.items():
+    for video, parts in times_of.items():
         owners = [name for name in entries if name.startswith(f"{video}_") and name not in parts.values()]
         if len(parts) == 2 and len(owners) == 1:
             made[video] = made.pop(owners[0])
@@ -92,7 +92,7 @@ def only(entries: Mapping[str, Any]) -> str:
     return named[0] if len(entries) > 1 else next(iter(entries))
 
 
-def _listed(entries: Entries, as_array: Callable[[Any], np.ndarray]) -> Arranged | None:
+def _listed(entries: NamedReaders, as_array: Callable[[Any], np.ndarray]) -> Arranged | None:
     """One array of all videos, with their names and perhaps lengths and times beside it; None for other layouts."""
     last = {name.rpartition("/")[2].lower(): name for name in entries}
     ids = next((last[key] for key in _IDS if key in last), None)
@@ -120,7 +120,7 @@ def _listed(entries: Entries, as_array: Callable[[Any], np.ndarray]) -> Arranged
             )
     stops = [None if length is None else int(length) for length in lengths]
 
-    def of_each(array: np.ndarray) -> Entries:
+    def of_each(array: np.ndarray) -> NamedReaders:
         return {name: partial(lambda row, stop: array[row][:stop], i, stops[i]) for i, name in enumerate(names)}
 
     clock = next((each for each in _SECONDS if each in last), None)

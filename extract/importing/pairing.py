@@ -54,17 +54,17 @@ class EntryFrames(NamedTuple):
 
 FrameReaders = Mapping[str, Callable[[], EntryFrames]]  # id → reads its frames
 RowReaders = Mapping[str, Callable[[], np.ndarray]]  # id → reads its float32 rows, (n, D)
-Place = TypeVar("Place")
-Rows = TypeVar("Rows")
+Located = TypeVar("Located")
+ReadRows = TypeVar("ReadRows")
 
 
-class _Readers(Mapping[str, Callable[[], Rows]], Generic[Place, Rows]):
+class _Readers(Mapping[str, Callable[[], ReadRows]], Generic[Located, ReadRows]):
     """id → reads its rows. Of each is kept only where its rows are: of a million, readers would take 300 MB."""
 
-    def __init__(self, places: Mapping[str, Place], read: Callable[[Place], Rows]) -> None:
+    def __init__(self, places: Mapping[str, Located], read: Callable[[Located], ReadRows]) -> None:
         self._places, self._read = places, read
 
-    def __getitem__(self, id: str) -> Callable[[], Rows]:
+    def __getitem__(self, id: str) -> Callable[[], ReadRows]:
         return partial(self._read, self._places[id])
 
     def __iter__(self) -> Iterator[str]:

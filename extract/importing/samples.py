@@ -16,7 +16,7 @@ import numpy as np
 from glscl.common.archive_limits import check_unpacked, check_zip
 from glscl.common.errors import InputError, first_line
 from glscl.extract.datasets.text_files import show
-from glscl.extract.importing.layouts import Entries, only
+from glscl.extract.importing.layouts import NamedReaders, only
 
 TARS = (".tar", ".tar.gz", ".tgz")
 _JSON_LIMIT = 1 << 20  # bytes of the .json of a sample
@@ -30,7 +30,7 @@ class Samples(NamedTuple):
         named: field of their .json → key → what the sample is called there.
     """
 
-    entries: Entries
+    entries: NamedReaders
     named: dict[str, dict[str, str]]
 
 
@@ -40,7 +40,7 @@ def open_samples(path: Path, stack: ExitStack) -> Samples:
     Raises:
         InputError: it cannot be read, or holds none.
     """
-    entries: Entries = {}
+    entries: NamedReaders = {}
     named: dict[str, dict[str, str]] = {}
     try:
         archive = stack.enter_context(tarfile.open(path))  # noqa: SIM115

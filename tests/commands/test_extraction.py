@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from glscl.cache.store import open_store
 from glscl.commands.printing import print_extraction
 
 
@@ -178,3 +179,23 @@ def test_of_two_processes_that_end_in_the_same_moment_one_speaks():
     done = SimpleNamespace(finished_here=False, complete=True, already_complete=False)
     print_extraction(run, Path("cache"), done)
     assert said == []
+
+
+def test_a_run_s_own_record_extracts_what_it_was_trained_on(glscl, trained, tmp_path):
+    """With its run.json other videos become features that the run reads; options override it."""
+    data = ("--dataset", "csv", "--annotations", trained / "captions.csv", "--videos", trained / "videos")
+    as_run = ("extract", *data, "--config", trained / "run" / "run.json", "--limit", 1)
+    assert glscl(*as_run, "--out", tmp_path / "other")[0] == 0
+    assert (
+        glscl("eval", "--run", trained / "run", "--cache", tmp_path / "other", "--list", "csv-captions-first1")[0] == 0
+    )
+    assert glscl(*as_run, "--out", tmp_path / "faster", "--fps", 2)[0] == 0
+    assert open_store(tmp_path / "faster").configuration["sampling"]["fps"] == 2
+
+
+def test_the_record_of_a_list_is_a_settings_file_too(glscl, trained, tmp_path):
+    made = open_store(trained / "cache")
+    data = ("--dataset", "csv", "--annotations", trained / "captions.csv", "--videos", trained / "videos", "--limit", 1)
+    record = next((trained / "cache" / "lists").rglob(f"{made.list_hash}.json"))
+    assert glscl("extract", *data, "--config", record, "--out", tmp_path / "again")[0] == 0
+    assert open_store(tmp_path / "again").fingerprint == made.fingerprint

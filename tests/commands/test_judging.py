@@ -245,3 +245,12 @@ def test_runs_that_were_not_judged_are_all_named_and_judged_where_that_is_wanted
     one_line(glscl("compare", a, b), b, "was not judged", f"glscl eval --run {b}")
     assert glscl("report", a, b, "--judge", "--out", tmp_path / "r.html")[0] == 0
     assert (b / "result.json").is_file() and (a / "result.json").stat().st_mtime_ns == written
+
+
+def test_an_evaluation_is_told_by_a_settings_file(glscl, two_runs, tmp_path):
+    (tmp_path / "eval.toml").write_text(f'run = "{two_runs[0]}"\nnormalise = ["dsl", "csls"]\nseed = 3\n')
+    for more, names in (((), ["dsl", "csls"]), (("--normalise", "nnn"), ["nnn"])):
+        status, _, said = glscl("eval", "--config", tmp_path / "eval.toml", "-v", *more)
+        settings = json.loads((two_runs[0] / "result.json").read_text())["settings"]
+        assert status == 0 and settings["normalise"] == names and settings["seed"] == 3
+        assert f"normalise = {names}" in said

@@ -11,6 +11,7 @@ import pytest
 import typer
 
 from glscl.commands import options
+from glscl.commands.options import BY_COMMAS
 from glscl.common.settings import build, setting
 
 
@@ -19,6 +20,7 @@ class Brewing:
     minutes: int = setting(4, "How long.", group="Tea", min=1)
     leaf: str = setting("green", "Which.", group="Tea", choices=("green", "black"), default_from="the pot's")
     strain: bool = setting(True, "Strain it.", group="Tea")
+    steeping: int = setting(0, "How long it stands.", group="Tea", name="steeping_time")
     seed: int = setting(0, "Seed.", option=False)
 
 
@@ -34,9 +36,11 @@ def brew(monkeypatch, capsys):
         asked: dict[str, Any],
         pot: Annotated[Path, typer.Option(help="Which pot.")],
         cups: Annotated[list[str] | None, typer.Option(help="Cups.")] = None,
+        guests: Annotated[str | None, typer.Option("--for", help="Names, separated by commas."), BY_COMMAS] = None,
     ) -> None:
         """Brew."""
-        heard.update(asked=asked, pot=pot, cups=cups, seed=run.seed, settings=build(Brewing, {"leaf": "black"}, asked))
+        heard.update(asked=asked, pot=pot, cups=cups, guests=guests, seed=run.seed)
+        heard.update(settings=build(Brewing, {"leaf": "black"}, asked))
 
     @options.command()
     def pour(run: options.Run) -> None:
@@ -70,6 +74,15 @@ def test_options_override_a_settings_file(brew, tmp_path):
     assert heard["pot"] == Path("b") and heard["cups"] == ["x"]
 
 
+def test_a_settings_file_calls_an_option_as_the_command_line_does(brew, tmp_path):
+    file = tmp_path / "tea.toml"
+    file.write_text('pot = "b"\ncups = "x"\nfor = ["Ann", "Bo"]\nsteeping-time = 3\n')
+    heard, status, error = brew("--config", str(file))
+    assert status == 0, error
+    assert (heard["cups"], heard["guests"], heard["asked"]) == (["x"], "Ann,Bo", {"steeping": 3})
+    assert brew("--config", str(file), "--for", "Cy")[0]["guests"] == "Cy"
+
+
 def test_the_record_of_a_run_is_a_settings_file(brew, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"settings": {"minutes": 7, "seed": 1}}))
     heard, _, _ = brew("--pot", "a", "--config", str(tmp_path / "run.json"))
@@ -83,6 +96,7 @@ def test_the_record_of_a_run_is_a_settings_file(brew, tmp_path):
         ('minutes = "3"', "--minutes is '3'; expected int"),
         ("minutes = 0", "--minutes is 0; expected at least 1"),
         ("pot = 3", "--pot is 3; expected Path"),
+        ("for = [3]", "--for is 3; expected str"),
         ('device = "abacus"', "--device is 'abacus'"),
         ("", "--pot is needed. Give it on the command line or in the file of --config"),
     ],

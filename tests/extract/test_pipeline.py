@@ -11,14 +11,21 @@ from msgspec import structs
 from glscl.cache.library import Library, open_library
 from glscl.cache.schema import STREAMS, Annotations, Status, TextItem, VideoItem
 from glscl.cache.store import Store, open_store
-from glscl.common.errors import CacheIncompleteError, DecodeError, FingerprintError, InputError, NotFoundError
+from glscl.common.errors import (
+    CacheIncompleteError,
+    DecodeError,
+    FingerprintError,
+    InputError,
+    NotFoundError,
+    UsageError,
+)
 from glscl.common.settings import build
 from glscl.extract import engine, pipeline
 from glscl.extract.backbone.encoder import expected_preprocessing, load_backbone
 from glscl.extract.batching import Stopwatch
 from glscl.extract.datasets import first_videos
 from glscl.extract.decode.video import decode
-from glscl.extract.pipeline import _bound_by, extract
+from glscl.extract.pipeline import _bound_by, extract, settings_of
 from glscl.extract.settings import ExtractSettings
 
 HERE = pytest.mark.usefixtures("decoded_here")
@@ -266,6 +273,40 @@ def test_settings_in_force_are_kept_in_the_cache_and_leave_the_fingerprint_alone
     assert build(ExtractSettings, kept).max_frames == 1 and kept["batch_frames"] == 7 and kept["part"] is None
     assert (kept["backbone"], kept["max_words"], kept["precision"]) == (backbone.name, 12, "fp32")
     assert a.fingerprint == b.fingerprint
+
+
+@HERE
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fps": "native", "max_frames": 2, "dtype": "float32", "decoder": "pyav"},
+        {"sampling": "public", "preprocess": "fast", "tokens": False, "precision": "bf16", "mean": "0.5"},
+        {"max_words": 9, "pad_tokens": True, "resize_mode": "squash", "quick_gelu": True},
+    ],
+)
+def test_what_a_cache_says_of_itself_makes_the_same_features_again(corpus, tiny_clip, tmp_path, options):
+    few, asked = first_videos(corpus, 1), {"backbone": f"local-dir:{tiny_clip()}", "max_words": 12, "workers": 1}
+    extract(few, tmp_path / "a", ExtractSettings(**asked | options))
+    made = open_store(tmp_path / "a").configuration
+    again = build(ExtractSettings, settings_of(made), {"workers": 1})
+    assert {name: getattr(again, name) for name in options if name != "mean"} == {
+        name: value for name, value in options.items() if name != "mean"
+    }
+    extract(few, tmp_path / "b", again)
+    assert open_store(tmp_path / "b").configuration == made
+
+
+@pytest.mark.parametrize(
+    ("configuration", "message"),
+    [
+        ({"backbone": {"name": "a", "pretrained": "imported"}, "sampling": {}}, "imported features"),
+        ({"backbone": {"name": "a", "pretrained": "b"}}, "does not say how .*sampling"),
+        ("all of it", "does not say how"),
+    ],
+)
+def test_what_no_extraction_made_is_not_extracted_again(configuration, message):
+    with pytest.raises(UsageError, match=message):
+        settings_of(configuration)
 
 
 @pytest.mark.parametrize("predicted", [True, False])

@@ -20,7 +20,7 @@ from glscl.cache.schema import TextFeatures, VideoFeatures
 from glscl.train_head.distributed import average_gradients
 from glscl.train_head.finetuning.backbone_and_head import Captions, Clips, EndToEnd
 
-Side = TypeVar("Side", TextFeatures, VideoFeatures)
+Features = TypeVar("Features", TextFeatures, VideoFeatures)
 
 
 def backward_in_chunks(
@@ -81,7 +81,7 @@ def _part(clips: Clips | VideoFeatures, start: int, stop: int) -> Clips | VideoF
     return VideoFeatures(*(field[start:stop] for field in clips))
 
 
-def _joined(sides: list[Side]) -> Side:
+def _joined(sides: list[Features]) -> Features:
     """The features of all chunks as tensors that gather gradients; masks as they are."""
     return type(sides[0])._make(_leaf([field for field in fields if field is not None]) for fields in zip(*sides))
 

@@ -157,7 +157,7 @@ def resolve_finetune(
         from glscl.train_head.checkpoint import read_run  # here: settings are read to list options, without torch
 
         start = read_run(Path(asked["start"]))
-        if asked.get("options"):
+        if asked.get("options") and asked["options"] != start["options"]:
             raise UsageError("`option` and `adapter` are of a fresh head; the one of `run` keeps its own")
         head = asked.get("head")
         if head is None:

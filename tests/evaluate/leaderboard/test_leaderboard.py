@@ -31,8 +31,8 @@ def board(store, tmp_path_factory):
 
 def test_a_row_is_the_mean_of_its_seeds_with_an_interval_and_costs(board):
     out, found = board
-    assert {row.head for row in found.standings} == {*HEADS}
-    for row in found.standings:
+    assert {row.head for row in found.rows} == {*HEADS}
+    for row in found.rows:
         results = [json.loads((run / "result.json").read_text()) for run in row.runs]
         assert len(results) == 2 and len({run.name for run in row.runs}) == 2
         for direction, metric in (("text_to_video", "R@1"), ("video_to_text", "R@10")):
@@ -41,7 +41,7 @@ def test_a_row_is_the_mean_of_its_seeds_with_an_interval_and_costs(board):
             assert low <= value <= high
         assert row.deviation == pytest.approx(stdev(each["text_to_video"]["R@1"] for each in results))
         assert row.parameters == (2 * 8 * 8 if row.head == "projection" else 0) + 1 and row.seconds > 0
-    first, second = found.standings
+    first, second = found.rows
     assert first.metrics["text_to_video"]["R@1"] >= second.metrics["text_to_video"]["R@1"]
     assert first.p is None and 0 < second.p <= 1
     assert json.loads((out / "leaderboard.json").read_text())["rows"][0]["head"] == first.head
@@ -57,11 +57,11 @@ def test_what_is_done_is_not_done_again_and_more_seeds_are_added(board, store, m
         "glscl.evaluate.leaderboard.leaderboard.evaluate_run", lambda *args, **named: judged.append(args)
     )
     again = leaderboard(store, out, QUICK, heads=HEADS, seeds=2)
-    assert not judged and again.standings[0].metrics == before.standings[0].metrics
+    assert not judged and again.rows[0].metrics == before.rows[0].metrics
     assert {path: path.stat().st_mtime_ns for path in out.rglob("best.safetensors")} == weights
     monkeypatch.undo()
     more = leaderboard(store, out, QUICK, heads=["mean_pool"], seeds=3)
-    assert len(more.standings[0].runs) == 3
+    assert len(more.rows[0].runs) == 3
 
 
 def test_heads_that_do_not_fit_are_left_out_with_the_reason(store, monkeypatch):

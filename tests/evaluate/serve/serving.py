@@ -16,7 +16,7 @@ import torch
 
 from glscl.evaluate.serve.app import Site
 from glscl.evaluate.serve.served_caches import open_catalog
-from glscl.evaluate.serve.server import Place, Server
+from glscl.evaluate.serve.server import Server, ServerAddress
 from glscl.evaluate.serve.settings import ServeSettings
 
 MARKUP = "<img src=x onerror=document.title='hit'>"
@@ -76,7 +76,7 @@ class Reply(NamedTuple):
 class Served:
     """A running server, asked over a real connection."""
 
-    def __init__(self, site: Site, place: Place) -> None:
+    def __init__(self, site: Site, place: ServerAddress) -> None:
         self.site, self.place = site, place
         self.url = place.url.partition("?")[0].rstrip("/")
 
@@ -93,7 +93,7 @@ class Served:
 @contextmanager
 def running(caches: list[Path], runs: list[Path] | None = None, **settings: Any) -> Iterator[Served]:
     asked = ServeSettings(**{"port": 0, "workers": 1, **settings})
-    place = Place(asked)
+    place = ServerAddress(asked)
     site = Site(open_catalog(caches, runs or [], device=torch.device("cpu")), asked, paths=not place.public)
     site.warm()
     ready = threading.Event()

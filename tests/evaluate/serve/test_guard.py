@@ -9,7 +9,7 @@ import pytest
 from serving import running
 
 from glscl.common.errors import UsageError
-from glscl.evaluate.serve.server import Place
+from glscl.evaluate.serve.server import ServerAddress
 from glscl.evaluate.serve.settings import ServeSettings
 
 
@@ -112,9 +112,9 @@ def test_on_the_network_nobody_comes_in_without_the_token(made):
 
 def test_a_port_that_is_taken_is_one_line(served):
     with pytest.raises(UsageError, match=f"port {served.place.port}"):
-        Place(ServeSettings(port=served.place.port))
+        ServerAddress(ServeSettings(port=served.place.port))
     with pytest.raises(UsageError, match="Cannot serve at"):
-        Place(ServeSettings(host="no such host"))
-    own = Place(ServeSettings(port=0))
+        ServerAddress(ServeSettings(host="no such host"))
+    own = ServerAddress(ServeSettings(port=0))
     assert own.token is None and not own.public and own.url == f"http://127.0.0.1:{own.port}/"
     own.socket.close()

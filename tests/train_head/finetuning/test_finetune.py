@@ -278,6 +278,7 @@ def test_the_second_pass_takes_head_options_and_frames_from_the_run(trained_head
         resolve_finetune({"head": "xpool", **given}, dataset="made")
     with pytest.raises(UsageError, match="`option` and `adapter` are of a fresh head"):
         resolve_finetune({"options": {"adapter": "mlp"}, **given}, dataset="made")
+    assert resolve_finetune(as_dict(settings), dataset="made") == settings  # as from its own run.json
     with pytest.raises(UsageError, match="`lora_rank` leaves the backbone as it is"):
         resolve_finetune({"lora_rank": 4, "freeze_layers": 1, **given}, dataset="made")
     with pytest.raises(UsageError, match="begun with 'text'"):

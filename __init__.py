@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from glscl.evaluate.evaluation import Evaluation
     from glscl.evaluate.evaluation import evaluate_run as evaluate
     from glscl.evaluate.metrics import retrieval_metrics
-    from glscl.evaluate.report.validation import train
     from glscl.evaluate.search.model import Model, load_run
     from glscl.evaluate.serve.client import Client
     from glscl.evaluate.settings import EvaluateSettings
+    from glscl.evaluate.validating.validation import train
     from glscl.extract.backbone.encoder import Backbone, load_backbone
     from glscl.extract.datasets import read_dataset
     from glscl.extract.decode.video import decode
@@ -98,7 +98,7 @@ _DEFINED = {  # name → module:name in it
     "open_cache": "cache.store:open_store",
     "read_dataset": "extract.datasets:read_dataset",
     "retrieval_metrics": "evaluate.metrics:retrieval_metrics",
-    "train": "evaluate.report.validation:train",
+    "train": "evaluate.validating.validation:train",
 }
 
 

@@ -37,7 +37,7 @@ from glscl.cache.table import FeatureTable
 from glscl.common.versions import versions
 from glscl.demo.stages import SECOND_PASS
 from glscl.evaluate.evaluation import evaluate_run, validation_metrics
-from glscl.evaluate.from_pixels import evaluate_from_pixels
+from glscl.evaluate.second_pass.from_pixels import evaluate_from_pixels
 from glscl.evaluate.settings import EvaluateSettings
 from glscl.train_head.checkpoint import load_run
 from glscl.train_head.finetuning.finetune import finetune

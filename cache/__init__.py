@@ -77,7 +77,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    # zarr, h5py and torch are imported on first use, so that `glscl --help` answers at once.
+    # zarr, h5py and torch are imported on first use, so that a list of the commands is there at once.
     if name in _MODULES:
         return getattr(import_module(f"glscl.cache.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

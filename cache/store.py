@@ -34,7 +34,7 @@ from glscl.cache.schema import STREAMS, Annotations, Expected, FramePosition, Sp
 from glscl.cache.shard_arrays import FLOAT, LAYOUT, decode_features, pack_strings
 from glscl.common.arguments import types_checked
 from glscl.common.errors import CacheCorruptError, CacheIncompleteError, Hint, NotFoundError, UsageError
-from glscl.common.settings import recorded_command
+from glscl.common.recorded_commands import recorded_command
 
 if TYPE_CHECKING:
     import torch

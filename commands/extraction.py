@@ -15,12 +15,13 @@ import typer
 from glscl.commands.options import ANYWHERE, COMMANDS, Run, command, command_line
 from glscl.commands.printing import print_extraction, print_failures, print_forecast, print_splits
 from glscl.commands.shared import CacheFolderOption, DatasetOption, share_of
+from glscl.commands.typed_commands import with_option
 from glscl.commands.wording import hint_text, worded
 from glscl.common.devices import cores
 from glscl.common.errors import CacheCorruptError, FingerprintError, Hint, UsageError
 from glscl.common.progress import counted
 from glscl.common.ray_cluster import ray_module
-from glscl.common.settings import build, home, with_option
+from glscl.common.settings import build, home
 from glscl.common.tables import amount
 from glscl.extract.settings import ExtractSettings, ImportSettings, ListSettings
 

@@ -127,7 +127,7 @@ def eval(
         store = open_cache(cache, at, list)
         judge = partial(evaluate_run, store, at, settings)
         if videos is not None and at is not None:
-            from glscl.evaluate.from_pixels import evaluate_from_pixels
+            from glscl.evaluate.second_pass.from_pixels import evaluate_from_pixels
 
             judge = partial(evaluate_from_pixels, store, at, settings, videos=videos)
     with counted(run.progress, "score", "pairs") as pairs:

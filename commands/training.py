@@ -141,7 +141,7 @@ def _trained(
     run: Run, store: Store, out: Path, settings: TrainSettings, train: Callable[..., TrainResult]
 ) -> TrainResult:
     """What comes of `train`, and said."""
-    from glscl.evaluate.report.validation import validation_of
+    from glscl.evaluate.validating.validation import validation_of
 
     with _resumable(out):
         done = train(

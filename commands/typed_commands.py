@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from glscl.common.settings import home, with_option
+from glscl.common.settings import home
 
 _MAKERS = ("extract", "import-features")  # commands that take --out and --format
 _FORMAT = "zarr"  # where --format is not given
@@ -42,6 +42,20 @@ def with_weights(command: str, settings: Mapping[str, Any]) -> str:
     for option in ("--pretrained", "--out"):
         command = with_option(command, option, None)
     return f"{command} --pretrained {shlex.quote(str(settings['pretrained']))} --out {settings['out']}"
+
+
+def with_option(command: str, option: str, value: str | None) -> str:
+    """A command line with another value of an option, or (None) without it; as it stands where it has none."""
+    words, kept = shlex.split(command), []
+    while words:
+        word = words.pop(0)
+        if word == option and words:
+            words.pop(0)
+        elif not word.startswith(option + "="):
+            kept.append(word)
+            continue
+        kept += [] if value is None else [option, value]
+    return shlex.join(kept)
 
 
 def _value(words: list[str], option: str) -> str | None:

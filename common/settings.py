@@ -14,8 +14,6 @@ import dataclasses
 import json
 import math
 import os
-import re
-import shlex
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +23,6 @@ from glscl.common.addresses import local_path
 from glscl.common.errors import InputError, NotFoundError, UsageError
 
 Kind = TypeVar("Kind")
-_OPTION = re.compile(r"-v$|-?\d|--[a-z][a-z-]*(=|$)")  # or a negative number
 
 
 class About(TypedDict, total=False):
@@ -176,41 +173,6 @@ def read_settings_file(
     if not isinstance(found, Mapping):
         raise InputError(f"{path} holds no settings: found a {type(found).__name__}, expected names and values")
     return {name.replace("-", "_"): value for name, value in found.items()}
-
-
-def with_option(command: str, option: str, value: str | None) -> str:
-    """A command line with another value of an option, or (None) without it; as it stands where it has none."""
-    words, kept = shlex.split(command), []
-    while words:
-        word = words.pop(0)
-        if word == option and words:
-            words.pop(0)
-        elif not word.startswith(option + "="):
-            kept.append(word)
-            continue
-        kept += [] if value is None else [option, value]
-    return shlex.join(kept)
-
-
-_COMMAND = re.compile(r"[a-z-]+")
-_COMMAND_LINE = ("extract", "import-features", "demo")  # that make lists, which record how they were made
-
-
-def recorded_command(text: str, among: Sequence[str] | None = _COMMAND_LINE) -> str | None:
-    """A command line that a list, run or result records, written anew with every word quoted; None where it is none of ours.
-
-    A record may be anybody's, and people type what they are told: what begins with another program, or with another command
-    than `among` (None: of any name), is not told, and nor is what would be shown as something else than it is.
-    """
-    try:
-        words = shlex.split(text)
-    except ValueError:
-        return None
-    if len(words) < 2 or words[0] != "glscl" or (words[1] not in among if among else not _COMMAND.fullmatch(words[1])):
-        return None
-    if not text.isprintable() or any(word.startswith("-") and not _OPTION.match(word) for word in words[2:]):
-        return None
-    return shlex.join(words)
 
 
 def home() -> Path:

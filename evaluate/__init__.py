@@ -17,7 +17,6 @@ In reading order:
     graded            several right answers a query, and TREC's files
     evaluation        a head on one split of a cache: the result file
     ensemble          several runs judged as one
-    from_pixels       a second pass judged from pixels
     result_record     what stands in a result file, checked
     evaluated_run     what is known about one evaluated run, read back
     paired            two lists of ranks, query by query
@@ -29,6 +28,8 @@ Wings, which an evaluation never loads:
     compare/          runs side by side
     leaderboard/      all heads on one cache, over seeds
     report/           one HTML page about some runs
+    validating/       a training that is validated as runs are judged
+    second_pass/      a second pass judged from pixels
     search/           from a sentence to videos
     moment_retrieval/ when in its video a caption happens
     serve/            a page and an API to search with

@@ -13,7 +13,7 @@ from glscl.cache.library import Library, open_library
 from glscl.cache.lists import current_version, list_names
 from glscl.cache.store import Store, choose_list
 from glscl.common.errors import FingerprintError, Hint, NotFoundError
-from glscl.common.settings import recorded_command
+from glscl.common.recorded_commands import recorded_command
 
 # Parts of a cache's configuration that decide whether a head understands its features. The others (sampling, numbers of
 # words, dtype) may differ, and so may the list: a head may be judged on another corpus.

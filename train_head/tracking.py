@@ -25,7 +25,7 @@ _IDS = "tracked.json"  # in the run folder: what each tracker calls the run, for
 
 
 class Documented(Protocol):
-    """What judges a validation and can say more of it than metrics; `glscl.evaluate.report.validation` has one."""
+    """What judges a validation and can say more of it than metrics; `glscl.evaluate.validating.validation` has one."""
 
     @property
     def intervals(self) -> Mapping[str, Mapping[str, list[float]]]:

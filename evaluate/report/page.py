@@ -18,7 +18,7 @@ import jinja2
 from glscl.cache.files import write_atomically
 from glscl.cache.lock import hold_file, hold_folder
 from glscl.common.errors import InputError
-from glscl.common.settings import recorded_command
+from glscl.common.recorded_commands import recorded_command
 from glscl.common.tables import Difference, Measured, Table, TableRow, amount, cell_text, minus, number, p_value, signed
 from glscl.evaluate.evaluated_run import EvaluatedRun, with_distinct_names
 from glscl.evaluate.judged_lists import version_of

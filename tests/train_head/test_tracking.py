@@ -10,7 +10,7 @@ import pytest
 
 import glscl
 from glscl.common.errors import InputError, UsageError
-from glscl.evaluate.report.validation import TrackedValidation
+from glscl.evaluate.validating.validation import TrackedValidation
 from glscl.train_head.reports import Reporter, StepReport
 from glscl.train_head.settings import TrainSettings, tracker_names
 from glscl.train_head.tracking import tracked

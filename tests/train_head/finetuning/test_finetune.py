@@ -22,7 +22,7 @@ from glscl.cache.store import Store, open_store
 from glscl.common.errors import DecodeError, FingerprintError, NotFoundError, UsageError
 from glscl.common.settings import as_dict
 from glscl.evaluate.evaluation import evaluate_run, validation_metrics
-from glscl.evaluate.from_pixels import evaluate_from_pixels
+from glscl.evaluate.second_pass.from_pixels import evaluate_from_pixels
 from glscl.evaluate.settings import EvaluateSettings
 from glscl.extract.backbone.encoder import backbone_of_cache, load_backbone
 from glscl.train_head.distributed import make_accelerator

@@ -18,7 +18,7 @@ from glscl.cache.schema import Annotations
 from glscl.cache.store import Store
 from glscl.common.errors import BackboneError, FingerprintError, UsageError
 from glscl.evaluate.evaluation import evaluate_run
-from glscl.evaluate.from_pixels import evaluate_from_pixels
+from glscl.evaluate.second_pass.from_pixels import evaluate_from_pixels
 from glscl.evaluate.settings import EvaluateSettings
 from glscl.extract.backbone.encoder import load_backbone
 from glscl.train_head.distributed import make_accelerator

@@ -65,6 +65,18 @@ def setting(default: Any, help: str, **about: Unpack[About]) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
+class Settings:
+    """Base of the settings of a stage: shown by those alone that are not as they are by default."""
+
+    def __repr__(self) -> str:
+        told = []
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            if (value := getattr(self, field.name)) != default:
+                told.append(f"{field.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(told)})"
+
+
 def cluster_address() -> Any:
     """The field of every stage that can run on a Ray cluster: which one."""
     return setting(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from glscl.common.errors import UsageError
-from glscl.common.settings import cluster_address, setting
+from glscl.common.settings import Settings, cluster_address, setting
 
 ZERO_SHOT_HEADS = (
     "mean_pool",
@@ -26,8 +26,8 @@ def matrix_file(path: Path | str) -> Path:
     return Path(path)
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluateSettings:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class EvaluateSettings(Settings):
     """Settings of an evaluation of a run, of several runs as one, or of a head that needs no training."""
 
     combine: str = setting(

@@ -73,7 +73,7 @@ class ExtractionSummary:
         encoded: "videos", "texts", "frames" that this run encoded.
         reused: "videos", "texts" of the list that were there already.
         previous: version of the list that counted before; None where there was none.
-        changes: how the list differs from that; see `glscl.extract.listing.Changes`.
+        changes: how the list differs from that; see `glscl.extract.listing.ListChanges`.
         missing: entries without a file and without an item from before.
         left: shards of others that hold some of the list, and files that are not here: a run that is no part makes what is
             wanted of them.
@@ -103,6 +103,10 @@ class ExtractionSummary:
     notes: Sequence[str]
     seconds: dict[str, float]
     bound_by: str | None
+
+    def __repr__(self) -> str:
+        counts = f"{self.videos} videos, {self.texts} texts, {len(self.failed)} failed"
+        return f"ExtractionSummary({self.cache!r}, {self.list}@{self.list_hash}, {counts})"
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from glscl.cache.schema import FORMATS
 from glscl.common.errors import UsageError
-from glscl.common.settings import cluster_address, setting
+from glscl.common.settings import Settings, cluster_address, setting
 from glscl.extract.part import Part
 
 SPLITS = ("train", "val", "test")
@@ -47,8 +47,8 @@ def parse_deviations(text: str) -> tuple[float, float, float]:
     return numbers
 
 
-@dataclass(frozen=True, kw_only=True)
-class ActivationSettings:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ActivationSettings(Settings):
     """What weights were trained with that concerns the captions too."""
 
     quick_gelu: bool | None = setting(
@@ -59,7 +59,7 @@ class ActivationSettings:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class WeightSettings(ActivationSettings):
     """What weights were trained with, for a file that does not say it."""
 
@@ -95,8 +95,8 @@ class WeightSettings(ActivationSettings):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ListSettings:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ListSettings(Settings):
     """Which list of videos and captions is read."""
 
     annotations: Path | None = setting(
@@ -125,7 +125,7 @@ class ListSettings:
         return names
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ExtractSettings(WeightSettings):
     """What to read, how to sample and encode it, and how to go about it."""
 
@@ -280,7 +280,7 @@ class ExtractSettings(WeightSettings):
         return f"glscl.extract.backbone.{'fast' if self.preprocess == 'fast' else 'picture'}_transform"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ImportSettings(ActivationSettings):
     """What features that others extracted are, and how they are stored."""
 

@@ -162,4 +162,5 @@ def test_the_page_runs_from_top_to_bottom(folder, monkeypatch, capsys):
         "done",
         "text",
     ):
-        assert "\n" not in repr(space[name]) or name == "head", name
+        shown = repr(space[name])
+        assert "\n" not in shown and len(shown) <= 200, shown

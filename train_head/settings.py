@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from glscl.cache.schema import SAME_VIDEO, FramePosition
 from glscl.common.errors import UsageError, first_line
-from glscl.common.settings import build, differences, setting
+from glscl.common.settings import Settings, build, differences, setting
 from glscl.train_head.heads import HEAD_NAMES, full_name, head_class, recorded_head_class
 from glscl.train_head.recipes import RECIPES, recipe
 
@@ -24,8 +24,8 @@ LOSS_NAMES = ("infonce", "sigmoid", "hard_negatives")  # of `glscl.train_head.lo
 Kind = TypeVar("Kind", bound="TrainSettings")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TrainSettings(Settings):
     """What to train and how; stored in run.json. `resolve` makes one by a recipe, the class alone one by the defaults."""
 
     head: str = setting(

@@ -64,7 +64,7 @@ class TrainResult:
     history: list[dict[str, Any]] = field(repr=False)
     seconds: float
     already_complete: bool = False
-    doubts: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list, repr=False)
 
 
 class TrainingData(NamedTuple):

@@ -167,16 +167,29 @@ class Backbone:
     # --- frames ------------------------------------------------------------------------------------------------
 
     def encode_frames(self, frames: np.ndarray | torch.Tensor) -> np.ndarray:
-        """(n, S, S, 3) uint8 as `transform` gives them → (n, D) float32, projected, not normalised.
+        """(n, H, W, 3) uint8 → (n, D) float32, projected, not normalised. What `transform` did not give goes through it first.
 
         A processor takes them in an even number of equal batches of at most THREAD_FRAMES, each on a thread of its own (see
         `thread_map`), so that two cores finish together.
+
+        Raises:
+            UsageError: `frames` are of another shape or type.
         """
-        frames = torch.as_tensor(frames)
+        frames = self._transformed(torch.as_tensor(frames))
         if self.device.type != "cpu" or len(frames) <= THREAD_FRAMES or temporal_embedding(self.model) is not None:
             return self._encode_batch(frames)
         batches = 2 * -(-len(frames) // (2 * THREAD_FRAMES))
         return np.concatenate(thread_map(self._encode_batch, frames.split(-(-len(frames) // batches))))
+
+    def _transformed(self, frames: torch.Tensor) -> torch.Tensor:
+        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != torch.uint8:
+            kind = str(frames.dtype).removeprefix("torch.")
+            raise UsageError(f"`frames` are {tuple(frames.shape)} {kind}; expected (n, H, W, 3) uint8")
+        if frames.shape[1:3] == tuple(self.transform.size) or not len(frames):
+            return frames
+        from PIL import Image
+
+        return torch.from_numpy(np.stack([self.transform(Image.fromarray(each)) for each in frames.cpu().numpy()]))
 
     def encode_later(self, parts: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
         """`encode_frames` of arrays one after another; the call gives it. A GPU works on it meanwhile.

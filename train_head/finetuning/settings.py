@@ -18,7 +18,7 @@ PATCH_EMBEDDINGS = ("2d", "3d")
 AUGMENTATIONS = ("none", "randaugment")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class FinetuneSettings(TrainSettings):
     """What to train of backbone and head, and how; stored in run.json. See `resolve_finetune`."""
 

@@ -128,8 +128,9 @@ class Head(nn.Module, ABC):
         return declared
 
     def __repr__(self) -> str:
-        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
-        return f"{type(self).__name__}(embed_dim={self.embed_dim}, {options})"
+        usual = {name: option.default for name, option in self.declared_options().items()}
+        told = [f", {name}={value!r}" for name, value in self.options.items() if value != usual.get(name)]
+        return f"{type(self).__name__}(embed_dim={self.embed_dim}{''.join(told)})"
 
     def __init__(
         self,

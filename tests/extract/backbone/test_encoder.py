@@ -278,6 +278,18 @@ def test_a_video_file_is_encoded_in_one_call(loaded, make_video, tmp_path):
         loaded.encode_video(tmp_path / "text.mp4")
 
 
+def test_frames_as_decoded_are_transformed_and_what_are_no_frames_is_said(loaded, make_video, tmp_path):
+    clip = make_video(tmp_path / "clip.mp4", frames=12)
+    frames, _ = decode(clip, 2.0)
+    assert frames.shape[1:3] != loaded.transform.size
+    prepared, _ = decode(clip, 2.0, prepare=loaded.transform)
+    for given in (frames, torch.from_numpy(frames)):
+        np.testing.assert_array_equal(loaded.encode_frames(given), loaded.encode_frames(prepared))
+    for wrong, said in ((frames[0], r"uint8; expected \(n, H, W, 3\)"), (frames / 255.0, "float64; expected")):
+        with pytest.raises(UsageError, match=said):
+            loaded.encode_frames(wrong)
+
+
 def test_a_backbone_shows_itself_in_one_line(loaded):
     assert repr(loaded) == f"<Backbone {loaded.name} (local-dir), {loaded.embed_dim}-d, fp32 on cpu>"
     assert repr(loaded.transform) == "<PictureTransform to 32 x 32 pixels>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -115,3 +116,11 @@ def test_the_page_of_recipes_is_what_the_code_says():
 def test_the_readme_counts_the_heads():
     found = re.search(r"\*\*(\d+) heads\*\*", (DOCS.parent / "README.md").read_text())
     assert found and int(found[1]) == len(HEAD_NAMES)
+
+
+def test_every_module_that_the_changelog_says_things_moved_to_is_there():
+    moved = (DOCS.parent / "CHANGELOG.md").read_text().split("### Moved Python names")[1]
+    rows = re.findall(r"^\| `[a-z_.]+` \| `([a-z_., ]+)` \|$", moved, re.M)
+    modules = {name for row in rows for name in row.split(", ")}
+    assert len(modules) > 80
+    assert [name for name in sorted(modules) if importlib.util.find_spec(f"glscl.{name}") is None] == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,16 +30,17 @@ def write_tensors(cache: Path, tensors: Mapping[str, np.ndarray]) -> None:
         put_if_absent(path, save(dict(tensors), {_CHECKSUMS: json.dumps(checksums)}))
 
 
-def read_tensors(cache: Path) -> dict[str, np.ndarray]:
-    """The tensors by name; none where none were written. Raises CacheCorruptError where they cannot be read."""
-    from safetensors.numpy import load_file
+def read_tensors(cache: Path, names: Container[str] | None = None) -> dict[str, np.ndarray]:
+    """The tensors by name, or those of some names; none where none were written. Raises CacheCorruptError: unreadable."""
+    from safetensors import safe_open
 
     path = tensors_file(cache)
     if not written(path):
         return {}
     try:
-        with utf8_name(path) as name:
-            return load_file(name)
+        with utf8_name(path) as name, safe_open(name, framework="np") as file:
+            wanted = [key for key in file.keys() if names is None or key in names]  # noqa: SIM118
+            return {key: file.get_tensor(key) for key in wanted}
     except Exception as error:  # safetensors raises its own, undocumented type
         refuse_unread(error, path)
         raise CacheCorruptError(f"{path} cannot be read: {first_line(error)}") from error

@@ -36,6 +36,7 @@ from glscl.common.state_dicts import weights_hash
 from glscl.common.tar_members import file_of
 from glscl.extract.backbone.catalog import description_of
 from glscl.extract.backbone.feeding import ROWS, Feed, fetched_later
+from glscl.extract.backbone.fitting import NotRead
 from glscl.extract.backbone.loading import Loaded, load_model, load_text_tower
 from glscl.extract.backbone.patch_embedding import temporal_embedding
 from glscl.extract.backbone.picture_transform import PictureTransform
@@ -55,6 +56,7 @@ THREAD_FRAMES = 32  # on a processor: what a layer makes of them then stays in i
 WIDTHS = 8  # on a GPU captions are padded to a multiple of it: a new shape costs kernels to be chosen
 WORDS = 32  # kept a caption where nobody says how many
 PROBE = "Two people are cooking; 3 dogs watch."  # its feature and that of a black frame tell a backbone by what it does
+PROBES = {"black_frame": "pictures", "sentence": "captions"}  # names of the two → what they are features of
 SAME_FEATURES = 0.99  # cosine of two features of one thing by one backbone, in whatever precision, at least
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 PREPROCESSING = ("open_clip", "fast")
@@ -108,19 +110,19 @@ class Backbone:
         self._filled = ROWS
         self._compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._amp = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
-        self._of_texts = loaded.known is not None  # alone
-        if loaded.known is not None:
-            self.weights = loaded.known
+        self._of_texts = isinstance(model.visual, NotRead)  # alone
+        if self._of_texts:
+            self.weights = str(loaded.known)
             self._place()
             return
         found = _preprocessing_of(model.visual.preprocess_cfg, preprocess)
         self.transform, self._mean, self._std, self._preprocessing = found
         with ThreadPoolExecutor(1) as aside:  # a second core hashes while the first encodes
-            hashed = aside.submit(weights_hash, model.state_dict())
+            hashed = None if loaded.known else aside.submit(weights_hash, model.state_dict())
             self._place()
             self.black_frame = self.encode_frames(np.zeros((1, *self.transform.size, 3), np.uint8))[0]
-        self.weights = hashed.result()
-        if loaded.file:
+        self.weights = hashed.result() if hashed else str(loaded.known)
+        if hashed and loaded.file:
             loaded.file.remember(self.weights)
 
     def _place(self) -> None:
@@ -435,10 +437,10 @@ def load_backbone(
     if precision not in PRECISIONS:
         raise UsageError(f"`precision` is {precision!r}; expected one of {', '.join(PRECISIONS)}")
     device = torch.device(device)
-    loaded = load_model(name, pretrained, asked=asked, across_frames=across_frames)
-    return Backbone(
-        loaded, words=words, device=device, precision=_precision_on(device, precision), preprocess=preprocess
-    )
+    precision = _precision_on(device, precision)
+    copied = device.type == "cuda" or (device.type, precision) == ("cpu", "bf16")  # by `Backbone._place`
+    loaded = load_model(name, pretrained, asked=asked, across_frames=across_frames, mapped=copied)
+    return Backbone(loaded, words=words, device=device, precision=precision, preprocess=preprocess)
 
 
 def _precision_on(device: torch.device, precision: str) -> str:
@@ -505,7 +507,7 @@ def backbone_of_cache(
             hint="Give the same weights with `pretrained=FILE`",
         )
     with contextlib.suppress(CacheCorruptError):
-        _compare_features(backbone.name, backbone.probes(), read_tensors(where), where)
+        _compare_features(backbone.name, backbone.probes(), read_tensors(where, PROBES), where)
     return backbone
 
 
@@ -519,13 +521,13 @@ def introduce(name: str, ours: Mapping[str, np.ndarray], library: Library) -> No
     """
     library.write_backbone_tensors(ours)
     with contextlib.suppress(CacheCorruptError):  # whoever needs them says so
-        _compare_features(name, ours, library.backbone_tensors(), library.path)
+        _compare_features(name, ours, read_tensors(library.path, PROBES), library.path)
 
 
 def _compare_features(
     backbone: str, ours: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray], where: Path
 ) -> None:
-    for name, what in (("black_frame", "pictures"), ("sentence", "captions")):
+    for name, what in PROBES.items():
         if name in kept and name in ours and _cosine(kept[name], ours[name]) < SAME_FEATURES:
             raise FingerprintError(
                 f"{where} was made with the same weights of {backbone}, but {what} had other features: the "

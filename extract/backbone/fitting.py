@@ -57,8 +57,11 @@ def read_backbone(source: Path, *, mapped: bool = False) -> ClipWeights:
     return found
 
 
-def fit(model: ClipModel, found: ClipWeights, source: Path, name: str) -> None:
+def fit(model: ClipModel, found: ClipWeights, source: Path, name: str, *, mapped: bool = False) -> None:
     """Replace all weights of a model.
+
+    Args:
+        mapped: as in `load_model`.
 
     Raises:
         BackboneError: names or shapes that are not the model's; the message has the first of them, what the weights look
@@ -88,7 +91,7 @@ def fit(model: ClipModel, found: ClipWeights, source: Path, name: str) -> None:
             raise BackboneError(
                 f"{source} has NaN or infinite numbers in {key}: its training has failed, or it is damaged"
             )
-    model.load_state_dict(_as_own(weights, own), assign=True)
+    model.load_state_dict(_as_own(weights, own, mapped=mapped), assign=True)
 
 
 class NotRead(nn.Module):
@@ -114,14 +117,17 @@ def fit_texts(model: ClipModel, found: ClipWeights, source: Path, name: str) -> 
     model.load_state_dict(_as_own(weights, own), assign=True)
 
 
-def _as_own(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _as_own(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], *, mapped: bool = False) -> dict[str, Tensor]:
     """Weights in the types of a model's own, each alone in memory, where torch would put it.
 
-    Copied is what was loaded otherwise: what shares memory, or is a file's, which may change while it is mapped.
+    Copied is what was loaded otherwise: what shares memory, or is a file's, which may change while it is mapped; with
+    `mapped` of these no floating-point numbers.
     """
     shared = Counter(value.untyped_storage().data_ptr() for value in weights.values())
 
     def is_plain(value: Tensor) -> bool:
+        if mapped and value.is_floating_point():
+            return True
         storage = value.untyped_storage()
         whole = storage.nbytes() == value.nbytes and value.is_contiguous()
         return whole and shared[storage.data_ptr()] == 1 and storage.data_ptr() % ALIGNED == 0

@@ -59,6 +59,8 @@ class WeightsFile(NamedTuple):
 
     def known_hash(self) -> str | None:
         """The hash of its weights, where they were read before and nothing was written since."""
+        if WeightsFile.of(self.name, self.path) != self:
+            return None
         try:
             kept = json.loads(self._note.read_bytes())
             return kept["hash"] if kept == {**self._about(), "hash": str(kept["hash"])} else None

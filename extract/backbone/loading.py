@@ -44,7 +44,7 @@ class Loaded(NamedTuple):
         name, pretrained: of architecture and weights, as a cache keeps them.
         notes: what nobody said of the weights, and what was taken.
         file: that its weights are from, where it is one.
-        known: hash of the weights, where only captions can be encoded (`load_text_tower`).
+        known: hash of the weights, where they were read before.
     """
 
     model: ClipModel
@@ -57,13 +57,19 @@ class Loaded(NamedTuple):
 
 
 def load_model(
-    name: str, pretrained: str | None, *, asked: ActivationSettings | None = None, across_frames: bool = False
+    name: str,
+    pretrained: str | None,
+    *,
+    asked: ActivationSettings | None = None,
+    across_frames: bool = False,
+    mapped: bool = False,
 ) -> Loaded:
     """A model with its weights and its tokenizer.
 
     Args:
         name, pretrained, across_frames: as in `load_backbone`.
         asked: how the weights are used, as far as the user says it; wins over everything.
+        mapped: weights may stay the file's own bytes, which may change: for who copies all of them at once.
 
     Raises:
         BackboneError: unknown name or tag, weights that cannot be had or do not fit.
@@ -76,11 +82,11 @@ def load_model(
     if source and tuned:
         _check_tuned(source, tuned, name, across_frames)
     if _is_folder(name):
-        loaded = _load_folder(_folder_of(name), name, asked, filled=source is None)
+        loaded = _load_folder(_folder_of(name), name, asked, filled=source is None, mapped=mapped)
     elif name.startswith("hf-hub:"):
         loaded = _load_published(name, None, asked)
     elif source:
-        loaded = _load_source(name, source, tuned, asked)
+        loaded = _load_source(name, source, tuned, asked, mapped=mapped)
     else:
         loaded = _load_published(name, pretrained, asked)
     if not is_clip(loaded.model):
@@ -88,9 +94,9 @@ def load_model(
             f"The model of {name} is a {type(loaded.model).__name__}, expected one that encodes pictures and texts"
         )
     if source and (name == "demo" or ":" in name):
-        _fill(loaded.model, source, tuned, name)
+        _fill(loaded.model, source, tuned, name, mapped=mapped)
         loaded = loaded._replace(pretrained=source.name)
-    return loaded._replace(file=file)
+    return loaded._replace(file=file, known=file.known_hash() if file and not _is_folder(name) else None)
 
 
 def load_text_tower(name: str, pretrained: str | None, *, asked: ActivationSettings) -> Loaded | None:
@@ -138,7 +144,9 @@ def _is_there(pretrained: str) -> bool:
     return path.is_file() or (path.is_dir() and weights_file(path) is not None)
 
 
-def _load_folder(folder: Path, name: str, asked: ActivationSettings | None, *, filled: bool) -> Loaded:
+def _load_folder(
+    folder: Path, name: str, asked: ActivationSettings | None, *, filled: bool, mapped: bool = False
+) -> Loaded:
     """A model from `open_clip_config.json`, its weights, tokenizer files or an own `*.txt.gz` of merges.
 
     A folder of transformers (`config.json`) is taken as the architecture of open_clip that its weights fit.
@@ -149,7 +157,7 @@ def _load_folder(folder: Path, name: str, asked: ActivationSettings | None, *, f
     if not config.is_file():
         if not (folder / "config.json").is_file():
             raise BackboneError(f"{folder} has no open_clip_config.json", hint="Name a folder with config and weights")
-        return _load_source(architecture_of(folder), folder, None, asked)
+        return _load_source(architecture_of(folder), folder, None, asked, mapped=mapped)
     about = _read_config(config)
     text = dict(about["model_cfg"].get("text_cfg") or {})
     if (folder / str(text.get("hf_model_name") or "-")).is_dir():  # what `fetch` writes holds for any place
@@ -164,7 +172,7 @@ def _load_folder(folder: Path, name: str, asked: ActivationSettings | None, *, f
             **_options(said(asked)),
         )
     if filled:
-        _fill(model, folder, None, name)
+        _fill(model, folder, None, name, mapped=mapped)
     known = about.get("glscl") or {}
     called = "built-in" if name == "demo" else str(known.get("pretrained") or "local-dir")
     return Loaded(model, _tokenizer_in(folder), str(known.get("name") or name), called)
@@ -189,7 +197,9 @@ def _tokenizer_in(folder: Path) -> Any:
         return open_clip.get_tokenizer(f"local-dir:{folder}", **options)
 
 
-def _load_source(name: str, source: Path, tuned: TunedWeights | None, asked: ActivationSettings | None) -> Loaded:
+def _load_source(
+    name: str, source: Path, tuned: TunedWeights | None, asked: ActivationSettings | None, *, mapped: bool
+) -> Loaded:
     """An architecture with the weights in a file or folder."""
     _check_architecture(name)
     if source.suffix in (".npz", ".npy"):
@@ -202,14 +212,14 @@ def _load_source(name: str, source: Path, tuned: TunedWeights | None, asked: Act
                 f"{source} holds {fetched or 'a model of other towers'}, not {name}",
                 hint=f"Use `backbone={fetched or f'local-dir:{source}'}`",
             )
-        loaded = _load_folder(source, f"local-dir:{source}", asked, filled=True)
+        loaded = _load_folder(source, f"local-dir:{source}", asked, filled=True, mapped=mapped)
         return loaded if fetched else loaded._replace(name=name, pretrained=source.name)
-    found = read_backbone(source)
+    found = read_backbone(source, mapped=mapped)
     in_file = {**tuned.preprocessing, "quick_gelu": tuned.quick_gelu} if tuned else None
     decided = decide(name, source, found, asked=asked, is_script=is_script(source), in_file=in_file)
     values = {**decided.values, **(tuned.preprocessing if tuned else {}), **said(asked)}
     model = _unfilled(name, values)
-    _fill(model, source, tuned, name, found)
+    _fill(model, source, tuned, name, found, mapped=mapped)
     check_towers(model, source, found)
     return Loaded(model, _tokenizer_of(name, source), name, source.name, tuple(decided.notes))
 
@@ -301,6 +311,17 @@ def _tokenizer_of(name: str, source: Path | None = None) -> Any:
                 mode = text.get("tokenizer_mode")
                 options = text.get("tokenizer_kwargs", {})
                 return HFTokenizer(str(folder), context_length=length, tokenizer_mode=mode, **options)
+            made: Any = getattr(
+                open_clip.tokenizer, "_tokenizer", None
+            )  # when it was imported, for `open_clip.tokenize`
+            own = {key: text[key] for key in ("hf_tokenizer_name", "tokenizer_kwargs") if text.get(key)}
+            if (
+                ":" not in name
+                and made is not None
+                and not own
+                and text.get("context_length", 77) == made.context_length
+            ):
+                return made
             return open_clip.get_tokenizer(name)
     except (ImportError, OSError, ValueError, AttributeError) as error:
         raise unavailable(name, None, f"Cannot load the tokenizer of {name}", error) from error
@@ -317,12 +338,18 @@ def _check_tuned(file: Path, tuned: TunedWeights, name: str, across_frames: bool
 
 
 def _fill(
-    model: ClipModel, source: Path, tuned: TunedWeights | None, name: str, found: ClipWeights | None = None
+    model: ClipModel,
+    source: Path,
+    tuned: TunedWeights | None,
+    name: str,
+    found: ClipWeights | None = None,
+    *,
+    mapped: bool,
 ) -> None:
     """Replace the weights of a model by those in a file or folder."""
     if tuned and tuned.patch_embedding == "3d":
         widen_patch_embedding(model)
-    fit(model, found or read_backbone(source), source, name)
+    fit(model, found or read_backbone(source, mapped=mapped), source, name, mapped=mapped)
 
 
 def stay_offline_where_there_is_no_network() -> None:

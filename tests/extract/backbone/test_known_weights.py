@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shutil
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -13,7 +14,8 @@ from safetensors.torch import save_file
 from stand_ins import VISION, folder_of
 
 from glscl.common.errors import FingerprintError
-from glscl.extract.backbone import known_weights
+from glscl.common.state_dicts import weights_hash
+from glscl.extract.backbone import encoder, known_weights
 from glscl.extract.backbone.encoder import Backbone, backbone_of_cache, load_backbone
 from glscl.extract.backbone.fitting import NotRead
 from glscl.extract.backbone.known_weights import WeightsFile
@@ -88,6 +90,35 @@ def test_weights_that_changed_are_read_whole_whatever_their_times_say(tmp_path, 
     assert path.stat().st_size == about.st_size
     with pytest.raises(FingerprintError, match="made with other weights"):
         of_texts(whole, str(path), tmp_path)
+
+
+def test_a_known_file_is_not_hashed_again_and_one_that_changed_is(tmp_path, tiny, weights, monkeypatch):
+    hashed, hash_of = [], encoder.weights_hash
+    monkeypatch.setattr(encoder, "weights_hash", lambda found: hashed.append(hash_of(found)) or hashed[-1])
+    save_file(weights, tmp_path / "w.safetensors")
+    found = [load_backbone(tiny, str(tmp_path / "w.safetensors"), precision=each) for each in ("fp32", "fp32", "bf16")]
+    assert len(hashed) == 1 and {each.weights for each in found} == {*hashed}
+    save_file({**weights, "visual.proj": weights["visual.proj"] + 1}, tmp_path / "w.safetensors")
+    assert load_backbone(tiny, str(tmp_path / "w.safetensors")).weights == hashed[1] != hashed[0]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("file", FILES)
+def test_a_backbone_holds_nothing_of_the_file_that_it_was_read_from(tmp_path, tiny, weights, file, precision):
+    FILES[file](weights, tmp_path / file)
+    found = load_backbone(tiny, str(tmp_path / file), precision=precision)
+    before, pieces = found.encode_texts(TEXTS), found.tensors_for_heads()
+    with open(tmp_path / file, "r+b") as opened:
+        opened.write(bytes(os.path.getsize(tmp_path / file)))
+    assert all(map(torch.equal, before, found.encode_texts(TEXTS)))
+    again = found.tensors_for_heads()
+    assert all(np.array_equal(pieces[name], again[name]) for name in pieces) and again.keys() == pieces.keys()
+    assert found.weights == hash_in(weights, file)
+
+
+def hash_in(weights, file: str) -> str:
+    """The hash of weights as a file holds them."""
+    return weights_hash({key: value.half() if file == "half.pt" else value for key, value in weights.items()})
 
 
 def test_what_cannot_be_told_is_not_remembered(tmp_path, tiny, weights, monkeypatch):

@@ -72,8 +72,8 @@ def extract(
     from glscl.cache.files import written
     from glscl.cache.known_files import KnownFiles
     from glscl.extract.backbone.catalog import defaults_for
+    from glscl.extract.beginning import first_videos_begun
     from glscl.extract.datasets import dataset_entry, first_videos
-    from glscl.extract.datasets.builder import summary
     from glscl.extract.decode.pool import wake
 
     entry = dataset_entry(dataset)
@@ -85,11 +85,11 @@ def extract(
     if settings.sampling == "public":
         settings = dataclasses.replace(settings, sampling=entry.public_rule)
     out = out or home() / "caches" / f"{entry.name}-{_as_name(settings.backbone)}"
-    if not dry_run and settings.engine == "local" and not written(out / "store.json"):
-        wake([settings.transform_module])  # while torch is imported
-    from glscl.extract.pipeline import count_encoded, in_force
-
-    if not dry_run:
+    fresh = not dry_run and settings.engine == "local" and not written(out / "store.json")
+    if fresh:
+        wake([settings.transform_module, "glscl.cli"])  # while the list is read; workers import what began the program
+    at_once = fresh and run.launch.world == 1 and run.common.device in ("auto", "cpu")  # no device can be missing
+    if not (dry_run or at_once):
         _check_engine(run, settings)
     root = home() / "datasets" / entry.name
     if dataset == "demo" and wanted.annotations is None:
@@ -109,37 +109,49 @@ def extract(
     )
     if limit:
         found = first_videos(found, limit)
+    own = videos or annotations if entry.name == "folder" else annotations
+    origin = _origin(entry, settings.list or _list_name(entry, wanted, own, limit))
+    if dry_run:
+        _foresee(run, settings, found, out, origin, known, usual_seconds=entry.seconds)
+        return
+    with first_videos_begun(found, settings) if at_once and settings.part is None else nullcontext():
+        if at_once:
+            _check_engine(run, settings)  # torch is imported
+        for line in found.notes:
+            run.note(line)
+        done = _extract(run, settings, found, out, origin, known)
+    if run.launch.world == 1 or done.finished_here or (done.already_complete and done.complete):
+        run.result({**done.as_dict(), "notes": _worded(done.notes)})
+
+
+def _foresee(
+    run: Run, settings: ExtractSettings, found: Any, out: Path, origin: ListOrigin, known: KnownFiles, **usual: Any
+) -> None:
+    """Print what an extraction would do."""
+    from torch import device
+
+    from glscl.extract.datasets.builder import summary
+    from glscl.extract.forecast import forecast
+    from glscl.extract.pipeline import count_encoded, in_force
+
     splits = summary(found)
     for line in found.notes:
         run.note(line)
-    own = videos or annotations if entry.name == "folder" else annotations
-    name = settings.list or _list_name(entry, wanted, own, limit)
-    origin = _origin(entry, name)
-    if dry_run:
-        print_splits(run, splits)
-        there = count_encoded(found, out, origin, known, progress=run.progress)
-        if any(there.values()):
-            items = f"{amount(there['videos'], 'video')} and {amount(there['texts'], 'caption')}"
-            run.say(f"{out} has {items} of these already")
-        from torch import device
-
-        from glscl.extract.forecast import forecast
-
-        settings = in_force(settings, out, device("cpu"))
-        foreseen = forecast(found, settings, there=there, usual_seconds=entry.seconds)
-        print_forecast(run, foreseen, settings.workers or cores())
-        run.result(
-            {
-                **splits,
-                "notes": _worded(found.notes),
-                "encoded_already": there,
-                "foreseen": dataclasses.asdict(foreseen),
-            }
-        )
-        return
-    done = _extract(run, settings, found, out, origin, known)
-    if run.launch.world == 1 or done.finished_here or (done.already_complete and done.complete):
-        run.result({**done.as_dict(), "notes": _worded(done.notes)})
+    print_splits(run, splits)
+    there = count_encoded(found, out, origin, known, progress=run.progress)
+    if any(there.values()):
+        items = f"{amount(there['videos'], 'video')} and {amount(there['texts'], 'caption')}"
+        run.say(f"{out} has {items} of these already")
+    foreseen = forecast(found, in_force(settings, out, device("cpu")), there=there, **usual)
+    print_forecast(run, foreseen, settings.workers or cores())
+    run.result(
+        {
+            **splits,
+            "notes": _worded(found.notes),
+            "encoded_already": there,
+            "foreseen": dataclasses.asdict(foreseen),
+        }
+    )
 
 
 def _contents(run: Run, known: KnownFiles, paths: Sequence[str]) -> Sequence[bytes | OSError]:

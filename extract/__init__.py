@@ -9,6 +9,7 @@ In reading order:
     shard_frames    frames of a shard on their way into the cache
     batching        frames of different videos in full batches
     listing         annotations → a list: videos by content, captions by text
+    beginning       first videos, decoded while torch is imported
     engine          where shards are made: here, or on other machines
     captions        captions, encoded and committed shard by shard
     videos          videos, decoded, encoded and committed

@@ -21,10 +21,9 @@ from glscl.extract.backbone.encoder import Backbone, Description, load_backbone
 from glscl.extract.backbone.parameters import MILLIONS
 from glscl.extract.backbone.picture_transform import PictureTransform
 from glscl.extract.batching import Stopwatch
-from glscl.extract.decode.sampling import Sampling
-from glscl.extract.decode.video import Decoding, FrameChunk, VideoDone, VideoTask
+from glscl.extract.decode.video import FrameChunk, VideoDone, VideoTask
 from glscl.extract.listing import Source
-from glscl.extract.settings import ExtractSettings, parse_rate
+from glscl.extract.settings import ExtractSettings
 
 LARGE = 80  # million parameters: from ViT-B on, of which ViT-B-32 was measured, bfloat16 pays
 
@@ -162,15 +161,3 @@ def precision_in_force(settings: ExtractSettings, device: torch.device, made_wit
         return "fp16"
     large = MILLIONS.get(settings.backbone, 0) >= LARGE and device.type == "cpu"
     return "bf16" if large and has_matrix_tiles() else "fp32"
-
-
-def decoding_of(settings: ExtractSettings, transform: PictureTransform) -> Decoding:
-    """How the videos of an extraction become frames."""
-    return Decoding(
-        sampling=Sampling(fps=parse_rate(settings.fps), rule=settings.sampling, max_frames=settings.max_frames),
-        prepare=transform,
-        decoder=settings.decoder,
-        time_limit=settings.time_limit,
-        memory_limit=int(settings.memory_limit * 1e9),
-        jpeg_quality=settings.frame_quality if settings.store_frames == "jpeg" else None,
-    )

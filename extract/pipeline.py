@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from glscl.common.errors import DecodeError, GlsclError, Hint, InputError, NotFo
 from glscl.common.memory import keep_freed_memory
 from glscl.common.progress import Progress
 from glscl.common.settings import as_dict, build, differences
-from glscl.common.staged import remote_file
 from glscl.common.tables import amount
 from glscl.extract.backbone.encoder import (
     Backbone,
@@ -41,10 +40,10 @@ from glscl.extract.backbone.encoder import (
 )
 from glscl.extract.backbone.weight_settings import CONFIG_FILES, recorded
 from glscl.extract.batching import Stopwatch
+from glscl.extract.beginning import begun_pool, decoding_of, first_videos
 from glscl.extract.captions import cut_note, extract_captions
 from glscl.extract.decode.pool import DecodePool, wake
-from glscl.extract.decode.video import VideoTask
-from glscl.extract.engine import AboutBackbone, Engine, backbone_of, decoding_of, precision_in_force
+from glscl.extract.engine import AboutBackbone, Engine, backbone_of, precision_in_force
 from glscl.extract.listing import (
     ListChanges,
     Listing,
@@ -54,7 +53,6 @@ from glscl.extract.listing import (
     current_list,
     list_of,
     require_apart,
-    seconds_of,
 )
 from glscl.extract.part import Part
 from glscl.extract.settings import ExtractSettings
@@ -260,21 +258,12 @@ class _Extraction:
         """Let the first videos of a new cache be decoded while the backbone is loaded, for what it will most likely want."""
         told = expected_preprocessing(self.settings)
         if told is not None:
-            pool = self.decoders.enter_context(
-                DecodePool(decoding_of(self.settings, told.transform), workers=self.workers)
-            )
-            pool.begin(self._first_videos())
+            decoding = decoding_of(self.settings, told.transform)
+            pool = begun_pool(decoding, self.workers, self.decoders)
+            if pool is None:
+                pool = self.decoders.enter_context(DecodePool(decoding, workers=self.workers))
+                pool.begin(first_videos(self.annotations))
             self._begun = told, pool
-
-    def _first_videos(self) -> Iterator[VideoTask]:
-        """Videos on this machine in the order of the list, each as its file is now."""
-        videos = self.annotations.videos
-        for split in dict.fromkeys(video.split for video in videos):
-            for video in videos:
-                if video.split == split and video.path is not None and remote_file(video.path) is None:
-                    start, end = seconds_of(video)
-                    with contextlib.suppress(OSError):
-                        yield VideoTask(0, video.path, start, end, Stat.of(video.path))
 
     def plan(self) -> None:
         """Make the list and find out what of it is not there."""

@@ -382,7 +382,7 @@ def decoded_here(monkeypatch):
     """Extraction and second pass decode in this process; what tells which files were asked for, and can make them fail."""
     from decoding_here import DecodesHere
 
-    for module in ("glscl.extract.pipeline", "glscl.train_head.finetuning.pixels"):
+    for module in ("glscl.extract.beginning", "glscl.extract.pipeline", "glscl.train_head.finetuning.pixels"):
         monkeypatch.setattr(f"{module}.DecodePool", DecodesHere)
     monkeypatch.setattr(DecodesHere, "begun", [])
     monkeypatch.setattr(DecodesHere, "decoded", [])

@@ -81,5 +81,8 @@ class PictureTransform:
             picture = step(picture)
         return np.array(picture.convert("RGB"))
 
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} to {self.size[0]} x {self.size[1]} pixels>"

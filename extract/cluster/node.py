@@ -31,10 +31,11 @@ from glscl.common.memory import keep_freed_memory
 from glscl.common.progress import Progress
 from glscl.extract.backbone.encoder import Backbone
 from glscl.extract.batching import Stopwatch
+from glscl.extract.beginning import decoding_of
 from glscl.extract.captions import extract_captions
 from glscl.extract.decode.pool import DecodePool
 from glscl.extract.decode.video import FrameChunk, VideoDone, VideoTask
-from glscl.extract.engine import AboutBackbone, backbone_of, decoding_of
+from glscl.extract.engine import AboutBackbone, backbone_of
 from glscl.extract.listing import Source
 from glscl.extract.settings import ExtractSettings
 from glscl.extract.videos import VideoExtraction

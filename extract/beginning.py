@@ -31,9 +31,7 @@ def first_videos_begun(annotations: Annotations, settings: ExtractSettings) -> I
         if transform is not None:
             pool = DecodePool(decoding_of(settings, transform), workers=settings.workers or cores())
             stack.enter_context(pool)
-            aside = stack.enter_context(
-                ThreadPoolExecutor(1, "glscl-begin")
-            )  # workers wait for what they are forked from
+            aside = stack.enter_context(ThreadPoolExecutor(1, "glscl-begin"))  # for the fork server is not up yet
             _begun.set((pool, aside.submit(pool.begin, first_videos(annotations)), stack))
             stack.callback(_begun.set, None)
         yield

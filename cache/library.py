@@ -22,7 +22,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -237,20 +237,23 @@ class Library:
             raise CacheCorruptError(f"The ledger in {path} cannot be read: it is no list of objects")
         return rows
 
-    def backbone_tensors(self) -> dict[str, np.ndarray]:
+    def backbone_tensors(self, names: Container[str] | None = None) -> dict[str, np.ndarray]:
         """Tensors of the backbone that heads start from (docs/cache-format.md); empty where none were stored.
+
+        Args:
+            names: of those that are wanted; None: all.
 
         Raises:
             CacheCorruptError: they cannot be read.
         """
         if not self.is_flat:
-            return read_tensors(self.path)
-        names = self.header.get("backbone", [])
-        if not names:
+            return read_tensors(self.path, names)
+        kept = [name for name in self.header.get("backbone", []) if names is None or name in names]
+        if not kept:
             return {}
         try:
             with self.format.opened(self.path / "backbone") as opened:
-                return {name: opened.read(name) for name in names}
+                return {name: opened.read(name) for name in kept}
         except Exception as error:  # libraries raise whatever they like on damaged files
             refuse_unread(error, self.path)
             raise CacheCorruptError(

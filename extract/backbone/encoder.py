@@ -521,7 +521,7 @@ def introduce(name: str, ours: Mapping[str, np.ndarray], library: Library) -> No
     """
     library.write_backbone_tensors(ours)
     with contextlib.suppress(CacheCorruptError):  # whoever needs them says so
-        _compare_features(name, ours, read_tensors(library.path, PROBES), library.path)
+        _compare_features(name, ours, library.backbone_tensors(PROBES), library.path)
 
 
 def _compare_features(

@@ -155,5 +155,5 @@ class Kept:
     def write_backbone_tensors(self, tensors) -> None:
         self.kept = self.kept or tensors
 
-    def backbone_tensors(self):
-        return self.kept
+    def backbone_tensors(self, names):
+        return {name: self.kept[name] for name in names}

@@ -177,17 +177,27 @@ class Backbone:
         Raises:
             UsageError: `frames` are of another shape or type.
         """
-        frames = self._transformed(torch.as_tensor(frames))
+        frames = self._transformed(frames)
+        if not len(frames):  # of which open_clip's ViT cannot tell the width
+            return np.zeros((0, self.embed_dim), np.float32)
         if self.device.type != "cpu" or len(frames) <= THREAD_FRAMES or temporal_embedding(self.model) is not None:
             return self._encode_batch(frames)
         batches = 2 * -(-len(frames) // (2 * THREAD_FRAMES))
         return np.concatenate(thread_map(self._encode_batch, frames.split(-(-len(frames) // batches))))
 
-    def _transformed(self, frames: torch.Tensor) -> torch.Tensor:
-        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != torch.uint8:
-            kind = str(frames.dtype).removeprefix("torch.")
-            raise UsageError(f"`frames` are {tuple(frames.shape)} {kind}; expected (n, H, W, 3) uint8")
-        if frames.shape[1:3] == tuple(self.transform.size) or not len(frames):
+    def _transformed(self, frames: np.ndarray | torch.Tensor) -> torch.Tensor:
+        if not isinstance(frames, torch.Tensor):
+            try:
+                frames = np.require(
+                    frames, requirements=["C", "W"]
+                )  # torch takes no steps backwards, as from BGR to RGB
+            except ValueError as error:
+                raise UsageError(f"`frames` are no array: {error}") from error
+        shape, kind = tuple(frames.shape), str(frames.dtype).removeprefix("torch.")
+        if len(shape) != 4 or shape[-1] != 3 or kind != "uint8" or 0 in shape[1:3]:
+            raise UsageError(f"`frames` are {shape} {kind}; expected (n, H, W, 3) uint8")
+        frames = torch.as_tensor(frames)
+        if shape[1:3] == tuple(self.transform.size) or not len(frames):
             return frames
         from PIL import Image
 

@@ -55,15 +55,16 @@ class WeightsFile(NamedTuple):
         if WeightsFile.of(self.name, self.path) != self:  # it changed meanwhile
             return
         with contextlib.suppress(OSError, GlsclError):
-            write_atomically(self._note, json.dumps({**self._about(), "hash": hash}).encode(), durable=False)
+            write_atomically(self._note, self._told(hash), durable=False)
 
     def known_hash(self) -> str | None:
         """The hash of its weights, where they were read before and nothing was written since."""
         if WeightsFile.of(self.name, self.path) != self:
             return None
         try:
-            kept = json.loads(self._note.read_bytes())
-            return kept["hash"] if kept == {**self._about(), "hash": str(kept["hash"])} else None
+            note = self._note.read_bytes()
+            hash = str(json.loads(note)["hash"])
+            return hash if note == self._told(hash) else None
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
 
@@ -72,6 +73,11 @@ class WeightsFile(NamedTuple):
         home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
         key = hashlib.sha256(f"{self.name}\0{self.path}".encode(errors="surrogateescape")).hexdigest()[:32]
         return home / "glscl" / "weights" / f"{key}.json"
+
+    def _told(self, hash: str) -> bytes:
+        """The note of its hash, with a checksum: a damaged one would give a cache the fingerprint of other weights."""
+        about = {**self._about(), "hash": hash}
+        return json.dumps({**about, "sha256": hashlib.sha256(json.dumps(about).encode()).hexdigest()}).encode()
 
     def _about(self) -> dict[str, object]:
         import open_clip

@@ -285,7 +285,20 @@ def test_frames_as_decoded_are_transformed_and_what_are_no_frames_is_said(loaded
     prepared, _ = decode(clip, 2.0, prepare=loaded.transform)
     for given in (frames, torch.from_numpy(frames)):
         np.testing.assert_array_equal(loaded.encode_frames(given), loaded.encode_frames(prepared))
-    for wrong, said in ((frames[0], r"uint8; expected \(n, H, W, 3\)"), (frames / 255.0, "float64; expected")):
+    turned = [np.ascontiguousarray(each[..., ::-1]) for each in (frames, prepared)]
+    for given, want in zip((frames[..., ::-1], prepared[..., ::-1]), turned, strict=True):  # cv2's BGR as RGB
+        np.testing.assert_array_equal(loaded.encode_frames(given), loaded.encode_frames(want))
+    pictures = [Image.fromarray(each) for each in frames]
+    np.testing.assert_array_equal(loaded.encode_frames(pictures), loaded.encode_frames(prepared))
+    assert loaded.encode_frames(frames[:0]).shape == (0, loaded.embed_dim)
+    for wrong, said in (
+        (frames[0], r"uint8; expected \(n, H, W, 3\)"),
+        (frames / 255.0, "float64; expected"),
+        (frames[:, :0], r", 0, .* uint8; expected"),
+        (["clip.mp4"], "expected"),
+        (None, "object; expected"),
+        ([frames[0], prepared[0]], "are no array"),
+    ):
         with pytest.raises(UsageError, match=said):
             loaded.encode_frames(wrong)
 

@@ -134,7 +134,7 @@ def test_what_cannot_be_told_is_not_remembered(tmp_path, tiny, weights, monkeypa
 
 
 @pytest.mark.parametrize("note", ["", "{", "[]", '{"hash": 1}', "[" * 99999], ids=range(5))
-def test_a_damaged_note_is_as_none(tmp_path, tiny, weights, note):
+def test_what_is_no_note_is_as_none(tmp_path, tiny, weights, note):
     path = tmp_path / "w.pt"
     torch.save(weights, path)
     load_backbone(tiny, str(path))
@@ -145,3 +145,13 @@ def test_a_damaged_note_is_as_none(tmp_path, tiny, weights, note):
     shutil.rmtree(tmp_path / "home")
     (tmp_path / "home").write_text("no folder")
     assert load_backbone(tiny, str(path)).weights, "that it cannot be kept is no failure"
+
+
+def test_a_note_with_another_hash_than_was_kept_is_as_none(tmp_path, tiny, weights):
+    path = tmp_path / "w.pt"
+    torch.save(weights, path)
+    right = load_backbone(tiny, str(path)).weights
+    (kept,) = (tmp_path / "home/glscl/weights").iterdir()
+    kept.write_text(kept.read_text().replace(right, right[::-1]))
+    assert WeightsFile.of(tiny, path).known_hash() is None and load_backbone(tiny, str(path)).weights == right
+    assert WeightsFile.of(tiny, path).known_hash() == right, "kept anew"

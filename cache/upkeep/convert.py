@@ -23,7 +23,7 @@ import numpy as np
 
 from glscl.cache.additions import Addition, addition_of, write_addition
 from glscl.cache.creation import StoreSpec, create_library, foreign_names
-from glscl.cache.files import dump_json, remove, storage_errors, sync_directory, sync_tree, written
+from glscl.cache.files import dump_json, listed, remove, storage_errors, sync_directory, sync_tree, written
 from glscl.cache.formats import STORES
 from glscl.cache.formats.blocks import Blocks
 from glscl.cache.frame_format import FrameSpec
@@ -241,7 +241,7 @@ def _was_begun(library: Library, out: Path, format: str, chosen: Sequence[CacheL
     if not out.is_dir():
         return False
     if not written(out / "store.json"):
-        return not foreign_names(out)  # the folders come first
+        return not foreign_names(out) and not listed(out / "partial")  # empty folders come first
     begun = open_library(out)
     if begun.is_flat or begun.header["format"] != format:
         return False

@@ -188,9 +188,7 @@ class Backbone:
     def _transformed(self, frames: np.ndarray | torch.Tensor) -> torch.Tensor:
         if not isinstance(frames, torch.Tensor):
             try:
-                frames = np.require(
-                    frames, requirements=["C", "W"]
-                )  # torch takes no steps backwards, as from BGR to RGB
+                frames = np.require(frames, requirements=["C", "W"])  # torch takes no BGR read backwards
             except ValueError as error:
                 raise UsageError(f"`frames` are no array: {error}") from error
         shape, kind = tuple(frames.shape), str(frames.dtype).removeprefix("torch.")

@@ -81,6 +81,12 @@ def load_model(
     tuned = read_tuned(source) if source and source.is_file() else None
     if source and tuned:
         _check_tuned(source, tuned, name, across_frames)
+    if (
+        pretrained and not source and (name == "demo" or ":" in name) and {"/", "."} & set(pretrained)
+    ):  # no tag of another
+        raise BackboneError(
+            f"{pretrained!r} is no file or folder with weights", hint="Give `pretrained` one, or leave it out"
+        )
     if _is_folder(name):
         loaded = _load_folder(_folder_of(name), name, asked, filled=source is None, mapped=mapped)
     elif name.startswith("hf-hub:"):

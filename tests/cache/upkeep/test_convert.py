@@ -310,9 +310,12 @@ def test_a_conversion_goes_on_only_with_what_it_began(small_cache, tmp_path):
     small_cache("zarr", name="same format").create()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("mine")
-    for name in ("other", "same format", "mine"):
+    (tmp_path / "named like ours" / "partial").mkdir(parents=True)
+    (tmp_path / "named like ours" / "partial" / "thesis.tex").write_text("mine")
+    for name in ("other", "same format", "mine", "named like ours"):
         with pytest.raises(UsageError, match="exists already"):
             convert(library, tmp_path / name)
+    assert (tmp_path / "named like ours" / "partial" / "thesis.tex").exists()
 
 
 @pytest.mark.parametrize("stop", range(1, 8))

@@ -196,6 +196,8 @@ def test_a_file_of_weights_loads_by_architecture(tiny_clip, tmp_path):
         ("ViT-B-32", "laion9b", "'laion9b' is neither a file nor a tag of ViT-B-32; its tags are openai"),
         ("ViT-B-32", None, "needs weights"),
         ("local-dir:/nowhere", None, "no open_clip_config.json"),
+        ("demo", "tuned.pt", "'tuned.pt' is no file or folder with weights"),
+        ("hf-hub:org/repo", "runs/tuned", "'runs/tuned' is no file or folder with weights"),
     ],
 )
 def test_unknown_backbones_are_named_with_the_choices(name, pretrained, message):

@@ -94,27 +94,10 @@ def test_where_nobody_says_how_many_words_the_tower_says_it(folders):
 TOKENIZER = open_clip.get_tokenizer("ViT-B-32")
 FAST = _reads_text_alone(TOKENIZER)  # for all examples: it remembers words
 ODD = [
-    "",
-    "caf\u00c3\u00a9",
-    "it&#39;s",
-    "&amp;lt;",
-    "\x1b[1mbold\x1b[0m",
-    "\u201cq\u201d",
-    "\u0130stanbul'DA",
-    "don't",
+    "", "\x00", "\x1c", "\ufeff", "\x1b[1mbold\x1b[0m", "caf\u00c3\u00a9", "it&#39;s", "&amp;lt;", "\u201cq\u201d", "don't",
+    "\u0130stanbul'DA", "e\u0301\u0323", "\U0001f469\u200d\U0001f467", "\u212a\u017f", "\u0661\u00bd\u2167", "'" * 9, "a" * 999,
     "<|endoftext|>",
-]
-ODD += [
-    "e\u0301\u0323",
-    "\U0001f469\u200d\U0001f467",
-    "\u212a\u017f",
-    "'" * 9,
-    "a" * 999,
-    "\u0661\u00bd\u2167",
-    "\x00",
-    "\x1c",
-    "\ufeff",
-]
+]  # fmt: skip
 LETTERS = st.one_of(st.characters(codec="utf-8"), st.sampled_from("'&;#<>sStTlLdDrReEvVmM019 \t\n\x85\xa0"))
 
 

@@ -81,9 +81,8 @@ def load_model(
     tuned = read_tuned(source) if source and source.is_file() else None
     if source and tuned:
         _check_tuned(source, tuned, name, across_frames)
-    if (
-        pretrained and not source and (name == "demo" or ":" in name) and {"/", "."} & set(pretrained)
-    ):  # no tag of another
+    of_a_model = name == "demo" or ":" in name  # which has no tags: what is no path is the default, or of a record
+    if of_a_model and not source and {"/", "."} & set(pretrained or ""):
         raise BackboneError(
             f"{pretrained!r} is no file or folder with weights", hint="Give `pretrained` one, or leave it out"
         )
@@ -99,7 +98,7 @@ def load_model(
         raise BackboneError(
             f"The model of {name} is a {type(loaded.model).__name__}, expected one that encodes pictures and texts"
         )
-    if source and (name == "demo" or ":" in name):
+    if source and of_a_model:
         _fill(loaded.model, source, tuned, name, mapped=mapped)
         loaded = loaded._replace(pretrained=source.name)
     return loaded._replace(file=file, known=file.known_hash() if file and not _is_folder(name) else None)

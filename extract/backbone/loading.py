@@ -84,7 +84,7 @@ def load_model(
     of_a_model = name == "demo" or ":" in name  # which has no tags: what is no path is the default, or of a record
     if of_a_model and not source and {"/", "."} & set(pretrained or ""):
         raise BackboneError(
-            f"{pretrained!r} is no file or folder with weights", hint="Give `pretrained` one, or leave it out"
+            f"{pretrained!r} is no file or folder with weights", hint="Give them with `pretrained=FILE`"
         )
     if _is_folder(name):
         loaded = _load_folder(_folder_of(name), name, asked, filled=source is None, mapped=mapped)

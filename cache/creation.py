@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glscl.cache.files import dump_json, put_if_absent, refuse_links, storage_errors, written
+from glscl.cache.files import dump_json, listed, put_if_absent, refuse_links, storage_errors, written
 from glscl.cache.fingerprint import differences, fingerprint
 from glscl.cache.formats import STORES
 from glscl.cache.frame_format import FrameSpec, require_same
@@ -80,8 +80,12 @@ def _settings_of(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
 
 
 def foreign_names(root: Path) -> list[str]:
-    """What stands in a folder and is no part of a cache, in order."""
-    return sorted(name for name in os.listdir(root) if name not in _OWN_NAMES and not name.startswith("."))
+    """What stands in a folder and is no part of a cache, in order. What is in `partial` would be swept: of a cache that began
+    nothing it is somebody's too."""
+    names = sorted(name for name in os.listdir(root) if name not in _OWN_NAMES and not name.startswith("."))
+    if not any(listed(root / "additions" / stream) for stream in STREAMS):
+        names += [f"partial/{path.name}" for path in listed(root / "partial")]
+    return names
 
 
 def require_format(root: Path, format: str) -> None:
@@ -140,7 +144,7 @@ def create_library(
         return library
     with storage_errors(root, "create the cache"):
         root.mkdir(parents=True, exist_ok=True)
-        if foreign := foreign_names(root):
+        if (foreign := foreign_names(root)) and not written(root / "store.json"):  # by a faster launch meanwhile
             raise CacheFormatError(
                 f"{root} is not a glscl cache and not empty: found {', '.join(foreign[:3])}, expected store.json",
                 hint=Hint("Choose another folder with `out`"),

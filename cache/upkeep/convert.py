@@ -23,7 +23,7 @@ import numpy as np
 
 from glscl.cache.additions import Addition, addition_of, write_addition
 from glscl.cache.creation import StoreSpec, create_library, foreign_names
-from glscl.cache.files import dump_json, listed, remove, storage_errors, sync_directory, sync_tree, written
+from glscl.cache.files import dump_json, remove, storage_errors, sync_directory, sync_tree, written
 from glscl.cache.formats import STORES
 from glscl.cache.formats.blocks import Blocks
 from glscl.cache.frame_format import FrameSpec
@@ -79,14 +79,16 @@ def convert(library: Library, out: Path, *, format: str | None = None, lists: Se
         CacheIncompleteError: a list is not complete, or none was ever finished.
         CacheCorruptError: something that is needed is damaged; damage is not carried over.
         NotFoundError: there is no such list.
-        UsageError: `out` exists, and is no conversion of these lists that was stopped; or `format` contradicts its name; or a
-            flat file is asked for and there are several lists.
+        UsageError: `out` exists, and is no conversion of these lists that was stopped, or lies in the cache; or `format`
+            contradicts its name; or a flat file is asked for and there are several lists.
         BusyError: another process writes `out`.
         StorageError: it cannot be written.
     """
     flat = check_name(out, format)
     if flat and len(lists) > 1:
         raise UsageError(f"{out.name} holds one list; asked for {len(lists)}", hint="Choose one with `list`")
+    if out.resolve().is_relative_to(library.path.resolve()):
+        raise UsageError(f"{out} lies in the cache that is converted", hint="Choose a folder outside with `out`")
     chosen = _chosen(library, lists, one=flat is not None)
     for made in chosen:
         Store(library, made).require_complete()
@@ -241,7 +243,7 @@ def _was_begun(library: Library, out: Path, format: str, chosen: Sequence[CacheL
     if not out.is_dir():
         return False
     if not written(out / "store.json"):
-        return not foreign_names(out) and not listed(out / "partial")  # empty folders come first
+        return not foreign_names(out)  # empty folders come first
     begun = open_library(out)
     if begun.is_flat or begun.header["format"] != format:
         return False

@@ -228,12 +228,13 @@ def test_another_format_on_the_same_folder_is_refused(small_cache):
         create_library(made.path, made.spec, "hdf5")
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path, small_cache):
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "thesis.tex").write_text("mine")
-    with pytest.raises(CacheFormatError, match=r"not a glscl cache and not empty: found thesis\.tex"):
+@pytest.mark.parametrize("file", ["thesis.tex", "partial/thesis.tex"])
+def test_a_folder_of_something_else_is_left_alone(tmp_path, small_cache, file):
+    (tmp_path / "cache" / "partial").mkdir(parents=True)
+    (tmp_path / "cache" / file).write_text("mine")
+    with pytest.raises(CacheFormatError, match=rf"not a glscl cache and not empty: found {file}"):
         small_cache().create()
-    assert os.listdir(tmp_path / "cache") == ["thesis.tex"]
+    assert (tmp_path / "cache" / file).read_text() == "mine" and not (tmp_path / "cache" / "store.json").exists()
 
 
 def test_opening_what_is_not_a_cache_says_so(tmp_path, small_cache):

@@ -304,6 +304,14 @@ def test_a_stopped_conversion_is_finished_by_the_same_call(small_cache, tmp_path
         convert(store.library, out)
 
 
+@pytest.mark.parametrize("name", ["", "inside", "lists/inside.h5"])
+def test_a_conversion_into_the_cache_itself_is_refused(small_cache, name):
+    library = small_cache().fill().library
+    with pytest.raises(UsageError, match="lies in the cache that is converted"):
+        convert(library, library.path / name)
+    assert verify(library) == [] and not (library.path / "inside").exists()
+
+
 def test_a_conversion_goes_on_only_with_what_it_began(small_cache, tmp_path):
     library = small_cache().fill().library
     small_cache("hdf5", name="other", seed=1, videos=12).create()

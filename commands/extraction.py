@@ -28,6 +28,7 @@ from glscl.extract.settings import ExtractSettings, ImportSettings, ListSettings
 if TYPE_CHECKING:
     from glscl.cache.known_files import KnownFiles
     from glscl.cache.library import Library
+    from glscl.cache.schema import Annotations
     from glscl.common.hub import Repository
     from glscl.extract.datasets import DatasetEntry
     from glscl.extract.listing import ListOrigin
@@ -125,9 +126,16 @@ def extract(
 
 
 def _foresee(
-    run: Run, settings: ExtractSettings, found: Any, out: Path, origin: ListOrigin, known: KnownFiles, **usual: Any
+    run: Run,
+    settings: ExtractSettings,
+    found: Annotations,
+    out: Path,
+    origin: ListOrigin,
+    known: KnownFiles,
+    *,
+    usual_seconds: float | None,
 ) -> None:
-    """Print what an extraction would do."""
+    """Print what an extraction would do. `usual_seconds`: as `forecast` takes them."""
     from torch import device
 
     from glscl.extract.datasets.builder import summary
@@ -142,7 +150,7 @@ def _foresee(
     if any(there.values()):
         items = f"{amount(there['videos'], 'video')} and {amount(there['texts'], 'caption')}"
         run.say(f"{out} has {items} of these already")
-    foreseen = forecast(found, in_force(settings, out, device("cpu")), there=there, **usual)
+    foreseen = forecast(found, in_force(settings, out, device("cpu")), there=there, usual_seconds=usual_seconds)
     print_forecast(run, foreseen, settings.workers or cores())
     run.result(
         {

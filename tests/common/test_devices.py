@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from glscl.common import devices
 from glscl.common.devices import arithmetic, choose_device, lost_gpu
@@ -159,6 +160,7 @@ def test_gradients_are_summed_on_the_one_gpu_that_a_process_sees(monkeypatch):
 
     class ThirdOfThree(Accelerator):
         num_processes, multi_device, device = 3, True, torch.device("cuda:0")  # type: ignore[assignment]
+        distributed_type = DistributedType.MULTI_GPU  # type: ignore[assignment]  # by which older ones go
 
         def __init__(self, **options):
             super().__init__(**{**options, "cpu": True})
